@@ -1,0 +1,117 @@
+"""The findings' texts: code, title, severity, and what `--explain` says.
+
+A code keeps its meaning for ever; new ones are added at the end.
+"""
+
+from dataclasses import dataclass
+
+
+ERROR = "error"
+WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class FindingKind:
+    """One entry of the catalogue: what a code stands for."""
+
+    code: str
+    title: str
+    severity: str
+    explanation: str
+    """What it means, why it matters, what to do; several sentences."""
+
+
+_KINDS = (
+    FindingKind(
+        "LYA001",
+        "exponent not negative",
+        ERROR,
+        "A layer's largest Lyapunov exponent on these tokens is 0 or above: the "
+        "product of its step Jacobians does not shrink, so a perturbation of the state "
+        "is never forgotten and may grow without limit along the sequence. A trained "
+        "Mamba layer has A = -exp(A_log) < 0 and dt > 0, so this needs a parameter "
+        "that is zero, of the wrong sign or not finite. "
+        "Look at A_log and dt_bias of the layer, and at how the file was written.",
+    ),
+    FindingKind(
+        "LYA002",
+        "values not finite",
+        ERROR,
+        "Infinities or NaN appeared, in the fp64 reference or in the execution under "
+        "test. In fp16 the usual cause is overflow: the largest value is 65504, and "
+        "products in the gate or the residual pass it. Everything downstream of the "
+        "first such value is lost, so no figure of a later layer means anything. "
+        "If only fp16 is affected, run in bf16 or keep the named layer in fp32; if the "
+        "reference is affected, the checkpoint itself is damaged.",
+    ),
+    FindingKind(
+        "LYA003",
+        "measured above the bound",
+        ERROR,
+        "An element differs from the fp64 reference by more than the certified bound "
+        "of its own execution allows. The bound holds for every scan order within the "
+        "declared depth and every device that meets the declared constants, so "
+        "rounding alone cannot explain the difference: either the implementation "
+        "computes something else (a bug, another formula, a wrong layout), or it "
+        "breaks one of the assumptions that the report lists, or the bound is wrong. "
+        "Start from the first violation: its tensor, token and channel are named. "
+        "A measured infinity under a finite bound counts too.",
+    ),
+    FindingKind(
+        "LYA004",
+        "top token changes",
+        WARNING,
+        "At some positions the most likely next token is another one than in the fp64 "
+        "reference, so greedy decoding takes another path from there. Exact ties are "
+        "counted apart: there no token was the right one. Changes at positions where "
+        "the reference's margin is small are what any rounding does; compare the "
+        "share with the margin quantiles and the KL divergence, and weigh it against "
+        "the noise of your benchmark: a task score can stay still, or improve, while "
+        "many tokens change. If it matters, take the precision with the smaller KL.",
+    ),
+    FindingKind(
+        "LYA005",
+        "range at risk",
+        WARNING,
+        "A stored value comes within a factor of 8 of the largest number of its "
+        "format (65504 for fp16, 448 for fp8_e4m3). These tokens passed, but another "
+        "text, a longer one or a fine-tuned model can overflow, and one infinity ruins "
+        "the sequence from there on. bf16 has the range of fp32 and is not affected; "
+        "otherwise keep the named tensor in fp32 or scale it.",
+    ),
+    FindingKind(
+        "LYA006",
+        "marginal decay",
+        WARNING,
+        "The decay exp(dt A) is 1 in the state's format, or dt itself underflows: "
+        "there the state adds without forgetting, and rounding errors add up with it "
+        "instead of fading. The exponent of exact arithmetic is still negative; the "
+        "computation does not see it. A few such decays are how a selective model "
+        "skips a token; this fires when a channel's mean decay is 1, or one decay in a "
+        "hundred. Keep the state (and the decay) in fp32; if it fires for fp32 itself, "
+        "look at dt_bias and A_log.",
+    ),
+    FindingKind(
+        "LYA007",
+        "state stagnates",
+        WARNING,
+        "State updates fall below half a unit in the state's last place and are "
+        "rounded away: the tokens leave no trace in the state. This is a limit of the "
+        "mantissa, not of the range, so scaling does not help, and it biases the state "
+        "in one direction instead of adding noise. It is why serving stacks keep the "
+        "cached state in fp32. Use --state-precision fp32, or stochastic rounding.",
+    ),
+    FindingKind(
+        "LYA008",
+        "dynamics look lost",
+        WARNING,
+        "dt_bias, A_log or D look zeroed, re-initialised or stored in a lower "
+        "precision than training left them in, judged from the values and from what "
+        "the layer does with data. Loaders have done this silently: an initialiser "
+        "that runs after loading, a key that does not match, a cast of the whole "
+        "model. The model still produces text, only worse. Compare these parameters "
+        "with the original file. Unusual values alone do not raise this.",
+    ),
+)
+
+CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -1,0 +1,373 @@
+"""Findings: stable codes, when each fires, and what they add up to.
+
+Pure functions of the report's data classes: no checkpoint, no terminal, no arrays.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lyapunov._advice import recommendation
+from lyapunov._catalogue import CATALOGUE, ERROR, WARNING, FindingKind
+from lyapunov._errors import UsageError
+from lyapunov._results import (
+    Exponents,
+    Finding,
+    LayerDivergence,
+    LayerExponents,
+    PrecisionReport,
+)
+
+
+__all__ = [
+    "CATALOGUE",
+    "FindingKind",
+    "check_codes",
+    "find",
+    "recommendation",
+    "select_findings",
+    "verdict",
+]
+
+LARGEST = {"fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
+"""Largest finite value of the formats whose range a model can leave."""
+
+HALF_STEP_BELOW_ONE = {
+    "fp64": 2.0**-54,
+    "fp32": 2.0**-25,
+    "tf32": 2.0**-12,
+    "fp16": 2.0**-12,
+    "bf16": 2.0**-9,
+    "fp8_e4m3": 2.0**-5,
+    "fp8_e5m2": 2.0**-4,
+}
+"""A decay closer to 1 than this rounds to 1."""
+
+STATE_NAMES = frozenset({"state", "states", "h", "ssm_state"})
+"""Stored tensors that have the state's format instead of the execution's."""
+
+HEADROOM = 8.0
+"""Range is at risk below this factor to overflow: three binades, about what
+separates the largest activation of one text from that of another."""
+
+DECAYS_AT_ONE = 0.01
+"""Share of decays equal to 1 from which a layer counts as marginal. Less is how a
+selective model skips a token."""
+
+STAGNANT = 0.05
+"""Share of lost state updates from which a layer counts as stagnant."""
+
+SMALLEST_DT = 2.0**-126
+"""Smallest normal fp32; the kernels compute dt in fp32 and flush what is below."""
+
+
+def find(
+    exponents: Exponents,
+    precisions: Sequence[PrecisionReport],
+    settings: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """Everything that the user should know, errors first, then by code and layer.
+
+    **Arguments:**
+
+    - `exponents`: the checkpoint's exponents.
+    - `precisions`: one entry per execution; may be empty.
+    - `settings`: the check's settings; `state_precision` is read where no
+        execution names the state's format.
+
+    **Returns:**
+
+    A new list of findings.
+    """
+    states = sorted({p.state_precision for p in precisions})
+    if not states:
+        states = [(settings or {}).get("state_precision") or "fp32"]
+    found: list[Finding] = []
+    for layer in exponents.layers:
+        found += _of_exponents(layer)
+        for state in states:
+            found += _marginal_decay(layer, state)
+    for precision in precisions:
+        rows = {layer.layer: layer for layer in exponents.layers}
+        for layer in precision.layers:
+            found += _of_divergence(layer, precision, rows.get(layer.layer))
+        found += _of_output(precision)
+    return sorted(found, key=_order)
+
+
+def _order(finding: Finding) -> tuple[bool, str, str, int]:
+    layer = -1 if finding.layer is None else finding.layer
+    return finding.severity != ERROR, finding.code, finding.precision or "", layer
+
+
+def _finding(code: str, layer: int | None, message: str, **more: Any) -> Finding:
+    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
+
+
+def _of_exponents(layer: LayerExponents) -> Iterator[Finding]:
+    largest = layer.max
+    if largest is not None and largest >= 0:
+        yield _finding(
+            "LYA001",
+            layer.layer,
+            f"largest exponent {largest:+.3g} nats per token is not negative",
+            value=largest,
+            limit=0.0,
+        )
+    named = {
+        "the largest exponent": layer.max,
+        "the state": layer.max_abs_state,
+        "the output": layer.max_abs_output,
+    }
+    bad = [name for name, value in named.items() if _overflowed(value)]
+    if bad:
+        yield _finding(
+            "LYA002", layer.layer, f"{' and '.join(bad)} is not finite in the reference"
+        )
+    if layer.suspicions:
+        yield _finding("LYA008", layer.layer, "; ".join(layer.suspicions))
+
+
+def _overflowed(value: float | None) -> bool:
+    return value is not None and (math.isnan(value) or value == math.inf)
+
+
+def _marginal_decay(layer: LayerExponents, state: str) -> Iterator[Finding]:
+    limit = HALF_STEP_BELOW_ONE.get(state)
+    largest = layer.max
+    share = (layer.decay_is_one or {}).get(state, 0.0)
+    if limit is not None and largest is not None and -limit <= largest < 0:
+        yield _finding(
+            "LYA006",
+            layer.layer,
+            f"the slowest channel's mean decay is 1 in {state}: "
+            f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}",
+            value=largest,
+            limit=-limit,
+            precision=state,
+        )
+    elif share >= DECAYS_AT_ONE:
+        yield _finding(
+            "LYA006",
+            layer.layer,
+            f"{share:.1%} of the decays are 1 in {state}, the state's format",
+            value=share,
+            limit=DECAYS_AT_ONE,
+            precision=state,
+        )
+    if layer.dt_min is not None and layer.dt_min < SMALLEST_DT:
+        yield _finding(
+            "LYA006",
+            layer.layer,
+            f"dt underflows in fp32: its smallest value is {layer.dt_min:.2g}",
+            value=layer.dt_min,
+            limit=SMALLEST_DT,
+            precision=state,
+        )
+
+
+def _of_divergence(
+    layer: LayerDivergence, precision: PrecisionReport, row: LayerExponents | None
+) -> Iterator[Finding]:
+    name = precision.precision
+    if layer.non_finite:
+        yield _finding(
+            "LYA002",
+            layer.layer,
+            f"{_counted(layer.non_finite, 'value')} of the {name} execution "
+            f"{'is' if layer.non_finite == 1 else 'are'} not finite",
+            value=float(layer.non_finite),
+            limit=0.0,
+            precision=name,
+        )
+    if layer.violations:
+        yield _violation(layer, name)
+    yield from _range(layer, precision, row)
+    if layer.stagnation is not None and layer.stagnation >= STAGNANT:
+        state = precision.state_precision
+        yield _finding(
+            "LYA007",
+            layer.layer,
+            f"{layer.stagnation:.1%} of the state's updates are below half a unit in "
+            f"its last place in {state}",
+            value=layer.stagnation,
+            limit=STAGNANT,
+            precision=name,
+        )
+
+
+def _violation(layer: LayerDivergence, name: str) -> Finding:
+    message = f"{_counted(layer.violations, 'element')} above the bound"
+    if layer.elements_total:
+        message = (
+            f"{layer.violations:,} of {layer.elements_total:,} elements above the bound"
+        )
+    value = limit = None
+    first = layer.first_violation
+    if first:
+        value, limit = first.get("measured"), first.get("bound")
+        where = ", ".join(
+            f"{key} {first[key]}"
+            for key in ("batch", "token", "channel")
+            if first.get(key) is not None
+        )
+        message += f"; first in {first.get('tensor', 'the output')} at {where}"
+        if value is not None and limit is not None:
+            message += f": measured {value:.3g}, bound {limit:.3g}"
+    return _finding(
+        "LYA003", layer.layer, message, value=value, limit=limit, precision=name
+    )
+
+
+def _range(
+    layer: LayerDivergence, precision: PrecisionReport, row: LayerExponents | None
+) -> Iterator[Finding]:
+    """Distance from overflow: stored tensors in the execution's format, the state
+    in its own. The reference's figures stand in where the execution has none."""
+    stored = layer.max_abs_stored
+    if stored is None and row is not None:
+        reference = {"state": row.max_abs_state, "output": row.max_abs_output}
+        stored = {k: v for k, v in reference.items() if v is not None}
+    worst: tuple[float, str, float, str] | None = None
+    for tensor, value in (stored or {}).items():
+        is_state = tensor in STATE_NAMES
+        form = precision.state_precision if is_state else precision.precision
+        limit = LARGEST.get(form)
+        if limit is None or not math.isfinite(value) or value * HEADROOM <= limit:
+            continue
+        if worst is None or value / limit > worst[0]:
+            worst = (value / limit, tensor, value, form)
+    if worst is not None:
+        used, tensor, value, form = worst
+        far = (
+            f"a factor {1 / used:.2g} from overflow in {form}"
+            if used < 1
+            else f"beyond the largest value of {form}"
+        )
+        yield _finding(
+            "LYA005",
+            layer.layer,
+            f"{tensor} reaches {value:.3g}, {far} ({LARGEST[form]:g})",
+            value=value,
+            limit=LARGEST[form],
+            precision=precision.precision,
+        )
+
+
+def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
+    output, name = precision.output, precision.precision
+    numbers = (output.measured_rel_l2, output.measured_max, output.kl_max)
+    if any(_overflowed(number) for number in numbers):
+        yield _finding(
+            "LYA002",
+            None,
+            f"the logits of the {name} execution are not finite",
+            precision=name,
+        )
+    if output.argmax_flips:
+        message = f"{output.argmax_flips:,} top tokens change"
+        if output.argmax_total:
+            share = output.argmax_flips / output.argmax_total
+            message = (
+                f"{output.argmax_flips:,} of {output.argmax_total:,} top tokens "
+                f"change ({share:.2%})"
+            )
+        if output.argmax_ties:
+            message += f"; {_counted(output.argmax_ties, 'tie')} not counted"
+        yield _finding(
+            "LYA004",
+            None,
+            message,
+            value=float(output.argmax_flips),
+            limit=0.0,
+            precision=name,
+        )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def check_codes(codes: Iterable[str]) -> tuple[str, ...]:
+    """Codes or their beginnings (`LYA`, `LYA00`), in capitals.
+
+    **Raises:** `UsageError` for one that matches nothing in the catalogue.
+    """
+    checked = tuple(code.strip().upper() for code in codes)
+    for given, code in zip(codes, checked, strict=True):
+        if not code or not any(known.startswith(code) for known in CATALOGUE):
+            raise UsageError(
+                f"no finding has the code {given!r}",
+                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
+                "`lyapunov-check --explain all` lists them",
+            )
+    return checked
+
+
+def select_findings(
+    findings: Iterable[Finding],
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> list[Finding]:
+    """The findings that count: those selected (all, where nothing is) less those
+    ignored. Codes match by their beginning; where both match, the longer one wins.
+    """
+    select, ignore = tuple(select or ()), tuple(ignore or ())
+
+    def length(code: str, given: tuple[str, ...]) -> int:
+        return max((len(g) for g in given if code.startswith(g.upper())), default=-1)
+
+    kept = []
+    for finding in findings:
+        wanted = length(finding.code, select) if select else 0
+        unwanted = length(finding.code, ignore)
+        if wanted >= 0 and wanted > unwanted:
+            kept.append(finding)
+    return kept
+
+
+def verdict(
+    findings: Iterable[Finding],
+    *,
+    fail_on: str = ERROR,
+    checked: int,
+    skipped: int = 0,
+    allow_partial: bool = False,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    exit_zero: bool = False,
+) -> tuple[str, int]:
+    """What the findings add up to.
+
+    **Arguments:**
+
+    - `findings`: as `find` gave them.
+    - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
+    - `checked`, `skipped`: sublayers that were, and that could not be, checked.
+    - `allow_partial`: skipped sublayers do not make the verdict incomplete.
+    - `select`, `ignore`: codes that count, and that do not.
+    - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
+
+    **Returns:**
+
+    The verdict (`held`, `findings` or `incomplete`) and the exit code (0, 1 or 2).
+    """
+    if fail_on not in (ERROR, WARNING):
+        raise UsageError(
+            f"fail_on is 'error' or 'warning', not {fail_on!r}",
+            hint="the default is 'error'",
+        )
+    failing = [
+        finding
+        for finding in select_findings(findings, select, ignore)
+        if fail_on == WARNING or finding.severity == ERROR
+    ]
+    if checked == 0:
+        return "incomplete", 2
+    if failing:
+        if exit_zero and skipped and not allow_partial:
+            return "findings", 2
+        return "findings", 0 if exit_zero else 1
+    if skipped and not allow_partial:
+        return "incomplete", 2
+    return "held", 0

@@ -1,0 +1,222 @@
+"""Numbers and findings in words, the same in every form of the report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lyapunov._advice import layers_text
+from lyapunov._catalogue import CATALOGUE, ERROR
+from lyapunov._results import (
+    Exponents,
+    Finding,
+    LayerDivergence,
+    LayerExponents,
+    MemoryTokens,
+    PrecisionReport,
+    Report,
+)
+
+
+NOTHING = "–"
+
+LEGEND = (
+    "Exponents in nats per token; memory: 90th percentile, in tokens (* longer than "
+    "the sample). rel L2: measured local divergence over the reference. T1: certified "
+    "bound over measured. floor: what no bound that treats roundings as free could "
+    "beat. viol: elements above the bound."
+)
+
+VERDICTS = {
+    "held": "every bound held and every exponent is negative",
+    "findings": "something did not hold",
+    "incomplete": "not every sublayer could be checked",
+}
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Short and even in width: `-1.2e-3`, `0.31`, `45`, `inf`, a dash for nothing."""
+    if value is None:
+        return NOTHING
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    if 0.01 <= abs(value) < 10_000:
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        return f"{value:.{decimals}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def ratio(value: float | None, times: str = "×") -> str:
+    """How many times: `45×`, `1.4×`."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{number(value) if value < 10_000 else f'{value:.0e}'}{times}"
+
+
+def count(value: float | None) -> str:
+    """A count cut short: `312`, `1.2k`, `129M`."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return number(value)
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            scaled = value / unit
+            return f"{scaled:.0f}{name}" if scaled >= 100 else f"{scaled:.2g}{name}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def memory(value: MemoryTokens | None) -> str:
+    """The 90th percentile of the effective memory, starred beyond the sample."""
+    if value is None:
+        return NOTHING
+    return f"{count(value.p90)}{'*' if value.exceeds_sample else ''}"
+
+
+def relative(value: float | None, reference: float | None) -> float | None:
+    """A norm over the reference's; nothing where either is missing or 0."""
+    if value is None or not reference or not math.isfinite(reference):
+        return None
+    return value / reference
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 warning`, `2 warnings`, `no warnings`."""
+    return f"{n or 'no'} {noun}{'' if n == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sublayer: its exponents beside what each execution did to it."""
+
+    layer: int
+    kind: str
+    exponents: LayerExponents | None
+    divergences: list[LayerDivergence | None]
+
+
+def rows(report: Report) -> list[Row]:
+    """One row a sublayer, in order."""
+    exponents = {row.layer: row for row in report.exponents.layers}
+    divergences = [{d.layer: d for d in p.layers} for p in report.precisions]
+    layers = sorted(set(exponents).union(*divergences))
+    made = []
+    for layer in layers:
+        found = [by_layer.get(layer) for by_layer in divergences]
+        first = next((d for d in found if d is not None), None)
+        own = exponents.get(layer)
+        kind = own.kind if own is not None else first.kind if first else NOTHING
+        made.append(Row(layer, kind, own, found))
+    return made
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings of one code and precision, told together."""
+
+    code: str
+    severity: str
+    title: str
+    precision: str | None
+    where: str
+    message: str
+    """The message of the first, with a word on how many more there are."""
+    findings: list[Finding]
+
+
+def groups(findings: Sequence[Finding]) -> list[Group]:
+    """Findings by code and precision, in the order given."""
+    together: dict[tuple[str, str | None], list[Finding]] = {}
+    for finding in findings:
+        together.setdefault((finding.code, finding.precision), []).append(finding)
+    made = []
+    for (code, precision), members in together.items():
+        kind = CATALOGUE.get(code)
+        message = members[0].message
+        if len(members) > 1:
+            first = members[0].layer
+            place = "" if first is None else f" (layer {first})"
+            message += f"{place}, and {len(members) - 1} more like it"
+        made.append(
+            Group(
+                code,
+                members[0].severity,
+                kind.title if kind else "",
+                precision,
+                layers_text(members),
+                message,
+                members,
+            )
+        )
+    return made
+
+
+def verdict_sentence(report: Report) -> str:
+    """The verdict in words, with counts; the first word says it all."""
+    summary = report.summary
+    errors = sum(finding.severity == ERROR for finding in report.findings)
+    warnings = len(report.findings) - errors
+    counts = (
+        f"{plural(errors, 'error')}, {plural(warnings, 'warning')}; "
+        f"{plural(summary.checked, 'sublayer')} checked"
+    )
+    if summary.skipped:
+        counts += f", {summary.skipped} skipped"
+    meaning = VERDICTS.get(summary.verdict, "")
+    if summary.verdict == "held" and not report.precisions:
+        meaning = "every exponent is negative"
+    return f"{summary.verdict.upper()}: {meaning} ({counts}, {seconds(report)})"
+
+
+def seconds(report: Report) -> str:
+    """How long the check took."""
+    taken = report.summary.seconds
+    return f"{taken:.1f} s" if taken < 60 else f"{taken / 60:.1f} min"
+
+
+def tokens_sentence(report: Report) -> str:
+    """Which tokens, how many."""
+    tokens = report.tokens
+    return f"{tokens.source}, {tokens.batch} × {tokens.length}"
+
+
+def checkpoint_sentence(report: Report) -> str:
+    """Architecture, size and stored format."""
+    facts = report.checkpoint
+    return (
+        f"{facts.architecture}, {plural(facts.n_layers, 'layer')}, "
+        f"{parameters(facts.n_params)} parameters, {facts.dtype}"
+    )
+
+
+def parameters(n: int) -> str:
+    """A number of parameters: `1.35M`, `129M`."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= unit:
+            return f"{n / unit:.3g}{name}"
+    return str(n)
+
+
+def execution_sentence(precision: PrecisionReport) -> str:
+    """How an execution's numbers came about."""
+    return (
+        f"{precision.execution}; state {precision.state_precision}, "
+        f"{precision.mode}, measured by: {precision.measured_by}"
+    )
+
+
+def exponent_sentence(exponents: Exponents) -> str:
+    """The largest exponent with its standard error, and the smallest."""
+    if exponents.max is None:
+        return "no recurrence found"
+    error = f" ± {number(exponents.stderr, 1)}" if exponents.stderr else ""
+    dead = f", {exponents.n_minus_inf:,} at -inf" if exponents.n_minus_inf else ""
+    layer = "" if exponents.max_layer is None else f" in layer {exponents.max_layer}"
+    return (
+        f"largest {number(exponents.max, 3)}{error}{layer}, "
+        f"smallest {number(exponents.min, 3)}{dead}"
+    )

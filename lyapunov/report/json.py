@@ -1,0 +1,33 @@
+"""The report as JSON: stable keys, no NaN, one document."""
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lyapunov._results import SCHEMA_VERSION, Report
+
+
+def to_json(report: Report) -> str:
+    """One report as a JSON document, keys in the order of the schema."""
+    return dump(report.to_dict())
+
+
+def combined(entries: Sequence[Report | dict[str, Any]]) -> dict[str, Any]:
+    """What one run says of its checkpoints: the only entry itself, or all of them
+    under `reports`. An entry that is no report is an error's document."""
+    plain = [e.to_dict() if isinstance(e, Report) else e for e in entries]
+    if len(plain) == 1:
+        return plain[0]
+    return {"schema_version": SCHEMA_VERSION, "reports": plain}
+
+
+def dump(document: dict[str, Any]) -> str:
+    """JSON text with a final newline; a stray NaN is an error, not a `NaN`."""
+    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a report, version 1."""
+    home = importlib.resources.files("lyapunov.report")
+    return json.loads(home.joinpath("check-v1.schema.json").read_text("utf-8"))

@@ -1,0 +1,244 @@
+"""The report on a terminal: header, one row a layer, logits, findings, verdict."""
+
+import io
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD, Box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from lyapunov._catalogue import ERROR
+from lyapunov._results import LayerDivergence, LayerExponents, Report
+from lyapunov.report import _words as words
+
+
+_ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The signs that a table needs beyond ASCII, or their stand-ins."""
+
+    exponent: str
+    times: str
+    dash: str
+    marks: dict[str, str]
+
+
+UNICODE = Glyphs("λ", "×", "–", {"held": "✓", "findings": "✗", "incomplete": "!"})
+PLAIN = Glyphs("exp", "x", "-", {"held": "+", "findings": "x", "incomplete": "!"})
+
+STYLES = {"held": "bold green", "findings": "bold red", "incomplete": "bold yellow"}
+
+
+def glyphs_for(encoding: str | None) -> Glyphs:
+    """The signs that an encoding can take."""
+    signs = "λ×–✓✗±─╴…"
+    try:
+        signs.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return PLAIN
+    return UNICODE
+
+
+def to_table(
+    report: Report,
+    *,
+    width: int = 80,
+    color: bool = False,
+    encoding: str | None = "utf-8",
+    quiet: bool = False,
+) -> str:
+    """The report as a terminal shows it.
+
+    **Arguments:**
+
+    - `report`: what a check found.
+    - `width`: columns at hand; 80 are enough for two precisions.
+    - `color`: whether to write colour codes. Colour never says anything alone.
+    - `encoding`: of the terminal; one without the signs gets ASCII.
+    - `quiet`: findings, verdict and recommendation only.
+
+    **Returns:**
+
+    Text that ends in a newline.
+    """
+    glyphs = glyphs_for(encoding)
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=max(width, 40),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        safe_box=glyphs is PLAIN,
+    )
+    if not quiet:
+        _header(console, report)
+        for table in _layer_tables(report, console, width, glyphs):
+            console.print(table)
+        console.print(Text(words.LEGEND, style="dim"))
+        if report.precisions:
+            console.print()
+            console.print(_logits(report, glyphs))
+    else:
+        console.print(Text(report.checkpoint.source, style="bold"))
+    _findings(console, report)
+    _verdict(console, report, glyphs)
+    text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    if glyphs is PLAIN:
+        for sign, stand_in in (("±", "+-"), ("×", "x"), ("–", "-"), ("…", "~")):
+            text = text.replace(sign, stand_in)
+        text = text.encode(encoding or "ascii", "replace").decode(encoding or "ascii")
+    return text
+
+
+def _header(console: Console, report: Report) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("checkpoint", Text(report.checkpoint.source, style="bold"))
+    grid.add_row("", Text(words.checkpoint_sentence(report)))
+    grid.add_row("tokens", Text(words.tokens_sentence(report)))
+    grid.add_row("exponents", Text(words.exponent_sentence(report.exponents)))
+    for precision in report.precisions:
+        grid.add_row(precision.precision, Text(words.execution_sentence(precision)))
+    console.print(grid)
+
+
+def _layer_tables(
+    report: Report, console: Console, width: int, glyphs: Glyphs
+) -> list[Table]:
+    """One table, airy or close, where everything fits, else one for the exponents
+    and one for each execution."""
+    every = list(range(len(report.precisions)))
+    unbounded = console.options.update(width=10_000)
+    for gap in (1, 0):
+        table = _layers(report, glyphs, gap=gap, executions=every)
+        if Measurement.get(console, unbounded, table).maximum <= width:
+            return [table]
+    tables = [_layers(report, glyphs, executions=[])]
+    for i in every:
+        tables.append(_layers(report, glyphs, exponents=False, executions=[i]))
+    return tables
+
+
+def _frame(glyphs: Glyphs, gap: int = 1) -> Table:
+    return Table(
+        box=SIMPLE_HEAD if glyphs is UNICODE else _ASCII_HEAD,
+        padding=(0, gap, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+        collapse_padding=True,
+    )
+
+
+def _layers(
+    report: Report,
+    glyphs: Glyphs,
+    *,
+    gap: int = 1,
+    exponents: bool = True,
+    executions: list[int],
+) -> Table:
+    table = _frame(glyphs, gap)
+    table.add_column("\n#", justify="right", no_wrap=True)
+    table.add_column("\nkind", no_wrap=True)
+    if exponents:
+        table.add_column(f"{glyphs.exponent}\nmax", justify="right", no_wrap=True)
+        table.add_column(f"{glyphs.exponent}\nmin", justify="right", no_wrap=True)
+        table.add_column("memory\np90", justify="right", no_wrap=True)
+    for i in executions:
+        name = report.precisions[i].precision
+        for head in (f" {name}\n rel L2", "\nT1", "\nfloor", "\nviol"):
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in words.rows(report):
+        cells: list[str | Text] = [str(row.layer), row.kind]
+        if exponents:
+            cells += _exponent_cells(row.exponents)
+        for i in executions:
+            cells += _divergence_cells(row.divergences[i], glyphs)
+        table.add_row(*cells)
+    return table
+
+
+def _exponent_cells(row: LayerExponents | None) -> list[str | Text]:
+    if row is None:
+        return [words.NOTHING] * 3
+    largest: str | Text = words.number(row.max)
+    if row.max is not None and not row.max < 0:
+        largest = Text(f"!{largest}", style="bold red")
+    return [largest, words.number(row.min), words.memory(row.memory_tokens)]
+
+
+def _divergence_cells(row: LayerDivergence | None, glyphs: Glyphs) -> list[str | Text]:
+    if row is None:
+        return [words.NOTHING] * 4
+    violations: str | Text = words.count(float(row.violations))
+    if row.violations:
+        violations = Text(f"!{violations}", style="bold red")
+    return [
+        words.number(words.relative(row.local_l2, row.reference_l2)),
+        words.ratio(row.bound_t1_ratio, glyphs.times),
+        words.ratio(row.floor_t1_ratio, glyphs.times),
+        violations if row.elements_total or row.violations else words.NOTHING,
+    ]
+
+
+def _logits(report: Report, glyphs: Glyphs) -> Table:
+    table = _frame(glyphs)
+    table.add_column("logits", no_wrap=True)
+    for head in ("rel L2", "max", "KL mean", "KL max", "flips", "ties", "of"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for precision in report.precisions:
+        output = precision.output
+        table.add_row(
+            precision.precision,
+            words.number(output.measured_rel_l2),
+            words.number(output.measured_max),
+            words.number(output.kl_mean),
+            words.number(output.kl_max),
+            f"{output.argmax_flips:,}",
+            f"{output.argmax_ties:,}",
+            f"{output.argmax_total:,}",
+        )
+    return table
+
+
+def _findings(console: Console, report: Report) -> None:
+    if not report.findings:
+        return
+    console.print()
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for group in words.groups(report.findings):
+        style = "bold red" if group.severity == ERROR else "bold yellow"
+        text = Text.assemble((f"{group.where}: ", "bold"), group.message)
+        grid.add_row(
+            Text(group.severity, style=style),
+            Text(group.code, style="bold"),
+            Text(group.precision or ""),
+            text,
+        )
+    console.print(grid)
+
+
+def _verdict(console: Console, report: Report, glyphs: Glyphs) -> None:
+    word = report.summary.verdict
+    mark = glyphs.marks.get(word, "!")
+    console.print()
+    console.print(
+        Text(f"{mark} {words.verdict_sentence(report)}", style=STYLES.get(word, "bold"))
+    )
+    if report.summary.recommendation:
+        console.print(Text(report.summary.recommendation))
