@@ -130,7 +130,7 @@ def choose_progress(
 ) -> Progress:
     """The kind of progress that suits the stream (stderr) and the options."""
     stream = sys.stderr if stream is None else stream
-    if quiet or not wanted:
+    if quiet or not wanted or stream is None:
         return SilentProgress()
     if stream.isatty():
         return BarProgress(stream, color=color)

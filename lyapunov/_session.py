@@ -1,0 +1,380 @@
+"""One run of the command: check the request, run the checks, show, exit code.
+
+Apart from `_cli` so that parsing stays light: the imports of the work are inside.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lyapunov._catalogue import CATALOGUE
+from lyapunov._errors import LyapunovError, UsageError
+from lyapunov._results import Report
+
+
+BUNDLED = "the bundled model"
+INTERRUPTED = 130
+
+NOT_YET = {
+    ("mode", "decode"): ("--mode decode", "leave --mode out: prefill works"),
+    ("measure", "mamba_ssm"): (
+        "--measure mamba_ssm",
+        "--measure emulated follows mamba_ssm's flow; transformers and none work too",
+    ),
+    **{
+        ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
+        for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
+    },
+}
+"""Options whose feature is announced and not there: the option, what works."""
+
+ARCHITECTURES = (
+    (
+        "mamba1",
+        "Mamba",
+        "transformers (config.json and safetensors, one file or sharded); "
+        "mamba_ssm (config.json and pytorch_model.bin)",
+    ),
+)
+
+
+def architectures() -> str:
+    """The families and layouts that can be read, as text."""
+    lines = ["Architectures and the layouts in which they are read:", ""]
+    for kind, name, layouts in ARCHITECTURES:
+        lines.append(f"  {kind:<8} {name}")
+        lines += textwrap.wrap(
+            layouts, 80, initial_indent=" " * 11, subsequent_indent=" " * 11
+        )
+    return "\n".join(lines)
+
+
+def explain(code: str) -> str:
+    """What a finding's code stands for, as text; `all` for every one.
+
+    **Raises:** `UsageError` for an unknown code.
+    """
+    wanted = code.strip().upper()
+    kinds = CATALOGUE.values() if wanted == "ALL" else [CATALOGUE.get(wanted)]
+    texts = []
+    for kind in kinds:
+        if kind is None:
+            raise UsageError(
+                f"no finding has the code {code!r}",
+                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
+                "`lyapunov-check --explain all` shows them",
+            )
+        body = textwrap.fill(kind.explanation, 80)
+        texts.append(f"{kind.code}  {kind.title}  ({kind.severity})\n\n{body}")
+    return "\n\n\n".join(texts)
+
+
+# --- Ways to end -----------------------------------------------------------------
+
+
+def guard(run: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Run; turn whatever goes wrong into a message, a document and an exit code."""
+    options = (
+        arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+    )
+    debug = "--debug" in options or os.environ.get("LYAPUNOV_DEBUG", "") not in (
+        "",
+        "0",
+    )
+    as_json = "--json" in options
+    try:
+        code = run()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        return code
+    except (KeyboardInterrupt, click.Abort):
+        return _end(
+            {"code": "interrupted", "message": "interrupted", "hint": ""},
+            as_json,
+            INTERRUPTED,
+        )
+    except Exception as error:
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        return _end(error_document(error), as_json, 2)
+
+
+def error_document(error: Exception) -> dict[str, str]:
+    """An exception as `code`, `message` and `hint`."""
+    if isinstance(error, LyapunovError):
+        return error.to_dict()
+    if isinstance(error, click.ClickException):
+        message = error.format_message().rstrip(".")
+        return {
+            "code": "usage",
+            "message": message[:1].lower() + message[1:],
+            "hint": "`lyapunov-check --help` lists the options",
+        }
+    if isinstance(error, MemoryError):
+        return {
+            "code": "memory",
+            "message": f"out of memory{f': {error}' if str(error) else ''}",
+            "hint": "lower --length or --batch",
+        }
+    reason = " ".join(str(error).split())
+    return {
+        "code": "internal",
+        "message": f"internal error: {type(error).__name__}"
+        + (f": {reason[:300]}" if reason else ""),
+        "hint": "run again with --debug, and report the traceback",
+    }
+
+
+def _end(document: dict[str, str], as_json: bool, code: int) -> int:
+    say_error(document)
+    if as_json:
+        from lyapunov.report.json import dump
+
+        put(dump({"error": document}))
+    return code
+
+
+def say_error(document: dict[str, str], place: str = "") -> None:
+    """The two lines of an error on stderr."""
+    where = f"{place}: " if place else ""
+    if document["code"] == "interrupted":
+        return click.echo(f"{where}interrupted", err=True)
+    click.echo(f"error: {where}{document['message']}", err=True)
+    if document["hint"]:
+        click.echo(f"hint: {document['hint']}", err=True)
+    return None
+
+
+def put(text: str, color: bool = False) -> None:
+    """Write to stdout; a reader that has gone away is no error."""
+    try:
+        click.echo(text, nl=False, color=color)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- The run ---------------------------------------------------------------------
+
+
+@dataclass
+class _Outcome:
+    """What became of one checkpoint."""
+
+    source: str
+    report: Report | None = None
+    error: dict[str, str] | None = None
+
+    @property
+    def code(self) -> int:
+        return 2 if self.report is None else self.report.summary.exit_code
+
+    @property
+    def entry(self) -> Report | dict[str, Any]:
+        if self.report is not None:
+            return self.report
+        return {"checkpoint": {"source": self.source}, "error": self.error}
+
+
+def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
+    """Check one checkpoint after the other; the exit code is the worst.
+
+    **Arguments:**
+
+    - `checkpoints`: as on the command line; none is the bundled model.
+    - `options`: the command's options by name.
+
+    **Returns:**
+
+    0, 1, 2 or 130.
+
+    **Raises:** `LyapunovError` where there is one checkpoint and it cannot be
+    checked, and for what is wrong with the request itself.
+    """
+    outputs = _validate(options)
+    sources: list[str | None] = list(checkpoints) or [None]
+    outcomes: list[_Outcome] = []
+    interrupted = False
+    for source in sources:
+        name = source or BUNDLED
+        try:
+            report = _check(source, options)
+        except KeyboardInterrupt:
+            if not outcomes:
+                raise
+            interrupted = True
+            document = {"code": "interrupted", "message": "interrupted", "hint": ""}
+            outcomes.append(_Outcome(name, error=document))
+            say_error(document, name)
+            break
+        except Exception as error:
+            if len(sources) == 1:
+                raise
+            if options["debug"]:
+                traceback.print_exc(file=sys.stderr)
+            outcomes.append(_Outcome(name, error=error_document(error)))
+            say_error(error_document(error), name)
+            continue
+        if outcomes and not options["json_output"]:
+            put("\n")
+        outcomes.append(_Outcome(name, report))
+        if not options["json_output"]:
+            _show(report, options)
+    _deliver(outcomes, outputs, options)
+    return INTERRUPTED if interrupted else max(outcome.code for outcome in outcomes)
+
+
+def _validate(options: dict[str, Any]) -> list[Path]:
+    """Refuse before the long work what would fail after it. Fills in defaults.
+
+    **Returns:** the files to write, each once.
+    """
+    for (option, value), (given, works) in NOT_YET.items():
+        wanted = options[option]
+        if value == wanted or (isinstance(wanted, tuple) and value in wanted):
+            raise UsageError(f"{given} is not there yet", hint=works)
+    if options["quiet"] and options["verbose"]:
+        raise UsageError("-q and -v exclude each other", hint="give one of them")
+    if options["tokens"] is not None and options["text"] is not None:
+        raise UsageError("--tokens and --text exclude each other", hint="give one")
+    options["precision"] = tuple(dict.fromkeys(options["precision"])) or (
+        "bf16",
+        "fp16",
+    )
+    if options["select"] or options["ignore"]:
+        from lyapunov.findings import check_codes
+
+        options["select"] = check_codes(options["select"])
+        options["ignore"] = check_codes(options["ignore"])
+    outputs = list(dict.fromkeys(options["output"]))
+    if outputs:
+        from lyapunov.report._write import check_target
+
+        for path in outputs:
+            check_target(path)
+    return outputs
+
+
+def _check(source: str | None, options: dict[str, Any]) -> Report:
+    """Load, choose the tokens, check. The seam to the library."""
+    _prepare_jax()
+    from lyapunov._check import check
+
+    from lyapunov._tokens import choose_tokens
+    from lyapunov.checkpoints import load
+
+    with _progress(options) as progress:
+        model = load(source, revision=options["revision"])
+        tokens = choose_tokens(
+            vocab_size=model.vocab_size,
+            tokens=options["tokens"],
+            text=options["text"],
+            length=options["length"],
+            batch=options["batch"],
+            seed=options["seed"],
+            config=model.config,
+            folder=model.folder,
+        )
+        return check(
+            model,
+            tokens.ids,
+            precisions=options["precision"],
+            state_precision=options["state_precision"],
+            mode=options["mode"],
+            layers=options["layers"],
+            measure=options["measure"],
+            device=options["device"],
+            seed=options["seed"],
+            progress=progress,
+            token_source=tokens.source,
+            fail_on=options["fail_on"],
+            select=options["select"],
+            ignore=options["ignore"],
+            allow_partial=options["allow_partial"],
+            exit_zero=options["exit_zero"],
+        )
+
+
+def _prepare_jax() -> None:
+    """fp64, and no excess precision; the flags must stand before JAX is imported."""
+    flag = "--xla_allow_excess_precision=false"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags.split():
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+@contextlib.contextmanager
+def _progress(options: dict[str, Any]) -> Iterator[Any]:
+    from lyapunov._progress import choose_progress
+
+    progress = choose_progress(
+        wanted=not options["no_progress"],
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+        color=wants_color(options["color"], sys.stderr),
+    )
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+def _show(report: Report, options: dict[str, Any]) -> None:
+    from lyapunov.report import to_table
+
+    color = wants_color(options["color"], sys.stdout)
+    put(
+        to_table(
+            report,
+            width=shutil.get_terminal_size((80, 24)).columns,
+            color=color,
+            encoding=sys.stdout.encoding,
+            quiet=options["quiet"],
+        ),
+        color=color,
+    )
+
+
+def _deliver(
+    outcomes: list[_Outcome], outputs: list[Path], options: dict[str, Any]
+) -> None:
+    """The document on stdout, then the files. Without any report, no file."""
+    entries = [outcome.entry for outcome in outcomes]
+    if options["json_output"]:
+        from lyapunov.report.json import combined, dump
+
+        document = dump(combined(entries))
+    if any(outcome.report is not None for outcome in outcomes):
+        for path in outputs:
+            from lyapunov.report._write import render, write
+
+            write(path, render(path.suffix.lower(), entries))
+            if not options["quiet"]:
+                click.echo(f"wrote {path}", err=True)
+    if options["json_output"]:
+        put(document)
+
+
+def wants_color(choice: str, stream: Any) -> bool:
+    """Whether to write colour codes: the option, NO_COLOR, FORCE_COLOR, a terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
