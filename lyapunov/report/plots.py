@@ -1,0 +1,368 @@
+"""Figures of a report as inline SVG that follows the page's light and dark colours.
+
+Each colour that Matplotlib writes stands for a CSS variable of the page; text stays
+text. Nothing is referenced from outside, and the same report gives the same bytes.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lyapunov._results import LayerDivergence, LayerExponents, PrecisionReport, Report
+from lyapunov.report import _words as words
+
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+BLUE, ORANGE, GREEN, RED = "#040404", "#050505", "#060606", "#070707"
+
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "line",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    RED: "red",
+}
+SERIES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (RED, "-."))
+SIZE = (4.6, 3.1)
+
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.unicode_minus": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    svg: str
+
+
+def pictures(report: Report, prefix: str = "") -> list[Picture]:
+    """Every figure for which the report has data.
+
+    **Arguments:**
+
+    - `report`: what a check found.
+    - `prefix`: goes before every id, so that several reports share a page.
+    """
+    made = [_spectrum(report, prefix), _decays(report, prefix)]
+    for precision in report.precisions:
+        made.append(_by_layer(precision, prefix))
+        made.append(_by_position(precision, report.tokens.length, prefix))
+    made.append(_logits(report, prefix))
+    return [picture for picture in made if picture is not None]
+
+
+# --- What is shown ---------------------------------------------------------------
+
+
+def _spectrum(report: Report, prefix: str) -> Picture | None:
+    layers = [row for row in report.exponents.layers if row.quantiles]
+    if not layers:
+        return None
+    numbers = [row.layer for row in layers]
+    growing = [row.layer for row in layers if row.max is not None and row.max >= 0]
+
+    def draw(axes: Any) -> None:
+        for low, high, alpha in (
+            (0.0, 1.0, 0.15),
+            (0.05, 0.95, 0.2),
+            (0.25, 0.75, 0.3),
+        ):
+            axes.fill_between(
+                numbers,
+                [_quantile(row, low) for row in layers],
+                [_quantile(row, high) for row in layers],
+                color=BLUE,
+                alpha=alpha,
+                linewidth=0,
+                label=f"{high - low:.0%} of channels and states",
+            )
+        middle = [_quantile(row, 0.5) for row in layers]
+        axes.plot(numbers, middle, color=BLUE, marker=".", label="median")
+        axes.set_yscale("log")
+        axes.invert_yaxis()
+        axes.yaxis.set_major_formatter(lambda value, _: f"-{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        if growing:
+            axes.plot(
+                growing,
+                [1.0] * len(growing),
+                "^",
+                color=RED,
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+                label="not negative",
+            )
+        axes.set_xlabel("layer")
+        axes.set_ylabel("exponent, nats per token")
+        _integers(axes.xaxis)
+
+    sentence = words.exponent_sentence(report.exponents)
+    alt = f"Exponents of {len(layers)} layers: {sentence}."
+    if growing:
+        alt += f" Not negative in layers {', '.join(map(str, growing))}."
+    return _picture(
+        f"{prefix}spectrum",
+        "Exponent spectrum",
+        "How fast each layer forgets: exponents over channels and states. "
+        "Nearer to 0 (upwards) is longer memory.",
+        alt,
+        draw,
+    )
+
+
+def _quantile(row: LayerExponents, q: float) -> float:
+    """Minus the exponent at a quantile; nothing where a log axis has no place."""
+    quantiles = row.quantiles or []
+    value = quantiles[round(q * (len(quantiles) - 1))]
+    return -value if value is not None and -math.inf < value < 0 else math.nan
+
+
+def _decays(report: Report, prefix: str) -> Picture | None:
+    layers = [row for row in report.exponents.layers if row.decay_histogram]
+    if not layers:
+        return None
+    largest = max(max((row.decay_histogram or {})["share"]) for row in layers) or 1.0
+    edges = (layers[0].decay_histogram or {})["edges"]
+    n_bins = len(edges) - 1
+
+    def draw(axes: Any) -> None:
+        from matplotlib.collections import PolyCollection
+        from matplotlib.colors import to_rgba
+
+        cells, colors = [], []
+        for y, row in enumerate(layers):
+            for x, share in enumerate((row.decay_histogram or {})["share"]):
+                strength = math.sqrt(share / largest)
+                if strength > 0.02:
+                    cells.append([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)])
+                    colors.append(to_rgba(BLUE, round(strength, 2)))
+        axes.add_collection(PolyCollection(cells, facecolors=colors, linewidths=0))
+        axes.set_xlim(0, n_bins)
+        axes.set_ylim(len(layers), 0)
+        step = max(1, round(n_bins / 5))
+        ticks = [*range(0, n_bins - step // 2, step), n_bins]
+        axes.set_xticks(ticks, [f"{edges[tick]:.3g}" for tick in ticks])
+        every = max(1, math.ceil(len(layers) / 8))
+        axes.set_yticks(
+            [i + 0.5 for i in range(0, len(layers), every)],
+            [str(layers[i].layer) for i in range(0, len(layers), every)],
+        )
+        axes.grid(False)
+        axes.set_xlabel("decay")
+        axes.set_ylabel("layer")
+
+    slowest = max(row.decay_max or 0.0 for row in layers)
+    fastest = min(1.0 if row.decay_min is None else row.decay_min for row in layers)
+    return _picture(
+        f"{prefix}decays",
+        "Decay histogram",
+        "Which decays occur, over channels, states and tokens: the darker, the more "
+        f"(darkest: {largest:.0%}; shade grows with the square root). "
+        "A decay of 1 keeps everything, 0 nothing.",
+        f"Histogram of decays by layer, from {fastest:.3g} to {slowest:.6g}.",
+        draw,
+    )
+
+
+def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
+    layers = [row for row in precision.layers if row.local_l2 is not None]
+    if not layers:
+        return None
+    numbers = [row.layer for row in layers]
+    name = precision.precision
+
+    def draw(axes: Any) -> None:
+        bounds = [_positive(row.bound_t1_l2) for row in layers]
+        _line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", "")
+        total = [_positive(row.accumulated_l2) for row in layers]
+        _line(axes, numbers, total, GREEN, ":", "measured, accumulated", "")
+        local = [_positive(row.local_l2) for row in layers]
+        _line(axes, numbers, local, BLUE, "", "measured, local", "o")
+        above = [(r.layer, _positive(r.local_l2)) for r in layers if r.violations]
+        if above:
+            x, y = zip(*above, strict=True)
+            _line(axes, list(x), list(y), RED, "", "above the bound", "X")
+        axes.set_xlabel("layer")
+        axes.set_ylabel("L2 norm")
+        _integers(axes.xaxis)
+
+    ratios = [row.bound_t1_ratio for row in layers if row.bound_t1_ratio is not None]
+    broken = sum(row.violations for row in layers)
+    alt = f"Measured local divergence and T1 bound of {len(layers)} layers in {name}."
+    if ratios:
+        alt += f" Bound over measured: {min(ratios):.3g} to {max(ratios):.3g}."
+    alt += f" Elements above the bound: {broken}."
+    return _picture(
+        f"{prefix}layers-{name}",
+        f"Predicted against measured, {name}",
+        "Each layer on its own input (local) under its certified bound; and the "
+        "divergence from the reference trajectory (accumulated), which has no bound "
+        "here.",
+        alt,
+        draw,
+    )
+
+
+def _by_position(
+    precision: PrecisionReport, length: int, prefix: str
+) -> Picture | None:
+    layers = [row for row in precision.layers if row.local_by_position]
+    if not layers:
+        return None
+    worst = max(layers, key=_badness)
+    name = precision.precision
+    tokens = _centres(len(worst.local_by_position or []), length)
+
+    def draw(axes: Any) -> None:
+        for values, color, style, label in (
+            (worst.bound_by_position, ORANGE, "-", "T1 bound (certified)"),
+            (worst.accumulated_by_position, GREEN, ":", "measured, accumulated"),
+            (worst.local_by_position, BLUE, "-", "measured, local"),
+        ):
+            if values:
+                shown = [_positive(value) for value in values]
+                _line(axes, tokens[: len(shown)], shown, color, style, label, "")
+        axes.set_xlabel("token")
+        axes.set_ylabel("L2 norm")
+
+    return _picture(
+        f"{prefix}tokens-{name}",
+        f"Along the sequence, {name}, layer {worst.layer}",
+        f"The layer with the largest relative local divergence ({worst.layer}), in "
+        "blocks of tokens. A line that climbs is error that piles up.",
+        f"Divergence and bound of layer {worst.layer} in {name} along {length} tokens.",
+        draw,
+    )
+
+
+def _badness(row: LayerDivergence) -> float:
+    value = words.relative(row.local_l2, row.reference_l2)
+    return value if value is not None and math.isfinite(value) else -1.0
+
+
+def _logits(report: Report, prefix: str) -> Picture | None:
+    shown = [p for p in report.precisions if p.output.kl_by_position]
+    if not shown:
+        return None
+
+    def draw(axes: Any) -> None:
+        for (color, style), precision in zip(SERIES, shown, strict=False):
+            values = [_positive(v) for v in precision.output.kl_by_position or []]
+            tokens = _centres(len(values), report.tokens.length)
+            _line(axes, tokens, values, color, style, precision.precision, "")
+        axes.set_xlabel("token")
+        axes.set_ylabel("KL divergence, nats")
+
+    means = ", ".join(f"{p.precision} {words.number(p.output.kl_mean)}" for p in shown)
+    return _picture(
+        f"{prefix}logits",
+        "Logit divergence by position",
+        "KL(reference || execution) of the next-token distribution, in blocks of "
+        "tokens.",
+        f"KL divergence along the sequence; mean: {means} nats.",
+        draw,
+    )
+
+
+# --- How it is drawn -------------------------------------------------------------
+
+
+def _positive(value: float | None) -> float:
+    return value if value is not None and 0 < value < math.inf else math.nan
+
+
+def _centres(n: int, length: int) -> list[float]:
+    return [(i + 0.5) * length / n for i in range(n)]
+
+
+def _line(
+    axes: Any,
+    x: Sequence[float],
+    y: Sequence[float],
+    color: str,
+    style: str,
+    label: str,
+    marker: str,
+) -> None:
+    if any(math.isfinite(value) for value in y):
+        axes.set_yscale("log")
+        axes.plot(
+            x, y, color=color, linestyle=style or "none", label=label, marker=marker
+        )
+
+
+def _integers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _picture(
+    name: str, title: str, caption: str, alt: str, draw: Callable[[Any], None]
+) -> Picture:
+    return Picture(name, title, caption, alt, _svg(name, alt, draw))
+
+
+def _svg(name: str, alt: str, draw: Callable[[Any], None]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": f"lyapunov-{name}"}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=2)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(stream.getvalue(), name, alt)
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """Matplotlib's document as an element of the page: no prologue, no metadata,
+    ids of its own, colours from the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{name}-", svg)
+    svg = svg.replace('xlink:href="', 'href="')
+    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    view = re.search(r'viewBox="[^"]*"', svg)
+    escaped = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head = f'<svg {view.group(0) if view else ""} role="img" aria-label="{escaped}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
+    return re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font-size: \1px", svg).strip()
