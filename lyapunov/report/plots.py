@@ -93,22 +93,21 @@ def _spectrum(report: Report, prefix: str) -> Picture | None:
     growing = [row.layer for row in layers if row.max is not None and row.max >= 0]
 
     def draw(axes: Any) -> None:
-        for low, high, alpha in (
-            (0.0, 1.0, 0.15),
-            (0.05, 0.95, 0.2),
-            (0.25, 0.75, 0.3),
-        ):
-            axes.fill_between(
+        for low, high, alpha in ((0.0, 1.0, 0.2), (0.05, 0.95, 0.3), (0.25, 0.75, 0.4)):
+            slow = [_quantile(row, high) for row in layers]
+            fast = [_quantile(row, low) for row in layers]
+            axes.bar(
                 numbers,
-                [_quantile(row, low) for row in layers],
-                [_quantile(row, high) for row in layers],
+                [b - a for a, b in zip(slow, fast, strict=True)],
+                bottom=slow,
+                width=0.7,
                 color=BLUE,
                 alpha=alpha,
                 linewidth=0,
                 label=f"{high - low:.0%} of channels and states",
             )
         middle = [_quantile(row, 0.5) for row in layers]
-        axes.plot(numbers, middle, color=BLUE, marker=".", label="median")
+        axes.plot(numbers, middle, "_", color=INK, label="median")
         axes.set_yscale("log")
         axes.invert_yaxis()
         axes.yaxis.set_major_formatter(lambda value, _: f"-{value:g}")
@@ -240,7 +239,7 @@ def _by_position(
     layers = [row for row in precision.layers if row.local_by_position]
     if not layers:
         return None
-    worst = max(layers, key=_badness)
+    worst = max(layers, key=lambda row: (row.violations > 0, _badness(row)))
     name = precision.precision
     tokens = _centres(len(worst.local_by_position or []), length)
 
@@ -259,8 +258,9 @@ def _by_position(
     return _picture(
         f"{prefix}tokens-{name}",
         f"Along the sequence, {name}, layer {worst.layer}",
-        f"The layer with the largest relative local divergence ({worst.layer}), in "
-        "blocks of tokens. A line that climbs is error that piles up.",
+        f"Layer {worst.layer}, the first to look at: "
+        + ("it breaks its bound. " if worst.violations else "largest rel L2. ")
+        + "In blocks of tokens; a line that climbs is error that piles up.",
         f"Divergence and bound of layer {worst.layer} in {name} along {length} tokens.",
         draw,
     )

@@ -82,6 +82,7 @@ def to_table(
     if not quiet:
         _header(console, report)
         for table in _layer_tables(report, console, width, glyphs):
+            console.print()
             console.print(table)
         console.print(Text(words.LEGEND, style="dim"))
         if report.precisions:
