@@ -108,8 +108,11 @@ def _spectrum(report: Report, prefix: str) -> Picture | None:
             )
         middle = [_quantile(row, 0.5) for row in layers]
         axes.plot(numbers, middle, "_", color=INK, label="median")
+        ends = [_quantile(row, q) for row in layers for q in (0.0, 1.0)]
+        shown = [value for value in ends if math.isfinite(value)] or [1.0]
         axes.set_yscale("log")
-        axes.invert_yaxis()
+        axes.set_ylim(1.6 * max(shown), min(shown) / 1.6)
+        axes.set_axisbelow(True)
         axes.yaxis.set_major_formatter(lambda value, _: f"-{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         if growing:
