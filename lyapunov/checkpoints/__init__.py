@@ -1,0 +1,43 @@
+"""Find, read and recognise a checkpoint, one layer at a time; runs nothing in it."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from ._checkpoint import (
+        Checkpoint as Checkpoint,
+        open_checkpoint as open_checkpoint,
+    )
+    from ._layouts import (
+        list_architectures as list_architectures,
+        recognise as recognise,
+    )
+    from ._mamba1 import Mamba1Layout as Mamba1Layout
+
+
+__all__ = [
+    "Checkpoint",
+    "Mamba1Layout",
+    "list_architectures",
+    "open_checkpoint",
+    "recognise",
+]
+
+_HOMES = {
+    "Checkpoint": "._checkpoint",
+    "open_checkpoint": "._checkpoint",
+    "list_architectures": "._layouts",
+    "recognise": "._layouts",
+    "Mamba1Layout": "._mamba1",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

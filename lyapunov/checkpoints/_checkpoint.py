@@ -1,0 +1,143 @@
+"""An opened checkpoint: its configuration and its tensors, each read when asked for."""
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._errors import CorruptCheckpointError
+from ._files import (
+    MAX_CONFIG_BYTES,
+    listing,
+    open_regular,
+    quote,
+    read_json_object,
+    reading,
+)
+from ._kinds import read_tensors
+from ._locate import locate
+from ._tensors import StoredTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint on disk. Opening reads names and shapes, never a tensor.
+
+    **Arguments:**
+
+    - `source`: what the user gave.
+    - `revision`: the commit, for a model of the Hub; else `None`.
+    - `config`: `config.json`.
+    - `files`: configuration, index where there is one, and weights.
+    - `folder`: where a tokenizer may lie.
+    """
+
+    source: str
+    revision: str | None
+    config: dict[str, Any] = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
+    folder: Path = field(repr=False)
+    tensors: dict[str, StoredTensor] = field(repr=False)
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors."""
+        return tuple(self.tensors)
+
+    def tensor(self, name: str) -> StoredTensor:
+        """Where a tensor lies; a `CorruptCheckpointError` where there is none."""
+        if name not in self.tensors:
+            near = difflib.get_close_matches(name, list(self.tensors)[:10_000], n=1)
+            raise CorruptCheckpointError(
+                f"no tensor {quote(name)} in {quote(self.source, 200)}",
+                hint=f"nearest: {quote(near[0])}" if near else "",
+            )
+        return self.tensors[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.tensor(name).shape
+
+    def dtype(self, name: str) -> str:
+        """The type that a tensor is stored in: fp32, fp16, bf16, fp64, ..."""
+        return self.tensor(name).dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole tensor, in its stored type (`ml_dtypes.bfloat16` for bf16)."""
+        return self.tensor(name).read()
+
+    def read_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
+        """Some rows of a tensor, without reading the others.
+
+        **Arguments:**
+
+        - `name`: the tensor, (rows, ...).
+        - `start`: the first row; or, without `stop`, an integer array (any shape)
+            that names the rows.
+        - `stop`: the row after the last.
+
+        **Returns:** (stop - start, ...), or (*start.shape, ...) for an array; in the
+        stored type.
+        """
+        return self.tensor(name).read_rows(start, stop)
+
+    def hashes(self) -> list[dict[str, str]]:
+        """`name` and `sha256` of each file; reads them whole."""
+        found = []
+        for path in self.files:
+            with open_regular(path) as (file, _), reading(path):
+                digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+            found.append({"name": path.name, "sha256": digest.hexdigest()})
+        return found
+
+
+def open_checkpoint(
+    source: str | os.PathLike, *, revision: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint without reading its tensors or running anything in it.
+
+    **Arguments:**
+
+    - `source`: a folder, a file of weights with its `config.json` beside it, or
+        `org/name[@revision]` of the Hugging Face Hub. A path that exists wins.
+    - `revision`: a branch, tag or commit of the Hub.
+
+    **Returns:** a `Checkpoint`.
+
+    **Raises:** a `CheckpointError` of the kind that fits: not found, corrupt, unsafe
+    or unsupported; `MissingExtraError` for a Hub id without huggingface_hub.
+    """
+    located = locate(source, revision)
+    config = read_json_object(located.config, MAX_CONFIG_BYTES)
+    tensors: dict[str, StoredTensor] = {}
+    for path in located.weights:
+        held = read_tensors(path)
+        if located.index is not None:
+            named = {n for n, where in located.index.items() if where == path}
+            missing = sorted(named - held.keys())
+            if missing:
+                raise CorruptCheckpointError(
+                    f"{quote(path, 200)} lacks {listing(missing)},"
+                    " which the index places there",
+                    hint="download the shards and the index again",
+                )
+            held = {n: t for n, t in held.items() if located.index.get(n, path) == path}
+        doubled = sorted(held.keys() & tensors.keys())
+        if doubled:
+            raise CorruptCheckpointError(
+                f"{listing(doubled)} in more than one file of {quote(source, 200)}",
+                hint="download the shards and the index again",
+            )
+        tensors.update(held)
+    files = (located.config, located.index_file, *located.weights)
+    return Checkpoint(
+        source=os.fsdecode(os.fspath(source)),
+        revision=located.revision,
+        config=config,
+        files=tuple(path for path in files if path is not None),
+        folder=located.folder,
+        tensors=tensors,
+    )

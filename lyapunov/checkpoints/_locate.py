@@ -1,0 +1,266 @@
+"""From what the user gave to files: a folder, a file, or a model of the Hub."""
+
+import difflib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+    UsageError,
+)
+from ._files import (
+    MAX_INDEX_BYTES,
+    listing,
+    quote,
+    read_json_object,
+    reading,
+)
+from ._kinds import check_kind
+
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; each may have an index."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+_HUB_ID = re.compile(
+    r"(?P<id>[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(@(?P<revision>[^@\s]+))?",
+    re.ASCII,
+)
+_FOREIGN = {  # suffix: what it is, what to do
+    ".gguf": ("a GGUF file (llama.cpp)", "check the checkpoint that it was made from"),
+    ".onnx": ("an ONNX graph", "check the checkpoint that it was exported from"),
+    ".h5": ("an HDF5 file (Keras)", "convert the weights to safetensors"),
+    ".msgpack": ("a Flax file", "convert the weights to safetensors"),
+    ".npz": ("a NumPy archive", "convert the weights to safetensors"),
+    ".ckpt": ("a training checkpoint", "save the state dict as safetensors"),
+    ".distcp": (
+        "a distributed training checkpoint",
+        "join it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch",
+    ),
+    ".pt": ("a file of unknown layout", "give the file itself"),
+    ".pth": ("a file of unknown layout", "give the file itself"),
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a checkpoint lies; nothing of it is read but an index.
+
+    **Arguments:**
+
+    - `folder`: holds the configuration, and a tokenizer where there is one.
+    - `config`: `config.json`.
+    - `weights`: the files with tensors, in order.
+    - `index`: the file that each tensor lies in, by name, for sharded weights.
+    - `index_file`: where the index stands.
+    - `revision`: the commit, for a model of the Hub.
+    """
+
+    folder: Path
+    config: Path
+    weights: tuple[Path, ...]
+    index: dict[str, Path] | None = None
+    index_file: Path | None = None
+    revision: str | None = None
+
+
+def locate(source: str | os.PathLike, revision: str | None = None) -> Located:
+    """Find a checkpoint: a path that exists wins over a Hub id."""
+    text = os.fspath(source)
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text.strip() or "\0" in text:
+        raise UsageError(
+            f"not a path and not a Hub id: {text!r}",
+            hint="give a folder, a file, or org/name",
+        )
+    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    if os.path.lexists(path):
+        if revision is not None:
+            raise UsageError(
+                f"a revision ({quote(revision)}) was given, and {quote(text, 200)}"
+                " is a path that exists",
+                hint="leave the revision out, or move the folder of that name away",
+            )
+        return _local(path)
+    match = _HUB_ID.fullmatch(text) if isinstance(source, str) else None
+    if match is None or Path(text).suffix in (".safetensors", ".bin", *_FOREIGN):
+        raise CheckpointNotFoundError(
+            f"no such file or folder: {quote(text, 200)}", hint=_near(path)
+        )
+    asked = match["revision"]
+    if asked and revision and asked != revision:
+        raise UsageError(
+            f"two revisions: {quote(asked)} behind the @, and {quote(revision)}",
+            hint="give one of them",
+        )
+    from ._hub import fetch
+
+    folder, commit = fetch(match["id"], revision or asked)
+    found = _folder(folder)
+    return Located(
+        found.folder,
+        found.config,
+        found.weights,
+        found.index,
+        found.index_file,
+        revision=commit,
+    )
+
+
+def _near(path: Path) -> str:
+    try:
+        names = sorted(os.listdir(path.parent))[:10_000]
+    except (OSError, ValueError):
+        return "give a folder, a file, or org/name of the Hugging Face Hub"
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"did you mean {quote(path.parent / close[0], 200)}?"
+    return "give a folder, a file, or org/name of the Hugging Face Hub"
+
+
+def _local(path: Path) -> Located:
+    with reading(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError as e:
+            raise CheckpointNotFoundError(
+                f"a symbolic link to nowhere: {quote(path, 200)}",
+                hint=f"it names {quote(os.readlink(path), 200)}",
+            ) from e
+    return _folder(path) if stat.S_ISDIR(mode) else _file(path)
+
+
+def _file(path: Path) -> Located:
+    shown = quote(path, 200)
+    if path.name == CONFIG or path.name.endswith(".index.json"):
+        raise UsageError(
+            f"{shown} describes weights and holds none",
+            hint=f"give the folder: {quote(path.parent, 200)}",
+        )
+    if path.suffix in _FOREIGN and path.suffix not in (".pt", ".pth"):
+        what, hint = _FOREIGN[path.suffix]
+        raise UnsupportedCheckpointError(f"{shown} is {what}", hint=hint)
+    check_kind(path)
+    config = path.parent / CONFIG
+    if not os.path.lexists(config):
+        raise CheckpointNotFoundError(
+            f"no {CONFIG} beside {shown}",
+            hint="the sizes of the model stand in it; copy it from where the"
+            " weights come from",
+        )
+    return Located(path.parent, config, (path,))
+
+
+def _folder(folder: Path) -> Located:
+    shown = quote(folder, 200)
+    with reading(folder):
+        names = sorted(os.listdir(folder))
+    if not names:
+        raise CheckpointNotFoundError(
+            f"an empty folder: {shown}", hint="download the checkpoint into it"
+        )
+    weights, index, index_file = _weights(folder, names)
+    config = folder / CONFIG
+    if CONFIG not in names:
+        raise CheckpointNotFoundError(
+            f"weights but no {CONFIG} in {shown}",
+            hint="copy it from where the weights come from",
+        )
+    return Located(folder, config, weights, index, index_file)
+
+
+def _weights(
+    folder: Path, names: list[str]
+) -> tuple[tuple[Path, ...], dict[str, Path] | None, Path | None]:
+    for name in WEIGHTS:
+        if name in names:
+            return (folder / name,), None, None
+        if f"{name}.index.json" in names:
+            index_file = folder / f"{name}.index.json"
+            weights, index = _read_index(index_file, names)
+            return weights, index, index_file
+    shown = quote(folder, 200)
+    if "adapter_config.json" in names or "adapter_model.safetensors" in names:
+        raise UnsupportedCheckpointError(
+            f"{shown} holds an adapter (LoRA), not a model",
+            hint="merge it first: PeftModel.from_pretrained(...).merge_and_unload()",
+        )
+    if "latest_checkpointed_iteration.txt" in names or "mp_rank_00" in names:
+        raise UnsupportedCheckpointError(
+            f"{shown} is a Megatron checkpoint, which is not covered",
+            hint="convert it to transformers' layout",
+        )
+    if "params.json" in names and "consolidated.safetensors" in names:
+        raise UnsupportedCheckpointError(
+            f"{shown} is in Mistral's own layout (params.json), which is not covered",
+            hint="take transformers' layout of the same model",
+        )
+    loose = [name for name in names if name.endswith(".safetensors")]
+    if len(loose) == 1:
+        return (folder / loose[0],), None, None
+    if loose:
+        raise CheckpointNotFoundError(
+            f"{len(loose)} safetensors files and no index in {shown}"
+            f" ({listing(loose)})",
+            hint="give one of the files, or add model.safetensors.index.json",
+        )
+    for name in names:
+        suffix = Path(name).suffix
+        if suffix in _FOREIGN:
+            what, hint = _FOREIGN[suffix]
+            raise UnsupportedCheckpointError(
+                f"{shown} holds no weights but {quote(name)}, {what}", hint=hint
+            )
+    bins = [name for name in names if name.endswith(".bin")]
+    if len(bins) == 1:
+        return (folder / bins[0],), None, None
+    raise CheckpointNotFoundError(
+        f"no weights in {shown} (it holds {listing(names)})",
+        hint=f"expected {' or '.join(WEIGHTS)}, or an index of one",
+    )
+
+
+def _read_index(
+    index_file: Path, names: list[str]
+) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    shown = quote(index_file, 200)
+    weight_map = read_json_object(index_file, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptCheckpointError(
+            f"{shown} has no weight_map", hint="download it again"
+        )
+    present = set(names)
+    for tensor, shard in weight_map.items():
+        # a plain name of a file in this folder: anything else would lead out of it
+        if (
+            not isinstance(shard, str)
+            or shard in ("", ".", "..")
+            or any(c in shard for c in "/\\\0:")
+        ):
+            raise CorruptCheckpointError(
+                f"{shown} places {quote(tensor)} outside of its folder: {quote(shard)}",
+                hint="an index names files beside it; get it from the source again",
+            )
+        if shard not in present:
+            raise CheckpointNotFoundError(
+                f"{shown} names {quote(shard)}, which is not there",
+                hint="download the missing file",
+            )
+    folder = index_file.parent
+    index = {tensor: folder / shard for tensor, shard in weight_map.items()}
+    return tuple(sorted(set(index.values()))), index
