@@ -187,14 +187,19 @@ def _folder(folder: Path) -> Located:
 def _weights(
     folder: Path, names: list[str]
 ) -> tuple[tuple[Path, ...], dict[str, Path] | None, Path | None]:
+    chosen = folder / choose_weights(names, quote(folder, 200))
+    if chosen.suffix != ".json":
+        return (chosen,), None, None
+    weights, index = _read_index(chosen, names)
+    return weights, index, chosen
+
+
+def choose_weights(names: list[str], shown: str) -> str:
+    """The file of weights among `names`, or its index; `shown` is where they lie."""
     for name in WEIGHTS:
-        if name in names:
-            return (folder / name,), None, None
-        if f"{name}.index.json" in names:
-            index_file = folder / f"{name}.index.json"
-            weights, index = _read_index(index_file, names)
-            return weights, index, index_file
-    shown = quote(folder, 200)
+        for candidate in (name, f"{name}.index.json"):
+            if candidate in names:
+                return candidate
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
         raise UnsupportedCheckpointError(
             f"{shown} holds an adapter (LoRA), not a model",
@@ -212,7 +217,7 @@ def _weights(
         )
     loose = [name for name in names if name.endswith(".safetensors")]
     if len(loose) == 1:
-        return (folder / loose[0],), None, None
+        return loose[0]
     if loose:
         raise CheckpointNotFoundError(
             f"{len(loose)} safetensors files and no index in {shown}"
@@ -228,7 +233,7 @@ def _weights(
             )
     bins = [name for name in names if name.endswith(".bin")]
     if len(bins) == 1:
-        return (folder / bins[0],), None, None
+        return bins[0]
     raise CheckpointNotFoundError(
         f"no weights in {shown} (it holds {listing(names)})",
         hint=f"expected {' or '.join(WEIGHTS)}, or an index of one",
@@ -238,15 +243,29 @@ def _weights(
 def _read_index(
     index_file: Path, names: list[str]
 ) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    weight_map = read_weight_map(index_file)
+    present = set(names)
+    for shard in weight_map.values():
+        if shard not in present:
+            raise CheckpointNotFoundError(
+                f"{quote(index_file, 200)} names {quote(shard)}, which is not there",
+                hint="download the missing file",
+            )
+    folder = index_file.parent
+    index = {tensor: folder / shard for tensor, shard in weight_map.items()}
+    return tuple(sorted(set(index.values()))), index
+
+
+def read_weight_map(index_file: Path) -> dict[str, str]:
+    """Which shard each tensor lies in; every shard is a plain file name."""
     shown = quote(index_file, 200)
     weight_map = read_json_object(index_file, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(
             f"{shown} has no weight_map", hint="download it again"
         )
-    present = set(names)
     for tensor, shard in weight_map.items():
-        # a plain name of a file in this folder: anything else would lead out of it
+        # a plain name of a file beside it: anything else would lead out of the folder
         if (
             not isinstance(shard, str)
             or shard in ("", ".", "..")
@@ -256,11 +275,4 @@ def _read_index(
                 f"{shown} places {quote(tensor)} outside of its folder: {quote(shard)}",
                 hint="an index names files beside it; get it from the source again",
             )
-        if shard not in present:
-            raise CheckpointNotFoundError(
-                f"{shown} names {quote(shard)}, which is not there",
-                hint="download the missing file",
-            )
-    folder = index_file.parent
-    index = {tensor: folder / shard for tensor, shard in weight_map.items()}
-    return tuple(sorted(set(index.values()))), index
+    return weight_map
