@@ -48,9 +48,11 @@ def _formats(findings: Sequence[Finding]) -> str:
 def _not_finite(findings: Sequence[Finding]) -> str:
     where, formats = layers_text(findings), _formats(findings)
     if not formats:
-        return f"The checkpoint itself is damaged: {where} not finite in fp64."
+        return (
+            f"The checkpoint itself is damaged: values not finite in {where}, in fp64."
+        )
     safe = "bf16" if formats == "fp16" else "fp32"
-    return f"Do not run in {formats}: {where} not finite. Use {safe} there."
+    return f"Do not run in {formats}: values not finite in {where}. Use {safe} there."
 
 
 def _lost(findings: Sequence[Finding]) -> str:
@@ -68,7 +70,9 @@ def _violated(findings: Sequence[Finding]) -> str:
 
 
 def _growing(findings: Sequence[Finding]) -> str:
-    return f"Look at A_log and dt_bias of {layers_text(findings)}: it does not forget."
+    return (
+        f"Look at A_log and dt_bias of {layers_text(findings)}: the state never fades."
+    )
 
 
 _ADVICE = (
@@ -130,7 +134,7 @@ def _closest(exponents: Exponents, precisions: Sequence[PrecisionReport]) -> str
     names = sorted({p.precision for _, _, p in measured})
     if not any(flips for flips, _, _ in measured):
         return (
-            f"{listed(names)} both keep every top token on these tokens; "
+            f"{listed(names)} {'both' if len(names) == 2 else 'all'} keep every top token on these tokens; "
             f"{best.precision} is the closer (mean KL {kl:.2g} nats)."
         )
     return (

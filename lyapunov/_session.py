@@ -272,19 +272,19 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
     from lyapunov._check import check
 
     from lyapunov._tokens import choose_tokens
-    from lyapunov.checkpoints import load
 
     with _progress(options) as progress:
-        model = load(source, revision=options["revision"])
+        model = _open(source, options["revision"])
+        checkpoint = getattr(model, "checkpoint", None)
         tokens = choose_tokens(
-            vocab_size=model.vocab_size,
+            vocab_size=model.config.vocab_size,
             tokens=options["tokens"],
             text=options["text"],
             length=options["length"],
             batch=options["batch"],
             seed=options["seed"],
-            config=model.config,
-            folder=model.folder,
+            config=getattr(checkpoint, "config", None),
+            folder=getattr(checkpoint, "folder", None),
         )
         return check(
             model,
@@ -304,6 +304,13 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
             allow_partial=options["allow_partial"],
             exit_zero=options["exit_zero"],
         )
+
+
+def _open(source: str | None, revision: str | None) -> Any:
+    """The model: a path, a Hub id, or the bundled one."""
+    import lyapunov
+
+    return lyapunov.load(source, revision=revision)
 
 
 def _prepare_jax() -> None:

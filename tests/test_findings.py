@@ -1,0 +1,269 @@
+"""Assert that each finding fires when it should and is silent when it should not."""
+
+import math
+
+import pytest
+
+from lyapunov import findings
+from lyapunov._errors import UsageError
+from lyapunov._results import (
+    Exponents,
+    Finding,
+    LayerDivergence,
+    LayerExponents,
+    OutputDivergence,
+    PrecisionReport,
+)
+
+
+def _exponents(**fields) -> Exponents:
+    row = LayerExponents(**{"layer": 3, "kind": "mamba1", "max": -0.01, **fields})
+    return Exponents(row.max, row.min, 0, 3, None, None, 512, [row])
+
+
+def _execution(precision="bf16", state="fp32", output=None, **fields):
+    row = LayerDivergence(**{"layer": 3, "kind": "mamba1", **fields})
+    output = OutputDivergence(**{"argmax_total": 512, **(output or {})})
+    return PrecisionReport(precision, state, "flow", "prefill", "x", [row], output)
+
+
+def _codes(exponents=None, *executions, settings=None):
+    found = findings.find(exponents or _exponents(), executions, settings or {})
+    return [finding.code for finding in found]
+
+
+def test_a_healthy_report_has_no_findings():
+    healthy = _exponents(
+        min=-20.0,
+        max_abs_state=90.0,
+        max_abs_output=400.0,
+        decay_is_one={"fp32": 1e-5, "bf16": 0.4},
+        dt_min=1e-4,
+    )
+    execution = _execution(max_abs_stored={"gated": 200.0}, stagnation=0.01)
+    assert _codes(healthy, execution) == []
+
+
+@pytest.mark.parametrize(
+    ("largest", "fires"), [(0.0, True), (0.3, True), (-1.0, False)]
+)
+def test_exponent_not_negative(largest, fires):
+    assert ("LYA001" in _codes(_exponents(max=largest))) is fires
+
+
+def test_layers_without_recurrence_have_no_exponent_to_judge():
+    assert _codes(_exponents(max=None, reason="no recurrence")) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "fires"),
+    [
+        ({"max": math.nan}, True),
+        ({"max_abs_state": math.inf}, True),
+        ({"max_abs_output": math.nan}, True),
+        ({"max": -math.inf}, False),
+    ],
+)
+def test_reference_not_finite(fields, fires):
+    assert ("LYA002" in _codes(_exponents(**fields))) is fires
+
+
+@pytest.mark.parametrize(
+    ("fields", "fires"),
+    [
+        ({"non_finite": 2}, True),
+        ({"output": {"measured_rel_l2": math.nan}}, True),
+        ({"output": {"kl_max": math.inf}}, True),
+        ({"output": {"kl_max": 3.0}}, False),
+    ],
+)
+def test_execution_not_finite(fields, fires):
+    assert ("LYA002" in _codes(None, _execution(**fields))) is fires
+
+
+def test_bound_violated_names_the_first_element():
+    first = {"tensor": "gated", "batch": 0, "token": 17, "channel": 5}
+    first |= {"measured": 0.3, "bound": 0.01}
+    execution = _execution(violations=2, elements_total=100, first_violation=first)
+    (finding,) = findings.find(_exponents(), [execution])
+    assert finding.code == "LYA003"
+    assert finding.severity == "error"
+    assert (finding.value, finding.limit) == (0.3, 0.01)
+    assert (finding.layer, finding.precision) == (3, "bf16")
+    assert "2 of 100" in finding.message
+    assert "gated at batch 0, token 17, channel 5" in finding.message
+
+
+def test_a_violation_without_its_place_is_told_all_the_same():
+    assert _codes(None, _execution(violations=1)) == ["LYA003"]
+
+
+def test_flips_are_told_and_ties_are_not_flips():
+    assert _codes(None, _execution(output={"argmax_ties": 9})) == []
+    execution = _execution(output={"argmax_flips": 4, "argmax_ties": 1})
+    (finding,) = findings.find(_exponents(), [execution])
+    assert (finding.code, finding.severity) == ("LYA004", "warning")
+    assert "4 of 512" in finding.message
+    assert "1 tie not counted" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("precision", "state", "stored", "fires"),
+    [
+        ("fp16", "fp32", {"gated": 9000.0}, True),
+        ("fp16", "fp32", {"gated": 8000.0}, False),
+        ("bf16", "fp32", {"gated": 9e9}, False),
+        ("fp16", "fp32", {"state": 9e9}, False),
+        ("bf16", "fp16", {"state": 60000.0, "gated": 9e9}, True),
+        ("fp8_e4m3", "fp32", {"out": 100.0}, True),
+    ],
+)
+def test_range_at_risk(precision, state, stored, fires):
+    execution = _execution(precision, state, max_abs_stored=stored)
+    assert ("LYA005" in _codes(None, execution)) is fires
+
+
+def test_range_says_how_far_overflow_is():
+    execution = _execution("fp16", max_abs_stored={"xz": 9000.0, "out": 32752.0})
+    (finding,) = findings.find(_exponents(), [execution])
+    assert "out reaches" in finding.message
+    assert "a factor 2 from overflow" in finding.message
+    assert finding.limit == 65504.0
+
+
+def test_range_falls_back_on_the_reference():
+    assert _codes(_exponents(max_abs_output=6e4), _execution("fp16")) == ["LYA005"]
+    assert _codes(_exponents(max_abs_state=6e4), _execution("fp16")) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "fires"),
+    [
+        ({"max": -1e-9}, "fp32", True),
+        ({"max": -1e-6}, "fp32", False),
+        ({"max": -1e-3}, "bf16", True),
+        ({"max": -0.01}, "bf16", False),
+        ({"decay_is_one": {"bf16": 0.3}}, "bf16", True),
+        ({"decay_is_one": {"bf16": 0.3}}, "fp32", False),
+        ({"decay_is_one": {"bf16": 0.005}}, "bf16", False),
+        ({"dt_min": 0.0}, "fp32", True),
+        ({"dt_min": 1e-30}, "fp32", False),
+    ],
+)
+def test_marginal_decay(fields, state, fires):
+    codes = _codes(_exponents(**fields), _execution(state=state))
+    assert ("LYA006" in codes) is fires
+
+
+def test_marginal_decay_without_executions_takes_the_settings_state():
+    exponents = _exponents(decay_is_one={"bf16": 0.3})
+    assert _codes(exponents) == []
+    assert _codes(exponents, settings={"state_precision": "bf16"}) == ["LYA006"]
+
+
+@pytest.mark.parametrize(
+    ("share", "fires"), [(0.2, True), (0.01, False), (None, False)]
+)
+def test_stagnation(share, fires):
+    assert ("LYA007" in _codes(None, _execution(stagnation=share))) is fires
+
+
+def test_lost_dynamics_carry_the_words():
+    found = findings.find(_exponents(suspicions=["dt_bias is zero", "D is one"]), [])
+    assert [finding.code for finding in found] == ["LYA008"]
+    assert found[0].message == "dt_bias is zero; D is one"
+
+
+def test_errors_come_first_and_order_is_stable():
+    exponents = _exponents(max=0.1, suspicions=["x"])
+    execution = _execution(violations=1, stagnation=0.5, output={"argmax_flips": 1})
+    codes = _codes(exponents, execution)
+    assert codes == ["LYA001", "LYA003", "LYA004", "LYA007", "LYA008"]
+
+
+def test_catalogue_explains_every_code():
+    for code, kind in findings.CATALOGUE.items():
+        assert kind.code == code
+        assert kind.severity in ("error", "warning")
+        assert kind.explanation.count(". ") >= 2
+        assert kind.title[:1].islower()
+
+
+# --- The verdict -----------------------------------------------------------------
+
+ERROR = Finding("LYA003", "error", 1, "m")
+WARNING = Finding("LYA004", "warning", None, "m")
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "expected"),
+    [
+        ([], {}, ("held", 0)),
+        ([WARNING], {}, ("held", 0)),
+        ([WARNING], {"fail_on": "warning"}, ("findings", 1)),
+        ([ERROR], {}, ("findings", 1)),
+        ([ERROR], {"exit_zero": True}, ("findings", 0)),
+        ([ERROR], {"ignore": ["LYA003"]}, ("held", 0)),
+        ([ERROR], {"select": ["LYA004"]}, ("held", 0)),
+        ([ERROR], {"select": ["LYA00"], "ignore": ["LYA"]}, ("findings", 1)),
+        ([ERROR], {"select": ["LYA"], "ignore": ["LYA003"]}, ("held", 0)),
+        ([], {"skipped": 1}, ("incomplete", 2)),
+        ([], {"skipped": 1, "exit_zero": True}, ("incomplete", 2)),
+        ([], {"skipped": 1, "allow_partial": True}, ("held", 0)),
+        ([ERROR], {"skipped": 1}, ("findings", 1)),
+        ([ERROR], {"skipped": 1, "exit_zero": True}, ("findings", 2)),
+        ([], {"checked": 0, "allow_partial": True}, ("incomplete", 2)),
+    ],
+)
+def test_verdict(found, options, expected):
+    assert findings.verdict(found, **{"checked": 4, **options}) == expected
+
+
+def test_unknown_severities_and_codes_are_refused():
+    with pytest.raises(UsageError):
+        findings.verdict([], checked=1, fail_on="never")
+    with pytest.raises(UsageError, match="LYA9"):
+        findings.check_codes(["LYA9"])
+    assert findings.check_codes([" lya00 ", "LYA001"]) == ("LYA00", "LYA001")
+
+
+# --- The recommendation ----------------------------------------------------------
+
+
+def _advice(exponents, *executions):
+    found = findings.find(exponents, executions)
+    line = findings.recommendation(exponents, executions, found)
+    assert "\n" not in line
+    assert line.endswith(".")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("exponents", "execution", "words"),
+    [
+        ({}, {"violations": 1}, "bug in the bf16 execution"),
+        ({"max": 0.1}, {}, "A_log and dt_bias of layer 3"),
+        ({"suspicions": ["x"]}, {}, "original file"),
+        ({}, {"precision": "fp16", "non_finite": 1}, "Do not run in fp16"),
+        ({"max_abs_state": math.inf}, {}, "checkpoint itself is damaged"),
+        ({}, {"state": "bf16", "stagnation": 0.3}, "Keep the state in fp32"),
+        ({}, {"precision": "fp16", "max_abs_stored": {"z": 6e4}}, "prefer bf16"),
+        ({}, {"output": {"kl_mean": 1e-5}}, "no top token changes"),
+        ({}, {"output": {"kl_mean": 1e-5, "argmax_flips": 3}}, "3 of 512 top tokens"),
+    ],
+)
+def test_recommendation_names_the_first_thing_to_do(exponents, execution, words):
+    assert words in _advice(_exponents(**exponents), _execution(**execution))
+
+
+def test_recommendation_prefers_the_closer_precision():
+    bf16 = _execution("bf16", output={"kl_mean": 1e-4, "argmax_flips": 2})
+    fp16 = _execution("fp16", output={"kl_mean": 1e-6})
+    assert "fp16 is the closest" in _advice(_exponents(), bf16, fp16)
+    calm = _execution("bf16", output={"kl_mean": 1e-4})
+    assert "both keep every top token" in _advice(_exponents(), calm, fp16)
+
+
+def test_recommendation_without_measurements():
+    assert "Every recurrence forgets" in _advice(_exponents())
+    assert "No recurrence" in _advice(_exponents(max=None))
