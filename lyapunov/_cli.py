@@ -81,7 +81,7 @@ class CheckCommand(click.Command):
 
         arguments = list(sys.argv[1:] if args is None else args)
         standalone = extra.pop("standalone_mode", True)
-        extra.setdefault("prog_name", "lyapunov-check")
+        extra.setdefault("prog_name", self.name)
 
         def run() -> int:
             result = click.Command.main(self, arguments, standalone_mode=False, **extra)
@@ -142,12 +142,16 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
                 hint=f"--layers {last}-{first}",
             )
         if dash and int(last) - int(first) >= 100_000:
-            raise UsageError(f"the range {part.strip()} of --layers is too long")
+            raise UsageError(
+                f"the range {part.strip()} of --layers is too long",
+                hint="for example --layers 0,3-7",
+            )
         layers.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(layers))
 
 
 @click.command(
+    "lyapunov-check",
     cls=CheckCommand,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 88},

@@ -23,6 +23,7 @@ from lyapunov._results import Report
 
 BUNDLED = "the bundled model"
 INTERRUPTED = 130
+STOPPED = {"code": "interrupted", "message": "interrupted", "hint": ""}
 
 NOT_YET = {
     ("mode", "decode"): ("--mode decode", "leave --mode out: prefill works"),
@@ -96,12 +97,8 @@ def guard(run: Callable[[], int], arguments: Sequence[str]) -> int:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
         return code
-    except (KeyboardInterrupt, click.Abort):
-        return _end(
-            {"code": "interrupted", "message": "interrupted", "hint": ""},
-            as_json,
-            INTERRUPTED,
-        )
+    except (KeyboardInterrupt, Interrupted, click.Abort):
+        return _end(STOPPED, as_json, INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc(file=sys.stderr)
@@ -147,7 +144,9 @@ def say_error(document: dict[str, str], place: str = "") -> None:
     """The two lines of an error on stderr."""
     where = f"{place}: " if place else ""
     if document["code"] == "interrupted":
-        return click.echo(f"{where}interrupted", err=True)
+        # A terminal has just shown ^C.
+        start = "\n" if sys.stderr.isatty() else ""
+        return click.echo(f"{start}{where}interrupted", err=True)
     click.echo(f"error: {where}{document['message']}", err=True)
     if document["hint"]:
         click.echo(f"hint: {document['hint']}", err=True)
@@ -163,6 +162,10 @@ def put(text: str, color: bool = False) -> None:
         # Python would complain when it flushes at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Interrupted(Exception):
+    """Ctrl-C, under a name that click does not answer with a line of its own."""
 
 
 # --- The run ---------------------------------------------------------------------
@@ -212,11 +215,10 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
             report = _check(source, options)
         except KeyboardInterrupt:
             if not outcomes:
-                raise
+                raise Interrupted from None
             interrupted = True
-            document = {"code": "interrupted", "message": "interrupted", "hint": ""}
-            outcomes.append(_Outcome(name, error=document))
-            say_error(document, name)
+            outcomes.append(_Outcome(name, error=STOPPED))
+            say_error(STOPPED, name)
             break
         except Exception as error:
             if len(sources) == 1:
@@ -231,7 +233,10 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
         outcomes.append(_Outcome(name, report))
         if not options["json_output"]:
             _show(report, options)
-    _deliver(outcomes, outputs, options)
+    try:
+        _deliver(outcomes, outputs, options)
+    except KeyboardInterrupt:
+        raise Interrupted from None
     return INTERRUPTED if interrupted else max(outcome.code for outcome in outcomes)
 
 

@@ -105,8 +105,8 @@ def _default(
 
 def bundled_text() -> str | None:
     """The held-out English text of the bundled model; None where it is missing."""
-    home = importlib.resources.files("lyapunov").joinpath("assets", "mamba1-bytes")
-    held_out = home.joinpath("heldout.txt")
+    home = importlib.resources.files("lyapunov")
+    held_out = home / "assets" / "mamba1-bytes" / "heldout.txt"
     return held_out.read_text("utf-8") if held_out.is_file() else None
 
 
