@@ -38,24 +38,25 @@ NOT_YET = {
 }
 """Options whose feature is announced and not there: the option, what works."""
 
-ARCHITECTURES = (
-    (
-        "mamba1",
-        "Mamba",
-        "transformers (config.json and safetensors, one file or sharded); "
-        "mamba_ssm (config.json and pytorch_model.bin)",
-    ),
-)
-
 
 def architectures() -> str:
-    """The families and layouts that can be read, as text."""
-    lines = ["Architectures and the layouts in which they are read:", ""]
-    for kind, name, layouts in ARCHITECTURES:
-        lines.append(f"  {kind:<8} {name}")
-        lines += textwrap.wrap(
-            layouts, 80, initial_indent=" " * 11, subsequent_indent=" " * 11
-        )
+    """The families and layouts that can be read, and the planned ones, as text."""
+    from lyapunov.checkpoints import list_architectures
+
+    lines, planned = [], []
+    for family in list_architectures():
+        if not family["layouts"]:
+            planned.append(family["title"])
+            continue
+        lines.append(f"{family['name']}: {family['title']}")
+        for key in ("layouts", "covered", "not_covered"):
+            lines.append(f"  {key.replace('_', ' ')}:")
+            for item in family[key]:
+                lines += textwrap.wrap(
+                    item, 80, initial_indent="    - ", subsequent_indent="      "
+                )
+    if planned:
+        lines += ["", *textwrap.wrap(f"Planned: {', '.join(planned)}", 80)]
     return "\n".join(lines)
 
 
@@ -275,7 +276,6 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
     """Load, choose the tokens, check. The seam to the library."""
     _prepare_jax()
     from lyapunov._check import check
-
     from lyapunov._tokens import choose_tokens
 
     with _progress(options) as progress:

@@ -1,0 +1,95 @@
+"""Stability and rounding of state-space models.
+
+Names are loaded when they are asked for, so that `lyapunov-check --help` does not
+wait for JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+
+if TYPE_CHECKING:
+    from . import (
+        bounds as bounds,
+        checkpoints as checkpoints,
+        executions as executions,
+        exponents as exponents,
+        flows as flows,
+        formats as formats,
+        models as models,
+        recurrences as recurrences,
+        runners as runners,
+        symbolic as symbolic,
+    )
+    from ._check import check as check
+    from ._errors import LyapunovError as LyapunovError
+    from ._load import load as load
+    from ._results import (
+        Estimate as Estimate,
+        Measured as Measured,
+        Report as Report,
+        UpperBound as UpperBound,
+    )
+    from ._trace import trace as trace
+    from .exponents import (
+        QR as QR,
+        ClosedForm as ClosedForm,
+        TangentGrowth as TangentGrowth,
+        lyapunov_spectrum as lyapunov_spectrum,
+    )
+
+
+__all__ = [
+    "QR",
+    "ClosedForm",
+    "Estimate",
+    "LyapunovError",
+    "Measured",
+    "Report",
+    "TangentGrowth",
+    "UpperBound",
+    "__version__",
+    "bounds",
+    "check",
+    "checkpoints",
+    "executions",
+    "exponents",
+    "flows",
+    "formats",
+    "load",
+    "lyapunov_spectrum",
+    "models",
+    "recurrences",
+    "runners",
+    "symbolic",
+    "trace",
+]
+
+_HOMES = {
+    "QR": ".exponents",
+    "ClosedForm": ".exponents",
+    "Estimate": "._results",
+    "LyapunovError": "._errors",
+    "Measured": "._results",
+    "Report": "._results",
+    "TangentGrowth": ".exponents",
+    "UpperBound": "._results",
+    "check": "._check",
+    "load": "._load",
+    "lyapunov_spectrum": ".exponents",
+    "trace": "._trace",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'lyapunov' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,462 @@
+"""One check: traces beside the reference, bounds beside measurements, one report.
+
+Everything goes layer by layer: the reference, each execution, their comparison and
+the bounds of a sublayer are done before the next one is read.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _compare, findings
+from ._errors import TokensError, UsageError
+from ._load import load
+from ._results import (
+    CheckpointFacts,
+    LayerDivergence,
+    LayerExponents,
+    OutputDivergence,
+    PrecisionReport,
+    Report,
+    Summary,
+    TokensFacts,
+)
+from ._version import __version__
+from .bounds.floor import floor_l2
+from .bounds.local import Comparison, LocalBounds, local_bounds, with_operator_norms
+from .executions import Execution, mamba_ssm_prefill, transformers_prefill
+from .exponents import gather_exponents, layer_exponents
+from .formats import format_named
+from .models import Model
+from .runners import Emulated, Reference
+
+
+MEASURES = ("emulated", "transformers", "none")
+
+
+class _Run(NamedTuple):
+    """One execution under way."""
+
+    execution: Execution
+    trace: Any
+    rows: list[LayerDivergence]
+    measured_by: str
+
+
+def check(
+    model: Model | str | None = None,
+    tokens=None,
+    *,
+    precisions: Sequence[str] = ("bf16", "fp16"),
+    state_precision: str | None = None,
+    mode: str = "prefill",
+    layers: Sequence[int] | None = None,
+    measure: str = "emulated",
+    device: str | None = None,
+    floor: bool = True,
+    seed: int = 0,
+    progress=None,
+    token_source: str = "given",
+    fail_on: str = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    allow_partial: bool = False,
+    exit_zero: bool = False,
+) -> Report:
+    """Exponents, measured divergence and certified bounds of a checkpoint.
+
+    **Arguments:**
+
+    - `model`: what `load` returns, or a path or Hub id for it; None is the bundled
+      model.
+    - `tokens`: (seq) or (batch, seq) integers; None is English text where the
+      checkpoint has a tokenizer, else seeded random tokens.
+    - `precisions`: of the executions, such as `bf16`; `bf16-cast` casts A_log and D
+      as well.
+    - `state_precision`: hold the state in this format after every token.
+    - `layers`: sublayers to bound and compare; None is all.
+    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch), or `none`.
+    - `floor`: search for what no bound on free roundings could beat (about five
+      forwards a layer on 256 tokens).
+    - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
+    - `token_source`: what the report says of where the tokens came from.
+    - `fail_on`, `select`, `ignore`, `allow_partial`, `exit_zero`: for the verdict.
+
+    **Raises:** `LyapunovError` with a hint, for whatever cannot be checked.
+    """
+    began = time.perf_counter()
+    settings = {
+        "precisions": list(precisions),
+        "state_precision": state_precision,
+        "mode": mode,
+        "layers": None if layers is None else list(layers),
+        "measure": measure,
+        "device": device,
+        "floor": floor,
+        "seed": seed,
+        "fail_on": fail_on,
+        "select": list(select),
+        "ignore": list(ignore),
+        "allow_partial": allow_partial,
+        "exit_zero": exit_zero,
+    }
+    if not isinstance(model, Model):
+        model = load(model)
+    ids, token_source = _tokens(model, tokens, seed, token_source)
+    chosen = _chosen_layers(model, layers)
+    with jax.enable_x64(True), jax.default_device(_device(device)):
+        executions = _executions(model, precisions, state_precision, mode, measure)
+        rows, reports = _run(model, ids, executions, chosen, measure, floor, progress)
+        exponents = gather_exponents(rows, ids.size)
+        found = findings.find(exponents, reports, settings)
+        skipped = len(model.sublayers) - len(chosen)
+        verdict, exit_code = findings.verdict(
+            found,
+            fail_on=fail_on,
+            checked=len(chosen),
+            skipped=skipped,
+            allow_partial=allow_partial,
+            select=select,
+            ignore=ignore,
+            exit_zero=exit_zero,
+        )
+        environment = _environment()
+    return Report(
+        tool={"name": "lyapunov-check", "version": __version__},
+        settings=settings,
+        environment=environment,
+        assumptions=_assumptions(executions),
+        checkpoint=CheckpointFacts(
+            source=model.source,
+            architecture=model.layout.architecture,
+            n_layers=len(model.sublayers),
+            n_params=model.layout.n_params,
+            dtype=model.layout.dtype,
+            files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+        ),
+        tokens=TokensFacts(
+            source=token_source,
+            batch=ids.shape[0],
+            length=ids.shape[1],
+            sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+        ),
+        exponents=exponents,
+        precisions=reports,
+        findings=found,
+        summary=Summary(
+            verdict=verdict,
+            recommendation=findings.recommendation(exponents, reports, found),
+            checked=len(chosen),
+            skipped=skipped,
+            seconds=time.perf_counter() - began,
+            exit_code=exit_code,
+        ),
+    )
+
+
+# ---- the request
+
+
+def _tokens(model: Model, tokens, seed: int, source: str) -> tuple[np.ndarray, str]:
+    from ._tokens import check_range, choose_tokens
+
+    if tokens is None:
+        checkpoint = model.checkpoint
+        chosen = choose_tokens(
+            vocab_size=model.config.vocab_size,
+            seed=seed,
+            config=None if checkpoint is None else checkpoint.config,
+            folder=None if checkpoint is None else checkpoint.folder,
+        )
+        return chosen.ids, chosen.source
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        raise TokensError(
+            f"tokens are {ids.dtype} of shape {ids.shape}",
+            hint="integers of shape (seq) or (batch, seq)",
+        )
+    ids = np.atleast_2d(ids)
+    if ids.shape[0] == 0 or ids.shape[1] < 2:
+        raise TokensError(
+            f"tokens have shape {ids.shape}", hint="at least 2 tokens a sequence"
+        )
+    check_range(ids, model.config.vocab_size)
+    return ids.astype(np.int64), source
+
+
+def _chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    count = len(model.sublayers)
+    if layers is None:
+        return tuple(range(count))
+    beyond = [layer for layer in layers if not 0 <= layer < count]
+    if beyond:
+        raise UsageError(
+            f"there is no sublayer {beyond[0]}; this model has {count}",
+            hint=f"--layers 0-{count - 1}",
+        )
+    return tuple(sorted(set(layers)))
+
+
+def _device(name: str | None):
+    if name is None:
+        return None
+    kind, _, number = name.partition(":")
+    try:
+        found = jax.devices({"gpu": "gpu", "cuda": "gpu"}.get(kind, kind))
+        return found[int(number or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        raise UsageError(
+            f"no device {name!r}",
+            hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
+        ) from None
+
+
+def _executions(
+    model: Model, precisions, state_precision, mode: str, measure: str
+) -> list[Execution]:
+    if measure not in MEASURES:
+        raise UsageError(
+            f"cannot measure with {measure!r}", hint=f"one of {', '.join(MEASURES)}"
+        )
+    if mode != "prefill":
+        raise UsageError(f"mode {mode!r} is not there yet", hint="prefill works")
+    if measure == "none":
+        return []
+    config = model.config
+    if measure == "transformers":
+        if state_precision not in (None, "fp32"):
+            raise UsageError(
+                f"transformers keeps the state in fp32, not {state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        return [
+            transformers_prefill(p, residual_in_fp32=config.residual_in_fp32)
+            for p in precisions
+        ]
+    return [
+        mamba_ssm_prefill(
+            p,
+            residual_in_fp32=config.residual_in_fp32,
+            state_precision=state_precision,
+            biased_projections=config.proj_bias,
+        )
+        for p in precisions
+    ]
+
+
+def _runner(execution: Execution, measure: str):
+    if measure == "transformers":
+        from .runners import Transformers
+
+        return Transformers(execution)
+    return Emulated(execution)
+
+
+# ---- the run
+
+
+def _run(model, ids, executions, chosen, measure, floor, progress):
+    """Layer by layer through the reference and all executions."""
+    units = [
+        format_named(e.state_precision).unit_roundoff
+        for e in executions
+        if e.state_precision != "fp32"
+    ]
+    reference = Reference(tuple(units[:1])).trace(model, ids)
+    runs = [
+        _Run(e, _runner(e, measure).trace(model, ids), [], measure) for e in executions
+    ]
+    steps = len(model.sublayers) + 1
+    if progress is not None:
+        progress.start(steps, "checking")
+    rows: list[LayerExponents] = []
+    for sublayer in model.sublayers:
+        record = next(reference)
+        rows.append(_exponents(model, record))
+        for run in runs:
+            other = next(run.trace)
+            if sublayer.layer in chosen:
+                run.rows.append(
+                    _divergence(model, sublayer, record, other, run.execution, floor)
+                )
+        if progress is not None:
+            progress.advance(1, f"layer {sublayer.layer}")
+    head = next(reference)
+    outputs = _outputs(model, head, [next(run.trace) for run in runs], ids.shape)
+    if progress is not None:
+        progress.advance(1, "logits")
+    return rows, [
+        PrecisionReport(
+            precision=run.execution.precision,
+            state_precision=run.execution.state_precision,
+            execution=run.execution.name,
+            mode=run.execution.mode,
+            measured_by=run.measured_by,
+            layers=run.rows,
+            output=output,
+        )
+        for run, output in zip(runs, outputs, strict=True)
+    ]
+
+
+def _exponents(model: Model, record) -> LayerExponents:
+    raw = model.raw_parameters(record.layer)
+    A = -np.exp(raw["A_log"].astype(np.float64))
+    return layer_exponents(
+        record.layer,
+        record.kind,
+        record.observed["dt"],
+        A,
+        max_abs_state=float(jnp.max(record.observed["state"])),
+        max_abs_output=float(jnp.max(jnp.abs(record.output))),
+        dt_bias=raw["dt_bias"].astype(np.float64),
+        A_log=raw["A_log"].astype(np.float64),
+        D=raw["D"].astype(np.float64),
+        stored_dtype=model.layout.dtype,
+    )
+
+
+def _divergence(
+    model: Model, sublayer, reference, other, execution: Execution, floor: bool
+) -> LayerDivergence:
+    parameters = with_operator_norms(model.parameters(sublayer.layer, execution))
+    same = model.held_exactly(sublayer.layer, execution)
+    original = None if same else model.parameters(sublayer.layer)
+    start = model.start(parameters)
+    bounds = local_bounds(execution, sublayer.flow, other, parameters, original, start)
+    floor_ratio = None
+    if floor:
+        found, measured = floor_l2(
+            execution, sublayer.flow, other, parameters, original, start
+        )
+        floor_ratio = _ratio(float(found), float(measured))
+    apart = jnp.abs(other.output - reference.output)
+    stagnation = reference.observed.get("stagnation")
+    return _layer_row(
+        sublayer,
+        bounds,
+        accumulated_square=np.asarray(jnp.sum(apart**2, axis=-1)),
+        accumulated_max=float(jnp.max(apart)),
+        reference_l2=float(jnp.linalg.norm(reference.output)),
+        floor_ratio=floor_ratio,
+        stagnation=None
+        if stagnation is None or execution.state_precision == "fp32"
+        else float(jnp.mean(stagnation[..., 0])),
+        order=tuple(execution.sites),
+    )
+
+
+def _ratio(bound: float, measured: float) -> float | None:
+    return bound / measured if measured > 0 else None
+
+
+def _layer_row(
+    sublayer,
+    bounds: LocalBounds,
+    *,
+    accumulated_square: np.ndarray,
+    accumulated_max: float,
+    reference_l2: float,
+    floor_ratio: float | None,
+    stagnation: float | None,
+    order: tuple[str, ...],
+) -> LayerDivergence:
+    host = jax.tree.map(np.asarray, bounds)
+    measured = float(np.sqrt(np.sum(host.t1.measured_square)))
+    bound = float(np.sqrt(np.sum(host.t1.bound_square)))
+    sites = [s for s in order if s in host.t0]
+    ratios = {s: _l2_ratio(host.t0[s]) for s in sites}
+    tensors = [(s, host.t0[s]) for s in sites] + [("sublayer output", host.t1)]
+    known = [r for r in ratios.values() if r is not None]
+    return LayerDivergence(
+        layer=sublayer.layer,
+        kind=sublayer.kind,
+        local_l2=measured,
+        local_max=float(host.t1.measured_max),
+        accumulated_l2=float(np.sqrt(np.sum(accumulated_square))),
+        accumulated_max=accumulated_max,
+        bound_t0_ratio=min(known) if known else None,
+        bound_t1_l2=bound,
+        bound_t1_ratio=_ratio(bound, measured),
+        floor_t1_ratio=floor_ratio,
+        violations=sum(int(c.violations) for _, c in tensors),
+        elements_total=sum(int(c.total) for _, c in tensors),
+        first_violation=_first_violation(tensors, host),
+        reference_l2=reference_l2,
+        weights_l2=float(np.sqrt(np.sum(host.weights_square))),
+        bound_t0={s: r for s, r in ratios.items() if r is not None},
+        local_by_position=_compare.by_position(host.t1.measured_square),
+        bound_by_position=_compare.by_position(host.t1.bound_square),
+        accumulated_by_position=_compare.by_position(accumulated_square),
+        max_abs_stored={s: float(host.t0[s].largest) for s in sites},
+        stagnation=stagnation,
+        non_finite=int(host.t1.non_finite),
+    )
+
+
+def _l2_ratio(comparison: Comparison) -> float | None:
+    measured = float(np.sqrt(np.sum(comparison.measured_square)))
+    return _ratio(float(np.sqrt(np.sum(comparison.bound_square))), measured)
+
+
+def _first_violation(tensors, host: LocalBounds) -> dict[str, Any] | None:
+    batch, seq = host.t1.measured_square.shape
+    for name, comparison in tensors:
+        flat = int(comparison.first)
+        if flat >= 0:
+            channels = int(comparison.total) // (batch * seq)
+            token, channel = divmod(flat, channels)
+            return {
+                "tensor": name,
+                "batch": token // seq,
+                "token": token % seq,
+                "channel": channel,
+                "measured": float(comparison.measured_first),
+                "bound": float(comparison.bound_first),
+            }
+    return None
+
+
+def _outputs(model: Model, head, others, shape) -> list[OutputDivergence]:
+    sums = [_compare.no_logits(*shape) for _ in others]
+    if others:
+        for start, stop in model.vocabulary_slices():
+            reference = head.logits(start, stop)
+            for i, other in enumerate(others):
+                sums[i] = _compare.add_logits(
+                    sums[i], reference, other.logits(start, stop), start
+                )
+    return [_compare.output_divergence(s, model.config.vocab_size) for s in sums]
+
+
+# ---- what the report says of itself
+
+
+def _environment() -> dict[str, Any]:
+    device = jnp.zeros(()).devices().pop()
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "device": str(getattr(device, "device_kind", device)),
+        "platform": platform.platform(),
+    }
+
+
+def _assumptions(executions: Sequence[Execution]) -> list[str]:
+    """What the certified bounds rest on, each once."""
+    lines = [
+        "a bound holds for every execution of the declared kind, not for the one run "
+        "beside which it is shown",
+        "the reference is exact arithmetic; it is computed in fp64 and its own error "
+        "is added to every bound",
+    ]
+    for execution in executions:
+        lines += [f"{execution.name}: {text}" for text in execution.assumptions]
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,296 @@
+"""What a check returns: the fields of the report, schema version 1.
+
+Nats per token; norms are absolute unless named `rel`. Every class here is data:
+computing is done elsewhere, showing too. `UpperBound`, `Estimate` and `Measured`
+are different types, so that an estimate is never printed as a bound.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class UpperBound:
+    """A certified bound: no execution of the declared kind exceeds it."""
+
+    value: float
+    tier: str
+    holds_for: str
+
+    def __str__(self) -> str:
+        return f"at most {self.value:.3g} ({self.tier})"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate with its standard error; never a bound."""
+
+    value: float
+    stderr: float | None
+    method: str
+
+    def __str__(self) -> str:
+        if self.stderr is None:
+            return f"about {self.value:.3g} ({self.method})"
+        return f"about {self.value:.3g} ± {self.stderr:.1g} ({self.method})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement on one run of one execution."""
+
+    value: float
+    execution: str
+
+    def __str__(self) -> str:
+        return f"measured {self.value:.3g} ({self.execution})"
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """Effective memory, -1 / exponent over channels and states, in tokens."""
+
+    p50: float | None
+    p90: float | None
+    max: float | None
+    exceeds_sample: bool = False
+
+
+@dataclass(frozen=True)
+class LayerExponents:
+    """Exponents of one sublayer; null with a `reason` where nothing recurs."""
+
+    layer: int
+    kind: str
+    max: float | None = None
+    min: float | None = None
+    stderr: float | None = None
+    stderr_method: str | None = None
+    memory_tokens: MemoryTokens | None = None
+    decay_min: float | None = None
+    decay_max: float | None = None
+    max_abs_state: float | None = None
+    max_abs_output: float | None = None
+    reason: str | None = None
+    n_minus_inf: int = 0
+    # further fields, for the figures and the findings
+    quantiles: list[float] | None = None
+    """Exponents at quantiles 0, .05, ..., 1 over channels and states."""
+    decay_histogram: dict[str, list[float]] | None = None
+    """`edges` (of the decay) and `share` (of channel, state and token)."""
+    decay_is_one: dict[str, float] | None = None
+    """Share of decays that round to 1, by format."""
+    decay_is_zero: dict[str, float] | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
+    dt_mean: float | None = None
+    finite_time: dict[str, list[float]] | None = None
+    """`token` (ends of windows) and `max` (largest exponent of the window)."""
+    suspicions: list[str] = field(default_factory=list)
+    """Why the dynamics look lost, in words; empty for a model that merely works."""
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """Lyapunov exponents of the checkpoint on these tokens."""
+
+    max: float | None
+    min: float | None
+    n_minus_inf: int
+    max_layer: int | None
+    stderr: float | None
+    stderr_method: str | None
+    n_tokens: int
+    layers: list[LayerExponents]
+
+
+@dataclass(frozen=True)
+class LayerDivergence:
+    """One sublayer under one execution: measured divergence beside its bounds."""
+
+    layer: int
+    kind: str
+    local_l2: float | None = None
+    local_max: float | None = None
+    accumulated_l2: float | None = None
+    accumulated_max: float | None = None
+    bound_t0_ratio: float | None = None
+    bound_t1_l2: float | None = None
+    bound_t1_ratio: float | None = None
+    floor_t1_ratio: float | None = None
+    violations: int = 0
+    elements_total: int = 0
+    first_violation: dict[str, Any] | None = None
+    """`tensor`, `batch`, `token`, `channel`, `measured`, `bound`."""
+    # further fields
+    reference_l2: float | None = None
+    """L2 of the reference output, so that a reader can form relative figures."""
+    weights_l2: float | None = None
+    """Effect of rounding the weights alone, on the execution's own input."""
+    bound_t0: dict[str, float] | None = None
+    """Bound over measured, per stored tensor (L2)."""
+    local_by_position: list[float] | None = None
+    """L2 over batch and d_model, in at most 64 blocks of tokens."""
+    bound_by_position: list[float] | None = None
+    accumulated_by_position: list[float] | None = None
+    max_abs_stored: dict[str, float] | None = None
+    """Largest magnitude of each stored tensor of the execution."""
+    stagnation: float | None = None
+    """Share of state updates below half an ulp of the state in the state's format."""
+    binding_site: str | None = None
+    """The stored tensor that contributes most to the T1 bound."""
+    non_finite: int = 0
+
+
+@dataclass(frozen=True)
+class OutputDivergence:
+    """The logits under one execution against the fp64 reference."""
+
+    measured_rel_l2: float | None = None
+    measured_max: float | None = None
+    estimate_t2: float | None = None
+    sigma_t3: float | None = None
+    calibration_z: float | None = None
+    n_readouts: int | None = None
+    certified_until_layer: int | None = None
+    stopped_by: str | None = None
+    argmax_flips: int = 0
+    argmax_ties: int = 0
+    argmax_total: int = 0
+    kl_mean: float | None = None
+    kl_max: float | None = None
+    kl_by_position: list[float] | None = None
+    margin_quantiles: dict[str, float] | None = None
+    """Reference top1 - top2 at quantiles 0, .01, .05, .25, .5 (keys as text)."""
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """One execution, measured by one runner."""
+
+    precision: str
+    state_precision: str
+    execution: str
+    mode: str
+    measured_by: str
+    layers: list[LayerDivergence]
+    output: OutputDivergence
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the user should know, with a stable code."""
+
+    code: str
+    severity: str
+    layer: int | None
+    message: str
+    value: float | None = None
+    limit: float | None = None
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The verdict and what it rests on."""
+
+    verdict: str
+    """held, findings or incomplete."""
+    recommendation: str
+    checked: int
+    skipped: int
+    seconds: float
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """Which checkpoint was checked."""
+
+    source: str
+    architecture: str
+    n_layers: int
+    n_params: int
+    dtype: str
+    files: list[dict[str, str]]
+    """`name` and `sha256` each."""
+
+
+@dataclass(frozen=True)
+class TokensFacts:
+    """Which tokens it was checked on."""
+
+    source: str
+    batch: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one check found; `to_dict` gives the JSON document."""
+
+    tool: dict[str, str]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    assumptions: list[str]
+    checkpoint: CheckpointFacts
+    tokens: TokensFacts
+    exponents: Exponents
+    precisions: list[PrecisionReport]
+    findings: list[Finding]
+    summary: Summary
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""
+        document = {"schema_version": self.schema_version}
+        document.update(
+            (f.name, _plain(getattr(self, f.name)))
+            for f in dataclasses.fields(self)
+            if f.name != "schema_version"
+        )
+        return document
+
+
+def _flag(value: float) -> str:
+    if math.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"
+
+
+def _plain(value: Any) -> Any:
+    """Reduce to JSON types. Non-finite numbers become null; a sibling key
+    `NAME_flag` says which of nan, inf and -inf it was."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        plain: dict[str, Any] = {}
+        for key, item in value.items():
+            item = item.item() if hasattr(item, "item") else item
+            if isinstance(item, float) and not math.isfinite(item):
+                plain[key] = None
+                plain[f"{key}_flag"] = _flag(item)
+            elif isinstance(item, list | tuple) and any(
+                isinstance(x, float) and not math.isfinite(x) for x in item
+            ):
+                plain[key] = [_plain(x) for x in item]
+                plain[f"{key}_flag"] = [
+                    _flag(x) if isinstance(x, float) and not math.isfinite(x) else None
+                    for x in item
+                ]
+            else:
+                plain[key] = _plain(item)
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,58 @@
+"""A trace: the ordered stream of what each sublayer did, whoever ran it.
+
+Every runner yields `SublayerRecord`s in order and then one `HeadRecord`; everything
+that compares or bounds reads nothing else.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class SublayerRecord(NamedTuple):
+    """One sublayer of one run, over a batch of sequences."""
+
+    layer: int
+    kind: str
+    residual: Float[Array, "batch seq d_model"]
+    """The stream before `hidden` is added."""
+    hidden: Float[Array, "batch seq d_model"]
+    """The output of the sublayer before (zero for the first)."""
+    output: Float[Array, "batch seq d_model"]
+    stored: dict[str, Any]
+    """Stored tensors by site, fp64 copies, as far as the runner sees them."""
+    observed: dict[str, Any]
+    """Values that are never stored, kept for statistics (reference only)."""
+
+
+class HeadRecord(NamedTuple):
+    """The end of a run: the stream, and logits a slice of the vocabulary at a time."""
+
+    residual: Float[Array, "batch seq d_model"]
+    hidden: Float[Array, "batch seq d_model"]
+    logits: Callable[[int, int], Float[Array, "batch seq rows"]]
+
+
+Trace = Iterator[SublayerRecord | HeadRecord]
+
+
+def trace(model, tokens, *, runner=None) -> Trace:
+    """What each sublayer did: one record a sublayer, then the head.
+
+    **Arguments:**
+
+    - `model`: what `lyapunov.load` returns.
+    - `tokens`: (seq) or (batch, seq), integers.
+    - `runner`: `lyapunov.runners.Reference()` (default), `Emulated(execution)`,
+      `Transformers(execution)`.
+    """
+    import jax
+
+    from .runners import Reference
+
+    tokens = np.atleast_2d(np.asarray(tokens))
+    runner = Reference() if runner is None else runner
+    with jax.enable_x64(True):
+        yield from runner.trace(model, tokens)

@@ -1,0 +1,25 @@
+"""One interface, several interpreters: a flow is written once and read many ways.
+
+exact: fp64, the reference. rounded: a format at every stored site, the emulator.
+bounded: (value, error), the certified bounds. perturbed: a free offset at every
+stored site, for adjoints, tangents and searches. symbolic: SymPy.
+"""
+
+from ._interface import AbstractArithmetic, Weight
+from .bounded import Bounded, BoundedArithmetic, BoundedState, RoundingModel
+from .exact import Exact
+from .perturbed import Perturbed
+from .rounded import Rounded
+
+
+__all__ = [
+    "AbstractArithmetic",
+    "Bounded",
+    "BoundedArithmetic",
+    "BoundedState",
+    "Exact",
+    "Perturbed",
+    "Rounded",
+    "RoundingModel",
+    "Weight",
+]

@@ -1,0 +1,224 @@
+"""The arithmetic that flows are written in, and what its JAX interpreters share."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Weight(eqx.Module):
+    """A matrix that multiplies activations, with what the bounds know about it.
+
+    `operator_norm` is a certified upper bound of the largest singular value; inf
+    where nobody computed it.
+    """
+
+    matrix: Float[Array, "rows columns"]
+    operator_norm: Float[Array, ""]
+
+    def __init__(self, matrix, operator_norm=jnp.inf):
+        self.matrix = matrix
+        self.operator_norm = jnp.asarray(operator_norm, jnp.float64)
+
+
+class AbstractArithmetic(abc.ABC):
+    """What a flow may do. Values are opaque to the flow but for indexing.
+
+    A flow names every place where an implementation stores a tensor with `store`;
+    between two stores the arithmetic is the execution's inner one. Arrays that are
+    not values of the interpreter (parameters, constants) may appear as second
+    operand and count as exact.
+
+    `records` holds what the interpreter kept of the stored tensors, `observed` what
+    it was shown with `observe`.
+    """
+
+    records: dict[str, Any]
+    observed: dict[str, Any]
+    channel_block: int | None = None
+    """Channels of a recurrence that the interpreter likes to take at a time."""
+
+    @abc.abstractmethod
+    def stores(self, site: str) -> bool:
+        """Whether the execution stores a tensor at this site."""
+
+    @abc.abstractmethod
+    def store(self, site: str, x: Any) -> Any:
+        """What is read back after storing `x` at the site."""
+
+    def observe(self, name: str, x: Any) -> None:  # noqa: B027
+        """Show a value to whoever keeps statistics; changes nothing."""
+
+    @abc.abstractmethod
+    def add(self, x: Any, y: Any) -> Any:
+        """x + y."""
+
+    @abc.abstractmethod
+    def multiply(self, x: Any, y: Any) -> Any:
+        """x y, elementwise."""
+
+    @abc.abstractmethod
+    def negate(self, x: Any) -> Any:
+        """-x, exact in every format."""
+
+    @abc.abstractmethod
+    def exp(self, x: Any) -> Any:
+        """exp(x)."""
+
+    @abc.abstractmethod
+    def decay(self, dt: Any, A: Any) -> Any:
+        """exp(dt A) for dt >= 0 and A <= 0, so in [0, 1]."""
+
+    @abc.abstractmethod
+    def softplus(self, x: Any) -> Any:
+        """log(1 + exp(x))."""
+
+    @abc.abstractmethod
+    def silu(self, x: Any) -> Any:
+        """x / (1 + exp(-x))."""
+
+    @abc.abstractmethod
+    def rms_normalise(self, x: Any, epsilon: float) -> Any:
+        """x / sqrt(mean(x^2) + epsilon) over the last axis."""
+
+    @abc.abstractmethod
+    def matmul(self, x: Any, weight: Weight) -> Any:
+        """x W^T: (..., columns) -> (..., rows)."""
+
+    @abc.abstractmethod
+    def join(self, parts: Sequence[Any], axis: int = 0) -> Any:
+        """The parts one after another along an axis; exact."""
+
+    @abc.abstractmethod
+    def causal_conv(self, x: Any, weight: Any, bias: Any) -> Any:
+        """Depthwise convolution: (width - 1 + seq, channels) -> (seq, channels).
+
+        `weight` is (channels, width), oldest tap first.
+        """
+
+    @abc.abstractmethod
+    def advance(self, state: Any, a: Any, b: Any) -> Any:
+        """a state + b inside `scan`, with a from `decay` and so in [0, 1]."""
+
+    @abc.abstractmethod
+    def contract(self, state: Any, c: Any, start: Any = None) -> Any:
+        """start + sum over the first axis of c state, summed in any order.
+
+        (d_state, d_inner) with (d_state) gives (d_inner).
+        """
+
+    @abc.abstractmethod
+    def initial_state(self, state: Any) -> Any:
+        """The interpreter's carrier of a recurrence's state."""
+
+    @abc.abstractmethod
+    def scan(self, body: Callable, state: Any, inputs: Any) -> tuple[Any, Any]:
+        """Run `body(at, state, input) -> (state, output)` along the first axis.
+
+        Nothing of the size seq x state is kept: what `body` does not output is gone
+        after its step.
+        """
+
+
+class AbstractJaxArithmetic(AbstractArithmetic):
+    """Interpreters whose values are arrays: they differ in what rounding they do."""
+
+    @abc.abstractmethod
+    def _settle(self, x: Array) -> Array:
+        """Round the result of one operation to the inner format."""
+
+    @abc.abstractmethod
+    def _carry(self, x: Any) -> Array:
+        """An array in the dtype that this interpreter computes in."""
+
+    @abc.abstractmethod
+    def _inside_scan(self) -> "AbstractJaxArithmetic":
+        """The interpreter for the body of a scan."""
+
+    def add(self, x, y):
+        """x + y."""
+        return self._settle(self._carry(x) + self._carry(y))
+
+    def multiply(self, x, y):
+        """x y."""
+        return self._settle(self._carry(x) * self._carry(y))
+
+    def negate(self, x):
+        """-x."""
+        return -self._carry(x)
+
+    def exp(self, x):
+        """exp(x)."""
+        return self._settle(jnp.exp(self._carry(x)))
+
+    def decay(self, dt, A):
+        """exp(dt A)."""
+        exponent = self._settle(self._carry(dt) * self._carry(A))
+        return self._settle(jnp.exp(exponent))
+
+    def softplus(self, x):
+        """log(1 + exp(x))."""
+        return self._settle(jax.nn.softplus(self._carry(x)))
+
+    def silu(self, x):
+        """x / (1 + exp(-x))."""
+        return self._settle(jax.nn.silu(self._carry(x)))
+
+    def matmul(self, x, weight):
+        """x W^T, the sum in fp64 and rounded once: within any accumulator's bound."""
+        product = jnp.matmul(
+            jnp.asarray(x, jnp.float64), weight.matrix.T, precision="highest"
+        )
+        return self._settle(self._carry(product))
+
+    def join(self, parts, axis=0):
+        """The parts one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return jnp.concatenate([self._carry(part) for part in parts], axis=axis)
+
+    def causal_conv(self, x, weight, bias):
+        """Bias first, then oldest tap first, each a fused multiply-add."""
+        seq = x.shape[0] - weight.shape[1] + 1
+        out = jnp.broadcast_to(self._carry(bias), (seq, x.shape[1]))
+        for tap in range(weight.shape[1]):
+            out = self._settle(out + x[tap : tap + seq] * self._carry(weight[:, tap]))
+        return out
+
+    def rms_normalise(self, x, epsilon):
+        """The mean in fp64, rounded once: within the depth of any reduction."""
+        wide = jnp.asarray(x, jnp.float64)
+        mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        scale = self._settle(jax.lax.rsqrt(self._carry(mean + epsilon)))
+        return self._settle(self._carry(x) * scale)
+
+    def initial_state(self, state):
+        """The state in fp64."""
+        return jnp.asarray(state, jnp.float64)
+
+    def contract(self, state, c, start=None):
+        """The state as the inner format holds it, times c, summed."""
+        held = self._settle(self._carry(state))
+        total = jnp.matmul(self._carry(c), held, precision="highest")
+        return self._settle(total if start is None else total + start)
+
+    def scan(self, body, state, inputs):
+        """`jax.lax.scan` of the body, one token at a time."""
+
+        def one(state, x):
+            inside = self._inside_scan()
+            state, output = body(inside, state, x)
+            return state, (output, inside.observed)
+
+        state, (outputs, observed) = jax.lax.scan(one, state, inputs)
+        for name, per_token in observed.items():
+            # blocks of channels: each token keeps its largest
+            seen = self.observed.get(name)
+            self.observed[name] = (
+                per_token if seen is None else jnp.maximum(seen, per_token)
+            )
+        return state, outputs

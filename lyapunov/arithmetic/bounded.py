@@ -1,0 +1,440 @@
+"""Values with certified errors: the interpreter behind T0, T1 and perturbation bounds.
+
+A value v carries e >= 0, elementwise, and n, the L2 norm over the last axis, such
+that every execution of the declared kind computes some v' with |v' - v| <= e and
+||v' - v|| <= n at every token. v is the exact result, computed in fp64.
+
+Sources: the standard model of floating-point arithmetic (Higham 2002, section 2.2)
+in Rump's ufp form for stores; running error analysis (Higham, section 3.3); for the
+scan, a lemma of our own that holds in every bracketing, see `advance`.
+
+All bounds are sums and products of nonnegative fp64 numbers, so their own rounding
+is a relative 2^-53 an operation; `SAFETY` covers eight million chained ones.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..formats import FormatNumbers, rounding_error_bound
+from ._interface import AbstractArithmetic
+
+
+# (1 + 2^-53)^(8e6) < 1 + 1e-9
+SAFETY = 1.0 + 1e-9
+
+# Products |W| e are formed elementwise up to this many weights; beyond it row norms
+# alone are used, which costs one reduction and is sound as well.
+ELEMENTWISE_LIMIT = 2**18
+
+# sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
+SILU_SLOPE = 1.0999
+SILU_CURVATURE = 0.5
+
+
+class RoundingModel(NamedTuple):
+    """What an execution promises about its inner arithmetic. All zero: none.
+
+    Relative errors are of the result; `*_argument` multiplies |argument| and stands
+    for a rounded product in front of the exponential (x log2(e)).
+    """
+
+    unit: Float[Array, ""]
+    """Unit roundoff of one inner operation."""
+    underflow: Float[Array, ""]
+    """Most that one inner operation loses to underflow (flush to zero)."""
+    accumulator_unit: Float[Array, ""]
+    """Unit of one addition inside a matrix product."""
+    exp_relative: Float[Array, ""]
+    exp_argument: Float[Array, ""]
+    softplus_relative: Float[Array, ""]
+    softplus_argument: Float[Array, ""]
+    softplus_absolute: Float[Array, ""]
+    silu_relative: Float[Array, ""]
+    silu_argument: Float[Array, ""]
+    rsqrt_relative: Float[Array, ""]
+
+    @classmethod
+    def none(cls) -> "RoundingModel":
+        """Exact arithmetic: what is bounded is then the inputs' error alone."""
+        return cls(*(jnp.zeros((), jnp.float64) for _ in cls._fields))
+
+
+class Bounded(eqx.Module):
+    """A value with its elementwise error and the L2 norm of that error."""
+
+    value: Float[Array, "*shape"]
+    error: Float[Array, "*shape"]
+    norm: Float[Array, "*tokens"]
+
+    def __init__(self, value, error, norm=None):
+        own = jnp.linalg.norm(error, axis=-1)
+        self.value = value
+        self.error = error
+        self.norm = own if norm is None else jnp.minimum(norm, own)
+
+    def __getitem__(self, index) -> "Bounded":
+        # A slice of the last axis keeps the norm as a bound: a part is no longer
+        # than the whole. Any other indexing starts from the elementwise error.
+        keeps = (
+            isinstance(index, tuple)
+            and len(index) == 2
+            and index[0] is Ellipsis
+            and isinstance(index[1], slice)
+        )
+        return Bounded(
+            self.value[index], self.error[index], self.norm if keeps else None
+        )
+
+    @property
+    def shape(self):
+        """Shape of the value."""
+        return self.value.shape
+
+    @property
+    def magnitude(self) -> Float[Array, "*shape"]:
+        """The largest magnitude that an execution can have here."""
+        return jnp.abs(self.value) + self.error
+
+
+class BoundedState(eqx.Module):
+    """The state of a linear recurrence inside a scan; see `advance`."""
+
+    value: Float[Array, "*state"]
+    excess: Float[Array, "*state"]
+    """p + Q: what came in through a and b, and the products of the scan lemma."""
+    magnitude: Float[Array, "*state"]
+    """P, the scan of magnitudes."""
+
+    def __getitem__(self, index) -> "BoundedState":
+        return BoundedState(
+            self.value[index], self.excess[index], self.magnitude[index]
+        )
+
+
+def constant(x) -> Bounded:
+    """A value that every execution has exactly."""
+    x = jnp.asarray(x, jnp.float64)
+    return Bounded(x, jnp.zeros_like(x))
+
+
+class BoundedArithmetic(AbstractArithmetic):
+    """Interpret a flow with certified errors.
+
+    **Arguments:**
+
+    - `sites`: the format of each stored site.
+    - `model`: the inner arithmetic.
+    - `accumulation_depth`: terms of a matrix product -> most additions that a term
+      goes through.
+    - `reduction_depth`: the same for a norm's sum.
+    - `scan_depth`: most additions that a term of the scan goes through, over the
+      whole sequence.
+    - `anchors`: stored tensors of a trace. Where a site has one, the bound of the
+      operation that ends there is put into `records` and the flow goes on from the
+      trace's own value without error: this is T0.
+    """
+
+    channel_block = 512
+
+    def __init__(
+        self,
+        sites: dict[str, FormatNumbers],
+        model: RoundingModel,
+        *,
+        accumulation_depth=lambda terms: terms,
+        reduction_depth=lambda terms: terms,
+        scan_depth: int = 0,
+        anchors: dict[str, Float[Array, "..."]] | None = None,
+        in_scan: bool = False,
+    ):
+        self.records = {}
+        self.observed = {}
+        self._sites = sites
+        self._model = model
+        self._accumulation_depth = accumulation_depth
+        self._reduction_depth = reduction_depth
+        self._scan_depth = scan_depth
+        self._anchors = anchors or {}
+        self._in_scan = in_scan
+
+    # ---- stores
+
+    def stores(self, site):
+        """Whether the execution names this site."""
+        return site in self._sites
+
+    def store(self, site, x):
+        """Add the rounding to the site's format."""
+        if site not in self._sites:
+            return x
+        if isinstance(x, BoundedState):
+            return self._store_state(x, self._sites[site])
+        x = _lift(x)
+        rounding = rounding_error_bound(x.magnitude, self._sites[site])
+        stored = Bounded(
+            x.value,
+            (x.error + rounding) * SAFETY,
+            (x.norm + jnp.linalg.norm(rounding, axis=-1)) * SAFETY,
+        )
+        if self._in_scan or site not in self._anchors:
+            return stored
+        self.records[site] = stored
+        return constant(self._anchors[site])
+
+    def _store_state(self, x: BoundedState, numbers) -> BoundedState:
+        error = x.excess + self._scan_rounding(x)
+        error = error + rounding_error_bound(jnp.abs(x.value) + error, numbers)
+        # What follows starts from one stored number: its additions count anew.
+        return BoundedState(x.value, error, jnp.abs(x.value) + error)
+
+    # ---- one rounding an operation
+
+    def _settle(self, value, error, norm=None) -> Bounded:
+        unit, underflow = self._model.unit, self._model.underflow
+        rounding = unit * (jnp.abs(value) + error) + underflow
+        if norm is not None:
+            norm = norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(value, error + rounding, norm)
+
+    def _relative(self, value, error, relative) -> Bounded:
+        """A function evaluated with a relative error on top of the propagated one."""
+        rounding = relative * (jnp.abs(value) + error) + self._model.underflow
+        return Bounded(value, error + rounding)
+
+    def add(self, x, y):
+        """x + y."""
+        x, y = _lift(x), _lift(y)
+        same = x.value.shape == y.value.shape
+        norm = x.norm + y.norm if same else None
+        return self._settle(x.value + y.value, x.error + y.error, norm)
+
+    def multiply(self, x, y):
+        """x y."""
+        x, y = _lift(x), _lift(y)
+        error = (
+            jnp.abs(x.value) * y.error + jnp.abs(y.value) * x.error + x.error * y.error
+        )
+        return self._settle(x.value * y.value, error)
+
+    def negate(self, x):
+        """-x."""
+        x = _lift(x)
+        return Bounded(-x.value, x.error, x.norm)
+
+    # ---- functions
+
+    def exp(self, x):
+        """|exp(v') - exp(v)| <= exp(v) expm1(e), then the declared error."""
+        x = _lift(x)
+        value = jnp.exp(x.value)
+        relative = self._model.exp_relative + self._model.exp_argument * x.magnitude
+        return self._relative(value, value * jnp.expm1(x.error), relative)
+
+    def decay(self, dt, A):
+        """exp(dt A), at most 1 in every execution since its argument is <= 0.
+
+        expm1(e) <= e (1 + e) for e <= 1; beyond that the trivial bound 1 is used.
+        """
+        dt, A = _lift(dt), _lift(A)
+        exponent = dt.value * A.value
+        value = jnp.exp(exponent)
+        size = jnp.abs(A.value) + A.error
+        error = jnp.abs(A.value) * dt.error + dt.magnitude * (
+            A.error + (self._model.unit + self._model.exp_argument) * size
+        )
+        spread = error * (1.0 + error)
+        relative = self._model.exp_relative
+        total = value * (spread + relative * (1.0 + spread)) + self._model.underflow
+        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(total, 1.0), 1.0))
+
+    def softplus(self, x):
+        """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
+        x = _lift(x)
+        value = jax.nn.softplus(x.value)
+        model = self._model
+        error = jax.nn.sigmoid(x.value + x.error) * x.error
+        # |d softplus| = sigmoid |d x| and sigmoid <= softplus / log 2 below 0: the
+        # rounded product inside exp() costs argument |x| sigmoid(x).
+        size = x.magnitude
+        argument = model.softplus_argument * size * jax.nn.sigmoid(x.value + x.error)
+        settled = self._relative(value, error, model.softplus_relative)
+        return Bounded(value, settled.error + argument + model.softplus_absolute)
+
+    def silu(self, x):
+        """The smaller of slope and curvature at v, and the global slope."""
+        x = _lift(x)
+        value = jax.nn.silu(x.value)
+        sigmoid = jax.nn.sigmoid(x.value)
+        slope = jnp.abs(sigmoid * (1.0 + x.value * (1.0 - sigmoid)))
+        error = jnp.minimum(
+            slope * x.error + SILU_CURVATURE / 2 * x.error**2,
+            SILU_SLOPE * x.error,
+        )
+        relative = self._model.silu_relative + self._model.silu_argument * x.magnitude
+        settled = self._relative(value, error, relative)
+        # div.approx returns 0 for denominators beyond 2^126, where |silu| < 2^-119.
+        return Bounded(value, settled.error + 128.0 * self._model.underflow)
+
+    def rms_normalise(self, x, epsilon):
+        """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
+
+        Elementwise e / r_lo + |v| dr / (r r_lo); in L2 at most n / r_lo, because
+        the Jacobian of x / r has norm at most 1 / r.
+        """
+        x = _lift(x)
+        size = x.shape[-1]
+        radius = jnp.sqrt(jnp.mean(x.value**2, axis=-1, keepdims=True) + epsilon)
+        spread = (x.norm / size**0.5)[..., None]
+        low = jnp.maximum(radius - spread, epsilon**0.5)
+        value = x.value / radius
+        error = x.error / low + jnp.abs(x.value) * spread / (radius * low)
+        norm = x.norm / low[..., 0]
+        # A relative error d of the mean (its squares, its sum, its division, epsilon
+        # added) is d/2 of the root, to first order; d of it is counted.
+        unit = self._model.unit
+        depth = self._reduction_depth(size) + 3
+        relative = jnp.expm1(depth * unit) + self._model.rsqrt_relative + unit
+        rounding = relative * (jnp.abs(value) + error) + self._model.underflow
+        norm = norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
+
+    # ---- sums
+
+    def matmul(self, x, weight):
+        """Smaller of elementwise sums, row norms and the operator norm.
+
+        |dy_i| <= |W_i| e and <= ||W_i|| n; ||dy|| <= ||W|| n. The sum itself: depth
+        additions of unit u on terms whose magnitudes add up to at most
+        ||W_i|| (||v|| + n).
+        """
+        x = _lift(x)
+        matrix = weight.matrix
+        rows = jnp.linalg.norm(matrix, axis=-1)
+        terms = matrix.shape[-1]
+        depth = self._accumulation_depth(terms)
+        growth = jnp.expm1(depth * self._model.accumulator_unit)
+        length = jnp.linalg.norm(x.value, axis=-1) + x.norm
+        summing = growth * rows * length[..., None] + terms * self._model.underflow
+        error = rows * x.norm[..., None]
+        if matrix.size <= ELEMENTWISE_LIMIT:
+            error = jnp.minimum(error, x.error @ jnp.abs(matrix).T)
+        value = jnp.matmul(x.value, matrix.T, precision="highest")
+        # an unknown operator norm is inf, and inf times an error of 0 is no number
+        by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
+        through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        settled = self._settle(value, (error + summing) * SAFETY)
+        own = jnp.linalg.norm(settled.error - error, axis=-1)
+        return Bounded(value, settled.error, (through + own) * SAFETY)
+
+    def join(self, parts, axis=0):
+        """The parts one after another."""
+        if len(parts) == 1:
+            return _lift(parts[0])
+        lifted = [_lift(part) for part in parts]
+        norm = None if axis else jnp.concatenate([part.norm for part in lifted])
+        return Bounded(
+            jnp.concatenate([part.value for part in lifted], axis=axis),
+            jnp.concatenate([part.error for part in lifted], axis=axis),
+            norm,
+        )
+
+    def causal_conv(self, x, weight, bias):
+        """Four taps and a bias, in any order: width + 1 roundings a term at most."""
+        x, weight, bias = _lift(x), _lift(weight), _lift(bias)
+        taps = weight.shape[1]
+        seq = x.shape[0] - taps + 1
+        value = jnp.broadcast_to(bias.value, (seq, *bias.shape))
+        error = jnp.broadcast_to(bias.error, value.shape)
+        size = jnp.abs(value) + error
+        for tap in range(taps):
+            v, e = x.value[tap : tap + seq], x.error[tap : tap + seq]
+            w, d = weight.value[:, tap], weight.error[:, tap]
+            value = value + v * w
+            error = error + jnp.abs(v) * d + jnp.abs(w) * e + e * d
+            size = size + (jnp.abs(v) + e) * (jnp.abs(w) + d)
+        growth = jnp.expm1((taps + 1) * self._model.unit)
+        underflow = (2 * taps) * self._model.underflow
+        return Bounded(value, (error + growth * size + underflow) * SAFETY)
+
+    def contract(self, state, c, start=None):
+        """start + c state: at most terms + 1 roundings a term, any order."""
+        state, c = _lift(self._finish(state)), _lift(c)
+        terms = state.shape[0]
+        growth = jnp.expm1((terms + 1) * self._model.unit)
+        value = c.value @ state.value
+        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
+        size_c = jnp.abs(c.value) + c.error
+        error = ((1.0 + growth) * size_c) @ state.error + (
+            growth * size_c + c.error
+        ) @ jnp.abs(state.value)
+        if start is not None:
+            start = _lift(start)
+            value = value + start.value
+            error = error + start.error + growth * start.magnitude
+        underflow = 2 * (terms + 1) * self._model.underflow
+        return Bounded(value, (error + underflow) * SAFETY)
+
+    # ---- recurrences
+
+    def initial_state(self, state):
+        """An exact or bounded initial state."""
+        state = _lift(state)
+        return BoundedState(state.value, state.error, state.magnitude)
+
+    def advance(self, state, a, b):
+        r"""One step of $h_t = a_t h_{t-1} + b_t$, for every bracketing of the scan.
+
+        Propagated: $p_t = \hat a_t p_{t-1} + e_{a,t} |h_{t-1}| + e_{b,t}$ with
+        $\hat a = a + e_a$. Rounding (scan lemma): in any bracketing term s takes part
+        in t - s multiplications and at most D additions, so
+        $|\delta h_t| \le (1+u)^D P_t - S_t$ with $P = scan(\hat a (1+u), |b| + e_b)$
+        and $S = scan(\hat a, |b| + e_b)$. $Q = P - S$ is advanced without
+        cancellation, $Q_t = \hat a_t (Q_{t-1} + u P_{t-1})$; p and Q share their
+        decay, so `excess` holds p + Q.
+        """
+        a, b = _lift(a), _lift(b)
+        unit, underflow = self._model.unit, self._model.underflow
+        # a comes from `decay`: at most 1 in every execution
+        high = jnp.minimum(a.value + a.error, 1.0)
+        flushed = underflow * (2.0 + state.magnitude)
+        excess = (
+            high * (state.excess + unit * state.magnitude)
+            + a.error * jnp.abs(state.value)
+            + (b.error + flushed)
+        )
+        magnitude = high * (1.0 + unit) * state.magnitude + b.magnitude
+        return BoundedState(a.value * state.value + b.value, excess, magnitude)
+
+    def _scan_rounding(self, state: BoundedState):
+        return jnp.expm1((self._scan_depth + 1) * self._model.unit) * state.magnitude
+
+    def _finish(self, state):
+        if not isinstance(state, BoundedState):
+            return state
+        error = state.excess + self._scan_rounding(state)
+        return Bounded(state.value, error * SAFETY)
+
+    def scan(self, body, state, inputs):
+        """`jax.lax.scan` of the body with its errors, one token at a time."""
+
+        def one(state, x):
+            inside = BoundedArithmetic(
+                self._sites,
+                self._model,
+                accumulation_depth=self._accumulation_depth,
+                reduction_depth=self._reduction_depth,
+                scan_depth=self._scan_depth,
+                in_scan=True,
+            )
+            return body(inside, state, x)
+
+        state, outputs = jax.lax.scan(one, state, inputs)
+        return self._finish(state), outputs
+
+
+def _lift(x) -> Bounded:
+    return x if isinstance(x, Bounded) else constant(x)

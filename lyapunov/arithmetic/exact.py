@@ -1,0 +1,60 @@
+"""fp64 without rounding sites: the reference, up to its own 2^-53."""
+
+import jax.numpy as jnp
+
+from ..formats import unit_in_first_place
+from ._interface import AbstractJaxArithmetic
+
+
+class Exact(AbstractJaxArithmetic):
+    """Every operation in fp64; a store changes nothing.
+
+    Tensors that the flow shows with `observe` are kept whole outside a scan; inside
+    one, their largest magnitude at each token is.
+
+    **Arguments:**
+
+    - `state_units`: unit roundoffs u of state formats. Inside a scan the share of
+      updates b with 0 < |b| <= u ufp(h), too small to move a state h held in that
+      format, is observed for each as `stagnation`.
+    """
+
+    def __init__(self, *, state_units: tuple[float, ...] = (), in_scan: bool = False):
+        self.records = {}
+        self.observed = {}
+        self._state_units = state_units
+        self._in_scan = in_scan
+
+    def stores(self, site):
+        """Never: nothing is rounded on the way."""
+        return False
+
+    def store(self, site, x):
+        """`x` itself."""
+        return x
+
+    def observe(self, name, x):
+        """Keep the value, or inside a scan its largest magnitude."""
+        self.observed[name] = jnp.max(jnp.abs(x)) if self._in_scan else x
+
+    def advance(self, state, a, b):
+        """a state + b."""
+        after = a * state + b
+        if self._state_units:
+            place, size = unit_in_first_place(after), jnp.abs(b)
+            self.observed["stagnation"] = jnp.stack(
+                [
+                    jnp.mean((size > 0) & (size <= unit * place))
+                    for unit in self._state_units
+                ]
+            )
+        return after
+
+    def _settle(self, x):
+        return x
+
+    def _carry(self, x):
+        return jnp.asarray(x, jnp.float64)
+
+    def _inside_scan(self):
+        return Exact(state_units=self._state_units, in_scan=True)

@@ -1,0 +1,71 @@
+"""A format at every stored site: the emulator.
+
+Casts and elementwise operations of IEEE formats are the hardware's own, bit for bit
+on identical inputs. Where an implementation leaves the order of a sum or the last
+bits of an exponential open, the emulator is one member of the declared set.
+"""
+
+import jax.numpy as jnp
+
+from ..formats import FormatNumbers, round_to
+from ._interface import AbstractJaxArithmetic
+
+
+class Rounded(AbstractJaxArithmetic):
+    """Emulate an execution.
+
+    **Arguments:**
+
+    - `sites`: the format of each stored site. A site that is not named keeps its
+      value in the inner format.
+    - `inner`: None for fp32, which runs natively (CPU XLA flushes fp32 subnormals,
+      as the CUDA kernels do); otherwise the numbers of a format, and every operation
+      is done in fp64 and rounded to it.
+
+    `records` gets every stored tensor outside scans, as fp64.
+    """
+
+    def __init__(
+        self,
+        sites: dict[str, FormatNumbers],
+        inner: FormatNumbers | None = None,
+        *,
+        in_scan: bool = False,
+    ):
+        self.records = {}
+        self.observed = {}
+        self._sites = sites
+        self._inner = inner
+        self._in_scan = in_scan
+
+    def stores(self, site):
+        """Whether the execution names this site."""
+        return site in self._sites
+
+    def store(self, site, x):
+        """Round to the site's format."""
+        if site not in self._sites:
+            return x
+        stored = round_to(jnp.asarray(x, jnp.float64), self._sites[site])
+        if self._in_scan:
+            return stored
+        self.records[site] = stored
+        return self._carry(stored)
+
+    def _settle(self, x):
+        return x if self._inner is None else round_to(x, self._inner)
+
+    def advance(self, state, a, b):
+        """a state + b; around a native fp32 the state keeps fp64 between stores.
+
+        A parallel scan has fewer additions on a term's way than a sequential one, so
+        rounding to fp32 at every token would leave the declared depth.
+        """
+        after = jnp.asarray(a, jnp.float64) * state + b
+        return after if self._inner is None else round_to(after, self._inner)
+
+    def _carry(self, x):
+        return jnp.asarray(x, jnp.float32 if self._inner is None else jnp.float64)
+
+    def _inside_scan(self):
+        return Rounded(self._sites, self._inner, in_scan=True)

@@ -1,0 +1,1 @@
+"""How far rounding, rounded weights and perturbations can move a network."""

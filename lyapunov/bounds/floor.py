@@ -1,0 +1,87 @@
+"""What no bound that treats roundings as free could beat.
+
+A bound for every rounding of the declared sites must cover the worst choice of their
+signs. Searching for a bad choice gives a lower limit of any such bound: where it is
+close to the bound, tightening the rules gains nothing more.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..arithmetic import Exact, Perturbed
+from ..executions import Execution
+from ..flows.residual import sublayer
+from ..formats import rounding_error_bound
+
+
+# Tokens of the first sequence that the search looks at; a prefix is self-contained.
+FLOOR_TOKENS = 256
+# Each iteration is a forward and a backward; the third moves the result by < 2 %.
+ITERATIONS = 3
+
+
+def floor_l2(execution: Execution, flow, record, parameters, original, start):
+    """The largest L2 distance found by choosing the signs of the roundings.
+
+    Every stored tensor is moved by its rounding bound, with signs that follow the
+    gradient of the distance (a power iteration in the max-norm ball).
+
+    **Arguments:** as for `bounds.local.local_bounds`.
+
+    **Returns:** the distance found and the execution's measured one, both from exact
+    arithmetic with the checkpoint's own weights, over the first sequence's leading
+    tokens.
+    """
+    tokens = min(FLOOR_TOKENS, record.residual.shape[1])
+    sites = {
+        name: numbers
+        for name, numbers in execution.site_numbers().items()
+        if name in record.stored and name != "residual"
+    }
+    return _floor(
+        flow,
+        sites,
+        record.residual[0, :tokens],
+        record.hidden[0, :tokens],
+        record.output[0, :tokens],
+        parameters,
+        parameters if original is None else original,
+        start,
+    )
+
+
+@eqx.filter_jit
+def _floor(flow, sites, residual, hidden, output, parameters, original, start):
+    def run(offsets):
+        at = Perturbed(offsets)
+        result = sublayer(at, flow, residual, hidden, parameters, start)[1]
+        return result, at.records
+
+    # The shapes of the stored tensors come from a run that is only traced.
+    shapes = jax.eval_shape(lambda: run({name: jnp.zeros(()) for name in sites}))[1]
+    zero = {name: jnp.zeros(shape.shape) for name, shape in shapes.items()}
+    _, pull, values = jax.vjp(run, zero, has_aux=True)
+    exact = sublayer(Exact(), flow, residual, hidden, original, start)[1]
+    size = {
+        name: rounding_error_bound(jnp.abs(values[name]), sites[name]) for name in sites
+    }
+    size = {name: jnp.where(jnp.isfinite(s), s, 0.0) for name, s in size.items()}
+
+    def distance(offsets):
+        return run(offsets)[0] - exact
+
+    def improve(_, offsets):
+        (gradient,) = pull(distance(offsets))
+        return {
+            name: jnp.where(gradient[name] < 0, -size[name], size[name])
+            for name in sites
+        }
+
+    keys = jax.random.split(jax.random.key(0), len(sites))
+    offsets = {
+        name: size[name] * jax.random.rademacher(key, size[name].shape, jnp.float64)
+        for name, key in zip(sorted(sites), keys, strict=True)
+    }
+    offsets = jax.lax.fori_loop(0, ITERATIONS, improve, offsets)
+    return jnp.linalg.norm(distance(offsets)), jnp.linalg.norm(output - exact)

@@ -1,0 +1,188 @@
+"""T0 and T1: certified bounds within one sublayer, compared with what was measured.
+
+T0 (op-local): the operation that ends in a stored tensor, on the stored tensors that
+the execution itself fed into it. T1 (sublayer-local): the sublayer's output on the
+execution's own input, against the checkpoint's weights in exact arithmetic. Rounded
+weights are a term of their own: their effect on that input is computed, not bounded,
+and added to the bound of the roundings on the way.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
+from ..executions import Execution
+from ..flows.residual import sublayer
+from .operator_norm import operator_norm_bound
+
+
+def reference_share(seq: int) -> float:
+    """The reference's own error as a share of any bound of an fp32 execution.
+
+    The reference follows the same rules with a unit 2^-29 times fp32's. The rules are
+    sums of products with nonnegative coefficients and no constant term in the units,
+    so they shrink at least as fast; only the additions on a term's way through the
+    scan are more, `seq` where a kernel may have as few as one, and its exp is good to
+    4 ulp where a kernel may promise one half.
+    """
+    return 2.0**-29 * (seq + 8)
+
+
+class Comparison(NamedTuple):
+    """A tensor of an execution against its bound. Sums over the last axis."""
+
+    measured_square: Float[Array, "batch seq"]
+    bound_square: Float[Array, "batch seq"]
+    measured_max: Float[Array, ""]
+    violations: Int[Array, ""]
+    total: int
+    first: Int[Array, ""]
+    """Flat index (batch, seq, channel) of the first violation; -1 without any."""
+    measured_first: Float[Array, ""]
+    bound_first: Float[Array, ""]
+    non_finite: Int[Array, ""]
+    largest: Float[Array, ""]
+    """Largest finite magnitude of the execution's tensor."""
+
+
+def compare(
+    measured: Float[Array, "batch seq channels"], against: Bounded
+) -> Comparison:
+    """Hold a tensor of an execution to its bound, element by element.
+
+    An element violates when its distance exceeds the bound plus the reference's own
+    error; a measured inf or NaN under a finite bound violates.
+    """
+    distance = jnp.abs(measured - against.value)
+    limit = against.error * (1.0 + reference_share(measured.shape[1]))
+    violated: Bool[Array, "batch seq channels"] = ~(distance <= limit) & jnp.isfinite(
+        limit
+    )
+    flat = violated.reshape(-1)
+    count = jnp.sum(flat)
+    first = jnp.where(count > 0, jnp.argmax(flat), -1)
+    finite = jnp.isfinite(measured)
+    return Comparison(
+        measured_square=jnp.sum(distance**2, axis=-1),
+        bound_square=against.norm**2,
+        measured_max=jnp.max(distance),
+        violations=count,
+        total=measured.size,
+        first=first,
+        measured_first=distance.reshape(-1)[first],
+        bound_first=against.error.reshape(-1)[first],
+        non_finite=jnp.sum(~finite),
+        largest=jnp.max(jnp.where(finite, jnp.abs(measured), 0.0)),
+    )
+
+
+class LocalBounds(NamedTuple):
+    """Both tiers for one sublayer of one execution."""
+
+    t0: dict[str, Comparison]
+    t1: Comparison
+    weights_square: Float[Array, "batch seq"]
+    """Squared L2 of what rounding the weights alone does to the output."""
+
+
+def local_bounds(
+    execution: Execution, flow, record, parameters, original, start
+) -> LocalBounds:
+    """T0 for every stored tensor of the record, T1 for its output.
+
+    **Arguments:**
+
+    - `record`: a `SublayerRecord` of the execution.
+    - `parameters`: as the execution holds them, with operator norms if known.
+    - `original`: the checkpoint's own, or None where they are the same.
+    """
+    seq = record.residual.shape[1]
+    return _local_bounds(
+        flow,
+        _Interpreter(execution, seq),
+        execution.site_numbers(),
+        execution.constants.model(),
+        record.residual,
+        record.hidden,
+        record.output,
+        record.stored,
+        parameters,
+        original,
+        start,
+    )
+
+
+class _Interpreter:
+    """Makes bounding interpreters; equal for executions that share their depths."""
+
+    def __init__(self, execution: Execution, seq: int):
+        self._execution = execution
+        self._key = (execution.depths, seq)
+
+    def __call__(self, sites, model, anchors=None) -> BoundedArithmetic:
+        return self._execution.bounded(self._key[1], sites, model, anchors)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Interpreter) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@eqx.filter_jit
+def _local_bounds(
+    flow,
+    interpreter: _Interpreter,
+    sites: dict,
+    model: RoundingModel,
+    residual,
+    hidden,
+    output,
+    stored: dict,
+    parameters,
+    original,
+    start,
+) -> LocalBounds:
+    def t1(residual, hidden):
+        at = interpreter(sites, model)
+        return sublayer(at, flow, residual, hidden, parameters, start)[1]
+
+    def t0(residual, hidden, stored):
+        at = interpreter(sites, model, stored)
+        sublayer(at, flow, residual, hidden, parameters, start)
+        return at.records
+
+    def exact(residual, hidden):
+        return sublayer(Exact(), flow, residual, hidden, original, start)[1]
+
+    bounded = jax.vmap(t1)(residual, hidden)
+    if original is None:
+        weights_square = jnp.zeros(bounded.norm.shape)
+    else:
+        reference = jax.vmap(exact)(residual, hidden)
+        shift = jnp.abs(bounded.value - reference)
+        length = jnp.linalg.norm(shift, axis=-1)
+        weights_square = length**2
+        bounded = Bounded(reference, bounded.error + shift, bounded.norm + length)
+    tensors = jax.vmap(t0)(residual, hidden, stored) if stored else {}
+    return LocalBounds(
+        t0={name: compare(stored[name], tensors[name]) for name in tensors},
+        t1=compare(output, bounded),
+        weights_square=weights_square,
+    )
+
+
+def with_operator_norms(parameters, names=("x_proj", "dt_proj", "out_proj")):
+    """The parameters with certified operator norms for the named projections."""
+    for name in names:
+        weight = getattr(parameters, name)
+        norm = operator_norm_bound(np.asarray(weight.matrix))
+        parameters = eqx.tree_at(
+            lambda p, n=name: getattr(p, n), parameters, Weight(weight.matrix, norm)
+        )
+    return parameters

@@ -1,0 +1,113 @@
+"""An execution as data: formats of the stored sites, constants of what is between."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ..arithmetic import BoundedArithmetic, Rounded, RoundingModel
+from ..formats import FP32, Format
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerConstants:
+    """What the arithmetic between two stores promises. Relative errors.
+
+    `*_argument` multiplies |argument| and stands for the rounded product by log2(e)
+    in front of a base-2 exponential.
+    """
+
+    unit: float
+    underflow: float
+    accumulator_unit: float
+    exp_relative: float
+    exp_argument: float
+    softplus_relative: float
+    softplus_argument: float
+    softplus_absolute: float
+    silu_relative: float
+    silu_argument: float
+    rsqrt_relative: float
+
+    def model(self) -> RoundingModel:
+        """The constants as scalars that can be traced (needs 64-bit JAX)."""
+        values = dataclasses.asdict(self)
+        return RoundingModel(
+            **{name: jnp.asarray(v, jnp.float64) for name, v in values.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths:
+    """How many additions a term goes through at most, by the number of terms."""
+
+    accumulation: Callable[[int], int]
+    """Matrix products."""
+    reduction: Callable[[int], int]
+    """Norms."""
+    scan: Callable[[int], int]
+    """The scan over a sequence of that many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """A flow with a format at every site and the constants it promises."""
+
+    name: str
+    """For people: 'mamba_ssm prefill, bf16'."""
+    implementation: str
+    mode: str
+    precision: str
+    state_precision: str
+    sites: dict[str, Format]
+    """Stored sites; what is not named stays in fp32 registers."""
+    parameters: dict[str, Format]
+    """Format of each parameter group; `default` for the ones not named."""
+    constants: InnerConstants
+    depths: Depths
+    assumptions: tuple[str, ...]
+
+    def parameter_format(self, name: str) -> Format:
+        """The format that a parameter is held in."""
+        return self.parameters.get(name, self.parameters["default"])
+
+    def rounded(self, sites=None) -> Rounded:
+        """The emulator of this execution."""
+        return Rounded(self.site_numbers() if sites is None else sites)
+
+    def site_numbers(self) -> dict:
+        """Numbers of the formats of all stored sites."""
+        return {name: f.numbers() for name, f in self.sites.items()}
+
+    def bounded(self, seq: int, sites, model, anchors=None) -> BoundedArithmetic:
+        """The interpreter that bounds this execution over `seq` tokens."""
+        return BoundedArithmetic(
+            sites,
+            model,
+            accumulation_depth=self.depths.accumulation,
+            reduction_depth=self.depths.reduction,
+            scan_depth=self.depths.scan(seq),
+            anchors=anchors,
+        )
+
+
+def any_order(terms: int) -> int:
+    """Any bracketing of a sum: a term goes through at most so many additions."""
+    return terms
+
+
+def parse_precision(precision: str) -> tuple[str, bool]:
+    """`bf16` or `bf16-cast`: (format name, whether every parameter is cast)."""
+    name, _, variant = precision.partition("-")
+    return name, variant == "cast"
+
+
+def assume_formats(sites: dict[str, Format], parameters: dict[str, Format]) -> str:
+    """One line for the report that says what is held in which format."""
+    stored = sorted({f.name for f in sites.values()}) or [FP32.name]
+    kept = sorted(k for k, f in parameters.items() if f is FP32 and k != "default")
+    text = (
+        f"tensors written to memory are rounded to {', '.join(stored)}, to nearest "
+        f"even; parameters are held in {parameters['default'].name}"
+    )
+    return text + (f", {', '.join(kept)} in fp32" if kept else "")

@@ -1,0 +1,1 @@
+"""What implementations compute, in their order, with every stored tensor named."""

@@ -1,0 +1,162 @@
+"""Floating-point formats, and rounding fp64 values to them, to nearest even.
+
+A `Format` is data about a format; its `numbers()` are arrays, so that one compiled
+function serves every format of the same role.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ._errors import UsageError
+
+
+class FormatNumbers(NamedTuple):
+    """The numbers of a format, as scalars that can be traced."""
+
+    shift: Int[Array, ""]
+    """Bits of an fp64 significand that the format drops."""
+    unit: Float[Array, ""]
+    """Unit roundoff u: |round(x) - x| <= u |x| for normal x."""
+    smallest_normal: Float[Array, ""]
+    smallest: Float[Array, ""]
+    """Spacing of the subnormals."""
+    largest: Float[Array, ""]
+    overflow: Float[Array, ""]
+    """What a value beyond the largest becomes: inf or NaN."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A binary floating-point format.
+
+    `significand_bits` counts the hidden bit; `min_exponent` is the exponent of the
+    smallest normal number; `overflow` is what a value beyond the largest becomes.
+    """
+
+    name: str
+    significand_bits: int
+    min_exponent: int
+    largest: float
+    overflow: float = float("inf")
+
+    @property
+    def unit_roundoff(self) -> float:
+        """u = 2^-p for p significand bits."""
+        return 2.0**-self.significand_bits
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest normal number."""
+        return 2.0**self.min_exponent
+
+    @property
+    def smallest(self) -> float:
+        """The smallest subnormal number."""
+        return 2.0 ** (self.min_exponent - self.significand_bits + 1)
+
+    @property
+    def is_reduced(self) -> bool:
+        """True for the formats of at most 16 bits."""
+        return self.significand_bits <= 11 and self.name != "tf32"
+
+    def decay_rounds_to_one_below(self) -> float:
+        """The largest d such that exp(-d) rounds to 1 in this format.
+
+        Below 1 the spacing is u, so every value from 1 - u/2 up rounds to 1 (the tie
+        goes to 1, whose last bit is even): d = -log(1 - u/2).
+        """
+        import math
+
+        return -math.log1p(-self.unit_roundoff / 2)
+
+    def numbers(self) -> FormatNumbers:
+        """The numbers as scalars (needs 64-bit JAX)."""
+        return FormatNumbers(
+            shift=jnp.asarray(53 - self.significand_bits, jnp.int64),
+            unit=jnp.asarray(self.unit_roundoff, jnp.float64),
+            smallest_normal=jnp.asarray(self.smallest_normal, jnp.float64),
+            smallest=jnp.asarray(self.smallest, jnp.float64),
+            largest=jnp.asarray(self.largest, jnp.float64),
+            overflow=jnp.asarray(self.overflow, jnp.float64),
+        )
+
+
+# fp8: the OCP formats as ml_dtypes names them (e4m3fn has no infinity).
+FP64 = Format("fp64", 53, -1022, 1.7976931348623157e308)
+FP32 = Format("fp32", 24, -126, 3.4028234663852886e38)
+TF32 = Format("tf32", 11, -126, 3.4011621342146535e38)
+BF16 = Format("bf16", 8, -126, 3.3895313892515355e38)
+FP16 = Format("fp16", 11, -14, 65504.0)
+FP8_E4M3 = Format("fp8_e4m3", 4, -6, 448.0, overflow=float("nan"))
+FP8_E5M2 = Format("fp8_e5m2", 3, -14, 57344.0)
+
+FORMATS = {f.name: f for f in (FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2)}
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    **Raises:** `UsageError` that lists the names.
+    """
+    if name not in FORMATS:
+        raise UsageError(
+            f"unknown format {name!r}", hint=f"one of {', '.join(FORMATS)}"
+        )
+    return FORMATS[name]
+
+
+def unit_in_first_place(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ufp(x) = 2^floor(log2 |x|), and 0 at 0 (Rump, Ogita, Oishi 2008).
+
+    |round(x) - x| <= u ufp(x) for normal x: up to twice sharper than u |x|.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float64), jnp.int64)
+    return jax.lax.bitcast_convert_type(
+        bits & jnp.int64(0x7FF0000000000000), jnp.float64
+    )
+
+
+def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..."]:
+    """Round fp64 values to the format, to nearest, ties to even.
+
+    Subnormals of the target are kept; beyond the largest value IEEE formats give
+    inf and fp8_e4m3 gives NaN. Bit-identical to the casts of ml_dtypes from fp32 (from fp64 those go
+    through fp32 and round twice).
+    """
+    x = jnp.asarray(x, jnp.float64)
+    bits = jax.lax.bitcast_convert_type(x, jnp.int64)
+    shift = numbers.shift
+    one = jnp.int64(1)
+    last = (bits >> shift) & one
+    half = jnp.where(shift > 0, (one << jnp.maximum(shift - 1, 0)) - 1 + last, 0)
+    normal = jax.lax.bitcast_convert_type(
+        (bits + half) & ~((one << shift) - 1), jnp.float64
+    )
+    # Scaling by a power of two is exact, and round is half to even.
+    subnormal = jnp.round(x / numbers.smallest) * numbers.smallest
+    rounded = jnp.where(jnp.abs(x) < numbers.smallest_normal, subnormal, normal)
+    rounded = jnp.where(
+        jnp.abs(rounded) > numbers.largest,
+        jnp.copysign(numbers.overflow, x),
+        rounded,
+    )
+    # A NaN whose payload was cut would read as inf; fp64 itself is left alone.
+    return jnp.where(jnp.isnan(x) | (shift == 0), x, rounded)
+
+
+def rounding_error_bound(
+    magnitude: Float[Array, "..."], numbers: FormatNumbers
+) -> Float[Array, "..."]:
+    """The most that rounding moves any value of at most this magnitude.
+
+    u ufp(m) for normal m; half the subnormal spacing below; inf where the value may
+    overflow, since then no finite bound holds.
+    """
+    error = jnp.maximum(
+        numbers.unit * unit_in_first_place(magnitude), numbers.smallest / 2
+    )
+    return jnp.where(magnitude > numbers.largest, jnp.inf, error)

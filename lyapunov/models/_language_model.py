@@ -1,0 +1,180 @@
+"""A checkpoint's network: which flow each sublayer follows, with which parameters."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..arithmetic import Exact, Weight
+from ..flows.mamba1 import Mamba1Parameters, initial_state, mamba1
+from ..flows.residual import FinalNorm, final_norm, logits, sublayer
+from .config import Mamba1Config
+from .held import held
+
+
+# Rows of the head that are held in fp64 at once: 16 MiB at d_model 1024.
+VOCABULARY_SLICE = 2048
+
+
+class ParameterFormats(Protocol):
+    """Whatever says which format a parameter is held in, such as an execution."""
+
+    def parameter_format(self, name: str):
+        """The format of the parameter of that name."""
+
+
+class Layout(Protocol):
+    """Where a model's parameters come from: what a recognised checkpoint offers."""
+
+    architecture: str
+    config: Mamba1Config
+    dtype: str
+    n_params: int
+
+    def layer(self, i: int) -> dict[str, np.ndarray]:
+        """Parameters of one layer under their canonical names."""
+        ...
+
+    def embedding(self, rows) -> np.ndarray:
+        """Those rows of the embedding."""
+        ...
+
+    def final_norm(self) -> np.ndarray:
+        """Weight of the norm in front of the head."""
+        ...
+
+    def head(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the head."""
+        ...
+
+
+class Sublayer(NamedTuple):
+    """One mixer with the norm before it: its place, its kind and its flow."""
+
+    layer: int
+    kind: str
+    flow: Callable
+
+
+class Model:
+    """A network over a checkpoint. Nothing but the present layer is held.
+
+    Parameters come in fp64, rounded first to the formats that an execution holds
+    them in when one is given.
+    """
+
+    def __init__(self, layout: Layout, source: str = "", checkpoint=None):
+        self.layout = layout
+        self.config = layout.config
+        self.source = source
+        self.checkpoint = checkpoint
+        self._raw: tuple[int, dict[str, np.ndarray]] | None = None
+
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """All sublayers, in order."""
+        return tuple(Sublayer(i, "mamba1", mamba1) for i in range(self.config.n_layers))
+
+    def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:
+        """Parameters as stored; the last layer asked for stays in memory."""
+        if self._raw is None or self._raw[0] != layer:
+            self._raw = None
+            self._raw = (layer, self.layout.layer(layer))
+        return self._raw[1]
+
+    def parameters(
+        self, layer: int, formats: ParameterFormats | None = None
+    ) -> Mamba1Parameters:
+        """Parameters of one sublayer in fp64."""
+        raw = self.raw_parameters(layer)
+
+        def get(name):
+            if name not in raw:
+                return None
+            return jnp.asarray(held(raw[name], name, formats))
+
+        d_inner = self.config.d_inner
+        conv_bias = get("conv_bias")
+        return Mamba1Parameters(
+            norm=get("norm"),
+            in_proj=Weight(get("in_proj")),
+            in_proj_bias=get("in_proj_bias"),
+            conv_weight=get("conv_weight"),
+            conv_bias=jnp.zeros(d_inner) if conv_bias is None else conv_bias,
+            x_proj=Weight(get("x_proj")),
+            dt_proj=Weight(get("dt_proj")),
+            dt_bias=get("dt_bias"),
+            A_log=get("A_log"),
+            D=get("D"),
+            out_proj=Weight(get("out_proj")),
+            out_proj_bias=get("out_proj_bias"),
+            norm_epsilon=self.config.norm_epsilon,
+        )
+
+    def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
+        """Whether the execution's formats hold this layer's parameters unchanged."""
+        return all(
+            np.array_equal(held(array, name, formats), array.astype(np.float64))
+            for name, array in self.raw_parameters(layer).items()
+        )
+
+    def start(self, p: Mamba1Parameters):
+        """The state of a sublayer before the first token."""
+        return initial_state(p)
+
+    def embed(
+        self, tokens: Int[np.ndarray, "*batch seq"], formats=None
+    ) -> Float[Array, "*batch seq d_model"]:
+        """Rows of the embedding; each distinct token is read once."""
+        distinct, place = np.unique(tokens, return_inverse=True)
+        rows = held(self.layout.embedding(distinct), "embedding", formats)
+        return jnp.asarray(rows)[place.reshape(tokens.shape)]
+
+    def final_norm(self, formats=None) -> FinalNorm:
+        """Parameters of the norm in front of the head."""
+        weight = held(self.layout.final_norm(), "norm_f", formats)
+        return FinalNorm(jnp.asarray(weight), self.config.norm_epsilon)
+
+    def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
+        """Slices of the vocabulary, padding excluded, as (start, stop)."""
+        for start in range(0, self.config.vocab_size, VOCABULARY_SLICE):
+            yield start, min(start + VOCABULARY_SLICE, self.config.vocab_size)
+
+    def head(self, start: int, stop: int, formats=None) -> Weight:
+        """Rows of the head in fp64."""
+        return Weight(jnp.asarray(held(self.layout.head(start, stop), "head", formats)))
+
+    def logits(self, tokens: Int[np.ndarray, " seq"]) -> Float[Array, "seq vocab"]:
+        """The fp64 reference forward of one sequence.
+
+        **Arguments:**
+
+        - `tokens`: (seq), integers below the vocabulary's size.
+        """
+        tokens = np.asarray(tokens)
+        with jax.enable_x64(True):
+            residual = self.embed(tokens)
+            hidden = jnp.zeros_like(residual)
+            for layer in self.sublayers:
+                p = self.parameters(layer.layer)
+                residual, hidden = _forward(
+                    layer.flow, residual, hidden, p, self.start(p)
+                )
+            normed = final_norm(Exact(), residual, hidden, self.final_norm())
+            return jnp.concatenate(
+                [
+                    logits(Exact(), normed, self.head(start, stop))
+                    for start, stop in self.vocabulary_slices()
+                ],
+                axis=-1,
+            )
+
+
+@eqx.filter_jit
+def _forward(flow, residual, hidden, p, start):
+    residual, output, _ = sublayer(Exact(), flow, residual, hidden, p, start)
+    return residual, output

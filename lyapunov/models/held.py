@@ -1,0 +1,34 @@
+"""Parameters as an execution holds them."""
+
+import ml_dtypes
+import numpy as np
+
+from ..formats import Format, round_to
+
+
+_NARROW = {
+    "bf16": ml_dtypes.bfloat16,
+    "fp16": np.float16,
+    "fp8_e4m3": ml_dtypes.float8_e4m3fn,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp32": np.float32,
+}
+
+
+def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
+    """A stored parameter in fp64, rounded to the format that `formats` names.
+
+    Checkpoints store at most fp32, so one cast rounds once; fp64 goes the long way,
+    because the casts of ml_dtypes pass through fp32.
+    """
+    if formats is None:
+        return raw.astype(np.float64)
+    return rounded(raw, formats.parameter_format(name))
+
+
+def rounded(raw: np.ndarray, fmt: Format) -> np.ndarray:
+    """Round a stored array to a format, to nearest even, and widen it to fp64."""
+    if raw.dtype == np.float64 or fmt.name not in _NARROW:
+        return np.asarray(round_to(raw.astype(np.float64), fmt.numbers()))
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32).astype(_NARROW[fmt.name]).astype(np.float64)

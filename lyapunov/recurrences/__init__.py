@@ -1,0 +1,26 @@
+"""State updates, one file a family, each written once over the arithmetic."""
+
+from .base import (
+    AbstractDiagonalRecurrence,
+    AbstractRecurrence,
+    DecayAndDrive,
+    DiagonalRecurrence,
+)
+from .mamba1 import (
+    Mamba1Inputs,
+    Mamba1JointRecurrence,
+    Mamba1Recurrence,
+    WindowAndState,
+)
+
+
+__all__ = [
+    "AbstractDiagonalRecurrence",
+    "AbstractRecurrence",
+    "DecayAndDrive",
+    "DiagonalRecurrence",
+    "Mamba1Inputs",
+    "Mamba1JointRecurrence",
+    "Mamba1Recurrence",
+    "WindowAndState",
+]

@@ -1,0 +1,201 @@
+"""The recurrence of Mamba-1 (Gu and Dao 2023, arXiv 2312.00752, equations 1a, 2a, 4).
+
+h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, for each of d_inner channels with d_state
+states each; A is diagonal, so the step Jacobian is diagonal.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from ..arithmetic import AbstractArithmetic, Exact, Weight
+from .base import AbstractDiagonalRecurrence, AbstractRecurrence
+
+
+def update(at: AbstractArithmetic, state, dt, drive, B, A):
+    """One token, in shapes that broadcast: exp(dt A) state + drive B."""
+    a = at.decay(dt, A)
+    return at.store("state", at.advance(state, a, at.multiply(drive, B)))
+
+
+def step(at: AbstractArithmetic, state, dt, u, B, A):
+    """One token: the state after it.
+
+    **Arguments:**
+
+    - `state`: (d_inner, d_state), a carrier made by `at.initial_state`.
+    - `dt`, `u`: (d_inner); dt after softplus.
+    - `B`: (d_state). `A`: (d_inner, d_state), negative.
+    """
+    drive = at.multiply(dt, u)
+    return update(at, state, dt[:, None], drive[:, None], B[None, :], A)
+
+
+def selective_scan(at: AbstractArithmetic, dt, u, B, C, A, D, state):
+    """The whole sequence: (y, state after it), y = C h + D u.
+
+    Inside, the state is held as (d_state, d_inner), so that memory runs along
+    channels, and channels go in blocks that fit a cache (they don't interact).
+
+    **Arguments:**
+
+    - `dt`, `u`: (seq, d_inner). `B`, `C`: (seq, d_state). `A`: (d_state, d_inner).
+    - `D`: (d_inner). `state`: (d_state, d_inner), before the first token.
+    """
+    channels = D.shape[0]
+    block = min(channels, at.channel_block or channels)
+    parts = [
+        _scan_channels(
+            at,
+            dt[:, first : first + block],
+            u[:, first : first + block],
+            B,
+            C,
+            A[:, first : first + block],
+            D[first : first + block],
+            state[:, first : first + block],
+        )
+        for first in range(0, channels, block)
+    ]
+    outputs, states = zip(*parts, strict=True)
+    return at.join(outputs, axis=-1), at.join(states, axis=-1)
+
+
+def _scan_channels(at, dt, u, B, C, A, D, state):
+    def token(at, state, inputs):
+        dt, drive, u, B, C = inputs
+        after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
+        at.observe("state", after)
+        read = at.store("state_read", after)
+        if at.stores("read_out"):
+            # transformers: the contraction is a tensor of its own, D u is added later
+            y = at.store("read_out", at.contract(read, C))
+            return after, at.add(y, at.multiply(u, D))
+        return after, at.contract(read, C, start=at.multiply(u, D))
+
+    drive = at.multiply(dt, u)
+    state, y = at.scan(token, at.initial_state(state), (dt, drive, u, B, C))
+    return y, state
+
+
+class Mamba1Inputs(NamedTuple):
+    """What one token brings to the recurrence, or a sequence of them stacked."""
+
+    dt: Float[Array, " d_inner"]
+    """After softplus."""
+    u: Float[Array, " d_inner"]
+    B: Float[Array, " d_state"]
+
+
+class Mamba1Recurrence(AbstractDiagonalRecurrence):
+    """The SSM state of a Mamba-1 layer, its inputs given.
+
+    **Arguments:**
+
+    - `A`: negative, as exp(dt A) must decay.
+    """
+
+    A: Float[Array, "d_inner d_state"]
+
+    def __check_init__(self):
+        _check_negative(self.A)
+
+    def step(self, state: Float[Array, "d_inner d_state"], inputs: Mamba1Inputs):
+        """exp(dt A) state + dt u B."""
+        return step(Exact(), state, inputs.dt, inputs.u, inputs.B, self.A)
+
+    def log_decay(self, inputs: Mamba1Inputs) -> Float[Array, "d_inner d_state"]:
+        """dt A."""
+        return inputs.dt[:, None] * self.A
+
+
+class WindowAndState(NamedTuple):
+    """All that a Mamba-1 layer carries from one token to the next."""
+
+    window: Float[Array, "window d_inner"]
+    """Inputs of the convolution, the oldest first."""
+    state: Float[Array, "d_inner d_state"]
+
+
+class Mamba1JointRecurrence(AbstractRecurrence):
+    """Window of the convolution and SSM state together, driven by in_proj's output.
+
+    dt, u and B now depend on the window, which shifts by one token a step. The step
+    Jacobian is block-triangular: the window does not see the state. Its own block is
+    nilpotent, so its exponents are -inf, and those of the state are what they are
+    for `Mamba1Recurrence`.
+
+    **Arguments:**
+
+    - `x_proj`: rows dt, B, C, of which C is not used. `dt_proj`: (d_inner, dt_rank).
+    - `conv_weight`: oldest tap first.
+    """
+
+    conv_weight: Float[Array, "d_inner d_conv"]
+    conv_bias: Float[Array, " d_inner"]
+    x_proj: Weight
+    dt_proj: Weight
+    dt_bias: Float[Array, " d_inner"]
+    A: Float[Array, "d_inner d_state"]
+
+    def __check_init__(self):
+        _check_negative(self.A)
+
+    def inputs(
+        self, window: Float[Array, "window d_inner"], x: Float[Array, " d_inner"]
+    ) -> Mamba1Inputs:
+        """What the SSM is given at this token."""
+        at = Exact()
+        rank, d_state = self.dt_proj.matrix.shape[1], self.A.shape[1]
+        padded = at.join([window, x[None]])
+        u = at.silu(at.causal_conv(padded, self.conv_weight, self.conv_bias))
+        low = at.matmul(u, self.x_proj)
+        dt = at.add(at.matmul(low[:, :rank], self.dt_proj), self.dt_bias)
+        return Mamba1Inputs(at.softplus(dt)[0], u[0], low[0, rank : rank + d_state])
+
+    def step(self, state: WindowAndState, inputs: Float[Array, " d_inner"]):
+        """One token, whose in_proj output (the half before the conv) is `inputs`."""
+        dt, u, B = self.inputs(state.window, inputs)
+        return WindowAndState(
+            window=jnp.concatenate([state.window[1:], inputs[None]]),
+            state=step(Exact(), state.state, dt, u, B, self.A),
+        )
+
+    def step_jacobian(self, state: WindowAndState, inputs: Float[Array, " d_inner"]):
+        """[[shift, 0], [d h'/d window, diag(exp(dt A))]]."""
+        taps, d_inner = state.window.shape
+        rank, d_state = self.dt_proj.matrix.shape[1], self.A.shape[1]
+        dt, u, B = self.inputs(state.window, inputs)
+        a = jnp.exp(dt[:, None] * self.A)
+
+        # d h'[i, n] / d u[j] by way of dt, of u itself and of B
+        low_dt, low_B = self.x_proj.matrix[:rank], self.x_proj.matrix[rank:][:d_state]
+        slope = 1 - jnp.exp(-dt)  # of softplus, in terms of its value
+        d_dt = slope[:, None] * (self.dt_proj.matrix @ low_dt)
+        by_u = (self.A * a * state.state + u[:, None] * B)[:, :, None] * d_dt[:, None]
+        by_u += (dt[:, None] * B)[:, :, None] * jnp.eye(d_inner)[:, None]
+        by_u += (dt * u)[:, None, None] * low_B
+
+        # d u[j] / d window[w, j]
+        padded = jnp.concatenate([state.window, inputs[None]])
+        c = jnp.sum(padded * self.conv_weight.T, axis=0) + self.conv_bias
+        gate = jax.nn.sigmoid(c)
+        d_u = gate * (1 + c * (1 - gate)) * self.conv_weight.T[:taps]
+
+        below = by_u[:, :, None, :] * d_u
+        below = below.reshape(d_inner * d_state, taps * d_inner)
+        shift = jnp.eye(taps * d_inner, k=d_inner)
+        above = jnp.zeros((taps * d_inner, d_inner * d_state))
+        return jnp.block([[shift, above], [below, jnp.diag(a.ravel())]])
+
+
+def _check_negative(A: Any) -> None:
+    if eqx.is_array(A) and not isinstance(A, Tracer) and not (A < 0).all():
+        raise ValueError(
+            f"A must be negative everywhere and its largest entry is {A.max()}; "
+            "give -exp(A_log)"
+        )
