@@ -9,10 +9,8 @@ if TYPE_CHECKING:
         Checkpoint as Checkpoint,
         open_checkpoint as open_checkpoint,
     )
-    from ._layouts import (
-        list_architectures as list_architectures,
-        recognise as recognise,
-    )
+    from ._families import list_architectures as list_architectures
+    from ._layouts import recognise as recognise
     from ._mamba1 import Mamba1Layout as Mamba1Layout
 
 
@@ -27,7 +25,7 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "._checkpoint",
     "open_checkpoint": "._checkpoint",
-    "list_architectures": "._layouts",
+    "list_architectures": "._families",
     "recognise": "._layouts",
     "Mamba1Layout": "._mamba1",
 }

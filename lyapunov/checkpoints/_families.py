@@ -1,4 +1,4 @@
-"""Families by their configuration: which one it is, and why another is refused."""
+"""Families: which are covered, which one it is, and why another is refused."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +22,41 @@ PLANNED = {  # model_type: what people call it
 LIST_HINT = "covered: mamba1; see lyapunov-check --list-architectures"
 
 _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
+
+
+def list_architectures() -> list[dict[str, Any]]:
+    """What is covered: `name`, `title`, `layouts`, `covered` and `not_covered` each."""
+    supported = {
+        "name": "mamba1",
+        "title": "Mamba-1",
+        "layouts": [
+            "transformers (model_type mamba): model.safetensors or"
+            " pytorch_model.bin, one file or sharded",
+            "mamba_ssm: pytorch_model.bin or model.safetensors",
+        ],
+        "covered": [
+            "fp32, fp16, bf16 and fp64 weights",
+            "tied and untied heads, padded vocabularies",
+            "biases of the projections and of the convolution, or none",
+        ],
+        "not_covered": [
+            "quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",
+            "adapters that are not merged (LoRA)",
+            "activations other than silu",
+            "mamba_ssm models with LayerNorm, attention or MLP layers",
+        ],
+    }
+    planned = [
+        {
+            "name": name,
+            "title": title,
+            "layouts": [],
+            "covered": [],
+            "not_covered": ["planned"],
+        }
+        for name, title in PLANNED.items()
+    ]
+    return [supported, *planned]
 
 
 def layout_of(

@@ -67,9 +67,12 @@ def _cached(
     except (OSError, ValueError):  # HFValidationError is a ValueError
         found = None
     if not isinstance(found, str):
+        command = f"hf download {name}"
+        if revision:
+            command += f" --revision {quote(revision)}"
         raise CheckpointNotFoundError(
             f"no such path, and no {which} in the Hub's cache: {why}",
-            hint=f"{remedy}, or fetch it where there is a network: hf download {which}",
+            hint=f"{remedy}, or fetch it where there is a network: {command}",
         )
     folder = Path(found).parent
     return folder, folder.name

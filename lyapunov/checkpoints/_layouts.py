@@ -1,46 +1,9 @@
-"""Which architecture a checkpoint has, and which ones are covered."""
-
-from typing import Any
+"""Which architecture a checkpoint has."""
 
 from ._checkpoint import Checkpoint
-from ._families import PLANNED, layout_of
+from ._families import layout_of
 from ._mamba1 import Mamba1Layout, recognise_mamba1
 from ._mamba1_config import mamba_ssm_config, transformers_config
-
-
-def list_architectures() -> list[dict[str, Any]]:
-    """What is covered: `name`, `title`, `layouts`, `covered` and `not_covered` each."""
-    supported = {
-        "name": "mamba1",
-        "title": "Mamba-1",
-        "layouts": [
-            "transformers (model_type mamba): model.safetensors or"
-            " pytorch_model.bin, one file or sharded",
-            "mamba_ssm: pytorch_model.bin or model.safetensors",
-        ],
-        "covered": [
-            "fp32, fp16, bf16 and fp64 weights",
-            "tied and untied heads, padded vocabularies",
-            "biases of the projections and of the convolution, or none",
-        ],
-        "not_covered": [
-            "quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",
-            "adapters that are not merged (LoRA)",
-            "activations other than silu",
-            "mamba_ssm models with LayerNorm, attention or MLP layers",
-        ],
-    }
-    planned = [
-        {
-            "name": name,
-            "title": title,
-            "layouts": [],
-            "covered": [],
-            "not_covered": ["planned"],
-        }
-        for name, title in PLANNED.items()
-    ]
-    return [supported, *planned]
 
 
 def recognise(checkpoint: Checkpoint) -> Mamba1Layout:
