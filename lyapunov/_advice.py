@@ -134,7 +134,8 @@ def _closest(exponents: Exponents, precisions: Sequence[PrecisionReport]) -> str
     names = sorted({p.precision for _, _, p in measured})
     if not any(flips for flips, _, _ in measured):
         return (
-            f"{listed(names)} {'both' if len(names) == 2 else 'all'} keep every top token on these tokens; "
+            f"{listed(names)} {'both' if len(names) == 2 else 'all'} keep every top "
+            "token on these tokens; "
             f"{best.precision} is the closer (mean KL {kl:.2g} nats)."
         )
     return (

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lyapunov.report.html import to_html as to_html
-    from lyapunov.report.markdown import to_markdown as to_markdown
-
     from lyapunov.report.json import to_json as to_json
+    from lyapunov.report.markdown import to_markdown as to_markdown
     from lyapunov.report.table import to_table as to_table
 
 __all__ = ["to_html", "to_json", "to_markdown", "to_table"]

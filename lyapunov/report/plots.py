@@ -189,8 +189,8 @@ def _decays(report: Report, prefix: str) -> Picture | None:
     return _picture(
         f"{prefix}decays",
         "Decay histogram",
-        "Which decays occur, over channels, states and tokens: the stronger the colour, "
-        f"the more (at most {largest:.0%}; colour grows with the square root). "
+        "Which decays occur, over channels, states and tokens: the stronger the "
+        f"colour, the more (at most {largest:.0%}; colour grows with the square root). "
         "A decay of 1 keeps everything, 0 nothing.",
         f"Histogram of decays by layer, from {fastest:.3g} to {slowest:.6g}.",
         draw,
