@@ -53,7 +53,7 @@ class Checkpoint:
             near = difflib.get_close_matches(name, list(self.tensors)[:10_000], n=1)
             raise CorruptCheckpointError(
                 f"no tensor {quote(name)} in {quote(self.source, 200)}",
-                hint=f"nearest: {quote(near[0])}" if near else "",
+                hint=f"nearest: {quote(near[0])}" if near else "is the file whole?",
             )
         return self.tensors[name]
 

@@ -136,5 +136,5 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
                 f" at most {human_bytes(max_bytes)} is plausible"
             )
         with reading(path):
-            data = file.read(max_bytes + 1) or b""
-    return parse_json_object(data[:max_bytes], quote(path, 200))
+            data = file.read(size) or b""
+    return parse_json_object(data, quote(path, 200))

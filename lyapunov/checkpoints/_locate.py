@@ -20,7 +20,7 @@ from ._files import (
     read_json_object,
     reading,
 )
-from ._kinds import check_kind
+from ._kinds import check_kind, read_tensors
 
 
 CONFIG = "config.json"
@@ -158,6 +158,7 @@ def _file(path: Path) -> Located:
     check_kind(path)
     config = path.parent / CONFIG
     if not os.path.lexists(config):
+        read_tensors(path)  # a file that is of no use is called that
         raise CheckpointNotFoundError(
             f"no {CONFIG} beside {shown}",
             hint="the sizes of the model stand in it; copy it from where the"

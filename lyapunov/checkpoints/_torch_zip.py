@@ -216,8 +216,8 @@ def _tensor(
 def refuse_plain_pickle(path: Path) -> None:
     """Say what is wrong with a file that is a bare pickle; always raises."""
     shown = quote(path, 200)
-    with open_regular(path) as (file, _), reading(path):
-        data = file.read(MAX_PICKLE_BYTES) or b""
+    with open_regular(path) as (file, size), reading(path):
+        data = file.read(min(size, MAX_PICKLE_BYTES)) or b""
     at = 0
     try:
         for _ in range(4):  # torch before 1.6: magic number, protocol, system, weights

@@ -132,13 +132,16 @@ def refused():
     from lyapunov.checkpoints import open_checkpoint, recognise
 
     def check(source, error, *words, hint=True, read=False, **options):
-        with pytest.raises(LyapunovError) as caught:
+        def attempt():
             layout = recognise(open_checkpoint(source, **options))
             if read:
                 for i in range(layout.config.n_layers):
                     layout.layer(i)
                 layout.final_norm()
                 layout.head(0, layout.config.padded_vocab_size)
+
+        with pytest.raises(LyapunovError) as caught:
+            attempt()
         assert type(caught.value) is error, repr(caught.value)
         message = caught.value.message
         for word in words:
@@ -150,3 +153,21 @@ def refused():
         return caught.value
 
     return check
+
+
+@pytest.fixture
+def peak_memory():
+    """A context in which Python and NumPy may take so many bytes at most."""
+    import contextlib
+    import tracemalloc
+
+    @contextlib.contextmanager
+    def limit(n_bytes):
+        tracemalloc.start()
+        try:
+            yield
+            assert tracemalloc.get_traced_memory()[1] < n_bytes
+        finally:
+            tracemalloc.stop()
+
+    return limit

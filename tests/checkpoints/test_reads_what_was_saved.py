@@ -122,7 +122,7 @@ def test_transformers_sharded_bin(saved):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_mamba_ssm(mamba_ssm_saved, dtype, tied):
-    """Assert that mamba_ssm's layout is read, A_log and D in fp32, vocabulary padded."""
+    """Assert that mamba_ssm's layout is read: padded, A_log and D in fp32."""
     state, folder = mamba_ssm_saved(dtype=dtype, tie=tied)
     layout = recognise(open_checkpoint(folder))
     assert (layout.config.vocab_size, layout.config.padded_vocab_size) == (53, 56)
