@@ -34,7 +34,7 @@ class Transformers:
         torch, network = _build(model, self.execution.precision)
         network = network.to(self._device)
         seen: dict[str, np.ndarray] = {}
-        with torch.no_grad(), ExitStack() as hooks:
+        with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
             stream = network.backbone.embeddings(ids)
             residual, hidden = _copy(stream), np.zeros(tuple(stream.shape))

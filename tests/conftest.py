@@ -1,0 +1,23 @@
+"""Settings that hold for every test: fp64, no excess precision, strict promotion."""
+
+import os
+
+
+# Before JAX is imported anywhere: bounds are wrong under excess precision.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_allow_excess_precision=false"
+).strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import numpy as np
+import pytest
+
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(20240600209)

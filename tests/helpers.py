@@ -1,0 +1,30 @@
+"""Tolerances that are derived, and a comparison that says where it failed."""
+
+import numpy as np
+
+
+def gamma(operations: int, unit: float) -> float:
+    """Higham's gamma_n = n u / (1 - n u): relative error of n chained operations."""
+    assert operations * unit < 1
+    return operations * unit / (1 - operations * unit)
+
+
+def assert_within(actual, expected, tolerance, what: str = "") -> None:
+    """Fail with the worst place, both values and how far over the tolerance it is.
+
+    `tolerance` is absolute and elementwise, or a scalar.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    distance = np.abs(actual - expected)
+    limit = np.broadcast_to(tolerance, distance.shape)
+    if np.all(distance <= limit):
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        over = np.where(distance <= limit, 0.0, distance / limit)
+    place = np.unravel_index(np.nanargmax(over), over.shape)
+    raise AssertionError(
+        f"{what} at {place}: {actual[place]!r} against {expected[place]!r}, "
+        f"off by {distance[place]:.3g}, allowed {limit[place]:.3g} "
+        f"({over[place]:.3g} times)"
+    )
