@@ -51,7 +51,7 @@ def _not_finite(findings: Sequence[Finding]) -> str:
         return (
             f"The checkpoint itself is damaged: values not finite in {where}, in fp64."
         )
-    safe = "bf16" if formats == "fp16" else "fp32"
+    safe = "bf16" if formats in ("fp16", "fp16-cast") else "fp32"
     return f"Do not run in {formats}: values not finite in {where}. Use {safe} there."
 
 

@@ -16,6 +16,7 @@ from lyapunov._version import __version__
 
 
 FORMATS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
+PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast")
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
 
 EPILOG = """\
@@ -188,9 +189,10 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
 @click.option(
     "--precision",
     multiple=True,
-    type=click.Choice(FORMATS),
+    type=click.Choice(PRECISIONS),
     metavar="FORMAT",
-    help="bf16, fp16 or fp32; repeatable.  [default: bf16 and fp16]",
+    help="bf16, fp16 or fp32; bf16-cast and fp16-cast cast A_log and D as well; "
+    "repeatable.  [default: bf16 and fp16]",
 )
 @click.option(
     "--state-precision",

@@ -232,6 +232,8 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
         if outcomes and not options["json_output"]:
             put("\n")
         outcomes.append(_Outcome(name, report))
+        if report.summary.verdict == "incomplete" and report.summary.checked:
+            click.echo("hint: --allow-partial accepts skipped sublayers", err=True)
         if not options["json_output"]:
             _show(report, options)
     try:

@@ -232,6 +232,7 @@ def _range(
     for tensor, value in (stored or {}).items():
         is_state = tensor in STATE_NAMES
         form = precision.state_precision if is_state else precision.precision
+        form = form.partition("-")[0]
         limit = LARGEST.get(form)
         if limit is None or not math.isfinite(value) or value * HEADROOM <= limit:
             continue

@@ -70,6 +70,13 @@ def count(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def decay(value: float | None) -> str:
+    """A decay; near 1 its distance to 1 is what matters: `1-1.5e-3`."""
+    if value is None or not 0.99 < value < 1:
+        return number(value)
+    return f"1-{number(1 - value)}"
+
+
 def memory(value: MemoryTokens | None) -> str:
     """The 90th percentile of the effective memory, starred beyond the sample."""
     if value is None:
@@ -137,7 +144,7 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
     for (code, precision), members in together.items():
         kind = CATALOGUE.get(code)
         message = members[0].message
-        if len(members) > 1:
+        if len({member.message for member in members}) > 1:
             first = members[0].layer
             place = "" if first is None else f" (layer {first})"
             message += f"{place}, and {len(members) - 1} more like it"
@@ -167,7 +174,9 @@ def verdict_sentence(report: Report) -> str:
     if summary.skipped:
         counts += f", {summary.skipped} skipped"
     meaning = VERDICTS.get(summary.verdict, "")
-    if summary.verdict == "held" and not report.precisions:
+    if summary.verdict == "held" and errors:
+        meaning = "no finding that was selected counts against it"
+    elif summary.verdict == "held" and not report.precisions:
         meaning = "every exponent is negative"
     return f"{summary.verdict.upper()}: {meaning} ({counts}, {seconds(report)})"
 

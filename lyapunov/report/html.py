@@ -156,7 +156,7 @@ def _exponents(report: Report) -> dict[str, Any]:
             if memory
             else [words.NOTHING] * 3
         )
-        cells += [words.number(row.decay_min, 3), _near_one(row.decay_max)]
+        cells += [words.number(row.decay_min, 3), words.decay(row.decay_max)]
         cells += [words.number(x, 3) for x in (row.dt_min, row.dt_mean, row.dt_max)]
         cells += [words.number(x, 3) for x in (row.max_abs_state, row.max_abs_output)]
         notes = [row.reason or "", *row.suspicions]
@@ -195,13 +195,6 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
         )
         lines.append((row.layer, cells))
     return {"head": head, "lines": lines}
-
-
-def _near_one(decay: float | None) -> str:
-    """A decay whose distance to 1 is what matters."""
-    if decay is None or not 0.99 < decay < 1:
-        return words.number(decay, 3)
-    return f"1-{words.number(1 - decay)}"
 
 
 def _text(value: Any) -> str:

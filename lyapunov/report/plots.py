@@ -154,27 +154,29 @@ def _decays(report: Report, prefix: str) -> Picture | None:
     layers = [row for row in report.exponents.layers if row.decay_histogram]
     if not layers:
         return None
-    largest = max(max((row.decay_histogram or {})["share"]) for row in layers) or 1.0
     edges = (layers[0].decay_histogram or {})["edges"]
-    n_bins = len(edges) - 1
+    shares = [(row.decay_histogram or {})["share"] for row in layers]
+    largest = max(max(share) for share in shares) or 1.0
+    used = [x for x in range(len(edges) - 1) if any(share[x] for share in shares)]
+    first, last = (used[0], used[-1] + 1) if used else (0, len(edges) - 1)
 
     def draw(axes: Any) -> None:
         from matplotlib.collections import PolyCollection
         from matplotlib.colors import to_rgba
 
         cells, colors = [], []
-        for y, row in enumerate(layers):
-            for x, share in enumerate((row.decay_histogram or {})["share"]):
-                strength = math.sqrt(share / largest)
+        for y, share in enumerate(shares):
+            for x in range(first, last):
+                strength = math.sqrt(share[x] / largest)
                 if strength > 0.02:
                     cells.append([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)])
                     colors.append(to_rgba(BLUE, round(strength, 2)))
         axes.add_collection(PolyCollection(cells, facecolors=colors, linewidths=0))
-        axes.set_xlim(0, n_bins)
+        axes.set_xlim(first, last)
         axes.set_ylim(len(layers), 0)
-        step = max(1, round(n_bins / 5))
-        ticks = [*range(0, n_bins - step // 2, step), n_bins]
-        axes.set_xticks(ticks, [f"{edges[tick]:.3g}" for tick in ticks])
+        step = max(1, math.ceil((last - first) / 5))
+        ticks = [*range(first, last - step // 2, step), last]
+        axes.set_xticks(ticks, [words.decay(edges[tick]) for tick in ticks])
         every = max(1, math.ceil(len(layers) / 8))
         axes.set_yticks(
             [i + 0.5 for i in range(0, len(layers), every)],

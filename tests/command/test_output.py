@@ -31,7 +31,9 @@ def test_table_on_stdout_nothing_on_stderr(run):
 def test_findings_end_with_1_and_incomplete_with_2(run, fake, troubled, incomplete):
     fake.answers = {"bad": troubled, "part": incomplete}
     assert run("bad").exit_code == 1
-    assert run("part").exit_code == 2
+    partial = run("part")
+    assert partial.exit_code == 2
+    assert partial.stderr == "hint: --allow-partial accepts skipped sublayers\n"
     assert run("good", "bad").exit_code == 1
     result = run("part", "bad", "good")
     assert result.exit_code == 2

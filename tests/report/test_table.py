@@ -85,6 +85,13 @@ def test_a_report_without_executions_says_so_little():
     assert "every bound held" not in text
 
 
+def test_ignored_errors_are_not_said_to_hold(troubled):
+    summary = replace(troubled.summary, verdict="held", exit_code=0)
+    text = to_table(replace(troubled, summary=summary))
+    assert "HELD: no finding that was selected" in text
+    assert "every bound held" not in text
+
+
 def test_estimates_are_never_called_bounds():
     """Only T0 and T1 are bounds; a report with estimates does not promote them."""
     output = replace(precision_report("bf16", 1).output, estimate_t2=3.0, sigma_t3=0.1)
