@@ -12,7 +12,7 @@ from ._files import human_bytes, open_regular, parse_json_object, quote, reading
 from ._tensors import DTYPES, StoredTensor, check_shape
 
 
-MAX_HEADER_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
 
 _NAMES = {
     "F64": "fp64",

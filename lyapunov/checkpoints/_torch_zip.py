@@ -157,6 +157,8 @@ def _where(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> int:
         )
     if info.compress_size != info.file_size:
         raise CorruptCheckpointError(f"{what} has two different sizes", hint=_AGAIN)
+    if not 0 <= info.header_offset < size:
+        raise CorruptCheckpointError(f"{what} is not in the file", hint=_AGAIN)
     with reading(path):
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER.size) or b""
