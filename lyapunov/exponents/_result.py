@@ -30,8 +30,8 @@ class SpectrumResult(eqx.Module):
             shown = str(self.exponents)
         else:
             values = np.asarray(self.exponents)
-            shown = ", ".join(f"{x:.6g}" for x in np.atleast_1d(values.T)[:6].tolist())
-            if values.ndim > 1:
+            shown = ", ".join(f"{x:.6g}" for x in values.flat[:6])
+            if values.ndim > 1:  # made under vmap
                 shown = np.array2string(values, precision=6, threshold=12)
             elif values.size > 6:
                 shown += f", ... ({values.size} in all)"

@@ -10,7 +10,7 @@ from .mamba1 import (
     Mamba1Inputs,
     Mamba1JointRecurrence,
     Mamba1Recurrence,
-    WindowAndState,
+    StateAndWindow,
 )
 
 
@@ -22,5 +22,5 @@ __all__ = [
     "Mamba1Inputs",
     "Mamba1JointRecurrence",
     "Mamba1Recurrence",
-    "WindowAndState",
+    "StateAndWindow",
 ]

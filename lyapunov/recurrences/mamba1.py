@@ -113,16 +113,20 @@ class Mamba1Recurrence(AbstractDiagonalRecurrence):
         return inputs.dt[:, None] * self.A
 
 
-class WindowAndState(NamedTuple):
-    """All that a Mamba-1 layer carries from one token to the next."""
+class StateAndWindow(NamedTuple):
+    """All that a Mamba-1 layer carries from one token to the next.
 
+    The state comes first: tangent vectors in it stay in it, so the step Jacobian is
+    upper triangular and QR from the identity gives the exponents exactly.
+    """
+
+    state: Float[Array, "d_inner d_state"]
     window: Float[Array, "window d_inner"]
     """Inputs of the convolution, the oldest first."""
-    state: Float[Array, "d_inner d_state"]
 
 
 class Mamba1JointRecurrence(AbstractRecurrence):
-    """Window of the convolution and SSM state together, driven by in_proj's output.
+    """SSM state and window of the convolution together, driven by in_proj's output.
 
     dt, u and B now depend on the window, which shifts by one token a step. The step
     Jacobian is block-triangular: the window does not see the state. Its own block is
@@ -157,16 +161,16 @@ class Mamba1JointRecurrence(AbstractRecurrence):
         dt = at.add(at.matmul(low[:, :rank], self.dt_proj), self.dt_bias)
         return Mamba1Inputs(at.softplus(dt)[0], u[0], low[0, rank : rank + d_state])
 
-    def step(self, state: WindowAndState, inputs: Float[Array, " d_inner"]):
+    def step(self, state: StateAndWindow, inputs: Float[Array, " d_inner"]):
         """One token, whose in_proj output (the half before the conv) is `inputs`."""
         dt, u, B = self.inputs(state.window, inputs)
-        return WindowAndState(
-            window=jnp.concatenate([state.window[1:], inputs[None]]),
+        return StateAndWindow(
             state=step(Exact(), state.state, dt, u, B, self.A),
+            window=jnp.concatenate([state.window[1:], inputs[None]]),
         )
 
-    def step_jacobian(self, state: WindowAndState, inputs: Float[Array, " d_inner"]):
-        """[[shift, 0], [d h'/d window, diag(exp(dt A))]]."""
+    def step_jacobian(self, state: StateAndWindow, inputs: Float[Array, " d_inner"]):
+        """[[diag(exp(dt A)), d h'/d window], [0, shift]]."""
         taps, d_inner = state.window.shape
         rank, d_state = self.dt_proj.matrix.shape[1], self.A.shape[1]
         dt, u, B = self.inputs(state.window, inputs)
@@ -186,11 +190,11 @@ class Mamba1JointRecurrence(AbstractRecurrence):
         gate = jax.nn.sigmoid(c)
         d_u = gate * (1 + c * (1 - gate)) * self.conv_weight.T[:taps]
 
-        below = by_u[:, :, None, :] * d_u
-        below = below.reshape(d_inner * d_state, taps * d_inner)
+        corner = by_u[:, :, None, :] * d_u[None, None]
+        corner = corner.reshape(d_inner * d_state, taps * d_inner)
+        zeros = jnp.zeros((taps * d_inner, d_inner * d_state))
         shift = jnp.eye(taps * d_inner, k=d_inner)
-        above = jnp.zeros((taps * d_inner, d_inner * d_state))
-        return jnp.block([[shift, above], [below, jnp.diag(a.ravel())]])
+        return jnp.block([[jnp.diag(a.ravel()), corner], [zeros, shift]])
 
 
 def _check_negative(A: Any) -> None:

@@ -52,12 +52,12 @@ def joint(p):
 
 
 def random_state(seed):
-    from lyapunov.recurrences import WindowAndState
+    from lyapunov.recurrences import StateAndWindow
 
     rng = np.random.default_rng(seed)
-    return WindowAndState(
-        jnp.asarray(rng.normal(size=(D_CONV - 1, D_INNER))),
+    return StateAndWindow(
         jnp.asarray(rng.normal(size=(D_INNER, D_STATE))),
+        jnp.asarray(rng.normal(size=(D_CONV - 1, D_INNER))),
     )
 
 
@@ -102,20 +102,20 @@ def test_joint_step_jacobian_is_block_triangular_with_a_nilpotent_window(seed):
     np.testing.assert_allclose(
         closed, differentiated, rtol=0, atol=60 * 2**-53 * np.abs(closed).max()
     )
-    window = (D_CONV - 1) * D_INNER
-    assert not closed[:window, window:].any()
-    block = closed[:window, :window]
-    assert not np.linalg.matrix_power(block, D_CONV - 1).any()
-    off = closed[window:, window:] - np.diag(np.diag(closed[window:, window:]))
-    assert not off.any()
-    assert closed[window:, :window].any()
+    first = D_INNER * D_STATE
+    assert not closed[first:, :first].any()
+    assert not np.linalg.matrix_power(closed[first:, first:], D_CONV - 1).any()
+    state_block = closed[:first, :first]
+    np.testing.assert_array_equal(state_block, np.diag(np.diag(state_block)))
+    assert closed[:first, first:].any()
+    assert not np.tril(closed, -1).any()
 
 
 def test_joint_step_is_the_flow_of_the_layer():
     """Assert that stepping the joint recurrence gives the flow's window and state."""
     from lyapunov.arithmetic import Exact
     from lyapunov.flows.mamba1 import initial_state, mamba1
-    from lyapunov.recurrences import WindowAndState
+    from lyapunov.recurrences import StateAndWindow
 
     p = random_layer(7)
     residual = jnp.asarray(np.random.default_rng(8).normal(size=(9, 4)))
@@ -124,8 +124,8 @@ def test_joint_step_is_the_flow_of_the_layer():
     at = Exact()
     normed = at.multiply(at.rms_normalise(residual, p.norm_epsilon), p.norm)
     recurrence = joint(p)
-    state = WindowAndState(
-        jnp.zeros((D_CONV - 1, D_INNER)), jnp.zeros((D_INNER, D_STATE))
+    state = StateAndWindow(
+        jnp.zeros((D_INNER, D_STATE)), jnp.zeros((D_CONV - 1, D_INNER))
     )
     for x in at.matmul(normed, p.in_proj)[:, :D_INNER]:
         state = recurrence.step(state, x)
