@@ -1,6 +1,7 @@
 """From what the user gave to files: a folder, a file, or a model of the Hub."""
 
 import difflib
+import itertools
 import os
 import re
 import stat
@@ -175,6 +176,12 @@ def _folder(folder: Path) -> Located:
         raise CheckpointNotFoundError(
             f"an empty folder: {shown}", hint="download the checkpoint into it"
         )
+    inner = None if CONFIG in names else _inner(folder)
+    if inner is not None:
+        raise CheckpointNotFoundError(
+            f"no checkpoint in {shown}, but one below it",
+            hint=f"did you mean {quote(inner, 200)}?",
+        )
     weights, index, index_file = _weights(folder, names)
     config = folder / CONFIG
     if CONFIG not in names:
@@ -183,6 +190,18 @@ def _folder(folder: Path) -> Located:
             hint="copy it from where the weights come from",
         )
     return Located(folder, config, weights, index, index_file)
+
+
+def _inner(folder: Path) -> Path | None:
+    """The last checkpoint one or two folders below (training runs, the Hub's cache)."""
+    for pattern in (f"*/{CONFIG}", f"snapshots/*/{CONFIG}"):
+        try:
+            found = sorted(itertools.islice(folder.glob(pattern), 1000))
+        except OSError:
+            continue
+        if found:
+            return found[-1].parent
+    return None
 
 
 def _weights(

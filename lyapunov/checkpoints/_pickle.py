@@ -38,8 +38,9 @@ _STORAGES = {
 _ORDERED_DICT = ("collections", "OrderedDict")
 _TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = ("torch._utils", "_rebuild_parameter")
+_PARAMETER_WITH_STATE = ("torch._utils", "_rebuild_parameter_with_state")
 _SIZE = ("torch", "Size")
-_ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, _SIZE} | {
+_ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, _PARAMETER_WITH_STATE, _SIZE} | {
     ("torch", name) for name in _STORAGES
 }
 # kinds of tensor that torch itself rebuilds and this reader does not
@@ -51,7 +52,6 @@ _OTHER_TENSORS = {
     "_rebuild_tensor_v3": "a tensor of a type without its own storage class",
     "_rebuild_meta_tensor_no_storage": "a tensor without data",
     "_rebuild_wrapper_subclass": "a tensor subclass",
-    "_rebuild_parameter_with_state": "a parameter with attributes of its own",
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
 }
@@ -156,8 +156,8 @@ class _Machine:
             return {}
         if which == _SIZE and len(args) == 1:
             return args[0]
-        if which == _PARAMETER and len(args) == 3:
-            return args[0]
+        if (which, len(args)) in ((_PARAMETER, 3), (_PARAMETER_WITH_STATE, 4)):
+            return args[0]  # its attributes (_no_weight_decay, say) are of no use here
         if which == _TENSOR and len(args) in (6, 7):
             storage, offset, shape, strides = args[:4]
             if type(storage) is Storage and type(offset) is int:

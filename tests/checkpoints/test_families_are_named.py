@@ -1,5 +1,7 @@
 """A format or a family that is not covered is called by its name."""
 
+import json
+
 import pytest
 
 from lyapunov._errors import (
@@ -121,6 +123,19 @@ def test_planned_families(refused, saved, set_config, model_type):
     assert "mamba1" in e.hint
     title = {a["name"]: a["title"] for a in list_architectures()}[model_type]
     assert title in e.message
+
+
+def test_the_list_of_architectures():
+    """Assert that the list is plain JSON and tells covered from planned."""
+    listed = {a["name"]: a for a in json.loads(json.dumps(list_architectures()))}
+    assert [name for name, a in listed.items() if a["layouts"]] == ["mamba1"]
+    for a in listed.values():
+        assert set(a) == {"name", "title", "layouts", "covered", "not_covered"}
+        assert (
+            bool(a["layouts"])
+            == bool(a["covered"])
+            == ("planned" not in a["not_covered"])
+        )
 
 
 def test_unknown_family_with_ssm_tensors(refused, saved, set_config):

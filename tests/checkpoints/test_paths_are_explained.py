@@ -39,6 +39,15 @@ def test_empty_folder(refused, tmp_path):
     refused(tmp_path, CheckpointNotFoundError, "empty folder")
 
 
+@pytest.mark.parametrize("inner", ["checkpoint-200", "snapshots/0123"])
+def test_a_checkpoint_further_down(refused, saved, inner):
+    """Assert that a folder of checkpoints leads to the one inside it."""
+    _, folder = saved(name=f"run/{inner}")
+    run = folder.parents[inner.count("/")]
+    e = refused(run, CheckpointNotFoundError, "one below it")
+    assert str(folder) in e.hint
+
+
 def test_folder_without_weights(refused, tmp_path):
     """Assert that the error lists what the folder does hold."""
     (tmp_path / "config.json").write_text("{}")

@@ -196,6 +196,8 @@ def test_a_file_beside_its_configuration(saved, mamba_ssm_saved):
     """Assert that a file stands for its folder, and text for a path."""
     _, folder = saved()
     _, other = mamba_ssm_saved()
+    other.joinpath("weights.pt").hardlink_to(other / "pytorch_model.bin")
+    assert recognise(open_checkpoint(other / "weights.pt")).config.vocab_size == 53
     one = recognise(open_checkpoint(str(folder / "model.safetensors")))
     two = recognise(open_checkpoint(other / "pytorch_model.bin"))
     assert one.checkpoint.folder == folder
@@ -217,8 +219,10 @@ def test_views_of_shared_memory(tmp_path):
         "scalar": torch.tensor(7, dtype=torch.int64),
         "empty": torch.zeros(0, 4),
         "bytes": torch.arange(9, dtype=torch.uint8),
+        "decorated": torch.nn.Parameter(torch.ones(2)),
         "parameter": torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)),
     }
+    state["decorated"]._no_weight_decay = True  # mamba_ssm marks A_log and D so
     torch.save(state, tmp_path / "x.bin")
     tensors = read_tensors(tmp_path / "x.bin")
     assert set(tensors) == set(state)
