@@ -29,7 +29,13 @@ from ._results import (
 )
 from ._version import __version__
 from .bounds.floor import floor_l2
-from .bounds.local import Comparison, LocalBounds, local_bounds, with_operator_norms
+from .bounds.local import (
+    Comparison,
+    LocalBounds,
+    first_violation,
+    local_bounds,
+    with_operator_norms,
+)
 from .executions import Execution, mamba_ssm_prefill, transformers_prefill
 from .exponents import gather_exponents, layer_exponents
 from .formats import format_named
@@ -341,6 +347,7 @@ def _divergence(
     return _layer_row(
         sublayer,
         bounds,
+        other,
         accumulated_square=np.asarray(jnp.sum(apart**2, axis=-1)),
         accumulated_max=float(jnp.max(apart)),
         reference_l2=float(jnp.linalg.norm(reference.output)),
@@ -359,6 +366,7 @@ def _ratio(bound: float, measured: float) -> float | None:
 def _layer_row(
     sublayer,
     bounds: LocalBounds,
+    record,
     *,
     accumulated_square: np.ndarray,
     accumulated_max: float,
@@ -367,36 +375,37 @@ def _layer_row(
     stagnation: float | None,
     order: tuple[str, ...],
 ) -> LayerDivergence:
-    host = jax.tree.map(np.asarray, bounds)
+    """One row of the report, from device to host."""
+    host = jax.tree.map(np.asarray, bounds._replace(bounded=None, tensors={}))
     measured = float(np.sqrt(np.sum(host.t1.measured_square)))
     bound = float(np.sqrt(np.sum(host.t1.bound_square)))
     sites = [s for s in order if s in host.t0]
     ratios = {s: _l2_ratio(host.t0[s]) for s in sites}
-    tensors = [(s, host.t0[s]) for s in sites] + [("sublayer output", host.t1)]
+    tensors = [host.t0[s] for s in sites] + [host.t1]
     known = [r for r in ratios.values() if r is not None]
     return LayerDivergence(
         layer=sublayer.layer,
         kind=sublayer.kind,
         local_l2=measured,
-        local_max=float(host.t1.measured_max),
+        local_max=float(np.max(host.t1.measured_max)),
         accumulated_l2=float(np.sqrt(np.sum(accumulated_square))),
         accumulated_max=accumulated_max,
         bound_t0_ratio=min(known) if known else None,
         bound_t1_l2=bound,
         bound_t1_ratio=_ratio(bound, measured),
         floor_t1_ratio=floor_ratio,
-        violations=sum(int(c.violations) for _, c in tensors),
-        elements_total=sum(int(c.total) for _, c in tensors),
-        first_violation=_first_violation(tensors, host),
+        violations=sum(int(np.sum(c.violations)) for c in tensors),
+        elements_total=sum(c.violations.size * int(c.channels) for c in tensors),
+        first_violation=_first_violation(sites, bounds, record),
         reference_l2=reference_l2,
         weights_l2=float(np.sqrt(np.sum(host.weights_square))),
         bound_t0={s: r for s, r in ratios.items() if r is not None},
         local_by_position=_compare.by_position(host.t1.measured_square),
         bound_by_position=_compare.by_position(host.t1.bound_square),
         accumulated_by_position=_compare.by_position(accumulated_square),
-        max_abs_stored={s: float(host.t0[s].largest) for s in sites},
+        max_abs_stored={s: float(np.max(host.t0[s].largest)) for s in sites},
         stagnation=stagnation,
-        non_finite=int(host.t1.non_finite),
+        non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
     )
 
 
@@ -405,21 +414,15 @@ def _l2_ratio(comparison: Comparison) -> float | None:
     return _ratio(float(np.sqrt(np.sum(comparison.bound_square))), measured)
 
 
-def _first_violation(tensors, host: LocalBounds) -> dict[str, Any] | None:
-    batch, seq = host.t1.measured_square.shape
-    for name, comparison in tensors:
-        flat = int(comparison.first)
-        if flat >= 0:
-            channels = int(comparison.total) // (batch * seq)
-            token, channel = divmod(flat, channels)
-            return {
-                "tensor": name,
-                "batch": token // seq,
-                "token": token % seq,
-                "channel": channel,
-                "measured": float(comparison.measured_first),
-                "bound": float(comparison.bound_first),
-            }
+def _first_violation(sites, bounds: LocalBounds, record) -> dict[str, Any] | None:
+    """The first tensor, in the order of the flow, that exceeds its bound."""
+    for site in sites:
+        if np.any(bounds.t0[site].violations):
+            found = first_violation(record.stored[site], bounds.tensors[site])
+            return {"tensor": site} | found._asdict() if found else None
+    if np.any(bounds.t1.violations):
+        found = first_violation(record.output, bounds.bounded)
+        return {"tensor": "sublayer output"} | found._asdict() if found else None
     return None
 
 

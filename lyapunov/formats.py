@@ -124,8 +124,8 @@ def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..
     """Round fp64 values to the format, to nearest, ties to even.
 
     Subnormals of the target are kept; beyond the largest value IEEE formats give
-    inf and fp8_e4m3 gives NaN. Bit-identical to the casts of ml_dtypes from fp32 (from fp64 those go
-    through fp32 and round twice).
+    inf and fp8_e4m3 gives NaN. Bit-identical to the casts of ml_dtypes from fp32 (from
+    fp64 those go through fp32 and round twice).
     """
     x = jnp.asarray(x, jnp.float64)
     bits = jax.lax.bitcast_convert_type(x, jnp.int64)

@@ -108,10 +108,15 @@ class BoundedState(eqx.Module):
     """p + Q: what came in through a and b, and the products of the scan lemma."""
     magnitude: Float[Array, "*state"]
     """P, the scan of magnitudes."""
+    mass: Float[Array, " d_inner"]
+    """At least P at any token so far, by channel: what a flushed product may lose."""
 
     def __getitem__(self, index) -> "BoundedState":
         return BoundedState(
-            self.value[index], self.excess[index], self.magnitude[index]
+            self.value[index],
+            self.excess[index],
+            self.magnitude[index],
+            self.mass[index[-1]] if isinstance(index, tuple) else self.mass,
         )
 
 
@@ -189,7 +194,7 @@ class BoundedArithmetic(AbstractArithmetic):
         error = x.excess + self._scan_rounding(x)
         error = error + rounding_error_bound(jnp.abs(x.value) + error, numbers)
         # What follows starts from one stored number: its additions count anew.
-        return BoundedState(x.value, error, jnp.abs(x.value) + error)
+        return BoundedState(x.value, error, jnp.abs(x.value) + error, x.mass)
 
     # ---- one rounding an operation
 
@@ -205,20 +210,32 @@ class BoundedArithmetic(AbstractArithmetic):
         rounding = relative * (jnp.abs(value) + error) + self._model.underflow
         return Bounded(value, error + rounding)
 
+    def _operand(self, x) -> Bounded:
+        """An operand as the arithmetic reads it: subnormal ones may count as 0."""
+        x = _lift(x)
+        return Bounded(
+            x.value,
+            x.error + self._model.underflow,
+            x.norm + x.shape[-1] ** 0.5 * self._model.underflow if x.shape else None,
+        )
+
     def add(self, x, y):
         """x + y."""
-        x, y = _lift(x), _lift(y)
+        x, y = self._operand(x), self._operand(y)
         same = x.value.shape == y.value.shape
         norm = x.norm + y.norm if same else None
         return self._settle(x.value + y.value, x.error + y.error, norm)
 
     def multiply(self, x, y):
-        """x y."""
-        x, y = _lift(x), _lift(y)
+        """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow."""
+        x, y = self._operand(x), self._operand(y)
         error = (
             jnp.abs(x.value) * y.error + jnp.abs(y.value) * x.error + x.error * y.error
         )
-        return self._settle(x.value * y.value, error)
+        norm = None
+        if x.value.ndim >= y.value.ndim and x.shape[-1:] == y.shape[-1:]:
+            norm = _largest(jnp.abs(x.value)) * y.norm + _largest(y.magnitude) * x.norm
+        return self._settle(x.value * y.value, error, norm)
 
     def negate(self, x):
         """-x."""
@@ -237,9 +254,10 @@ class BoundedArithmetic(AbstractArithmetic):
     def decay(self, dt, A):
         """exp(dt A), at most 1 in every execution since its argument is <= 0.
 
-        expm1(e) <= e (1 + e) for e <= 1; beyond that the trivial bound 1 is used.
+        expm1(e) <= e (1 + e) for e <= 1. Beyond, both values lie in [0, exp(-r)] with
+        r = dt |A| - e or 0, and exp(-r) <= 1 / (1 + r + r^2 / 2).
         """
-        dt, A = _lift(dt), _lift(A)
+        dt, A = self._operand(dt), self._operand(A)
         exponent = dt.value * A.value
         value = jnp.exp(exponent)
         size = jnp.abs(A.value) + A.error
@@ -249,7 +267,9 @@ class BoundedArithmetic(AbstractArithmetic):
         spread = error * (1.0 + error)
         relative = self._model.exp_relative
         total = value * (spread + relative * (1.0 + spread)) + self._model.underflow
-        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(total, 1.0), 1.0))
+        rest = jnp.maximum(-exponent - error, 0.0)
+        far = (1.0 + relative) / (1.0 + rest * (1.0 + rest / 2)) + self._model.underflow
+        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(total, 1.0), far))
 
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
@@ -270,14 +290,13 @@ class BoundedArithmetic(AbstractArithmetic):
         value = jax.nn.silu(x.value)
         sigmoid = jax.nn.sigmoid(x.value)
         slope = jnp.abs(sigmoid * (1.0 + x.value * (1.0 - sigmoid)))
-        error = jnp.minimum(
-            slope * x.error + SILU_CURVATURE / 2 * x.error**2,
-            SILU_SLOPE * x.error,
-        )
+        steepest = jnp.minimum(slope + SILU_CURVATURE / 2 * x.error, SILU_SLOPE)
+        error = steepest * x.error
         relative = self._model.silu_relative + self._model.silu_argument * x.magnitude
-        settled = self._relative(value, error, relative)
         # div.approx returns 0 for denominators beyond 2^126, where |silu| < 2^-119.
-        return Bounded(value, settled.error + 128.0 * self._model.underflow)
+        rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
+        norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(value, error + rounding, norm)
 
     def rms_normalise(self, x, epsilon):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
@@ -311,14 +330,16 @@ class BoundedArithmetic(AbstractArithmetic):
         additions of unit u on terms whose magnitudes add up to at most
         ||W_i|| (||v|| + n).
         """
-        x = _lift(x)
+        x = self._operand(x)
         matrix = weight.matrix
         rows = jnp.linalg.norm(matrix, axis=-1)
         terms = matrix.shape[-1]
         depth = self._accumulation_depth(terms)
         growth = jnp.expm1(depth * self._model.accumulator_unit)
         length = jnp.linalg.norm(x.value, axis=-1) + x.norm
-        summing = growth * rows * length[..., None] + terms * self._model.underflow
+        # products and sums that are flushed, weights that are read as 0
+        flushed = self._model.underflow * (2 * terms + terms**0.5 * length[..., None])
+        summing = growth * rows * length[..., None] + flushed
         error = rows * x.norm[..., None]
         if matrix.size <= ELEMENTWISE_LIMIT:
             error = jnp.minimum(error, x.error @ jnp.abs(matrix).T)
@@ -344,25 +365,33 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def causal_conv(self, x, weight, bias):
         """Four taps and a bias, in any order: width + 1 roundings a term at most."""
-        x, weight, bias = _lift(x), _lift(weight), _lift(bias)
+        x, weight, bias = (self._operand(v) for v in (x, weight, bias))
         taps = weight.shape[1]
         seq = x.shape[0] - taps + 1
         value = jnp.broadcast_to(bias.value, (seq, *bias.shape))
         error = jnp.broadcast_to(bias.error, value.shape)
         size = jnp.abs(value) + error
+        # in L2 a tap of largest weight w passes on at most w of the norm
+        norm = jnp.broadcast_to(bias.norm, (seq,))
         for tap in range(taps):
             v, e = x.value[tap : tap + seq], x.error[tap : tap + seq]
+            n = x.norm[tap : tap + seq]
+            norm = norm + (
+                _largest(jnp.abs(weight.value[:, tap]) + weight.error[:, tap]) * n
+                + _largest(jnp.abs(v)) * jnp.linalg.norm(weight.error[:, tap])
+            )
             w, d = weight.value[:, tap], weight.error[:, tap]
             value = value + v * w
             error = error + jnp.abs(v) * d + jnp.abs(w) * e + e * d
             size = size + (jnp.abs(v) + e) * (jnp.abs(w) + d)
         growth = jnp.expm1((taps + 1) * self._model.unit)
-        underflow = (2 * taps) * self._model.underflow
-        return Bounded(value, (error + growth * size + underflow) * SAFETY)
+        rounding = growth * size + (2 * taps) * self._model.underflow
+        norm = norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
     def contract(self, state, c, start=None):
         """start + c state: at most terms + 1 roundings a term, any order."""
-        state, c = _lift(self._finish(state)), _lift(c)
+        state, c = _lift(self._finish(state)), self._operand(c)
         terms = state.shape[0]
         growth = jnp.expm1((terms + 1) * self._model.unit)
         value = c.value @ state.value
@@ -375,15 +404,16 @@ class BoundedArithmetic(AbstractArithmetic):
             start = _lift(start)
             value = value + start.value
             error = error + start.error + growth * start.magnitude
-        underflow = 2 * (terms + 1) * self._model.underflow
-        return Bounded(value, (error + underflow) * SAFETY)
+        flushed = self._model.underflow * (2 * (terms + 1) + jnp.sum(size_c))
+        return Bounded(value, (error + flushed) * SAFETY)
 
     # ---- recurrences
 
     def initial_state(self, state):
         """An exact or bounded initial state."""
         state = _lift(state)
-        return BoundedState(state.value, state.error, state.magnitude)
+        mass = jnp.max(state.magnitude, axis=0)
+        return BoundedState(state.value, state.error, state.magnitude, mass)
 
     def advance(self, state, a, b):
         r"""One step of $h_t = a_t h_{t-1} + b_t$, for every bracketing of the scan.
@@ -400,14 +430,17 @@ class BoundedArithmetic(AbstractArithmetic):
         unit, underflow = self._model.unit, self._model.underflow
         # a comes from `decay`: at most 1 in every execution
         high = jnp.minimum(a.value + a.error, 1.0)
-        flushed = underflow * (2.0 + state.magnitude)
+        # A flushed product of decays loses at most 2^-126 of any earlier P, and
+        # (1 + u)^T < 2.
+        flushed = 2.0 * underflow * (1.0 + state.mass)
         excess = (
             high * (state.excess + unit * state.magnitude)
             + a.error * jnp.abs(state.value)
             + (b.error + flushed)
         )
         magnitude = high * (1.0 + unit) * state.magnitude + b.magnitude
-        return BoundedState(a.value * state.value + b.value, excess, magnitude)
+        mass = state.mass + jnp.max(b.magnitude, axis=0)
+        return BoundedState(a.value * state.value + b.value, excess, magnitude, mass)
 
     def _scan_rounding(self, state: BoundedState):
         return jnp.expm1((self._scan_depth + 1) * self._model.unit) * state.magnitude
@@ -434,6 +467,10 @@ class BoundedArithmetic(AbstractArithmetic):
 
         state, outputs = jax.lax.scan(one, state, inputs)
         return self._finish(state), outputs
+
+
+def _largest(x):
+    return jnp.max(x, axis=-1)
 
 
 def _lift(x) -> Bounded:

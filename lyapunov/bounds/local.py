@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
 from ..executions import Execution
@@ -34,20 +34,32 @@ def reference_share(seq: int) -> float:
 
 
 class Comparison(NamedTuple):
-    """A tensor of an execution against its bound. Sums over the last axis."""
+    """A tensor of an execution against its bound, by token."""
 
     measured_square: Float[Array, "batch seq"]
     bound_square: Float[Array, "batch seq"]
-    measured_max: Float[Array, ""]
-    violations: Int[Array, ""]
-    total: int
-    first: Int[Array, ""]
-    """Flat index (batch, seq, channel) of the first violation; -1 without any."""
-    measured_first: Float[Array, ""]
-    bound_first: Float[Array, ""]
-    non_finite: Int[Array, ""]
-    largest: Float[Array, ""]
-    """Largest finite magnitude of the execution's tensor."""
+    measured_max: Float[Array, "batch seq"]
+    violations: Int[Array, "batch seq"]
+    largest: Float[Array, "batch seq"]
+    """Largest magnitude of the execution's tensor."""
+    non_finite: Int[Array, "batch seq"]
+    channels: int
+
+
+class Violation(NamedTuple):
+    """Where an execution first exceeded its bound."""
+
+    batch: int
+    token: int
+    channel: int
+    measured: float
+    bound: float
+
+
+def _limit(against: Bounded, seq: int):
+    # An overflow on the way leaves inf or inf times 0: no finite bound either way.
+    bound = jnp.where(jnp.isnan(against.error), jnp.inf, against.error)
+    return bound * (1.0 + reference_share(seq))
 
 
 def compare(
@@ -58,27 +70,33 @@ def compare(
     An element violates when its distance exceeds the bound plus the reference's own
     error; a measured inf or NaN under a finite bound violates.
     """
+    norm = jnp.where(jnp.isnan(against.norm), jnp.inf, against.norm)
     distance = jnp.abs(measured - against.value)
-    limit = against.error * (1.0 + reference_share(measured.shape[1]))
-    violated: Bool[Array, "batch seq channels"] = ~(distance <= limit) & jnp.isfinite(
-        limit
-    )
-    flat = violated.reshape(-1)
-    count = jnp.sum(flat)
-    first = jnp.where(count > 0, jnp.argmax(flat), -1)
-    finite = jnp.isfinite(measured)
+    limit = _limit(against, measured.shape[1])
+    violated = ~(distance <= limit) & jnp.isfinite(limit)
     return Comparison(
         measured_square=jnp.sum(distance**2, axis=-1),
-        bound_square=against.norm**2,
-        measured_max=jnp.max(distance),
-        violations=count,
-        total=measured.size,
-        first=first,
-        measured_first=distance.reshape(-1)[first],
-        bound_first=against.error.reshape(-1)[first],
-        non_finite=jnp.sum(~finite),
-        largest=jnp.max(jnp.where(finite, jnp.abs(measured), 0.0)),
+        bound_square=norm**2,
+        measured_max=jnp.max(distance, axis=-1),
+        violations=jnp.sum(violated, axis=-1),
+        largest=jnp.max(jnp.abs(measured), axis=-1),
+        non_finite=jnp.sum(~jnp.isfinite(measured), axis=-1),
+        channels=measured.shape[-1],
     )
+
+
+def first_violation(
+    measured: Float[Array, "batch seq channels"], against: Bounded
+) -> Violation | None:
+    """The first violation by batch, token and channel."""
+    distance = np.asarray(jnp.abs(measured - against.value))
+    limit = np.asarray(_limit(against, measured.shape[1]))
+    violated = ~(distance <= limit) & np.isfinite(limit)
+    if not violated.any():
+        return None
+    place = np.unravel_index(np.argmax(violated), violated.shape)
+    batch, token, channel = (int(i) for i in place)
+    return Violation(batch, token, channel, float(distance[place]), float(limit[place]))
 
 
 class LocalBounds(NamedTuple):
@@ -88,6 +106,8 @@ class LocalBounds(NamedTuple):
     t1: Comparison
     weights_square: Float[Array, "batch seq"]
     """Squared L2 of what rounding the weights alone does to the output."""
+    bounded: Bounded
+    tensors: dict[str, Bounded]
 
 
 def local_bounds(
@@ -174,10 +194,12 @@ def _local_bounds(
         t0={name: compare(stored[name], tensors[name]) for name in tensors},
         t1=compare(output, bounded),
         weights_square=weights_square,
+        bounded=bounded,
+        tensors=tensors,
     )
 
 
-def with_operator_norms(parameters, names=("x_proj", "dt_proj", "out_proj")):
+def with_operator_norms(parameters, names=("in_proj", "x_proj", "dt_proj", "out_proj")):
     """The parameters with certified operator norms for the named projections."""
     for name in names:
         weight = getattr(parameters, name)

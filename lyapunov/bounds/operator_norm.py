@@ -4,6 +4,10 @@ import numpy as np
 from jaxtyping import Float
 
 
+# At the dense edge of a random matrix' spectrum 20 steps come within two percent.
+LANCZOS_STEPS = 20
+
+
 def operator_norm_bound(matrix: Float[np.ndarray, "rows columns"]) -> float:
     r"""An upper bound of $||W||_2$, usually within two percent.
 
@@ -34,7 +38,7 @@ def operator_norm_bound(matrix: Float[np.ndarray, "rows columns"]) -> float:
         return size
     # the cast of each entry, the products and their sum
     forming = (terms + 4) * unit / (1 - (terms + 4) * unit)
-    shift = _largest_eigenvalue_estimate(gram) * 1.02
+    shift = _largest_eigenvalue_estimate(gram) * 1.03
     for _ in range(40):
         trial = (-gram).astype(np.float32)
         trial[np.diag_indices(rows)] += np.float32(shift)
@@ -51,9 +55,22 @@ def operator_norm_bound(matrix: Float[np.ndarray, "rows columns"]) -> float:
 
 
 def _largest_eigenvalue_estimate(gram: np.ndarray) -> float:
+    """Lanczos without reorthogonalisation: its largest Ritz value."""
+    steps = min(LANCZOS_STEPS, gram.shape[0])
     vector = np.random.default_rng(0).normal(size=gram.shape[0]).astype(np.float32)
-    estimate = 0.0
-    for _ in range(15):
-        vector = gram @ (vector / np.linalg.norm(vector))
-        estimate = float(np.linalg.norm(vector))
-    return estimate
+    vector /= np.linalg.norm(vector)
+    before, beta = np.zeros_like(vector), 0.0
+    diagonal, off = [], []
+    for _ in range(steps):
+        image = gram @ vector - np.float32(beta) * before
+        alpha = float(image @ vector)
+        image -= np.float32(alpha) * vector
+        diagonal.append(alpha)
+        beta = float(np.linalg.norm(image))
+        if beta <= 1e-6 * abs(alpha):
+            break
+        off.append(beta)
+        before, vector = vector, image / np.float32(beta)
+    size = len(diagonal)
+    tridiagonal = np.diag(diagonal) + np.diag(off[: size - 1], 1)
+    return float(np.linalg.eigvalsh(tridiagonal, UPLO="U")[-1])

@@ -1,7 +1,7 @@
 """A checkpoint's network: which flow each sublayer follows, with which parameters."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from .held import held
 VOCABULARY_SLICE = 2048
 
 
+@runtime_checkable
 class ParameterFormats(Protocol):
     """Whatever says which format a parameter is held in, such as an execution."""
 
@@ -27,6 +28,7 @@ class ParameterFormats(Protocol):
         """The format of the parameter of that name."""
 
 
+@runtime_checkable
 class Layout(Protocol):
     """Where a model's parameters come from: what a recognised checkpoint offers."""
 
