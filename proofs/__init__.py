@@ -1,0 +1,1 @@
+"""Proofs, one file a statement; none yet."""
