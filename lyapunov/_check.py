@@ -4,10 +4,12 @@ Everything goes layer by layer: the reference, each execution, their comparison 
 the bounds of a sublayer are done before the next one is read.
 """
 
+import contextlib
 import hashlib
 import platform
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +122,9 @@ def check(
         executions = _executions(model, precisions, state_precision, mode, measure)
         rows, reports = _run(model, ids, executions, chosen, measure, floor, progress)
         exponents = gather_exponents(rows, ids.size)
-        found = findings.find(exponents, reports, settings)
+        found = findings.select_findings(
+            findings.find(exponents, reports, settings), select, ignore
+        )
         skipped = len(model.sublayers) - len(chosen)
         verdict, exit_code = findings.verdict(
             found,
@@ -282,17 +286,21 @@ def _run(model, ids, executions, chosen, measure, floor, progress):
     if progress is not None:
         progress.start(steps, "checking")
     rows: list[LayerExponents] = []
-    for sublayer in model.sublayers:
-        record = next(reference)
-        rows.append(_exponents(model, record))
-        for run in runs:
-            other = next(run.trace)
-            if sublayer.layer in chosen:
-                run.rows.append(
-                    _divergence(model, sublayer, record, other, run.execution, floor)
-                )
-        if progress is not None:
-            progress.advance(1, f"layer {sublayer.layer}")
+    with contextlib.ExitStack() as stack:
+        searcher = stack.enter_context(ThreadPoolExecutor(1)) if floor else None
+        for sublayer in model.sublayers:
+            record = next(reference)
+            rows.append(_exponents(model, record))
+            for run in runs:
+                other = next(run.trace)
+                if sublayer.layer in chosen:
+                    run.rows.append(
+                        _divergence(
+                            model, sublayer, record, other, run.execution, searcher
+                        )
+                    )
+            if progress is not None:
+                progress.advance(1, f"layer {sublayer.layer}")
     head = next(reference)
     outputs = _outputs(model, head, [next(run.trace) for run in runs], ids.shape)
     if progress is not None:
@@ -329,19 +337,19 @@ def _exponents(model: Model, record) -> LayerExponents:
 
 
 def _divergence(
-    model: Model, sublayer, reference, other, execution: Execution, floor: bool
+    model: Model, sublayer, reference, other, execution: Execution, searcher
 ) -> LayerDivergence:
     parameters = with_operator_norms(model.parameters(sublayer.layer, execution))
     same = model.held_exactly(sublayer.layer, execution)
     original = None if same else model.parameters(sublayer.layer)
     start = model.start(parameters)
-    bounds = local_bounds(execution, sublayer.flow, other, parameters, original, start)
+    arguments = (execution, sublayer.flow, other, parameters, original, start)
+    searching = None if searcher is None else searcher.submit(_search, *arguments)
+    bounds = local_bounds(*arguments)
     floor_ratio = None
-    if floor:
-        found, measured = floor_l2(
-            execution, sublayer.flow, other, parameters, original, start
-        )
-        floor_ratio = _ratio(float(found), float(measured))
+    if searching is not None:
+        found, measured = searching.result()
+        floor_ratio = _ratio(found, measured)
     apart = jnp.abs(other.output - reference.output)
     stagnation = reference.observed.get("stagnation")
     return _layer_row(
@@ -357,6 +365,13 @@ def _divergence(
         else float(jnp.mean(stagnation[..., 0])),
         order=tuple(execution.sites),
     )
+
+
+def _search(*arguments) -> tuple[float, float]:
+    """The floor, beside the bounds: enabling fp64 is a thread's own business."""
+    with jax.enable_x64(True):
+        found, measured = floor_l2(*arguments)
+        return float(found), float(measured)
 
 
 def _ratio(bound: float, measured: float) -> float | None:

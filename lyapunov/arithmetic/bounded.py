@@ -30,6 +30,9 @@ SAFETY = 1.0 + 1e-9
 # alone are used, which costs one reduction and is sound as well.
 ELEMENTWISE_LIMIT = 2**18
 
+# exp(-88), rounded up, with the declared error of any exponential on top.
+EXP_MINUS_88 = 6.1e-39 * 1.01
+
 # sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
 SILU_SLOPE = 1.0999
 SILU_CURVATURE = 0.5
@@ -229,9 +232,7 @@ class BoundedArithmetic(AbstractArithmetic):
     def multiply(self, x, y):
         """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow."""
         x, y = self._operand(x), self._operand(y)
-        error = (
-            jnp.abs(x.value) * y.error + jnp.abs(y.value) * x.error + x.error * y.error
-        )
+        error = x.magnitude * y.error + x.error * jnp.abs(y.value)
         norm = None
         if x.value.ndim >= y.value.ndim and x.shape[-1:] == y.shape[-1:]:
             norm = _largest(jnp.abs(x.value)) * y.norm + _largest(y.magnitude) * x.norm
@@ -254,22 +255,22 @@ class BoundedArithmetic(AbstractArithmetic):
     def decay(self, dt, A):
         """exp(dt A), at most 1 in every execution since its argument is <= 0.
 
-        expm1(e) <= e (1 + e) for e <= 1. Beyond, both values lie in [0, exp(-r)] with
-        r = dt |A| - e or 0, and exp(-r) <= 1 / (1 + r + r^2 / 2).
+        expm1(e) <= e (1 + e) for e <= 1. Beyond, both values are at most 1; and they
+        are flushed where dt |A| - e > 88, since exp(-88) < 2^-126.
         """
         dt, A = self._operand(dt), self._operand(A)
-        exponent = dt.value * A.value
-        value = jnp.exp(exponent)
-        size = jnp.abs(A.value) + A.error
-        error = jnp.abs(A.value) * dt.error + dt.magnitude * (
-            A.error + (self._model.unit + self._model.exp_argument) * size
-        )
+        model = self._model
+        size = jnp.abs(A.value)
+        # what dt |A| and the product by log2(e) in front of the exponential lose
+        coefficient = A.error + (model.unit + model.exp_argument) * (size + A.error)
+        exponent = dt.value * size
+        value = jnp.exp(-exponent)
+        error = size * dt.error + dt.magnitude * coefficient
         spread = error * (1.0 + error)
-        relative = self._model.exp_relative
-        total = value * (spread + relative * (1.0 + spread)) + self._model.underflow
-        rest = jnp.maximum(-exponent - error, 0.0)
-        far = (1.0 + relative) / (1.0 + rest * (1.0 + rest / 2)) + self._model.underflow
-        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(total, 1.0), far))
+        relative = model.exp_relative
+        near = value * (spread * (1.0 + relative) + relative) + model.underflow
+        far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
+        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far))
 
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
@@ -391,15 +392,20 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def contract(self, state, c, start=None):
         """start + c state: at most terms + 1 roundings a term, any order."""
-        state, c = _lift(self._finish(state)), self._operand(c)
-        terms = state.shape[0]
+        c = self._operand(c)
+        if isinstance(state, BoundedState):
+            parts = (state.excess, self._scan_rounding(state))
+        else:
+            state = _lift(state)
+            parts = (state.error,)
+        terms = state.value.shape[0]
         growth = jnp.expm1((terms + 1) * self._model.unit)
         value = c.value @ state.value
-        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
         size_c = jnp.abs(c.value) + c.error
-        error = ((1.0 + growth) * size_c) @ state.error + (
-            growth * size_c + c.error
-        ) @ jnp.abs(state.value)
+        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C, the state's two parts apart
+        error = (growth * size_c + c.error) @ jnp.abs(state.value)
+        for part in parts:
+            error = error + ((1.0 + growth) * size_c) @ part
         if start is not None:
             start = _lift(start)
             value = value + start.value

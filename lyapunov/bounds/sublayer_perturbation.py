@@ -72,10 +72,7 @@ def sublayer_perturbation(
         flow = model.sublayers[layer].flow
         residual = jnp.asarray(residual, jnp.float64)
         where = jnp.zeros(seq).at[token].set(1.0) if kind == "one_input" else None
-        if kind == "initial_state":
-            shape = start.state.shape
-        else:
-            shape = (seq, d_model)
+        shape = start.state.shape if kind == "initial_state" else (seq, d_model)
         by_token = np.asarray(_bound(flow, kind, size, where, residual, parameters))
 
         def deviation(direction):
