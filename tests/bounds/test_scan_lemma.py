@@ -137,17 +137,30 @@ def test_bound_holds_where_subnormals_are_flushed(rng, seq, kind):
         assert_holds(h, a, b, error, (kind, order))
 
 
-@pytest.mark.xfail(strict=True, reason="a flushed product meets the state before it")
 def test_bound_holds_where_a_product_of_decays_is_flushed():
     """Assert it for two strong decays after a large state, and silence after them."""
     a = np.ones((129, CHANNELS))
-    a[5:7] = 1e-20  # of one thread, which multiplies them before it sees the state
+    a[9:11] = 1e-20  # of one thread, which multiplies them before it sees the state
     b = np.zeros_like(a)
     b[0] = 1e4
     a, b = orders.to_fp32(a), orders.to_fp32(b)
     _, error = bound(a, b, scan_depth(129), underflow=2.0**-126)
     h = orders.block_scan(a, b, orders.FP32["flushed"])
     assert_holds(h, a, b, error, "flushed product")
+
+
+@pytest.mark.xfail(strict=True, reason="a tree flushes at every level of one token")
+def test_bound_holds_where_every_level_of_a_tree_is_flushed():
+    """Assert it for terms that meet the last token at just below 2^-126 each."""
+    seq = 64
+    a, b = np.full((seq, CHANNELS), 2.0**-6), np.zeros((seq, CHANNELS))
+    for level in range(5):
+        s = seq - 1 - 2**level  # the end of the stretch that joins at this level
+        b[s] = 0.99 * 2.0**-126 * 2.0 ** (6 * 2**level)
+    a, b = orders.to_fp32(a), orders.to_fp32(b)
+    _, error = bound(a, b, depth_of("tree", seq), underflow=2.0**-126)
+    h = orders.tree(a, b, orders.FP32["flushed"])
+    assert_holds(h, a, b, error, "flushed levels")
 
 
 def test_exact_state_is_the_value(rng):
