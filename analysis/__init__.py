@@ -1,0 +1,1 @@
+"""Studies over the library: `python -m analysis.NAME`, results in `results/`."""
