@@ -414,6 +414,7 @@ def _layer_row(
         first_violation=_first_violation(sites, bounds, record),
         reference_l2=reference_l2,
         weights_l2=float(np.sqrt(np.sum(host.weights_square))),
+        radius_l2=float(np.sqrt(np.sum(host.radius_square))),
         bound_t0={s: r for s, r in ratios.items() if r is not None},
         local_by_position=_compare.by_position(host.t1.measured_square),
         bound_by_position=_compare.by_position(host.t1.bound_square),
@@ -474,6 +475,9 @@ def _assumptions(executions: Sequence[Execution]) -> list[str]:
         "beside which it is shown",
         "the reference is exact arithmetic; it is computed in fp64 and its own error "
         "is added to every bound",
+        "T1 is the computed distance of the execution that rounds only its stored "
+        "tensors, plus a certified radius for orders of sums, last bits of "
+        "elementary functions and values near a rounding tie",
     ]
     for execution in executions:
         lines += [f"{execution.name}: {text}" for text in execution.assumptions]

@@ -142,8 +142,8 @@ class LayerDivergence:
     """Largest magnitude of each stored tensor of the execution."""
     stagnation: float | None = None
     """Share of state updates below half an ulp of the state in the state's format."""
-    binding_site: str | None = None
-    """The stored tensor that contributes most to the T1 bound."""
+    radius_l2: float | None = None
+    """The part of bound_t1_l2 that is not computed: what the execution leaves open."""
     non_finite: int = 0
 
 

@@ -54,12 +54,16 @@ class AbstractArithmetic(abc.ABC):
         """Show a value to whoever keeps statistics; changes nothing."""
 
     @abc.abstractmethod
-    def add(self, x: Any, y: Any) -> Any:
-        """x + y."""
+    def add(self, x: Any, y: Any, *, alone: bool = False) -> Any:
+        """x + y.
+
+        `alone`: one IEEE operation whose rounded result is what is read on, never
+        fused with another, so that it is the same in every execution.
+        """
 
     @abc.abstractmethod
-    def multiply(self, x: Any, y: Any) -> Any:
-        """x y, elementwise."""
+    def multiply(self, x: Any, y: Any, *, alone: bool = False) -> Any:
+        """x y, elementwise; `alone` as in `add`."""
 
     @abc.abstractmethod
     def negate(self, x: Any) -> Any:
@@ -139,11 +143,11 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def _inside_scan(self) -> "AbstractJaxArithmetic":
         """The interpreter for the body of a scan."""
 
-    def add(self, x, y):
+    def add(self, x, y, *, alone=False):
         """x + y."""
         return self._settle(self._carry(x) + self._carry(y))
 
-    def multiply(self, x, y):
+    def multiply(self, x, y, *, alone=False):
         """x y."""
         return self._settle(self._carry(x) * self._carry(y))
 

@@ -19,12 +19,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..formats import FormatNumbers, rounding_error_bound
+from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
 from ._interface import AbstractArithmetic
 
 
 # (1 + 2^-53)^(8e6) < 1 + 1e-9
 SAFETY = 1.0 + 1e-9
+
+# An fp64 value with T chained operations is off by T 2^-53 of its magnitude, its
+# fp32 error at least 2^-24: this share covers sequences of 2^12 tokens and sums of as
+# many terms sixteen times over.
+OWN_SHARE = 2.0**-13
 
 # Products |W| e are formed elementwise up to this many weights; beyond it row norms
 # alone are used, which costs one reduction and is sound as well.
@@ -144,6 +149,10 @@ class BoundedArithmetic(AbstractArithmetic):
     - `anchors`: stored tensors of a trace. Where a site has one, the bound of the
       operation that ends there is put into `records` and the flow goes on from the
       trace's own value without error: this is T0.
+    - `centred`: follow the execution that computes exactly between stores and rounds
+      there; the errors are then distances from it, not from exact arithmetic. They
+      hold what the execution leaves open: orders of sums, last bits of exponentials,
+      and values close enough to a rounding tie to fall on the other side.
     """
 
     channel_block = 512
@@ -157,6 +166,7 @@ class BoundedArithmetic(AbstractArithmetic):
         reduction_depth=lambda terms: terms,
         scan_depth: int = 0,
         anchors: dict[str, Float[Array, "..."]] | None = None,
+        centred: bool = False,
         in_scan: bool = False,
     ):
         self.records = {}
@@ -167,6 +177,7 @@ class BoundedArithmetic(AbstractArithmetic):
         self._reduction_depth = reduction_depth
         self._scan_depth = scan_depth
         self._anchors = anchors or {}
+        self._centred = centred
         self._in_scan = in_scan
 
     # ---- stores
@@ -176,28 +187,52 @@ class BoundedArithmetic(AbstractArithmetic):
         return site in self._sites
 
     def store(self, site, x):
-        """Add the rounding to the site's format."""
+        """Round to the site's format.
+
+        Rounding is monotone: whatever an execution computed in [v - e, v + e], it
+        stored between round(v - e) and round(v + e).
+        """
         if site not in self._sites:
             return x
+        numbers = self._sites[site]
         if isinstance(x, BoundedState):
-            return self._store_state(x, self._sites[site])
+            return self._store_state(x, numbers)
         x = _lift(x)
-        rounding = rounding_error_bound(x.magnitude, self._sites[site])
-        stored = Bounded(
-            x.value,
-            (x.error + rounding) * SAFETY,
-            (x.norm + jnp.linalg.norm(rounding, axis=-1)) * SAFETY,
-        )
-        if self._in_scan or site not in self._anchors:
-            return stored
-        self.records[site] = stored
-        return constant(self._anchors[site])
+        if site in self._anchors and not self._in_scan:
+            error = self._interval(x, x.value, numbers)
+            self.records[site] = Bounded(x.value, error)
+            return constant(self._anchors[site])
+        if not self._centred:
+            rounding = rounding_error_bound(x.magnitude, numbers)
+            norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
+            return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
+        value = round_to(x.value, numbers)
+        error = self._interval(x, value, numbers)
+        # Only where the interval holds two stored numbers can rounding add to the
+        # distance, and then one spacing at most.
+        spacing = 2.0 * rounding_error_bound(x.magnitude, numbers)
+        flips = jnp.where(error > 0, jnp.minimum(error, spacing), 0.0)
+        norm = x.norm + jnp.linalg.norm(flips, axis=-1)
+        return Bounded(value, error, norm * SAFETY)
+
+    def _interval(self, x, centre, numbers):
+        """The largest distance from `centre` to a stored member of [v - e, v + e]."""
+        # fp64's own errors in v are far below fp32's in e
+        error = x.error * (1.0 + OWN_SHARE)
+        high = round_to(x.value + error, numbers)
+        low = round_to(x.value - error, numbers)
+        return jnp.maximum(jnp.abs(high - centre), jnp.abs(centre - low))
 
     def _store_state(self, x: BoundedState, numbers) -> BoundedState:
         error = x.excess + self._scan_rounding(x)
-        error = error + rounding_error_bound(jnp.abs(x.value) + error, numbers)
+        if self._centred:
+            value = round_to(x.value, numbers)
+            error = self._interval(Bounded(x.value, error), value, numbers)
+        else:
+            value = x.value
+            error = error + rounding_error_bound(jnp.abs(value) + error, numbers)
         # What follows starts from one stored number: its additions count anew.
-        return BoundedState(x.value, error, jnp.abs(x.value) + error, x.mass)
+        return BoundedState(value, error, jnp.abs(value) + error, x.mass)
 
     # ---- one rounding an operation
 
@@ -222,21 +257,48 @@ class BoundedArithmetic(AbstractArithmetic):
             x.norm + x.shape[-1] ** 0.5 * self._model.underflow if x.shape else None,
         )
 
-    def add(self, x, y):
-        """x + y."""
-        x, y = self._operand(x), self._operand(y)
-        same = x.value.shape == y.value.shape
-        norm = x.norm + y.norm if same else None
-        return self._settle(x.value + y.value, x.error + y.error, norm)
+    def _alone(self, value, error, norm) -> Bounded:
+        """One IEEE operation in fp32: rounding is monotone, as in `store`."""
+        settled = self._settle(value, error, norm)
+        if not self._centred:
+            return settled
+        numbers = FP32.numbers()
+        near = round_to(value, numbers)
+        exact = Bounded(value, error, norm)
+        # `unit` 0 stands for exact arithmetic
+        rounds = self._model.unit > 0
+        return Bounded(
+            jnp.where(rounds, near, value),
+            jnp.where(rounds, self._interval(exact, near, numbers), error),
+        )
 
-    def multiply(self, x, y):
-        """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow."""
-        x, y = self._operand(x), self._operand(y)
+    def add(self, x, y, *, alone=False):
+        """x + y."""
+        x, y = _lift(x), _lift(y)
+        value, error = x.value + y.value, x.error + y.error
+        norm = x.norm + y.norm if x.value.shape == y.value.shape else None
+        if not alone:
+            # reading a subnormal operand as 0
+            return self._settle(value, error + 2.0 * self._model.underflow, norm)
+        # what fp64 itself lost of the sum (Knuth's TwoSum)
+        other = value - x.value
+        lost = jnp.abs((x.value - (value - other)) + (y.value - other))
+        return self._alone(value, error + lost, None)
+
+    def multiply(self, x, y, *, alone=False):
+        """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow.
+
+        Alone, the product of two numbers of at most 24 bits is exact in fp64.
+        """
+        if not alone:
+            x, y = self._operand(x), self._operand(y)
+        x, y = _lift(x), _lift(y)
         error = x.magnitude * y.error + x.error * jnp.abs(y.value)
         norm = None
         if x.value.ndim >= y.value.ndim and x.shape[-1:] == y.shape[-1:]:
             norm = _largest(jnp.abs(x.value)) * y.norm + _largest(y.magnitude) * x.norm
-        return self._settle(x.value * y.value, error, norm)
+        settle = self._alone if alone else self._settle
+        return settle(x.value * y.value, error, norm)
 
     def negate(self, x):
         """-x."""
@@ -467,6 +529,7 @@ class BoundedArithmetic(AbstractArithmetic):
                 accumulation_depth=self._accumulation_depth,
                 reduction_depth=self._reduction_depth,
                 scan_depth=self._scan_depth,
+                centred=self._centred,
                 in_scan=True,
             )
             return body(inside, state, x)

@@ -2,9 +2,13 @@
 
 T0 (op-local): the operation that ends in a stored tensor, on the stored tensors that
 the execution itself fed into it. T1 (sublayer-local): the sublayer's output on the
-execution's own input, against the checkpoint's weights in exact arithmetic. Rounded
-weights are a term of their own: their effect on that input is computed, not bounded,
-and added to the bound of the roundings on the way.
+execution's own input, against the checkpoint's weights in exact arithmetic.
+
+T1 is centred: |execution - reference| <= |centre - reference| + radius. The centre is
+the execution that computes exactly between its stores; its distance from the reference
+is computed, not bounded. The radius holds what the declared kind leaves open. Without
+centring every rounding counts at its worst, which is what a bound known before the run
+has to do.
 """
 
 from typing import NamedTuple
@@ -106,12 +110,21 @@ class LocalBounds(NamedTuple):
     t1: Comparison
     weights_square: Float[Array, "batch seq"]
     """Squared L2 of what rounding the weights alone does to the output."""
+    radius_square: Float[Array, "batch seq"]
+    """Squared L2 of the radius, the part of T1 that is not computed."""
     bounded: Bounded
     tensors: dict[str, Bounded]
 
 
 def local_bounds(
-    execution: Execution, flow, record, parameters, original, start
+    execution: Execution,
+    flow,
+    record,
+    parameters,
+    original,
+    start,
+    *,
+    centred: bool = True,
 ) -> LocalBounds:
     """T0 for every stored tensor of the record, T1 for its output.
 
@@ -120,11 +133,12 @@ def local_bounds(
     - `record`: a `SublayerRecord` of the execution.
     - `parameters`: as the execution holds them, with operator norms if known.
     - `original`: the checkpoint's own, or None where they are the same.
+    - `centred`: False for the bound that treats every rounding as free.
     """
     seq = record.residual.shape[1]
     return _local_bounds(
         flow,
-        _Interpreter(execution, seq),
+        _Interpreter(execution, seq, centred),
         execution.site_numbers(),
         execution.constants.model(),
         record.residual,
@@ -140,12 +154,15 @@ def local_bounds(
 class _Interpreter:
     """Makes bounding interpreters; equal for executions that share their depths."""
 
-    def __init__(self, execution: Execution, seq: int):
+    def __init__(self, execution: Execution, seq: int, centred: bool):
         self._execution = execution
-        self._key = (execution.depths, seq)
+        self._key = (execution.depths, seq, centred)
 
     def __call__(self, sites, model, anchors=None) -> BoundedArithmetic:
-        return self._execution.bounded(self._key[1], sites, model, anchors)
+        _, seq, centred = self._key
+        return self._execution.bounded(
+            seq, sites, model, anchors=anchors, centred=centred
+        )
 
     def __eq__(self, other) -> bool:
         return isinstance(other, _Interpreter) and self._key == other._key
@@ -177,23 +194,26 @@ def _local_bounds(
         sublayer(at, flow, residual, hidden, parameters, start)
         return at.records
 
-    def exact(residual, hidden):
-        return sublayer(Exact(), flow, residual, hidden, original, start)[1]
+    def exact(p):
+        run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
+        return jax.vmap(run)(residual, hidden)
 
-    bounded = jax.vmap(t1)(residual, hidden)
-    if original is None:
-        weights_square = jnp.zeros(bounded.norm.shape)
-    else:
-        reference = jax.vmap(exact)(residual, hidden)
-        shift = jnp.abs(bounded.value - reference)
-        length = jnp.linalg.norm(shift, axis=-1)
-        weights_square = length**2
-        bounded = Bounded(reference, bounded.error + shift, bounded.norm + length)
+    radius = jax.vmap(t1)(residual, hidden)
+    reference = held = exact(parameters)
+    if original is not None:
+        reference = exact(original)
+    shift = jnp.abs(radius.value - reference)
+    bounded = Bounded(
+        reference,
+        radius.error + shift,
+        radius.norm + jnp.linalg.norm(shift, axis=-1),
+    )
     tensors = jax.vmap(t0)(residual, hidden, stored) if stored else {}
     return LocalBounds(
         t0={name: compare(stored[name], tensors[name]) for name in tensors},
         t1=compare(output, bounded),
-        weights_square=weights_square,
+        weights_square=jnp.sum((held - reference) ** 2, axis=-1),
+        radius_square=radius.norm**2,
         bounded=bounded,
         tensors=tensors,
     )

@@ -79,7 +79,9 @@ class Execution:
         """Numbers of the formats of all stored sites."""
         return {name: f.numbers() for name, f in self.sites.items()}
 
-    def bounded(self, seq: int, sites, model, anchors=None) -> BoundedArithmetic:
+    def bounded(
+        self, seq: int, sites, model, *, anchors=None, centred: bool = False
+    ) -> BoundedArithmetic:
         """The interpreter that bounds this execution over `seq` tokens."""
         return BoundedArithmetic(
             sites,
@@ -88,6 +90,7 @@ class Execution:
             reduction_depth=self.depths.reduction,
             scan_depth=self.depths.scan(seq),
             anchors=anchors,
+            centred=centred,
         )
 
 

@@ -90,11 +90,11 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
 
     x = at.store("norm_input", residual)
     hat = at.store("norm_hat", at.rms_normalise(x, p.norm_epsilon))
-    x = at.store("norm", at.multiply(hat, p.norm))
+    x = at.store("norm", at.multiply(hat, p.norm, alone=at.stores("norm_hat")))
 
     xz = at.matmul(x, p.in_proj)
     if p.in_proj_bias is not None:
-        xz = at.add(at.store("xz_product", xz), p.in_proj_bias)
+        xz = at.add(at.store("xz_product", xz), p.in_proj_bias, alone=True)
     xz = at.store("xz", xz)
     u, z = xz[..., :d_inner], xz[..., d_inner:]
 
@@ -106,7 +106,7 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     B = low[..., rank : rank + d_state]
     C = low[..., rank + d_state :]
     dt = at.store("dt", at.matmul(low[..., :rank], p.dt_proj))
-    dt = at.store("dt_biased", at.add(dt, p.dt_bias))
+    dt = at.store("dt_biased", at.add(dt, p.dt_bias, alone=at.stores("dt_biased")))
     dt = at.store("softplus", at.softplus(dt))
     at.observe("dt", dt)
 
@@ -118,6 +118,6 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     y = at.store("gated", at.multiply(y, gate))
     out = at.matmul(y, p.out_proj)
     if p.out_proj_bias is not None:
-        out = at.add(at.store("out_product", out), p.out_proj_bias)
+        out = at.add(at.store("out_product", out), p.out_proj_bias, alone=True)
     after = Mamba1State(window=padded[residual.shape[0] :], state=state)
     return at.store("out", out), after

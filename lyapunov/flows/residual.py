@@ -16,7 +16,7 @@ def sublayer(at: AbstractArithmetic, flow, residual, hidden, p, start):
 
     **Returns:** the stream (seq, d_model), the sublayer's output and its state.
     """
-    residual = at.store("residual", at.add(residual, hidden))
+    residual = at.store("residual", at.add(residual, hidden, alone=True))
     output, after = flow(at, residual, p, start)
     return residual, output, after
 
@@ -30,9 +30,9 @@ class FinalNorm(eqx.Module):
 
 def final_norm(at: AbstractArithmetic, residual, hidden, p: FinalNorm):
     """The normalised stream (seq, d_model) that the head reads."""
-    residual = at.store("residual", at.add(residual, hidden))
+    residual = at.store("residual", at.add(residual, hidden, alone=True))
     hat = at.store("norm_f_hat", at.rms_normalise(residual, p.epsilon))
-    return at.store("norm_f", at.multiply(hat, p.weight))
+    return at.store("norm_f", at.multiply(hat, p.weight, alone=at.stores("norm_f_hat")))
 
 
 def logits(at: AbstractArithmetic, x, rows: Weight):
