@@ -253,6 +253,7 @@ def _executions(
         mamba_ssm_prefill(
             p,
             residual_in_fp32=config.residual_in_fp32,
+            fused_add_norm=config.fused_add_norm,
             state_precision=state_precision,
             biased_projections=config.proj_bias,
         )

@@ -90,8 +90,8 @@ class AbstractArithmetic(abc.ABC):
         """x / sqrt(mean(x^2) + epsilon) over the last axis."""
 
     @abc.abstractmethod
-    def matmul(self, x: Any, weight: Weight) -> Any:
-        """x W^T: (..., columns) -> (..., rows)."""
+    def matmul(self, x: Any, weight: Weight, bias: Any = None) -> Any:
+        """x W^T + bias, one sum in any order: (..., columns) -> (..., rows)."""
 
     @abc.abstractmethod
     def join(self, parts: Sequence[Any], axis: int = 0) -> Any:
@@ -172,11 +172,13 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """x / (1 + exp(-x))."""
         return self._settle(jax.nn.silu(self._carry(x)))
 
-    def matmul(self, x, weight):
-        """x W^T, the sum in fp64 and rounded once: within any accumulator's bound."""
+    def matmul(self, x, weight, bias=None):
+        """The sum in fp64 and rounded once: within any accumulator's bound."""
         product = jnp.matmul(
             jnp.asarray(x, jnp.float64), weight.matrix.T, precision="highest"
         )
+        if bias is not None:
+            product = product + bias
         return self._settle(self._carry(product))
 
     def join(self, parts, axis=0):

@@ -386,7 +386,7 @@ class BoundedArithmetic(AbstractArithmetic):
 
     # ---- sums
 
-    def matmul(self, x, weight):
+    def matmul(self, x, weight, bias=None):
         """Smaller of elementwise sums, row norms and the operator norm.
 
         |dy_i| <= |W_i| e and <= ||W_i|| n; ||dy|| <= ||W|| n. The sum itself: depth
@@ -396,7 +396,7 @@ class BoundedArithmetic(AbstractArithmetic):
         x = self._operand(x)
         matrix = weight.matrix
         rows = jnp.linalg.norm(matrix, axis=-1)
-        terms = matrix.shape[-1]
+        terms = matrix.shape[-1] + (bias is not None)
         depth = self._accumulation_depth(terms)
         growth = jnp.expm1(depth * self._model.accumulator_unit)
         length = jnp.linalg.norm(x.value, axis=-1) + x.norm
@@ -410,6 +410,9 @@ class BoundedArithmetic(AbstractArithmetic):
         # an unknown operator norm is inf, and inf times an error of 0 is no number
         by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
         through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        if bias is not None:
+            value = value + bias
+            summing = summing + growth * jnp.abs(bias)
         settled = self._settle(value, (error + summing) * SAFETY)
         own = jnp.linalg.norm(settled.error - error, axis=-1)
         return Bounded(value, settled.error, (through + own) * SAFETY)
@@ -511,7 +514,10 @@ class BoundedArithmetic(AbstractArithmetic):
         return BoundedState(a.value * state.value + b.value, excess, magnitude, mass)
 
     def _scan_rounding(self, state: BoundedState):
-        return jnp.expm1((self._scan_depth + 1) * self._model.unit) * state.magnitude
+        # at one token a tree may flush once a level, too
+        levels = self._scan_depth + 1
+        flushed = 2.0 * levels * self._model.underflow * (1.0 + state.mass)
+        return jnp.expm1(levels * self._model.unit) * state.magnitude + flushed
 
     def _finish(self, state):
         if not isinstance(state, BoundedState):

@@ -24,11 +24,11 @@ class Symbolic(AbstractArithmetic):
         """`x` itself."""
         return x
 
-    def add(self, x, y):
+    def add(self, x, y, *, alone=False):
         """x + y."""
         return _array(x) + _array(y)
 
-    def multiply(self, x, y):
+    def multiply(self, x, y, *, alone=False):
         """x y."""
         return _array(x) * _array(y)
 
@@ -66,9 +66,10 @@ class Symbolic(AbstractArithmetic):
         mean = (x * x).sum(axis=-1, keepdims=True) / sympy.Integer(x.shape[-1])
         return x / _each(sympy.sqrt, mean + epsilon)
 
-    def matmul(self, x, weight):
-        """x W^T."""
-        return _array(x) @ _array(getattr(weight, "matrix", weight)).T
+    def matmul(self, x, weight, bias=None):
+        """x W^T + bias."""
+        product = _array(x) @ _array(getattr(weight, "matrix", weight)).T
+        return product if bias is None else product + _array(bias)
 
     def join(self, parts, axis=0):
         """The parts one after another."""

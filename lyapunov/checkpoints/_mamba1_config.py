@@ -36,7 +36,6 @@ def transformers_config(config: dict[str, Any]) -> Mamba1Config:
         tie_embeddings=_switch(config, "tie_word_embeddings", True),
         conv_bias=_switch(config, "use_conv_bias", True),
         proj_bias=_switch(config, "use_bias", False),
-        fused_add_norm=False,
     )
 
 

@@ -74,6 +74,7 @@ def mamba_ssm_prefill(
     precision: str,
     *,
     residual_in_fp32: bool = True,
+    fused_add_norm: bool = True,
     state_precision: str | None = None,
     biased_projections: bool = False,
 ) -> Execution:
@@ -84,7 +85,9 @@ def mamba_ssm_prefill(
     - `precision`: the format of weights and activations. `bf16` keeps A_log and D in
       fp32, as `MambaLMHeadModel.from_pretrained(dtype=...)` does; `bf16-cast` casts
       them too, as `model.to(torch.bfloat16)` does.
-    - `residual_in_fp32`: of the checkpoint's config.
+    - `residual_in_fp32`, `fused_add_norm`: of the checkpoint's config. Unfused, the
+      residual is rounded to the weights' format in front of the norm.
+    - `biased_projections`: in_proj and out_proj have a bias, added to a stored product.
     - `state_precision`: store the state in this format after every token, as a cache
       in that format would; None: in fp32 registers, as the kernel does.
     """
@@ -97,7 +100,10 @@ def mamba_ssm_prefill(
         )
     sites = dict.fromkeys(STORED, fmt)
     if biased_projections:
-        sites |= dict.fromkeys(("xz_product",), fmt)
+        # out_proj's bias is fused into the product, in_proj's is not
+        sites["xz_product"] = fmt
+    if not fused_add_norm:
+        sites["norm_input"] = fmt
     sites |= {"embedding": fmt, "norm_f": fmt, "logits": fmt}
     if not residual_in_fp32:
         sites["residual"] = fmt

@@ -49,6 +49,7 @@ SITES = (
     "norm_input",
     "norm_hat",
     "norm",
+    "xz_product",
     "xz",
     "conv_sum",
     "conv",
@@ -92,9 +93,11 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     hat = at.store("norm_hat", at.rms_normalise(x, p.norm_epsilon))
     x = at.store("norm", at.multiply(hat, p.norm, alone=at.stores("norm_hat")))
 
-    xz = at.matmul(x, p.in_proj)
-    if p.in_proj_bias is not None:
-        xz = at.add(at.store("xz_product", xz), p.in_proj_bias, alone=True)
+    if p.in_proj_bias is not None and at.stores("xz_product"):
+        product = at.store("xz_product", at.matmul(x, p.in_proj))
+        xz = at.add(product, p.in_proj_bias, alone=True)
+    else:
+        xz = at.matmul(x, p.in_proj, p.in_proj_bias)
     xz = at.store("xz", xz)
     u, z = xz[..., :d_inner], xz[..., d_inner:]
 
@@ -116,8 +119,6 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
 
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
-    out = at.matmul(y, p.out_proj)
-    if p.out_proj_bias is not None:
-        out = at.add(at.store("out_product", out), p.out_proj_bias, alone=True)
+    out = at.matmul(y, p.out_proj, p.out_proj_bias)
     after = Mamba1State(window=padded[residual.shape[0] :], state=state)
     return at.store("out", out), after

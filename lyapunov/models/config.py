@@ -40,4 +40,4 @@ class Mamba1Config:
     tie_embeddings: bool = True
     conv_bias: bool = True
     proj_bias: bool = False
-    fused_add_norm: bool = False
+    fused_add_norm: bool = True

@@ -170,7 +170,7 @@ def _exponents(report: Report) -> dict[str, Any]:
 def _divergences(precision: PrecisionReport) -> dict[str, Any]:
     head = ["kind", "rel L2", "local L2", "local max", "accumulated L2"]
     head += ["weights alone L2", "T1 bound L2", "T1 bound / measured", "floor"]
-    head += ["T0 bound / measured", "binding store", "above bound", "elements"]
+    head += ["T0 bound / measured", "T1 radius L2", "above bound", "elements"]
     head += ["largest stored", "stagnation"]
     lines = []
     for row in precision.layers:
@@ -188,7 +188,7 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
             words.ratio(x)
             for x in (row.bound_t1_ratio, row.floor_t1_ratio, row.bound_t0_ratio)
         ]
-        cells += [row.binding_site or words.NOTHING, f"{row.violations:,}"]
+        cells += [words.number(row.radius_l2, 3), f"{row.violations:,}"]
         cells += [f"{row.elements_total:,}", words.number(largest, 3)]
         cells.append(
             words.NOTHING if row.stagnation is None else f"{row.stagnation:.2%}"

@@ -94,7 +94,7 @@ def layer_divergence(layer: int, precision: str, **changes) -> LayerDivergence:
         accumulated_by_position=[v * (1 + 0.4 * layer) for v in by_position],
         max_abs_stored={"xz": 31.0, "conv": 18.5, "gated": 210.0, "out": 96.0},
         stagnation=0.002,
-        binding_site="gated",
+        radius_l2=0.02,
     )
     return replace(row, **changes)
 
