@@ -28,7 +28,7 @@ def study(source: str | None) -> dict:
     tokens = english(model)
     rows = []
     for record in lyapunov.trace(model, tokens):
-        if not hasattr(record, "layer"):
+        if isinstance(record, lyapunov.HeadRecord):
             break
         stream = np.asarray(record.residual + record.hidden)[0]
         for kind, size in SIZES.items():

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
         Report as Report,
         UpperBound as UpperBound,
     )
-    from ._trace import trace as trace
+    from ._trace import (
+        HeadRecord as HeadRecord,
+        SublayerRecord as SublayerRecord,
+        trace as trace,
+    )
     from .exponents import (
         QR as QR,
         ClosedForm as ClosedForm,
@@ -45,9 +49,11 @@ __all__ = [
     "QR",
     "ClosedForm",
     "Estimate",
+    "HeadRecord",
     "LyapunovError",
     "Measured",
     "Report",
+    "SublayerRecord",
     "TangentGrowth",
     "UpperBound",
     "__version__",
@@ -71,9 +77,11 @@ _HOMES = {
     "QR": ".exponents",
     "ClosedForm": ".exponents",
     "Estimate": "._results",
+    "HeadRecord": "._trace",
     "LyapunovError": "._errors",
     "Measured": "._results",
     "Report": "._results",
+    "SublayerRecord": "._trace",
     "TangentGrowth": ".exponents",
     "UpperBound": "._results",
     "check": "._check",

@@ -127,7 +127,7 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
     token's mean, since softmax does not see it. Ties: the lowest index wins; a flip
     where either side's leader is shared counts as a tie, not as a flip.
     """
-    host = LogitSums(*(np.asarray(x) for x in sums))
+    host = jax.tree.map(np.asarray, sums)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         log_z = np.log(host.weight) + host.top[..., 0]
         other_log_z = np.log(host.other_weight) + host.other_top

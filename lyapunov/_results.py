@@ -289,8 +289,9 @@ def _plain(value: Any) -> Any:
         return plain
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
+    item = getattr(value, "item", None)
+    if callable(item):
+        value = item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

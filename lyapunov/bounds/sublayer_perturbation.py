@@ -70,14 +70,14 @@ def sublayer_perturbation(
         parameters = with_operator_norms(model.parameters(layer))
         start = model.start(parameters)
         flow = model.sublayers[layer].flow
-        residual = jnp.asarray(residual, jnp.float64)
+        stream = jnp.asarray(residual, jnp.float64)
         where = jnp.zeros(seq).at[token].set(1.0) if kind == "one_input" else None
         shape = start.state.shape if kind == "initial_state" else (seq, d_model)
-        by_token = np.asarray(_bound(flow, kind, size, where, residual, parameters))
+        by_token = np.asarray(_bound(flow, kind, size, where, stream, parameters))
 
         def deviation(direction):
             return _deviation(
-                flow, kind, size, where, direction, residual, parameters, start
+                flow, kind, size, where, direction, stream, parameters, start
             )
 
         keys = jax.random.split(jax.random.key(seed), directions + 1)
@@ -89,7 +89,7 @@ def sublayer_perturbation(
             kind,
             where,
             jax.random.normal(keys[0], shape),
-            residual,
+            stream,
             parameters,
             start,
         )

@@ -9,7 +9,7 @@ everything between is fp32, the state stays in registers.
 import math
 
 from .._errors import UsageError
-from ..formats import FP32, format_named
+from ..formats import FP32, Format, format_named
 from ._execution import (
     Depths,
     Execution,
@@ -98,7 +98,7 @@ def mamba_ssm_prefill(
         raise UsageError(
             f"mamba_ssm does not run in {name}", hint="one of bf16, fp16, fp32"
         )
-    sites = dict.fromkeys(STORED, fmt)
+    sites: dict[str, Format] = {site: fmt for site in STORED}
     if biased_projections:
         # out_proj's bias is fused into the product, in_proj's is not
         sites["xz_product"] = fmt

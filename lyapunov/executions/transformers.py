@@ -7,7 +7,7 @@ activation, dt with its bias, softplus, the state before the read-out, silu(z).
 """
 
 from .._errors import UsageError
-from ..formats import FP32, format_named
+from ..formats import FP32, Format, format_named
 from ._execution import Depths, Execution, InnerConstants, any_order, assume_formats
 
 
@@ -52,7 +52,7 @@ def transformers_prefill(precision: str, *, residual_in_fp32: bool = True) -> Ex
             f"transformers is not measured in {precision}",
             hint="one of bf16, fp16, fp32",
         )
-    sites = dict.fromkeys(STORED, fmt)
+    sites: dict[str, Format] = {site: fmt for site in STORED}
     # the block casts the residual to the weights' format before the norm
     sites["norm_input"] = fmt
     sites |= {"embedding": fmt, "norm_f": fmt, "logits": fmt}

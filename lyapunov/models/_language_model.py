@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ..arithmetic import Exact, Weight
 from ..flows.mamba1 import Mamba1Parameters, initial_state, mamba1
 from ..flows.residual import FinalNorm, final_norm, logits, sublayer
+from ..formats import Format
 from .config import Mamba1Config
 from .held import held
 
@@ -24,18 +25,34 @@ VOCABULARY_SLICE = 2048
 class ParameterFormats(Protocol):
     """Whatever says which format a parameter is held in, such as an execution."""
 
-    def parameter_format(self, name: str):
+    def parameter_format(self, name: str) -> Format:
         """The format of the parameter of that name."""
+        ...
 
 
 @runtime_checkable
 class Layout(Protocol):
     """Where a model's parameters come from: what a recognised checkpoint offers."""
 
-    architecture: str
-    config: Mamba1Config
-    dtype: str
-    n_params: int
+    @property
+    def architecture(self) -> str:
+        """Name of the family."""
+        ...
+
+    @property
+    def config(self) -> Mamba1Config:
+        """Sizes and switches."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The format of most weights."""
+        ...
+
+    @property
+    def n_params(self) -> int:
+        """Parameters, tied ones once."""
+        ...
 
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """Parameters of one layer under their canonical names."""
@@ -93,18 +110,19 @@ class Model:
     ) -> Mamba1Parameters:
         """Parameters of one sublayer in fp64."""
         raw = self.raw_parameters(layer)
+        d_inner = self.config.d_inner
 
         def get(name):
-            if name not in raw:
-                return None
             return jnp.asarray(held(raw[name], name, formats))
 
-        d_inner = self.config.d_inner
-        conv_bias = get("conv_bias")
+        def optional(name):
+            return get(name) if name in raw else None
+
+        conv_bias = optional("conv_bias")
         return Mamba1Parameters(
             norm=get("norm"),
             in_proj=Weight(get("in_proj")),
-            in_proj_bias=get("in_proj_bias"),
+            in_proj_bias=optional("in_proj_bias"),
             conv_weight=get("conv_weight"),
             conv_bias=jnp.zeros(d_inner) if conv_bias is None else conv_bias,
             x_proj=Weight(get("x_proj")),
@@ -113,7 +131,7 @@ class Model:
             A_log=get("A_log"),
             D=get("D"),
             out_proj=Weight(get("out_proj")),
-            out_proj_bias=get("out_proj_bias"),
+            out_proj_bias=optional("out_proj_bias"),
             norm_epsilon=self.config.norm_epsilon,
         )
 

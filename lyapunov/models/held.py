@@ -1,5 +1,6 @@
 """Parameters as an execution holds them."""
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -29,6 +30,6 @@ def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
 def rounded(raw: np.ndarray, fmt: Format) -> np.ndarray:
     """Round a stored array to a format, to nearest even, and widen it to fp64."""
     if raw.dtype == np.float64 or fmt.name not in _NARROW:
-        return np.asarray(round_to(raw.astype(np.float64), fmt.numbers()))
+        return np.asarray(round_to(jnp.asarray(raw, jnp.float64), fmt.numbers()))
     with np.errstate(over="ignore"):
         return raw.astype(np.float32).astype(_NARROW[fmt.name]).astype(np.float64)

@@ -1,7 +1,13 @@
 """Whoever runs a network and yields its trace."""
 
+from typing import TYPE_CHECKING
+
 from .emulated import Emulated
 from .reference import Reference
+
+
+if TYPE_CHECKING:
+    from .transformers import Transformers as Transformers
 
 
 __all__ = ["Emulated", "Reference", "Transformers"]

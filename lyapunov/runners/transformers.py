@@ -6,11 +6,12 @@ a longer stretch.
 """
 
 from contextlib import ExitStack
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import MissingExtraError, UnsupportedCheckpointError
+from .._errors import MissingExtraError
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
@@ -31,8 +32,7 @@ class Transformers:
 
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
-        torch, network = _build(model, self.execution.precision)
-        network = network.to(self._device)
+        torch, network = _build(model, self.execution.precision, self._device)
         seen: dict[str, np.ndarray] = {}
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
@@ -70,7 +70,7 @@ class Transformers:
             yield HeadRecord(jnp.asarray(residual), jnp.asarray(hidden), logits)
 
 
-def _build(model: Model, precision: str):
+def _build(model: Model, precision: str, device: str) -> Any:
     try:
         import torch
         import transformers
@@ -80,8 +80,6 @@ def _build(model: Model, precision: str):
             hint="pip install 'lyapunov-check[torch]'",
         ) from None
     config = model.config
-    if config.proj_bias and not config.conv_bias:
-        raise UnsupportedCheckpointError("biased projections without a biased conv")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     settings = transformers.MambaConfig(
         vocab_size=config.padded_vocab_size,
@@ -90,7 +88,6 @@ def _build(model: Model, precision: str):
         num_hidden_layers=config.n_layers,
         layer_norm_epsilon=config.norm_epsilon,
         expand=config.d_inner // config.d_model,
-        intermediate_size=config.d_inner,
         conv_kernel=config.d_conv,
         time_step_rank=config.dt_rank,
         use_bias=config.proj_bias,
@@ -103,7 +100,7 @@ def _build(model: Model, precision: str):
     target = dtype[precision]
 
     def tensor(array: np.ndarray):
-        return torch.tensor(array.astype(np.float32)).to(target)
+        return torch.tensor(array.astype(np.float32), device=device).to(target)
 
     state = {
         "backbone.embeddings.weight": tensor(
