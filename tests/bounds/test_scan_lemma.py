@@ -149,7 +149,6 @@ def test_bound_holds_where_a_product_of_decays_is_flushed():
     assert_holds(h, a, b, error, "flushed product")
 
 
-@pytest.mark.xfail(strict=True, reason="a tree flushes at every level of one token")
 def test_bound_holds_where_every_level_of_a_tree_is_flushed():
     """Assert it for terms that meet the last token at just below 2^-126 each."""
     seq = 64

@@ -98,8 +98,6 @@ class Kernel:
             weight = weight[:, ::-1]
         shift = 1 if self.mutation == "conv one token late" else 0
         padded = np.concatenate([np.zeros((taps - 1 + shift, self.inner), F), x])
-        if self.mutation == "window forgotten half way":
-            padded = padded.copy()
         total = np.broadcast_to(self.w["conv1d.bias"], x.shape).astype(np.float32)
         if self.mutation == "conv bias dropped":
             total = np.zeros_like(total)
@@ -114,9 +112,8 @@ class Kernel:
                 total[t] = self.w["conv1d.bias"] + sum(
                     x[s] * weight[:, taps - 1 - (t - s)] for s in range(half, t + 1)
                 )
-        return self.out_of(
-            total if self.mutation == "conv not activated" else silu(total)
-        )
+        active = self.mutation != "conv not activated"
+        return self.out_of(silu(total) if active else total)
 
     def x_proj(self, conv):
         return self.out_of(matmul(conv, self.w["x_proj.weight"]))
@@ -130,21 +127,14 @@ class Kernel:
         C = x_proj[:, self.rank + self.n :]
         if self.mutation == "B and C swapped":
             B, C = C, B
-        if self.mutation == "dt bias dropped":
-            bias = F(0)
-        else:
-            bias = self.w["dt_proj.bias"]
-        raw = dt + bias
+        dropped = self.mutation == "dt bias dropped"
+        raw = dt if dropped else dt + self.w["dt_proj.bias"]
         step = raw if self.mutation == "softplus dropped" else softplus(raw)
         if self.mutation == "dt stored low":
             step = self.out_of(step)
-        A = (
-            self.w["A_log"]
-            if self.mutation == "A without exp"
-            else -np.exp(self.w["A_log"])
-        )
+        A = -np.exp(self.w["A_log"])
         if self.mutation == "A without exp":
-            A = -np.abs(A)
+            A = -np.abs(self.w["A_log"])
         a = np.exp(step[:, :, None] * A)
         drive = conv if self.mutation == "drive without dt" else step * conv
         b = drive[:, :, None] * B[:, None, :]
@@ -158,9 +148,8 @@ class Kernel:
             y = self.out_of(y)
         if self.mutation == "gate dropped":
             return self.out_of(y)
-        return self.out_of(
-            y * (z if self.mutation == "gate not activated" else silu(z))
-        )
+        gate = z if self.mutation == "gate not activated" else silu(z)
+        return self.out_of(y * gate)
 
     def scan(self, a, b):
         if self.mutation == "state stored low":
