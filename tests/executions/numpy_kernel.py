@@ -129,7 +129,7 @@ class Kernel:
             B, C = C, B
         dropped = self.mutation == "dt bias dropped"
         raw = dt if dropped else dt + self.w["dt_proj.bias"]
-        step = raw if self.mutation == "softplus dropped" else softplus(raw)
+        step = np.abs(raw) if self.mutation == "softplus dropped" else softplus(raw)
         if self.mutation == "dt stored low":
             step = self.out_of(step)
         A = -np.exp(self.w["A_log"])
