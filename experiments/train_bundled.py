@@ -20,7 +20,8 @@ script runs through transformers' plain torch code, correctly and thousands of t
 slower: try `--steps 20 --batch 2 --length 128 --eval-bytes 2048` there.
 
 Two more uses: `--evaluate` measures a finished folder again on all held-out documents,
-`--card` writes its README.md again from its training.json.
+`--card` writes its README.md again from its training.json and, with `--against`, first
+adds the runs that were compared with it.
 """
 
 import argparse
@@ -70,6 +71,9 @@ _BUSH = (
 )
 
 FILES = ("shakespeare.txt", "state_union.txt", "inaugural.txt")
+
+
+Model = Any  # a MambaForCausalLM, whose parts a type checker takes for tensors
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,14 @@ class Corpus:
         }
 
 
+def _fresh(settings: dict[str, Any]) -> Model:
+    return MambaForCausalLM(MambaConfig(**settings))
+
+
+def _load(folder: Path) -> Model:
+    return MambaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def _windows(text: bytes) -> Iterator[tuple[bytes, int]]:
     """Windows of a document, each with the number of leading bytes not to score."""
     yield text[:WINDOW], 1  # nothing predicts the first byte
@@ -264,7 +276,7 @@ def _windows(text: bytes) -> Iterator[tuple[bytes, int]]:
 
 @torch.no_grad()
 def bits_per_byte(
-    model: MambaForCausalLM, text: bytes, device: torch.device, batch: int
+    model: Model, text: bytes, device: torch.device, batch: int
 ) -> tuple[float, int]:
     """Total bits in fp32 for a document, and the number of bytes scored."""
     model.eval()
@@ -290,7 +302,7 @@ def bits_per_byte(
 
 
 def evaluate(
-    model: MambaForCausalLM, texts: list[bytes], device: torch.device, batch: int
+    model: Model, texts: list[bytes], device: torch.device, batch: int
 ) -> tuple[float, list[float], int]:
     """Bits per byte over all documents and for each one, and the bytes scored."""
     pairs = [bits_per_byte(model, text, device, batch) for text in texts]
@@ -298,7 +310,7 @@ def evaluate(
     return total / scored, [bits / n for bits, n in pairs], int(scored)
 
 
-def _dropout(model: MambaForCausalLM, probability: float) -> None:
+def _dropout(model: Model, probability: float) -> None:
     """Drop elements of every mixer's output while training."""
 
     def hook(mixer: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
@@ -309,7 +321,7 @@ def _dropout(model: MambaForCausalLM, probability: float) -> None:
             layer.mixer.register_forward_hook(hook)
 
 
-def _optimizer(model: MambaForCausalLM, options: argparse.Namespace) -> Any:
+def _optimizer(model: Model, options: argparse.Namespace) -> Any:
     """AdamW; weight decay on the matrices only, never on A_log, D, biases or norms."""
     decayed = [
         parameter
@@ -336,7 +348,7 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _dynamics(model: MambaForCausalLM) -> list[dict[str, torch.Tensor]]:
+def _dynamics(model: Model) -> list[dict[str, torch.Tensor]]:
     """Copies of what makes the recurrence: A_log, dt's weight and bias, D."""
     return [
         {
@@ -351,10 +363,10 @@ def _dynamics(model: MambaForCausalLM) -> list[dict[str, torch.Tensor]]:
 
 def train(
     corpus: Corpus, options: argparse.Namespace, device: torch.device
-) -> tuple[MambaForCausalLM, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Train; the weights with the best validation score are kept."""
     torch.manual_seed(options.seed)
-    config = MambaConfig(
+    settings: dict[str, Any] = dict(
         vocab_size=256,
         hidden_size=options.hidden,
         num_hidden_layers=options.layers,
@@ -365,7 +377,7 @@ def train(
         eos_token_id=0,
         lyapunov_tokenizer="bytes",
     )
-    model = MambaForCausalLM(config).to(device)
+    model = _fresh(settings).to(device)
     before = _dynamics(model)
     _dropout(model, options.dropout)
     optimizer = _optimizer(model, options)
@@ -456,7 +468,7 @@ def _version(module: str) -> str | None:
 def _commit() -> str | None:
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "rev-parse", "--verify", "--quiet", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
@@ -479,7 +491,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _opening(model: MambaForCausalLM, text: bytes, device: torch.device) -> float:
+def _opening(model: Model, text: bytes, device: torch.device) -> float:
     bits, scored = bits_per_byte(model, text[:OPENING], device, 1)
     return bits / scored
 
@@ -495,7 +507,7 @@ def run(options: argparse.Namespace) -> None:
         model.cpu().save_pretrained(part)
         (part / "generation_config.json").unlink(missing_ok=True)
         (part / "heldout.txt").write_bytes(corpus.held_out_text())
-        saved = MambaForCausalLM.from_pretrained(part, dtype=torch.float32).to(device)
+        saved = _load(part).to(device)
         score, each, scored = evaluate(
             saved,
             corpus.texts("held_out", options.eval_bytes),
@@ -541,6 +553,7 @@ def run(options: argparse.Namespace) -> None:
                 "arithmetic": "bf16 autocast, fp32 weights"
                 if device.type == "cuda"
                 else "fp32",
+                "note": options.note,
                 **outcome,
             },
             "environment": _environment(device),
@@ -559,6 +572,7 @@ def run(options: argparse.Namespace) -> None:
         if total > LIMIT:
             print(f"warning: {total:,} bytes, over {LIMIT:,}", file=sys.stderr)
         for file in sorted(part.iterdir()):
+            file.chmod(0o644)
             os.replace(file, options.out / file.name)
     print(f"held-out bits per byte: {score:.4f}  ({options.out})")
 
@@ -597,7 +611,18 @@ def card(record: dict[str, Any]) -> str:
         if where["mamba_ssm"]
         else "no CUDA kernels"
     )
+    again = ""
+    if "again" in score:
+        other = score["again"]
+        again = f"""
+  On a second machine ({other["device"]}, torch {other["torch"]}, transformers
+  {other["transformers"]}, no CUDA kernels): {other["bits_per_byte"]:.4f}."""
     passes = how["tokens"] / data["training_bytes"]
+    note = f" ({how['note']})" if how.get("note") else ""
+    moved = {
+        name: [layer[name] for layer in how["moved_rms_by_layer"]]
+        for name in ("A_log", "dt_bias")
+    }
     return f"""---
 license: apache-2.0
 language: en
@@ -618,7 +643,7 @@ id the byte's value; there is no tokenizer.
   {score["bytes_scored"]:,} bytes of documents that it never saw. Windows of
   {score["window"]:,} bytes, so that each scored byte has at least
   {score["context_at_least"]:,} bytes before it, but for a document's first ones; the
-  very first byte of a document is not scored.
+  very first byte of a document is not scored.{again}
 - Licence of the weights: Apache-2.0. The data, `heldout.txt` included, are in the
   public domain.
 
@@ -668,10 +693,13 @@ weight decay {how["weight_decay"]} on the projections only; dropout {how["dropou
 the mixers' outputs; gradients clipped at {how["clip"]}; {how["arithmetic"]}.
 {how["steps"]:,} steps of {how["batch"]} x {how["length"]} bytes, {passes:.0f} passes
 over the text, in {how["seconds"]:.0f} seconds with validations on one
-{where["device"]}; seed {how["seed"]}. The weights of step {how["kept_step"]:,} were
-kept, the best on the validation documents
-({how["validation_bits_per_byte"]:.4f} bits per byte).
-
+{where["device"]}{note}; seed {how["seed"]}. The weights of step {how["kept_step"]:,}
+were kept, the best on the validation documents
+({how["validation_bits_per_byte"]:.4f} bits per byte). From their initial values the
+elements of A_log moved by {min(moved["A_log"]):.2f} to {max(moved["A_log"]):.2f} (root
+mean square, by layer), those of dt's bias by {min(moved["dt_bias"]):.2f} to
+{max(moved["dt_bias"]):.2f}.
+{_compared(record)}
 Python {where["python"]}, torch {where["torch"]}, transformers {where["transformers"]},
 {kernels}; {where["date"]}.
 The CUDA kernels add in no fixed order, so that another run with the same seed ends near
@@ -704,8 +732,7 @@ def _device(name: str) -> torch.device:
 def _measure_again(options: argparse.Namespace) -> None:
     device = _device(options.device)
     corpus = Corpus.read(options.corpus)
-    model = MambaForCausalLM.from_pretrained(options.evaluate, dtype=torch.float32)
-    model = model.to(device)
+    model = _load(options.evaluate).to(device)
     bits, scored = 0.0, 0
     texts = corpus.texts("held_out", options.eval_bytes)
     for document, text in zip(SPLIT["held_out"], texts, strict=True):
@@ -717,6 +744,65 @@ def _measure_again(options: argparse.Namespace) -> None:
             flush=True,
         )
     print(f"held-out bits per byte: {bits / scored:.4f}  ({scored:,} bytes)")
+    if options.record:
+        file = options.evaluate / "training.json"
+        record = json.loads(file.read_text())
+        where = _environment(device)
+        record["evaluation"]["again"] = {
+            "bits_per_byte": round(bits / scored, 4),
+            "bytes_scored": scored,
+            **{name: where[name] for name in ("device", "torch", "transformers")},
+        }
+        _replace(file, json.dumps(record, indent=1) + "\n")
+        _replace(options.evaluate / "README.md", card(record))
+
+
+def _card_again(options: argparse.Namespace) -> None:
+    file = options.card / "training.json"
+    record = json.loads(file.read_text())
+    if options.against:
+        others = [
+            json.loads((f / "training.json").read_text()) for f in options.against
+        ]
+        runs = [record, *others]
+        runs.sort(key=lambda run: run["training"]["validation_bits_per_byte"])
+        if runs[0] is not record:
+            raise SystemExit(f"error: {options.card} is not the best in validation")
+        record["runs_compared"] = [
+            {
+                "command": run["training"]["command"],
+                "parameters": run["parameters"],
+                "validation_bits_per_byte": run["training"]["validation_bits_per_byte"],
+                "held_out_bits_per_byte": run["held_out_bits_per_byte"],
+            }
+            for run in runs
+        ]
+    _replace(file, json.dumps(record, indent=1) + "\n")
+    _replace(options.card / "README.md", card(record))
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(f".part-{file.name}")
+    part.write_text(text)
+    os.replace(part, file)
+
+
+def _compared(record: dict[str, Any]) -> str:
+    """The part of the card on the choice among several runs."""
+    if "runs_compared" not in record:
+        return ""
+    rows = "\n".join(
+        f"| `{run['command'].partition('--steps')[2].strip()}` "
+        f"| {run['validation_bits_per_byte']:.4f} |"
+        for run in record["runs_compared"]
+    )
+    return f"""
+Chosen by the validation documents among these runs; held-out documents had no say:
+
+| `--steps` and the rest of the command | validation, bits per byte |
+|---|---|
+{rows}
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -731,7 +817,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--out", type=Path, help="train; folder for the model")
     what.add_argument("--evaluate", type=Path, help="measure this model again")
     what.add_argument("--card", type=Path, help="write this model's card again")
-    add("--steps", type=int, default=1500)
+    add("--steps", type=int, default=3000)
     add("--batch", type=int, default=64, help="windows a step")
     add("--length", type=int, default=1024, help="bytes in a window")
     add("--hidden", type=int, default=128, help="width of the model")
@@ -745,6 +831,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-bytes", type=int, default=0, help="of each document; 0: all of it")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="cuda, cpu or auto")
+    add("--record", action="store_true", help="with --evaluate: write it down, too")
+    add("--note", default="", help="a remark on the run, for the card")
+    add("--against", type=Path, nargs="+", help="with --card: runs not chosen")
     return parser
 
 
@@ -753,8 +842,7 @@ def main() -> None:
     parser = _parser()
     options = parser.parse_args()
     if options.card:
-        record = json.loads((options.card / "training.json").read_text())
-        (options.card / "README.md").write_text(card(record))
+        _card_again(options)
         return
     if options.corpus is None:
         parser.error("--corpus is needed")
