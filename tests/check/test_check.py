@@ -1,0 +1,354 @@
+"""`lyapunov.check` from a folder on disk to a report."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov._errors import LyapunovError, TokensError, UsageError
+
+from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
+from ..model.saved import save_mamba_ssm, save_transformers
+
+
+SIZES = Sizes(layers=3)
+SEQ = 40
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    weights = random_weights(np.random.default_rng(11), SIZES)
+    folder = save_transformers(
+        tmp_path_factory.mktemp("check") / "model", weights, SIZES
+    )
+    tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
+    return folder, weights, tokens
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint):
+    folder, _, tokens = checkpoint
+    return lyapunov.check(str(folder), tokens, precisions=["bf16", "fp16"])
+
+
+def exponents_only(folder, tokens, **options):
+    return lyapunov.check(str(folder), tokens, measure="none", **options)
+
+
+def assert_exponents(rows, weights, sizes, tokens):
+    """Equal to means of dt A from NumPy to 1e-9 relative, and so are the statistics."""
+    numpy = NumpyMamba(weights, sizes)
+    each = [numpy.exponents(sequence) for sequence in tokens]
+    for i, row in enumerate(rows):
+        expected = np.mean([e[i] for e in each], axis=0)
+        assert row.layer == i
+        assert row.kind == "mamba1"
+        assert row.max == pytest.approx(expected.max(), rel=1e-9)
+        assert row.min == pytest.approx(expected.min(), rel=1e-9)
+        memory = -1 / expected
+        assert row.memory_tokens.max == pytest.approx(memory.max(), rel=1e-9)
+        assert row.memory_tokens.p50 == pytest.approx(np.median(memory), rel=1e-9)
+        assert row.reason is None
+    numpy.logits(tokens[0])
+    return each
+
+
+@pytest.mark.parametrize("layout", [save_transformers, save_mamba_ssm])
+@pytest.mark.parametrize(
+    "sizes",
+    [SIZES, Sizes(vocab=37, d_model=7, expand=3, d_state=5, d_conv=3, dt_rank=1)],
+    ids=["plain", "odd"],
+)
+def test_exponents_are_those_of_an_independent_computation(tmp_path, layout, sizes):
+    """Assert 1e-9 relative on checkpoints in both layouts."""
+    weights = random_weights(np.random.default_rng(3), sizes)
+    folder = layout(tmp_path / "model", weights, sizes)
+    tokens = np.random.default_rng(4).integers(0, sizes.vocab, (2, SEQ))
+    found = exponents_only(folder, tokens).exponents
+    assert_exponents(found.layers, weights, sizes, tokens)
+    assert found.n_tokens == tokens.size
+    largest = max(row.max for row in found.layers)
+    assert found.max == largest
+    assert found.layers[found.max_layer].max == largest
+
+
+def test_states_and_decays_are_those_of_numpy(checkpoint, report):
+    """Assert the largest state, dt and decays of each layer to 1e-9 relative."""
+    _, weights, tokens = checkpoint
+    numpy = NumpyMamba(weights, SIZES)
+    states, steps = [], []
+    for sequence in tokens:
+        numpy.logits(sequence)
+        states.append(numpy.states)
+        steps.append(numpy.steps)
+    for i, row in enumerate(report.exponents.layers):
+        dt = np.stack([s[i] for s in steps])
+        A = -np.exp(weights[f"backbone.layers.{i}.mixer.A_log"].astype(np.float64))
+        decays = np.exp(dt[..., None] * A)
+        largest = max(np.abs(s[i]).max() for s in states)
+        assert row.max_abs_state == pytest.approx(largest, rel=1e-9)
+        assert row.dt_min == pytest.approx(dt.min(), rel=1e-9)
+        assert row.dt_max == pytest.approx(dt.max(), rel=1e-9)
+        assert row.decay_min == pytest.approx(decays.min(), rel=1e-9)
+        assert row.decay_max == pytest.approx(decays.max(), rel=1e-9)
+
+
+def test_every_layer_of_every_precision_holds(report):
+    """Assert a row a sublayer and precision, no violation, ratios of at least 1."""
+    assert [p.precision for p in report.precisions] == ["bf16", "fp16"]
+    for run in report.precisions:
+        assert [row.layer for row in run.layers] == [0, 1, 2]
+        for row in run.layers:
+            assert row.violations == 0
+            assert row.bound_t1_ratio >= 1
+            assert row.floor_t1_ratio > 0
+            # no bound of free roundings beats the floor; ours is centred, not free
+            assert row.elements_total > 0
+            assert row.accumulated_l2 >= 0
+        assert 0 < run.output.measured_rel_l2 < 0.2
+        assert run.output.argmax_total == 2 * SEQ
+    bf16, fp16 = (run.output for run in report.precisions)
+    assert fp16.measured_rel_l2 < bf16.measured_rel_l2
+    assert fp16.kl_mean < bf16.kl_mean
+
+
+def test_accumulated_divergence_is_against_the_reference_run(checkpoint, report):
+    """Assert it from the two traces, whole arrays; the first layer's is its local one.
+
+    Layer 0 reads the embedding rounded, so its own input differs already.
+    """
+    folder, _, tokens = checkpoint
+    from lyapunov.executions import mamba_ssm_prefill
+    from lyapunov.runners import Emulated
+
+    model = lyapunov.load(folder)
+    reference = list(lyapunov.trace(model, tokens))
+    emulated = list(
+        lyapunov.trace(model, tokens, runner=Emulated(mamba_ssm_prefill("bf16")))
+    )
+    for row, exact, other in zip(
+        report.precisions[0].layers, reference, emulated, strict=False
+    ):
+        apart = np.asarray(other.output) - np.asarray(exact.output)
+        assert row.accumulated_l2 == pytest.approx(np.linalg.norm(apart), rel=1e-12)
+        assert row.accumulated_max == pytest.approx(np.abs(apart).max(), rel=1e-12)
+        size = np.linalg.norm(np.asarray(exact.output))
+        assert row.reference_l2 == pytest.approx(size, rel=1e-12)
+
+
+def test_logits_are_compared_with_the_reference(checkpoint, report):
+    """Assert the relative L2 and KL of the logits, whole arrays in NumPy."""
+    from scipy.special import log_softmax
+
+    from lyapunov.executions import mamba_ssm_prefill
+    from lyapunov.runners import Emulated
+
+    folder, _, tokens = checkpoint
+    model = lyapunov.load(folder)
+    execution = mamba_ssm_prefill("bf16")
+    *_, head = lyapunov.trace(model, tokens, runner=Emulated(execution))
+    other = np.asarray(head.logits(0, SIZES.vocab))
+    exact = np.stack([np.asarray(model.logits(t)) for t in tokens])
+
+    def centred(x):
+        return x - x.mean(axis=-1, keepdims=True)
+
+    output = report.precisions[0].output
+    moved = np.linalg.norm(centred(other) - centred(exact))
+    expected = moved / np.linalg.norm(centred(exact))
+    assert output.measured_rel_l2 == pytest.approx(expected, rel=1e-9)
+    left, right = log_softmax(exact, -1), log_softmax(other, -1)
+    kl = np.sum(np.exp(left) * (left - right), axis=-1)
+    assert output.kl_mean == pytest.approx(kl.mean(), rel=1e-6)
+    flips = (exact.argmax(-1) != other.argmax(-1)).sum()
+    assert output.argmax_flips + output.argmax_ties == flips
+
+
+def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
+    """Assert that leaving layers out changes nothing but what is left out."""
+    folder, _, tokens = checkpoint
+    part = lyapunov.check(str(folder), tokens, precisions=["bf16"], layers=[1])
+    (row,) = part.precisions[0].layers
+    whole = report.precisions[0].layers[1]
+    assert row.layer == 1
+    assert row.local_l2 == pytest.approx(whole.local_l2, rel=1e-12)
+    assert row.bound_t1_l2 == pytest.approx(whole.bound_t1_l2, rel=1e-9)
+    assert len(part.exponents.layers) == 3
+    assert (part.summary.checked, part.summary.skipped) == (1, 2)
+    assert part.summary.verdict == "incomplete"
+    assert part.summary.exit_code != 0
+    kept = lyapunov.check(
+        str(folder), tokens, precisions=["bf16"], layers=[1], allow_partial=True
+    )
+    assert kept.summary.verdict != "incomplete"
+
+
+@pytest.mark.parametrize("layers", [[3], [-1], [0, 99]])
+def test_layers_that_do_not_exist_are_refused(checkpoint, layers):
+    """Assert one line with the number of sublayers."""
+    folder, _, tokens = checkpoint
+    with pytest.raises(UsageError, match="3"):
+        exponents_only(folder, tokens, layers=layers)
+
+
+def test_without_measuring_there_are_exponents_alone(checkpoint):
+    """Assert that measure none runs no execution and says nothing of precision."""
+    folder, weights, tokens = checkpoint
+    found = exponents_only(folder, tokens)
+    assert found.precisions == []
+    assert_exponents(found.exponents.layers, weights, SIZES, tokens)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        np.zeros((2, 3, 4), int),
+        np.zeros((0, 5), int),
+        np.zeros((1, 1), int),
+        np.array([5]),
+        np.array([], int),
+        np.array([0.0, 1.0]),
+        np.array([True, False]),
+        np.array([1, SIZES.vocab]),
+        np.array([-1, 2]),
+        np.array([1, 2**63], np.uint64),
+        np.array(["a", "b"]),
+    ],
+    ids=lambda t: f"{t.dtype}{t.shape}",
+)
+def test_tokens_that_cannot_be_used_are_refused(checkpoint, tokens):
+    """Assert `TokensError` in one line with a hint."""
+    with pytest.raises(TokensError) as caught:
+        exponents_only(checkpoint[0], tokens)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precisions": ["fp12"]},
+        {"precisions": ["fp64"]},
+        {"state_precision": "int8"},
+        {"measure": "guess"},
+        {"mode": "train"},
+    ],
+    ids=str,
+)
+def test_requests_that_make_no_sense_are_refused(checkpoint, options):
+    """Assert a `LyapunovError`, before anything long is begun."""
+    folder, _, tokens = checkpoint
+    with pytest.raises(LyapunovError) as caught:
+        lyapunov.check(str(folder), tokens, **options)
+    assert "\n" not in caught.value.message
+
+
+def test_one_sequence_and_a_batch_of_one_are_the_same(checkpoint):
+    """Assert it for exponents and the tokens' hash."""
+    folder, _, tokens = checkpoint
+    flat, batch = (exponents_only(folder, t) for t in (tokens[0], tokens[:1]))
+    assert flat.exponents == batch.exponents
+    assert flat.tokens == batch.tokens
+    expected = hashlib.sha256(tokens[0].astype("<i8").tobytes()).hexdigest()
+    assert flat.tokens.sha256 == expected
+    assert (flat.tokens.batch, flat.tokens.length) == (1, SEQ)
+
+
+def test_the_document_is_strict_json_with_the_agreed_fields(report):
+    """Assert no NaN or Infinity, and every field of the design."""
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document["schema_version"] == 1
+    fields = {
+        "tool",
+        "settings",
+        "environment",
+        "assumptions",
+        "checkpoint",
+        "tokens",
+        "exponents",
+        "precisions",
+        "findings",
+        "summary",
+    }
+    assert fields <= set(document)
+    row = document["precisions"][0]["layers"][0]
+    for name in (
+        "local_l2",
+        "local_max",
+        "accumulated_l2",
+        "accumulated_max",
+        "bound_t0_ratio",
+        "bound_t1_l2",
+        "bound_t1_ratio",
+        "floor_t1_ratio",
+        "violations",
+        "elements_total",
+        "first_violation",
+    ):
+        assert name in row
+    (file,) = (f for f in document["checkpoint"]["files"] if "safetensors" in f["name"])
+    assert len(file["sha256"]) == 64
+
+
+def test_the_document_of_an_overflow_is_strict_json_too(tmp_path):
+    """Assert nulls beside flags where fp16 overflows, and no violation."""
+    weights = random_weights(np.random.default_rng(11), SIZES)
+    weights["backbone.layers.1.mixer.D"][:] = 1e7
+    folder = save_transformers(tmp_path / "model", weights, SIZES)
+    tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
+    found = lyapunov.check(str(folder), tokens, precisions=["fp16"], floor=False)
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    run = document["precisions"][0]
+    assert run["output"]["kl_max"] is None
+    assert run["output"]["kl_max_flag"] == "inf"
+    assert all(row["violations"] == 0 for row in run["layers"])
+    assert run["layers"][1]["non_finite"] > 0
+    assert found.summary.exit_code == 1
+    assert any(f["severity"] == "error" for f in document["findings"])
+
+
+def test_two_runs_give_the_same_report(checkpoint, report):
+    """Assert that nothing but time differs: seeds are fixed, sums are ordered."""
+    folder, _, tokens = checkpoint
+    again = lyapunov.check(str(folder), tokens, precisions=["bf16", "fp16"])
+    left, right = report.to_dict(), again.to_dict()
+    for document in (left, right):
+        document["summary"].pop("seconds")
+    assert left == right
+
+
+def test_progress_counts_to_its_end(checkpoint):
+    """Assert that every step announced is taken."""
+
+    class Progress:
+        total = done = 0
+
+        def start(self, total, what):
+            self.total = total
+
+        def advance(self, steps=1, what=""):
+            self.done += steps
+
+        def close(self):
+            pass
+
+    folder, _, tokens = checkpoint
+    progress = Progress()
+    exponents_only(folder, tokens, progress=progress)
+    assert progress.total == progress.done > 0
+
+
+def test_long_memory_is_flagged(tmp_path):
+    """Assert that a decay near 1 gives a memory beyond the sample, flagged as such."""
+    weights = random_weights(np.random.default_rng(11), SIZES)
+    weights["backbone.layers.2.mixer.A_log"][0, 0] = -20.0
+    folder = save_transformers(tmp_path / "model", weights, SIZES)
+    tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
+    rows = exponents_only(folder, tokens).exponents.layers
+    assert rows[2].memory_tokens.exceeds_sample
+    assert rows[2].memory_tokens.max > 1e6
+    assert rows[2].max < 0
+    assert math.isfinite(rows[2].max)

@@ -1,0 +1,45 @@
+"""Peak memory of a check does not grow with depth."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ..model.numpy_mamba import Sizes, random_weights
+from ..model.saved import save_transformers
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import lyapunov
+
+tokens = np.random.default_rng(0).integers(0, 50, 128)
+report = lyapunov.check(sys.argv[1], tokens, precisions=["bf16"], floor=False)
+assert all(row.violations == 0 for row in report.precisions[0].layers)
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(line.split()[1])
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_of_64_layers_is_within_10_percent_of_8(tmp_path):
+    """Assert it from outside: the high-water mark of a process that checks a folder."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("VmHWM is Linux's")
+    peaks = {}
+    for layers in (8, 64):
+        sizes = Sizes(vocab=50, d_model=64, d_state=16, dt_rank=4, layers=layers)
+        weights = random_weights(np.random.default_rng(1), sizes)
+        folder = save_transformers(tmp_path / str(layers), weights, sizes)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=600,
+        )
+        peaks[layers] = int(done.stdout)
+    assert peaks[64] <= 1.1 * peaks[8], peaks
