@@ -4,7 +4,6 @@ Everything goes layer by layer: the reference, each execution, their comparison 
 the bounds of a sublayer are done before the next one is read.
 """
 
-import contextlib
 import hashlib
 import platform
 import time
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _compare, findings
+from ._divergence import SublayerDivergence
 from ._errors import TokensError, UsageError
 from ._load import load
 from ._results import (
@@ -30,14 +30,6 @@ from ._results import (
     TokensFacts,
 )
 from ._version import __version__
-from .bounds.floor import floor_l2
-from .bounds.local import (
-    Comparison,
-    LocalBounds,
-    first_violation,
-    local_bounds,
-    with_operator_norms,
-)
 from .executions import Execution, mamba_ssm_prefill, transformers_prefill
 from .exponents import gather_exponents, layer_exponents
 from .formats import format_named
@@ -45,6 +37,8 @@ from .models import Model
 from .runners import Emulated, Reference
 
 
+# As many as a sublayer has bounds to find; JAX gives each what cores there are.
+WORKERS = 3
 MEASURES = ("emulated", "transformers", "none")
 
 
@@ -287,21 +281,27 @@ def _run(model, ids, executions, chosen, measure, floor, progress):
     if progress is not None:
         progress.start(steps, "checking")
     rows: list[LayerExponents] = []
-    with contextlib.ExitStack() as stack:
-        searcher = stack.enter_context(ThreadPoolExecutor(1)) if floor else None
+    # While the bounds of one sublayer are at work the next one runs: bounds are
+    # elementwise, forwards are matrix products. One sublayer ahead and no more, so
+    # that memory does not grow with depth.
+    with ThreadPoolExecutor(WORKERS) as workers:
+        pending: list[tuple[_Run, SublayerDivergence]] = []
         for sublayer in model.sublayers:
             record = next(reference)
-            rows.append(_exponents(model, record))
+            started = []
             for run in runs:
                 other = next(run.trace)
                 if sublayer.layer in chosen:
-                    run.rows.append(
-                        _divergence(
-                            model, sublayer, record, other, run.execution, searcher
-                        )
+                    work = SublayerDivergence(
+                        model, sublayer, run.execution, record, other, floor, workers
                     )
+                    started.append((run, work))
+            rows.append(_exponents(model, record))
+            _collect(pending)
+            pending = started
             if progress is not None:
                 progress.advance(1, f"layer {sublayer.layer}")
+        _collect(pending)
     head = next(reference)
     outputs = _outputs(model, head, [next(run.trace) for run in runs], ids.shape)
     if progress is not None:
@@ -320,6 +320,11 @@ def _run(model, ids, executions, chosen, measure, floor, progress):
     ]
 
 
+def _collect(pending: list) -> None:
+    for run, work in pending:
+        run.rows.append(work.row())
+
+
 def _exponents(model: Model, record) -> LayerExponents:
     raw = model.raw_parameters(record.layer)
     A = -np.exp(raw["A_log"].astype(np.float64))
@@ -335,112 +340,6 @@ def _exponents(model: Model, record) -> LayerExponents:
         D=raw["D"].astype(np.float64),
         stored_dtype=model.layout.dtype,
     )
-
-
-def _divergence(
-    model: Model, sublayer, reference, other, execution: Execution, searcher
-) -> LayerDivergence:
-    parameters = with_operator_norms(model.parameters(sublayer.layer, execution))
-    same = model.held_exactly(sublayer.layer, execution)
-    original = None if same else model.parameters(sublayer.layer)
-    start = model.start(parameters)
-    arguments = (execution, sublayer.flow, other, parameters, original, start)
-    searching = None if searcher is None else searcher.submit(_search, *arguments)
-    bounds = local_bounds(*arguments)
-    floor_ratio = None
-    if searching is not None:
-        found, measured = searching.result()
-        floor_ratio = _ratio(found, measured)
-    apart = jnp.abs(other.output - reference.output)
-    stagnation = reference.observed.get("stagnation")
-    return _layer_row(
-        sublayer,
-        bounds,
-        other,
-        accumulated_square=np.asarray(jnp.sum(apart**2, axis=-1)),
-        accumulated_max=float(jnp.max(apart)),
-        reference_l2=float(jnp.linalg.norm(reference.output)),
-        floor_ratio=floor_ratio,
-        stagnation=None
-        if stagnation is None or execution.state_precision == "fp32"
-        else float(jnp.mean(stagnation[..., 0])),
-        order=tuple(execution.sites),
-    )
-
-
-def _search(*arguments) -> tuple[float, float]:
-    """The floor, beside the bounds: enabling fp64 is a thread's own business."""
-    with jax.enable_x64(True):
-        found, measured = floor_l2(*arguments)
-        return float(found), float(measured)
-
-
-def _ratio(bound: float, measured: float) -> float | None:
-    return bound / measured if measured > 0 else None
-
-
-def _layer_row(
-    sublayer,
-    bounds: LocalBounds,
-    record,
-    *,
-    accumulated_square: np.ndarray,
-    accumulated_max: float,
-    reference_l2: float,
-    floor_ratio: float | None,
-    stagnation: float | None,
-    order: tuple[str, ...],
-) -> LayerDivergence:
-    """One row of the report, from device to host."""
-    host = jax.tree.map(np.asarray, bounds._replace(bounded=None, tensors={}))
-    measured = float(np.sqrt(np.sum(host.t1.measured_square)))
-    bound = float(np.sqrt(np.sum(host.t1.bound_square)))
-    sites = [s for s in order if s in host.t0]
-    ratios = {s: _l2_ratio(host.t0[s]) for s in sites}
-    tensors = [host.t0[s] for s in sites] + [host.t1]
-    known = [r for r in ratios.values() if r is not None]
-    return LayerDivergence(
-        layer=sublayer.layer,
-        kind=sublayer.kind,
-        local_l2=measured,
-        local_max=float(np.max(host.t1.measured_max)),
-        accumulated_l2=float(np.sqrt(np.sum(accumulated_square))),
-        accumulated_max=accumulated_max,
-        bound_t0_ratio=min(known) if known else None,
-        bound_t1_l2=bound,
-        bound_t1_ratio=_ratio(bound, measured),
-        floor_t1_ratio=floor_ratio,
-        violations=sum(int(np.sum(c.violations)) for c in tensors),
-        elements_total=sum(c.violations.size * int(c.channels) for c in tensors),
-        first_violation=_first_violation(sites, bounds, record),
-        reference_l2=reference_l2,
-        weights_l2=float(np.sqrt(np.sum(host.weights_square))),
-        radius_l2=float(np.sqrt(np.sum(host.radius_square))),
-        bound_t0={s: r for s, r in ratios.items() if r is not None},
-        local_by_position=_compare.by_position(host.t1.measured_square),
-        bound_by_position=_compare.by_position(host.t1.bound_square),
-        accumulated_by_position=_compare.by_position(accumulated_square),
-        max_abs_stored={s: float(np.max(host.t0[s].largest)) for s in sites},
-        stagnation=stagnation,
-        non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
-    )
-
-
-def _l2_ratio(comparison: Comparison) -> float | None:
-    measured = float(np.sqrt(np.sum(comparison.measured_square)))
-    return _ratio(float(np.sqrt(np.sum(comparison.bound_square))), measured)
-
-
-def _first_violation(sites, bounds: LocalBounds, record) -> dict[str, Any] | None:
-    """The first tensor, in the order of the flow, that exceeds its bound."""
-    for site in sites:
-        if np.any(bounds.t0[site].violations):
-            found = first_violation(record.stored[site], bounds.tensors[site])
-            return {"tensor": site} | found._asdict() if found else None
-    if np.any(bounds.t1.violations):
-        found = first_violation(record.output, bounds.bounded)
-        return {"tensor": "sublayer output"} | found._asdict() if found else None
-    return None
 
 
 def _outputs(model: Model, head, others, shape) -> list[OutputDivergence]:
@@ -474,8 +373,8 @@ def _assumptions(executions: Sequence[Execution]) -> list[str]:
     lines = [
         "a bound holds for every execution of the declared kind, not for the one run "
         "beside which it is shown",
-        "the reference is exact arithmetic; it is computed in fp64 and its own error "
-        "is added to every bound",
+        "the reference is exact arithmetic, computed in fp64; 2^-24 of a token's norm "
+        "is added to every T1 bound for its own error",
         "T1 is the computed distance of the execution that rounds only its stored "
         "tensors, plus a certified radius for orders of sums, last bits of "
         "elementary functions and values near a rounding tie",

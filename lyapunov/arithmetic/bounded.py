@@ -199,7 +199,9 @@ class BoundedArithmetic(AbstractArithmetic):
             return self._store_state(x, numbers)
         x = _lift(x)
         if site in self._anchors and not self._in_scan:
-            error = self._interval(x, x.value, numbers)
+            # v itself is off by fp64's own errors, which matter where it happens to
+            # lie next to a stored number
+            error = self._interval(x, x.value, numbers) + x.error * OWN_SHARE
             self.records[site] = Bounded(x.value, error)
             return constant(self._anchors[site])
         if not self._centred:

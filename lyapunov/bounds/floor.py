@@ -27,7 +27,7 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
     Every stored tensor is moved by its rounding bound, with signs that follow the
     gradient of the distance (a power iteration in the max-norm ball).
 
-    **Arguments:** as for `bounds.local.local_bounds`.
+    **Arguments:** as for `bounds.local.sublayer_bound`.
 
     **Returns:** the distance found and the execution's measured one, both from exact
     arithmetic with the checkpoint's own weights, over the first sequence's leading

@@ -20,7 +20,7 @@ from lyapunov._results import (
 NOTHING = "–"
 
 LEGEND = (
-    "Exponents in nats per token; memory: 90th percentile, in tokens (* longer than "
+    "Exponents in nats per token; memory: 90th percentile, in tokens (* some exceed "
     "the sample). rel L2: measured local divergence over the reference. T1: certified "
     "bound over measured. floor: what no bound that treats roundings as free could "
     "beat. viol: elements above the bound."
