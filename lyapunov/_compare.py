@@ -137,8 +137,10 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         moved = host.difference_square - host.difference**2 / vocab_size
         size = host.square - host.total**2 / vocab_size
         relative = np.sqrt(np.maximum(np.sum(moved), 0.0) / np.sum(size))
-    differs = host.place != host.other_place
-    tied = (host.ties > 1) | (host.other_ties > 1)
+    # logits that are all NaN or -inf have no leader, and agree with nothing
+    leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
+    differs = (host.place != host.other_place) | leaderless
+    tied = ((host.ties > 1) | (host.other_ties > 1)) & ~leaderless
     margins = np.quantile(host.top[..., 0] - host.top[..., 1], MARGIN_QUANTILES)
     blocks = np.array_split(kl, min(POSITION_BLOCKS, kl.shape[1]), axis=1)
     return OutputDivergence(

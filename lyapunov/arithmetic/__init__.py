@@ -5,8 +5,9 @@ bounded: (value, error), the certified bounds. perturbed: a free offset at every
 stored site, for adjoints, tangents and searches. symbolic: SymPy.
 """
 
+from ._bounded_values import Bounded, BoundedState, RoundingModel
 from ._interface import AbstractArithmetic, Weight
-from .bounded import Bounded, BoundedArithmetic, BoundedState, RoundingModel
+from .bounded import BoundedArithmetic
 from .exact import Exact
 from .perturbed import Perturbed
 from .rounded import Rounded

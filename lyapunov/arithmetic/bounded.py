@@ -8,18 +8,18 @@ Sources: the standard model of floating-point arithmetic (Higham 2002, section 2
 in Rump's ufp form for stores; running error analysis (Higham, section 3.3); for the
 scan, a lemma of our own that holds in every bracketing, see `advance`.
 
+One file in spite of its length: the rules lean on each other and are audited together.
+
 All bounds are sums and products of nonnegative fp64 numbers, so their own rounding
 is a relative 2^-53 an operation; `SAFETY` covers eight million chained ones.
 """
 
-from typing import NamedTuple
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
+from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
 from ._interface import AbstractArithmetic
 
 
@@ -41,97 +41,6 @@ EXP_MINUS_88 = 6.1e-39 * 1.01
 # sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
 SILU_SLOPE = 1.0999
 SILU_CURVATURE = 0.5
-
-
-class RoundingModel(NamedTuple):
-    """What an execution promises about its inner arithmetic. All zero: none.
-
-    Relative errors are of the result; `*_argument` multiplies |argument| and stands
-    for a rounded product in front of the exponential (x log2(e)).
-    """
-
-    unit: Float[Array, ""]
-    """Unit roundoff of one inner operation."""
-    underflow: Float[Array, ""]
-    """Most that one inner operation loses to underflow (flush to zero)."""
-    accumulator_unit: Float[Array, ""]
-    """Unit of one addition inside a matrix product."""
-    exp_relative: Float[Array, ""]
-    exp_argument: Float[Array, ""]
-    softplus_relative: Float[Array, ""]
-    softplus_argument: Float[Array, ""]
-    softplus_absolute: Float[Array, ""]
-    silu_relative: Float[Array, ""]
-    silu_argument: Float[Array, ""]
-    rsqrt_relative: Float[Array, ""]
-
-    @classmethod
-    def none(cls) -> "RoundingModel":
-        """Exact arithmetic: what is bounded is then the inputs' error alone."""
-        return cls(*(jnp.zeros((), jnp.float64) for _ in cls._fields))
-
-
-class Bounded(eqx.Module):
-    """A value with its elementwise error and the L2 norm of that error."""
-
-    value: Float[Array, "*shape"]
-    error: Float[Array, "*shape"]
-    norm: Float[Array, "*tokens"]
-
-    def __init__(self, value, error, norm=None):
-        own = jnp.linalg.norm(error, axis=-1)
-        self.value = value
-        self.error = error
-        self.norm = own if norm is None else jnp.minimum(norm, own)
-
-    def __getitem__(self, index) -> "Bounded":
-        # A slice of the last axis keeps the norm as a bound: a part is no longer
-        # than the whole. Any other indexing starts from the elementwise error.
-        keeps = (
-            isinstance(index, tuple)
-            and len(index) == 2
-            and index[0] is Ellipsis
-            and isinstance(index[1], slice)
-        )
-        return Bounded(
-            self.value[index], self.error[index], self.norm if keeps else None
-        )
-
-    @property
-    def shape(self):
-        """Shape of the value."""
-        return self.value.shape
-
-    @property
-    def magnitude(self) -> Float[Array, "*shape"]:
-        """The largest magnitude that an execution can have here."""
-        return jnp.abs(self.value) + self.error
-
-
-class BoundedState(eqx.Module):
-    """The state of a linear recurrence inside a scan; see `advance`."""
-
-    value: Float[Array, "*state"]
-    excess: Float[Array, "*state"]
-    """p + Q: what came in through a and b, and the products of the scan lemma."""
-    magnitude: Float[Array, "*state"]
-    """P, the scan of magnitudes."""
-    mass: Float[Array, " d_inner"]
-    """At least P at any token so far, by channel: what a flushed product may lose."""
-
-    def __getitem__(self, index) -> "BoundedState":
-        return BoundedState(
-            self.value[index],
-            self.excess[index],
-            self.magnitude[index],
-            self.mass[index[-1]] if isinstance(index, tuple) else self.mass,
-        )
-
-
-def constant(x) -> Bounded:
-    """A value that every execution has exactly."""
-    x = jnp.asarray(x, jnp.float64)
-    return Bounded(x, jnp.zeros_like(x))
 
 
 class BoundedArithmetic(AbstractArithmetic):
@@ -197,7 +106,7 @@ class BoundedArithmetic(AbstractArithmetic):
         numbers = self._sites[site]
         if isinstance(x, BoundedState):
             return self._store_state(x, numbers)
-        x = _lift(x)
+        x = lift(x)
         if site in self._anchors and not self._in_scan:
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number
@@ -252,21 +161,25 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def _operand(self, x) -> Bounded:
         """An operand as the arithmetic reads it: subnormal ones may count as 0."""
-        x = _lift(x)
+        x = lift(x)
         return Bounded(
             x.value,
             x.error + self._model.underflow,
             x.norm + x.shape[-1] ** 0.5 * self._model.underflow if x.shape else None,
         )
 
-    def _alone(self, value, error, norm) -> Bounded:
-        """One IEEE operation in fp32: rounding is monotone, as in `store`."""
+    def _alone(self, value, error, norm, flushed) -> Bounded:
+        """One IEEE operation in fp32: rounding is monotone, as in `store`.
+
+        `flushed` is what reading subnormal operands as 0, or flushing the result, may
+        change.
+        """
         settled = self._settle(value, error, norm)
         if not self._centred:
             return settled
         numbers = FP32.numbers()
         near = round_to(value, numbers)
-        exact = Bounded(value, error, norm)
+        exact = Bounded(value, error + flushed, norm)
         # `unit` 0 stands for exact arithmetic
         rounds = self._model.unit > 0
         return Bounded(
@@ -276,7 +189,7 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def add(self, x, y, *, alone=False):
         """x + y."""
-        x, y = _lift(x), _lift(y)
+        x, y = lift(x), lift(y)
         value, error = x.value + y.value, x.error + y.error
         norm = x.norm + y.norm if x.value.shape == y.value.shape else None
         if not alone:
@@ -285,7 +198,8 @@ class BoundedArithmetic(AbstractArithmetic):
         # what fp64 itself lost of the sum (Knuth's TwoSum)
         other = value - x.value
         lost = jnp.abs((x.value - (value - other)) + (y.value - other))
-        return self._alone(value, error + lost, None)
+        flushed = 3.0 * self._may_flush(x, y, value)
+        return self._alone(value, error + lost, None, flushed)
 
     def multiply(self, x, y, *, alone=False):
         """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow.
@@ -294,24 +208,37 @@ class BoundedArithmetic(AbstractArithmetic):
         """
         if not alone:
             x, y = self._operand(x), self._operand(y)
-        x, y = _lift(x), _lift(y)
+        x, y = lift(x), lift(y)
         error = x.magnitude * y.error + x.error * jnp.abs(y.value)
         norm = None
         if x.value.ndim >= y.value.ndim and x.shape[-1:] == y.shape[-1:]:
             norm = _largest(jnp.abs(x.value)) * y.norm + _largest(y.magnitude) * x.norm
-        settle = self._alone if alone else self._settle
-        return settle(x.value * y.value, error, norm)
+        value = x.value * y.value
+        if not alone:
+            return self._settle(value, error, norm)
+        scale = 1.0 + x.magnitude + y.magnitude
+        flushed = self._may_flush(x, y, value) * scale
+        return self._alone(value, error, norm, flushed)
+
+    def _may_flush(self, x, y, value):
+        """2^-126 where an operand or the result may be subnormal, 0 elsewhere."""
+        threshold = 2.0 * self._model.underflow
+        small = (jnp.abs(value) < threshold) & (value != 0.0)
+        for operand in (x, y):
+            size = operand.magnitude
+            small = small | ((size < threshold) & (size > 0.0))
+        return jnp.where(small, self._model.underflow, 0.0)
 
     def negate(self, x):
         """-x."""
-        x = _lift(x)
+        x = lift(x)
         return Bounded(-x.value, x.error, x.norm)
 
     # ---- functions
 
     def exp(self, x):
         """|exp(v') - exp(v)| <= exp(v) expm1(e), then the declared error."""
-        x = _lift(x)
+        x = lift(x)
         value = jnp.exp(x.value)
         relative = self._model.exp_relative + self._model.exp_argument * x.magnitude
         return self._relative(value, value * jnp.expm1(x.error), relative)
@@ -338,7 +265,7 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
-        x = _lift(x)
+        x = lift(x)
         value = jax.nn.softplus(x.value)
         model = self._model
         error = jax.nn.sigmoid(x.value + x.error) * x.error
@@ -351,7 +278,7 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def silu(self, x):
         """The smaller of slope and curvature at v, and the global slope."""
-        x = _lift(x)
+        x = lift(x)
         value = jax.nn.silu(x.value)
         sigmoid = jax.nn.sigmoid(x.value)
         slope = jnp.abs(sigmoid * (1.0 + x.value * (1.0 - sigmoid)))
@@ -369,7 +296,7 @@ class BoundedArithmetic(AbstractArithmetic):
         Elementwise e / r_lo + |v| dr / (r r_lo); in L2 at most n / r_lo, because
         the Jacobian of x / r has norm at most 1 / r.
         """
-        x = _lift(x)
+        x = lift(x)
         size = x.shape[-1]
         radius = jnp.sqrt(jnp.mean(x.value**2, axis=-1, keepdims=True) + epsilon)
         spread = (x.norm / size**0.5)[..., None]
@@ -422,8 +349,8 @@ class BoundedArithmetic(AbstractArithmetic):
     def join(self, parts, axis=0):
         """The parts one after another."""
         if len(parts) == 1:
-            return _lift(parts[0])
-        lifted = [_lift(part) for part in parts]
+            return lift(parts[0])
+        lifted = [lift(part) for part in parts]
         norm = None if axis else jnp.concatenate([part.norm for part in lifted])
         return Bounded(
             jnp.concatenate([part.value for part in lifted], axis=axis),
@@ -463,7 +390,7 @@ class BoundedArithmetic(AbstractArithmetic):
         if isinstance(state, BoundedState):
             parts = (state.excess, self._scan_rounding(state))
         else:
-            state = _lift(state)
+            state = lift(state)
             parts = (state.error,)
         terms = state.value.shape[0]
         growth = jnp.expm1((terms + 1) * self._model.unit)
@@ -474,7 +401,7 @@ class BoundedArithmetic(AbstractArithmetic):
         for part in parts:
             error = error + ((1.0 + growth) * size_c) @ part
         if start is not None:
-            start = _lift(start)
+            start = lift(start)
             value = value + start.value
             error = error + start.error + growth * start.magnitude
         flushed = self._model.underflow * (2 * (terms + 1) + jnp.sum(size_c))
@@ -484,7 +411,7 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def initial_state(self, state):
         """An exact or bounded initial state."""
-        state = _lift(state)
+        state = lift(state)
         mass = jnp.max(state.magnitude, axis=0)
         return BoundedState(state.value, state.error, state.magnitude, mass)
 
@@ -499,7 +426,7 @@ class BoundedArithmetic(AbstractArithmetic):
         cancellation, $Q_t = \hat a_t (Q_{t-1} + u P_{t-1})$; p and Q share their
         decay, so `excess` holds p + Q.
         """
-        a, b = _lift(a), _lift(b)
+        a, b = lift(a), lift(b)
         unit, underflow = self._model.unit, self._model.underflow
         # a comes from `decay`: at most 1 in every execution
         high = jnp.minimum(a.value + a.error, 1.0)
@@ -548,7 +475,3 @@ class BoundedArithmetic(AbstractArithmetic):
 
 def _largest(x):
     return jnp.max(x, axis=-1)
-
-
-def _lift(x) -> Bounded:
-    return x if isinstance(x, Bounded) else constant(x)

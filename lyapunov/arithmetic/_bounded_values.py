@@ -1,0 +1,103 @@
+"""What the bounded interpreter carries, and what it is told of the arithmetic."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class RoundingModel(NamedTuple):
+    """What an execution promises about its inner arithmetic. All zero: none.
+
+    Relative errors are of the result; `*_argument` multiplies |argument| and stands
+    for a rounded product in front of the exponential (x log2(e)).
+    """
+
+    unit: Float[Array, ""]
+    """Unit roundoff of one inner operation."""
+    underflow: Float[Array, ""]
+    """Most that one inner operation loses to underflow (flush to zero)."""
+    accumulator_unit: Float[Array, ""]
+    """Unit of one addition inside a matrix product."""
+    exp_relative: Float[Array, ""]
+    exp_argument: Float[Array, ""]
+    softplus_relative: Float[Array, ""]
+    softplus_argument: Float[Array, ""]
+    softplus_absolute: Float[Array, ""]
+    silu_relative: Float[Array, ""]
+    silu_argument: Float[Array, ""]
+    rsqrt_relative: Float[Array, ""]
+
+    @classmethod
+    def none(cls) -> "RoundingModel":
+        """Exact arithmetic: what is bounded is then the inputs' error alone."""
+        return cls(*(jnp.zeros((), jnp.float64) for _ in cls._fields))
+
+
+class Bounded(eqx.Module):
+    """A value with its elementwise error and the L2 norm of that error."""
+
+    value: Float[Array, "*shape"]
+    error: Float[Array, "*shape"]
+    norm: Float[Array, "*tokens"]
+
+    def __init__(self, value, error, norm=None):
+        own = jnp.linalg.norm(error, axis=-1)
+        self.value = value
+        self.error = error
+        self.norm = own if norm is None else jnp.minimum(norm, own)
+
+    def __getitem__(self, index) -> "Bounded":
+        # A slice of the last axis keeps the norm as a bound: a part is no longer
+        # than the whole. Any other indexing starts from the elementwise error.
+        keeps = (
+            isinstance(index, tuple)
+            and len(index) == 2
+            and index[0] is Ellipsis
+            and isinstance(index[1], slice)
+        )
+        return Bounded(
+            self.value[index], self.error[index], self.norm if keeps else None
+        )
+
+    @property
+    def shape(self):
+        """Shape of the value."""
+        return self.value.shape
+
+    @property
+    def magnitude(self) -> Float[Array, "*shape"]:
+        """The largest magnitude that an execution can have here."""
+        return jnp.abs(self.value) + self.error
+
+
+class BoundedState(eqx.Module):
+    """The state of a linear recurrence inside a scan; see `advance`."""
+
+    value: Float[Array, "*state"]
+    excess: Float[Array, "*state"]
+    """p + Q: what came in through a and b, and the products of the scan lemma."""
+    magnitude: Float[Array, "*state"]
+    """P, the scan of magnitudes."""
+    mass: Float[Array, " d_inner"]
+    """At least P at any token so far, by channel: what a flushed product may lose."""
+
+    def __getitem__(self, index) -> "BoundedState":
+        return BoundedState(
+            self.value[index],
+            self.excess[index],
+            self.magnitude[index],
+            self.mass[index[-1]] if isinstance(index, tuple) else self.mass,
+        )
+
+
+def constant(x) -> Bounded:
+    """A value that every execution has exactly."""
+    x = jnp.asarray(x, jnp.float64)
+    return Bounded(x, jnp.zeros_like(x))
+
+
+def lift(x) -> Bounded:
+    """A value as it is, anything else as exact."""
+    return x if isinstance(x, Bounded) else constant(x)
