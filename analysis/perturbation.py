@@ -62,16 +62,16 @@ def study(source: str | None) -> dict:
     }
 
 
-def english(model) -> np.ndarray:
+def english(model, count: int = TOKENS) -> np.ndarray:
     """The bundled held-out text as bytes, or seeded tokens for other vocabularies."""
     import importlib.resources
 
     if model.config.vocab_size == 256:
         home = importlib.resources.files("lyapunov") / "assets" / "mamba1-bytes"
         return np.frombuffer(home.joinpath("heldout.txt").read_bytes(), np.uint8)[
-            :TOKENS
+            :count
         ].astype(np.int64)
-    return np.random.default_rng(0).integers(0, model.config.vocab_size, TOKENS)
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, count)
 
 
 def draw(result: dict, path: Path) -> None:

@@ -39,7 +39,7 @@ from .runners import Emulated, Reference
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
 WORKERS = 3
-MEASURES = ("emulated", "transformers", "none")
+MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
 
 
 class _Run(NamedTuple):
@@ -83,7 +83,8 @@ def check(
       as well.
     - `state_precision`: hold the state in this format after every token.
     - `layers`: sublayers to bound and compare; None is all.
-    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch), or `none`.
+    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch), `mamba_ssm`
+      (its CUDA kernels) or `none`.
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
@@ -233,6 +234,11 @@ def _executions(
     if measure == "none":
         return []
     config = model.config
+    if measure == "mamba_ssm" and state_precision not in (None, "fp32"):
+        raise UsageError(
+            f"mamba_ssm's prefill keeps the state in fp32, not {state_precision}",
+            hint="leave --state-precision out, or --measure emulated",
+        )
     if measure == "transformers":
         if state_precision not in (None, "fp32"):
             raise UsageError(
@@ -260,6 +266,10 @@ def _runner(execution: Execution, measure: str):
         from .runners import Transformers
 
         return Transformers(execution)
+    if measure == "mamba_ssm":
+        from .runners import MambaSsm
+
+        return MambaSsm(execution)
     return Emulated(execution)
 
 

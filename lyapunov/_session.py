@@ -27,10 +27,6 @@ STOPPED = {"code": "interrupted", "message": "interrupted", "hint": ""}
 
 NOT_YET = {
     ("mode", "decode"): ("--mode decode", "leave --mode out: prefill works"),
-    ("measure", "mamba_ssm"): (
-        "--measure mamba_ssm",
-        "--measure emulated follows mamba_ssm's flow; transformers and none work too",
-    ),
     **{
         ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
         for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")

@@ -7,14 +7,19 @@ from .reference import Reference
 
 
 if TYPE_CHECKING:
+    from .mamba_ssm import MambaSsm as MambaSsm
     from .transformers import Transformers as Transformers
 
 
-__all__ = ["Emulated", "Reference", "Transformers"]
+__all__ = ["Emulated", "MambaSsm", "Reference", "Transformers"]
 
 
 def __getattr__(name):
-    # torch and transformers are imported by those who measure with them
+    # torch is imported by those who measure with it
+    if name == "MambaSsm":
+        from .mamba_ssm import MambaSsm
+
+        return MambaSsm
     if name == "Transformers":
         from .transformers import Transformers
 

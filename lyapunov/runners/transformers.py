@@ -5,7 +5,6 @@ What happens between modules (the conv, dt, the scan) is not seen, so there T0 c
 a longer stretch.
 """
 
-from contextlib import ExitStack
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from .._errors import MissingExtraError
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
+from ._torch import copied, import_torch, state_dict, torch_dtype, watched
 
 
 class Transformers:
@@ -37,12 +37,11 @@ class Transformers:
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
             stream = network.backbone.embeddings(ids)
-            residual, hidden = _copy(stream), np.zeros(tuple(stream.shape))
+            residual, hidden = copied(stream), np.zeros(tuple(stream.shape))
             for layer, block in zip(
                 model.sublayers, network.backbone.layers, strict=True
             ):
-                with ExitStack() as watching:
-                    _watch(watching, block, seen)
+                with watched(block, seen):
                     stream = block(stream)
                 output = seen.pop("mixer")
                 stored = {name: jnp.asarray(x) for name, x in seen.items()}
@@ -65,22 +64,21 @@ class Transformers:
             def logits(start, stop):
                 with torch.no_grad():
                     rows = network.lm_head.weight[start:stop]
-                    return jnp.asarray(_copy(normed @ rows.T))
+                    return jnp.asarray(copied(normed @ rows.T))
 
             yield HeadRecord(jnp.asarray(residual), jnp.asarray(hidden), logits)
 
 
 def _build(model: Model, precision: str, device: str) -> Any:
+    torch = import_torch()
     try:
-        import torch
         import transformers
     except ImportError as error:
         raise MissingExtraError(
-            f"measuring with transformers needs torch and transformers ({error})",
+            f"measuring with transformers needs it installed ({error})",
             hint="pip install 'lyapunov-check[torch]'",
         ) from None
     config = model.config
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     settings = transformers.MambaConfig(
         vocab_size=config.padded_vocab_size,
         hidden_size=config.d_model,
@@ -97,75 +95,18 @@ def _build(model: Model, precision: str, device: str) -> Any:
     )
     with torch.device("meta"):
         network = transformers.MambaForCausalLM(settings)
-    target = dtype[precision]
-
-    def tensor(array: np.ndarray):
-        return torch.tensor(array.astype(np.float32), device=device).to(target)
-
+    dtype = torch_dtype(torch, precision)
     state = {
-        "backbone.embeddings.weight": tensor(
-            model.layout.embedding(np.arange(config.padded_vocab_size))
-        ),
-        "backbone.norm_f.weight": tensor(model.layout.final_norm()),
-        "lm_head.weight": tensor(model.layout.head(0, config.padded_vocab_size)),
+        name: torch.tensor(array, device=device).to(dtype)
+        for name, array in state_dict(model, "backbone.embeddings.weight")
     }
-    names = {
-        "norm": "norm.weight",
-        "in_proj": "mixer.in_proj.weight",
-        "in_proj_bias": "mixer.in_proj.bias",
-        "conv_weight": "mixer.conv1d.weight",
-        "conv_bias": "mixer.conv1d.bias",
-        "x_proj": "mixer.x_proj.weight",
-        "dt_proj": "mixer.dt_proj.weight",
-        "dt_bias": "mixer.dt_proj.bias",
-        "A_log": "mixer.A_log",
-        "D": "mixer.D",
-        "out_proj": "mixer.out_proj.weight",
-        "out_proj_bias": "mixer.out_proj.bias",
-    }
-    for layer in range(config.n_layers):
-        raw = model.layout.layer(layer)
-        for name, array in raw.items():
-            value = array[:, None, :] if name == "conv_weight" else array
-            state[f"backbone.layers.{layer}.{names[name]}"] = tensor(value)
     network.load_state_dict(state, assign=True, strict=True)
     return torch, network.eval()
 
 
-def _copy(tensor) -> np.ndarray:
-    return tensor.detach().to("cpu").double().numpy()
-
-
-def _watch(hooks: ExitStack, block, seen: dict) -> None:
-    def keep_output(name):
-        def hook(module, inputs, output):
-            seen[name] = _copy(output)
-
-        return hook
-
-    def keep_input(name):
-        def hook(module, inputs):
-            seen[name] = _copy(inputs[0])
-
-        return hook
-
-    mixer = block.mixer
-    for handle in (
-        mixer.register_forward_hook(keep_output("mixer")),
-        block.norm.register_forward_hook(keep_output("norm")),
-        mixer.in_proj.register_forward_hook(keep_output("xz")),
-        mixer.x_proj.register_forward_pre_hook(keep_input("conv")),
-        mixer.x_proj.register_forward_hook(keep_output("x_proj")),
-        mixer.out_proj.register_forward_pre_hook(keep_input("gated")),
-    ):
-        hooks.callback(handle.remove)
-
-
 def _add(torch, residual, hidden, model: Model, execution: Execution) -> np.ndarray:
     """The residual that the block's addition made: one torch addition, repeated."""
-    if model.config.residual_in_fp32:
-        total = torch.tensor(residual).float() + torch.tensor(hidden).float()
-        return _copy(total)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    to = kind[execution.precision]
-    return _copy(torch.tensor(residual).to(to) + torch.tensor(hidden).to(to))
+    dtype = torch_dtype(
+        torch, "fp32" if model.config.residual_in_fp32 else execution.precision
+    )
+    return copied(torch.tensor(residual).to(dtype) + torch.tensor(hidden).to(dtype))

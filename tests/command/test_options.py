@@ -76,7 +76,6 @@ def test_tokens_come_from_a_file(run, fake, tmp_path):
     ("arguments", "says"),
     [
         (["--mode", "decode"], "--mode decode is not there yet"),
-        (["--measure", "mamba_ssm"], "--measure mamba_ssm is not there yet"),
         (["--precision", "fp8_e4m3"], "--precision fp8_e4m3 is not there yet"),
         (["--precision", "int8"], "int8"),
         (["--layers", "a"], "--layers takes numbers and ranges"),

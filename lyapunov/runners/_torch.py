@@ -1,0 +1,99 @@
+"""What the runners on torch share: weights under their names, hooks, copies."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from .._errors import MissingExtraError
+from ..models import Model
+
+
+# canonical name of a layer's parameter -> its name in both libraries
+NAMES = {
+    "norm": "norm.weight",
+    "in_proj": "mixer.in_proj.weight",
+    "in_proj_bias": "mixer.in_proj.bias",
+    "conv_weight": "mixer.conv1d.weight",
+    "conv_bias": "mixer.conv1d.bias",
+    "x_proj": "mixer.x_proj.weight",
+    "dt_proj": "mixer.dt_proj.weight",
+    "dt_bias": "mixer.dt_proj.bias",
+    "A_log": "mixer.A_log",
+    "D": "mixer.D",
+    "out_proj": "mixer.out_proj.weight",
+    "out_proj_bias": "mixer.out_proj.bias",
+}
+
+
+def import_torch():
+    """torch, or an error that says how to get it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(
+            f"measuring needs torch ({error})",
+            hint="pip install 'lyapunov-check[torch]'",
+        ) from None
+    return torch
+
+
+def torch_dtype(torch, precision: str):
+    """The torch dtype of a precision such as `bf16` or `bf16-cast`."""
+    name = precision.partition("-")[0]
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    return kinds[name]
+
+
+def state_dict(model: Model, embedding: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The checkpoint's weights in fp32, under the names of a torch module.
+
+    **Arguments:**
+
+    - `embedding`: the name of the embedding, in which the libraries differ.
+    """
+    rows = model.config.padded_vocab_size
+    yield embedding, _fp32(model.layout.embedding(np.arange(rows)))
+    yield "backbone.norm_f.weight", _fp32(model.layout.final_norm())
+    yield "lm_head.weight", _fp32(model.layout.head(0, rows))
+    for layer in range(model.config.n_layers):
+        for name, array in model.layout.layer(layer).items():
+            value = array[:, None, :] if name == "conv_weight" else array
+            yield f"backbone.layers.{layer}.{NAMES[name]}", _fp32(value)
+
+
+def _fp32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32)
+
+
+def copied(tensor) -> np.ndarray:
+    """The values as fp64 on the host."""
+    return tensor.detach().to("cpu").double().numpy()
+
+
+@contextmanager
+def watched(block, seen: dict[str, np.ndarray]):
+    """Copy what goes in and out of a block's modules, changing nothing.
+
+    `seen` gets the mixer's output as `mixer` and the tensors of the sites that are
+    some module's input or output.
+    """
+
+    def output(name):
+        return lambda module, inputs, result: seen.__setitem__(name, copied(result))
+
+    def input_of(name):
+        return lambda module, inputs: seen.__setitem__(name, copied(inputs[0]))
+
+    mixer = block.mixer
+    with ExitStack() as stack:
+        for handle in (
+            mixer.register_forward_pre_hook(input_of("norm")),
+            mixer.register_forward_hook(output("mixer")),
+            mixer.in_proj.register_forward_hook(output("xz")),
+            mixer.x_proj.register_forward_pre_hook(input_of("conv")),
+            mixer.x_proj.register_forward_hook(output("x_proj")),
+            mixer.out_proj.register_forward_pre_hook(input_of("gated")),
+        ):
+            stack.callback(handle.remove)
+        yield
