@@ -1,41 +1,84 @@
 """A 130M-parameter shape with random weights, written once a session."""
 
 import statistics
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
+
+
+MAKE = """
+import sys
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+torch.manual_seed(0)
+config = MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24)
+MambaForCausalLM(config).save_pretrained(sys.argv[1])
+"""
+
+# In a process of its own: beside XLA's threads in one process torch's spin, and its
+# forward takes ten times as long.
+SERVE = """
+import sys, time
+import numpy as np
+import torch
+from transformers import MambaForCausalLM
+
+network = MambaForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+ids = torch.tensor(np.load(sys.argv[2]))[None]
+for _ in sys.stdin:
+    began = time.perf_counter()
+    with torch.no_grad():
+        network(ids, use_cache=False).logits
+    print(time.perf_counter() - began, flush=True)
+"""
 
 
 @pytest.fixture(scope="session")
 def mamba_130m(tmp_path_factory):
-    """(folder, network, tokens): transformers' model in fp32, 768 x 24, 512 tokens."""
-    import numpy as np
-    import torch
-    from transformers import MambaConfig, MambaForCausalLM
-
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=50280,
-        hidden_size=768,
-        num_hidden_layers=24,
-        state_size=16,
-        tie_word_embeddings=True,
-    )
-    network = MambaForCausalLM(config).eval()
+    """(folder, tokens): random weights, 768 x 24, vocabulary 50280; 512 tokens."""
     folder = tmp_path_factory.mktemp("mamba-130m")
-    network.save_pretrained(folder)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, 512)
-    return folder, network, tokens
+    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True)
+    tokens = np.random.default_rng(0).integers(0, 50280, 512)
+    np.save(folder / "tokens.npy", tokens)
+    return folder, tokens
+
+
+@pytest.fixture(scope="session")
+def transformers_forward(mamba_130m):
+    """A function: seconds of one fp32 forward by transformers on CPU."""
+    folder, _ = mamba_130m
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(folder), str(folder / "tokens.npy")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+
+        def forward() -> float:
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            return float(server.stdout.readline())
+
+        yield forward
+        server.stdin.close()
 
 
 def interleaved(runs: dict, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, in turn, so that a busy machine slows all alike."""
+    """Seconds of each function, in turn, so that a busy machine slows all alike.
+
+    A function that returns a float has measured itself.
+    """
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, function in runs.items():
             began = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - began)
+            own = function()
+            elapsed = time.perf_counter() - began
+            seconds[name].append(own if isinstance(own, float) else elapsed)
     return seconds
 
 

@@ -24,8 +24,23 @@ for line in open("/proc/self/status"):
 """
 
 
+def peak(checkpoint) -> int:
+    """High-water mark in KiB of one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    return int(done.stdout)
+
+
 def peaks(folder) -> dict[int, int]:
-    """High-water marks in KiB of processes that check 8 and 64 layers."""
+    """High-water marks in KiB of processes that check 8 and 64 layers.
+
+    The lowest of three: compiling in several threads moves a mark by 10 percent.
+    """
     if not sys.platform.startswith("linux"):
         pytest.skip("VmHWM is Linux's")
     found = {}
@@ -33,14 +48,7 @@ def peaks(folder) -> dict[int, int]:
         sizes = Sizes(vocab=50, d_model=64, d_state=16, dt_rank=4, layers=layers)
         weights = random_weights(np.random.default_rng(1), sizes)
         saved = save_transformers(folder / str(layers), weights, sizes)
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(saved)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=600,
-        )
-        found[layers] = int(done.stdout)
+        found[layers] = min(peak(saved) for _ in range(3))
     return found
 
 
