@@ -99,7 +99,7 @@ class SublayerDivergence:
             bound_t1_ratio=_ratio(bound, measured),
             floor_t1_ratio=self._floor_ratio(),
             violations=violations,
-            elements_total=sum(c.violations.size * c.channels for c in tensors),
+            elements_total=sum(c.violations.size * int(c.channels) for c in tensors),
             first_violation=self._first_violation() if violations else None,
             reference_l2=self._reference_l2,
             weights_l2=_root(t1.weights_square),
