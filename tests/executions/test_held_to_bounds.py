@@ -7,6 +7,7 @@ import pytest
 
 import lyapunov
 from lyapunov import _results
+from lyapunov.executions import mamba_ssm_prefill
 
 from ..helpers import gamma
 from ..model.saved import save_transformers
@@ -102,6 +103,23 @@ def test_overflow_in_fp16_is_seen_and_is_no_violation(checkpoint, measure):
         assert layer.non_finite == layer.violations == 0
 
 
+def test_weights_stored_rounded_are_known_to_be_held_exactly(checkpoint):
+    """Assert it of bf16 weights in bf16, A_log and D kept or cast, and of no other."""
+    for kind, precision, exact in [
+        ("stored in bf16", "bf16", True),
+        ("stored in bf16", "bf16-cast", True),
+        ("stored in bf16", "fp16", False),
+        ("stored in bf16", "fp32", True),
+        ("plain", "bf16", False),
+        ("plain", "fp32", True),
+    ]:
+        model = lyapunov.load(checkpoint(kind)[0])
+        execution = mamba_ssm_prefill(precision)
+        for i in range(SIZES.layers):
+            assert model.held_exactly(i, execution) == exact, (kind, precision)
+
+
+@pytest.mark.slow
 def test_rounding_weights_is_nothing_where_they_are_stored_rounded(checkpoint):
     """Assert weights_l2 0 for bf16 weights in bf16, more than 0 elsewhere."""
     folder, _, tokens = checkpoint("stored in bf16")
@@ -115,6 +133,7 @@ def test_rounding_weights_is_nothing_where_they_are_stored_rounded(checkpoint):
         assert layer.weights_l2 == 0.0
 
 
+@pytest.mark.slow
 def test_the_cast_variant_pays_for_A_log_and_D(checkpoint, tmp_path):
     """Assert that casting them is what moves a network whose rest is in bf16."""
     _, weights, tokens = checkpoint("stored in bf16")
