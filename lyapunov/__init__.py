@@ -32,17 +32,14 @@ if TYPE_CHECKING:
         Report as Report,
         UpperBound as UpperBound,
     )
-    from ._trace import (
-        HeadRecord as HeadRecord,
-        SublayerRecord as SublayerRecord,
-        trace as trace,
-    )
+    from ._trace import HeadRecord as HeadRecord, SublayerRecord as SublayerRecord
     from .exponents import (
         QR as QR,
         ClosedForm as ClosedForm,
         TangentGrowth as TangentGrowth,
         lyapunov_spectrum as lyapunov_spectrum,
     )
+    from .runners import trace as trace
 
 
 __all__ = [
@@ -87,7 +84,7 @@ _HOMES = {
     "check": "._check",
     "load": "._load",
     "lyapunov_spectrum": ".exponents",
-    "trace": "._trace",
+    "trace": ".runners",
 }
 
 

@@ -7,7 +7,6 @@ that compares or bounds reads nothing else.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -36,23 +35,3 @@ class HeadRecord(NamedTuple):
 
 
 Trace = Iterator[SublayerRecord | HeadRecord]
-
-
-def trace(model, tokens, *, runner=None) -> Trace:
-    """What each sublayer did: one record a sublayer, then the head.
-
-    **Arguments:**
-
-    - `model`: what `lyapunov.load` returns.
-    - `tokens`: (seq) or (batch, seq), integers.
-    - `runner`: `lyapunov.runners.Reference()` (default), `Emulated(execution)`,
-      `Transformers(execution)`.
-    """
-    import jax
-
-    from .runners import Reference
-
-    tokens = np.atleast_2d(np.asarray(tokens))
-    runner = Reference() if runner is None else runner
-    with jax.enable_x64(True):
-        yield from runner.trace(model, tokens)

@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+import jax
+import numpy as np
+
+from .._trace import Trace
 from .emulated import Emulated
 from .reference import Reference
 
@@ -11,7 +15,7 @@ if TYPE_CHECKING:
     from .transformers import Transformers as Transformers
 
 
-__all__ = ["Emulated", "MambaSsm", "Reference", "Transformers"]
+__all__ = ["Emulated", "MambaSsm", "Reference", "Transformers", "trace"]
 
 
 def __getattr__(name):
@@ -25,3 +29,25 @@ def __getattr__(name):
 
         return Transformers
     raise AttributeError(name)
+
+
+def trace(model, tokens, *, runner=None) -> Trace:
+    """What each sublayer did: one record a sublayer, then the head.
+
+    **Arguments:**
+
+    - `model`: what `lyapunov.load` returns.
+    - `tokens`: (seq) or (batch, seq), integers.
+    - `runner`: `Reference()` (default); or `Emulated`, `Transformers` or `MambaSsm`
+      of an execution.
+    """
+    tokens = np.atleast_2d(np.asarray(tokens))
+    runner = Reference() if runner is None else runner
+    records = runner.trace(model, tokens)
+    while True:
+        # fp64 is for the runner alone: between records the caller's setting holds
+        with jax.enable_x64(True):
+            record = next(records, None)
+        if record is None:
+            return
+        yield record
