@@ -1,1 +1,4 @@
-"""Experiments: each module is run with `python -m experiments.NAME`."""
+"""Experiments: each module is run with `python -m experiments.NAME`.
+
+The folders hold what such a module is made of.
+"""

@@ -1,0 +1,1 @@
+"""The bundled model: its text, its training, its scores and its card."""
