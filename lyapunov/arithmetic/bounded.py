@@ -198,7 +198,7 @@ class BoundedArithmetic(AbstractArithmetic):
         # what fp64 itself lost of the sum (Knuth's TwoSum)
         other = value - x.value
         lost = jnp.abs((x.value - (value - other)) + (y.value - other))
-        flushed = 3.0 * self._may_flush(x, y, value)
+        flushed = 3.0 * self._may_flush(x, y, Bounded(value, error))
         return self._alone(value, error + lost, None, flushed)
 
     def multiply(self, x, y, *, alone=False):
@@ -217,16 +217,16 @@ class BoundedArithmetic(AbstractArithmetic):
         if not alone:
             return self._settle(value, error, norm)
         scale = 1.0 + x.magnitude + y.magnitude
-        flushed = self._may_flush(x, y, value) * scale
+        flushed = self._may_flush(x, y, Bounded(value, error)) * scale
         return self._alone(value, error, norm, flushed)
 
-    def _may_flush(self, x, y, value):
+    def _may_flush(self, *values: Bounded):
         """2^-126 where an operand or the result may be subnormal, 0 elsewhere."""
         threshold = 2.0 * self._model.underflow
-        small = (jnp.abs(value) < threshold) & (value != 0.0)
-        for operand in (x, y):
-            size = operand.magnitude
-            small = small | ((size < threshold) & (size > 0.0))
+        small = jnp.asarray(False)
+        for x in values:
+            least = jnp.abs(x.value) - x.error
+            small = small | ((least < threshold) & (x.magnitude > 0.0))
         return jnp.where(small, self._model.underflow, 0.0)
 
     def negate(self, x):
