@@ -45,27 +45,6 @@ class Mamba1State(eqx.Module):
     """(d_state, d_inner)."""
 
 
-SITES = (
-    "norm_input",
-    "norm_hat",
-    "norm",
-    "xz_product",
-    "xz",
-    "conv_sum",
-    "conv",
-    "x_proj",
-    "dt",
-    "dt_biased",
-    "softplus",
-    "state",
-    "state_read",
-    "read_out",
-    "silu_z",
-    "gated",
-    "out",
-)
-
-
 def initial_state(p: Mamba1Parameters) -> Mamba1State:
     """Zeros, as at the start of a text."""
     d_inner, d_state = p.A_log.shape
