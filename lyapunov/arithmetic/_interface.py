@@ -41,6 +41,8 @@ class AbstractArithmetic(abc.ABC):
     observed: dict[str, Any]
     channel_block: int | None = None
     """Channels of a recurrence that the interpreter likes to take at a time."""
+    in_parallel: bool = False
+    """Whether a recurrence may run over all tokens at once, in arrays."""
 
     @abc.abstractmethod
     def stores(self, site: str) -> bool:

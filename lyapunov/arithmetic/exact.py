@@ -17,11 +17,20 @@ class Exact(AbstractJaxArithmetic):
     - `state_units`: unit roundoffs u of state formats. Inside a scan the share of
       updates b with 0 < |b| <= u ufp(h), too small to move a state h held in that
       format, is observed for each as `stagnation`.
+    - `in_parallel`: scan in log depth instead of token by token. States are held for
+      all tokens then, and not observed.
     """
 
-    def __init__(self, *, state_units: tuple[float, ...] = (), in_scan: bool = False):
+    def __init__(
+        self,
+        *,
+        state_units: tuple[float, ...] = (),
+        in_parallel: bool = False,
+        in_scan: bool = False,
+    ):
         self.records = {}
         self.observed = {}
+        self.in_parallel = in_parallel
         self._state_units = state_units
         self._in_scan = in_scan
 
