@@ -174,9 +174,8 @@ class BoundedArithmetic(AbstractArithmetic):
         `flushed` is what reading subnormal operands as 0, or flushing the result, may
         change.
         """
-        settled = self._settle(value, error, norm)
         if not self._centred:
-            return settled
+            return self._settle(value, error, norm)
         numbers = FP32.numbers()
         near = round_to(value, numbers)
         exact = Bounded(value, error + flushed, norm)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from ..arithmetic import BoundedArithmetic, Rounded, RoundingModel
+from ..arithmetic import BoundedArithmetic, RoundingModel
 from ..formats import FP32, Format
 
 
@@ -70,10 +70,6 @@ class Execution:
     def parameter_format(self, name: str) -> Format:
         """The format that a parameter is held in."""
         return self.parameters.get(name, self.parameters["default"])
-
-    def rounded(self, sites=None) -> Rounded:
-        """The emulator of this execution."""
-        return Rounded(self.site_numbers() if sites is None else sites)
 
     def site_numbers(self) -> dict:
         """Numbers of the formats of all stored sites."""
