@@ -145,6 +145,40 @@ class LayerDivergence:
     radius_l2: float | None = None
     """The part of bound_t1_l2 that is not computed: what the execution leaves open."""
     non_finite: int = 0
+    binding_site: str | None = None
+    """Stored tensor whose operation costs the T1 radius most."""
+    binding_share: float | None = None
+    """Share of the radius that is gone when that operation is taken as exact."""
+    sigma_share: float | None = None
+    """Share of T3's variance at the logits that comes from this sublayer."""
+    certified_l2: float | None = None
+    """T4: radius of the residual stream behind this sublayer, L2 over all tokens."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Greedy tokens: what was promised of them, and what they did."""
+
+    total: int
+    certified_stable: int
+    """The margin to every other token exceeds a certified bound on the difference."""
+    certified_flipped: int
+    """Of those, changed in the run: more than 0 is a bug."""
+    predicted_stable: int
+    """The margin to every other token exceeds 4 sigma of the difference."""
+    predicted_flipped: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class TextDivergence:
+    """The logits of one sequence of the batch."""
+
+    measured_rel_l2: float
+    kl_mean: float
+    kl_max: float
+    argmax_flips: int
+    argmax_ties: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +201,23 @@ class OutputDivergence:
     kl_by_position: list[float] | None = None
     margin_quantiles: dict[str, float] | None = None
     """Reference top1 - top2 at quantiles 0, .01, .05, .25, .5 (keys as text)."""
+    # further fields
+    weights_rel_l2: float | None = None
+    """Effect of rounding the weights alone: computed, not estimated."""
+    estimate_t2_stderr: float | None = None
+    sigma_t3_stderr: float | None = None
+    n_probes: int | None = None
+    sigma_withheld: str | None = None
+    """Why sigma_t3 is null although it was asked for."""
+    sigma_by_site: dict[str, float] | None = None
+    """Share of T3's variance at the logits by stored tensor, over all sublayers."""
+    nonlinearity: float | None = None
+    """L2 of what probes leave beyond first order, over that of the probes."""
+    decisions: Decisions | None = None
+    texts: list[TextDivergence] | None = None
+    """One entry a sequence, where there are several."""
+    cause: str | None = None
+    """What binds the state's format: range, mantissa, stagnation, or the model."""
 
 
 @dataclass(frozen=True)

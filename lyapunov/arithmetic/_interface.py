@@ -142,8 +142,12 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """An array in the dtype that this interpreter computes in."""
 
     @abc.abstractmethod
-    def _inside_scan(self) -> "AbstractJaxArithmetic":
-        """The interpreter for the body of a scan."""
+    def _inside_scan(self, key: Array | None) -> "AbstractJaxArithmetic":
+        """The interpreter for the body of a scan; `key` is of `_token_keys`."""
+
+    def _token_keys(self, tokens: int) -> Array | None:
+        """One random key for each token of a scan, where the interpreter draws."""
+        return None
 
     def add(self, x, y, *, alone=False):
         """x + y."""
@@ -217,12 +221,14 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def scan(self, body, state, inputs):
         """`jax.lax.scan` of the body, one token at a time."""
 
-        def one(state, x):
-            inside = self._inside_scan()
+        def one(state, given):
+            x, key = given
+            inside = self._inside_scan(key)
             state, output = body(inside, state, x)
             return state, (output, inside.observed)
 
-        state, (outputs, observed) = jax.lax.scan(one, state, inputs)
+        keys = self._token_keys(jax.tree.leaves(inputs)[0].shape[0])
+        state, (outputs, observed) = jax.lax.scan(one, state, (inputs, keys))
         for name, per_token in observed.items():
             # blocks of channels: each token keeps its largest
             seen = self.observed.get(name)

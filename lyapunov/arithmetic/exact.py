@@ -65,5 +65,5 @@ class Exact(AbstractJaxArithmetic):
     def _carry(self, x):
         return jnp.asarray(x, jnp.float64)
 
-    def _inside_scan(self):
+    def _inside_scan(self, key):
         return Exact(state_units=self._state_units, in_scan=True)

@@ -42,5 +42,5 @@ class Perturbed(AbstractJaxArithmetic):
     def _carry(self, x):
         return jnp.asarray(x, jnp.float64)
 
-    def _inside_scan(self):
+    def _inside_scan(self, key):
         return Perturbed(self._offsets, in_scan=True)

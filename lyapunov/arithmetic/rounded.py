@@ -67,5 +67,5 @@ class Rounded(AbstractJaxArithmetic):
     def _carry(self, x):
         return jnp.asarray(x, jnp.float32 if self._inner is None else jnp.float64)
 
-    def _inside_scan(self):
+    def _inside_scan(self, key):
         return Rounded(self._sites, self._inner, in_scan=True)
