@@ -17,8 +17,8 @@ import numpy as np
 
 from . import _compare, findings
 from ._divergence import SublayerDivergence
-from ._errors import TokensError, UsageError
 from ._load import load
+from ._request import chosen_executions, chosen_layers, device_named, given_tokens
 from ._results import (
     CheckpointFacts,
     LayerDivergence,
@@ -30,7 +30,7 @@ from ._results import (
     TokensFacts,
 )
 from ._version import __version__
-from .executions import Execution, mamba_ssm_prefill, transformers_prefill
+from .executions import Execution
 from .exponents import gather_exponents, layer_exponents
 from .formats import format_named
 from .models import Model
@@ -39,7 +39,6 @@ from .runners import Emulated, Reference
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
 WORKERS = 3
-MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
 
 
 class _Run(NamedTuple):
@@ -111,10 +110,12 @@ def check(
     }
     if not isinstance(model, Model):
         model = load(model)
-    ids, token_source = _tokens(model, tokens, seed, token_source)
-    chosen = _chosen_layers(model, layers)
-    with jax.enable_x64(True), jax.default_device(_device(device)):
-        executions = _executions(model, precisions, state_precision, mode, measure)
+    ids, token_source = given_tokens(model, tokens, seed, token_source)
+    chosen = chosen_layers(model, layers)
+    with jax.enable_x64(True), jax.default_device(device_named(device)):
+        executions = chosen_executions(
+            model, precisions, state_precision, mode, measure
+        )
         rows, reports = _run(model, ids, executions, chosen, measure, floor, progress)
         exponents = gather_exponents(rows, ids.size)
         found = findings.select_findings(
@@ -165,100 +166,7 @@ def check(
     )
 
 
-# ---- the request
-
-
-def _tokens(model: Model, tokens, seed: int, source: str) -> tuple[np.ndarray, str]:
-    from ._tokens import check_range, choose_tokens
-
-    if tokens is None:
-        checkpoint = model.checkpoint
-        chosen = choose_tokens(
-            vocab_size=model.config.vocab_size,
-            seed=seed,
-            config=None if checkpoint is None else checkpoint.config,
-            folder=None if checkpoint is None else checkpoint.folder,
-        )
-        return chosen.ids, chosen.source
-    ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise TokensError(
-            f"tokens are {ids.dtype} of shape {ids.shape}",
-            hint="integers of shape (seq) or (batch, seq)",
-        )
-    ids = np.atleast_2d(ids)
-    if ids.shape[0] == 0 or ids.shape[1] < 2:
-        raise TokensError(
-            f"tokens have shape {ids.shape}", hint="at least 2 tokens a sequence"
-        )
-    check_range(ids, model.config.vocab_size)
-    return ids.astype(np.int64), source
-
-
-def _chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
-    count = len(model.sublayers)
-    if layers is None:
-        return tuple(range(count))
-    beyond = [layer for layer in layers if not 0 <= layer < count]
-    if beyond:
-        raise UsageError(
-            f"there is no sublayer {beyond[0]}; this model has {count}",
-            hint=f"--layers 0-{count - 1}",
-        )
-    return tuple(sorted(set(layers)))
-
-
-def _device(name: str | None):
-    if name is None:
-        return None
-    kind, _, number = name.partition(":")
-    try:
-        found = jax.devices({"gpu": "gpu", "cuda": "gpu"}.get(kind, kind))
-        return found[int(number or 0)]
-    except (RuntimeError, IndexError, ValueError):
-        raise UsageError(
-            f"no device {name!r}",
-            hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
-        ) from None
-
-
-def _executions(
-    model: Model, precisions, state_precision, mode: str, measure: str
-) -> list[Execution]:
-    if measure not in MEASURES:
-        raise UsageError(
-            f"cannot measure with {measure!r}", hint=f"one of {', '.join(MEASURES)}"
-        )
-    if mode != "prefill":
-        raise UsageError(f"mode {mode!r} is not there yet", hint="prefill works")
-    if measure == "none":
-        return []
-    config = model.config
-    if measure == "mamba_ssm" and state_precision not in (None, "fp32"):
-        raise UsageError(
-            f"mamba_ssm's prefill keeps the state in fp32, not {state_precision}",
-            hint="leave --state-precision out, or --measure emulated",
-        )
-    if measure == "transformers":
-        if state_precision not in (None, "fp32"):
-            raise UsageError(
-                f"transformers keeps the state in fp32, not {state_precision}",
-                hint="leave --state-precision out, or --measure emulated",
-            )
-        return [
-            transformers_prefill(p, residual_in_fp32=config.residual_in_fp32)
-            for p in precisions
-        ]
-    return [
-        mamba_ssm_prefill(
-            p,
-            residual_in_fp32=config.residual_in_fp32,
-            fused_add_norm=config.fused_add_norm,
-            state_precision=state_precision,
-            biased_projections=config.proj_bias,
-        )
-        for p in precisions
-    ]
+# ---- the run
 
 
 def _runner(execution: Execution, measure: str):
@@ -271,9 +179,6 @@ def _runner(execution: Execution, measure: str):
 
         return MambaSsm(execution)
     return Emulated(execution)
-
-
-# ---- the run
 
 
 def _run(model, ids, executions, chosen, measure, floor, progress):
