@@ -1,0 +1,112 @@
+"""What was asked for, checked before the long work: tokens, layers, device, runs."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ._errors import TokensError, UsageError
+from .executions import Execution, mamba_ssm_prefill, transformers_prefill
+from .models import Model
+
+
+MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
+
+
+def given_tokens(
+    model: Model, tokens, seed: int, source: str
+) -> tuple[np.ndarray, str]:
+    """Tokens as (batch, seq) with where they came from; chosen where none are given."""
+    from ._tokens import check_range, choose_tokens
+
+    if tokens is None:
+        checkpoint = model.checkpoint
+        chosen = choose_tokens(
+            vocab_size=model.config.vocab_size,
+            seed=seed,
+            config=None if checkpoint is None else checkpoint.config,
+            folder=None if checkpoint is None else checkpoint.folder,
+        )
+        return chosen.ids, chosen.source
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        raise TokensError(
+            f"tokens are {ids.dtype} of shape {ids.shape}",
+            hint="integers of shape (seq) or (batch, seq)",
+        )
+    ids = np.atleast_2d(ids)
+    if ids.shape[0] == 0 or ids.shape[1] < 2:
+        raise TokensError(
+            f"tokens have shape {ids.shape}", hint="at least 2 tokens a sequence"
+        )
+    check_range(ids, model.config.vocab_size)
+    return ids.astype(np.int64), source
+
+
+def chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The sublayers to compare, ascending; None is all."""
+    count = len(model.sublayers)
+    if layers is None:
+        return tuple(range(count))
+    beyond = [layer for layer in layers if not 0 <= layer < count]
+    if beyond:
+        raise UsageError(
+            f"there is no sublayer {beyond[0]}; this model has {count}",
+            hint=f"--layers 0-{count - 1}",
+        )
+    return tuple(sorted(set(layers)))
+
+
+def device_named(name: str | None):
+    """A JAX device by name, such as `gpu:0`."""
+    if name is None:
+        return None
+    kind, _, number = name.partition(":")
+    try:
+        found = jax.devices({"gpu": "gpu", "cuda": "gpu"}.get(kind, kind))
+        return found[int(number or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        raise UsageError(
+            f"no device {name!r}",
+            hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
+        ) from None
+
+
+def chosen_executions(
+    model: Model, precisions, state_precision, mode: str, measure: str
+) -> list[Execution]:
+    """One execution for each precision, of whatever measures."""
+    if measure not in MEASURES:
+        raise UsageError(
+            f"cannot measure with {measure!r}", hint=f"one of {', '.join(MEASURES)}"
+        )
+    if mode != "prefill":
+        raise UsageError(f"mode {mode!r} is not there yet", hint="prefill works")
+    if measure == "none":
+        return []
+    config = model.config
+    if measure == "mamba_ssm" and state_precision not in (None, "fp32"):
+        raise UsageError(
+            f"mamba_ssm's prefill keeps the state in fp32, not {state_precision}",
+            hint="leave --state-precision out, or --measure emulated",
+        )
+    if measure == "transformers":
+        if state_precision not in (None, "fp32"):
+            raise UsageError(
+                f"transformers keeps the state in fp32, not {state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        return [
+            transformers_prefill(p, residual_in_fp32=config.residual_in_fp32)
+            for p in precisions
+        ]
+    return [
+        mamba_ssm_prefill(
+            p,
+            residual_in_fp32=config.residual_in_fp32,
+            fused_add_norm=config.fused_add_norm,
+            state_precision=state_precision,
+            biased_projections=config.proj_bias,
+        )
+        for p in precisions
+    ]
