@@ -43,6 +43,8 @@ class AbstractArithmetic(abc.ABC):
     """Channels of a recurrence that the interpreter likes to take at a time."""
     in_parallel: bool = False
     """Whether a recurrence may run over all tokens at once, in arrays."""
+    chunked: bool = False
+    """Whether a recurrence that has a chunked form runs in it."""
 
     @abc.abstractmethod
     def stores(self, site: str) -> bool:
@@ -88,6 +90,22 @@ class AbstractArithmetic(abc.ABC):
         """x / (1 + exp(-x))."""
 
     @abc.abstractmethod
+    def gelu(self, x: Any, *, tanh: bool = False) -> Any:
+        """x Phi(x); `tanh`: its usual approximation by tanh (Hendrycks 2016)."""
+
+    @abc.abstractmethod
+    def relu_squared(self, x: Any) -> Any:
+        """max(x, 0)^2."""
+
+    @abc.abstractmethod
+    def softmax(self, x: Any, keep: Any) -> Any:
+        """exp(x) over its sum along the last axis, where `keep` is 1; 0 elsewhere."""
+
+    @abc.abstractmethod
+    def layer_normalise(self, x: Any, epsilon: float) -> Any:
+        """(x - mean) / sqrt(variance + epsilon) over the last axis."""
+
+    @abc.abstractmethod
     def rms_normalise(self, x: Any, epsilon: float) -> Any:
         """x / sqrt(mean(x^2) + epsilon) over the last axis."""
 
@@ -98,6 +116,34 @@ class AbstractArithmetic(abc.ABC):
     @abc.abstractmethod
     def join(self, parts: Sequence[Any], axis: int = 0) -> Any:
         """The parts one after another along an axis; exact."""
+
+    @abc.abstractmethod
+    def carry(self, x: Any) -> Any:
+        """A value as the interpreter holds it, to start a scan with."""
+
+    @abc.abstractmethod
+    def view(self, f: Callable, x: Any) -> Any:
+        """f(x) for an f that only moves, repeats or pads entries with 0."""
+
+    @abc.abstractmethod
+    def clip(self, x: Any, low: float, high: float) -> Any:
+        """min(max(x, low), high); exact."""
+
+    @abc.abstractmethod
+    def mask(self, x: Any, keep: Any) -> Any:
+        """x where `keep` is 1, and 0 where it is 0; exact."""
+
+    @abc.abstractmethod
+    def cumsum(self, x: Any) -> Any:
+        """Running sums along the first axis, in any bracketing."""
+
+    @abc.abstractmethod
+    def fading(self, x: Any, y: Any = None) -> Any:
+        """exp(min(x - y, 0)) for running sums of log decays, y 0 where not given."""
+
+    @abc.abstractmethod
+    def einsum(self, subscripts: str, x: Any, y: Any) -> Any:
+        """A product of two values with one sum over shared subscripts, any order."""
 
     @abc.abstractmethod
     def causal_conv(self, x: Any, weight: Any, bias: Any) -> Any:
@@ -178,6 +224,29 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """x / (1 + exp(-x))."""
         return self._settle(jax.nn.silu(self._carry(x)))
 
+    def gelu(self, x, *, tanh=False):
+        """x Phi(x)."""
+        wide = jax.nn.gelu(jnp.asarray(x, jnp.float64), approximate=tanh)
+        return self._settle(self._carry(wide))
+
+    def relu_squared(self, x):
+        """max(x, 0)^2."""
+        return self._settle(jnp.square(jnp.maximum(self._carry(x), 0.0)))
+
+    def softmax(self, x, keep):
+        """Shifted by the largest entry; the sum in fp64."""
+        wide = jnp.where(keep > 0, jnp.asarray(x, jnp.float64), -jnp.inf)
+        return self._settle(self._carry(jax.nn.softmax(wide, axis=-1)))
+
+    def layer_normalise(self, x, epsilon):
+        """Mean and variance in fp64, each rounded once."""
+        wide = jnp.asarray(x, jnp.float64)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
+        scale = self._settle(jax.lax.rsqrt(self._carry(variance + epsilon)))
+        apart = self._settle(self._carry(x) - self._settle(self._carry(mean)))
+        return self._settle(apart * scale)
+
     def matmul(self, x, weight, bias=None):
         """The sum in fp64 and rounded once: within any accumulator's bound."""
         product = jnp.matmul(
@@ -192,6 +261,37 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         if len(parts) == 1:
             return parts[0]
         return jnp.concatenate([self._carry(part) for part in parts], axis=axis)
+
+    def carry(self, x):
+        """In the dtype that this interpreter computes in."""
+        return self._carry(x)
+
+    def view(self, f, x):
+        """f(x)."""
+        return f(x)
+
+    def clip(self, x, low, high):
+        """min(max(x, low), high)."""
+        return jnp.clip(x, low, high)
+
+    def mask(self, x, keep):
+        """x keep."""
+        return self._carry(x) * self._carry(keep)
+
+    def cumsum(self, x):
+        """The sums in fp64, each rounded once."""
+        return self._settle(self._carry(jnp.cumsum(jnp.asarray(x, jnp.float64), 0)))
+
+    def fading(self, x, y=None):
+        """exp(min(x - y, 0))."""
+        apart = x if y is None else self._settle(self._carry(x) - self._carry(y))
+        return self._settle(jnp.exp(jnp.minimum(apart, 0.0)))
+
+    def einsum(self, subscripts, x, y):
+        """The sum in fp64 and rounded once: within any accumulator's bound."""
+        wide = [jnp.asarray(v, jnp.float64) for v in (x, y)]
+        product = jnp.einsum(subscripts, *wide, precision="highest")
+        return self._settle(self._carry(product))
 
     def causal_conv(self, x, weight, bias):
         """Bias first, then oldest tap first, each a fused multiply-add."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
+from ._bounded_blocks import BlockRules
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
 from ._interface import AbstractArithmetic
 
@@ -43,7 +44,7 @@ SILU_SLOPE = 1.0999
 SILU_CURVATURE = 0.5
 
 
-class BoundedArithmetic(AbstractArithmetic):
+class BoundedArithmetic(BlockRules, AbstractArithmetic):
     """Interpret a flow with certified errors.
 
     **Arguments:**

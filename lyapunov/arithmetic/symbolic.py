@@ -58,6 +58,41 @@ class Symbolic(AbstractArithmetic):
 
         return _each(lambda one: one / (1 + sympy.exp(-one)), x)
 
+    def gelu(self, x, *, tanh=False):
+        """x Phi(x), or its approximation."""
+        import sympy
+
+        def one(v):
+            if tanh:
+                inner = sympy.sqrt(2 / sympy.pi) * (
+                    v + sympy.Rational(44715, 10**6) * v**3
+                )
+                return v * (1 + sympy.tanh(inner)) / 2
+            return v * (1 + sympy.erf(v / sympy.sqrt(2))) / 2
+
+        return _each(one, x)
+
+    def relu_squared(self, x):
+        """max(x, 0)^2."""
+        import sympy
+
+        return _each(lambda one: sympy.Max(one, 0) ** 2, x)
+
+    def softmax(self, x, keep):
+        """exp(x) over its sum."""
+        weight = self.mask(self.exp(x), keep)
+        return weight / weight.sum(axis=-1, keepdims=True)
+
+    def layer_normalise(self, x, epsilon):
+        """(x - mean) / sqrt(variance + epsilon)."""
+        import sympy
+
+        x = _array(x)
+        size = sympy.Integer(x.shape[-1])
+        apart = x - x.sum(axis=-1, keepdims=True) / size
+        variance = (apart * apart).sum(axis=-1, keepdims=True) / size
+        return apart / _each(sympy.sqrt, variance + epsilon)
+
     def rms_normalise(self, x, epsilon):
         """x / sqrt(mean(x^2) + epsilon)."""
         import sympy
@@ -74,6 +109,36 @@ class Symbolic(AbstractArithmetic):
     def join(self, parts, axis=0):
         """The parts one after another."""
         return np.concatenate([_array(part) for part in parts], axis=axis)
+
+    def carry(self, x):
+        """The value itself."""
+        return _array(x)
+
+    def view(self, f, x):
+        """f(x)."""
+        return f(_array(x))
+
+    def clip(self, x, low, high):
+        """min(max(x, low), high)."""
+        import sympy
+
+        return _each(lambda one: sympy.Min(sympy.Max(one, low), high), x)
+
+    def mask(self, x, keep):
+        """x keep."""
+        return _array(x) * np.asarray(keep, dtype=int)
+
+    def cumsum(self, x):
+        """Running sums along the first axis."""
+        return np.cumsum(_array(x), axis=0)
+
+    def fading(self, x, y=None):
+        """exp(x - y): SymPy is not asked whether the sums fall."""
+        return self.exp(_array(x) if y is None else _array(x) - _array(y))
+
+    def einsum(self, subscripts, x, y):
+        """The sum written out."""
+        return np.einsum(subscripts, _array(x), _array(y), optimize=False)
 
     def causal_conv(self, x, weight, bias):
         """The sum over taps, and the bias."""

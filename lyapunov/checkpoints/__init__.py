@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     )
     from ._families import list_architectures as list_architectures
     from ._layouts import recognise as recognise
-    from ._mamba1 import Mamba1Layout as Mamba1Layout
+    from ._network import NetworkLayout as NetworkLayout
 
 
 __all__ = [
     "Checkpoint",
-    "Mamba1Layout",
+    "NetworkLayout",
     "list_architectures",
     "open_checkpoint",
     "recognise",
@@ -27,7 +27,7 @@ _HOMES = {
     "open_checkpoint": "._checkpoint",
     "list_architectures": "._families",
     "recognise": "._layouts",
-    "Mamba1Layout": "._mamba1",
+    "NetworkLayout": "._network",
 }
 
 

@@ -8,7 +8,6 @@ from ._files import listing, quote
 
 
 PLANNED = {  # model_type: what people call it
-    "mamba2": "Mamba-2",
     "mamba3": "Mamba-3",
     "falcon_mamba": "Falcon Mamba",
     "jamba": "Jamba",
@@ -20,6 +19,9 @@ PLANNED = {  # model_type: what people call it
     "granitemoehybrid": "Granite 4 hybrid",
 }
 LIST_HINT = "covered: mamba1; see lyapunov-check --list-architectures"
+
+_MODEL_TYPES = {"mamba": "mamba1", "mamba2": "mamba2"}
+_SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2"}
 
 _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
 
@@ -61,8 +63,10 @@ def list_architectures() -> list[dict[str, Any]]:
 
 def layout_of(
     config: dict[str, Any], source: str, names: Iterable[str] | None = None
-) -> str:
-    """Which layout a configuration describes: "transformers" or "mamba_ssm".
+) -> tuple[str, str]:
+    """What a configuration describes: (architecture, layout).
+
+    Layouts are "transformers" and "mamba_ssm".
 
     **Arguments:**
 
@@ -74,8 +78,8 @@ def layout_of(
     """
     refuse_quantised(config)
     model_type = config.get("model_type")
-    if model_type == "mamba":
-        return "transformers"
+    if model_type in _MODEL_TYPES:
+        return _MODEL_TYPES[model_type], "transformers"
     if model_type is None and "d_model" in config and "n_layer" in config:
         ssm = config.get("ssm_cfg") or {}
         if not isinstance(ssm, dict):
@@ -84,8 +88,8 @@ def layout_of(
                 hint="download config.json again",
             )
         layer = ssm.get("layer", "Mamba1")
-        if layer == "Mamba1":
-            return "mamba_ssm"
+        if layer in _SSM_LAYERS:
+            return _SSM_LAYERS[layer], "mamba_ssm"
         raise _unsupported(str(layer).lower(), f"layer {quote(layer)}", source, names)
     if model_type is None:
         raise _unsupported("", "config.json without a model_type", source, names)

@@ -2,11 +2,25 @@
 
 from ._checkpoint import Checkpoint
 from ._families import layout_of
-from ._mamba1 import Mamba1Layout, recognise_mamba1
-from ._mamba1_config import mamba_ssm_config, transformers_config
+from ._mamba import recognise_mamba1, recognise_mamba2
+from ._mamba_config import (
+    mamba_ssm_config,
+    mamba_ssm_mamba2_config,
+    transformers_config,
+    transformers_mamba2_config,
+)
+from ._network import NetworkLayout
 
 
-def recognise(checkpoint: Checkpoint) -> Mamba1Layout:
+_READERS = {
+    ("mamba1", "transformers"): (transformers_config, recognise_mamba1),
+    ("mamba1", "mamba_ssm"): (mamba_ssm_config, recognise_mamba1),
+    ("mamba2", "transformers"): (transformers_mamba2_config, recognise_mamba2),
+    ("mamba2", "mamba_ssm"): (mamba_ssm_mamba2_config, recognise_mamba2),
+}
+
+
+def recognise(checkpoint: Checkpoint) -> NetworkLayout:
     """Tell the architecture and hold the tensors to the configuration.
 
     **Arguments:**
@@ -21,6 +35,7 @@ def recognise(checkpoint: Checkpoint) -> Mamba1Layout:
     disagree.
     """
     config = checkpoint.config
-    layout = layout_of(config, checkpoint.source, checkpoint.names())
-    sizes = transformers_config if layout == "transformers" else mamba_ssm_config
-    return recognise_mamba1(checkpoint, sizes(config))
+    sizes, recognised = _READERS[
+        layout_of(config, checkpoint.source, checkpoint.names())
+    ]
+    return recognised(checkpoint, sizes(config))

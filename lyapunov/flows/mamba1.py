@@ -35,6 +35,10 @@ class Mamba1Parameters(eqx.Module):
     out_proj_bias: Float[Array, " d_model"] | None
     norm_epsilon: float = eqx.field(static=True)
 
+    def initial_state(self) -> "Mamba1State":
+        """What is carried before the first token of a text."""
+        return initial_state(self)
+
 
 class Mamba1State(eqx.Module):
     """What a decode step carries: the last d_conv - 1 inputs of the conv, and h."""

@@ -1,7 +1,7 @@
 """A checkpoint's network: which flow each sublayer follows, with which parameters."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Exact, Weight
-from ..flows.mamba1 import Mamba1Parameters, initial_state, mamba1
 from ..flows.residual import FinalNorm, final_norm, logits, sublayer
 from ..formats import Format
-from .config import Mamba1Config
 from .held import held
+from .kinds import KINDS
 
 
 # Rows of the head that are held in fp64 at once: 16 MiB at d_model 1024.
@@ -40,7 +39,7 @@ class Layout(Protocol):
         ...
 
     @property
-    def config(self) -> Mamba1Config:
+    def config(self) -> Any:
         """Sizes and switches."""
         ...
 
@@ -96,7 +95,10 @@ class Model:
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
         """All sublayers, in order."""
-        return tuple(Sublayer(i, "mamba1", mamba1) for i in range(self.config.n_layers))
+        return tuple(
+            Sublayer(i, sizes.kind, KINDS[sizes.kind].flow)
+            for i, sizes in enumerate(self.config.sublayers)
+        )
 
     def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:
         """Parameters as stored; the last layer asked for stays in memory."""
@@ -105,35 +107,15 @@ class Model:
             self._raw = (layer, self.layout.layer(layer))
         return self._raw[1]
 
-    def parameters(
-        self, layer: int, formats: ParameterFormats | None = None
-    ) -> Mamba1Parameters:
-        """Parameters of one sublayer in fp64."""
+    def parameters(self, layer: int, formats: ParameterFormats | None = None) -> Any:
+        """Parameters of one sublayer in fp64, as its flow takes them."""
         raw = self.raw_parameters(layer)
-        d_inner = self.config.d_inner
+        sizes = self.config.sublayers[layer]
 
         def get(name):
-            return jnp.asarray(held(raw[name], name, formats))
+            return jnp.asarray(held(raw[name], name, formats)) if name in raw else None
 
-        def optional(name):
-            return get(name) if name in raw else None
-
-        conv_bias = optional("conv_bias")
-        return Mamba1Parameters(
-            norm=get("norm"),
-            in_proj=Weight(get("in_proj")),
-            in_proj_bias=optional("in_proj_bias"),
-            conv_weight=get("conv_weight"),
-            conv_bias=jnp.zeros(d_inner) if conv_bias is None else conv_bias,
-            x_proj=Weight(get("x_proj")),
-            dt_proj=Weight(get("dt_proj")),
-            dt_bias=get("dt_bias"),
-            A_log=get("A_log"),
-            D=get("D"),
-            out_proj=Weight(get("out_proj")),
-            out_proj_bias=optional("out_proj_bias"),
-            norm_epsilon=self.config.norm_epsilon,
-        )
+        return KINDS[sizes.kind].build(sizes, get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
         """Whether the execution's formats hold this layer's parameters unchanged."""
@@ -142,9 +124,9 @@ class Model:
             for name, array in self.raw_parameters(layer).items()
         )
 
-    def start(self, p: Mamba1Parameters):
-        """The state of a sublayer before the first token."""
-        return initial_state(p)
+    def start(self, p: Any) -> Any:
+        """The state before the first token of a sublayer with these parameters."""
+        return p.initial_state()
 
     def embed(
         self, tokens: Int[np.ndarray, "*batch seq"], formats=None

@@ -1,6 +1,8 @@
 """Sizes and switches of a network, as read from its checkpoint; no arrays here."""
 
+import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,68 @@ class Mamba1Config:
     conv_bias: bool = True
     proj_bias: bool = False
     fused_add_norm: bool = True
+
+    kind: ClassVar[str] = "mamba1"
+
+    @property
+    def sublayers(self) -> tuple["Mamba1Config", ...]:
+        """Sizes of each sublayer: all alike."""
+        return (self,) * self.n_layers
+
+
+@dataclass(frozen=True)
+class Mamba2Sizes:
+    """One Mamba-2 mixer with the norm before it.
+
+    **Arguments:**
+
+    - `heads`: d_inner / head_dim; each has one dt and one decay.
+    - `groups`: heads of a group share B and C.
+    - `chunk`: tokens of a chunk in the chunked form.
+    - `dt_limit`: dt is clipped to it after softplus.
+    - `gate_norm`: whether the gated output is normalised; in `norm_groups` groups of
+      channels, before or after the gate.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    heads: int
+    groups: int
+    d_conv: int
+    chunk: int
+    norm_epsilon: float
+    gate_norm_epsilon: float
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    gate_norm: bool = True
+    norm_groups: int = 1
+    norm_before_gate: bool = False
+    conv_bias: bool = True
+    proj_bias: bool = False
+
+    kind: ClassVar[str] = "mamba2"
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A language model of sublayers that may differ: embedding, them, norm, head.
+
+    **Arguments:**
+
+    - `sublayers`: sizes of each, in order; `kind` says which flow it follows.
+    - the others: as in `Mamba1Config`.
+    """
+
+    vocab_size: int
+    padded_vocab_size: int
+    d_model: int
+    sublayers: tuple[Any, ...]
+    norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = True
+    tie_embeddings: bool = True
+    fused_add_norm: bool = True
+
+    @property
+    def n_layers(self) -> int:
+        """Number of sublayers."""
+        return len(self.sublayers)

@@ -51,7 +51,7 @@ def selective_scan(at: AbstractArithmetic, dt, u, B, C, A, D, state):
     channels = D.shape[0]
     block = min(channels, at.channel_block or channels)
     parts = [
-        _scan_channels(
+        scan_channels(
             at,
             dt[:, first : first + block],
             u[:, first : first + block],
@@ -80,7 +80,9 @@ def _scan_in_parallel(dt, u, B, C, A, D, state):
     return jnp.einsum("tn,tnc->tc", C, states) + u * D, states[-1]
 
 
-def _scan_channels(at, dt, u, B, C, A, D, state):
+def scan_channels(at, dt, u, B, C, A, D, state):
+    """`selective_scan` without the blocks; A may have one row for all states."""
+
     def token(at, state, inputs):
         dt, drive, u, B, C = inputs
         after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
@@ -117,7 +119,7 @@ class Mamba1Recurrence(AbstractDiagonalRecurrence):
     A: Float[Array, "d_inner d_state"]
 
     def __check_init__(self):
-        _check_negative(self.A)
+        check_negative(self.A)
 
     def step(self, state: Float[Array, "d_inner d_state"], inputs: Mamba1Inputs):
         """exp(dt A) state + dt u B."""
@@ -162,7 +164,7 @@ class Mamba1JointRecurrence(AbstractRecurrence):
     A: Float[Array, "d_inner d_state"]
 
     def __check_init__(self):
-        _check_negative(self.A)
+        check_negative(self.A)
 
     def inputs(
         self, window: Float[Array, "window d_inner"], x: Float[Array, " d_inner"]
@@ -212,7 +214,8 @@ class Mamba1JointRecurrence(AbstractRecurrence):
         return jnp.block([[jnp.diag(a.ravel()), corner], [zeros, shift]])
 
 
-def _check_negative(A: Any) -> None:
+def check_negative(A: Any) -> None:
+    """Refuse decay rates that do not decay, where they are known already."""
     if eqx.is_array(A) and not isinstance(A, Tracer) and not (A < 0).all():
         raise ValueError(
             f"A must be negative everywhere and its largest entry is {A.max()}; "

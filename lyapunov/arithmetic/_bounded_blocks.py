@@ -1,0 +1,172 @@
+"""Rules of the bounded interpreter for chunked scans, attention and MLPs.
+
+Moves of entries, masks, running sums, products of two values, softmax and what else a
+Transformer's sublayers compute. The model and the other rules are those of
+`bounded.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._bounded_values import Bounded, lift
+
+
+SAFETY = 1.0 + 1e-9
+
+
+# sup |gelu'| = 1.12890 at sqrt(2); sup |gelu''| = 2 phi(0) = 0.79789 at 0. The
+# approximation by tanh stays within 0.0005 of slope and 0.004 of curvature.
+GELU_SLOPE = 1.13
+GELU_CURVATURE = 0.803
+
+
+class BlockRules:
+    """To be mixed into `BoundedArithmetic`, whose attributes it reads."""
+
+    _model: Any
+    _scan_depth: int
+    _accumulation_depth: Any
+    _reduction_depth: Any
+    _settle: Any
+    _operand: Any
+    add: Any
+    negate: Any
+    rms_normalise: Any
+
+    def carry(self, x):
+        """A value with its error; a constant has none."""
+        x = lift(x)
+        return Bounded(x.value, x.error)
+
+    def view(self, f, x):
+        """Entries and their errors move together."""
+        x = lift(x)
+        return Bounded(f(x.value), f(x.error))
+
+    def clip(self, x, low, high):
+        """Clipping brings two numbers closer together, never further apart."""
+        x = lift(x)
+        return Bounded(jnp.clip(x.value, low, high), x.error, x.norm)
+
+    def mask(self, x, keep):
+        """Kept entries keep their errors; the others are 0 in every execution."""
+        x = lift(x)
+        return Bounded(x.value * keep, x.error * keep)
+
+    def cumsum(self, x):
+        """Errors add up; a term goes through at most `scan_depth` additions."""
+        x = self._operand(x)
+        levels = self._scan_depth + 1
+        growth = jnp.expm1(levels * self._model.unit)
+        total = jnp.cumsum(x.magnitude, axis=0)
+        error = jnp.cumsum(x.error, axis=0) + growth * total
+        flushed = 2.0 * x.shape[0] * self._model.underflow
+        return Bounded(jnp.cumsum(x.value, axis=0), (error + flushed) * SAFETY)
+
+    def fading(self, x, y=None):
+        """exp(min(v, 0)) is 1-Lipschitz in v, at most 1, and its slope is its value.
+
+        |exp(v') - exp(v)| <= exp(v) expm1(e), and at most 1 since both lie in [0, 1].
+        """
+        x = lift(x)
+        if y is not None:
+            y = lift(y)
+            apart = self.add(x, self.negate(y))
+            x = Bounded(apart.value, apart.error)
+        exponent = jnp.minimum(x.value, 0.0)
+        value = jnp.exp(exponent)
+        model = self._model
+        relative = model.exp_relative + model.exp_argument * (
+            jnp.abs(exponent) + x.error
+        )
+        spread = value * jnp.expm1(jnp.minimum(x.error, 700.0))
+        error = spread * (1.0 + relative) + relative * value + model.underflow
+        return Bounded(value, jnp.minimum(error, 1.0) * SAFETY)
+
+    def einsum(self, subscripts, x, y):
+        """Product rule elementwise; the sum as in `matmul`."""
+        x, y = self._operand(x), self._operand(y)
+        inputs, output = subscripts.split("->")
+        first, second = inputs.split(",")
+        sizes = dict(zip(first + second, (*x.shape, *y.shape), strict=True))
+        terms = 1
+        for letter in set(first + second) - set(output):
+            terms *= sizes[letter]
+        product = lambda a, b: jnp.einsum(subscripts, a, b, precision="highest")
+        value = product(x.value, y.value)
+        error = product(jnp.abs(x.value), y.error) + product(x.error, y.magnitude)
+        depth = self._accumulation_depth(terms)
+        growth = jnp.expm1(depth * self._model.accumulator_unit)
+        summing = growth * product(x.magnitude, y.magnitude)
+        flushed = 2.0 * terms * self._model.underflow
+        settled = self._settle(value, (error + summing + flushed) * SAFETY)
+        return Bounded(settled.value, settled.error)
+
+    # ---- what Transformers compute
+
+    def gelu(self, x, *, tanh=False):
+        """The smaller of slope and curvature at v, and the global slope."""
+        x = lift(x)
+        function = lambda v: jax.nn.gelu(v, approximate=tanh)
+        value, slope = jax.jvp(function, (x.value,), (jnp.ones_like(x.value),))
+        steepest = jnp.minimum(
+            jnp.abs(slope) + GELU_CURVATURE / 2 * x.error, GELU_SLOPE
+        )
+        error = steepest * x.error
+        # left of 0 the factor 1 + erf(x) cancels: its error is relative to 1
+        rounding = self._model.silu_relative * x.magnitude + self._model.underflow
+        norm = jnp.max(steepest, axis=-1) * x.norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(value, error + rounding, norm)
+
+    def relu_squared(self, x):
+        """|max(v', 0)^2 - max(v, 0)^2| <= e (2 max(v, 0) + e)."""
+        x = lift(x)
+        positive = jnp.maximum(x.value, 0.0)
+        error = x.error * (2.0 * positive + x.error)
+        return self._settle(positive**2, error)
+
+    def softmax(self, x, keep):
+        r"""$p'_i / p_i = e^{d_i} / \sum_j p_j e^{d_j}$ with |d| <= e.
+
+        Between $e^{-e_i} / (1 + \sum p_j (e^{e_j} - 1))$ and
+        $e^{e_i} / (1 - \sum p_j (1 - e^{-e_j}))$; at most 1 apart.
+        """
+        x = lift(x)
+        value = jax.nn.softmax(jnp.where(keep > 0, x.value, -jnp.inf), axis=-1)
+        e = jnp.where(keep > 0, jnp.minimum(x.error, 300.0), 0.0)
+        more = jnp.sum(value * jnp.expm1(e), axis=-1, keepdims=True)
+        less = jnp.sum(-value * jnp.expm1(-e), axis=-1, keepdims=True)
+        above = (jnp.expm1(e) + less) / jnp.maximum(1.0 - less, 1e-300)
+        below = (more - jnp.expm1(-e)) / (1.0 + more)
+        error = value * jnp.maximum(above, below)
+        # the difference to the largest entry, exp, the sum, the division; an online
+        # softmax rescales once a block, which the depth covers
+        model = self._model
+        magnitude = jnp.where(keep > 0, x.magnitude, 0.0)
+        reach = 2.0 * jnp.max(magnitude, axis=-1, keepdims=True)
+        depth = self._reduction_depth(value.shape[-1]) + 4
+        relative = 2.0 * (
+            model.exp_relative + (model.unit + model.exp_argument) * reach
+        ) + jnp.expm1(depth * model.unit)
+        rounding = jnp.expm1(jnp.minimum(relative, 300.0)) * (value + error)
+        flushed = (2.0 + value.shape[-1]) * model.underflow * (keep > 0)
+        total = jnp.minimum(error + rounding + flushed, 1.0) * (keep > 0)
+        return Bounded(value, total * SAFETY)
+
+    def layer_normalise(self, x, epsilon):
+        """As `rms_normalise`, on x - mean: removing the mean is a projection."""
+        x = lift(x)
+        size = x.shape[-1]
+        model = self._model
+        mean = jnp.mean(x.value, axis=-1, keepdims=True)
+        value = x.value - mean
+        depth = self._reduction_depth(size) + 3
+        lost = jnp.expm1(depth * model.unit) * jnp.mean(
+            x.magnitude, axis=-1, keepdims=True
+        )
+        subtraction = lost + model.unit * (jnp.abs(value) + x.error + lost)
+        error = x.error + jnp.mean(x.error, axis=-1, keepdims=True) + subtraction
+        norm = x.norm + jnp.linalg.norm(subtraction, axis=-1)
+        return self.rms_normalise(Bounded(value, error, norm), epsilon)

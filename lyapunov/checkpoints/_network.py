@@ -1,0 +1,228 @@
+"""A language model's tensors: which parameter of which sublayer lies where.
+
+Every family is a table: the sizes of its sublayers, and for each the stored name and
+shape of its parameters. Holding the table to the checkpoint and reading from it is the
+same for all.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
+from ._checkpoint import Checkpoint
+from ._files import listing, quote
+from ._tensors import WEIGHT_DTYPES
+
+
+_CHUNK_ROWS = 4096
+
+
+class Part(NamedTuple):
+    """Where a parameter lies, and how it is made of what is stored there."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As stored."""
+    take: Callable[[np.ndarray], np.ndarray] | None = None
+    """From the stored array to the canonical one; None where they are the same."""
+
+
+class TopNames(NamedTuple):
+    """Stored names of what stands around the sublayers."""
+
+    embedding: str
+    final_norm: str
+    head: str
+    inside: tuple[str, ...]
+    """Beginnings of the names that belong to the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkLayout:
+    """A recognised model; each of its arrays is read when it is asked for.
+
+    Every array comes in its stored type, and is refused where it holds a value that
+    is not finite.
+
+    **Arguments:**
+
+    - `checkpoint`: where the tensors lie.
+    - `config`: sizes and switches.
+    - `dtype`: the type that most weights are stored in.
+    - `n_params`: number of parameters; a tied head and a shared block count once.
+    - `parts`: for each sublayer its parameters by canonical name.
+    """
+
+    checkpoint: Checkpoint = field(repr=False)
+    architecture: str
+    config: Any
+    dtype: str
+    n_params: int
+    names: TopNames = field(repr=False)
+    parts: tuple[dict[str, Part], ...] = field(repr=False)
+
+    def layer(self, i: int) -> dict[str, np.ndarray]:
+        """The parameters of one sublayer under their canonical names.
+
+        They are the fields of the parameters of the sublayer's flow (`flows/`), with
+        (channels, taps) for a convolution, the oldest tap first.
+
+        **Arguments:**
+
+        - `i`: 0 to the number of sublayers less 1.
+        """
+        if not 0 <= i < len(self.parts):
+            raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
+        arrays = {}
+        for key, part in self.parts[i].items():
+            array = _finite(self.checkpoint.read(part.name), part.name)
+            arrays[key] = array if part.take is None else part.take(array)
+        return arrays
+
+    def embedding(self, rows) -> np.ndarray:
+        """Rows of the embedding: integers (n) to (n, d_model)."""
+        name = self.names.embedding
+        return _finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
+
+    def final_norm(self) -> np.ndarray:
+        """The weight of the norm before the head, (d_model)."""
+        name = self.names.final_norm
+        return _finite(self.checkpoint.read(name), name)
+
+    def head(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the head, (stop - start, d_model); of the embedding when tied."""
+        name = self.names.head
+        return _finite(self.checkpoint.read_rows(name, start, stop), name)
+
+
+def without_middle_axis(array: np.ndarray) -> np.ndarray:
+    """A depthwise convolution's weight, (channels, 1, taps) to (channels, taps)."""
+    return array[:, 0, :]
+
+
+def recognise_network(
+    checkpoint: Checkpoint,
+    architecture: str,
+    config: Any,
+    names: TopNames,
+    parts: Sequence[dict[str, Part]],
+    ignored: Sequence[str] = (),
+) -> NetworkLayout:
+    """Hold the tensors to the table, by name, shape and type.
+
+    **Arguments:**
+
+    - `ignored`: stored names that the model has no use for, and that are no error.
+
+    **Raises:** `CorruptCheckpointError` where they disagree,
+    `UnsupportedCheckpointError` for quantised weights.
+    """
+    expected = {
+        names.embedding: (config.padded_vocab_size, config.d_model),
+        names.final_norm: (config.d_model,),
+        names.head: (config.padded_vocab_size, config.d_model),
+    }
+    for sublayer in parts:
+        for part in sublayer.values():
+            if part.name not in checkpoint.tensors:
+                _missing(checkpoint, part.name, len(parts))
+            expected[part.name] = part.shape
+    for name, shape in expected.items():
+        found = checkpoint.shape(name)
+        if found != shape:
+            raise CorruptCheckpointError(
+                f"{quote(name)} has shape {found}; config.json asks for {shape}",
+                hint="take config.json and weights from the same place",
+            )
+        if checkpoint.dtype(name) not in WEIGHT_DTYPES:
+            raise UnsupportedCheckpointError(
+                f"{quote(name)} is stored as {checkpoint.dtype(name)}:"
+                " quantised weights are not covered",
+                hint="check the checkpoint that it was quantised from",
+            )
+    _no_strangers(checkpoint, config, names, {*expected, *ignored})
+    _check_tie(checkpoint, config, names)
+    share: Counter[str] = Counter()
+    for name in expected:
+        share[checkpoint.dtype(name)] += checkpoint.tensor(name).size
+    return NetworkLayout(
+        checkpoint,
+        architecture,
+        config,
+        share.most_common(1)[0][0],
+        share.total(),
+        names,
+        tuple(parts),
+    )
+
+
+def _missing(checkpoint: Checkpoint, name: str, sublayers: int) -> None:
+    before, found, _ = name.partition("layers.")
+    prefix = before + found
+    indices = {
+        n.removeprefix(prefix).split(".")[0]
+        for n in checkpoint.tensors
+        if n.startswith(prefix)
+    }
+    raise CorruptCheckpointError(
+        f"no tensor {quote(name)}: config.json asks for {sublayers} layers,"
+        f" the weights hold tensors of {len(indices)}",
+        hint="take config.json and weights from the same place",
+    )
+
+
+def _no_strangers(
+    checkpoint: Checkpoint, config: Any, names: TopNames, expected: set[str]
+) -> None:
+    """Refuse tensors that the model would have to use and that nobody expects."""
+    tied_head = {"lm_head.weight"} if config.tie_embeddings else set()
+    strangers = [
+        name
+        for name in checkpoint.tensors
+        if name.startswith((*names.inside, "lm_head.")) and name not in expected
+        if name not in tied_head
+    ]
+    if strangers:
+        raise CorruptCheckpointError(
+            f"{len(strangers)} tensors that config.json leaves no place for:"
+            f" {listing(strangers)}",
+            hint="take config.json and weights from the same place",
+        )
+
+
+def _check_tie(checkpoint: Checkpoint, config: Any, names: TopNames) -> None:
+    if not config.tie_embeddings or "lm_head.weight" not in checkpoint.tensors:
+        return
+    head = checkpoint.tensor("lm_head.weight")
+    embedding = checkpoint.tensor(names.embedding)
+    same = head == embedding  # the same bytes of the same file
+    if not same and (head.shape, head.dtype) == (embedding.shape, embedding.dtype):
+        same = all(
+            head.read_rows(i, min(i + _CHUNK_ROWS, head.shape[0])).tobytes()
+            == embedding.read_rows(i, min(i + _CHUNK_ROWS, head.shape[0])).tobytes()
+            for i in range(0, head.shape[0], _CHUNK_ROWS)
+        )
+    if not same:
+        raise CorruptCheckpointError(
+            "config.json says that the head is the embedding;"
+            f" lm_head.weight and {names.embedding} differ",
+            hint="for a head of its own, set tie_word_embeddings (transformers)"
+            " or tie_embeddings (mamba_ssm) to false in config.json",
+        )
+
+
+def _finite(array: np.ndarray, name: str) -> np.ndarray:
+    finite = np.isfinite(array)
+    if finite.all():
+        return array
+    bad = array.size - int(np.count_nonzero(finite))
+    nan = int(np.count_nonzero(np.isnan(array)))
+    raise CorruptCheckpointError(
+        f"{quote(name)} holds {nan} NaN and {bad - nan} infinite values"
+        f" among {array.size}",
+        hint="the weights are damaged, or training diverged: take an earlier save",
+    )

@@ -1,0 +1,30 @@
+"""Norms in front of sublayers, behind them and before the head."""
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ..arithmetic import AbstractArithmetic
+
+
+class Norm(eqx.Module):
+    """RMSNorm or LayerNorm over the last axis, with whatever weights it has."""
+
+    weight: Float[Array, " width"] | None
+    bias: Float[Array, " width"] | None
+    epsilon: float = eqx.field(static=True)
+    centred: bool = eqx.field(static=True, default=False)
+    """True for LayerNorm, which removes the mean."""
+
+
+def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
+    """The normalised input (..., width), stored at `site`; None: the input itself."""
+    if p is None:
+        return x
+    hat = (at.layer_normalise if p.centred else at.rms_normalise)(x, p.epsilon)
+    hat = at.store(f"{site}_hat", hat)
+    alone = at.stores(f"{site}_hat")
+    if p.weight is not None:
+        hat = at.multiply(hat, p.weight, alone=alone and p.bias is None)
+    if p.bias is not None:
+        hat = at.add(hat, p.bias)
+    return at.store(site, hat)

@@ -1,0 +1,96 @@
+"""The scan of Mamba-2 chunk by chunk, as matrix products (arXiv 2405.21060, section 6).
+
+Within a chunk every pair of tokens is weighed by C_l . B_s exp(sum of dt A between
+them) dt_s; across chunks a state is passed. The sites are where mamba_ssm's Triton
+kernels round (`ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_chunk_scan.py` of
+mamba_ssm 2.3.2): B times its scale, the state handed to a chunk, and the weights of
+pairs. transformers' torch code computes the same in fp32 and stores none of them.
+"""
+
+import jax.numpy as jnp
+
+from ..arithmetic import AbstractArithmetic
+
+
+def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
+    """The whole sequence: (y, state after it), y = C h + D x.
+
+    **Arguments:**
+
+    - `dt`: (seq, heads), after softplus and limits. `A`: (heads), negative.
+    - `x`: (seq, d_inner), head-major. `D`: (d_inner).
+    - `B`, `C`: (seq, groups, d_state).
+    - `state`: (d_state, d_inner), before the first token.
+    - `chunk`: tokens a chunk; the last one is filled up with dt = 0, which changes
+      nothing: its decays are 1 and its drives 0.
+    """
+    seq, heads = dt.shape
+    padding = -seq % chunk
+    pieces = [
+        at.view(_cut(chunk, padding), piece)
+        for piece in (dt, at.view(_heads(heads), x), B, C)
+    ]
+    start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
+    after, y = at.scan(
+        lambda at, state, inputs: _one_chunk(at, state, inputs, A), start, pieces
+    )
+    y = at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq].reshape(x.shape), y)
+    y = at.add(y, at.multiply(x, D))
+    return y, at.view(lambda a: a.transpose(2, 0, 1).reshape(state.shape), after)
+
+
+def _one_chunk(at, state, inputs, A):
+    """One chunk: (state after it, C h).
+
+    dt (tokens, heads), x (tokens, heads, head_dim), B and C (tokens, groups, d_state),
+    state (heads, head_dim, d_state).
+    """
+    dt, x, B, C = inputs
+    tokens, heads = dt.shape
+    shared = heads // B.shape[1]
+    repeat = lambda a: jnp.repeat(a, shared, axis=-2)
+    elapsed = at.cumsum(at.multiply(dt, A))
+
+    # from each token to the end of the chunk
+    left = at.fading(elapsed[-1:], elapsed)
+    scale = at.view(lambda a: a[..., None], at.multiply(left, dt))
+    driven = at.store("B_scaled", at.multiply(at.view(repeat, B), scale))
+    made = at.einsum("shn,shp->hpn", driven, x)
+    kept = at.view(lambda a: a[:, None, None], at.fading(elapsed[-1]))
+    after = at.add(at.multiply(state, kept), made)
+
+    # from token s to token l
+    apart = at.fading(
+        at.view(lambda a: a[:, None], elapsed), at.view(lambda a: a[None], elapsed)
+    )
+    causal = jnp.tril(jnp.ones((tokens, tokens)))[:, :, None]
+    pairs = at.view(repeat_last(shared), at.einsum("lgn,sgn->lsg", C, B))
+    weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
+    weight = at.store("CB_decayed", at.mask(weight, causal))
+    within = at.einsum("lsh,shp->lhp", weight, x)
+
+    handed = at.store("chunk_state", state)
+    since = at.view(lambda a: a[..., None], at.fading(elapsed))
+    before = at.multiply(at.einsum("lhn,hpn->lhp", at.view(repeat, C), handed), since)
+    return after, at.add(before, within)
+
+
+def repeat_last(times: int):
+    """Repeat the entries of the last axis."""
+    return lambda a: jnp.repeat(a, times, axis=-1)
+
+
+def _as_source(a):
+    return a[None]
+
+
+def _heads(heads: int):
+    return lambda a: a.reshape(*a.shape[:-1], heads, -1)
+
+
+def _cut(chunk: int, padding: int):
+    def cut(a):
+        filled = jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1)))
+        return filled.reshape(-1, chunk, *a.shape[1:])
+
+    return cut
