@@ -10,6 +10,12 @@ from ._mamba_config import (
     transformers_mamba2_config,
 )
 from ._network import NetworkLayout
+from ._transformer import (
+    gpt_neox_config,
+    llama_config,
+    recognise_gpt_neox,
+    recognise_llama,
+)
 
 
 _READERS = {
@@ -17,6 +23,8 @@ _READERS = {
     ("mamba1", "mamba_ssm"): (mamba_ssm_config, recognise_mamba1),
     ("mamba2", "transformers"): (transformers_mamba2_config, recognise_mamba2),
     ("mamba2", "mamba_ssm"): (mamba_ssm_mamba2_config, recognise_mamba2),
+    ("gpt_neox", "transformers"): (gpt_neox_config, recognise_gpt_neox),
+    ("llama", "transformers"): (llama_config, recognise_llama),
 }
 
 

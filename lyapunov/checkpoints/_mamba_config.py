@@ -20,22 +20,22 @@ def transformers_config(config: dict[str, Any]) -> Mamba1Config:
             f"config.json says hidden_act = {quote(act)}; only silu is covered",
             hint="Mamba's published models use silu",
         )
-    d_model = _integer(config, "hidden_size", 768)
-    vocab_size = _integer(config, "vocab_size", 50280)
+    d_model = integer(config, "hidden_size", 768)
+    vocab_size = integer(config, "vocab_size", 50280)
     return Mamba1Config(
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,
         d_model=d_model,
         d_inner=_expanded(config, d_model),
-        d_state=_integer(config, "state_size", 16),
-        d_conv=_integer(config, "conv_kernel", 4),
+        d_state=integer(config, "state_size", 16),
+        d_conv=integer(config, "conv_kernel", 4),
         dt_rank=_rank(config, "time_step_rank", d_model),
-        n_layers=_integer(config, "num_hidden_layers", 32),
-        norm_epsilon=_positive(config, "layer_norm_epsilon", 1e-5),
-        residual_in_fp32=_switch(config, "residual_in_fp32", True),
-        tie_embeddings=_switch(config, "tie_word_embeddings", True),
-        conv_bias=_switch(config, "use_conv_bias", True),
-        proj_bias=_switch(config, "use_bias", False),
+        n_layers=integer(config, "num_hidden_layers", 32),
+        norm_epsilon=positive(config, "layer_norm_epsilon", 1e-5),
+        residual_in_fp32=switch(config, "residual_in_fp32", True),
+        tie_embeddings=switch(config, "tie_word_embeddings", True),
+        conv_bias=switch(config, "use_conv_bias", True),
+        proj_bias=switch(config, "use_bias", False),
     )
 
 
@@ -47,7 +47,7 @@ _SSM_SETTINGS = {
 
 def _refuse_parts(config: dict[str, Any]) -> None:
     for refused, what in (
-        (not _switch(config, "rms_norm", True), "LayerNorm (rms_norm = false)"),
+        (not switch(config, "rms_norm", True), "LayerNorm (rms_norm = false)"),
         (config.get("d_intermediate"), "MLP layers (d_intermediate > 0)"),
         (config.get("attn_layer_idx"), "attention layers (attn_layer_idx)"),
     ):
@@ -69,24 +69,24 @@ def mamba_ssm_config(config: dict[str, Any]) -> Mamba1Config:
             f" {listing(unknown)}",
             hint=LIST_HINT,
         )
-    d_model = _integer(config, "d_model", 2560)
-    vocab_size = _integer(config, "vocab_size", 50277)
-    multiple = _integer(config, "pad_vocab_size_multiple", 8)
+    d_model = integer(config, "d_model", 2560)
+    vocab_size = integer(config, "vocab_size", 50277)
+    multiple = integer(config, "pad_vocab_size_multiple", 8)
     return Mamba1Config(
         vocab_size=vocab_size,
         padded_vocab_size=-(-vocab_size // multiple) * multiple,
         d_model=d_model,
         d_inner=_expanded(ssm, d_model),
-        d_state=_integer(ssm, "d_state", 16),
-        d_conv=_integer(ssm, "d_conv", 4),
+        d_state=integer(ssm, "d_state", 16),
+        d_conv=integer(ssm, "d_conv", 4),
         dt_rank=_rank(ssm, "dt_rank", d_model),
-        n_layers=_integer(config, "n_layer", 64),
+        n_layers=integer(config, "n_layer", 64),
         norm_epsilon=1e-5,  # mamba_ssm fixes it
-        residual_in_fp32=_switch(config, "residual_in_fp32", True),
-        tie_embeddings=_switch(config, "tie_embeddings", True),
-        conv_bias=_switch(ssm, "conv_bias", True),
-        proj_bias=_switch(ssm, "bias", False),
-        fused_add_norm=_switch(config, "fused_add_norm", True),
+        residual_in_fp32=switch(config, "residual_in_fp32", True),
+        tie_embeddings=switch(config, "tie_embeddings", True),
+        conv_bias=switch(ssm, "conv_bias", True),
+        proj_bias=switch(ssm, "bias", False),
+        fused_add_norm=switch(config, "fused_add_norm", True),
     )
 
 
@@ -105,42 +105,42 @@ def transformers_mamba2_config(config: dict[str, Any]) -> NetworkConfig:
             f"config.json says hidden_act = {quote(act)}; only silu is covered",
             hint="Mamba's published models use silu",
         )
-    d_model = _integer(config, "hidden_size", 4096)
+    d_model = integer(config, "hidden_size", 4096)
     d_inner = _expanded(config, d_model)
-    head_dim = _integer(config, "head_dim", 64)
-    heads = _integer(config, "num_heads", 128)
+    head_dim = integer(config, "head_dim", 64)
+    heads = integer(config, "num_heads", 128)
     if heads * head_dim != d_inner:
         raise CorruptCheckpointError(
             f"config.json: {heads} heads of {head_dim} channels are not the"
             f" {d_inner} that expand * hidden_size makes",
             hint="take config.json and weights from the same place",
         )
-    epsilon = _positive(config, "layer_norm_epsilon", 1e-5)
-    groups = _integer(config, "n_groups", 8)
+    epsilon = positive(config, "layer_norm_epsilon", 1e-5)
+    groups = integer(config, "n_groups", 8)
     sizes = Mamba2Sizes(
         d_model=d_model,
         d_inner=d_inner,
-        d_state=_integer(config, "state_size", 128),
+        d_state=integer(config, "state_size", 128),
         heads=heads,
         groups=groups,
-        d_conv=_integer(config, "conv_kernel", 4),
-        chunk=_integer(config, "chunk_size", 256),
+        d_conv=integer(config, "conv_kernel", 4),
+        chunk=integer(config, "chunk_size", 256),
         norm_epsilon=epsilon,
         gate_norm_epsilon=epsilon,
         dt_limit=_limits(config, "time_step_limit"),
         norm_groups=groups,
-        conv_bias=_switch(config, "use_conv_bias", True),
-        proj_bias=_switch(config, "use_bias", False),
+        conv_bias=switch(config, "use_conv_bias", True),
+        proj_bias=switch(config, "use_bias", False),
     )
-    vocab_size = _integer(config, "vocab_size", 32768)
+    vocab_size = integer(config, "vocab_size", 32768)
     return NetworkConfig(
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,
         d_model=d_model,
-        sublayers=(_divided(sizes),) * _integer(config, "num_hidden_layers", 64),
+        sublayers=(_divided(sizes),) * integer(config, "num_hidden_layers", 64),
         norm_epsilon=epsilon,
-        residual_in_fp32=_switch(config, "residual_in_fp32", True),
-        tie_embeddings=_switch(config, "tie_word_embeddings", False),
+        residual_in_fp32=switch(config, "residual_in_fp32", True),
+        tie_embeddings=switch(config, "tie_word_embeddings", False),
     )
 
 
@@ -155,45 +155,45 @@ def mamba_ssm_mamba2_config(config: dict[str, Any]) -> NetworkConfig:
             f" {listing(unknown)}",
             hint=LIST_HINT,
         )
-    d_model = _integer(config, "d_model", 2560)
+    d_model = integer(config, "d_model", 2560)
     d_inner = _expanded(ssm, d_model)
     if ssm.get("d_ssm") not in (None, d_inner):
         raise UnsupportedCheckpointError(
             "a Mamba-2 layer with an MLP of its own (d_ssm < d_inner) is not covered",
             hint=LIST_HINT,
         )
-    head_dim = _integer(ssm, "headdim", 64)
+    head_dim = integer(ssm, "headdim", 64)
     if d_inner % head_dim:
         raise _refuse("headdim", head_dim, f"a divisor of {d_inner} channels")
-    groups = _integer(ssm, "ngroups", 1)
+    groups = integer(ssm, "ngroups", 1)
     sizes = Mamba2Sizes(
         d_model=d_model,
         d_inner=d_inner,
-        d_state=_integer(ssm, "d_state", 128),
+        d_state=integer(ssm, "d_state", 128),
         heads=d_inner // head_dim,
         groups=groups,
-        d_conv=_integer(ssm, "d_conv", 4),
-        chunk=_integer(ssm, "chunk_size", 256),
+        d_conv=integer(ssm, "d_conv", 4),
+        chunk=integer(ssm, "chunk_size", 256),
         norm_epsilon=1e-5,  # mamba_ssm fixes both
         gate_norm_epsilon=1e-5,
         dt_limit=_limits(ssm, "dt_limit"),
-        gate_norm=_switch(ssm, "rmsnorm", True),
+        gate_norm=switch(ssm, "rmsnorm", True),
         norm_groups=groups,
-        norm_before_gate=_switch(ssm, "norm_before_gate", False),
-        conv_bias=_switch(ssm, "conv_bias", True),
-        proj_bias=_switch(ssm, "bias", False),
+        norm_before_gate=switch(ssm, "norm_before_gate", False),
+        conv_bias=switch(ssm, "conv_bias", True),
+        proj_bias=switch(ssm, "bias", False),
     )
-    vocab_size = _integer(config, "vocab_size", 50277)
-    multiple = _integer(config, "pad_vocab_size_multiple", 8)
+    vocab_size = integer(config, "vocab_size", 50277)
+    multiple = integer(config, "pad_vocab_size_multiple", 8)
     return NetworkConfig(
         vocab_size=vocab_size,
         padded_vocab_size=-(-vocab_size // multiple) * multiple,
         d_model=d_model,
-        sublayers=(_divided(sizes),) * _integer(config, "n_layer", 64),
+        sublayers=(_divided(sizes),) * integer(config, "n_layer", 64),
         norm_epsilon=1e-5,
-        residual_in_fp32=_switch(config, "residual_in_fp32", True),
-        tie_embeddings=_switch(config, "tie_embeddings", True),
-        fused_add_norm=_switch(config, "fused_add_norm", True),
+        residual_in_fp32=switch(config, "residual_in_fp32", True),
+        tie_embeddings=switch(config, "tie_embeddings", True),
+        fused_add_norm=switch(config, "fused_add_norm", True),
     )
 
 
@@ -228,21 +228,24 @@ def _refuse(key: str, value: object, wanted: str) -> CorruptCheckpointError:
     )
 
 
-def _integer(config: dict[str, Any], key: str, default: int) -> int:
+def integer(config: dict[str, Any], key: str, default: int) -> int:
+    """A size: an integer of at least 1."""
     value = config.get(key, default)
     if type(value) is not int or not 1 <= value <= _MAX_SIZE:
         raise _refuse(key, value, "a plausible size")
     return value
 
 
-def _switch(config: dict[str, Any], key: str, default: bool) -> bool:
+def switch(config: dict[str, Any], key: str, default: bool) -> bool:
+    """True or false."""
     value = config.get(key, default)
     if type(value) is not bool:
         raise _refuse(key, value, "true or false")
     return value
 
 
-def _positive(config: dict[str, Any], key: str, default: float) -> float:
+def positive(config: dict[str, Any], key: str, default: float) -> float:
+    """A positive, finite number."""
     value = config.get(key, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise _refuse(key, value, "a positive number")
@@ -259,4 +262,4 @@ def _expanded(config: dict[str, Any], d_model: int) -> int:
 def _rank(config: dict[str, Any], key: str, d_model: int) -> int:
     if config.get(key, "auto") == "auto":
         return math.ceil(d_model / 16)
-    return _integer(config, key, 1)
+    return integer(config, key, 1)

@@ -35,10 +35,11 @@ class TopNames(NamedTuple):
     """Stored names of what stands around the sublayers."""
 
     embedding: str
-    final_norm: str
+    final_norm: str | None
     head: str
     inside: tuple[str, ...]
     """Beginnings of the names that belong to the model."""
+    final_norm_bias: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +89,16 @@ class NetworkLayout:
         name = self.names.embedding
         return _finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
 
-    def final_norm(self) -> np.ndarray:
-        """The weight of the norm before the head, (d_model)."""
-        name = self.names.final_norm
-        return _finite(self.checkpoint.read(name), name)
+    def final_norm(self) -> np.ndarray | None:
+        """The weight of the norm before the head, (d_model), if it has one."""
+        return self._read(self.names.final_norm)
+
+    def final_norm_bias(self) -> np.ndarray | None:
+        """Its bias, (d_model), if it has one."""
+        return self._read(self.names.final_norm_bias)
+
+    def _read(self, name: str | None) -> np.ndarray | None:
+        return None if name is None else _finite(self.checkpoint.read(name), name)
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head, (stop - start, d_model); of the embedding when tied."""
@@ -123,9 +130,11 @@ def recognise_network(
     """
     expected = {
         names.embedding: (config.padded_vocab_size, config.d_model),
-        names.final_norm: (config.d_model,),
         names.head: (config.padded_vocab_size, config.d_model),
     }
+    for name in (names.final_norm, names.final_norm_bias):
+        if name is not None:
+            expected[name] = (config.d_model,)
     for sublayer in parts:
         for part in sublayer.values():
             if part.name not in checkpoint.tensors:

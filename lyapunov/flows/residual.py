@@ -1,9 +1,9 @@
 """The residual stream around a sublayer, and the head at its end."""
 
-import equinox as eqx
-from jaxtyping import Array, Float
+from typing import Any, NamedTuple
 
 from ..arithmetic import AbstractArithmetic, Weight
+from .norm import Norm, normalise
 
 
 def sublayer(at: AbstractArithmetic, flow, residual, hidden, p, start):
@@ -21,18 +21,40 @@ def sublayer(at: AbstractArithmetic, flow, residual, hidden, p, start):
     return residual, output, after
 
 
-class FinalNorm(eqx.Module):
-    """The norm in front of the head."""
+class Stream(NamedTuple):
+    """The residual stream between two sublayers.
 
-    weight: Float[Array, " d_model"]
-    epsilon: float = eqx.field(static=True)
+    Sublayers side by side read the same stream; what they put out is added up before
+    it joins the residual.
+    """
+
+    residual: Any
+    """(*batch, seq, d_model), before `hidden` is added."""
+    hidden: Any
+    """What the sublayers before put out."""
+    waiting: tuple = ()
+    """Outputs of sublayers whose neighbours are still to come."""
+
+    def after(self, residual, output, more: bool, together=None) -> "Stream":
+        """The stream for the next sublayer.
+
+        **Arguments:**
+
+        - `residual`, `output`: what `sublayer` gave.
+        - `more`: whether the next sublayer stands beside this one.
+        - `together`: how outputs side by side are added; plainly by default.
+        """
+        if more:
+            return self._replace(waiting=(*self.waiting, output))
+        for other in reversed(self.waiting):
+            output = output + other if together is None else together(output, other)
+        return Stream(residual, output)
 
 
-def final_norm(at: AbstractArithmetic, residual, hidden, p: FinalNorm):
+def final_norm(at: AbstractArithmetic, residual, hidden, p: Norm):
     """The normalised stream (seq, d_model) that the head reads."""
     residual = at.store("residual", at.add(residual, hidden, alone=True))
-    hat = at.store("norm_f_hat", at.rms_normalise(residual, p.epsilon))
-    return at.store("norm_f", at.multiply(hat, p.weight, alone=at.stores("norm_f_hat")))
+    return normalise(at, residual, p, "norm_f")
 
 
 def logits(at: AbstractArithmetic, x, rows: Weight):

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Exact, Weight
-from ..flows.residual import FinalNorm, final_norm, logits, sublayer
+from ..flows.norm import Norm
+from ..flows.residual import Stream, final_norm, logits, sublayer
 from ..formats import Format
 from .held import held
 from .kinds import KINDS
@@ -61,8 +62,12 @@ class Layout(Protocol):
         """Those rows of the embedding."""
         ...
 
-    def final_norm(self) -> np.ndarray:
-        """Weight of the norm in front of the head."""
+    def final_norm(self) -> np.ndarray | None:
+        """Weight of the norm in front of the head, if it has one."""
+        ...
+
+    def final_norm_bias(self) -> np.ndarray | None:
+        """Its bias, if it has one."""
         ...
 
     def head(self, start: int, stop: int) -> np.ndarray:
@@ -71,11 +76,13 @@ class Layout(Protocol):
 
 
 class Sublayer(NamedTuple):
-    """One mixer with the norm before it: its place, its kind and its flow."""
+    """One mixer, attention or MLP with the norm before it: its place, kind and flow."""
 
     layer: int
     kind: str
     flow: Callable
+    shares: bool = False
+    """Whether the next one stands beside it and reads the same stream."""
 
 
 class Model:
@@ -95,9 +102,13 @@ class Model:
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
         """All sublayers, in order."""
+        sizes = self.config.sublayers
+        beside = [getattr(one, "beside", False) for one in sizes]
         return tuple(
-            Sublayer(i, sizes.kind, KINDS[sizes.kind].flow)
-            for i, sizes in enumerate(self.config.sublayers)
+            Sublayer(i, one.kind, KINDS[one.kind].flow, shares)
+            for i, (one, shares) in enumerate(
+                zip(sizes, [*beside[1:], False], strict=True)
+            )
         )
 
     def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:
@@ -136,10 +147,14 @@ class Model:
         rows = held(self.layout.embedding(distinct), "embedding", formats)
         return jnp.asarray(rows)[place.reshape(tokens.shape)]
 
-    def final_norm(self, formats=None) -> FinalNorm:
+    def final_norm(self, formats=None) -> Norm:
         """Parameters of the norm in front of the head."""
-        weight = held(self.layout.final_norm(), "norm_f", formats)
-        return FinalNorm(jnp.asarray(weight), self.config.norm_epsilon)
+        weight, bias = (
+            None if raw is None else jnp.asarray(held(raw, "norm_f", formats))
+            for raw in (self.layout.final_norm(), self.layout.final_norm_bias())
+        )
+        config = self.config
+        return Norm(weight, bias, config.norm_epsilon, config.norm_centred)
 
     def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
         """Slices of the vocabulary, padding excluded, as (start, stop)."""
@@ -159,14 +174,17 @@ class Model:
         """
         tokens = np.asarray(tokens)
         with jax.enable_x64(True):
-            residual = self.embed(tokens)
-            hidden = jnp.zeros_like(residual)
+            embedded = self.embed(tokens)
+            stream = Stream(embedded, jnp.zeros_like(embedded))
             for layer in self.sublayers:
                 p = self.parameters(layer.layer)
-                residual, hidden = _forward(
-                    layer.flow, residual, hidden, p, self.start(p)
+                residual, output = _forward(
+                    layer.flow, stream.residual, stream.hidden, p, self.start(p)
                 )
-            normed = final_norm(Exact(), residual, hidden, self.final_norm())
+                stream = stream.after(residual, output, layer.shares)
+            normed = final_norm(
+                Exact(), stream.residual, stream.hidden, self.final_norm()
+            )
             return jnp.concatenate(
                 [
                     logits(Exact(), normed, self.head(start, stop))

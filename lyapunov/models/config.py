@@ -45,6 +45,7 @@ class Mamba1Config:
     fused_add_norm: bool = True
 
     kind: ClassVar[str] = "mamba1"
+    norm_centred: ClassVar[bool] = False
 
     @property
     def sublayers(self) -> tuple["Mamba1Config", ...]:
@@ -86,12 +87,59 @@ class Mamba2Sizes:
 
 
 @dataclass(frozen=True)
+class AttentionSizes:
+    """One attention with the norm before it.
+
+    **Arguments:**
+
+    - `rotary`: leading channels of a head that turn with position, at rates from
+      `theta`; 0: positions are not seen.
+    - `scale`: of the scores.
+    - `norm_epsilon`, `norm_centred`: of the norm; centred is LayerNorm.
+    - `clip`: q, k and v are clipped to this magnitude.
+    - `beside`: reads what the sublayer before it read, not what that one wrote.
+    """
+
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    theta: float
+    scale: float
+    norm_epsilon: float
+    norm_centred: bool = False
+    clip: float | None = None
+    key_multiplier: float = 1.0
+    beside: bool = False
+
+    kind: ClassVar[str] = "attention"
+
+
+@dataclass(frozen=True)
+class MlpSizes:
+    """One MLP with the norm before it; `beside` as for `AttentionSizes`."""
+
+    d_model: int
+    d_hidden: int
+    activation: str
+    norm_epsilon: float
+    norm_centred: bool = False
+    gate_multiplier: float = 1.0
+    down_multiplier: float = 1.0
+    beside: bool = False
+
+    kind: ClassVar[str] = "mlp"
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """A language model of sublayers that may differ: embedding, them, norm, head.
 
     **Arguments:**
 
     - `sublayers`: sizes of each, in order; `kind` says which flow it follows.
+    - `norm_centred`: whether the norm before the head is a LayerNorm.
     - the others: as in `Mamba1Config`.
     """
 
@@ -103,6 +151,7 @@ class NetworkConfig:
     residual_in_fp32: bool = True
     tie_embeddings: bool = True
     fused_add_norm: bool = True
+    norm_centred: bool = False
 
     @property
     def n_layers(self) -> int:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..arithmetic import Weight
-from ..flows import mamba1, mamba2
-from .config import Mamba1Config, Mamba2Sizes
+from ..flows import attention, mamba1, mamba2, mlp
+from ..flows.norm import Norm
+from .config import AttentionSizes, Mamba1Config, Mamba2Sizes, MlpSizes
 
 
 Get = Callable[[str], Any]
@@ -43,8 +44,9 @@ def _mamba1(sizes: Mamba1Config, get: Get) -> mamba1.Mamba1Parameters:
 
 
 def _mamba2(sizes: Mamba2Sizes, get: Get) -> mamba2.Mamba2Parameters:
-    conv_weight, conv_bias, D = get("conv_weight"), get("conv_bias"), get("D")
-    if D is not None and D.size != sizes.d_inner:
+    conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
+    D: Any = get("D")
+    if D.size != sizes.d_inner:
         D = jnp.repeat(D, sizes.d_inner // sizes.heads)
     return mamba2.Mamba2Parameters(
         norm=get("norm"),
@@ -68,7 +70,57 @@ def _mamba2(sizes: Mamba2Sizes, get: Get) -> mamba2.Mamba2Parameters:
     )
 
 
+def _norm(get: Get, name: str, epsilon: float, centred: bool) -> Norm:
+    return Norm(get(name), get(f"{name}_bias"), epsilon, centred)
+
+
+def _attention(sizes: AttentionSizes, get: Get) -> attention.AttentionParameters:
+    head_norms = {
+        name: None
+        if get(name) is None
+        else _norm(get, name, sizes.norm_epsilon, sizes.norm_centred)
+        for name in ("q_norm", "k_norm")
+    }
+    return attention.AttentionParameters(
+        norm=_norm(get, "norm", sizes.norm_epsilon, sizes.norm_centred),
+        q_proj=Weight(get("q_proj")),
+        k_proj=Weight(get("k_proj")),
+        v_proj=Weight(get("v_proj")),
+        q_bias=get("q_bias"),
+        k_bias=get("k_bias"),
+        v_bias=get("v_bias"),
+        o_proj=Weight(get("o_proj")),
+        o_bias=get("o_bias"),
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        rotary=sizes.rotary,
+        theta=sizes.theta,
+        scale=sizes.scale,
+        clip=sizes.clip,
+        key_multiplier=sizes.key_multiplier,
+        **head_norms,
+    )
+
+
+def _mlp(sizes: MlpSizes, get: Get) -> mlp.MlpParameters:
+    gate = get("gate")
+    return mlp.MlpParameters(
+        norm=_norm(get, "norm", sizes.norm_epsilon, sizes.norm_centred),
+        up=Weight(get("up")),
+        up_bias=get("up_bias"),
+        gate=None if gate is None else Weight(gate),
+        gate_bias=get("gate_bias"),
+        down=Weight(get("down")),
+        down_bias=get("down_bias"),
+        activation=sizes.activation,
+        gate_multiplier=sizes.gate_multiplier,
+        down_multiplier=sizes.down_multiplier,
+    )
+
+
 KINDS = {
     "mamba1": Kind(mamba1.mamba1, _mamba1, True),
     "mamba2": Kind(mamba2.mamba2, _mamba2, True),
+    "attention": Kind(attention.attention, _attention, False),
+    "mlp": Kind(mlp.mlp, _mlp, False),
 }
