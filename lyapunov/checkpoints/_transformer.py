@@ -219,10 +219,8 @@ def recognise_llama(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLay
             f"{prefix}input_layernorm.weight",
             f"{prefix}post_attention_layernorm.weight",
         )
-        parts.append(
-            attention_parts(attention, stored, f"{prefix}self_attn.", norms[0])
-        )
-        parts.append(gated_mlp_parts(mlp, stored, f"{prefix}mlp.", norms[1]))
+        parts.append(attention_parts(attention, stored, f"{prefix}self_attn.", before))
+        parts.append(gated_mlp_parts(mlp, stored, f"{prefix}mlp.", between))
     embedding = "model.embed_tokens.weight"
     names = TopNames(
         embedding=embedding,
