@@ -215,7 +215,7 @@ def recognise_llama(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLay
     for i in range(len(config.sublayers) // 2):
         attention, mlp = config.sublayers[2 * i : 2 * i + 2]
         prefix = f"model.layers.{i}."
-        norms = (
+        before, between = (
             f"{prefix}input_layernorm.weight",
             f"{prefix}post_attention_layernorm.weight",
         )
