@@ -21,6 +21,9 @@ SAFETY = 1.0 + 1e-9
 GELU_SLOPE = 1.13
 GELU_CURVATURE = 0.803
 
+# sup |sigmoid'| = 1/4 at 0; sup |sigmoid''| = 1 / (6 sqrt(3)) = 0.09623.
+SIGMOID_CURVATURE = 0.0963
+
 
 class BlockRules:
     """To be mixed into `BoundedArithmetic`, whose attributes it reads."""
@@ -126,6 +129,53 @@ class BlockRules:
         positive = jnp.maximum(x.value, 0.0)
         error = x.error * (2.0 * positive + x.error)
         return self._settle(positive**2, error)
+
+    # ---- what routers of experts compute
+
+    def sigmoid(self, x):
+        """The smaller of slope and curvature at v, and the global slope."""
+        x = lift(x)
+        value = jax.nn.sigmoid(x.value)
+        slope = value * (1.0 - value)
+        error = jnp.minimum(slope + SIGMOID_CURVATURE / 2 * x.error, 0.25) * x.error
+        model = self._model
+        relative = model.silu_relative + model.silu_argument * x.magnitude
+        rounding = relative * (value + error) + 129.0 * model.underflow
+        return Bounded(value, (error + rounding) * SAFETY)
+
+    def largest(self, x, count):
+        """The reference's choice; 1 off where an execution may choose otherwise.
+
+        An entry is chosen for sure where fewer than `count` others reach its lower
+        end, and is not for sure where `count` others stay above its upper end.
+        """
+        x = lift(x)
+        _, places = jax.lax.top_k(x.value, count)
+        value = jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2)
+        low, high = x.value - x.error, x.value + x.error
+        others = 1.0 - jnp.eye(x.shape[-1])
+        reach = (high[..., None, :] >= low[..., :, None]) * others
+        above = (low[..., None, :] > high[..., :, None]) * others
+        chosen = jnp.sum(reach, axis=-1) < count
+        left = jnp.sum(above, axis=-1) >= count
+        return Bounded(value, jnp.where(chosen | left, 0.0, 1.0))
+
+    def shares(self, x):
+        r"""$y'_i - y_i = (d_i - y_i \sum d_j) / s'$ with |d| <= e and s' >= s - sum e.
+
+        At most 1 apart, both being shares of a sum of nonnegative terms.
+        """
+        x = lift(x)
+        total = jnp.sum(x.value, axis=-1, keepdims=True)
+        off = jnp.sum(x.error, axis=-1, keepdims=True)
+        value = x.value / total
+        left = total - off
+        spread = (x.error + value * off) / jnp.where(left > 0, left, 1.0)
+        error = jnp.where(left > 0, spread, 1.0)
+        depth = self._reduction_depth(x.shape[-1]) + 2
+        growth = jnp.expm1(depth * self._model.unit)
+        rounding = growth * (value + error) + self._model.underflow
+        return Bounded(value, (jnp.minimum(error, 1.0) + rounding) * SAFETY)
 
     def softmax(self, x, keep):
         r"""$p'_i / p_i = e^{d_i} / \sum_j p_j e^{d_j}$ with |d| <= e.

@@ -98,6 +98,18 @@ class AbstractArithmetic(abc.ABC):
         """max(x, 0)^2."""
 
     @abc.abstractmethod
+    def sigmoid(self, x: Any) -> Any:
+        """1 / (1 + exp(-x))."""
+
+    @abc.abstractmethod
+    def largest(self, x: Any, count: int) -> Any:
+        """1 at the `count` largest entries of the last axis, 0 at the others."""
+
+    @abc.abstractmethod
+    def shares(self, x: Any) -> Any:
+        """x over its sum along the last axis, for x >= 0."""
+
+    @abc.abstractmethod
     def softmax(self, x: Any, keep: Any) -> Any:
         """exp(x) over its sum along the last axis, where `keep` is 1; 0 elsewhere."""
 
@@ -232,6 +244,20 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def relu_squared(self, x):
         """max(x, 0)^2."""
         return self._settle(jnp.square(jnp.maximum(self._carry(x), 0.0)))
+
+    def sigmoid(self, x):
+        """1 / (1 + exp(-x))."""
+        return self._settle(jax.nn.sigmoid(self._carry(x)))
+
+    def largest(self, x, count):
+        """Of equal entries the first."""
+        _, places = jax.lax.top_k(x, count)
+        return self._carry(jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2))
+
+    def shares(self, x):
+        """The sum in fp64, rounded once."""
+        total = jnp.sum(jnp.asarray(x, jnp.float64), axis=-1, keepdims=True)
+        return self._settle(self._carry(x) / self._settle(self._carry(total)))
 
     def softmax(self, x, keep):
         """Shifted by the largest entry; the sum in fp64."""

@@ -78,6 +78,25 @@ class Symbolic(AbstractArithmetic):
 
         return _each(lambda one: sympy.Max(one, 0) ** 2, x)
 
+    def sigmoid(self, x):
+        """1 / (1 + exp(-x))."""
+        import sympy
+
+        return _each(lambda one: 1 / (1 + sympy.exp(-one)), x)
+
+    def largest(self, x, count):
+        """1 and 0, where SymPy can tell which entries are the largest."""
+        x = _array(x)
+        places = np.argsort(-x, axis=-1, kind="stable")[..., :count]
+        keep = np.zeros(x.shape, dtype=object)
+        np.put_along_axis(keep, places, 1, axis=-1)
+        return keep
+
+    def shares(self, x):
+        """x over its sum."""
+        x = _array(x)
+        return x / x.sum(axis=-1, keepdims=True)
+
     def softmax(self, x, keep):
         """exp(x) over its sum."""
         weight = self.mask(self.exp(x), keep)

@@ -20,12 +20,13 @@ PLANNED = {  # model_type: what people call it
 }
 LIST_HINT = "covered: mamba1; see lyapunov-check --list-architectures"
 
-_MODEL_TYPES = {
-    "mamba": "mamba1",
-    "mamba2": "mamba2",
-    "gpt_neox": "gpt_neox",
-    "llama": "llama",
-}
+_MODEL_TYPES = {"mamba": "mamba1"} | {
+    name: name
+    for name in (
+        "falcon_mamba", "mamba2", "jamba", "bamba", "granitemoehybrid", "falcon_h1",
+        "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
+    )
+}  # fmt: skip
 _SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2"}
 
 _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")

@@ -24,11 +24,17 @@ _CHUNK_ROWS = 4096
 class Part(NamedTuple):
     """Where a parameter lies, and how it is made of what is stored there."""
 
-    name: str
+    name: str | tuple[str, ...]
+    """Stored name; several of one shape are stacked along a new first axis."""
     shape: tuple[int, ...]
     """As stored."""
     take: Callable[[np.ndarray], np.ndarray] | None = None
     """From the stored array to the canonical one; None where they are the same."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every stored name."""
+        return (self.name,) if isinstance(self.name, str) else self.name
 
 
 class TopNames(NamedTuple):
@@ -80,7 +86,8 @@ class NetworkLayout:
             raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
         arrays = {}
         for key, part in self.parts[i].items():
-            array = _finite(self.checkpoint.read(part.name), part.name)
+            read = [_finite(self.checkpoint.read(n), n) for n in part.names]
+            array = read[0] if isinstance(part.name, str) else np.stack(read)
             arrays[key] = array if part.take is None else part.take(array)
         return arrays
 
@@ -118,12 +125,14 @@ def recognise_network(
     names: TopNames,
     parts: Sequence[dict[str, Part]],
     ignored: Sequence[str] = (),
+    layers: int | None = None,
 ) -> NetworkLayout:
     """Hold the tensors to the table, by name, shape and type.
 
     **Arguments:**
 
     - `ignored`: stored names that the model has no use for, and that are no error.
+    - `layers`: how many config.json counts, where that is not the number of sublayers.
 
     **Raises:** `CorruptCheckpointError` where they disagree,
     `UnsupportedCheckpointError` for quantised weights.
@@ -137,9 +146,10 @@ def recognise_network(
             expected[name] = (config.d_model,)
     for sublayer in parts:
         for part in sublayer.values():
-            if part.name not in checkpoint.tensors:
-                _missing(checkpoint, part.name, len(parts))
-            expected[part.name] = part.shape
+            for name in part.names:
+                if name not in checkpoint.tensors:
+                    _missing(checkpoint, name, layers or len(parts))
+                expected[name] = part.shape
     for name, shape in expected.items():
         found = checkpoint.shape(name)
         if found != shape:

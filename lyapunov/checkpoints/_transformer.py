@@ -1,56 +1,43 @@
-"""Transformers for contrast: GPT-NeoX (Pythia) and Llama (TinyLlama, OLMo) layouts."""
+"""Transformers for contrast: GPT-NeoX (Pythia), Llama (TinyLlama), OLMo and OLMo 2."""
 
 from typing import Any
 
 import numpy as np
 
-from .._errors import UnsupportedCheckpointError
 from ..models.config import AttentionSizes, MlpSizes, NetworkConfig
+from ._blocks import attention_parts, mlp_parts
 from ._checkpoint import Checkpoint
-from ._families import LIST_HINT
-from ._files import quote
-from ._mamba_config import integer, positive, switch
 from ._network import NetworkLayout, Part, TopNames, recognise_network
-
-
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu2": "relu_squared",
-}
-"""transformers' names of activations, and ours."""
-
-
-def activation(config: dict[str, Any], default: str) -> str:
-    """The MLP's activation by our name."""
-    given = config.get("hidden_act", default)
-    if given not in ACTIVATIONS:
-        raise UnsupportedCheckpointError(
-            f"config.json says hidden_act = {quote(given)}; covered are"
-            f" {', '.join(ACTIVATIONS)}",
-            hint=LIST_HINT,
-        )
-    return ACTIVATIONS[given]
+from ._settings import (
+    activation,
+    head_count,
+    head_size,
+    integer,
+    positive,
+    rotary,
+    switch,
+)
 
 
 def gpt_neox_config(config: dict[str, Any]) -> NetworkConfig:
     """Sizes from `config.json` with model_type "gpt_neox"."""
     d_model = integer(config, "hidden_size", 6144)
     heads = integer(config, "num_attention_heads", 64)
-    head_dim = d_model // heads
-    rope = config.get("rope_parameters") or {}
-    share = rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))
+    head_dim = head_size(config, d_model, heads)
+    turning, theta = rotary(
+        config,
+        head_dim,
+        share=positive(config, "rotary_pct", 0.25),
+        theta=positive(config, "rotary_emb_base", 10000.0),
+    )
     epsilon = positive(config, "layer_norm_eps", 1e-5)
     attention = AttentionSizes(
         d_model=d_model,
         heads=heads,
         kv_heads=heads,
         head_dim=head_dim,
-        rotary=int(head_dim * share),
-        theta=float(rope.get("rope_theta", config.get("rotary_emb_base", 10000))),
+        rotary=turning,
+        theta=theta,
         scale=head_dim**-0.5,
         norm_epsilon=epsilon,
         norm_centred=True,
@@ -122,7 +109,10 @@ def recognise_gpt_neox(checkpoint: Checkpoint, config: NetworkConfig) -> Network
             ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
         )
     ]
-    return recognise_network(checkpoint, "gpt_neox", config, names, parts, buffers)
+    layers = len(config.sublayers) // 2
+    return recognise_network(
+        checkpoint, "gpt_neox", config, names, parts, buffers, layers
+    )
 
 
 def _of_each_head(j: int, heads: int):
@@ -135,31 +125,44 @@ def _of_each_head(j: int, heads: int):
 
 def llama_config(config: dict[str, Any]) -> NetworkConfig:
     """Sizes from `config.json` with model_type "llama"."""
+    return _llama_like(config, positive(config, "rms_norm_eps", 1e-6))
+
+
+def olmo_config(config: dict[str, Any]) -> NetworkConfig:
+    """Sizes from `config.json` with model_type "olmo"; norms have no weights."""
+    return _llama_like(config, 1e-5, norm_centred=True)
+
+
+def olmo2_config(config: dict[str, Any]) -> NetworkConfig:
+    """Sizes from `config.json` with model_type "olmo2"; norms stand behind."""
+    epsilon = positive(config, "rms_norm_eps", 1e-5)
+    return _llama_like(config, epsilon, norm_front=False, norm_behind=True)
+
+
+def _llama_like(config: dict[str, Any], epsilon: float, **norms: bool) -> NetworkConfig:
     d_model = integer(config, "hidden_size", 4096)
-    heads = integer(config, "num_attention_heads", 32)
-    head_dim = config.get("head_dim") or d_model // heads
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UnsupportedCheckpointError(
-            f"positions of rope_type {quote(kind)} are not covered", hint=LIST_HINT
-        )
-    epsilon = positive(config, "rms_norm_eps", 1e-6)
+    heads, kv_heads = head_count(config, 32)
+    head_dim = head_size(config, d_model, heads)
+    turning, theta = rotary(config, head_dim)
+    clip = config.get("clip_qkv")
     attention = AttentionSizes(
         d_model=d_model,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
-        rotary=head_dim,
-        theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        rotary=turning,
+        theta=theta,
         scale=head_dim**-0.5,
         norm_epsilon=epsilon,
+        clip=None if clip is None else positive(config, "clip_qkv", 1.0),
+        **norms,
     )
     mlp = MlpSizes(
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 11008),
         activation=activation(config, "silu"),
         norm_epsilon=epsilon,
+        **norms,
     )
     vocab_size = integer(config, "vocab_size", 32000)
     return NetworkConfig(
@@ -170,63 +173,59 @@ def llama_config(config: dict[str, Any]) -> NetworkConfig:
         norm_epsilon=epsilon,
         residual_in_fp32=False,
         tie_embeddings=switch(config, "tie_word_embeddings", False),
+        norm_centred=norms.get("norm_centred", False),
     )
-
-
-def attention_parts(
-    a: AttentionSizes, stored: dict, prefix: str, norm: str | None
-) -> dict[str, Part]:
-    """Parameters named q_proj, k_proj, v_proj, o_proj, with biases where stored."""
-    rows = {"q": a.heads, "k": a.kv_heads, "v": a.kv_heads}
-    parts = {} if norm is None else {"norm": Part(norm, (a.d_model,))}
-    for name, heads in rows.items():
-        size = heads * a.head_dim
-        parts[f"{name}_proj"] = Part(f"{prefix}{name}_proj.weight", (size, a.d_model))
-        if f"{prefix}{name}_proj.bias" in stored:
-            parts[f"{name}_bias"] = Part(f"{prefix}{name}_proj.bias", (size,))
-    inner = a.heads * a.head_dim
-    parts["o_proj"] = Part(f"{prefix}o_proj.weight", (a.d_model, inner))
-    if f"{prefix}o_proj.bias" in stored:
-        parts["o_bias"] = Part(f"{prefix}o_proj.bias", (a.d_model,))
-    return parts
-
-
-def gated_mlp_parts(
-    m: MlpSizes, stored: dict, prefix: str, norm: str | None
-) -> dict[str, Part]:
-    """Parameters named gate_proj, up_proj, down_proj, with biases where stored."""
-    parts = {} if norm is None else {"norm": Part(norm, (m.d_model,))}
-    shapes = {
-        "gate": (m.d_hidden, m.d_model),
-        "up": (m.d_hidden, m.d_model),
-        "down": (m.d_model, m.d_hidden),
-    }
-    for name, shape in shapes.items():
-        parts[name] = Part(f"{prefix}{name}_proj.weight", shape)
-        if f"{prefix}{name}_proj.bias" in stored:
-            parts[f"{name}_bias"] = Part(f"{prefix}{name}_proj.bias", shape[:1])
-    return parts
 
 
 def recognise_llama(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
     """A Llama model."""
-    stored = checkpoint.tensors
+    return _recognise_llama_like(checkpoint, config, "llama")
+
+
+def recognise_olmo(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
+    """An OLMo model of the first kind."""
+    return _recognise_llama_like(checkpoint, config, "olmo")
+
+
+def recognise_olmo2(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
+    """An OLMo 2 model."""
+    return _recognise_llama_like(checkpoint, config, "olmo2")
+
+
+def _recognise_llama_like(
+    checkpoint: Checkpoint, config: NetworkConfig, name: str
+) -> NetworkLayout:
+    stored, width = checkpoint.tensors, config.d_model
     parts: list[dict[str, Part]] = []
     for i in range(len(config.sublayers) // 2):
         attention, mlp = config.sublayers[2 * i : 2 * i + 2]
         prefix = f"model.layers.{i}."
-        before, between = (
-            f"{prefix}input_layernorm.weight",
-            f"{prefix}post_attention_layernorm.weight",
-        )
-        parts.append(attention_parts(attention, stored, f"{prefix}self_attn.", before))
-        parts.append(gated_mlp_parts(mlp, stored, f"{prefix}mlp.", between))
+        one = attention_parts(attention, stored, f"{prefix}self_attn.", None)
+        two = mlp_parts(mlp, stored, f"{prefix}mlp.", None)
+        if name == "llama":
+            one["norm"] = Part(f"{prefix}input_layernorm.weight", (width,))
+            two["norm"] = Part(f"{prefix}post_attention_layernorm.weight", (width,))
+        if name == "olmo2":
+            q, kv = (
+                n * attention.head_dim for n in (attention.heads, attention.kv_heads)
+            )
+            one["q_norm"] = Part(f"{prefix}self_attn.q_norm.weight", (q,))
+            one["k_norm"] = Part(f"{prefix}self_attn.k_norm.weight", (kv,))
+            behind = (
+                f"{prefix}post_attention_layernorm.weight",
+                f"{prefix}post_feedforward_layernorm.weight",
+            )
+            one["norm_behind"], two["norm_behind"] = (
+                Part(norm, (width,)) for norm in behind
+            )
+        parts += [one, two]
     embedding = "model.embed_tokens.weight"
     names = TopNames(
         embedding=embedding,
-        final_norm="model.norm.weight",
+        final_norm=None if name == "olmo" else "model.norm.weight",
         head=embedding if config.tie_embeddings else "lm_head.weight",
         inside=("model.",),
     )
     buffers = [n for n in stored if n.endswith("rotary_emb.inv_freq")]
-    return recognise_network(checkpoint, "llama", config, names, parts, buffers)
+    layers = len(config.sublayers) // 2
+    return recognise_network(checkpoint, name, config, names, parts, buffers, layers)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from .norm import Norm, normalise
+from .mlp import LowRank, projected
+from .norm import Norm, normalise, scaled
 
 
 class AttentionParameters(eqx.Module):
@@ -28,7 +29,7 @@ class AttentionParameters(eqx.Module):
     k_bias: Float[Array, " kv_heads*head_dim"] | None
     v_bias: Float[Array, " kv_heads*head_dim"] | None
     q_norm: Norm | None
-    """Over each head's channels."""
+    """Over each head's channels; over all of them where its weight is as wide."""
     k_norm: Norm | None
     o_proj: Weight
     """(d_model, heads head_dim)."""
@@ -43,6 +44,18 @@ class AttentionParameters(eqx.Module):
     clip: float | None = eqx.field(static=True, default=None)
     """q, k and v are clipped to its magnitude (OLMo)."""
     key_multiplier: float = eqx.field(static=True, default=1.0)
+    in_multiplier: float = eqx.field(static=True, default=1.0)
+    """Of what q, k and v are made of (Falcon-H1)."""
+    out_multiplier: float = eqx.field(static=True, default=1.0)
+    """Of the output, before it joins the residual."""
+    norm_behind: Norm | None = None
+    """Of the output (OLMo 2)."""
+    q_adapter: LowRank | None = None
+    k_adapter: LowRank | None = None
+    v_adapter: LowRank | None = None
+    conv_weight: Float[Array, "channels d_conv"] | None = None
+    """Of a causal convolution over q, k and v, in this order (mamba_ssm's MHA)."""
+    conv_bias: Float[Array, " channels"] | None = None
 
     def initial_state(self) -> "AttentionState":
         """Nothing has been read."""
@@ -55,13 +68,19 @@ class AttentionState(eqx.Module):
     keys: Any
     """(past, kv_heads, head_dim)."""
     values: Any
+    window: Any = None
+    """(d_conv - 1, channels), the last inputs of the convolution, where there is one."""
 
 
 def initial_state(p: AttentionParameters) -> AttentionState:
     """An empty cache."""
     head_dim = p.k_proj.matrix.shape[0] // p.kv_heads
     empty = jnp.zeros((0, p.kv_heads, head_dim))
-    return AttentionState(keys=empty, values=empty)
+    window = None
+    if p.conv_weight is not None:
+        channels, taps = p.conv_weight.shape
+        window = jnp.zeros((taps - 1, channels))
+    return AttentionState(keys=empty, values=empty, window=window)
 
 
 def attention(
@@ -77,20 +96,32 @@ def attention(
     **Returns:** the output (seq, d_model), and the cache with these tokens in it.
     """
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    heads = lambda n: lambda a: a.reshape(a.shape[0], n, -1)
+    out, after = attend(at, x, p, start)
+    out = normalise(at, at.store("out", out), p.norm_behind, "norm_behind")
+    return scaled(at, out, p.out_multiplier, "out_scaled"), after
+
+
+def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionState):
+    """The attention on a normalised input (seq, width)."""
+    x = scaled(at, x, p.in_multiplier, "in_scaled")
     past = start.keys.shape[0]
-
-    def projected(site, weight, bias, n, norm):
-        y = at.store(site, at.matmul(x, weight, bias))
-        if p.clip is not None:
-            y = at.clip(y, -p.clip, p.clip)
-        return normalise(at, at.view(heads(n), y), norm, f"{site}_norm")
-
-    q = projected("q", p.q_proj, p.q_bias, p.heads, p.q_norm)
-    k = projected("k", p.k_proj, p.k_bias, p.kv_heads, p.k_norm)
-    v = projected("v", p.v_proj, p.v_bias, p.kv_heads, None)
-    if p.key_multiplier != 1.0:
-        k = at.store("k_scaled", at.multiply(k, p.key_multiplier))
+    q = projected(at, x, p.q_proj, p.q_bias, p.q_adapter, "q")
+    k = projected(at, x, p.k_proj, p.k_bias, p.k_adapter, "k")
+    v = projected(at, x, p.v_proj, p.v_bias, p.v_adapter, "v")
+    window = start.window
+    if p.conv_weight is not None:
+        padded = at.join([window, at.join([q, k, v], axis=-1)])
+        mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
+        mixed = at.store("conv", mixed)
+        first, second = q.shape[-1], q.shape[-1] + k.shape[-1]
+        q, k, v = mixed[..., :first], mixed[..., first:second], mixed[..., second:]
+        window = padded[x.shape[0] :]
+    if p.clip is not None:
+        q, k, v = (at.clip(y, -p.clip, p.clip) for y in (q, k, v))
+    q = _in_heads(at, q, p.heads, p.q_norm, "q_norm")
+    k = _in_heads(at, k, p.kv_heads, p.k_norm, "k_norm")
+    v = _in_heads(at, v, p.kv_heads, None, "")
+    k = scaled(at, k, p.key_multiplier, "k_scaled")
     q = at.store("q_turned", turned(at, q, p, past))
     k = at.store("k_turned", turned(at, k, p, past))
     k, v = at.join([start.keys, k]), at.join([start.values, v])
@@ -104,8 +135,17 @@ def attention(
     weight = at.store("attention", at.softmax(scores, causal))
     y = at.einsum("hls,shd->lhd", weight, at.view(repeat, v))
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
-    out = at.store("out", at.matmul(y, p.o_proj, p.o_bias))
-    return out, AttentionState(keys=k, values=v)
+    after = AttentionState(keys=k, values=v, window=window)
+    return at.matmul(y, p.o_proj, p.o_bias), after
+
+
+def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: str):
+    """(seq, heads head_dim) to (seq, heads, head_dim), normalised before or after."""
+    part = lambda a: a.reshape(a.shape[0], heads, -1)
+    whole = norm is not None and norm.weight is not None
+    if whole and norm.weight.shape[0] == x.shape[-1]:
+        return at.view(part, normalise(at, x, norm, site))
+    return normalise(at, at.view(part, x), norm, site)
 
 
 def turned(at: AbstractArithmetic, x, p: AttentionParameters, past: int):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
 from ..recurrences.mamba1 import selective_scan
+from .norm import Norm, normalise
 
 
 class Mamba1Parameters(eqx.Module):
@@ -23,10 +24,11 @@ class Mamba1Parameters(eqx.Module):
     in_proj_bias: Float[Array, " 2*d_inner"] | None
     conv_weight: Float[Array, "d_inner d_conv"]
     conv_bias: Float[Array, " d_inner"]
-    x_proj: Weight
-    """(dt_rank + 2 d_state, d_inner), rows dt, B, C."""
-    dt_proj: Weight
-    """(d_inner, dt_rank)."""
+    x_proj: Weight | tuple[Weight, ...]
+    """(dt_rank + 2 d_state, d_inner), rows dt, B, C. Several where the channels fall
+    into heads, each with its own B and C (Zamba): (rows, d_inner / heads) each."""
+    dt_proj: Weight | tuple[Weight, ...]
+    """(d_inner, dt_rank); one a head, (d_inner / heads, dt_rank), as for `x_proj`."""
     dt_bias: Float[Array, " d_inner"]
     A_log: Float[Array, "d_inner d_state"]
     D: Float[Array, " d_inner"]
@@ -34,6 +36,13 @@ class Mamba1Parameters(eqx.Module):
     """(d_model, d_inner)."""
     out_proj_bias: Float[Array, " d_model"] | None
     norm_epsilon: float = eqx.field(static=True)
+    norm_bias: Float[Array, " d_model"] | None = None
+    norm_centred: bool = eqx.field(static=True, default=False)
+    """Whether the norm in front is a LayerNorm."""
+    dt_norm: Norm | None = None
+    """Over the dt_rank rows that dt is made of (Falcon Mamba, Jamba)."""
+    B_norm: Norm | None = None
+    C_norm: Norm | None = None
 
     def initial_state(self) -> "Mamba1State":
         """What is carried before the first token of a text."""
@@ -70,11 +79,11 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     the last.
     """
     d_inner, d_state = p.A_log.shape
-    rank = p.dt_proj.matrix.shape[1]
+    x_proj, dt_proj = _of_heads(p.x_proj), _of_heads(p.dt_proj)
+    rank, width = dt_proj[0].matrix.shape[1], d_inner // len(x_proj)
 
     x = at.store("norm_input", residual)
-    hat = at.store("norm_hat", at.rms_normalise(x, p.norm_epsilon))
-    x = at.store("norm", at.multiply(hat, p.norm, alone=at.stores("norm_hat")))
+    x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
 
     if p.in_proj_bias is not None and at.stores("xz_product"):
         product = at.store("xz_product", at.matmul(x, p.in_proj))
@@ -88,16 +97,31 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     u = at.causal_conv(padded, p.conv_weight, p.conv_bias)
     u = at.store("conv", at.silu(at.store("conv_sum", u)))
 
-    low = at.store("x_proj", at.matmul(u, p.x_proj))
-    B = low[..., rank : rank + d_state]
-    C = low[..., rank + d_state :]
-    dt = at.store("dt", at.matmul(low[..., :rank], p.dt_proj))
+    channels = [slice(i * width, (i + 1) * width) for i in range(len(x_proj))]
+    low = at.join(
+        [at.matmul(u[..., own], w) for own, w in zip(channels, x_proj, strict=True)],
+        axis=-1,
+    )
+    low = at.store("x_proj", low)
+    per_head = [_parted(at, low, i, rank, d_state, p) for i in range(len(x_proj))]
+    dt = at.join(
+        [at.matmul(dt, w) for (dt, _, _), w in zip(per_head, dt_proj, strict=True)],
+        axis=-1,
+    )
+    dt = at.store("dt", dt)
     dt = at.store("dt_biased", at.add(dt, p.dt_bias, alone=at.stores("dt_biased")))
     dt = at.store("softplus", at.softplus(dt))
     at.observe("dt", dt)
 
     A = at.negate(at.exp(p.A_log.T))
-    y, state = selective_scan(at, dt, u, B, C, A, p.D, start.state)
+    scanned = [
+        selective_scan(
+            at, dt[..., own], u[..., own], B, C, A[..., own], p.D[own],
+            start.state[..., own],
+        )
+        for own, (_, B, C) in zip(channels, per_head, strict=True)
+    ]  # fmt: skip
+    y, state = (at.join(parts, axis=-1) for parts in zip(*scanned, strict=True))
     at.observe("scan_output", y)
 
     gate = at.store("silu_z", at.silu(z))
@@ -105,3 +129,20 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     out = at.matmul(y, p.out_proj, p.out_proj_bias)
     after = Mamba1State(window=padded[residual.shape[0] :], state=state)
     return at.store("out", out), after
+
+
+def _of_heads(weights: Weight | tuple[Weight, ...]) -> tuple[Weight, ...]:
+    return weights if isinstance(weights, tuple) else (weights,)
+
+
+def _parted(at, low, head: int, rank: int, d_state: int, p: Mamba1Parameters):
+    """What a head's dt is made of, its B and its C, normalised where the model does."""
+    first = head * (rank + 2 * d_state)
+    dt = low[..., first : first + rank]
+    B = low[..., first + rank : first + rank + d_state]
+    C = low[..., first + rank + d_state : first + rank + 2 * d_state]
+    return (
+        normalise(at, dt, p.dt_norm, "dt_norm"),
+        normalise(at, B, p.B_norm, "B_norm"),
+        normalise(at, C, p.C_norm, "C_norm"),
+    )

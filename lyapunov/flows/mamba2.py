@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
 from ..recurrences.mamba2 import head_scan
+from .norm import Norm, normalise, scaled
 from .ssd import chunked_scan
 
 
@@ -45,6 +46,15 @@ class Mamba2Parameters(eqx.Module):
     norm_before_gate: bool = eqx.field(static=True)
     dt_limit: tuple[float, float] = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
+    norm_bias: Float[Array, " d_model"] | None = None
+    norm_centred: bool = eqx.field(static=True, default=False)
+    """Whether the norm in front is a LayerNorm."""
+    in_multiplier: float = eqx.field(static=True, default=1.0)
+    """Of the mixer's input (Falcon-H1)."""
+    row_multipliers: tuple[float, ...] | None = eqx.field(static=True, default=None)
+    """Of z, x, B, C and dt as in_proj puts them out (Falcon-H1)."""
+    out_multiplier: float = eqx.field(static=True, default=1.0)
+    """Of the output, before it joins the residual."""
 
     def initial_state(self) -> "Mamba2State":
         """What is carried before the first token of a text."""
@@ -88,10 +98,10 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
     the last.
     """
     x = at.store("norm_input", residual)
-    hat = at.store("norm_hat", at.rms_normalise(x, p.norm_epsilon))
-    x = at.store("norm", at.multiply(hat, p.norm, alone=at.stores("norm_hat")))
+    x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
     out, after = mamba2_mixer(at, x, p, start)
-    return at.store("out", out), after
+    out = at.store("out", out)
+    return scaled(at, out, p.out_multiplier, "out_scaled"), after
 
 
 def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2State):
@@ -99,7 +109,15 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     d_inner, d_state, heads = sizes(p)
     seq, wide = x.shape[0], p.groups * d_state
 
+    x = scaled(at, x, p.in_multiplier, "in_scaled")
     zxbcdt = at.store("xz", at.matmul(x, p.in_proj, p.in_proj_bias))
+    if p.row_multipliers is not None:
+        rows = jnp.repeat(
+            jnp.asarray(p.row_multipliers),
+            jnp.asarray([d_inner, d_inner, wide, wide, heads]),
+            total_repeat_length=zxbcdt.shape[-1],
+        )
+        zxbcdt = at.store("xz_scaled", at.multiply(zxbcdt, rows))
     z, dt = zxbcdt[..., :d_inner], zxbcdt[..., -heads:]
     padded = at.join([start.window, zxbcdt[..., d_inner:-heads]])
     u = at.causal_conv(padded, p.conv_weight, p.conv_bias)

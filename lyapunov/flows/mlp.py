@@ -1,10 +1,10 @@
-"""Feed-forward sublayers: plain, gated, and mixtures of experts."""
+"""Feed-forward sublayers, plain and gated."""
 
 import equinox as eqx
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from .norm import Norm, normalise
+from .norm import Norm, normalise, scaled
 
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu_squared")
@@ -17,6 +17,27 @@ def activate(at: AbstractArithmetic, x, name: str):
     if name == "relu_squared":
         return at.relu_squared(x)
     return at.gelu(x, tanh=name == "gelu_tanh")
+
+
+class LowRank(eqx.Module):
+    """A product of two matrices that is added to a shared one (Zamba2's adapters)."""
+
+    down: Weight
+    """(rank, width)."""
+    up: Weight
+    """(rows, rank)."""
+
+
+def projected(
+    at: AbstractArithmetic, x, weight: Weight, bias, adapter: LowRank | None, site: str
+):
+    """x W^T + bias, and what the adapter adds, stored at `site`."""
+    y = at.matmul(x, weight, bias)
+    if adapter is not None:
+        y = at.store(f"{site}_shared", y)
+        low = at.store(f"{site}_low", at.matmul(x, adapter.down))
+        y = at.add(y, at.store(f"{site}_own", at.matmul(low, adapter.up)))
+    return at.store(site, y)
 
 
 class MlpParameters(eqx.Module):
@@ -35,6 +56,12 @@ class MlpParameters(eqx.Module):
     activation: str = eqx.field(static=True)
     gate_multiplier: float = eqx.field(static=True, default=1.0)
     down_multiplier: float = eqx.field(static=True, default=1.0)
+    out_multiplier: float = eqx.field(static=True, default=1.0)
+    """Of the output, before it joins the residual (Granite)."""
+    norm_behind: Norm | None = None
+    """Of the output (OLMo 2)."""
+    up_adapter: LowRank | None = None
+    gate_adapter: LowRank | None = None
 
     def initial_state(self):
         """Nothing is carried."""
@@ -44,18 +71,19 @@ class MlpParameters(eqx.Module):
 def mlp(at: AbstractArithmetic, residual, p: MlpParameters, start=None):
     """One sublayer over a sequence: (seq, d_model) to (seq, d_model)."""
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    return at.store("out", feed_forward(at, x, p)), start
+    out = at.store("out", feed_forward(at, x, p))
+    out = normalise(at, out, p.norm_behind, "norm_behind")
+    return scaled(at, out, p.out_multiplier, "out_scaled"), start
 
 
 def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
     """The MLP on a normalised input."""
-    up = at.store("up", at.matmul(x, p.up, p.up_bias))
+    up = projected(at, x, p.up, p.up_bias, p.up_adapter, "up")
     if p.gate is None:
         hidden = at.store("activated", activate(at, up, p.activation))
     else:
-        gate = at.store("gate", at.matmul(x, p.gate, p.gate_bias))
-        if p.gate_multiplier != 1.0:
-            gate = at.store("gate_scaled", at.multiply(gate, p.gate_multiplier))
+        gate = projected(at, x, p.gate, p.gate_bias, p.gate_adapter, "gate")
+        gate = scaled(at, gate, p.gate_multiplier, "gate_scaled")
         gate = at.store("activated", activate(at, gate, p.activation))
         hidden = at.store("hidden", at.multiply(up, gate, alone=at.stores("activated")))
     out = at.matmul(hidden, p.down, p.down_bias)

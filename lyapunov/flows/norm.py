@@ -28,3 +28,10 @@ def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
     if p.bias is not None:
         hat = at.add(hat, p.bias)
     return at.store(site, hat)
+
+
+def scaled(at: AbstractArithmetic, x, multiplier: float, site: str):
+    """x times a constant of the model, stored at `site`; x itself where it is 1."""
+    if multiplier == 1.0:
+        return x
+    return at.store(site, at.multiply(x, multiplier))

@@ -83,6 +83,10 @@ class Sublayer(NamedTuple):
     flow: Callable
     shares: bool = False
     """Whether the next one stands beside it and reads the same stream."""
+    aside: bool = False
+    """Whether its output goes to the next one alone, and not into the residual."""
+    embedded: bool = False
+    """Whether it reads the embedding beside the stream."""
 
 
 class Model:
@@ -105,7 +109,14 @@ class Model:
         sizes = self.config.sublayers
         beside = [getattr(one, "beside", False) for one in sizes]
         return tuple(
-            Sublayer(i, one.kind, KINDS[one.kind].flow, shares)
+            Sublayer(
+                i,
+                one.kind,
+                KINDS[one.kind].flow,
+                shares,
+                getattr(one, "aside", False),
+                getattr(one, "embedded", False),
+            )
             for i, (one, shares) in enumerate(
                 zip(sizes, [*beside[1:], False], strict=True)
             )
@@ -142,10 +153,13 @@ class Model:
     def embed(
         self, tokens: Int[np.ndarray, "*batch seq"], formats=None
     ) -> Float[Array, "*batch seq d_model"]:
-        """Rows of the embedding; each distinct token is read once."""
+        """Rows of the embedding, multiplied where the model does; each distinct token
+        is read once."""
         distinct, place = np.unique(tokens, return_inverse=True)
         rows = held(self.layout.embedding(distinct), "embedding", formats)
-        return jnp.asarray(rows)[place.reshape(tokens.shape)]
+        rows = jnp.asarray(rows)[place.reshape(tokens.shape)]
+        multiplier = self.config.embedding_multiplier
+        return rows if multiplier == 1.0 else rows * multiplier
 
     def final_norm(self, formats=None) -> Norm:
         """Parameters of the norm in front of the head."""
@@ -179,15 +193,26 @@ class Model:
             for layer in self.sublayers:
                 p = self.parameters(layer.layer)
                 residual, output = _forward(
-                    layer.flow, stream.residual, stream.hidden, p, self.start(p)
+                    layer.flow,
+                    stream.residual,
+                    stream.hidden,
+                    p,
+                    self.start(p),
+                    stream.aside,
+                    embedded if layer.embedded else None,
                 )
-                stream = stream.after(residual, output, layer.shares)
+                stream = stream.after(residual, output, layer.shares, aside=layer.aside)
             normed = final_norm(
                 Exact(), stream.residual, stream.hidden, self.final_norm()
             )
             return jnp.concatenate(
                 [
-                    logits(Exact(), normed, self.head(start, stop))
+                    logits(
+                        Exact(),
+                        normed,
+                        self.head(start, stop),
+                        self.config.logits_multiplier,
+                    )
                     for start, stop in self.vocabulary_slices()
                 ],
                 axis=-1,
@@ -195,6 +220,8 @@ class Model:
 
 
 @eqx.filter_jit
-def _forward(flow, residual, hidden, p, start):
-    residual, output, _ = sublayer(Exact(), flow, residual, hidden, p, start)
+def _forward(flow, residual, hidden, p, start, aside, embedded):
+    residual, output, _ = sublayer(
+        Exact(), flow, residual, hidden, p, start, aside, embedded
+    )
     return residual, output

@@ -46,11 +46,50 @@ class Mamba1Config:
 
     kind: ClassVar[str] = "mamba1"
     norm_centred: ClassVar[bool] = False
+    embedding_multiplier: ClassVar[float] = 1.0
+    logits_multiplier: ClassVar[float] = 1.0
 
     @property
-    def sublayers(self) -> tuple["Mamba1Config", ...]:
+    def sublayers(self) -> tuple["Mamba1Sizes", ...]:
         """Sizes of each sublayer: all alike."""
-        return (self,) * self.n_layers
+        sizes = Mamba1Sizes(
+            d_model=self.d_model,
+            d_inner=self.d_inner,
+            d_state=self.d_state,
+            d_conv=self.d_conv,
+            dt_rank=self.dt_rank,
+            norm_epsilon=self.norm_epsilon,
+            conv_bias=self.conv_bias,
+            proj_bias=self.proj_bias,
+        )
+        return (sizes,) * self.n_layers
+
+
+@dataclass(frozen=True)
+class Mamba1Sizes:
+    """One Mamba-1 mixer with the norm before it; names as in `Mamba1Config`.
+
+    **Arguments:**
+
+    - `heads`: parts of the channels with a dt, B and C of their own (Zamba).
+    - `mixer_norm_epsilon`: of RMS norms over what dt is made of, over B and over C,
+        where the model has them (Falcon Mamba, Jamba).
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    d_conv: int
+    dt_rank: int
+    norm_epsilon: float
+    conv_bias: bool = True
+    proj_bias: bool = False
+    heads: int = 1
+    mixer_norm_epsilon: float | None = None
+    norm_centred: bool = False
+
+    kind: ClassVar[str] = "mamba1"
 
 
 @dataclass(frozen=True)
@@ -65,6 +104,11 @@ class Mamba2Sizes:
     - `dt_limit`: dt is clipped to it after softplus.
     - `gate_norm`: whether the gated output is normalised; in `norm_groups` groups of
       channels, before or after the gate.
+    - `in_multiplier`, `row_multipliers`, `out_multiplier`: of the input, of z, x, B, C
+      and dt, and of the output (Falcon-H1, Granite).
+    - `out_bias`: whether out_proj has a bias; `proj_bias` where not given.
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    - `beside`: reads what the sublayer before it read, not what that one wrote.
     """
 
     d_model: int
@@ -82,6 +126,12 @@ class Mamba2Sizes:
     norm_before_gate: bool = False
     conv_bias: bool = True
     proj_bias: bool = False
+    out_bias: bool | None = None
+    norm_centred: bool = False
+    in_multiplier: float = 1.0
+    row_multipliers: tuple[float, ...] | None = None
+    out_multiplier: float = 1.0
+    beside: bool = False
 
     kind: ClassVar[str] = "mamba2"
 
@@ -96,7 +146,11 @@ class AttentionSizes:
       `theta`; 0: positions are not seen.
     - `scale`: of the scores.
     - `norm_epsilon`, `norm_centred`: of the norm; centred is LayerNorm.
+    - `norm_front`, `norm_behind`: whether the input and the output are normalised.
+    - `width`: of the input, where it is not d_model.
     - `clip`: q, k and v are clipped to this magnitude.
+    - `d_conv`: taps of a convolution over q, k and v; 0: none.
+    - `key_multiplier`, `in_multiplier`, `out_multiplier`: of keys, input and output.
     - `beside`: reads what the sublayer before it read, not what that one wrote.
     """
 
@@ -109,8 +163,14 @@ class AttentionSizes:
     scale: float
     norm_epsilon: float
     norm_centred: bool = False
+    norm_front: bool = True
+    norm_behind: bool = False
+    width: int | None = None
     clip: float | None = None
+    d_conv: int = 0
     key_multiplier: float = 1.0
+    in_multiplier: float = 1.0
+    out_multiplier: float = 1.0
     beside: bool = False
 
     kind: ClassVar[str] = "attention"
@@ -118,18 +178,73 @@ class AttentionSizes:
 
 @dataclass(frozen=True)
 class MlpSizes:
-    """One MLP with the norm before it; `beside` as for `AttentionSizes`."""
+    """One MLP with the norm before it; names as for `AttentionSizes`."""
 
     d_model: int
     d_hidden: int
     activation: str
     norm_epsilon: float
     norm_centred: bool = False
+    norm_front: bool = True
+    norm_behind: bool = False
     gate_multiplier: float = 1.0
     down_multiplier: float = 1.0
+    out_multiplier: float = 1.0
     beside: bool = False
 
     kind: ClassVar[str] = "mlp"
+
+
+@dataclass(frozen=True)
+class ExpertsSizes:
+    """One mixture of experts with the norm before it.
+
+    **Arguments:**
+
+    - `experts`, `chosen`: how many there are, and how many a token goes through.
+    - `scoring`: "softmax" or "sigmoid" of the router's output.
+    - `shares`: whether weights are divided by their sum over the chosen experts.
+    - `width`: channels that the experts work on; d_model where not given.
+    - `shared`: an MLP that every token goes through as well.
+    """
+
+    d_model: int
+    d_hidden: int
+    experts: int
+    chosen: int
+    scoring: str
+    shares: bool
+    activation: str
+    norm_epsilon: float
+    width: int | None = None
+    shared: MlpSizes | None = None
+    routed_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+
+    kind: ClassVar[str] = "experts"
+
+
+@dataclass(frozen=True)
+class SharedSizes:
+    """Attention and MLP that several layers share (Zamba); what they put out goes to
+    the next sublayer alone, and they read the embedding beside the stream.
+
+    **Arguments:**
+
+    - `blocks`: how many there are; layers take them in turn.
+    - `adapter_rank`: of each layer's own addition to the shared matrices (Zamba2).
+    - `adapted`: whether q, k and v have such additions too.
+    """
+
+    attention: AttentionSizes
+    mlp: MlpSizes
+    blocks: int = 1
+    adapter_rank: int = 0
+    adapted: bool = False
+
+    kind: ClassVar[str] = "shared"
+    aside: ClassVar[bool] = True
+    embedded: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -140,6 +255,7 @@ class NetworkConfig:
 
     - `sublayers`: sizes of each, in order; `kind` says which flow it follows.
     - `norm_centred`: whether the norm before the head is a LayerNorm.
+    - `embedding_multiplier`, `logits_multiplier`: of the embedding and the logits.
     - the others: as in `Mamba1Config`.
     """
 
@@ -152,6 +268,8 @@ class NetworkConfig:
     tie_embeddings: bool = True
     fused_add_norm: bool = True
     norm_centred: bool = False
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
 
     @property
     def n_layers(self) -> int:
