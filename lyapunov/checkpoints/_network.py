@@ -137,7 +137,7 @@ def recognise_network(
     **Raises:** `CorruptCheckpointError` where they disagree,
     `UnsupportedCheckpointError` for quantised weights.
     """
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         names.embedding: (config.padded_vocab_size, config.d_model),
         names.head: (config.padded_vocab_size, config.d_model),
     }
@@ -166,8 +166,8 @@ def recognise_network(
     _no_strangers(checkpoint, config, names, {*expected, *ignored})
     _check_tie(checkpoint, config, names)
     share: Counter[str] = Counter()
-    for name in expected:
-        share[checkpoint.dtype(name)] += checkpoint.tensor(name).size
+    for tensor in {checkpoint.tensor(name) for name in expected}:
+        share[tensor.dtype] += tensor.size
     return NetworkLayout(
         checkpoint,
         architecture,

@@ -1,6 +1,7 @@
-"""Zamba and Zamba2: Mamba mixers, and a block of attention and MLP that layers share."""
+"""Zamba and Zamba2: Mamba mixers, and attention and MLP that layers share."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ def recognise_zamba(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLay
 
 
 def recognise_zamba2(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
-    """A Zamba2 model; hybrid layers take its blocks in turn, with their own adapters."""
+    """A Zamba2 model; its layers take blocks in turn, with their own adapters."""
     return _recognise(checkpoint, config, "zamba2", "shared_transformer")
 
 
@@ -170,15 +171,17 @@ def _recognise(
 ) -> NetworkLayout:
     stored = checkpoint.tensors
     parts: list[dict[str, Part]] = []
-    layer, homes, hybrid = 0, [], False
+    layer, homes, hybrid, adapted = 0, [], False, False
     for sizes in config.sublayers:
         prefix = f"model.layers.{layer}."
         if isinstance(sizes, SharedSizes):
-            hybrid = True
+            hybrid, adapted = True, sizes.adapted
             blocks = sizes.blocks if name == "zamba2" else 1
-            # the first few hybrid layers hold the blocks that later ones use again
+            # the first few hybrid layers hold the blocks that later ones use again,
+            # unless these were saved with copies
             place = len(homes) % blocks
-            homes.append(prefix if len(homes) < blocks else homes[place])
+            own = f"{prefix}{block}.input_layernorm.weight" in stored
+            homes.append(prefix if own or len(homes) < blocks else homes[place])
             own = _shared_parts(
                 sizes, f"{homes[-1]}{block}.", len(homes) - 1, name, stored
             )
@@ -199,13 +202,17 @@ def _recognise(
         head=embedding if config.tie_embeddings else "lm_head.weight",
         inside=("model.",),
     )
-    again = tuple(home for home in set(homes))
-    copies = [
+    # a copy of a block holds adapters of all the layers that take this block
+    of_others = [
         n
         for n in stored
-        if (f".{block}." in n and not n.startswith(again)) or n.endswith("inv_freq")
+        if (found := re.search(r"\.(\w+)_adapter_list\.(\d+)\.", n))
+        and (found[1] == "gate_up_proj" or adapted)
+        and int(found[2]) < len(homes)
+        and not n.startswith(homes[int(found[2])])
     ]
-    return recognise_network(checkpoint, name, config, names, parts, copies, layer)
+    ignored = [*of_others, *(n for n in stored if n.endswith("rotary_emb.inv_freq"))]
+    return recognise_network(checkpoint, name, config, names, parts, ignored, layer)
 
 
 def _shared_parts(
@@ -243,7 +250,7 @@ def _shared_parts(
 
 
 def _headed(c: Mamba1Sizes, parts: dict[str, Part], prefix: str) -> dict[str, Part]:
-    """Zamba's heads: rows of in_proj are x and z in turn, the rest lies head by head."""
+    """Rows of in_proj are x and z in turn; the rest lies head by head."""
     width = c.d_inner // c.heads
     flat = lambda array: array.reshape(c.d_inner, *array.shape[2:])
     in_turn = lambda array: np.concatenate([array[0::2], array[1::2]])

@@ -69,7 +69,7 @@ class AttentionState(eqx.Module):
     """(past, kv_heads, head_dim)."""
     values: Any
     window: Any = None
-    """(d_conv - 1, channels), the last inputs of the convolution, where there is one."""
+    """(d_conv - 1, channels), the convolution's last inputs, where there is one."""
 
 
 def initial_state(p: AttentionParameters) -> AttentionState:
@@ -142,8 +142,8 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
 def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: str):
     """(seq, heads head_dim) to (seq, heads, head_dim), normalised before or after."""
     part = lambda a: a.reshape(a.shape[0], heads, -1)
-    whole = norm is not None and norm.weight is not None
-    if whole and norm.weight.shape[0] == x.shape[-1]:
+    weight = None if norm is None else norm.weight
+    if weight is not None and weight.shape[0] == x.shape[-1]:
         return at.view(part, normalise(at, x, norm, site))
     return normalise(at, at.view(part, x), norm, site)
 
