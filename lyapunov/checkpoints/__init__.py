@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from ._architectures import list_architectures as list_architectures
     from ._checkpoint import (
         Checkpoint as Checkpoint,
         open_checkpoint as open_checkpoint,
     )
-    from ._families import list_architectures as list_architectures
     from ._layouts import recognise as recognise
     from ._network import NetworkLayout as NetworkLayout
 
@@ -25,7 +25,7 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "._checkpoint",
     "open_checkpoint": "._checkpoint",
-    "list_architectures": "._families",
+    "list_architectures": "._architectures",
     "recognise": "._layouts",
     "NetworkLayout": "._network",
 }

@@ -19,7 +19,9 @@ from ._files import (
     reading,
 )
 from ._kinds import read_tensors
-from ._locate import locate
+from ._locate import PARAMS, locate
+from ._megatron_shards import read_shards
+from ._mistral import mistral_config
 from ._tensors import StoredTensor
 
 
@@ -31,7 +33,7 @@ class Checkpoint:
 
     - `source`: what the user gave.
     - `revision`: the commit, for a model of the Hub; else `None`.
-    - `config`: `config.json`.
+    - `config`: `config.json`, or what says the same.
     - `files`: configuration, index where there is one, and weights.
     - `folder`: where a tokenizer may lie.
     """
@@ -111,6 +113,16 @@ def open_checkpoint(
     or unsupported; `MissingExtraError` for a Hub id without huggingface_hub.
     """
     located = locate(source, revision)
+    if located.config is None:
+        config, joined = read_shards(located.weights)
+        return Checkpoint(
+            source=os.fsdecode(os.fspath(source)),
+            revision=located.revision,
+            config=config,
+            files=located.weights,
+            folder=located.folder,
+            tensors=joined,
+        )
     config = read_json_object(located.config, MAX_CONFIG_BYTES)
     tensors: dict[str, StoredTensor] = {}
     for path in located.weights:
@@ -132,6 +144,9 @@ def open_checkpoint(
                 hint="download the shards and the index again",
             )
         tensors.update(held)
+    if located.config.name == PARAMS:
+        config = mistral_config(config)
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
     files = (located.config, located.index_file, *located.weights)
     return Checkpoint(
         source=os.fsdecode(os.fspath(source)),

@@ -1,70 +1,22 @@
-"""Families: which are covered, which one it is, and why another is refused."""
+"""Families: which one a configuration describes, and why another is refused."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
+from ._architectures import FAMILIES, PLANNED
 from ._files import listing, quote
 
 
-PLANNED = {  # model_type: what people call it
-    "mamba3": "Mamba-3",
-    "falcon_mamba": "Falcon Mamba",
-    "jamba": "Jamba",
-    "zamba": "Zamba",
-    "zamba2": "Zamba2",
-    "bamba": "Bamba",
-    "falcon_h1": "Falcon-H1",
-    "nemotron_h": "Nemotron-H",
-    "granitemoehybrid": "Granite 4 hybrid",
-}
-LIST_HINT = "covered: mamba1; see lyapunov-check --list-architectures"
+LIST_HINT = "what is covered: lyapunov-check --list-architectures"
 
 _MODEL_TYPES = {"mamba": "mamba1"} | {
-    name: name
-    for name in (
-        "falcon_mamba", "mamba2", "jamba", "bamba", "granitemoehybrid", "falcon_h1",
-        "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
-    )
-}  # fmt: skip
+    name: name for name in FAMILIES if name not in ("mamba1", "megatron")
+}
 _SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2"}
 
 _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
-
-
-def list_architectures() -> list[dict[str, Any]]:
-    """What is covered: `name`, `title`, `layouts`, `covered` and `not_covered` each."""
-    supported = {
-        "name": "mamba1",
-        "title": "Mamba-1",
-        "layouts": [
-            "transformers (model_type mamba): model.safetensors or"
-            " pytorch_model.bin, one file or sharded",
-            "mamba_ssm: pytorch_model.bin or model.safetensors",
-        ],
-        "covered": [
-            "fp32, fp16, bf16 and fp64 weights",
-            "tied and untied heads, padded vocabularies",
-            "biases of the projections and of the convolution, or none",
-        ],
-        "not_covered": [
-            "quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",
-            "adapters that are not merged (LoRA)",
-            "activations other than silu",
-            "mamba_ssm models with LayerNorm, attention or MLP layers",
-        ],
-    }
-    planned = [
-        {
-            "name": name,
-            "title": title,
-            "layouts": [],
-            "covered": [],
-            "not_covered": ["planned"],
-        }
-        for name, title in PLANNED.items()
-    ]
-    return [supported, *planned]
 
 
 def layout_of(
@@ -72,7 +24,7 @@ def layout_of(
 ) -> tuple[str, str]:
     """What a configuration describes: (architecture, layout).
 
-    Layouts are "transformers" and "mamba_ssm".
+    Layouts are "transformers", "mamba_ssm" and "megatron".
 
     **Arguments:**
 
@@ -84,7 +36,9 @@ def layout_of(
     """
     refuse_quantised(config)
     model_type = config.get("model_type")
-    if model_type in _MODEL_TYPES:
+    if model_type == "megatron":
+        return "megatron", "megatron"
+    if isinstance(model_type, str) and model_type in _MODEL_TYPES:
         return _MODEL_TYPES[model_type], "transformers"
     if model_type is None and "d_model" in config and "n_layer" in config:
         ssm = config.get("ssm_cfg") or {}
@@ -127,16 +81,18 @@ def _unsupported(
         for tensor in names or ()
         if any(part in tensor.lower() for part in _SSM_PARTS)
     ]
-    if name not in PLANNED and names is not None and not parts:
-        return UnsupportedCheckpointError(
-            f"no SSM layer in {shown} ({title}): nothing to check", hint=LIST_HINT
-        )
     seen = f" (it holds {listing(parts)})" if parts else ""
     if name in PLANNED:
         return UnsupportedCheckpointError(
             f"{PLANNED[name]} is not covered yet; it is planned: {shown}{seen}",
             hint=LIST_HINT,
         )
+    near = difflib.get_close_matches(name[:100].lower(), _MODEL_TYPES, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}; {LIST_HINT}" if near else LIST_HINT
+    if names is not None and not parts:
+        return UnsupportedCheckpointError(
+            f"no SSM layer in {shown} ({title}): nothing to check", hint=hint
+        )
     return UnsupportedCheckpointError(
-        f"{title} is not covered: {shown}{seen}", hint=LIST_HINT
+        f"{title} is not covered: {shown}{seen}", hint=hint
     )

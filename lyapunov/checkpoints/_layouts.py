@@ -23,7 +23,9 @@ from ._mamba_config import (
     transformers_mamba2_config,
 )
 from ._mamba_ssm import mamba_ssm_config, mamba_ssm_mamba2_config, recognise_mamba_ssm
+from ._megatron import megatron_config, recognise_megatron
 from ._network import NetworkLayout
+from ._openelm import openelm_config, recognise_openelm
 from ._transformer import (
     gpt_neox_config,
     llama_config,
@@ -50,10 +52,12 @@ _READERS = {
     ("nemotron_h", "transformers"): (nemotron_h_config, recognise_nemotron_h),
     ("zamba", "transformers"): (zamba_config, recognise_zamba),
     ("zamba2", "transformers"): (zamba2_config, recognise_zamba2),
+    ("megatron", "megatron"): (megatron_config, recognise_megatron),
     ("gpt_neox", "transformers"): (gpt_neox_config, recognise_gpt_neox),
     ("llama", "transformers"): (llama_config, recognise_llama),
     ("olmo", "transformers"): (olmo_config, recognise_olmo),
     ("olmo2", "transformers"): (olmo2_config, recognise_olmo2),
+    ("openelm", "transformers"): (openelm_config, recognise_openelm),
 }
 
 

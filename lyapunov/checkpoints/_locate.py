@@ -22,9 +22,13 @@ from ._files import (
     reading,
 )
 from ._kinds import check_kind, read_tensors
+from ._megatron_shards import shard_files
 
 
 CONFIG = "config.json"
+PARAMS = "params.json"
+"""What Mistral calls its own."""
+CONSOLIDATED = "consolidated.safetensors"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; each may have an index."""
 TOKENIZER_FILES = (
@@ -64,15 +68,16 @@ class Located:
     **Arguments:**
 
     - `folder`: holds the configuration, and a tokenizer where there is one.
-    - `config`: `config.json`.
-    - `weights`: the files with tensors, in order.
+    - `config`: `config.json`, or Mistral's `params.json`; None for Megatron, whose
+        weights hold it.
+    - `weights`: the files with tensors, in order; for Megatron rank by rank.
     - `index`: the file that each tensor lies in, by name, for sharded weights.
     - `index_file`: where the index stands.
     - `revision`: the commit, for a model of the Hub.
     """
 
     folder: Path
-    config: Path
+    config: Path | None
     weights: tuple[Path, ...]
     index: dict[str, Path] | None = None
     index_file: Path | None = None
@@ -143,6 +148,9 @@ def _local(path: Path) -> Located:
                 f"a symbolic link to nowhere: {quote(path, 200)}",
                 hint=f"it names {quote(os.readlink(path), 200)}",
             ) from e
+    shards = shard_files(path)
+    if shards is not None:
+        return Located(shards[0].parent, None, shards)
     return _folder(path) if stat.S_ISDIR(mode) else _file(path)
 
 
@@ -153,6 +161,8 @@ def _file(path: Path) -> Located:
             f"{shown} describes weights and holds none",
             hint=f"give the folder: {quote(path.parent, 200)}",
         )
+    if path.name == CONSOLIDATED and not os.path.lexists(path.parent / CONFIG):
+        return _folder(path.parent)
     if path.suffix in _FOREIGN and path.suffix not in (".pt", ".pth"):
         what, hint = _FOREIGN[path.suffix]
         raise UnsupportedCheckpointError(f"{shown} is {what}", hint=hint)
@@ -176,6 +186,8 @@ def _folder(folder: Path) -> Located:
         raise CheckpointNotFoundError(
             f"an empty folder: {shown}", hint="download the checkpoint into it"
         )
+    if CONFIG not in names and {PARAMS, CONSOLIDATED} <= set(names):
+        return Located(folder, folder / PARAMS, (folder / CONSOLIDATED,))
     inner = None if CONFIG in names else _inner(folder)
     if inner is not None:
         raise CheckpointNotFoundError(
@@ -224,16 +236,6 @@ def choose_weights(names: list[str], shown: str) -> str:
         raise UnsupportedCheckpointError(
             f"{shown} holds an adapter (LoRA), not a model",
             hint="merge it first: PeftModel.from_pretrained(...).merge_and_unload()",
-        )
-    if "latest_checkpointed_iteration.txt" in names or "mp_rank_00" in names:
-        raise UnsupportedCheckpointError(
-            f"{shown} is a Megatron checkpoint, which is not covered",
-            hint="convert it to transformers' layout",
-        )
-    if "params.json" in names and "consolidated.safetensors" in names:
-        raise UnsupportedCheckpointError(
-            f"{shown} is in Mistral's own layout (params.json), which is not covered",
-            hint="take transformers' layout of the same model",
         )
     loose = [name for name in names if name.endswith(".safetensors")]
     if len(loose) == 1:

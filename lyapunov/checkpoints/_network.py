@@ -86,7 +86,7 @@ class NetworkLayout:
             raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
         arrays = {}
         for key, part in self.parts[i].items():
-            read = [_finite(self.checkpoint.read(n), n) for n in part.names]
+            read = [finite(self.checkpoint.read(n), n) for n in part.names]
             array = read[0] if isinstance(part.name, str) else np.stack(read)
             arrays[key] = array if part.take is None else part.take(array)
         return arrays
@@ -94,7 +94,7 @@ class NetworkLayout:
     def embedding(self, rows) -> np.ndarray:
         """Rows of the embedding: integers (n) to (n, d_model)."""
         name = self.names.embedding
-        return _finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
+        return finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
 
     def final_norm(self) -> np.ndarray | None:
         """The weight of the norm before the head, (d_model), if it has one."""
@@ -105,12 +105,12 @@ class NetworkLayout:
         return self._read(self.names.final_norm_bias)
 
     def _read(self, name: str | None) -> np.ndarray | None:
-        return None if name is None else _finite(self.checkpoint.read(name), name)
+        return None if name is None else finite(self.checkpoint.read(name), name)
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head, (stop - start, d_model); of the embedding when tied."""
         name = self.names.head
-        return _finite(self.checkpoint.read_rows(name, start, stop), name)
+        return finite(self.checkpoint.read_rows(name, start, stop), name)
 
 
 def without_middle_axis(array: np.ndarray) -> np.ndarray:
@@ -234,11 +234,12 @@ def _check_tie(checkpoint: Checkpoint, config: Any, names: TopNames) -> None:
         )
 
 
-def _finite(array: np.ndarray, name: str) -> np.ndarray:
-    finite = np.isfinite(array)
-    if finite.all():
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    """The array itself; a `CorruptCheckpointError` where it holds NaN or inf."""
+    sound = np.isfinite(array)
+    if sound.all():
         return array
-    bad = array.size - int(np.count_nonzero(finite))
+    bad = array.size - int(np.count_nonzero(sound))
     nan = int(np.count_nonzero(np.isnan(array)))
     raise CorruptCheckpointError(
         f"{quote(name)} holds {nan} NaN and {bad - nan} infinite values"

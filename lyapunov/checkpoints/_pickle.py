@@ -55,6 +55,12 @@ _OTHER_TENSORS = {
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
 }
+# what a training checkpoint may name besides tensors; all of it stays inert
+_INERT_MODULES = {
+    "argparse", "megatron", "transformer_engine", "apex", "torch", "numpy", "signal",
+    "pathlib", "enum", "collections", "copyreg", "_codecs", "_io", "io",
+}  # fmt: skip
+_INERT_BUILTINS = {"set", "frozenset", "bytearray", "complex", "range", "slice"}
 _RESAVE = "store the state dict alone: safetensors.torch.save_file(state_dict, ...)"
 
 
@@ -86,8 +92,17 @@ class TensorRecord:
 
 
 @dataclass(eq=False)
+class Inert:
+    """An object that the pickle describes; what it would be is never made."""
+
+    kind: Any
+    attributes: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class _Machine:
     what: str
+    training: bool = False
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
@@ -99,6 +114,12 @@ class _Machine:
 
     def resolve(self, module: str, name: str) -> Global:
         if (module, name) in _ALLOWED:
+            return Global(module, name)
+        root = module.split(".")[0]
+        if self.training and (
+            root in _INERT_MODULES
+            or (root in ("builtins", "__builtin__") and name in _INERT_BUILTINS)
+        ):
             return Global(module, name)
         shown = quote(f"{module}.{name}")
         if module == "torch._utils" and name in _OTHER_TENSORS:
@@ -145,11 +166,15 @@ class _Machine:
         for key, value in pairs:
             # tuples are left out: nested ones can take for ever to hash
             if type(key) not in (str, int, bool, float, type(None)):
+                if self.training:
+                    continue
                 raise self.corrupt(f"has a key of type {type(key).__name__}")
             target[key] = value
 
     def call(self, function: Any, args: Any) -> Any:
         if type(function) is not Global or type(args) is not tuple:
+            if self.training and isinstance(function, Global | Inert):
+                return Inert(function)
             raise self.corrupt("calls what is no function")
         which = (function.module, function.name)
         if which == _ORDERED_DICT and not args:
@@ -162,7 +187,18 @@ class _Machine:
             storage, offset, shape, strides = args[:4]
             if type(storage) is Storage and type(offset) is int:
                 return TensorRecord(storage, offset, shape, strides)
+        if self.training:
+            return Inert(function)
         raise self.corrupt(f"calls {function.name} with arguments of another kind")
+
+    def build(self, state: Any) -> None:
+        """Attributes of the topmost object; those of an OrderedDict are of no use."""
+        found = self.stack[-1] if self.stack else None
+        if self.training and isinstance(found, Inert | TensorRecord):
+            if isinstance(found, Inert) and isinstance(state, dict):
+                found.attributes.update(state)
+            return
+        self.top(dict)
 
     def persistent(self, identity: Any) -> Storage:
         if type(identity) is tuple and len(identity) in (5, 6):
@@ -201,7 +237,9 @@ _OBJECTS = {0x81: "NEWOBJ", 0x92: "NEWOBJ_EX", ord("o"): "OBJ", ord("i"): "INST"
 _EXTENSIONS = {0x82, 0x83, 0x84}
 
 
-def read_pickle(data: bytes, what: str, start: int = 0) -> tuple[Any, int]:
+def read_pickle(
+    data: bytes, what: str, start: int = 0, *, training: bool = False
+) -> tuple[Any, int]:
     """Interpret one pickle.
 
     **Arguments:**
@@ -209,13 +247,15 @@ def read_pickle(data: bytes, what: str, start: int = 0) -> tuple[Any, int]:
     - `data`: the bytes.
     - `what`: how to name them in an error.
     - `start`: where the pickle begins.
+    - `training`: allow what training checkpoints hold besides tensors, as `Inert`
+        records.
 
     **Returns:** what it describes, and the position after it.
 
     **Raises:** `UnsafeCheckpointError` where it names anything but the few globals
     that a state dict needs; `CorruptCheckpointError` where it is no such pickle.
     """
-    m = _Machine(what)
+    m = _Machine(what, training)
     at = start
 
     def take(n: int) -> bytes:
@@ -301,8 +341,7 @@ def read_pickle(data: bytes, what: str, start: int = 0) -> tuple[Any, int]:
             args, function = m.pop(), m.pop()
             stack.append(m.call(function, args))
         elif op == ord("b"):
-            m.pop()  # attributes of an OrderedDict (_metadata of a state dict)
-            m.top(dict)
+            m.build(m.pop())
         elif op == 0x80:
             version = take(1)[0]
             if version > 5:
@@ -311,6 +350,13 @@ def read_pickle(data: bytes, what: str, start: int = 0) -> tuple[Any, int]:
             take(8)  # a frame's length; the frame itself needs nothing
         elif op == ord("."):
             return m.pop(), at
+        elif op == 0x81 and training:  # a new object of a class, arguments left out
+            _, kind = m.pop(), m.pop()
+            stack.append(Inert(kind))
+        elif op == 0x8F and training:
+            stack.append(set())
+        elif op == 0x90 and training:
+            m.pop_mark()
         elif op in _OBJECTS or op in _EXTENSIONS:
             detail = _OBJECTS.get(op, "an extension code")
             if op == ord("i"):

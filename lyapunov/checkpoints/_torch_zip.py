@@ -18,7 +18,7 @@ from .._errors import (
     UnsupportedCheckpointError,
 )
 from ._files import human_bytes, listing, open_regular, quote, reading
-from ._pickle import TensorRecord, read_pickle
+from ._pickle import Inert, TensorRecord, read_pickle
 from ._tensors import DTYPES, StoredTensor, check_shape
 
 
@@ -44,11 +44,24 @@ _ZIP_ERRORS = (
 
 def read_archive(path: Path) -> dict[str, StoredTensor]:
     """Where each tensor of a file that torch saved lies."""
+    return _read(path, training=False)[0]
+
+
+def read_training_archive(path: Path) -> tuple[dict[str, StoredTensor], dict]:
+    """Where the tensors of a training checkpoint's model lie, and its arguments.
+
+    Megatron's `model_optim_rng.pt` is meant: a dictionary with `model`, the tensors by
+    name, and `args`, a namespace of plain values. What else it holds is passed over.
+    """
+    return _read(path, training=True)
+
+
+def _read(path: Path, training: bool) -> tuple[dict[str, StoredTensor], dict]:
     shown = quote(path, 200)
     with open_regular(path) as (file, size):
         try:
             with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
-                return _read_members(path, file, size, archive)
+                return _read_members(path, file, size, archive, training)
         except LyapunovError:
             raise
         except _ZIP_ERRORS as e:
@@ -80,8 +93,8 @@ class _Bounded:
 
 
 def _read_members(
-    path: Path, file: BinaryIO, size: int, archive: zipfile.ZipFile
-) -> dict[str, StoredTensor]:
+    path: Path, file: BinaryIO, size: int, archive: zipfile.ZipFile, training: bool
+) -> tuple[dict[str, StoredTensor], dict]:
     shown = quote(path, 200)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -128,12 +141,22 @@ def _read_members(
             f"{shown} was saved on a big-endian machine, which is not covered",
             hint="save it again on a little-endian one",
         )
-    state, _ = read_pickle(content(pickles[0], MAX_PICKLE_BYTES), shown)
+    described = content(pickles[0], MAX_PICKLE_BYTES)
+    state, _ = read_pickle(described, shown, training=training)
     if not isinstance(state, dict):
         raise UnsupportedCheckpointError(
             f"{shown} holds a {type(state).__name__} where a state dict is needed",
             hint="save the weights: torch.save(model.state_dict(), ...)",
         )
+    settings: dict = {}
+    if training:
+        args, state = state.get("args"), state.get("model")
+        settings = args.attributes if isinstance(args, Inert) else {}
+        if not isinstance(state, dict) or not settings:
+            raise UnsupportedCheckpointError(
+                f"{shown} holds no model with the arguments that it was trained with",
+                hint="Megatron's model_optim_rng.pt has model and args",
+            )
     tensors = {}
     for name, record in state.items():
         if isinstance(record, TensorRecord):
@@ -144,7 +167,7 @@ def _read_members(
             f"{shown} holds no tensor by name; it holds {keys}",
             hint="save the weights alone: torch.save(model.state_dict(), ...)",
         )
-    return tensors
+    return tensors, settings
 
 
 def _where(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> int:

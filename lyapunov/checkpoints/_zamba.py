@@ -180,8 +180,8 @@ def _recognise(
             # the first few hybrid layers hold the blocks that later ones use again,
             # unless these were saved with copies
             place = len(homes) % blocks
-            own = f"{prefix}{block}.input_layernorm.weight" in stored
-            homes.append(prefix if own or len(homes) < blocks else homes[place])
+            copied = f"{prefix}{block}.input_layernorm.weight" in stored
+            homes.append(prefix if copied or len(homes) < blocks else homes[place])
             own = _shared_parts(
                 sizes, f"{homes[-1]}{block}.", len(homes) - 1, name, stored
             )
