@@ -83,9 +83,7 @@ def recognise_megatron(checkpoint: Checkpoint, args: dict[str, Any]) -> NetworkL
         residual_in_fp32=switch(args, "fp32_residual_connection", False),
         tie_embeddings=tied,
     )
-    last = [
-        n for n in ("final_norm", "final_layernorm") if f"decoder.{n}.weight" in stored
-    ]
+    older = "decoder.final_layernorm.weight"
     names = TopNames(
         embedding=embedding,
         final_norm=older if older in stored else "decoder.final_norm.weight",

@@ -82,9 +82,7 @@ class JoinedTensor:
         rows = np.arange(start, stop) if stop is not None else np.asarray(start)
         if self.axis != 0 or self.components:
             return self.read()[rows]
-        out = np.empty(
-            (*rows.shape, *self.shape[1:]), self.parts[0].read_rows(0, 0).dtype
-        )
+        out = np.empty((*rows.shape, *self.shape[1:]), DTYPES[self.dtype])
         first = 0
         for part in self.parts:
             here = (rows >= first) & (rows < first + part.shape[0])
@@ -113,10 +111,9 @@ def shard_files(path: Path) -> tuple[Path, ...] | None:
 
 def _latest(path: Path) -> Path:
     word = (path / TRACKER).read_text(errors="replace")[:64].strip()
-    name = (
-        word if word == "release" else f"iter_{int(word):07d}" if word.isdigit() else ""
-    )
-    if not name or not (path / name).is_dir():
+    name = f"iter_{int(word):07d}" if word.isdecimal() else word
+    plain = word.isdecimal() or word == "release"
+    if not plain or not (path / name).is_dir():
         raise CheckpointNotFoundError(
             f"{TRACKER} in {quote(path, 200)} names {quote(word)}, which is not there",
             hint="give the folder of an iteration",
@@ -210,12 +207,7 @@ def _components(
         wide = (rows - inner) // 2
         return (inner, wide, rows - inner - wide)
     if rest == "in_proj.weight":
-        wide = (rows - 2 * inner - heads.shape[0]) // 2
-        return (
-            inner,
-            inner,
-            wide,
-            rows - 2 * inner - heads.shape[0] - wide,
-            heads.shape[0],
-        )
+        steps = heads.shape[0]
+        wide = (rows - 2 * inner - steps) // 2
+        return (inner, inner, wide, rows - 2 * inner - steps - wide, steps)
     return ()

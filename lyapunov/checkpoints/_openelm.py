@@ -73,11 +73,10 @@ def _of_layers(config: dict[str, Any], key: str, layers: int) -> list[Any]:
     """A number for each layer; Apple's released files list them all."""
     found = config.get(key)
     numbers = found if isinstance(found, list) else [found] * layers
-    if len(numbers) != layers or not all(
-        type(n) in (int, float) and 0 < n < 2**31 for n in numbers
-    ):
+    plain = [n for n in numbers if isinstance(n, int | float) and 0 < n < 2**31]
+    if len(plain) != layers or len(numbers) != layers:
         raise refuse(key, found, f"a list of {layers} positive numbers")
-    return numbers
+    return plain
 
 
 def _divisible(size: float, divisor: int) -> int:
