@@ -1,0 +1,100 @@
+"""Every kind of sublayer token by token, in parts and whole: one function."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov.arithmetic import Exact
+
+from ..helpers import assert_within, gamma
+from .configurations import CONFIGURATIONS
+from .library import make, save
+from .test_against_numpy import (
+    CONFIGS,
+    drawn,
+    full_config,
+    mamba_ssm_shapes,
+    save as save_mamba_ssm,
+)
+
+
+SEQ, UNIT = 9, 2.0**-53
+OF = {
+    "falcon_mamba": ["mamba1"],
+    "mamba2": ["mamba2"],
+    "zamba": ["shared", "mamba1"],
+    "zamba2": ["shared", "mamba2"],
+    "nemotron_h": ["experts", "attention", "mlp"],
+    "falcon_h1": ["mamba2", "attention", "mlp"],
+    "granitemoehybrid": ["mamba2", "experts"],
+    "olmo2": ["attention", "mlp"],
+    "mamba_ssm": ["attention"],
+}
+KINDS = [(family, kind) for family, kinds in OF.items() for kind in kinds]
+
+
+@functools.cache
+def model(family):
+    folder = Path(tempfile.mkdtemp(prefix="lyapunov-test-"))
+    if family == "mamba_ssm":
+        config = full_config(CONFIGS["attention with a convolution"])
+        weights = drawn(mamba_ssm_shapes(config), np.random.default_rng(5))
+        return lyapunov.load(save_mamba_ssm(folder, weights, config))
+    settings = next(iter(CONFIGURATIONS[family].values()))
+    return lyapunov.load(save(make(family, **settings), folder))
+
+
+@pytest.fixture(params=KINDS, ids=lambda one: " ".join(one))
+def sublayer(request):
+    """A flow, its parameters and a stream that it may read."""
+    family, kind = request.param
+    network = model(family)
+    found = next(one for one in network.sublayers if one.kind == kind)
+    width = network.config.d_model * (2 if found.embedded else 1)
+    stream = np.random.default_rng(6).normal(size=(SEQ, width))
+    run = eqx.filter_jit(lambda x, p, start: found.flow(Exact(), x, p, start))
+    return run, network.parameters(found.layer), jnp.asarray(stream)
+
+
+@pytest.mark.parametrize("lengths", [[4, 1, 1, 3], [2, 7]], ids=["mostly one", "two"])
+def test_parts_give_the_whole(sublayer, lengths):
+    """Assert outputs and what is carried, for parts shorter than any window too."""
+    run, p, stream = sublayer
+    whole, after = run(stream, p, p.initial_state())
+    state, outputs, first = p.initial_state(), [], 0
+    for length in lengths:
+        out, state = run(stream[first : first + length], p, state)
+        outputs.append(out)
+        first += length
+    parts = jnp.concatenate(outputs)
+    # one function, whose sums XLA may order otherwise; some hundred roundings a token
+    assert_within(parts, whole, gamma(1000, UNIT) * np.abs(whole).max(), "output")
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert_within(one, other, gamma(1000, UNIT) * np.abs(other).max(), "state")
+
+
+def test_the_future_does_not_reach_the_past(sublayer):
+    """Assert causality: other tokens later change no output before."""
+    run, p, stream = sublayer
+    whole, _ = run(stream, p, p.initial_state())
+    other, _ = run(stream.at[6:].multiply(-3.0), p, p.initial_state())
+    np.testing.assert_array_equal(whole[:6], other[:6])
+    assert (np.asarray(whole[6]) != np.asarray(other[6])).any()
+
+
+def test_what_is_carried_matters(sublayer):
+    """Assert that parts begun anew differ, where a sublayer carries anything."""
+    run, p, stream = sublayer
+    start = p.initial_state()
+    whole, _ = run(stream, p, start)
+    anew, _ = run(stream[5:], p, start)
+    distance = np.abs(np.asarray(anew - whole[5:])).max()
+    carries = bool(jax.tree.leaves(start))
+    assert (distance > 1e-6) == carries
