@@ -22,6 +22,7 @@ from ._settings import (
     head_count,
     head_size,
     integer,
+    layer_count,
     layer_kinds,
     limits,
     number,
@@ -109,7 +110,7 @@ def jamba_config(config: dict[str, Any]) -> NetworkConfig:
     expert = integer(config, "expert_layer_period", 2)
     offset = config.get("expert_layer_offset", 1)
     sublayers: list[Any] = []
-    for i in range(integer(config, "num_hidden_layers", 32)):
+    for i in range(layer_count(config, "num_hidden_layers", 32)):
         sublayers.append(attention if i % turn[0] == turn[1] else mixer)
         several = i % expert == offset and experts.experts > 1
         sublayers.append(_chosen(experts) if several else mlp)
@@ -175,7 +176,7 @@ def bamba_config(config: dict[str, Any]) -> NetworkConfig:
         norm_epsilon=epsilon,
     )
     attended = config.get("attn_layer_indices") or []
-    layers = integer(config, "num_hidden_layers", 32)
+    layers = layer_count(config, "num_hidden_layers", 32)
     sublayers: list[Any] = []
     for i in range(layers):
         sublayers += [attention if i in attended else mixer, mlp]
@@ -188,7 +189,7 @@ def granite_config(config: dict[str, Any]) -> NetworkConfig:
     d_model = integer(config, "hidden_size", 4096)
     epsilon = positive(config, "rms_norm_eps", 1e-6)
     out = number(config, "residual_multiplier")
-    layers = integer(config, "num_hidden_layers", 32)
+    layers = layer_count(config, "num_hidden_layers", 32)
     kinds = layer_kinds(
         config, ("layer_types", "layers_block_type"), ["mamba"] * layers
     )
@@ -269,7 +270,7 @@ def falcon_h1_config(config: dict[str, Any]) -> NetworkConfig:
     )
     return _network(
         config,
-        [mixer, attention, mlp] * integer(config, "num_hidden_layers", 32),
+        [mixer, attention, mlp] * layer_count(config, "num_hidden_layers", 32),
         epsilon,
         embedding_multiplier=number(config, "embedding_multiplier"),
         logits_multiplier=number(config, "lm_head_multiplier"),

@@ -117,7 +117,7 @@ def recognise_mamba2(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLa
 
 
 def _recognise(checkpoint: Checkpoint, name: str, config: Any) -> NetworkLayout:
-    names, layers = top_names(checkpoint, config.tie_embeddings)
+    names, layers = top_names(checkpoint, config.tie_embeddings, False)
     parts = []
     for i, sizes in enumerate(config.sublayers):
         prefix, norm = f"{layers}{i}.mixer.", f"{layers}{i}.norm"
@@ -128,8 +128,16 @@ def _recognise(checkpoint: Checkpoint, name: str, config: Any) -> NetworkLayout:
     return recognise_network(checkpoint, name, config, names, parts)
 
 
-def top_names(checkpoint: Checkpoint, tied: bool) -> tuple[TopNames, str]:
-    """Names around the layers, and the prefix of the layers' own."""
+def top_names(
+    checkpoint: Checkpoint, tied: bool, centred: bool
+) -> tuple[TopNames, str]:
+    """Names around the layers, and the prefix of the layers' own.
+
+    **Arguments:**
+
+    - `tied`: whether the head is the embedding.
+    - `centred`: whether the last norm is a LayerNorm, which has a bias.
+    """
     for root in ("backbone.", "model.", ""):  # a bare backbone has no prefix
         if f"{root}norm_f.weight" in checkpoint.tensors:
             break
@@ -137,12 +145,11 @@ def top_names(checkpoint: Checkpoint, tied: bool) -> tuple[TopNames, str]:
         root = "backbone."
     plural, singular = f"{root}embeddings.weight", f"{root}embedding.weight"
     embedding = singular if singular in checkpoint.tensors else plural
-    bias = f"{root}norm_f.bias"
     names = TopNames(
         embedding=embedding,
         final_norm=f"{root}norm_f.weight",
         head=embedding if tied else "lm_head.weight",
         inside=(root,) if root else ("layers.",),
-        final_norm_bias=bias if bias in checkpoint.tensors else None,
+        final_norm_bias=f"{root}norm_f.bias" if centred else None,
     )
     return names, f"{root}layers."

@@ -18,7 +18,16 @@ from ._files import listing
 from ._mamba import mamba1_parts, mamba2_parts, norm_parts, top_names, under
 from ._mamba_config import divided
 from ._network import NetworkLayout, Part, recognise_network, without_middle_axis
-from ._settings import expanded, integer, limits, positive, rank, refuse, switch
+from ._settings import (
+    expanded,
+    integer,
+    layer_count,
+    limits,
+    positive,
+    rank,
+    refuse,
+    switch,
+)
 
 
 _EPSILON = 1e-5  # mamba_ssm fixes it
@@ -128,7 +137,7 @@ def _known(config: dict[str, Any], key: str, settings: set[str]) -> dict[str, An
 
 def _network(config: dict[str, Any], mixer: Mamba1Sizes | Mamba2Sizes) -> NetworkConfig:
     """Mixers in every layer but those of attn_layer_idx, and an MLP after each."""
-    layers = integer(config, "n_layer", 64)
+    layers = layer_count(config, "n_layer", 64)
     attended = config.get("attn_layer_idx") or []
     if not isinstance(attended, list) or not set(attended) <= set(range(layers)):
         raise refuse("attn_layer_idx", attended, f"a list of layers below {layers}")
@@ -203,7 +212,7 @@ def recognise_mamba_ssm(
     checkpoint: Checkpoint, config: Mamba1Config | NetworkConfig
 ) -> NetworkLayout:
     """A model of mamba_ssm, whichever mixers it has."""
-    names, root = top_names(checkpoint, config.tie_embeddings)
+    names, root = top_names(checkpoint, config.tie_embeddings, config.norm_centred)
     stored = checkpoint.tensors
     parts: list[dict[str, Part]] = []
     layer = -1

@@ -16,7 +16,13 @@ from ._network import (
     recognise_network,
     without_middle_axis,
 )
-from ._settings import integer, positive, rotary, switch
+from ._settings import (
+    integer,
+    layer_count,
+    positive,
+    rotary,
+    switch,
+)
 
 
 def megatron_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def recognise_megatron(checkpoint: Checkpoint, args: dict[str, Any]) -> NetworkL
     """The network that the tensors and the arguments describe together."""
     stored = checkpoint.tensors
     d_model = integer(args, "hidden_size", 4096)
-    layers = integer(args, "num_layers", 56)
+    layers = layer_count(args, "num_layers", 56)
     epsilon = positive(args, "norm_epsilon", 1e-5)
     sublayers: list[Any] = []
     parts: list[dict[str, Part]] = []

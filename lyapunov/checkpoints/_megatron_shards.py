@@ -18,7 +18,7 @@ from .._errors import (
     UnsupportedCheckpointError,
 )
 from ._files import listing, quote
-from ._tensors import StoredTensor
+from ._tensors import DTYPES, StoredTensor
 from ._torch_zip import read_training_archive
 
 

@@ -8,7 +8,14 @@ from ._blocks import fused_mlp_parts, rows
 from ._checkpoint import Checkpoint
 from ._families import LIST_HINT
 from ._network import NetworkLayout, Part, TopNames, recognise_network
-from ._settings import activation, integer, positive, refuse, switch
+from ._settings import (
+    activation,
+    integer,
+    layer_count,
+    positive,
+    refuse,
+    switch,
+)
 
 
 _EPSILON = 1e-6  # Apple's code fixes it
@@ -17,7 +24,7 @@ _EPSILON = 1e-6  # Apple's code fixes it
 def openelm_config(config: dict[str, Any]) -> NetworkConfig:
     """Sizes from `config.json` with model_type "openelm"; each layer has its own."""
     d_model = integer(config, "model_dim", 2048)
-    layers = integer(config, "num_transformer_layers", 12)
+    layers = layer_count(config, "num_transformer_layers", 12)
     head_dim = integer(config, "head_dim", 128)
     if not switch(config, "ffn_with_glu", True):
         raise UnsupportedCheckpointError(

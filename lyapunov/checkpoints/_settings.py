@@ -9,6 +9,7 @@ from ._files import quote
 
 
 _MAX_SIZE = 2**31 - 1
+_MAX_LAYERS = 10_000
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -94,6 +95,14 @@ def integer(config: dict[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if type(value) is not int or not 1 <= value <= _MAX_SIZE:
         raise refuse(key, value, "a plausible size")
+    return value
+
+
+def layer_count(config: dict[str, Any], key: str, default: int) -> int:
+    """How many layers there are; each costs a table, so that nonsense must end here."""
+    value = integer(config, key, default)
+    if value > _MAX_LAYERS:
+        raise refuse(key, value, "a plausible number of layers")
     return value
 
 

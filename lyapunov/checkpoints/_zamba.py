@@ -24,6 +24,7 @@ from ._settings import (
     expanded,
     head_count,
     integer,
+    layer_count,
     layer_kinds,
     positive,
     rank,
@@ -52,7 +53,7 @@ def zamba_config(config: dict[str, Any]) -> NetworkConfig:
     )
     if mixer.d_inner % mixer.heads:
         raise refuse("n_mamba_heads", mixer.heads, f"a divisor of {mixer.d_inner}")
-    layers = integer(config, "num_hidden_layers", 76)
+    layers = layer_count(config, "num_hidden_layers", 76)
     period, offset = (
         config.get("attn_layer_period", 6),
         config.get("attn_layer_offset", 4),

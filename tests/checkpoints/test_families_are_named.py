@@ -6,6 +6,7 @@ import pytest
 
 from lyapunov._errors import (
     CheckpointError,
+    CheckpointNotFoundError,
     CorruptCheckpointError,
     UnsupportedCheckpointError,
 )
@@ -64,20 +65,34 @@ def test_formats_that_are_not_covered(refused, saved, name, word):
     refused(folder, UnsupportedCheckpointError, word)
 
 
-def test_megatron(refused, tmp_path):
-    """Assert that a Megatron checkpoint is named, as a file and as a folder."""
+def test_megatron_of_another_kind(refused, tmp_path):
+    """Assert that a file without a model, and distributed ones, are named."""
     import argparse
 
     import torch
 
     path = tmp_path / "release" / "mp_rank_00" / "model_optim_rng.pt"
     path.parent.mkdir(parents=True)
-    state = {"model": {"w": torch.zeros(2)}, "args": argparse.Namespace(x=1)}
-    torch.save(state, path)
+    torch.save({"args": argparse.Namespace(x=1)}, path)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
-    refused(path, UnsupportedCheckpointError, "Megatron")
-    refused(tmp_path, UnsupportedCheckpointError, "Megatron")
-    refused(tmp_path / "release", UnsupportedCheckpointError, "Megatron")
+    for source in (path, tmp_path, tmp_path / "release"):
+        refused(source, UnsupportedCheckpointError, "holds no model")
+    path.rename(path.with_name("__0_0.distcp"))
+    e = refused(tmp_path, CheckpointNotFoundError, "model_optim_rng.pt")
+    assert "torch_dist" in e.hint
+
+
+def test_training_checkpoint_elsewhere(refused, saved):
+    """Assert that Megatron's file under another name is named."""
+    import argparse
+
+    import torch
+
+    _, folder = saved()
+    (folder / "model.safetensors").unlink()
+    state = {"model": {"w": torch.zeros(2)}, "args": argparse.Namespace(x=1)}
+    torch.save(state, folder / "pytorch_model.bin")
+    refused(folder, UnsupportedCheckpointError, "Megatron")
 
 
 def test_adapter(refused, tmp_path):
@@ -114,13 +129,13 @@ def test_quantised_tensors(refused, saved, rewrite):
     refused(folder, UnsupportedCheckpointError, name, "int8", "quantised")
 
 
-@pytest.mark.parametrize("model_type", ["mamba2", "jamba", "falcon_mamba", "zamba2"])
+@pytest.mark.parametrize("model_type", ["mamba3"])
 def test_planned_families(refused, saved, set_config, model_type):
     """Assert that a planned family is called planned, with its SSM tensors."""
     _, folder = saved()
     set_config(folder, model_type=model_type)
     e = refused(folder, UnsupportedCheckpointError, "planned", "A_log")
-    assert "mamba1" in e.hint
+    assert "--list-architectures" in e.hint
     title = {a["name"]: a["title"] for a in list_architectures()}[model_type]
     assert title in e.message
 
@@ -128,7 +143,8 @@ def test_planned_families(refused, saved, set_config, model_type):
 def test_the_list_of_architectures():
     """Assert that the list is plain JSON and tells covered from planned."""
     listed = {a["name"]: a for a in json.loads(json.dumps(list_architectures()))}
-    assert [name for name, a in listed.items() if a["layouts"]] == ["mamba1"]
+    assert [name for name, a in listed.items() if not a["layouts"]] == ["mamba3"]
+    assert {"mamba1", "mamba2", "jamba", "zamba2", "megatron", "llama"} <= set(listed)
     for a in listed.values():
         assert set(a) == {"name", "title", "layouts", "covered", "not_covered"}
         assert (
@@ -138,33 +154,46 @@ def test_the_list_of_architectures():
         )
 
 
-def test_unknown_family_with_ssm_tensors(refused, saved, set_config):
-    """Assert that an unknown model_type is named with the tensors that look it."""
+@pytest.mark.parametrize(
+    ("model_type", "nearest"),
+    [
+        ("whale_mamba", "falcon_mamba"),
+        ("zamba3", "zamba2"),
+        ("nemotron_h2", "nemotron_h"),
+        ("granitemoehybrid_next", "granitemoehybrid"),
+    ],
+)
+def test_unknown_family_with_ssm_tensors(
+    refused, saved, set_config, model_type, nearest
+):
+    """Assert that an unknown or newer model_type is named with the tensors that look
+    like an SSM, and that the nearest ones are."""
     _, folder = saved()
-    set_config(folder, model_type="whalemamba")
-    refused(folder, UnsupportedCheckpointError, "whalemamba", "A_log")
+    set_config(folder, model_type=model_type)
+    e = refused(folder, UnsupportedCheckpointError, model_type, "A_log")
+    assert nearest in e.hint.partition(";")[0]
+
+
+def test_unknown_family_like_no_other(refused, saved, set_config):
+    """Assert that nothing is called near where nothing is."""
+    _, folder = saved()
+    set_config(folder, model_type="qqqqqq")
+    e = refused(folder, UnsupportedCheckpointError, "qqqqqq", "A_log")
+    assert "nearest" not in e.hint
 
 
 def test_model_without_ssm_layer(refused, tmp_path):
-    """Assert that a Llama has no SSM layer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Assert that a Transformer of another family has no SSM layer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=16,
-            num_hidden_layers=1, num_attention_heads=2,
-        )
-    ).save_pretrained(tmp_path / "m")  # fmt: skip
-    refused(tmp_path / "m", UnsupportedCheckpointError, "no SSM layer", "llama")
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "m")
+    refused(tmp_path / "m", UnsupportedCheckpointError, "no SSM layer", "gpt2")
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"rms_norm": False}, "LayerNorm"),
-        ({"d_intermediate": 64}, "MLP"),
-        ({"attn_layer_idx": [1]}, "attention"),
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "Mamba-2"),
         ({"ssm_cfg": {"layer": "Mamba3"}}, "Mamba-3"),
     ],
 )
@@ -172,6 +201,43 @@ def test_mamba_ssm_variants_that_are_planned(refused, mamba_ssm_saved, changes, 
     """Assert that variants of mamba_ssm are named and called planned."""
     _, folder = mamba_ssm_saved(**changes)
     refused(folder, UnsupportedCheckpointError, word, "planned")
+
+
+@pytest.mark.parametrize(
+    ("attention", "word"),
+    [
+        ({}, "causal"),
+        ({"causal": True, "rotary_emb_interleaved": True}, "interleaved"),
+        ({"causal": True, "mlp_dim": 64}, "mlp_dim"),
+        ({"causal": True, "window": 64}, "window"),
+    ],
+)
+def test_attention_that_is_not_covered(refused, mamba_ssm_saved, attention, word):
+    """Assert that attention of mamba_ssm that would be another function is named."""
+    _, folder = mamba_ssm_saved(
+        attn_layer_idx=[1], attn_cfg={"num_heads": 4, **attention}
+    )
+    refused(folder, UnsupportedCheckpointError, word)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"rms_norm": False}, "layers.0.norm.bias"),
+        ({"d_intermediate": 64}, "norm2.weight"),
+        (
+            {"attn_layer_idx": [1], "attn_cfg": {"num_heads": 4, "causal": True}},
+            "1.mixer",
+        ),
+        ({"attn_layer_idx": [1], "attn_cfg": {"causal": True}}, "num_heads"),
+        ({"attn_layer_idx": [7]}, "attn_layer_idx"),
+        ({"ssm_cfg": {"layer": "Mamba2"}}, "mixer.dt_bias"),
+    ],
+)
+def test_parts_that_are_not_there(refused, mamba_ssm_saved, changes, word):
+    """Assert that what config.json asks for is looked for among the tensors."""
+    _, folder = mamba_ssm_saved(**changes)
+    refused(folder, CorruptCheckpointError, word)
 
 
 def test_unknown_ssm_setting(refused, mamba_ssm_saved):

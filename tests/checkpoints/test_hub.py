@@ -211,9 +211,9 @@ def test_index_on_the_hub_that_leads_away(online, saved, refused):
 def test_weights_of_no_use_are_not_fetched(online, saved, set_config, refused):
     """Assert that a family that is not covered costs no download of weights."""
     _, folder = saved()
-    set_config(folder, model_type="llama")
+    set_config(folder, model_type="gpt2")
     fetched = online(folder)
-    refused("org/tiny", UnsupportedCheckpointError, "llama")
+    refused("org/tiny", UnsupportedCheckpointError, "gpt2")
     assert fetched == ["config.json"]
 
 

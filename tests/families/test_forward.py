@@ -53,15 +53,20 @@ def test_every_tensor_counts(family, name):
     """Assert that the tolerance would notice any tensor of the model taken wrongly."""
     import torch
 
-    network, _, ours, allowed = case(family, name)
+    network, theirs, ours, allowed = case(family, name)
     for key, parameter in network.named_parameters():
         before = parameter.detach().clone()
         with torch.no_grad():
             # neither a factor nor one number for all: norms behind take these away
-            uneven = before + 0.1 * (torch.arange(len(before)) % 3)
-            parameter.copy_(before.flip(0) if before.dim() > 1 else uneven)
+            if before.dim() > 1:
+                parameter.copy_(before.flip(-1))
+            else:
+                parameter.add_(0.5 * (torch.arange(len(before)) % 3))
             moved = logits(network, TOKENS)
             parameter.copy_(before)
+        if np.array_equal(moved, theirs):  # a copy of a block, for other layers
+            assert "adapter_list" in key
+            continue
         assert np.abs(moved - ours).max() > allowed, key
 
 
