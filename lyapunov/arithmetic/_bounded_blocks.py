@@ -21,9 +21,6 @@ SAFETY = 1.0 + 1e-9
 GELU_SLOPE = 1.13
 GELU_CURVATURE = 0.803
 
-# sup |sigmoid'| = 1/4 at 0; sup |sigmoid''| = 1 / (6 sqrt(3)) = 0.09623.
-SIGMOID_CURVATURE = 0.0963
-
 
 class BlockRules:
     """To be mixed into `BoundedArithmetic`, whose attributes it reads."""
@@ -133,11 +130,16 @@ class BlockRules:
     # ---- what routers of experts compute
 
     def sigmoid(self, x):
-        """The smaller of slope and curvature at v, and the global slope."""
+        """sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), increasing.
+
+        So the interval's ends are the farthest, and nothing cancels.
+        """
         x = lift(x)
         value = jax.nn.sigmoid(x.value)
-        slope = value * (1.0 - value)
-        error = jnp.minimum(slope + SIGMOID_CURVATURE / 2 * x.error, 0.25) * x.error
+        share = -jnp.expm1(-x.error)
+        above = jax.nn.sigmoid(x.value + x.error) * jax.nn.sigmoid(-x.value)
+        below = value * jax.nn.sigmoid(x.error - x.value)
+        error = share * jnp.maximum(above, below)
         model = self._model
         relative = model.silu_relative + model.silu_argument * x.magnitude
         rounding = relative * (value + error) + 129.0 * model.underflow
@@ -161,8 +163,9 @@ class BlockRules:
         return Bounded(value, jnp.where(chosen | left, 0.0, 1.0))
 
     def shares(self, x):
-        r"""$y'_i - y_i = (d_i - y_i \sum d_j) / s'$ with |d| <= e and s' >= s - sum e.
+        r"""$y'_i - y_i = (d_i (1 - y_i) - y_i \sum_{j \ne i} d_j) / s'$, |d| <= e.
 
+        s' is the sum in an execution, at least s less the sum of all errors.
         At most 1 apart, both being shares of a sum of nonnegative terms.
         """
         x = lift(x)
@@ -170,7 +173,8 @@ class BlockRules:
         off = jnp.sum(x.error, axis=-1, keepdims=True)
         value = x.value / total
         left = total - off
-        spread = (x.error + value * off) / jnp.where(left > 0, left, 1.0)
+        spread = x.error * (1.0 - value) + value * (off - x.error)
+        spread = spread / jnp.where(left > 0, left, 1.0)
         error = jnp.where(left > 0, spread, 1.0)
         depth = self._reduction_depth(x.shape[-1]) + 2
         growth = jnp.expm1(depth * self._model.unit)
