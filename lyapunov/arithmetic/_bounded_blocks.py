@@ -130,7 +130,7 @@ class BlockRules:
     # ---- what routers of experts compute
 
     def sigmoid(self, x):
-        """sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), increasing.
+        """s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) for the sigmoid s, increasing.
 
         So the interval's ends are the farthest, and nothing cancels.
         """
