@@ -25,10 +25,12 @@ from ._settings import (
     layer_count,
     layer_kinds,
     limits,
+    natural,
     number,
     numbers,
     positive,
     rank,
+    refuse,
     rotary,
     silu_only,
     switch,
@@ -106,9 +108,12 @@ def jamba_config(config: dict[str, Any]) -> NetworkConfig:
         activation=mlp.activation,
         norm_epsilon=epsilon,
     )
-    turn = integer(config, "attn_layer_period", 8), config.get("attn_layer_offset", 4)
+    turn = (
+        integer(config, "attn_layer_period", 8),
+        natural(config, "attn_layer_offset", 4),
+    )
     expert = integer(config, "expert_layer_period", 2)
-    offset = config.get("expert_layer_offset", 1)
+    offset = natural(config, "expert_layer_offset", 1)
     sublayers: list[Any] = []
     for i in range(layer_count(config, "num_hidden_layers", 32)):
         sublayers.append(attention if i % turn[0] == turn[1] else mixer)
@@ -176,6 +181,8 @@ def bamba_config(config: dict[str, Any]) -> NetworkConfig:
         norm_epsilon=epsilon,
     )
     attended = config.get("attn_layer_indices") or []
+    if not isinstance(attended, list):
+        raise refuse("attn_layer_indices", attended, "a list of layers")
     layers = layer_count(config, "num_hidden_layers", 32)
     sublayers: list[Any] = []
     for i in range(layers):
@@ -209,7 +216,7 @@ def granite_config(config: dict[str, Any]) -> NetworkConfig:
         out_multiplier=out,
     )
     behind: Any = mlp
-    if config.get("num_local_experts", 8):
+    if natural(config, "num_local_experts", 8):
         behind = _chosen(
             ExpertsSizes(
                 d_model=d_model,

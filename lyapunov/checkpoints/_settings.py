@@ -25,7 +25,7 @@ ACTIVATIONS = {
 def activation(config: dict[str, Any], default: str, key: str = "hidden_act") -> str:
     """The MLP's activation by our name."""
     given = config.get(key, default)
-    if given not in ACTIVATIONS:
+    if not isinstance(given, str) or given not in ACTIVATIONS:
         raise UnsupportedCheckpointError(
             f"config.json says {key} = {quote(given)}; covered are"
             f" {', '.join(ACTIVATIONS)}",
@@ -96,6 +96,12 @@ def integer(config: dict[str, Any], key: str, default: int) -> int:
     if type(value) is not int or not 1 <= value <= _MAX_SIZE:
         raise refuse(key, value, "a plausible size")
     return value
+
+
+def natural(config: dict[str, Any], key: str, default: int) -> int:
+    """A count that may be 0, such as an offset."""
+    value = config.get(key, default)
+    return 0 if type(value) is int and value == 0 else integer(config, key, default)
 
 
 def layer_count(config: dict[str, Any], key: str, default: int) -> int:

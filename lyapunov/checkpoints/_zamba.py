@@ -26,6 +26,7 @@ from ._settings import (
     integer,
     layer_count,
     layer_kinds,
+    natural,
     positive,
     rank,
     refuse,
@@ -55,8 +56,8 @@ def zamba_config(config: dict[str, Any]) -> NetworkConfig:
         raise refuse("n_mamba_heads", mixer.heads, f"a divisor of {mixer.d_inner}")
     layers = layer_count(config, "num_hidden_layers", 76)
     period, offset = (
-        config.get("attn_layer_period", 6),
-        config.get("attn_layer_offset", 4),
+        integer(config, "attn_layer_period", 6),
+        natural(config, "attn_layer_offset", 4),
     )
     default = ["mamba", "mamba", "hybrid"] + [
         "hybrid" if i % period == offset else "mamba" for i in range(layers - 3)

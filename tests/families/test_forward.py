@@ -15,11 +15,10 @@ import pytest
 import lyapunov
 
 from ..helpers import assert_within
-from .configurations import CASES, CONFIGURATIONS
+from .configurations import CASES, CONFIGURATIONS, QUICK
 from .library import logits, make, save, tolerance
 
 
-SLOW = [pytest.mark.slow]
 TOKENS = np.random.default_rng(7).integers(0, 50, 19)
 
 
@@ -32,14 +31,7 @@ def case(family, name):
     return network, logits(network, TOKENS), ours, tolerance(network, TOKENS)
 
 
-# one configuration of each family in a quick run, the others in a slow one
-FIRST = [
-    pytest.param(*case, marks=[] if case[0] not in [c[0] for c in CASES[:i]] else SLOW)
-    for i, case in enumerate(CASES)
-]
-
-
-@pytest.mark.parametrize(("family", "name"), FIRST)
+@pytest.mark.parametrize(("family", "name"), QUICK)
 def test_logits_agree_with_the_library(family, name):
     """Assert it within a tolerance that is not vacuous."""
     _, theirs, ours, allowed = case(family, name)

@@ -37,7 +37,18 @@ OF = {
     "olmo2": ["attention", "mlp"],
     "mamba_ssm": ["attention"],
 }
-KINDS = [(family, kind) for family, kinds in OF.items() for kind in kinds]
+# what a quick run leaves out is another family's of the same kind
+AGAIN = [
+    ("zamba2", "mamba2"), ("granitemoehybrid", "mamba2"), ("zamba", "shared"),
+    ("granitemoehybrid", "experts"), ("falcon_h1", "attention"), ("falcon_h1", "mlp"),
+]  # fmt: skip
+KINDS = [
+    pytest.param(
+        (family, kind), marks=[pytest.mark.slow] if (family, kind) in AGAIN else []
+    )
+    for family, kinds in OF.items()
+    for kind in kinds
+]
 
 
 @functools.cache
