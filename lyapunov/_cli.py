@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov._format_table import FORMAT_TABLE
 from lyapunov._version import __version__
 
 
-FORMATS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
+FORMATS = tuple(FORMAT_TABLE)
 PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast")
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
 

@@ -10,6 +10,7 @@ from typing import Any
 from lyapunov._advice import recommendation
 from lyapunov._catalogue import CATALOGUE, ERROR, WARNING, FindingKind
 from lyapunov._errors import UsageError
+from lyapunov._format_table import FORMAT_TABLE, NARROW_RANGE, half_step_below_one
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -28,20 +29,6 @@ __all__ = [
     "select_findings",
     "verdict",
 ]
-
-LARGEST = {"fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
-"""Largest finite value of the formats whose range a model can leave."""
-
-HALF_STEP_BELOW_ONE = {
-    "fp64": 2.0**-54,
-    "fp32": 2.0**-25,
-    "tf32": 2.0**-12,
-    "fp16": 2.0**-12,
-    "bf16": 2.0**-9,
-    "fp8_e4m3": 2.0**-5,
-    "fp8_e5m2": 2.0**-4,
-}
-"""A decay closer to 1 than this rounds to 1."""
 
 STATE_NAMES = frozenset({"state", "states", "h", "ssm_state"})
 """Stored tensors that have the state's format instead of the execution's."""
@@ -133,7 +120,7 @@ def _overflowed(value: float | None) -> bool:
 
 
 def _marginal_decay(layer: LayerExponents, state: str) -> Iterator[Finding]:
-    limit = HALF_STEP_BELOW_ONE.get(state)
+    limit = half_step_below_one(state) if state in FORMAT_TABLE else None
     largest = layer.max
     share = (layer.decay_is_one or {}).get(state, 0.0)
     if limit is not None and largest is not None and -limit <= largest < 0:
@@ -233,8 +220,10 @@ def _range(
         is_state = tensor in STATE_NAMES
         form = precision.state_precision if is_state else precision.precision
         form = form.partition("-")[0]
-        limit = LARGEST.get(form)
-        if limit is None or not math.isfinite(value) or value * HEADROOM <= limit:
+        limit = FORMAT_TABLE[form].largest if form in FORMAT_TABLE else math.inf
+        if limit > NARROW_RANGE or not math.isfinite(value):
+            continue
+        if value * HEADROOM <= limit:
             continue
         if worst is None or value / limit > worst[0]:
             worst = (value / limit, tensor, value, form)
@@ -248,9 +237,9 @@ def _range(
         yield _finding(
             "LYA005",
             layer.layer,
-            f"{tensor} reaches {value:.3g}, {far} ({LARGEST[form]:g})",
+            f"{tensor} reaches {value:.3g}, {far} ({FORMAT_TABLE[form].largest:g})",
             value=value,
-            limit=LARGEST[form],
+            limit=FORMAT_TABLE[form].largest,
             precision=precision.precision,
         )
 
