@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ._results import OutputDivergence
+from ._results import OutputDivergence, TextDivergence
 
 
 MARGIN_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5)
@@ -137,6 +137,7 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         moved = host.difference_square - host.difference**2 / vocab_size
         size = host.square - host.total**2 / vocab_size
         relative = np.sqrt(np.maximum(np.sum(moved), 0.0) / np.sum(size))
+        by_text = np.sqrt(np.maximum(np.sum(moved, 1), 0.0) / np.sum(size, 1))
     # logits that are all NaN or -inf have no leader, and agree with nothing
     leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
     differs = (host.place != host.other_place) | leaderless
@@ -155,4 +156,24 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         margin_quantiles={
             f"{q:g}": float(m) for q, m in zip(MARGIN_QUANTILES, margins, strict=True)
         },
+        texts=_texts(by_text, kl, differs, tied) if len(kl) > 1 else None,
     )
+
+
+def _texts(
+    relative: Float[np.ndarray, "batch"],
+    kl: Float[np.ndarray, "batch seq"],
+    differs: Bool[np.ndarray, "batch seq"],
+    tied: Bool[np.ndarray, "batch seq"],
+) -> list[TextDivergence]:
+    """The same figures for each sequence on its own."""
+    return [
+        TextDivergence(
+            measured_rel_l2=float(relative[i]),
+            kl_mean=float(np.mean(kl[i])),
+            kl_max=float(np.max(kl[i])),
+            argmax_flips=int(np.sum(differs[i] & ~tied[i])),
+            argmax_ties=int(np.sum(differs[i] & tied[i])),
+        )
+        for i in range(len(kl))
+    ]
