@@ -302,6 +302,10 @@ class Summary:
     skipped: int
     seconds: float
     exit_code: int
+    flags: list[dict[str, str]] = field(default_factory=list)
+    """What to give a serving stack: `stack`, `flag` and `why` each."""
+    benchmark_note: str | None = None
+    """What a benchmark of so many questions could not have seen."""
 
 
 @dataclass(frozen=True)
