@@ -5,6 +5,7 @@ the bounds of a sublayer are done before the next one is read.
 """
 
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _compare, findings
+from ._changes import chosen_changes, parameter_changes
 from ._divergence import SublayerDivergence
 from ._load import load
 from ._request import chosen_executions, chosen_layers, device_named, given_tokens
@@ -60,6 +62,8 @@ def check(
     layers: Sequence[int] | None = None,
     measure: str = "emulated",
     device: str | None = None,
+    against: str | os.PathLike | None = None,
+    round_weights: Sequence[str] = (),
     floor: bool = True,
     seed: int = 0,
     progress=None,
@@ -84,6 +88,10 @@ def check(
     - `layers`: sublayers to bound and compare; None is all.
     - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch), `mamba_ssm`
       (its CUDA kernels) or `none`.
+    - `against`: another checkpoint of the same network, or a folder with a LoRA
+      adapter of it, whose weights are held against the model's.
+    - `round_weights`: hold the model against itself with weights rounded, each
+      FORMAT or FORMAT:GROUP, as `bf16:A_log`.
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
@@ -100,6 +108,8 @@ def check(
         "layers": None if layers is None else list(layers),
         "measure": measure,
         "device": device,
+        "against": None if against is None else os.fspath(against),
+        "round_weights": list(round_weights),
         "floor": floor,
         "seed": seed,
         "fail_on": fail_on,
@@ -115,6 +125,14 @@ def check(
     with jax.enable_x64(True), jax.default_device(device_named(device)):
         executions = chosen_executions(
             model, precisions, state_precision, mode, measure
+        )
+        changes = parameter_changes(
+            model,
+            ids,
+            chosen_changes(model, against, round_weights),
+            progress,
+            layers=chosen,
+            floor=floor,
         )
         rows, reports = _run(model, ids, executions, chosen, measure, floor, progress)
         exponents = gather_exponents(rows, ids.size)
@@ -163,6 +181,7 @@ def check(
             seconds=time.perf_counter() - began,
             exit_code=exit_code,
         ),
+        parameter_changes=changes,
     )
 
 

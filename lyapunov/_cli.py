@@ -44,6 +44,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mode",
         "layers",
         "measure",
+        "against",
+        "round_weights",
         "device",
     ),
     "Verdict": ("fail_on", "select", "ignore", "exit_zero", "allow_partial"),
@@ -221,6 +223,19 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     show_default=True,
     help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
     "another implementation, or nothing.",
+)
+@click.option(
+    "--against",
+    metavar="OTHER",
+    help="Hold another checkpoint of the same network, or a folder with a LoRA "
+    "adapter, against this one.",
+)
+@click.option(
+    "--round-weights",
+    multiple=True,
+    metavar="FORMAT[:GROUP]",
+    help="Hold this one against itself with weights rounded, as bf16:A_log; groups: "
+    "all, projections, conv, norms, embedding_and_head, or a parameter; repeatable.",
 )
 @click.option("--device", metavar="NAME", help="Where it runs.  [default: JAX's]")
 @click.option(

@@ -256,6 +256,12 @@ def _validate(options: dict[str, Any]) -> list[Path]:
         "bf16",
         "fp16",
     )
+    if options["round_weights"]:
+        from lyapunov._weight_groups import rounded_group
+
+        options["round_weights"] = tuple(
+            dict.fromkeys(str(rounded_group(text)) for text in options["round_weights"])
+        )
     if options["select"] or options["ignore"]:
         from lyapunov.findings import check_codes
 
@@ -298,6 +304,8 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
             layers=options["layers"],
             measure=options["measure"],
             device=options["device"],
+            against=options["against"],
+            round_weights=options["round_weights"],
             seed=options["seed"],
             progress=progress,
             token_source=tokens.source,

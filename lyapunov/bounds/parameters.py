@@ -40,7 +40,11 @@ class BoundedParameter(Bounded):
     @property
     def T(self) -> "BoundedParameter":
         """Rows and columns exchanged."""
-        return BoundedParameter(self.value.T, self.error.T)
+        return _parameter(self.value.T, self.error.T)
+
+
+def _parameter(value, error) -> BoundedParameter:
+    return BoundedParameter(value, error, jnp.linalg.norm(error, axis=-1))
 
 
 class BoundedWeight(Weight):
@@ -85,7 +89,7 @@ def within(base: Any, change: Any) -> Any:
 
     def one(a, d):
         if not _is_weight(a):
-            return BoundedParameter(a, jnp.abs(d) * SAFETY)
+            return _parameter(a, jnp.abs(d) * SAFETY)
         error = jnp.abs(d.matrix) * SAFETY
         return BoundedWeight(
             a.matrix,

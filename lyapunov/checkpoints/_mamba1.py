@@ -65,24 +65,24 @@ class Mamba1Layout:
         arrays = {}
         for key, (suffix, _) in layer_tensors(self.config).items():
             name = f"{self.names['layers']}{i}.{suffix}"
-            array = _finite(self.checkpoint.read(name), name)
+            array = finite(self.checkpoint.read(name), name)
             arrays[key] = array[:, 0, :] if key == "conv_weight" else array
         return arrays
 
     def embedding(self, rows) -> np.ndarray:
         """Rows of the embedding: integers (n) to (n, d_model)."""
         name = self.names["embedding"]
-        return _finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
+        return finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
 
     def final_norm(self) -> np.ndarray:
         """The weight of the norm before the head, (d_model)."""
         name = self.names["final_norm"]
-        return _finite(self.checkpoint.read(name), name)
+        return finite(self.checkpoint.read(name), name)
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head, (stop - start, d_model); of the embedding when tied."""
         name = self.names["head"]
-        return _finite(self.checkpoint.read_rows(name, start, stop), name)
+        return finite(self.checkpoint.read_rows(name, start, stop), name)
 
 
 def layer_tensors(c: Mamba1Config) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -228,11 +228,12 @@ def _check_tie(
         )
 
 
-def _finite(array: np.ndarray, name: str) -> np.ndarray:
-    finite = np.isfinite(array)
-    if finite.all():
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    """The array itself; a `CorruptCheckpointError` where it holds NaN or inf."""
+    sound = np.isfinite(array)
+    if sound.all():
         return array
-    bad = array.size - int(np.count_nonzero(finite))
+    bad = array.size - int(np.count_nonzero(sound))
     nan = int(np.count_nonzero(np.isnan(array)))
     raise CorruptCheckpointError(
         f"{quote(name)} holds {nan} NaN and {bad - nan} infinite values"
