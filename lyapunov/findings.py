@@ -4,25 +4,29 @@ Pure functions of the report's data classes: no checkpoint, no terminal, no arra
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lyapunov._advice import recommendation
-from lyapunov._catalogue import CATALOGUE, ERROR, WARNING, FindingKind
-from lyapunov._errors import UsageError
+from lyapunov._advice import recommendation, state_to_keep, weights_to_run
+from lyapunov._benchmark_noise import benchmark_note
+from lyapunov._catalogue import CATALOGUE, ERROR, FindingKind
 from lyapunov._format_table import FORMAT_TABLE, NARROW_RANGE, half_step_below_one
 from lyapunov._results import (
     Exponents,
     Finding,
     LayerDivergence,
     LayerExponents,
+    ParameterChangeReport,
     PrecisionReport,
 )
+from lyapunov._serving import serving_flags
+from lyapunov._verdict import check_codes, select_findings, verdict
 
 
 __all__ = [
     "CATALOGUE",
     "FindingKind",
+    "advice",
     "check_codes",
     "find",
     "recommendation",
@@ -52,6 +56,7 @@ def find(
     exponents: Exponents,
     precisions: Sequence[PrecisionReport],
     settings: Mapping[str, Any] | None = None,
+    changes: Sequence[ParameterChangeReport] = (),
 ) -> list[Finding]:
     """Everything that the user should know, errors first, then by code and layer.
 
@@ -61,6 +66,7 @@ def find(
     - `precisions`: one entry per execution; may be empty.
     - `settings`: the check's settings; `state_precision` is read where no
         execution names the state's format.
+    - `changes`: changed weight sets, for violations of their bounds.
 
     **Returns:**
 
@@ -79,6 +85,8 @@ def find(
         for layer in precision.layers:
             found += _of_divergence(layer, precision, rows.get(layer.layer))
         found += _of_output(precision)
+    for change in changes:
+        found += _of_change(change)
     return sorted(found, key=_order)
 
 
@@ -254,6 +262,17 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
             f"the logits of the {name} execution are not finite",
             precision=name,
         )
+    decisions = output.decisions
+    if decisions is not None and decisions.certified_flipped:
+        yield _finding(
+            "LYA003",
+            None,
+            f"{_counted(decisions.certified_flipped, 'top token')} of "
+            f"{decisions.certified_stable:,} that are certified stable changed",
+            value=float(decisions.certified_flipped),
+            limit=0.0,
+            precision=name,
+        )
     if output.argmax_flips:
         message = f"{output.argmax_flips:,} top tokens change"
         if output.argmax_total:
@@ -274,90 +293,43 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
         )
 
 
+def _of_change(change: ParameterChangeReport) -> Iterator[Finding]:
+    for layer in change.layers:
+        if layer.violations:
+            yield _finding(
+                "LYA003",
+                layer.layer,
+                f"changed weights {change.name}: {layer.violations:,} of "
+                f"{layer.elements_total:,} elements above the bound",
+                value=float(layer.violations),
+                limit=0.0,
+                precision=change.name,
+            )
+
+
 def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def check_codes(codes: Iterable[str]) -> tuple[str, ...]:
-    """Codes or their beginnings (`LYA`, `LYA00`), in capitals.
-
-    **Raises:** `UsageError` for one that matches nothing in the catalogue.
-    """
-    checked = tuple(code.strip().upper() for code in codes)
-    for given, code in zip(codes, checked, strict=True):
-        if not code or not any(known.startswith(code) for known in CATALOGUE):
-            raise UsageError(
-                f"no finding has the code {given!r}",
-                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
-                "`lyapunov-check --explain all` lists them",
-            )
-    return checked
-
-
-def select_findings(
-    findings: Iterable[Finding],
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-) -> list[Finding]:
-    """The findings that count: those selected (all, where nothing is) less those
-    ignored. Codes match by their beginning; where both match, the longer one wins.
-    """
-    select, ignore = tuple(select or ()), tuple(ignore or ())
-
-    def length(code: str, given: tuple[str, ...]) -> int:
-        return max((len(g) for g in given if code.startswith(g.upper())), default=-1)
-
-    kept = []
-    for finding in findings:
-        wanted = length(finding.code, select) if select else 0
-        unwanted = length(finding.code, ignore)
-        if wanted >= 0 and wanted > unwanted:
-            kept.append(finding)
-    return kept
-
-
-def verdict(
-    findings: Iterable[Finding],
-    *,
-    fail_on: str = ERROR,
-    checked: int,
-    skipped: int = 0,
-    allow_partial: bool = False,
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    exit_zero: bool = False,
-) -> tuple[str, int]:
-    """What the findings add up to.
-
-    **Arguments:**
-
-    - `findings`: as `find` gave them.
-    - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
-    - `checked`, `skipped`: sublayers that were, and that could not be, checked.
-    - `allow_partial`: skipped sublayers do not make the verdict incomplete.
-    - `select`, `ignore`: codes that count, and that do not.
-    - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
-
-    **Returns:**
-
-    The verdict (`held`, `findings` or `incomplete`) and the exit code (0, 1 or 2).
-    """
-    if fail_on not in (ERROR, WARNING):
-        raise UsageError(
-            f"fail_on is 'error' or 'warning', not {fail_on!r}",
-            hint="the default is 'error'",
+def advice(
+    exponents: Exponents,
+    precisions: Sequence[PrecisionReport],
+    findings: Sequence[Finding],
+    changes: Sequence[ParameterChangeReport] = (),
+) -> dict[str, Any]:
+    """What to do, as fields of `Summary`: `recommendation`, `flags` and
+    `benchmark_note`. Flags are given only where nothing is broken."""
+    broken = any(finding.severity == ERROR for finding in findings)
+    state, weights = (
+        (None, None)
+        if broken
+        else (
+            state_to_keep(precisions, findings),
+            weights_to_run(precisions, findings),
         )
-    failing = [
-        finding
-        for finding in select_findings(findings, select, ignore)
-        if fail_on == WARNING or finding.severity == ERROR
-    ]
-    if checked == 0:
-        return "incomplete", 2
-    if failing:
-        if exit_zero and skipped and not allow_partial:
-            return "findings", 2
-        return "findings", 0 if exit_zero else 1
-    if skipped and not allow_partial:
-        return "incomplete", 2
-    return "held", 0
+    )
+    return {
+        "recommendation": recommendation(exponents, precisions, findings, changes),
+        "flags": serving_flags(precisions, state, weights),
+        "benchmark_note": benchmark_note(precisions),
+    }
