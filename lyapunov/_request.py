@@ -6,11 +6,8 @@ import jax
 import numpy as np
 
 from ._errors import TokensError, UsageError
-from .executions import Execution, mamba_ssm_prefill, transformers_prefill
+from .executions import Execution, executions_for
 from .models import Model
-
-
-MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
 
 
 def given_tokens(
@@ -76,37 +73,10 @@ def chosen_executions(
     model: Model, precisions, state_precision, mode: str, measure: str
 ) -> list[Execution]:
     """One execution for each precision, of whatever measures."""
-    if measure not in MEASURES:
-        raise UsageError(
-            f"cannot measure with {measure!r}", hint=f"one of {', '.join(MEASURES)}"
-        )
-    if mode != "prefill":
-        raise UsageError(f"mode {mode!r} is not there yet", hint="prefill works")
-    if measure == "none":
-        return []
-    config = model.config
-    if measure == "mamba_ssm" and state_precision not in (None, "fp32"):
-        raise UsageError(
-            f"mamba_ssm's prefill keeps the state in fp32, not {state_precision}",
-            hint="leave --state-precision out, or --measure emulated",
-        )
-    if measure == "transformers":
-        if state_precision not in (None, "fp32"):
-            raise UsageError(
-                f"transformers keeps the state in fp32, not {state_precision}",
-                hint="leave --state-precision out, or --measure emulated",
-            )
-        return [
-            transformers_prefill(p, residual_in_fp32=config.residual_in_fp32)
-            for p in precisions
-        ]
-    return [
-        mamba_ssm_prefill(
-            p,
-            residual_in_fp32=config.residual_in_fp32,
-            fused_add_norm=config.fused_add_norm,
-            state_precision=state_precision,
-            biased_projections=config.proj_bias,
-        )
-        for p in precisions
-    ]
+    return executions_for(
+        model.config,
+        precisions,
+        mode=mode,
+        measure=measure,
+        state_precision=state_precision,
+    )

@@ -1,7 +1,8 @@
-"""Floating-point formats, and rounding fp64 values to them, to nearest even.
+"""Floating-point formats, and rounding fp64 values to them.
 
 A `Format` is data about a format; its `numbers()` are arrays, so that one compiled
-function serves every format of the same role.
+function serves every format of the same role. Tensors are rounded to nearest, ties to
+even; a recurrent state may also be rounded stochastically, or under a scale.
 """
 
 import dataclasses

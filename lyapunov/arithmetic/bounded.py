@@ -19,6 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
+from ..state_formats import (
+    StateNumbers,
+    round_state,
+    state_error_bound,
+    state_scale,
+)
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
 from ._interface import AbstractArithmetic
 
@@ -135,15 +141,39 @@ class BoundedArithmetic(AbstractArithmetic):
         return jnp.maximum(jnp.abs(high - centre), jnp.abs(centre - low))
 
     def _store_state(self, x: BoundedState, numbers) -> BoundedState:
-        error = x.excess + self._scan_rounding(x)
-        if self._centred:
-            value = round_to(x.value, numbers)
-            error = self._interval(Bounded(x.value, error), value, numbers)
+        """A store of the state, which may have a scale or be stochastic.
+
+        Around a stochastic store there is no centre to follow: its mean is the state
+        itself, and it moves by one spacing at most.
+        """
+        value, error = x.value, x.excess + self._scan_rounding(x)
+        rounding = state_error_bound(jnp.abs(value) + error, numbers)
+        if not isinstance(numbers, StateNumbers):
+            if self._centred:
+                value = round_to(x.value, numbers)
+                error = self._interval(Bounded(x.value, error), value, numbers)
+            else:
+                error = error + rounding
+        elif self._centred and not numbers.stochastic:
+            value, error = self._under_a_scale(x.value, error, rounding, numbers)
         else:
-            value = x.value
-            error = error + rounding_error_bound(jnp.abs(value) + error, numbers)
+            error = error + rounding
+        error = error * SAFETY
         # What follows starts from one stored number: its additions count anew.
         return BoundedState(value, error, jnp.abs(value) + error, x.mass)
+
+    def _under_a_scale(self, exact, error, rounding, numbers):
+        """Monotone rounding where the channel's scale is certain, else its worst."""
+        size = jnp.abs(exact)
+        value = round_state(exact, numbers)
+        least = jnp.max(jnp.maximum(size - error, 0.0), axis=0)
+        least = state_scale(least, numbers.format)
+        scale = state_scale(jnp.max(size + error, axis=0), numbers.format)
+        interval = scale * self._interval(
+            Bounded(exact / scale, error / scale), value / scale, numbers.format
+        )
+        free = error + rounding + jnp.abs(value - exact)
+        return value, jnp.where(least == scale, jnp.fmin(interval, free), free)
 
     # ---- one rounding an operation
 
