@@ -7,10 +7,8 @@ s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora (Hu et al. 2021, arX
 nowhere. Kinds of adapter whose merged weights are something else are refused.
 """
 
-import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,12 @@ from .._errors import (
     UsageError,
 )
 from ..models.config import Mamba1Config
+from ._adapter_settings import (
+    ADAPTER_CONFIG,
+    MERGE,
+    refuse_other_kinds,
+    scaling,
+)
 from ._checkpoint import file_hashes
 from ._files import MAX_CONFIG_BYTES, listing, quote, read_json_object
 from ._kinds import read_tensors
@@ -31,10 +35,8 @@ from ._mamba1 import Mamba1Layout, finite, layer_tensors
 from ._tensors import WEIGHT_DTYPES, StoredTensor
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-_MERGE = "merge it first: PeftModel.from_pretrained(...).merge_and_unload()"
 _PREFIX = "base_model.model."
 _ROLES = (
     (".lora_A.weight", "A"),
@@ -43,22 +45,6 @@ _ROLES = (
     (".lora_embedding_A", "A"),
     (".lora_embedding_B", "B"),
 )
-_NOT_COVERED = {  # setting: what it makes of the adapter
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "layer_replication": "replicated layers",
-    "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trained tokens",
-    "ensure_weight_tying": "tied adapters",
-}
-# These initialisers change the base's own weights before training.
-_CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-_MAX_PATTERN = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +84,7 @@ def open_adapter(source: str | os.PathLike) -> Adapter:
     text = os.fsdecode(os.fspath(source))
     folder = Path(text).expanduser()
     settings = read_json_object(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
-    _refuse_other_kinds(settings)
+    refuse_other_kinds(settings)
     for name in ADAPTER_WEIGHTS:
         if os.path.lexists(folder / name):
             weights = folder / name
@@ -120,26 +106,6 @@ def open_adapter(source: str | os.PathLike) -> Adapter:
                 hint="store it as fp32, bf16 or fp16",
             )
     return Adapter(text, settings, tensors, (folder / ADAPTER_CONFIG, weights))
-
-
-def _refuse_other_kinds(settings: dict[str, Any]) -> None:
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedCheckpointError(
-            f"an adapter of type {quote(kind, 40)}; only LORA is covered", hint=_MERGE
-        )
-    for setting, what in _NOT_COVERED.items():
-        if settings.get(setting):
-            raise UnsupportedCheckpointError(
-                f"an adapter with {setting} ({what}), which is not covered", hint=_MERGE
-            )
-    start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise UnsupportedCheckpointError(
-            f"init_lora_weights = {quote(start, 40)} changed the base's own weights,"
-            " so this adapter does not fit the base as it is stored",
-            hint="save it converted: path_initial_model_for_weight_conversion",
-        )
 
 
 @dataclass
@@ -203,8 +169,8 @@ class AdaptedLayout:
             found = _read(update.replacement, rows)
         if update.A is not None and update.B is not None:
             # (r, vocab) and (d_model, r): of the transposed matrix
-            columns = _read(update.A)[:, rows]
-            found = found + update.scaling * (columns.T @ _read(update.B).T)
+            columns = np.moveaxis(_read(update.A)[:, rows], 0, -1)
+            found = found + update.scaling * (columns @ _read(update.B).T)
         return found
 
     def final_norm(self) -> np.ndarray:
@@ -353,13 +319,15 @@ def _check(
             f"the adapter has no {lacking} for {what}", hint="save the adapter again"
         )
     if update.A is None or update.B is None:
-        update.scaling = _scaling(adapter, module)[1] if update.addition else 1.0
+        update.scaling = (
+            scaling(adapter.settings, module)[1] if update.addition else 1.0
+        )
         return
     if len(update.A.shape) != 2 or len(update.B.shape) != 2:
         raise UnsupportedCheckpointError(
-            f"LoRA on {what}, which is no linear layer, is not covered", hint=_MERGE
+            f"LoRA on {what}, which is no linear layer, is not covered", hint=MERGE
         )
-    rank, update.scaling = _scaling(adapter, module)
+    rank, update.scaling = scaling(adapter.settings, module)
     rows, columns = shape[::-1] if place[1] == "embedding" else shape
     wanted = (rank, columns), (rows, rank)
     if (update.A.shape[1], update.B.shape[0]) != (columns, rows):
@@ -375,55 +343,3 @@ def _check(
             f" {update.B.shape[1]}; {ADAPTER_CONFIG} says {rank}",
             hint="take settings and weights from the same place",
         )
-
-
-def _scaling(adapter: Adapter, module: str) -> tuple[int, float]:
-    """Rank and s of one module, from the settings."""
-    settings = adapter.settings
-    rank = _pattern(settings, "rank_pattern", module, settings.get("r"))
-    alpha = _pattern(settings, "alpha_pattern", module, settings.get("lora_alpha"))
-    plausible = (
-        type(rank) is int
-        and 1 <= rank < 2**31
-        and type(alpha) in (int, float)
-        and math.isfinite(alpha)
-    )
-    if not plausible:
-        raise CorruptCheckpointError(
-            f"{ADAPTER_CONFIG} says r = {quote(rank, 40)}, lora_alpha ="
-            f" {quote(alpha, 40)}",
-            hint="download it again",
-        )
-    root = settings.get("use_rslora") is True
-    return rank, alpha / (math.sqrt(rank) if root else rank)
-
-
-def _pattern(settings: dict[str, Any], name: str, module: str, default: Any) -> Any:
-    """The entry whose key matches the end of a module's name, as PEFT matches them."""
-    patterns = settings.get(name) or {}
-    if not isinstance(patterns, dict):
-        raise CorruptCheckpointError(
-            f"{ADAPTER_CONFIG}: {name} is not an object", hint="download it again"
-        )
-    for key in _safe(patterns, name):
-        if re.match(rf"(.*\.)?({key})$", module):
-            return patterns[key]
-    return default
-
-
-def _safe(patterns: Iterable[str], name: str) -> Iterable[str]:
-    """Expressions that cannot take long to match, whoever wrote them."""
-    for key in patterns:
-        greedy = sum(key.count(c) for c in "*+{?")
-        nested = re.search(r"\)[*+{?]", key)
-        try:
-            re.compile(key)
-        except (re.error, RecursionError, OverflowError):
-            greedy = _MAX_PATTERN
-        if greedy > 3 or nested or len(key) > _MAX_PATTERN:
-            raise UnsupportedCheckpointError(
-                f"{ADAPTER_CONFIG}: {name} has the expression {quote(key)}, which is"
-                " not covered",
-                hint=_MERGE,
-            )
-        yield key

@@ -38,10 +38,11 @@ def list_architectures() -> list[dict[str, Any]]:
             "fp32, fp16, bf16 and fp64 weights",
             "tied and untied heads, padded vocabularies",
             "biases of the projections and of the convolution, or none",
+            "LoRA adapters of PEFT, against their base (--against)",
         ],
         "not_covered": [
             "quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",
-            "adapters that are not merged (LoRA)",
+            "adapters other than LoRA (IA3, DoRA, ...) that are not merged",
             "activations other than silu",
             "mamba_ssm models with LayerNorm, attention or MLP layers",
         ],
