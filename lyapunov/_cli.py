@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
-from lyapunov._format_table import FORMAT_TABLE
+from lyapunov._format_table import FORMAT_TABLE, STATE_PRECISIONS
 from lyapunov._version import __version__
 
 
 FORMATS = tuple(FORMAT_TABLE)
-PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast")
+PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast", "bf16-amp", "fp16-amp")
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
 
 EPILOG = """\
@@ -194,14 +194,15 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     multiple=True,
     type=click.Choice(PRECISIONS),
     metavar="FORMAT",
-    help="bf16, fp16 or fp32; bf16-cast and fp16-cast cast A_log and D as well; "
-    "repeatable.  [default: bf16 and fp16]",
+    help="bf16, fp16 or fp32; with -cast A_log and D are cast as well, with -amp "
+    "weights stay fp32 under autocast; repeatable.  [default: bf16 and fp16]",
 )
 @click.option(
     "--state-precision",
-    type=click.Choice(FORMATS),
+    type=click.Choice(STATE_PRECISIONS),
     metavar="FORMAT",
-    help="Of the recurrent state.  [default: the implementation's]",
+    help="Of the recurrent state in its cache: fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2; "
+    "with -scaled, -stochastic or both.  [default: the implementation's]",
 )
 @click.option(
     "--mode",

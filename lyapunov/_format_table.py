@@ -33,6 +33,17 @@ FORMAT_TABLE = {
     )
 }
 
+STATE_VARIANTS = ("", "-scaled", "-stochastic", "-scaled-stochastic")
+STATE_PRECISIONS = (
+    "fp32",
+    *(
+        name + variant
+        for name in ("bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
+        for variant in STATE_VARIANTS
+    ),
+)
+"""Formats of a cached state: with one scale a channel, rounded stochastically."""
+
 NARROW_RANGE = 2.0**16
 """Formats whose largest value is below have a range that a model can leave; the
 others reach 1e38."""

@@ -26,11 +26,8 @@ INTERRUPTED = 130
 STOPPED = {"code": "interrupted", "message": "interrupted", "hint": ""}
 
 NOT_YET = {
-    ("mode", "decode"): ("--mode decode", "leave --mode out: prefill works"),
-    **{
-        ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
-        for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
-    },
+    ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
+    for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
 }
 """Options whose feature is announced and not there: the option, what works."""
 

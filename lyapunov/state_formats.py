@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._errors import UsageError
+from ._format_table import STATE_PRECISIONS
 from .formats import (
     FORMATS,
     Format,
@@ -59,15 +60,18 @@ class StateFormat(Format):
 
 
 def _state_formats() -> dict[str, Format]:
-    found: dict[str, Format] = {"fp32": FORMATS["fp32"]}
-    for name in ("bf16", "fp16", "fp8_e4m3", "fp8_e5m2"):
+    found: dict[str, Format] = {}
+    for full in STATE_PRECISIONS:
+        name, *variants = full.split("-")
         plain = FORMATS[name]
-        found[name] = plain
-        for scaled, stochastic in ((True, False), (False, True), (True, True)):
-            full = name + "-scaled" * scaled + "-stochastic" * stochastic
+        found[full] = plain
+        if variants:
             values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-            values["name"] = full
-            found[full] = StateFormat(**values, scaled=scaled, stochastic=stochastic)
+            found[full] = StateFormat(
+                **(values | {"name": full}),
+                scaled="scaled" in variants,
+                stochastic="stochastic" in variants,
+            )
     return found
 
 

@@ -144,7 +144,7 @@ def _empty_cache(torch, network, ids):
     """A cache as after no token at all, so that the first token is a step, too."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=network.config)
+    cache: Any = DynamicCache(config=network.config)
     batch, config, device = ids.shape[0], network.config, ids.device
     dtype = network.backbone.layers[0].mixer.conv1d.weight.dtype
     for layer in cache.layers:

@@ -78,7 +78,8 @@ def test_tokens_come_from_a_file(run, fake, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--mode", "decode"], "--mode decode is not there yet"),
+        (["--mode", "train"], "train"),
+        (["--state-precision", "fp64"], "fp64"),
         (["--precision", "fp8_e4m3"], "--precision fp8_e4m3 is not there yet"),
         (["--precision", "int8"], "int8"),
         (["--round-weights", "fp32"], "weights cannot be rounded to 'fp32'"),
@@ -128,7 +129,7 @@ SLIM += "assert not heavy, heavy\nassert code == {code}, code\n"
         (["--explain", "LYA003"], 0),
         (["--list-architectures"], 0),
         (["--no-such-option"], 2),
-        (["--mode", "decode"], 2),
+        (["--precision", "fp64"], 2),
         (["-o", "no/such/folder/x.json"], 2),
     ],
 )
