@@ -119,6 +119,19 @@ def by_position(per_token: Float[np.ndarray, "batch seq"]) -> list[float]:
     ]
 
 
+def flips(
+    sums: LogitSums,
+) -> tuple[Bool[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]:
+    """Tokens whose leader is another, and tokens where a leader is shared.
+
+    Logits that are all NaN or -inf have no leader, and agree with nothing.
+    """
+    host = jax.tree.map(np.asarray, sums)
+    leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
+    differs = (host.place != host.other_place) | leaderless
+    return differs, ((host.ties > 1) | (host.other_ties > 1)) & ~leaderless
+
+
 def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
     """What the sums say about the logits.
 
@@ -138,10 +151,7 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         size = host.square - host.total**2 / vocab_size
         relative = np.sqrt(np.maximum(np.sum(moved), 0.0) / np.sum(size))
         by_text = np.sqrt(np.maximum(np.sum(moved, 1), 0.0) / np.sum(size, 1))
-    # logits that are all NaN or -inf have no leader, and agree with nothing
-    leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
-    differs = (host.place != host.other_place) | leaderless
-    tied = ((host.ties > 1) | (host.other_ties > 1)) & ~leaderless
+    differs, tied = flips(sums)
     margins = np.quantile(host.top[..., 0] - host.top[..., 1], MARGIN_QUANTILES)
     blocks = np.array_split(kl, min(POSITION_BLOCKS, kl.shape[1]), axis=1)
     return OutputDivergence(

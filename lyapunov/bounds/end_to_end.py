@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from .._results import OutputDivergence
+from .._results import Decisions, OutputDivergence
 from ..executions import Execution
 from ..models import Model, Sublayer
 from .adjoint import Adjoints, Effects
@@ -296,3 +296,31 @@ def _shares(effects: Effects) -> tuple[dict[str, float], dict[int, float]]:
         if place >= 0:
             by_layer[place] = by_layer.get(place, 0.0) + share
     return by_site, dict(sorted(by_layer.items()))
+
+
+def decided(
+    differs: Bool[np.ndarray, "batch seq"],
+    tied: Bool[np.ndarray, "batch seq"],
+    predicted: Bool[np.ndarray, "batch seq"],
+    certified: Bool[np.ndarray, "batch seq"] | None,
+) -> Decisions:
+    """Greedy tokens, counted.
+
+    A certified token may not even tie; a predicted one counts as flipped where the
+    leader is another and not shared.
+
+    **Arguments:**
+
+    - `differs`, `tied`: of the run, from its logits.
+    - `predicted`, `certified`: tokens that were promised not to change.
+    """
+    if certified is None:
+        certified = np.zeros_like(predicted)
+    return Decisions(
+        total=int(differs.size),
+        certified_stable=int(np.sum(certified)),
+        certified_flipped=int(np.sum(certified & differs)),
+        predicted_stable=int(np.sum(predicted)),
+        predicted_flipped=int(np.sum(predicted & differs & ~tied)),
+        ties=int(np.sum(differs & tied)),
+    )
