@@ -242,12 +242,12 @@ def _weights(
     for p in shown:
         if p in calm:
             continue
-        told = (
-            f"{p.output.argmax_flips:,} of {p.output.argmax_total:,} top tokens "
-            f"change, mean KL {p.output.kl_mean:.2g} nats"
-        )
-        word = "are fine" if _is_fine(p) else "cost"
-        yield f"weights in {p.precision} {word}: {told}"
+        kl = f"mean KL {p.output.kl_mean:.2g} nats"
+        tokens = f"{p.output.argmax_flips:,} of {p.output.argmax_total:,} top tokens"
+        if _is_fine(p):
+            yield f"weights in {p.precision} are fine: {tokens} change, {kl}"
+        else:
+            yield f"weights in {p.precision} change {tokens}, {kl}"
 
 
 def _changed(changes: Sequence[ParameterChangeReport]) -> Iterator[str]:
@@ -263,18 +263,21 @@ def _changed(changes: Sequence[ParameterChangeReport]) -> Iterator[str]:
 def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
     """The layer that most of the error comes from, and what binds there, for the
     execution that changes most."""
+    if not precisions:
+        return
+    worst = max(precisions, key=_harm)
+    cause = worst.output.cause or ""
+    if cause and not _binding(worst):
+        yield f"limit: {cause}"
+        return
     known = [
-        (row.sigma_share, row.layer, p)
-        for p in precisions
-        for row in p.layers
+        (row.sigma_share, row.layer)
+        for row in worst.layers
         if row.sigma_share is not None and math.isfinite(row.sigma_share)
     ]
+    limits = [cause] if cause else []
     if known:
-        worst = max((p for _, _, p in known), key=_harm)
-        share, layer = max((s, n) for s, n, p in known if p is worst)
-        cause = f", {worst.output.cause}" if worst.output.cause else ""
-        yield f"limit: layer {layer} ({share:.0%} of the error's variance){cause}"
-        return
-    causes = sorted({p.output.cause for p in precisions if p.output.cause})
-    if causes:
-        yield f"limit: {listed(causes)}"
+        share, layer = max(known)
+        limits.insert(0, f"layer {layer} ({share:.0%} of the error's variance)")
+    if limits:
+        yield f"limit: {', '.join(limits)}"

@@ -359,6 +359,7 @@ def _show(report: Report, options: dict[str, Any]) -> None:
             color=color,
             encoding=sys.stdout.encoding,
             quiet=options["quiet"],
+            verbose=options["verbose"],
         ),
         color=color,
     )

@@ -65,7 +65,7 @@ def _advice(exponents, *executions, changes=()):
         ({}, {"precision": "fp16", "max_abs_stored": {"z": 6e4}}, "prefer bf16"),
         ({}, {"output": {"kl_mean": 1e-5}}, "no top token changes"),
         ({}, {"output": {"argmax_flips": 3}}, "are fine: 3 of 512 top tokens"),
-        ({}, {"output": {"argmax_flips": 60}}, "bf16 cost: 60 of 512 top tokens"),
+        ({}, {"output": {"argmax_flips": 60}}, "bf16 change 60 of 512 top tokens"),
         ({}, {"output": {"kl_mean": 0.0}}, "no top token changes"),
         ({}, {"state": "fp16"}, "The state in fp16 is fine"),
     ],
