@@ -31,6 +31,7 @@ from ._adapter_settings import (
 from ._checkpoint import file_hashes
 from ._files import MAX_CONFIG_BYTES, listing, quote, read_json_object
 from ._kinds import read_tensors
+from ._locate import WEIGHTS
 from ._mamba1 import Mamba1Layout, finite, layer_tensors
 from ._tensors import WEIGHT_DTYPES, StoredTensor
 
@@ -62,14 +63,15 @@ class Adapter:
 
 
 def is_adapter(source: object) -> bool:
-    """Whether a path is a folder with an adapter and without a model."""
+    """Whether a path is a folder with an adapter and without a model's weights."""
     if not isinstance(source, str | os.PathLike):
         return False
     folder = Path(os.fsdecode(os.fspath(source))).expanduser()
+    whole = [name + end for name in WEIGHTS for end in ("", ".index.json")]
     try:
-        return (folder / ADAPTER_CONFIG).is_file() and not (
-            folder / "config.json"
-        ).is_file()
+        return (folder / ADAPTER_CONFIG).is_file() and not any(
+            (folder / name).exists() for name in whole
+        )
     except (OSError, ValueError):
         return False
 

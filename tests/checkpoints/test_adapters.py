@@ -310,6 +310,9 @@ def test_missing_weights_and_other_folders(plain, base, tmp_path):
     folder = shutil.copytree(plain, tmp_path / "lora")
     (folder / "adapter_model.safetensors").unlink()
     assert "no adapter_model.safetensors" in _refused(folder, base)
+    # some adapters come with their base's settings, none with its weights
+    shutil.copy(base / "config.json", folder)
+    assert is_adapter(folder)
     assert not is_adapter(base)
     assert not is_adapter(tmp_path / "nowhere")
     assert not is_adapter("\0")
