@@ -113,6 +113,19 @@ _KINDS = (
         "with the original file. Unusual values alone do not raise this.",
     ),
     FindingKind(
+        "LYA009",
+        "errors unlike rounding",
+        WARNING,
+        "Of an audit: a sublayer's output at some token is more than 6 times as far "
+        "from exact arithmetic as random roundings of the declared stores put it, root "
+        "mean square over the output, and still within its certified bound. A right "
+        "implementation stays near 1 and reaches 3 on hard inputs. Either its "
+        "roundings all push one way (a constant input, a state that stagnates), or "
+        "something is held in a lower precision than declared: a state in 16 bits, "
+        "tf32 products, another epsilon. Look at the named sublayer's stored tensors, "
+        "and give them in a dump: with them the bounds are sharper.",
+    ),
+    FindingKind(
         "LYA010",
         "worse than the baseline",
         ERROR,

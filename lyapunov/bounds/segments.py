@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..executions import Execution
 from ..flows.residual import sublayer
-from ..formats import FP32, Format, rounding_error_bound
+from ..formats import FP32, Format
 from .local import REFERENCE_SHARE
 
 
@@ -264,33 +264,27 @@ def _exact(flow, inputs: _Inputs, p, start):
 class _SampledInside(Sampled):
     """Random roundings of the fp32 operations between the stores as well.
 
-    Where the stores are in fp32 these are as large as the stores' own. One operation
-    is off by one unit in the last place, an elementary function's; a sum of n products
-    by sqrt(n) roundings of its terms' root sum of squares.
+    Where the stores are in fp32 these are as large as the stores' own. A sum of n
+    products is taken to be off by sqrt(n) roundings of its terms' root sum of squares.
     """
 
-    def _settle(self, x):
-        ulp = 2.0 * rounding_error_bound(jnp.abs(x), FP32.numbers())
-        return x + self._draw(x) * ulp
-
-    def _draw(self, x):
-        draw = jax.random.uniform(
-            self._next_key(), x.shape, jnp.float32, minval=-1.0, maxval=1.0
-        )
-        return jnp.asarray(draw, jnp.float64)
+    def __init__(self, sites, key):
+        super().__init__(sites, key, inner=FP32.numbers())
 
     def advance(self, state, a, b):
+        """a state + b, rounded."""
         return self._settle(a * state + b)
 
     def matmul(self, x, weight, bias=None):
+        """The sum with the roundings on its way."""
         product = super().matmul(x, weight, bias)
         terms = weight.matrix.shape[-1]
         square = jnp.matmul(x**2, (weight.matrix**2).T, precision="highest")
         size = FP32.unit_roundoff * (terms * square) ** 0.5
-        return product + self._draw(product) * size
+        return product + self._draw(product.shape) * size
 
     def _inside_scan(self, key):
-        return _SampledInside(self._sites, key, self._sign)
+        return _SampledInside(self._sites, key)
 
 
 @eqx.filter_jit
