@@ -46,9 +46,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "measure",
         "against",
         "round_weights",
+        "audit",
         "device",
     ),
-    "Verdict": ("fail_on", "select", "ignore", "exit_zero", "allow_partial"),
+    "Verdict": (
+        "fail_on",
+        "select",
+        "ignore",
+        "baseline",
+        "exit_zero",
+        "allow_partial",
+    ),
     "Output": (
         "json_output",
         "output",
@@ -81,7 +89,7 @@ class CheckCommand(click.Command):
 
     def main(self, args: Any = None, **extra: Any) -> Any:
         """Run and turn every way to end into an exit code."""
-        from lyapunov._session import guard
+        from lyapunov._endings import guard
 
         arguments = list(sys.argv[1:] if args is None else args)
         standalone = extra.pop("standalone_mode", True)
@@ -238,6 +246,13 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     help="Hold this one against itself with weights rounded, as bf16:A_log; groups: "
     "all, projections, conv, norms, embedding_and_head, or a parameter; repeatable.",
 )
+@click.option(
+    "--audit",
+    metavar="SOURCE",
+    help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in a "
+    "batch, each held to its bounds: transformers, emulated, mamba_ssm or a dump, "
+    "FILE.npz.",
+)
 @click.option("--device", metavar="NAME", help="Where it runs.  [default: JAX's]")
 @click.option(
     "--fail-on",
@@ -253,6 +268,13 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     callback=_split,
     metavar="CODE",
     help="Codes that do not count; the longer of two matches wins.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="REPORT",
+    help="An earlier .json of the same checkpoint and tokens: what grew by more than "
+    "a quarter is an error.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit code 0 in spite of findings.")
 @click.option(

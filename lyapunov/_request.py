@@ -1,11 +1,13 @@
 """What was asked for, checked before the long work: tokens, layers, device, runs."""
 
+import hashlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from ._errors import TokensError, UsageError
+from ._results import TokensFacts
 from .executions import Execution, executions_for
 from .models import Model
 
@@ -38,6 +40,16 @@ def given_tokens(
         )
     check_range(ids, model.config.vocab_size)
     return ids.astype(np.int64), source
+
+
+def tokens_facts(ids: np.ndarray, source: str) -> TokensFacts:
+    """What a report says of its tokens (batch, seq)."""
+    return TokensFacts(
+        source=source,
+        batch=ids.shape[0],
+        length=ids.shape[1],
+        sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+    )
 
 
 def chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
