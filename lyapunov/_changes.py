@@ -225,9 +225,15 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
         p = model.parameters(place.layer)
         for run in runs:
             other = next(run.trace)
-            step = difference(p, run.change.model.parameters(place.layer))
+            changed = run.change.model.parameters(place.layer)
+            step = difference(p, changed)
             if place.layer in chosen:
-                run.rows.append(_row(model, place, record, other, p, run.change, floor))
+                weights = _relative(
+                    run.change.model.raw_parameters(place.layer),
+                    model.raw_parameters(place.layer),
+                )
+                pair = p, changed, model.start(p)
+                run.rows.append(_row(place, record, other, pair, weights, floor))
             run.residual, run.hidden = _push(
                 place.flow,
                 (record.residual, record.hidden, p),
@@ -243,13 +249,16 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
     return reports
 
 
-def _row(model, place, record, other, p, change, floor: bool) -> LayerChange:
-    """What a change does to one sublayer, from its base's record and its own."""
-    changed = change.model.parameters(place.layer)
-    inputs = place.flow, record.residual, record.hidden, p, changed, model.start(p)
-    weights = _relative(
-        change.model.raw_parameters(place.layer), model.raw_parameters(place.layer)
-    )
+def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
+    """What a change does to one sublayer.
+
+    **Arguments:**
+
+    - `record`, `other`: of the base and of the changed network.
+    - `pair`: parameters of either, and the state before the first token.
+    - `weights`: how far each parameter changed; empty where none did.
+    """
+    inputs = place.flow, record.residual, record.hidden, *pair
     local = bound = largest = 0.0
     violations, worst = 0, None
     if weights:
