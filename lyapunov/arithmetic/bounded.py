@@ -208,13 +208,17 @@ class BoundedArithmetic(AbstractArithmetic):
             return self._settle(value, error, norm)
         numbers = FP32.numbers()
         near = round_to(value, numbers)
-        exact = Bounded(value, error + flushed, norm)
+        exact = Bounded(value, error + flushed)
         # `unit` 0 stands for exact arithmetic
         rounds = self._model.unit > 0
-        return Bounded(
-            jnp.where(rounds, near, value),
-            jnp.where(rounds, self._interval(exact, near, numbers), error),
-        )
+        interval = jnp.where(rounds, self._interval(exact, near, numbers), error)
+        if norm is not None:
+            # as in `store`: rounding adds one spacing at most, where it can add
+            spacing = 2.0 * rounding_error_bound(exact.magnitude, numbers)
+            flips = jnp.where(interval > 0, jnp.minimum(interval, spacing), 0.0)
+            flips = jnp.where(rounds, flips + flushed, 0.0)
+            norm = (norm + jnp.linalg.norm(flips, axis=-1)) * SAFETY
+        return Bounded(jnp.where(rounds, near, value), interval, norm)
 
     def add(self, x, y, *, alone=False):
         """x + y."""
@@ -228,7 +232,9 @@ class BoundedArithmetic(AbstractArithmetic):
         other = value - x.value
         lost = jnp.abs((x.value - (value - other)) + (y.value - other))
         flushed = 3.0 * self._may_flush(x, y, Bounded(value, error))
-        return self._alone(value, error + lost, None, flushed)
+        if norm is not None:
+            norm = norm + jnp.linalg.norm(lost, axis=-1)
+        return self._alone(value, error + lost, norm, flushed)
 
     def multiply(self, x, y, *, alone=False):
         """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow.

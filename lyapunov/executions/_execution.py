@@ -79,10 +79,22 @@ class Execution:
         return {name: f.numbers() for name, f in self.sites.items()}
 
     def bounded(
-        self, seq: int, sites, model, *, anchors=None, centred: bool = False
+        self,
+        seq: int,
+        sites,
+        model,
+        *,
+        anchors=None,
+        centred: bool = False,
+        kind: type[BoundedArithmetic] = BoundedArithmetic,
     ) -> BoundedArithmetic:
-        """The interpreter that bounds this execution over `seq` tokens."""
-        return BoundedArithmetic(
+        """The interpreter that bounds this execution over `seq` tokens.
+
+        **Arguments:**
+
+        - `kind`: a class of interpreter that keeps more of what it sees.
+        """
+        return kind(
             sites,
             model,
             accumulation_depth=self.depths.accumulation,
