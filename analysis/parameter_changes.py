@@ -2,8 +2,8 @@
 
 `python -m analysis.parameter_changes [CHECKPOINT]...` writes
 analysis/results/parameter_changes.json and a table beside it; for the bundled model,
-and some groups of the one of 24 layers, where no checkpoint is given. Everything but the weights is
-exact, so the figures say what the weights alone cost.
+and some groups of the one of 24 layers, where no checkpoint is given. Everything but
+the weights is exact, so the figures say what the weights alone cost.
 """
 
 import dataclasses
