@@ -59,7 +59,8 @@ def _predicted(output: OutputDivergence) -> str:
     z = output.calibration_z
     inside = ["1 sigma, an estimate"]
     if z is not None:
-        inside.append(f"z {words.number(z)}")
+        at = f" at {output.n_readouts:,} tokens" if output.n_readouts else ""
+        inside.append(f"z {words.number(z)}{at}")
     if output.n_probes:
         inside.append(words.plural(output.n_probes, "probe"))
     text = (
@@ -75,11 +76,10 @@ def _predicted(output: OutputDivergence) -> str:
 def _worst_case(output: OutputDivergence) -> str:
     if output.estimate_t2 is None:
         return ""
-    reads = f", {output.n_readouts} read-outs" if output.n_readouts else ""
     return (
         f"{words.number(output.estimate_t2)}"
         f"{_relative_error(output.estimate_t2, output.estimate_t2_stderr)} "
-        f"(to first order, an estimate{reads})"
+        "(to first order, an estimate)"
     )
 
 

@@ -127,7 +127,7 @@ def output_divergence(precision: str, **changes) -> OutputDivergence:
         sigma_t3_stderr=4e-3 if precision == "bf16" else None,
         sigma_withheld=None if precision == "bf16" else "z 1.9: biased rounding",
         calibration_z=0.97 if precision == "bf16" else 1.9,
-        n_readouts=16,
+        n_readouts=512,
         n_probes=4,
         certified_until_layer=3 if precision == "fp16" else 0,
         stopped_by="layer 3, exp(dt A)" if precision == "fp16" else "layer 0, gated",

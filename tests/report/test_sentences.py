@@ -48,7 +48,7 @@ def test_a_prediction_names_its_error_its_z_and_its_probes():
         )
     )["predicted"]
     assert line == (
-        "4.4e-3 ± 12 % (1 sigma, an estimate, z 0.97, 4 probes); "
+        "4.4e-3 ± 12 % (1 sigma, an estimate, z 0.97 at 512 tokens, 4 probes); "
         "3.0 % beyond first order"
     )
 
