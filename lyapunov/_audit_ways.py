@@ -103,6 +103,10 @@ def _runner(model: Model, source: str, execution: Execution):
 
 def _executions(config, precision, measure, state) -> tuple[Execution, Execution]:
     """What is declared of a call over several tokens, and of steps."""
+    if state is not None and "-" in state:
+        raise UsageError(
+            f"a cache in {state} is not audited", hint="a format without a suffix"
+        )
     prefill = executions_for(config, [precision], mode="prefill", measure=measure)
     decode = executions_for(
         config, [precision], mode="decode", measure=measure, state_precision=state

@@ -85,7 +85,7 @@ def render(
     if suffix == ".md" and any(isinstance(e, AuditReport) for e in entries):
         from lyapunov.report.audit import audits_to_markdown
 
-        return audits_to_markdown(entries)
+        return audits_to_markdown([e for e in entries if not isinstance(e, Report)])
     checks = [e for e in entries if not isinstance(e, AuditReport)]
     if suffix == ".md":
         from lyapunov.report.markdown import to_markdown
