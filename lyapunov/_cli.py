@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "round_weights",
         "audit",
         "device",
+        "plan",
     ),
     "Verdict": (
         "fail_on",
@@ -254,6 +255,11 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     "FILE.npz.",
 )
 @click.option("--device", metavar="NAME", help="Where it runs.  [default: JAX's]")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say what time and memory a check would take, and stop.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(("error", "warning")),

@@ -124,6 +124,8 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
             f"--baseline is one report, and there are {len(sources)} checkpoints",
             hint="check them one by one",
         )
+    if options["plan"]:
+        return _plan(sources, options)
     outcomes: list[_Outcome] = []
     interrupted = False
     for source in sources:
@@ -190,6 +192,9 @@ def _validate(options: dict[str, Any]) -> list[Path]:
 
         options["select"] = check_codes(options["select"])
         options["ignore"] = check_codes(options["ignore"])
+    for option in ("baseline", "output") if options["plan"] else ():
+        if options[option]:
+            raise UsageError(f"--{option} is not for --plan", hint="leave it out")
     if options["baseline"] is not None:
         from lyapunov._baseline import read_baseline
 
@@ -247,6 +252,31 @@ def _check(source: str | None, options: dict[str, Any]) -> Any:
     if not options["quiet"]:
         click.echo(f"baseline: {outcome}", err=True)
     return report
+
+
+def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
+    """What checking each would cost, shown; always 0."""
+    _prepare_jax()
+    from lyapunov._plan_session import planned
+
+    documents = []
+    for source in sources:
+        with _progress(options):
+            model = _open(source, options["revision"])
+            made = planned(model, _tokens(model, options).ids, options)
+        documents.append(made.to_dict())
+        if not options["json_output"]:
+            from lyapunov.report.plan import to_plan_table
+
+            color = wants_color(options["color"], sys.stdout)
+            width = shutil.get_terminal_size((80, 24)).columns
+            encoding = sys.stdout.encoding
+            put(to_plan_table(made, width=width, color=color, encoding=encoding), color)
+    if options["json_output"]:
+        from lyapunov.report.json import combined, dump
+
+        put(dump(combined(documents)))
+    return 0
 
 
 def _audit(source: str | None, options: dict[str, Any]) -> Any:

@@ -138,7 +138,8 @@ def _layer_tables(
     return tables
 
 
-def _frame(glyphs: Glyphs, gap: int = 1) -> Table:
+def frame(glyphs: Glyphs, gap: int = 1) -> Table:
+    """An empty table in the style of all of them."""
     return Table(
         box=SIMPLE_HEAD if glyphs is UNICODE else _ASCII_HEAD,
         padding=(0, gap, 0, 0),
@@ -157,7 +158,7 @@ def _layers(
     exponents: bool = True,
     executions: list[int],
 ) -> Table:
-    table = _frame(glyphs, gap)
+    table = frame(glyphs, gap)
     table.add_column("\n#", justify="right", no_wrap=True)
     table.add_column("\nkind", no_wrap=True)
     if exponents:
@@ -202,7 +203,7 @@ def _divergence_cells(row: LayerDivergence | None, glyphs: Glyphs) -> list[str |
 
 
 def _logits(report: Report, glyphs: Glyphs) -> Table:
-    table = _frame(glyphs)
+    table = frame(glyphs)
     table.add_column("logits", no_wrap=True)
     for head in ("rel L2", "max", "KL mean", "KL max", "flips", "ties", "of"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -260,7 +261,7 @@ def _losses(console: Console, report: Report, glyphs: Glyphs) -> None:
         ]
         if not rows:
             continue
-        table = _frame(glyphs)
+        table = frame(glyphs)
         table.add_column("\n#", justify="right", no_wrap=True)
         table.add_column(f"{precision.precision}\nbound lost at", no_wrap=True)
         for head in ("share of\nradius", "share of\nvariance", "certified\nradius"):
