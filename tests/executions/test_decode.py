@@ -265,3 +265,15 @@ def test_the_emulator_decodes_what_ml_dtypes_holds(checkpoint):
     assert error["fp32"] < error["bf16"] < error["fp8_e4m3-scaled"]
     assert error["fp8_e4m3-scaled"] < error["fp8_e5m2-scaled"]
     assert error["fp8_e4m3-scaled"] < step * np.linalg.norm(exact)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16-amp", "fp32"])
+def test_mamba_ssm_decodes_within_its_bounds(checkpoint, precision):
+    """Assert it of the Triton kernel itself, with its own cache and one in fp32."""
+    pytest.importorskip("mamba_ssm")
+    folder, _, tokens = checkpoint("plain")
+    for cache in (None, "fp32"):
+        run = check(folder, tokens, precision, "mamba_ssm", state_precision=cache)
+        for layer in run.precisions[0].layers:
+            assert layer.violations == 0, layer.first_violation
