@@ -63,7 +63,8 @@ class EndToEndEstimate:
     sigma_share: dict[int, float] | None
     """The same by sublayer; what is missing from 1 is the head's."""
     predicted_stable: Bool[np.ndarray, "batch seq"]
-    """Tokens whose leader keeps 4 sigma from every other."""
+    """Tokens whose leader keeps 4 sigma from every other; none where sigma is withheld,
+    since it is the same sigma."""
     readout_z: Float[np.ndarray, " readouts"] | None
     """What the run did to each read-out of T2, over its sigma by adjoints."""
 
@@ -96,7 +97,8 @@ class EndToEnd:
 
     - `tokens`: (batch, seq).
     - `n_probes`: runs with random roundings for each execution, at least 1. From 2
-      on the last is the first with opposite signs, which shows what is not linear.
+      on the last is the first with opposite signs, which shows what is not linear (and
+      offsets whose size changes where a value changes its binade).
     - `n_readouts`: read-outs for T2 and the attributions, shared by all executions;
       each costs a reverse pass over one sequence. 0 leaves both out.
     """
@@ -201,12 +203,14 @@ class EndToEnd:
             else _worst_case(effects, error.shift.size, size, weights)
         )
         by_site, by_layer = (None, None) if effects is None else _shares(effects)
+        withheld = _why_withheld(sigma, z)
+        stable = predicted_stable(self._sums[i], self._vocabulary)
         return EndToEndEstimate(
             estimate_t2=t2,
             estimate_t2_stderr=t2_stderr,
             sigma_t3=sigma,
             sigma_t3_stderr=float(sigma * spread / 2),
-            sigma_withheld=_why_withheld(sigma, z),
+            sigma_withheld=withheld,
             calibration_z=z,
             n_readouts=error.shift.size,
             n_probes=self._n_probes,
@@ -216,7 +220,7 @@ class EndToEnd:
             weights_rel_l2=weights,
             sigma_by_site=by_site,
             sigma_share=by_layer,
-            predicted_stable=predicted_stable(self._sums[i], self._vocabulary),
+            predicted_stable=stable & (withheld is None),
             readout_z=(
                 None
                 if effects is None or not self._ran

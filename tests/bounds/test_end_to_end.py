@@ -283,6 +283,9 @@ def test_roundings_of_one_sign_are_withheld(small):
     assert "one sign" in biased.sigma_withheld
     shown = biased.into(lyapunov._results.OutputDivergence())
     assert shown.sigma_t3 is None
+    # nothing is predicted by a sigma that is not shown
+    assert not biased.predicted_stable.any()
+    assert honest.predicted_stable.any()
     assert shown.sigma_t3_stderr is None
     assert shown.calibration_z == biased.calibration_z
 
