@@ -28,6 +28,7 @@ class SublayerDivergence:
     - `reference`, `record`: records of the reference and of the execution.
     - `floor`: whether to search for what no bound on free roundings could beat.
     - `workers`: where T0, T1 and the search run side by side.
+    - `stagnation`: share of state updates too small for the state's format, if any.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class SublayerDivergence:
         record,
         floor: bool,
         workers: Executor,
+        stagnation: float | None = None,
     ):
         layer = sublayer.layer
         parameters = with_operator_norms(model.parameters(layer, execution))
@@ -69,12 +71,7 @@ class SublayerDivergence:
         self._accumulated = np.asarray(jnp.sum(apart**2, axis=-1))
         self._accumulated_max = float(jnp.max(apart))
         self._reference_l2 = float(jnp.linalg.norm(reference.output))
-        stagnation = reference.observed.get("stagnation")
-        self._stagnation = (
-            None
-            if stagnation is None or execution.state_precision == "fp32"
-            else float(jnp.mean(stagnation[..., 0]))
-        )
+        self._stagnation = stagnation
 
     def row(self) -> LayerDivergence:
         """Wait for the work and put it together."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _compare
+from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
 from ._results import (
     LayerDivergence,
@@ -55,6 +56,8 @@ class _Run(NamedTuple):
     ball: Ball | None
     certified: dict[int, float]
     """T4 behind each sublayer that it reached."""
+    facts: list[StateFacts]
+    """The reference's states in the state's format, where that is not fp32."""
 
 
 def run_layers(
@@ -74,12 +77,14 @@ def run_layers(
     - `measure`: whoever runs the executions, as in `check`.
     - `progress`: with `start(total, what)` and `advance()`; None is silent.
     """
-    units = [
-        state_format_named(e.state_precision).unit_roundoff
-        for e in executions
-        if e.state_precision != "fp32"
-    ]
-    reference = Reference(tuple(units[:1])).trace(model, ids)
+    states = dict.fromkeys(e.state_precision for e in executions)
+    states.pop("fp32", None)
+    formats = [state_format_named(name) for name in states]
+    reference = Reference(
+        tuple(f.unit_roundoff for f in formats),
+        tuple(f.smallest_normal for f in formats),
+    ).trace(model, ids)
+    places = {name: i for i, name in enumerate(states)}
     runs = [
         _Run(
             e,
@@ -87,6 +92,7 @@ def run_layers(
             [],
             Ball(model, ids, e) if effort.ball else None,
             {},
+            [],
         )
         for e in executions
     ]
@@ -105,6 +111,10 @@ def run_layers(
             started = []
             for run in runs:
                 other = next(run.trace)
+                place = places.get(run.execution.state_precision)
+                facts = None if place is None else state_facts(record, place)
+                if facts is not None:
+                    run.facts.append(facts)
                 if sublayer.layer in chosen:
                     work = SublayerDivergence(
                         model,
@@ -114,6 +124,7 @@ def run_layers(
                         other,
                         effort.floor,
                         workers,
+                        None if facts is None else facts.stagnation,
                     )
                     started.append((run, work))
                 found = run.ball and run.ball.sublayer(sublayer, record)
@@ -238,11 +249,16 @@ def _output(
             certified_until_layer=run.ball.until_layer,
             stopped_by=run.ball.stopped_by,
         )
-    if estimates is None:
-        return output, {}
-    estimate = estimates.estimate(i)
-    decisions = decided(*_compare.flips(sums), estimate.predicted_stable, certified)
-    return (
-        dataclasses.replace(estimate.into(output), decisions=decisions),
-        estimate.sigma_share or {},
+    shares: dict[int, float] = {}
+    if estimates is not None:
+        estimate = estimates.estimate(i)
+        decisions = decided(*_compare.flips(sums), estimate.predicted_stable, certified)
+        output = dataclasses.replace(estimate.into(output), decisions=decisions)
+        shares = estimate.sigma_share or {}
+    cause = state_cause(
+        run.execution.state_precision,
+        run.facts,
+        moved=output.argmax_flips > 0,
+        state_share=(output.sigma_by_site or {}).get("state"),
     )
+    return dataclasses.replace(output, cause=cause), shares
