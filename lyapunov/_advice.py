@@ -261,7 +261,7 @@ def _changed(changes: Sequence[ParameterChangeReport]) -> Iterator[str]:
 
 
 def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
-    """The layer that most of the error comes from, and what binds there, for the
+    """Where most of the predicted error comes from, and what binds there, for the
     execution that changes most."""
     if not precisions:
         return
@@ -278,6 +278,11 @@ def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
     limits = [cause] if cause else []
     if known:
         share, layer = max(known)
-        limits.insert(0, f"layer {layer} ({share:.0%} of the error's variance)")
+        place = f"layer {layer}"
+        # what the sublayers leave is the embedding's, the final norm's and the head's
+        head = 1.0 - math.fsum(part for part, _ in known)
+        if len(known) == len(worst.layers) and head > share:
+            share, place = head, "the head"
+        limits.insert(0, f"{place} ({share:.0%} of the predicted variance)")
     if limits:
         yield f"limit: {', '.join(limits)}"

@@ -85,8 +85,18 @@ def test_recommendation_tells_state_weights_and_limit_in_one_line():
     assert _advice(_exponents(), good, bad) == (
         "Keep the state in fp32, not in bf16 (stagnation); weights in bf16 are fine: "
         "2 of 512 top tokens change, mean KL 1e-05 nats; limit: layer 17 (80% of the "
-        "error's variance), stagnation: 40 % of updates are lost."
+        "predicted variance), stagnation: 40 % of updates are lost."
     )
+
+
+def test_the_head_is_named_where_the_layers_leave_most_to_it():
+    def line(*shares):
+        return _advice(_exponents(), _execution(shares=dict(enumerate(shares))))
+
+    assert "limit: the head (62% of the predicted variance)" in line(0.2, 0.1, 0.08)
+    assert "limit: layer 0 (50% of the predicted variance)" in line(0.5, 0.1, 0.08)
+    # a layer that was not looked at may have the rest
+    assert "limit: layer 0 (20%" in line(0.2, None, 0.08)
 
 
 def test_the_model_is_not_the_state_formats_fault():
