@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._audit_results import NOT_RUN, VariantAudit
-from ._errors import UsageError
+from ._errors import DumpError, UsageError
 from ._variants import Variant, union, usual_variants
 from .bounds.segments import Segment
 from .executions import Execution, executions_for
@@ -58,6 +58,14 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
             f"{dump.path.name} has no run {lost[0]}",
             hint=f"it has {', '.join(map(str, dump.runs.values()))}",
         )
+    for name, variant in dump.runs.items():
+        hands_over = len(variant.calls(dump.tokens.shape[1])) > 1
+        if hands_over and dump.state_precision is None and dump.needs_state_precision:
+            raise DumpError(
+                f"the run {name!r} hands a state on, and the dump does not say in "
+                "which format",
+                hint="add `state_precision`: fp32, or the format of the cache",
+            )
     measure, switches = dump.implementation, dump.switches(model.config)
     pair = _executions(switches, dump.precision, measure, dump.state_precision)
     ways, skipped = [], []

@@ -8,7 +8,7 @@ A dump is a NumPy .npz with one array for each key:
 | `implementation` | whose flow it follows: `mamba_ssm` (vLLM's and SGLang's kernels come from there) or `transformers` | () |
 | `precision` | `bf16`, `fp16`, `fp32`, `bf16-cast`, ... | () |
 | `tokens` | integers | (seq) or (batch, seq) |
-| `state_precision` | of the cached state, where it is not the implementation's own | () |
+| `state_precision` | of the cache that hands the state on, such as `fp32`; needed under `mamba_ssm` where the text was run in several calls | () |
 | `residual_in_fp32`, `fused_add_norm` | where they are not the checkpoint's | () |
 | `kind` | how the text was run (`lyapunov._variants.KINDS`); `whole` if left out | () |
 | `layer.I.input` | what sublayer I is given, the stream in front of its norm | (..., d_model) |
@@ -131,6 +131,15 @@ class File:
                 hint=f"it has {', '.join(self.runs)}",
             )
         self._run = next(iter(self.runs)) if run is None else run
+
+    @property
+    def needs_state_precision(self) -> bool:
+        """Whether the format of the cache is the stack's own choice.
+
+        transformers' is fp32; mamba_ssm's is that of the weights, vLLM's and SGLang's
+        an option, so that a guess would call right numbers a bug.
+        """
+        return self.implementation != "transformers" and self.precision != "fp32"
 
     def switches(self, config: Mamba1Config) -> DumpSwitches:
         """What its execution follows: the dump's own words, else the checkpoint's."""
