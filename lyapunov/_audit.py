@@ -54,7 +54,7 @@ from ._variants import Variant
 from ._verdict import select_findings
 from ._version import __version__
 from .bounds.local import with_operator_norms
-from .bounds.segments import audit_sublayer
+from .bounds.segments import FLOW_ORDER, audit_sublayer
 from .executions import Execution
 from .models import Model
 from .runners import Reference
@@ -204,7 +204,7 @@ def _one(model: Model, ids, way: Way, keys, progress):
         )
         checked = jax.tree.map(np.asarray, checked)
         wrong = _embedding(model, ids, execution, record) if layer == 0 else None
-        layers.append(_layer(record, execution, checked, wrong))
+        layers.append(_layer(record, checked, wrong))
         tokens = record.output.shape[0] * record.output.shape[1]
         if progress is not None:
             progress.advance(1, f"{way.variant}, layer {layer}")
@@ -231,8 +231,8 @@ def _violation(layer: int, tensor: str, place, measured, bound) -> FirstViolatio
     )
 
 
-def _layer(record, execution: Execution, checked, wrong) -> LayerAudit:
-    order = [site for site in execution.sites if site in checked.tensors]
+def _layer(record, checked, wrong) -> LayerAudit:
+    order = [site for site in FLOW_ORDER if site in checked.tensors]
     tensors = [(site, checked.tensors[site]) for site in order]
     first, count = None, 0
     if wrong is not None:

@@ -27,6 +27,25 @@ from ..formats import FP32, Format
 from .local import REFERENCE_SHARE
 
 
+# Stored tensors that a trace may show, in the order of the flow.
+FLOW_ORDER = (
+    "residual",
+    "norm_input",
+    "norm_hat",
+    "norm",
+    "xz_product",
+    "xz",
+    "conv_sum",
+    "conv",
+    "x_proj",
+    "dt",
+    "dt_biased",
+    "softplus",
+    "silu_z",
+    "gated",
+    "out",
+)
+
 # What fp64 leaves of a token's output: no error below is told from none.
 OWN_SHARE = 2.0**-40
 
@@ -172,7 +191,7 @@ def audit_sublayer(
         record.residual,
         record.hidden,
         record.output,
-        {site: x for site, x in record.stored.items() if site in common},
+        {s: record.stored[s] for s in FLOW_ORDER if s in record.stored and s in common},
     )
     plan = _Plan(segments)
     inside = all(s.execution.sites["out"] is FP32 for s in segments)
