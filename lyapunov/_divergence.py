@@ -16,6 +16,7 @@ from .bounds.local import (
     sublayer_bound,
     with_operator_norms,
 )
+from .bounds.passes import where_it_grows
 from .executions import Execution
 from .models import Model, Sublayer
 
@@ -84,6 +85,8 @@ class SublayerDivergence:
         known = {site: ratio for site, ratio in ratios.items() if ratio is not None}
         measured = _root(t1.comparison.measured_square)
         bound = _root(t1.comparison.bound_square)
+        shares = {site: float(share) for site, share in t1.shares.items()}
+        binding_site, binding_share = where_it_grows(shares)
         return LayerDivergence(
             layer=self._sublayer.layer,
             kind=self._sublayer.kind,
@@ -108,6 +111,8 @@ class SublayerDivergence:
             max_abs_stored={site: float(np.max(t0[site].largest)) for site in sites},
             stagnation=self._stagnation,
             non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
+            binding_site=binding_site,
+            binding_share=binding_share,
         )
 
     def _floor_ratio(self) -> float | None:

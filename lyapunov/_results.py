@@ -146,9 +146,9 @@ class LayerDivergence:
     """The part of bound_t1_l2 that is not computed: what the execution leaves open."""
     non_finite: int = 0
     binding_site: str | None = None
-    """Stored tensor whose operation costs the T1 radius most."""
+    """Stored tensor across whose operation T1's relative radius grows most."""
     binding_share: float | None = None
-    """Share of the radius that is gone when that operation is taken as exact."""
+    """Its part of all growth inside the sublayer, in logarithms."""
     sigma_share: float | None = None
     """Share of T3's variance at the logits that comes from this sublayer."""
     certified_l2: float | None = None

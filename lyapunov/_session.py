@@ -343,7 +343,7 @@ def _progress(options: dict[str, Any]) -> Iterator[Any]:
 def _show(report: Any, options: dict[str, Any]) -> None:
     from lyapunov.report import audit_to_table, to_table
 
-    show = to_table if isinstance(report, Report) else audit_to_table
+    show: Any = to_table if isinstance(report, Report) else audit_to_table
     color = wants_color(options["color"], sys.stdout)
     put(
         show(

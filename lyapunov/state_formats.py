@@ -66,9 +66,12 @@ def _state_formats() -> dict[str, Format]:
         plain = FORMATS[name]
         found[full] = plain
         if variants:
-            values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
             found[full] = StateFormat(
-                **(values | {"name": full}),
+                full,
+                plain.significand_bits,
+                plain.min_exponent,
+                plain.largest,
+                plain.overflow,
                 scaled="scaled" in variants,
                 stochastic="stochastic" in variants,
             )

@@ -15,7 +15,7 @@ nothing once it is as large as the stream itself. Going on would cost and not in
 the chain stops there.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..arithmetic import Bounded, BoundedArithmetic, Weight
+from ..arithmetic import Bounded, Weight
 from ..executions import Execution
-from ..flows.residual import final_norm, logits, sublayer
+from ..flows.residual import final_norm, logits
+from ..flows.sites import FLOW_ORDER
 from ..formats import FormatNumbers, rounding_error_bound
 from ..models import Model, Sublayer
 from .local import REFERENCE_SHARE, with_operator_norms
+from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error
 
 
 # What the fp64 sums of bounds lose, as in `arithmetic.bounded`.
@@ -69,11 +71,11 @@ class Ball:
         seq = np.shape(tokens)[-1]
         self._model = model
         self._execution = execution
-        self._maker = _Maker(execution, seq, centred)
+        self._maker = Interpreter(execution, seq, centred)
         embedded = model.embed(tokens, execution)
         nothing = jnp.zeros_like(embedded)
-        self._stream = Bounded(embedded, nothing)
-        self._hidden = Bounded(nothing, nothing)
+        self._stream = without_error(embedded)
+        self._hidden = without_error(nothing)
         self._normed: Bounded | None = None
         self.until_layer = 0
         """Leading sublayers whose radius stays under the stream's norm."""
@@ -95,7 +97,7 @@ class Ball:
         if not self.alive:
             return None
         p = with_operator_norms(self._model.parameters(layer.layer, self._execution))
-        stream, hidden, shares = _through(
+        through = bounded_pass(
             layer.flow,
             self._maker,
             self._numbers(),
@@ -104,19 +106,19 @@ class Ball:
             p,
             self._model.start(p),
         )
+        stream, hidden = through.stream, _with_own_error(through.output)
         there = reference.residual + reference.hidden + reference.output
         found, length = _distance(stream, hidden, there)
-        found, length, radius = np.asarray(found), np.asarray(length), shares.pop("")
+        found, length = np.asarray(found), np.asarray(length)
         found = np.where(np.isnan(found), np.inf, found)
         if not np.all(found < length):
-            self.stopped_by = (
-                f"layer {layer.layer}, {_first_lost(shares, self._order())}"
-            )
+            self.stopped_by = f"layer {layer.layer}, {_first_lost(through.largest)}"
             self._stream = self._hidden = Bounded(jnp.zeros(1), jnp.zeros(1))
             return None
         self._stream, self._hidden = stream, hidden
         self.until_layer = layer.layer + 1
-        return Certified(layer.layer, found, np.asarray(radius))
+        radius = np.asarray(_radius(stream, hidden))
+        return Certified(layer.layer, found, radius)
 
     def head(self) -> None:
         """Run the final norm."""
@@ -169,75 +171,28 @@ class Ball:
                 rows[here] = matrix[tokens[here] - start]
         return jnp.asarray(rows)
 
-    def _numbers(self):
-        return self._execution.site_numbers(), self._execution.constants.model()
-
-    def _order(self) -> list[str]:
-        return list(self._execution.sites)
+    def _numbers(self) -> Numbers:
+        return numbers_of(self._execution)
 
 
-class _Watching(BoundedArithmetic):
-    """Keeps what each store outside a scan holds."""
-
-    def store(self, site, x):
-        stored = super().store(site, x)
-        if site in self._sites and isinstance(stored, Bounded):
-            self.records[site] = stored
-        return stored
-
-
-class _Maker:
-    """Makes bounding interpreters; equal for executions that share their depths."""
-
-    def __init__(self, execution: Execution, seq: int, centred: bool):
-        self._execution = execution
-        self._key = (execution.depths, seq, centred)
-
-    def __call__(self, sites, model) -> BoundedArithmetic:
-        _, seq, centred = self._key
-        return self._execution.bounded(
-            seq, sites, model, centred=centred, kind=_Watching
-        )
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, _Maker) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _first_lost(shares: dict, order: list[str]) -> str:
+def _first_lost(shares: dict) -> str:
     """The first store whose radius is as large as its tensor at some token.
 
     **Arguments:**
 
     - `shares`: by stored tensor, the largest radius over the tensor's own norm.
     """
-    for site in sorted(shares, key=order.index):
+    for site in sorted(shares, key=FLOW_ORDER.index):
         if not shares[site] < 1.0:
             return site
     return "the sum with the stream"
 
 
 @eqx.filter_jit
-def _through(flow, maker: _Maker, numbers, stream, hidden, p, start):
-    def one(stream: Any, hidden: Any):
-        at = maker(*numbers)
-        stream, output, _ = sublayer(at, flow, stream, hidden, p, start)
-        # fp64's own error in the centre, as in T1
-        own = REFERENCE_SHARE * jnp.linalg.norm(output.value, axis=-1)
-        output = Bounded(output.value, output.error + own[..., None], output.norm + own)
-        return stream, output, {site: _share(x) for site, x in at.records.items()}
-
-    stream, output, shares = jax.vmap(one)(stream, hidden)
-    shares = {site: jnp.max(share) for site, share in shares.items()}
-    return stream, output, shares | {"": _radius(stream, output)}
-
-
-def _share(x: Bounded):
-    """The radius over the tensor's norm; a tensor of zeros without error has 0."""
-    length = jnp.linalg.norm(x.value, axis=-1)
-    return jnp.max(jnp.where(x.norm > 0, x.norm / length, 0.0))
+def _with_own_error(output: Bounded) -> Bounded:
+    """fp64's own error in the centre added, as in T1."""
+    own = REFERENCE_SHARE * jnp.linalg.norm(output.value, axis=-1)
+    return Bounded(output.value, output.error + own[..., None], output.norm + own)
 
 
 def _radius(stream: Bounded, hidden: Bounded):
@@ -254,7 +209,7 @@ def _distance(stream: Bounded, hidden: Bounded, there):
 
 
 @eqx.filter_jit
-def _through_norm(maker: _Maker, numbers, stream, hidden, p) -> Bounded:
+def _through_norm(maker: Interpreter, numbers, stream, hidden, p) -> Bounded:
     run = lambda r, h: final_norm(maker(*numbers), r, h, p)
     return jax.vmap(run)(stream, hidden)
 

@@ -23,28 +23,10 @@ from jaxtyping import Array, Float, Int
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..executions import Execution
 from ..flows.residual import sublayer
+from ..flows.sites import FLOW_ORDER
 from ..formats import FP32, Format
 from .local import REFERENCE_SHARE
 
-
-# Stored tensors that a trace may show, in the order of the flow.
-FLOW_ORDER = (
-    "residual",
-    "norm_input",
-    "norm_hat",
-    "norm",
-    "xz_product",
-    "xz",
-    "conv_sum",
-    "conv",
-    "x_proj",
-    "dt",
-    "dt_biased",
-    "softplus",
-    "silu_z",
-    "gated",
-    "out",
-)
 
 # What fp64 leaves of a token's output: no error below is told from none.
 OWN_SHARE = 2.0**-40

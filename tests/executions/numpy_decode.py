@@ -30,7 +30,8 @@ class Step(Kernel):
     """One layer, token by token. Methods take stored tensors, as `Kernel`'s do."""
 
     def __init__(self, w, precision, cache, mutation=None, scaled=False, **options):
-        super().__init__(w, precision, mutation=mutation, **options)
+        super().__init__(w, precision, **options)
+        self.mutation = mutation
         self.cache, self.scaled = CACHES[cache], scaled
 
     def stored_state(self, h):

@@ -34,6 +34,8 @@ def check(folder, tokens, precision, measure="emulated", **options):
         measure=measure,
         mode="decode",
         floor=False,
+        probes=0,
+        ball=False,
         **options,
     )
 

@@ -24,6 +24,8 @@ def check(folder, tokens, cache, precision="bf16", **options):
         mode="decode",
         state_precision=cache,
         floor=False,
+        probes=0,
+        ball=False,
         **options,
     )
 
