@@ -25,7 +25,7 @@ from ._results import (
     Report,
     Summary,
 )
-from ._run import Effort, run_layers
+from ._run import Effort, default_readouts, run_layers
 from ._version import __version__
 from .executions import Execution
 from .exponents import gather_exponents
@@ -46,7 +46,7 @@ def check(
     round_weights: Sequence[str] = (),
     floor: bool = True,
     probes: int = 1,
-    readouts: int = 4,
+    readouts: int | None = None,
     ball: bool = True,
     seed: int = 0,
     progress=None,
@@ -78,7 +78,9 @@ def check(
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `probes`: runs with random roundings behind T3, the predicted divergence of the
-      logits; 0 leaves T2 and T3 out. `readouts`: read-outs behind T2.
+      logits; 0 leaves T2 and T3 out. `readouts`: read-outs behind T2
+      and the shares; None is 4, or 1 beyond 20 million parameters, since each costs a
+      reverse pass; 0 is none.
     - `ball`: follow T4, the certified ball around a whole run, while it says something.
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
@@ -110,6 +112,9 @@ def check(
     }
     if not isinstance(model, Model):
         model = load(model)
+    if readouts is None:
+        readouts = default_readouts(model.layout.n_params)
+        settings["readouts"] = readouts
     ids, token_source = given_tokens(model, tokens, seed, token_source)
     chosen = chosen_layers(model, layers)
     with jax.enable_x64(True), jax.default_device(device_named(device)):

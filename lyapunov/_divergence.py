@@ -86,7 +86,8 @@ class SublayerDivergence:
         measured = _root(t1.comparison.measured_square)
         bound = _root(t1.comparison.bound_square)
         shares = {site: float(share) for site, share in t1.shares.items()}
-        binding_site, binding_share = where_it_grows(shares)
+        units = {site: f.unit_roundoff for site, f in self._execution.sites.items()}
+        binding_site, binding_share = where_it_grows(shares, units)
         return LayerDivergence(
             layer=self._sublayer.layer,
             kind=self._sublayer.kind,

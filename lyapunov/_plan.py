@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._results import SCHEMA_VERSION
+from ._run import default_readouts
 from ._trace import SublayerRecord
 from .bounds.floor import FLOOR_TOKENS
 from .executions import Execution
@@ -126,7 +127,7 @@ def plan(
     layers: Sequence[int] | None = None,
     floor: bool = True,
     probes: int = 1,
-    readouts: int = 4,
+    readouts: int | None = None,
     ball: bool = True,
     changes: int = 0,
 ) -> Plan:
@@ -142,6 +143,8 @@ def plan(
 
     **Returns:** a `Plan`; seconds and bytes.
     """
+    if readouts is None:
+        readouts = default_readouts(model.layout.n_params)
     with jax.enable_x64(True):
         sublayer, compiling = _calibrate(model, ids)
         head = _head_seconds(model, ids.size)

@@ -146,7 +146,7 @@ class LayerDivergence:
     """The part of bound_t1_l2 that is not computed: what the execution leaves open."""
     non_finite: int = 0
     binding_site: str | None = None
-    """Stored tensor across whose operation T1's relative radius grows most."""
+    """Stored tensor before which T1 moves away most from what roundings do."""
     binding_share: float | None = None
     """Its part of all growth inside the sublayer, in logarithms."""
     sigma_share: float | None = None

@@ -32,6 +32,9 @@ from .state_formats import state_format_named
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
 WORKERS = 3
 
+# Parameters from which a reverse pass is not cheap any more.
+LARGE = 20_000_000
+
 
 class Effort(NamedTuple):
     """What is looked for beside T0 and T1."""
@@ -45,6 +48,11 @@ class Effort(NamedTuple):
     ball: bool = True
     """Whether to follow T4 for as long as it says something."""
     seed: int = 0
+
+
+def default_readouts(n_params: int) -> int:
+    """Read-outs where nobody asks: each costs a reverse pass through the model."""
+    return 4 if n_params <= LARGE else 1
 
 
 class _Run(NamedTuple):
