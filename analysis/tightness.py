@@ -7,6 +7,7 @@ Random models need transformers; they have the shapes of trained ones and no tex
 """
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -108,6 +109,16 @@ def rows(name: str, model, ids) -> list[dict]:
     return found
 
 
+def finite(value):
+    """The same with null for what is not finite, as JSON wants it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    bad = isinstance(value, float) and not math.isfinite(value)
+    return None if bad else value
+
+
 def draw(found: list[dict], path: Path) -> None:
     """T1 centred, uncentred and the floor by layer, a panel a model and format."""
     import matplotlib
@@ -139,6 +150,7 @@ def draw(found: list[dict], path: Path) -> None:
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_title(f"{row['model']}, {row['precision']}", fontsize=9)
         axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[-1]:
         axis.set_xlabel("layer")
     for line in axes:
@@ -154,11 +166,11 @@ def main() -> None:
     from analysis.perturbation import english
 
     bundled = lyapunov.load()
-    text = english(bundled, TOKENS).reshape(1, TOKENS)
+    tokens = english(bundled, TOKENS).reshape(1, TOKENS)
     models = {"bundled, 9 layers": bundled}
     if DEEP.exists():
         models["trained, 24 layers"] = lyapunov.load(DEEP)
-    found = [row for name, m in models.items() for row in rows(name, m, text)]
+    found = [row for name, m in models.items() for row in rows(name, m, tokens)]
     drawn = np.random.default_rng(0).integers(0, 256, (1, TOKENS))
     for width, layers in RANDOM:
         found += rows(f"random, width {width}", random_model(width, layers), drawn)
@@ -169,7 +181,8 @@ def main() -> None:
         "environment": {"jax": jax.__version__, "numpy": np.__version__},
         "rows": found,
     }
-    (RESULTS / "tightness.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
+    (RESULTS / "tightness.json").write_text(text)
     draw(found, RESULTS / "tightness.png")
     print(f"{sum(row['violations'] for row in found)} violations in {len(found)} rows")
 
