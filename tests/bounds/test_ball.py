@@ -16,6 +16,7 @@ from lyapunov.runners import Emulated, Reference, Transformers
 
 from ..executions import numpy_kernel as kernel
 from ..executions.conftest import SIZES, hard_weights, tokens_for
+from ..executions.numpy_mutants import make
 from ..model.saved import save_transformers
 from .estimates import held_out
 
@@ -54,7 +55,7 @@ def numpy_streams(weights, tokens, precision, **options):
         held = kernel.held(kernel.layer_weights(weights, i), precision)
         changed = options if i == 0 else {}
         with np.errstate(all="ignore"):  # fp16 may overflow
-            stored = kernel.Kernel(held, precision, **changed).run(before, hidden)
+            stored = make(held, precision, **changed).run(before, hidden)
         before, hidden = stored["residual"], stored["out"]
         streams.append(before.astype(np.float64) + hidden)
     return streams

@@ -15,6 +15,7 @@ from lyapunov.runners import Emulated, File, write_dump
 
 from ..executions import numpy_kernel as kernel
 from ..executions.conftest import SIZES, checkpoint
+from ..executions.numpy_mutants import make
 
 
 __all__ = ["checkpoint"]
@@ -37,7 +38,7 @@ def kernel_arrays(weights, tokens, prefix="", precision="bf16", stored=True, **w
     hidden, arrays = np.zeros_like(before), {}
     for i in range(SIZES.layers):
         held = kernel.held(kernel.layer_weights(weights, i), precision)
-        layer = kernel.Kernel(held, precision, **(wrong if i == 1 else {}))
+        layer = make(held, precision, **(wrong if i == 1 else {}))
         seen = layer.run(before, hidden)
         at = f"{prefix}layer.{i}."
         arrays[at + "input"] = seen["residual"]
