@@ -1,10 +1,11 @@
 """What a format of the cached state costs: error, KL, flips, and what binds.
 
 `python -m analysis.state_formats [CHECKPOINT]` decodes several texts with the state
-held in every format and writes analysis/results/state_formats.json and a figure.
-Three comparisons name the cause from
-the measurement, beside the name that the library reads off the reference; each asks for
-most of the KL, which grows as the square of a small error:
+held in every format and writes analysis/results/state_formats.json and a figure. Beside
+each error stands what T3 predicts of it, with its calibration z: a report withholds the
+prediction where z says that roundings are not independent. Three comparisons name the
+cause from the measurement, beside the name that the library reads off the reference;
+each asks for most of the KL, which grows as the square of a small error:
 
 - the state in fp32: if half of the KL stays, it is the model, not the precision;
 - the same significand with an unlimited exponent: if half is gone, range binds;
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,10 +71,8 @@ def study(source: str | None) -> dict:
                 rows.append(
                     {"weights": weights, "state": base + variant}
                     | row
+                    | predicted(model, texts, records, weights, base + variant)
                     | {
-                        "predicted_rel_l2": predicted(model, texts, weights, base, row)
-                        if not variant
-                        else None,
                         "unlimited_exponent_kl": unlimited["kl_mean"],
                         "cause_measured": measured_cause(
                             row, variant, found, unlimited, wide
@@ -172,23 +172,28 @@ def library_cause(records, index: int, name: str, row: dict, wide: dict) -> str 
     )
 
 
-def predicted(model, texts, weights: str, state: str, row: dict) -> float | None:
-    """The report's own sigma of the logits' error, where it gives one."""
-    import lyapunov
+def predicted(model, texts, records, weights: str, state: str) -> dict:
+    """T3 of the logits, its calibration, and whether a report would withhold it."""
+    from lyapunov.bounds.end_to_end import EndToEnd
+    from lyapunov.executions import mamba_ssm_decode
+    from lyapunov.runners import Emulated, Reference
 
-    if row["rel_l2"] is None:
-        return None
-    report = lyapunov.check(
-        model,
-        texts[:1],
-        precisions=[weights],
-        state_precision=state,
-        mode="decode",
-        layers=(),
-        allow_partial=True,
-        floor=False,
-    )
-    return report.precisions[0].output.sigma_t3
+    execution = mamba_ssm_decode(weights, state_precision=state)
+    with jax.enable_x64(True):
+        end = EndToEnd(model, texts, [execution], n_readouts=0)
+        for sublayer, record in zip(model.sublayers, records, strict=True):
+            end.sublayer(sublayer, record)
+        head: Any = list(Reference().trace(model, texts))[-1]
+        run: Any = list(Emulated(execution).trace(model, texts))[-1]
+        end.head(head)
+        for piece in model.vocabulary_slices():
+            end.logits(*piece, head.logits(*piece), [run.logits(*piece)])
+        estimate = end.estimate(0)
+    return {
+        "predicted_rel_l2": estimate.sigma_t3,
+        "calibration_z": estimate.calibration_z,
+        "withheld": estimate.sigma_withheld is not None,
+    }
 
 
 def draw(result: dict, path: Path) -> None:
