@@ -31,7 +31,18 @@ class Elementwise:
             t1 = centre.error + jnp.abs(centre.value - exact)
             return at.records, t0, Bounded(exact, t1)
 
-        self._bounds = bounds
+        @eqx.filter_jit
+        def worst(sites, model, residual, hidden, p, start):
+            at = execution.bounded(seq, sites, model)
+            return sublayer(at, flow, residual, hidden, p, start)[1].error
+
+        self._bounds, self._worst = bounds, worst
+
+    def worst(self, execution, before, hidden, p, start):
+        """T1 in which every rounding counts at its worst, around exact arithmetic."""
+        numbers = execution.site_numbers(), execution.constants.model()
+        stream = (jnp.asarray(x, jnp.float64) for x in (before, hidden))
+        return np.asarray(self._worst(*numbers, *stream, p, start))
 
     def __call__(self, execution, before, hidden, stored, p, original, start):
         """(records, T0 bounds by site, T1), arrays (seq, channels)."""

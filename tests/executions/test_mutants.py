@@ -82,7 +82,7 @@ def run_stack(weights, tokens, precision, wrong_layer=None, **options):
 
 
 def bounded_by(model, records, i, precision):
-    """What the bounds of layer i take: execution, flow, record, weights, start."""
+    """What bounds of layer i take: (execution, flow, record, weights), start."""
     execution = mamba_ssm_prefill(precision)
     before, hidden, stored = records[i]
     parameters = with_operator_norms(model.parameters(i, execution))
@@ -97,14 +97,14 @@ def bounded_by(model, records, i, precision):
         {},
     )
     flow = model.sublayers[i].flow
-    return execution, flow, record, parameters, model.start(parameters)
+    return (execution, flow, record, parameters), model.start(parameters)
 
 
 def verdicts(model, records, precision):
     """Violations of every tensor (T0) and of the output (T1), by layer."""
     out = []
     for i in range(len(records)):
-        *given, start = bounded_by(model, records, i, precision)
+        given, start = bounded_by(model, records, i, precision)
         tensors = operation_bounds(*given, start)
         t1 = sublayer_bound(*given, model.parameters(i), start).comparison
         t0 = {site: int(np.sum(c.violations)) for site, c in tensors.items()}
@@ -140,7 +140,7 @@ def elementwise(setting):
     model, weights, tokens = setting
     bounds = Elementwise(mamba_ssm_prefill("bf16"), model.sublayers[1].flow, SEQ)
 
-    def study(mutant: Mutant, precision: str, strength: float = 1.0):
+    def study(mutant: Mutant, precision: str, strength: float = 1.0, worst=False):
         execution = mamba_ssm_prefill(precision)
         before, hidden, _ = run_stack(weights, tokens, precision)[1]
         held = kernel.held(kernel.layer_weights(weights, 1), precision)
@@ -155,8 +155,11 @@ def elementwise(setting):
             k.operation(mutant.site, stored, before, hidden) for k in (right, wrong)
         ]
         effect = np.abs(ends[1] - ends[0]) / t0[mutant.site]
+        limit = t1.error
+        if worst:
+            limit = bounds.worst(execution, before, hidden, p, model.start(p))
         outs = [k.run(before, hidden)["out"] for k in (right, wrong)]
-        through = np.abs(outs[1] - outs[0]) / t1.error
+        through = np.abs(outs[1] - outs[0]) / limit
         seen = {site: exceeding(stored[site], records[site]) for site in stored}
         return effect, through, seen, exceeding(stored["out"], t1)
 
@@ -187,10 +190,16 @@ def test_mutants_are_caught_where_they_are(elementwise, mutation, precision):
 def test_small_shares_of_a_mutant_are_caught_from_twice_the_bound_on(
     elementwise, mutation, precision
 ):
-    """Assert it for strengths down to 2^-20, where nothing else is accused."""
+    """Assert it for strengths down to 2^-20, where nothing else is accused.
+
+    In T1, twice the bound in which every rounding counts at its worst: the stores on
+    the way may swallow what is smaller.
+    """
     mutant = MUTANTS[mutation]
     for power in range(2, 21, 3):
-        effect, through, seen, in_output = elementwise(mutant, precision, 2.0**-power)
+        effect, through, seen, in_output = elementwise(
+            mutant, precision, 2.0**-power, worst=True
+        )
         assert {site for site, count in seen.items() if count} <= {mutant.site}
         assert seen[mutant.site] or effect.max() <= 2, power
         assert in_output or through.max() <= 2, power
@@ -275,11 +284,11 @@ def test_one_corrupted_token_is_located(setting):
         records = run_stack(weights, tokens, "bf16", order="block_scan")
         conv = records[1][2]["conv"] = records[1][2]["conv"].copy()
         conv[17, 5] += wrong
-        *given, start = bounded_by(model, records, 1, "bf16")
+        given, start = bounded_by(model, records, 1, "bf16")
         site, place = first_violation(*given, model.parameters(1), start)
         assert (site, place.batch, place.token, place.channel) == ("conv", 0, 17, 5)
         assert not place.measured <= place.bound
-    *given, start = bounded_by(model, records, 0, "bf16")
+    given, start = bounded_by(model, records, 0, "bf16")
     assert first_violation(*given, model.parameters(0), start) is None
 
 
@@ -314,7 +323,7 @@ def test_a_better_format_than_declared_is_within_the_free_bound(setting):
             records.append((before, hidden, stored))
             before, hidden = stored["residual"], stored["out"]
         for i in range(SIZES.layers):
-            *given, start = bounded_by(model, records, i, "bf16")
+            given, start = bounded_by(model, records, i, "bf16")
             original = model.parameters(i)
             free = sublayer_bound(*given, original, start, centred=False).comparison
             assert not np.any(free.violations)
