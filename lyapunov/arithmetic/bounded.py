@@ -64,10 +64,11 @@ class BoundedArithmetic(AbstractArithmetic):
     - `anchors`: stored tensors of a trace. Where a site has one, the bound of the
       operation that ends there is put into `records` and the flow goes on from the
       trace's own value without error: this is T0.
-    - `centred`: follow the execution that computes exactly between stores and rounds
-      there; the errors are then distances from it, not from exact arithmetic. They
-      hold what the execution leaves open: orders of sums, last bits of exponentials,
-      and values close enough to a rounding tie to fall on the other side.
+    - `centred`: follow the executions themselves, which compute nearly exactly between
+      stores and round there: the value is the middle of what they may have stored, the
+      errors are distances from it, not from exact arithmetic. They hold what the
+      execution leaves open: orders of sums, last bits of exponentials, and values
+      close enough to a rounding tie to fall on the other side.
     """
 
     channel_block = 512
@@ -123,21 +124,37 @@ class BoundedArithmetic(AbstractArithmetic):
             rounding = rounding_error_bound(x.magnitude, numbers)
             norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
             return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
-        value = round_to(x.value, numbers)
-        error = self._interval(x, value, numbers)
-        # Only where the interval holds two stored numbers can rounding add to the
-        # distance, and then one spacing at most.
-        spacing = 2.0 * rounding_error_bound(x.magnitude, numbers)
-        flips = jnp.where(error > 0, jnp.minimum(error, spacing), 0.0)
+        value, error, flips = self._middle(x, numbers)
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
         return Bounded(value, error, norm * SAFETY)
 
-    def _interval(self, x, centre, numbers):
-        """The largest distance from `centre` to a stored member of [v - e, v + e]."""
+    def _ends(self, x, numbers):
+        """What the ends of [v - e, v + e] are stored as."""
         # fp64's own errors in v are far below fp32's in e
         error = x.error * (1.0 + OWN_SHARE)
-        high = round_to(x.value + error, numbers)
-        low = round_to(x.value - error, numbers)
+        return round_to(x.value - error, numbers), round_to(x.value + error, numbers)
+
+    def _middle(self, x, numbers):
+        """The middle c of all that may be stored, and how far it reaches.
+
+        Half the distance of the outermost stored numbers, where following the one that
+        v itself is rounded to would cost all of it: over several stores in a row, each
+        of which few values can cross, that is a factor of two at every store.
+
+        **Returns:** c, the largest |round(v') - c|, and g with
+        |round(v') - c| <= |v' - v| + g: no more than half a spacing on either side.
+        """
+        low, high = self._ends(x, numbers)
+        middle = 0.5 * low + 0.5 * high
+        # around a possible overflow nothing is bounded, but the centre stays a number
+        value = jnp.where(jnp.isfinite(middle), middle, x.value)
+        error = jnp.maximum(jnp.abs(high - value), jnp.abs(value - low)) * SAFETY
+        half = rounding_error_bound(x.magnitude, numbers)
+        return value, error, jnp.minimum(error, half + jnp.abs(value - x.value))
+
+    def _interval(self, x, centre, numbers):
+        """The largest distance from `centre` to a stored member of [v - e, v + e]."""
+        low, high = self._ends(x, numbers)
         return jnp.maximum(jnp.abs(high - centre), jnp.abs(centre - low))
 
     def _store_state(self, x: BoundedState, numbers) -> BoundedState:
@@ -150,8 +167,7 @@ class BoundedArithmetic(AbstractArithmetic):
         rounding = state_error_bound(jnp.abs(value) + error, numbers)
         if not isinstance(numbers, StateNumbers):
             if self._centred:
-                value = round_to(x.value, numbers)
-                error = self._interval(Bounded(x.value, error), value, numbers)
+                value, error, _ = self._middle(Bounded(x.value, error), numbers)
             else:
                 error = error + rounding
         elif self._centred and not numbers.stochastic:
@@ -206,19 +222,15 @@ class BoundedArithmetic(AbstractArithmetic):
         """
         if not self._centred:
             return self._settle(value, error, norm)
-        numbers = FP32.numbers()
-        near = round_to(value, numbers)
         exact = Bounded(value, error + flushed)
+        middle, interval, flips = self._middle(exact, FP32.numbers())
         # `unit` 0 stands for exact arithmetic
         rounds = self._model.unit > 0
-        interval = jnp.where(rounds, self._interval(exact, near, numbers), error)
         if norm is not None:
-            # as in `store`: rounding adds one spacing at most, where it can add
-            spacing = 2.0 * rounding_error_bound(exact.magnitude, numbers)
-            flips = jnp.where(interval > 0, jnp.minimum(interval, spacing), 0.0)
             flips = jnp.where(rounds, flips + flushed, 0.0)
             norm = (norm + jnp.linalg.norm(flips, axis=-1)) * SAFETY
-        return Bounded(jnp.where(rounds, near, value), interval, norm)
+        value = jnp.where(rounds, middle, value)
+        return Bounded(value, jnp.where(rounds, interval, error), norm)
 
     def add(self, x, y, *, alone=False):
         """x + y."""
@@ -340,10 +352,11 @@ class BoundedArithmetic(AbstractArithmetic):
         error = x.error / low + jnp.abs(x.value) * spread / (radius * low)
         norm = x.norm / low[..., 0]
         # A relative error d of the mean (its squares, its sum, its division, epsilon
-        # added) is d/2 of the root, to first order; d of it is counted.
+        # added) makes 1 / sqrt(1 - d) of the factor; the product with x rounds again.
         unit = self._model.unit
-        depth = self._reduction_depth(size) + 3
-        relative = jnp.expm1(depth * unit) + self._model.rsqrt_relative + unit
+        mean = jnp.expm1((self._reduction_depth(size) + 3) * unit)
+        root = -0.5 * jnp.log1p(-jnp.minimum(mean, 1.0))
+        relative = jnp.expm1(root + self._model.rsqrt_relative + unit)
         rounding = relative * (jnp.abs(value) + error) + self._model.underflow
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
@@ -354,8 +367,8 @@ class BoundedArithmetic(AbstractArithmetic):
         """Smaller of elementwise sums, row norms and the operator norm.
 
         |dy_i| <= |W_i| e and <= ||W_i|| n; ||dy|| <= ||W|| n. The sum itself: depth
-        additions of unit u on terms whose magnitudes add up to at most
-        ||W_i|| (||v|| + n).
+        additions of unit u on terms whose magnitudes add up to |W_i| (|v| + e), at
+        most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
         """
         x = self._operand(x)
         matrix = weight.matrix
@@ -366,18 +379,19 @@ class BoundedArithmetic(AbstractArithmetic):
         length = jnp.linalg.norm(x.value, axis=-1) + x.norm
         # products and sums that are flushed, weights that are read as 0
         flushed = self._model.underflow * (2 * terms + terms**0.5 * length[..., None])
-        summing = growth * rows * length[..., None] + flushed
-        error = rows * x.norm[..., None]
+        error = rows * (x.norm + growth * length)[..., None]
         if matrix.size <= ELEMENTWISE_LIMIT:
-            error = jnp.minimum(error, x.error @ jnp.abs(matrix).T)
+            each = x.error + growth * x.magnitude
+            error = jnp.minimum(error, each @ jnp.abs(matrix).T)
         value = jnp.matmul(x.value, matrix.T, precision="highest")
         # an unknown operator norm is inf, and inf times an error of 0 is no number
         by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
-        through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        by_norm = by_norm + growth * jnp.linalg.norm(rows) * length
         if bias is not None:
             value = value + bias
-            summing = summing + growth * jnp.abs(bias)
-        settled = self._settle(value, (error + summing) * SAFETY)
+            flushed = flushed + growth * jnp.abs(bias)
+        through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        settled = self._settle(value, (error + flushed) * SAFETY)
         own = jnp.linalg.norm(settled.error - error, axis=-1)
         return Bounded(value, settled.error, (through + own) * SAFETY)
 

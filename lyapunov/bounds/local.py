@@ -4,11 +4,11 @@ T0 (op-local): the operation that ends in a stored tensor, on the stored tensors
 the execution itself fed into it. T1 (sublayer-local): the sublayer's output on the
 execution's own input, against the checkpoint's weights in exact arithmetic.
 
-T1 is centred: |execution - reference| <= |centre - reference| + radius. The centre is
-the execution that computes exactly between its stores; its distance from the reference
-is computed, not bounded. The radius holds what the declared kind leaves open. Without
-centring every rounding counts at its worst, which is what a bound known before the run
-has to do.
+T1 is centred: |execution - reference| <= |centre - reference| + radius. The centre
+goes through the middle of what executions may have stored, which is one number where
+no rounding tie is near; its distance from the reference is computed, not bounded. The
+radius holds what the declared kind leaves open. Without centring every rounding counts
+at its worst, which is what a bound known before the run has to do.
 """
 
 from typing import NamedTuple

@@ -155,11 +155,14 @@ def elementwise(setting):
             k.operation(mutant.site, stored, before, hidden) for k in (right, wrong)
         ]
         effect = np.abs(ends[1] - ends[0]) / t0[mutant.site]
-        limit = t1.error
+        outs = [k.run(before, hidden)["out"] for k in (right, wrong)]
+        through, limit = np.abs(outs[1] - outs[0]), t1.error
         if worst:
             limit = bounds.worst(execution, before, hidden, p, model.start(p))
-        outs = [k.run(before, hidden)["out"] for k in (right, wrong)]
-        through = np.abs(outs[1] - outs[0]) / limit
+        else:
+            # the mutant's own roundings may hide so much of it
+            through = through - np.abs(stored["out"] - outs[1])
+        through = through / limit
         seen = {site: exceeding(stored[site], records[site]) for site in stored}
         return effect, through, seen, exceeding(stored["out"], t1)
 
