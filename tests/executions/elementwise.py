@@ -63,5 +63,6 @@ class Elementwise:
 def exceeding(measured, against: Bounded) -> int:
     """Elements beyond their bound."""
     limit = np.where(np.isnan(against.error), np.inf, against.error)
-    distance = np.abs(measured - np.asarray(against.value))
+    with np.errstate(invalid="ignore"):  # inf under an infinite bound
+        distance = np.abs(measured - np.asarray(against.value))
     return int(np.sum(~(distance <= limit) & np.isfinite(limit)))
