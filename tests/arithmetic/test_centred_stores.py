@@ -123,7 +123,7 @@ def worst_in_norm(rng, fmt, kind) -> float:
         for moved in adversary(rng, v, e, n):
             distance = np.linalg.norm(rounded(moved, fmt) - np.asarray(bound.value))
             worst = max(worst, distance / float(bound.norm))
-    return worst
+    return float(worst)
 
 
 class Forgets(BoundedArithmetic):
