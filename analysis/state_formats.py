@@ -187,7 +187,9 @@ def predicted(model, texts, records, weights: str, state: str) -> dict:
         run: Any = list(Emulated(execution).trace(model, texts))[-1]
         end.head(head)
         for piece in model.vocabulary_slices():
-            end.logits(*piece, head.logits(*piece), [run.logits(*piece)])
+            start, stop = piece
+            found = [run.logits(start, stop)]
+            end.logits(start, stop, head.logits(start, stop), found)
         estimate = end.estimate(0)
     return {
         "predicted_rel_l2": estimate.sigma_t3,
