@@ -186,8 +186,7 @@ def predicted(model, texts, records, weights: str, state: str) -> dict:
         head: Any = list(Reference().trace(model, texts))[-1]
         run: Any = list(Emulated(execution).trace(model, texts))[-1]
         end.head(head)
-        for piece in model.vocabulary_slices():
-            start, stop = piece
+        for start, stop in model.vocabulary_slices():
             found = [run.logits(start, stop)]
             end.logits(start, stop, head.logits(start, stop), found)
         estimate = end.estimate(0)
