@@ -13,6 +13,10 @@ from lyapunov._audit_results import BUG, CONSISTENT, SUSPICIOUS
 from .conftest import SEQ
 
 
+# every way of running a text is compiled: about ten seconds each
+pytestmark = pytest.mark.slow
+
+
 HALF = SEQ // 2
 LATE = 27
 

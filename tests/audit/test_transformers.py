@@ -15,6 +15,10 @@ from lyapunov.runners.transformers import _build
 from .conftest import SEQ
 
 
+# every way of running a text is compiled: about ten seconds each
+pytestmark = pytest.mark.slow
+
+
 HALF = SEQ // 2
 RIGHT = ("whole", "steps", "padded_left:5", "batched:1", f"initial_state:{HALF}")
 # A right execution's z: rounding is not random, and d_model here is 16 only.

@@ -9,6 +9,7 @@ from lyapunov.executions import mamba_ssm_prefill, transformers_prefill
 from lyapunov.runners import Transformers
 
 from . import numpy_kernel as kernel
+from .conftest import SLOW_KINDS
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 
 
@@ -65,8 +66,10 @@ def test_stored_tensors_are_those_of_the_kernels(checkpoint):
 
 
 @pytest.mark.parametrize("measure", ["emulated", "transformers"])
-@pytest.mark.parametrize("kind", ["plain", "outliers", "dt", "A", "repeated"])
-@pytest.mark.parametrize("precision", ["bf16-amp", "fp16-amp"])
+@pytest.mark.parametrize("kind", ["plain", *SLOW_KINDS])
+@pytest.mark.parametrize(
+    "precision", ["bf16-amp", pytest.param("fp16-amp", marks=pytest.mark.slow)]
+)
 def test_no_element_exceeds_its_bound(checkpoint, kind, precision, measure):
     """Assert zero violations under torch's own autocast on CPU, and tight bounds."""
     folder, _, tokens = checkpoint(kind)

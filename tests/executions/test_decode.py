@@ -18,7 +18,7 @@ from lyapunov.runners import Emulated, Transformers
 
 from ..helpers import gamma
 from . import numpy_kernel as kernel
-from .conftest import SIZES
+from .conftest import SIZES, SLOW_KINDS
 from .numpy_decode import Step, softplus
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 
@@ -118,7 +118,7 @@ def test_decode_is_prefill_in_exact_arithmetic(checkpoint):
 @pytest.mark.parametrize(
     "precision", ["bf16", "fp16", pytest.param("fp32", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("kind", ["plain", "outliers", "dt", "A", "repeated"])
+@pytest.mark.parametrize("kind", ["plain", *SLOW_KINDS])
 def test_no_element_exceeds_its_bound(checkpoint, kind, precision, measure):
     """Assert zero violations, and that T0 is tight where one operation is seen."""
     folder, _, tokens = checkpoint(kind)

@@ -10,6 +10,8 @@ from lyapunov.executions import executions_for, mamba_ssm_decode
 from lyapunov.runners import Emulated, Reference
 from lyapunov.state_formats import state_format_named
 
+from .conftest import SLOW_KINDS
+
 
 FAST = ["fp8_e4m3", "fp8_e4m3-scaled", "bf16-stochastic"]
 REST = ["fp16", "fp8_e5m2", "fp8_e5m2-scaled", "fp8_e4m3-scaled-stochastic"]
@@ -31,7 +33,9 @@ def check(folder, tokens, cache, precision="bf16", **options):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("kind", ["plain", "dt", "A", "repeated", "overflow"])
+@pytest.mark.parametrize(
+    "kind", ["plain", *SLOW_KINDS, pytest.param("overflow", marks=pytest.mark.slow)]
+)
 def test_no_element_exceeds_its_bound(checkpoint, kind, cache):
     """Assert zero violations, and ratios of at least 1 where something is finite."""
     folder, _, tokens = checkpoint(kind)

@@ -94,6 +94,7 @@ def test_what_was_written_is_read(setting, tmp_path):
         assert arrays["layer.1.stored.residual"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_users_runs_are_judged(setting, tmp_path):
     """Assert rounding for right kernels; a lost state and window where they are lost.
 
@@ -121,6 +122,7 @@ def test_a_users_runs_are_judged(setting, tmp_path):
     assert {f.code for f in report.findings} == {"LYA003"}
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_alone_are_enough(setting, tmp_path):
     """Assert it without stored tensors, without layer 0, and without any logits.
 
@@ -149,6 +151,7 @@ def test_inputs_and_outputs_alone_are_enough(setting, tmp_path):
     assert (run.verdict, len(run.layers)) == ("consistent with rounding", 1)
 
 
+@pytest.mark.slow
 def test_the_wrong_tokens_are_found(setting, tmp_path):
     """Assert that a stream that starts from other tokens is a bug of the embedding."""
     model, weights, tokens = setting
