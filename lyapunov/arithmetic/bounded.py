@@ -44,6 +44,10 @@ ELEMENTWISE_LIMIT = 2**18
 # exp(-88), rounded up, with the declared error of any exponential on top.
 EXP_MINUS_88 = 6.1e-39 * 1.01
 
+# What stays below this, roundings left out, does not overflow in fp32, whose largest
+# number is almost twice that.
+NO_OVERFLOW = 2.0**127
+
 # sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
 SILU_SLOPE = 1.0999
 SILU_CURVATURE = 0.5
@@ -195,15 +199,23 @@ class BoundedArithmetic(AbstractArithmetic):
 
     def _settle(self, value, error, norm=None) -> Bounded:
         unit, underflow = self._model.unit, self._model.underflow
-        rounding = unit * (jnp.abs(value) + error) + underflow
+        magnitude = jnp.abs(value) + error
+        rounding = self._unless_overflow(magnitude, unit * magnitude + underflow)
         if norm is not None:
             norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, error + rounding, norm)
 
+    def _unless_overflow(self, magnitude, rounding):
+        """inf where fp32 may overflow on the way: nothing is bounded then."""
+        # `unit` 0 stands for exact arithmetic
+        beyond = (magnitude > NO_OVERFLOW) & (self._model.unit > 0)
+        return jnp.where(beyond, jnp.inf, rounding)
+
     def _relative(self, value, error, relative) -> Bounded:
         """A function evaluated with a relative error on top of the propagated one."""
-        rounding = relative * (jnp.abs(value) + error) + self._model.underflow
-        return Bounded(value, error + rounding)
+        magnitude = jnp.abs(value) + error
+        rounding = relative * magnitude + self._model.underflow
+        return Bounded(value, error + self._unless_overflow(magnitude, rounding))
 
     def _operand(self, x) -> Bounded:
         """An operand as the arithmetic reads it: subnormal ones may count as 0."""
@@ -308,7 +320,10 @@ class BoundedArithmetic(AbstractArithmetic):
         relative = model.exp_relative
         near = value * (spread * (1.0 + relative) + relative) + model.underflow
         far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
-        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far))
+        bound = jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far)
+        # 0 times an A that may be inf is no number; a dt that may be makes the drive so
+        known = jnp.isfinite(A.magnitude)
+        return Bounded(value, jnp.where(known, bound, jnp.inf))
 
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
@@ -343,7 +358,7 @@ class BoundedArithmetic(AbstractArithmetic):
         Elementwise e / r_lo + |v| dr / (r r_lo); in L2 at most n / r_lo, because
         the Jacobian of x / r has norm at most 1 / r.
         """
-        x = lift(x)
+        x = self._operand(x)
         size = x.shape[-1]
         radius = jnp.sqrt(jnp.mean(x.value**2, axis=-1, keepdims=True) + epsilon)
         spread = (x.norm / size**0.5)[..., None]
@@ -358,6 +373,8 @@ class BoundedArithmetic(AbstractArithmetic):
         root = -0.5 * jnp.log1p(-jnp.minimum(mean, 1.0))
         relative = jnp.expm1(root + self._model.rsqrt_relative + unit)
         rounding = relative * (jnp.abs(value) + error) + self._model.underflow
+        squares = size * (radius + spread) ** 2
+        rounding = self._unless_overflow(squares, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
@@ -384,13 +401,16 @@ class BoundedArithmetic(AbstractArithmetic):
             each = x.error + growth * x.magnitude
             error = jnp.minimum(error, _sum_of_magnitudes(each, matrix))
         value = jnp.matmul(x.value, matrix.T, precision="highest")
+        most = rows * length[..., None]
         # an unknown operator norm is inf, and inf times an error of 0 is no number
         by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
         by_norm = by_norm + growth * jnp.linalg.norm(rows) * length
         if bias is not None:
             value = value + bias
             flushed = flushed + growth * jnp.abs(bias)
+            most = most + jnp.abs(bias)
         through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        flushed = self._unless_overflow(most, flushed)
         settled = self._settle(value, (error + flushed) * SAFETY)
         own = jnp.linalg.norm(settled.error - error, axis=-1)
         return Bounded(value, settled.error, (through + own) * SAFETY)
@@ -430,6 +450,7 @@ class BoundedArithmetic(AbstractArithmetic):
             size = size + (jnp.abs(v) + e) * (jnp.abs(w) + d)
         growth = jnp.expm1((taps + 1) * self._model.unit)
         rounding = growth * size + (2 * taps) * self._model.underflow
+        rounding = self._unless_overflow(size, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
@@ -438,9 +459,11 @@ class BoundedArithmetic(AbstractArithmetic):
         c = self._operand(c)
         if isinstance(state, BoundedState):
             parts = (state.excess, self._scan_rounding(state))
+            most = state.mass
         else:
             state = lift(state)
             parts = (state.error,)
+            most = jnp.max(state.magnitude, axis=0)
         terms = state.value.shape[0]
         growth = jnp.expm1((terms + 1) * self._model.unit)
         value = c.value @ state.value
@@ -454,6 +477,11 @@ class BoundedArithmetic(AbstractArithmetic):
             value = value + start.value
             error = error + start.error + growth * start.magnitude
         flushed = self._model.underflow * (2 * (terms + 1) + jnp.sum(size_c))
+        # products, partial sums and the state itself
+        most = jnp.maximum(jnp.sum(size_c), 1.0) * most
+        if start is not None:
+            most = most + start.magnitude
+        flushed = self._unless_overflow(most, flushed)
         return Bounded(value, (error + flushed) * SAFETY)
 
     # ---- recurrences
