@@ -199,9 +199,9 @@ def _assumptions(executions: Sequence[Execution]) -> list[str]:
         "beside which it is shown",
         "the reference is exact arithmetic, computed in fp64; 2^-24 of a token's norm "
         "is added to every T1 bound for its own error",
-        "T1 is the computed distance of the execution that rounds only its stored "
-        "tensors, plus a certified radius for orders of sums, last bits of "
-        "elementary functions and values near a rounding tie",
+        "T1 is the computed distance of the middle of what executions may store, plus "
+        "a certified radius for orders of sums, last bits of elementary functions and "
+        "values near a rounding tie",
     ]
     for execution in executions:
         lines += [f"{execution.name}: {text}" for text in execution.assumptions]
