@@ -233,7 +233,10 @@ class BoundedArithmetic(AbstractArithmetic):
         change.
         """
         if not self._centred:
-            return self._settle(value, error, norm)
+            flushed = jnp.broadcast_to(flushed, error.shape)
+            if norm is not None:
+                norm = norm + jnp.linalg.norm(flushed, axis=-1)
+            return self._settle(value, error + flushed, norm)
         exact = Bounded(value, error + flushed)
         middle, interval, flips = self._middle(exact, FP32.numbers())
         # `unit` 0 stands for exact arithmetic
@@ -251,7 +254,10 @@ class BoundedArithmetic(AbstractArithmetic):
         norm = x.norm + y.norm if x.value.shape == y.value.shape else None
         if not alone:
             # reading a subnormal operand as 0
-            return self._settle(value, error + 2.0 * self._model.underflow, norm)
+            flushed = jnp.full(error.shape, 2.0 * self._model.underflow)
+            if norm is not None:
+                norm = norm + jnp.linalg.norm(flushed, axis=-1)
+            return self._settle(value, error + flushed, norm)
         # what fp64 itself lost of the sum (Knuth's TwoSum)
         other = value - x.value
         lost = jnp.abs((x.value - (value - other)) + (y.value - other))
