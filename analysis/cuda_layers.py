@@ -2,8 +2,8 @@
 
 `python -m analysis.cuda_layers [CHECKPOINT]` needs an NVIDIA GPU with mamba_ssm and
 causal_conv1d; it writes analysis/results/cuda_layers.json: for each precision and
-length, violations, T0 and T1 over the measured error, and the logits' divergence,
-beside the same of the emulator.
+length, mode, violations, T0 and T1 over the measured error, the logits' divergence and
+what T3 predicted of it, beside the same of the emulator.
 """
 
 import json
@@ -14,9 +14,12 @@ import jax
 
 
 RESULTS = Path(__file__).parent / "results"
-PRECISIONS = ("bf16", "bf16-cast", "fp16", "fp32")
+PRECISIONS = ("bf16", "bf16-cast", "bf16-amp", "fp16", "fp16-amp", "fp32")
+DECODED = ("bf16", "fp16", "fp32")
 # one block of the kernel's scan, and one token more than its chunk of 2048
-SHAPES = ((2, 512), (1, 2049))
+RUNS = [("prefill", p, shape) for shape in ((2, 512), (1, 2049)) for p in PRECISIONS]
+# a step a token, with the state in the weights' format
+RUNS += [("decode", p, (2, 256)) for p in DECODED]
 
 
 def row(report) -> dict:
@@ -35,6 +38,10 @@ def row(report) -> dict:
         "t0_ratio": [min(t0), max(t0)],
         "t1_ratio": [min(t1), max(t1)],
         "rel_l2": precision.output.measured_rel_l2,
+        "sigma_t3": precision.output.sigma_t3,
+        "calibration_z": precision.output.calibration_z,
+        "predicted_stable": precision.output.decisions.predicted_stable,
+        "predicted_flipped": precision.output.decisions.predicted_flipped,
         "kl_mean": precision.output.kl_mean,
         "flips": precision.output.argmax_flips,
         "ties": precision.output.argmax_ties,
@@ -52,16 +59,22 @@ def main() -> None:
 
     model = lyapunov.load(sys.argv[1] if len(sys.argv) > 1 else None)
     rows, environment = [], {}
-    for batch, length in SHAPES:
+    for mode, precision, (batch, length) in RUNS:
         tokens = english(model, batch * length).reshape(batch, length)
-        for precision in PRECISIONS:
-            for measure in ("mamba_ssm", "emulated"):
-                report = lyapunov.check(
-                    model, tokens, precisions=[precision], measure=measure, floor=False
-                )
-                environment = report.environment
-                rows.append(row(report))
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        for measure in ("mamba_ssm", "emulated"):
+            report = lyapunov.check(
+                model,
+                tokens,
+                precisions=[precision],
+                mode=mode,
+                measure=measure,
+                floor=False,
+                readouts=0,
+                ball=False,
+            )
+            environment = report.environment
+            rows.append(row(report))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     result = {
         "command": "python -m analysis.cuda_layers",
         "checkpoint": model.source,

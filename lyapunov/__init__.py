@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         runners as runners,
         symbolic as symbolic,
     )
+    from ._audit import audit as audit
+    from ._audit_results import AuditReport as AuditReport
     from ._check import check as check
     from ._errors import LyapunovError as LyapunovError
     from ._load import load as load
@@ -39,11 +41,12 @@ if TYPE_CHECKING:
         TangentGrowth as TangentGrowth,
         lyapunov_spectrum as lyapunov_spectrum,
     )
-    from .runners import trace as trace
+    from .runners import trace as trace, write_dump as write_dump
 
 
 __all__ = [
     "QR",
+    "AuditReport",
     "ClosedForm",
     "Estimate",
     "HeadRecord",
@@ -54,6 +57,7 @@ __all__ = [
     "TangentGrowth",
     "UpperBound",
     "__version__",
+    "audit",
     "bounds",
     "check",
     "checkpoints",
@@ -68,9 +72,11 @@ __all__ = [
     "runners",
     "symbolic",
     "trace",
+    "write_dump",
 ]
 
 _HOMES = {
+    "AuditReport": "._audit_results",
     "QR": ".exponents",
     "ClosedForm": ".exponents",
     "Estimate": "._results",
@@ -81,10 +87,12 @@ _HOMES = {
     "SublayerRecord": "._trace",
     "TangentGrowth": ".exponents",
     "UpperBound": "._results",
+    "audit": "._audit",
     "check": "._check",
     "load": "._load",
     "lyapunov_spectrum": ".exponents",
     "trace": ".runners",
+    "write_dump": ".runners",
 }
 
 

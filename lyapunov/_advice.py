@@ -1,22 +1,38 @@
 """What to do about the findings: one line that a user can act on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from lyapunov._results import Exponents, Finding, PrecisionReport
+from lyapunov._catalogue import ERROR
+from lyapunov._results import (
+    Exponents,
+    Finding,
+    OutputDivergence,
+    ParameterChangeReport,
+    PrecisionReport,
+)
+
+
+FINE = 0.01
+"""Share of top tokens that may change in a format that is called fine: two answers of
+a benchmark of 200, whose own noise is seven times that (`_benchmark_noise`)."""
+
+BINDING_CAUSES = ("range", "mantissa", "stagnation")
+"""How a cause begins that is the state's format's; another is the model's."""
 
 
 def recommendation(
     exponents: Exponents,
     precisions: Sequence[PrecisionReport],
     findings: Sequence[Finding],
+    changes: Sequence[ParameterChangeReport] = (),
 ) -> str:
     """One line that a user can act on: what to do first, or what is safe to do."""
     for code, advise in _ADVICE:
         concerned = [finding for finding in findings if finding.code == code]
         if concerned:
             return advise(concerned)
-    return _choice(exponents, precisions, findings)
+    return _choice(exponents, precisions, findings, changes)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -87,58 +103,186 @@ def _choice(
     exponents: Exponents,
     precisions: Sequence[PrecisionReport],
     findings: Sequence[Finding],
+    changes: Sequence[ParameterChangeReport],
 ) -> str:
-    """Nothing is broken: which precision, which state, what to watch."""
-    low_state = [
-        f
-        for f in findings
-        if f.code in ("LYA006", "LYA007") and "fp32" not in (f.precision, "")
+    """Nothing is broken: which state, which weights, what limits, in one line."""
+    parts = [
+        *_state(precisions, findings),
+        *_range(precisions, findings),
+        *_weights(precisions, findings),
+        *_changed(changes),
+        *_limit(precisions),
     ]
-    states = {p.state_precision for p in precisions} - {"fp32", "fp64"}
-    advice = []
-    if low_state and states:
-        advice.append(f"Keep the state in fp32, not in {listed(sorted(states))}.")
-    at_risk = [f for f in findings if f.code == "LYA005"]
-    if at_risk:
-        tight = _formats(at_risk)
-        others = sorted({p.precision for p in precisions} - set(tight.split(" and ")))
-        instead = f"prefer {others[0]}" if others else "prefer bf16"
-        advice.append(
-            f"{tight} is close to overflow in {layers_text(at_risk)}: {instead}."
-        )
-    if advice:
-        return " ".join(advice)
-    return _closest(exponents, precisions)
-
-
-def _closest(exponents: Exponents, precisions: Sequence[PrecisionReport]) -> str:
-    measured = [
-        (p.output.argmax_flips, p.output.kl_mean, p)
-        for p in precisions
-        if p.output.kl_mean is not None and math.isfinite(p.output.kl_mean)
-    ]
-    if not measured:
+    if not parts:
         if exponents.max is None:
             return "No recurrence was found to judge."
         return (
             f"Every recurrence forgets (largest exponent {exponents.max:.3g}); nothing "
             "was measured in a lower precision."
         )
-    flips, kl, best = min(measured, key=lambda item: (item[1], item[0]))
-    total = best.output.argmax_total
-    changed = (
-        f"{flips:,} of {total:,} top tokens change" if flips else "no top token changes"
+    line = "; ".join(parts)
+    return f"{line[:1].upper()}{line[1:]}."
+
+
+def state_to_keep(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> str | None:
+    """The state's format to serve with: fp32 where a lower one was found at fault,
+    else the lowest that was checked; None where nothing was measured."""
+    if not precisions:
+        return None
+    if _states_at_fault(precisions, findings):
+        return "fp32"
+    low = sorted({p.state_precision for p in precisions} - {"fp32", "fp64"})
+    return low[0] if len(low) == 1 else "fp32"
+
+
+def weights_to_run(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> str | None:
+    """The weights' format to serve with: of those that are fine, the one with the
+    fewest changed tokens, then the smallest KL; None where none is."""
+    at_risk = {f.precision for f in findings if f.severity == ERROR}
+    at_risk |= {f.precision for f in findings if f.code == "LYA005"}
+    fine = [p for p in precisions if _is_fine(p) and p.precision not in at_risk]
+    return min(fine, key=_harm).precision if fine else None
+
+
+def _share(output: OutputDivergence) -> float:
+    return output.argmax_flips / output.argmax_total if output.argmax_total else 0.0
+
+
+def _is_fine(precision: PrecisionReport) -> bool:
+    kl = precision.output.kl_mean
+    return kl is not None and math.isfinite(kl) and _share(precision.output) <= FINE
+
+
+def _harm(precision: PrecisionReport) -> tuple[float, float]:
+    return _share(precision.output), precision.output.kl_mean or 0.0
+
+
+def _binding(precision: PrecisionReport) -> str:
+    """Which limit of the state's format the cause names, if it names one."""
+    cause = precision.output.cause or ""
+    return next((word for word in BINDING_CAUSES if cause.startswith(word)), "")
+
+
+def _states_at_fault(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> list[PrecisionReport]:
+    """Executions whose state is below fp32 and binds: a finding or a cause says so,
+    or most of the predicted variance is the state's and too many tokens change."""
+    marginal = {f.precision for f in findings if f.code == "LYA006"}
+    stagnant = {f.precision for f in findings if f.code == "LYA007"}
+    found = []
+    for p in precisions:
+        share = (p.output.sigma_by_site or {}).get("state") or 0.0
+        if p.state_precision not in ("fp32", "fp64") and (
+            p.state_precision in marginal
+            or p.precision in stagnant
+            or _binding(p)
+            or (share >= 0.5 and not _is_fine(p))
+        ):
+            found.append(p)
+    return found
+
+
+def _state(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> Iterator[str]:
+    bad = _states_at_fault(precisions, findings)
+    if bad:
+        names = listed(sorted({p.state_precision for p in bad}))
+        causes = {cause for p in bad if (cause := _binding(p))}
+        why = f" ({listed(sorted(causes))})" if causes else ""
+        yield f"keep the state in fp32, not in {names}{why}"
+        return
+    low = sorted(
+        {p.state_precision for p in precisions if _is_fine(p)} - {"fp32", "fp64"}
     )
-    if len(measured) == 1:
-        return f"{best.precision} on these tokens: {changed}, mean KL {kl:.2g} nats."
-    names = sorted({p.precision for _, _, p in measured})
-    if not any(flips for flips, _, _ in measured):
-        return (
-            f"{listed(names)} {'both' if len(names) == 2 else 'all'} keep every top "
-            "token on these tokens; "
-            f"{best.precision} is the closer (mean KL {kl:.2g} nats)."
+    if low:
+        yield f"the state in {listed(low)} is fine"
+
+
+def _range(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> Iterator[str]:
+    at_risk = [f for f in findings if f.code == "LYA005"]
+    if at_risk:
+        tight = {f.precision for f in at_risk}
+        others = sorted({p.precision for p in precisions} - tight)
+        yield (
+            f"{_formats(at_risk)} is close to overflow in {layers_text(at_risk)}, "
+            f"prefer {others[0] if others else 'bf16'}"
         )
-    return (
-        f"Of {listed(names)}, {best.precision} is the closest: {changed}, "
-        f"mean KL {kl:.2g} nats."
-    )
+
+
+def _weights(
+    precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
+) -> Iterator[str]:
+    """Weights and activations, where the state does not hide what they do."""
+    hidden = _states_at_fault(precisions, findings)
+    at_risk = {f.precision for f in findings if f.code == "LYA005"}
+    shown = [
+        p
+        for p in sorted(precisions, key=_harm)
+        if p not in hidden
+        and p.precision not in at_risk
+        and p.output.kl_mean is not None
+        and math.isfinite(p.output.kl_mean)
+    ]
+    calm = [p for p in shown if _is_fine(p) and not p.output.argmax_flips]
+    if calm:
+        names = listed(sorted({p.precision for p in calm}))
+        closest = f" for {calm[0].precision}" if len(calm) > 1 else ""
+        yield (
+            f"weights in {names} are fine: no top token changes "
+            f"(mean KL {calm[0].output.kl_mean:.2g} nats{closest})"
+        )
+    for p in shown:
+        if p in calm:
+            continue
+        kl = f"mean KL {p.output.kl_mean:.2g} nats"
+        tokens = f"{p.output.argmax_flips:,} of {p.output.argmax_total:,} top tokens"
+        if _is_fine(p):
+            yield f"weights in {p.precision} are fine: {tokens} change, {kl}"
+        else:
+            yield f"weights in {p.precision} change {tokens}, {kl}"
+
+
+def _changed(changes: Sequence[ParameterChangeReport]) -> Iterator[str]:
+    """The changed weight set that changes most."""
+    if changes:
+        worst = max(changes, key=lambda change: _share(change.output))
+        yield (
+            f"the weights {worst.name} change {worst.output.argmax_flips:,} of "
+            f"{worst.output.argmax_total:,} top tokens"
+        )
+
+
+def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
+    """Where most of the predicted error comes from, and what binds there, for the
+    execution that changes most."""
+    if not precisions:
+        return
+    worst = max(precisions, key=_harm)
+    cause = worst.output.cause or ""
+    if cause and not _binding(worst):
+        yield f"limit: {cause}"
+        return
+    known = [
+        (row.sigma_share, row.layer)
+        for row in worst.layers
+        if row.sigma_share is not None and math.isfinite(row.sigma_share)
+    ]
+    limits = [cause] if cause else []
+    if known:
+        share, layer = max(known)
+        place = f"layer {layer}"
+        # what the sublayers leave is the embedding's, the final norm's and the head's
+        head = 1.0 - math.fsum(part for part, _ in known)
+        if len(known) == len(worst.layers) and head > share:
+            share, place = head, "the head"
+        limits.insert(0, f"{place} ({share:.0%} of the predicted variance)")
+    if limits:
+        yield f"limit: {', '.join(limits)}"

@@ -112,6 +112,32 @@ _KINDS = (
         "model. The model still produces text, only worse. Compare these parameters "
         "with the original file. Unusual values alone do not raise this.",
     ),
+    FindingKind(
+        "LYA009",
+        "errors unlike rounding",
+        WARNING,
+        "Of an audit: a sublayer's output at some token is more than 6 times as far "
+        "from exact arithmetic as random roundings of the declared stores put it, root "
+        "mean square over the output, and still within its certified bound. A right "
+        "implementation stays near 1 and reaches 3 on hard inputs. Either its "
+        "roundings all push one way (a constant input, a state that stagnates), or "
+        "something is held in a lower precision than declared: a state in 16 bits, "
+        "tf32 products, another epsilon. Look at the named sublayer's stored tensors, "
+        "and give them in a dump: with them the bounds are sharper.",
+    ),
+    FindingKind(
+        "LYA010",
+        "worse than the baseline",
+        ERROR,
+        "A figure grew beyond a factor of 1.25 of what the report given by --baseline "
+        "says for the same tokens and the same execution: the measured divergence, "
+        "KL, changed top tokens, a certified bound, or any violation more. The "
+        "figures are deterministic on one machine; another machine or library "
+        "version may move the last digits and a token near a tie, which the factor "
+        "allows. Look at what changed between the two: the checkpoint's files, the "
+        "version of lyapunov-check, of JAX, or of the implementation. If the change "
+        "is wanted, write the new report as the baseline.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov._format_table import FORMAT_TABLE, STATE_PRECISIONS
 from lyapunov._version import __version__
 
 
-FORMATS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
-PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast")
+FORMATS = tuple(FORMAT_TABLE)
+PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast", "bf16-amp", "fp16-amp")
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
 
 EPILOG = """\
@@ -43,9 +44,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mode",
         "layers",
         "measure",
+        "against",
+        "round_weights",
+        "audit",
         "device",
+        "plan",
     ),
-    "Verdict": ("fail_on", "select", "ignore", "exit_zero", "allow_partial"),
+    "Verdict": (
+        "fail_on",
+        "select",
+        "ignore",
+        "baseline",
+        "exit_zero",
+        "allow_partial",
+    ),
     "Output": (
         "json_output",
         "output",
@@ -78,7 +90,7 @@ class CheckCommand(click.Command):
 
     def main(self, args: Any = None, **extra: Any) -> Any:
         """Run and turn every way to end into an exit code."""
-        from lyapunov._session import guard
+        from lyapunov._endings import guard
 
         arguments = list(sys.argv[1:] if args is None else args)
         standalone = extra.pop("standalone_mode", True)
@@ -191,14 +203,15 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     multiple=True,
     type=click.Choice(PRECISIONS),
     metavar="FORMAT",
-    help="bf16, fp16 or fp32; bf16-cast and fp16-cast cast A_log and D as well; "
-    "repeatable.  [default: bf16 and fp16]",
+    help="bf16, fp16 or fp32; with -cast A_log and D are cast as well, with -amp "
+    "weights stay fp32 under autocast; repeatable.  [default: bf16 and fp16]",
 )
 @click.option(
     "--state-precision",
-    type=click.Choice(FORMATS),
+    type=click.Choice(STATE_PRECISIONS),
     metavar="FORMAT",
-    help="Of the recurrent state.  [default: the implementation's]",
+    help="Of the recurrent state in its cache: fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2; "
+    "with -scaled, -stochastic or both.  [default: the implementation's]",
 )
 @click.option(
     "--mode",
@@ -221,7 +234,32 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
     "another implementation, or nothing.",
 )
+@click.option(
+    "--against",
+    metavar="OTHER",
+    help="Hold another checkpoint of the same network, or a folder with a LoRA "
+    "adapter, against this one.",
+)
+@click.option(
+    "--round-weights",
+    multiple=True,
+    metavar="FORMAT[:GROUP]",
+    help="Hold this one against itself with weights rounded, as bf16:A_log; groups: "
+    "all, projections, conv, norms, embedding_and_head, or a parameter; repeatable.",
+)
+@click.option(
+    "--audit",
+    metavar="SOURCE",
+    help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in a "
+    "batch, each held to its bounds: transformers, emulated, mamba_ssm or a dump, "
+    "FILE.npz.",
+)
 @click.option("--device", metavar="NAME", help="Where it runs.  [default: JAX's]")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say what time and memory a check would take, and stop.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(("error", "warning")),
@@ -236,6 +274,13 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     callback=_split,
     metavar="CODE",
     help="Codes that do not count; the longer of two matches wins.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="REPORT",
+    help="An earlier .json of the same checkpoint and tokens: what grew by more than "
+    "a quarter is an error.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit code 0 in spite of findings.")
 @click.option(

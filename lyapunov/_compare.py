@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ._results import OutputDivergence
+from ._results import OutputDivergence, TextDivergence
 
 
 MARGIN_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5)
@@ -119,6 +119,19 @@ def by_position(per_token: Float[np.ndarray, "batch seq"]) -> list[float]:
     ]
 
 
+def flips(
+    sums: LogitSums,
+) -> tuple[Bool[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]:
+    """Tokens whose leader is another, and tokens where a leader is shared.
+
+    Logits that are all NaN or -inf have no leader, and agree with nothing.
+    """
+    host = jax.tree.map(np.asarray, sums)
+    leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
+    differs = (host.place != host.other_place) | leaderless
+    return differs, ((host.ties > 1) | (host.other_ties > 1)) & ~leaderless
+
+
 def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
     """What the sums say about the logits.
 
@@ -137,10 +150,8 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         moved = host.difference_square - host.difference**2 / vocab_size
         size = host.square - host.total**2 / vocab_size
         relative = np.sqrt(np.maximum(np.sum(moved), 0.0) / np.sum(size))
-    # logits that are all NaN or -inf have no leader, and agree with nothing
-    leaderless = np.isnan(host.other_top) | (host.other_top == -np.inf)
-    differs = (host.place != host.other_place) | leaderless
-    tied = ((host.ties > 1) | (host.other_ties > 1)) & ~leaderless
+        by_text = np.sqrt(np.maximum(np.sum(moved, 1), 0.0) / np.sum(size, 1))
+    differs, tied = flips(sums)
     margins = np.quantile(host.top[..., 0] - host.top[..., 1], MARGIN_QUANTILES)
     blocks = np.array_split(kl, min(POSITION_BLOCKS, kl.shape[1]), axis=1)
     return OutputDivergence(
@@ -155,4 +166,24 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         margin_quantiles={
             f"{q:g}": float(m) for q, m in zip(MARGIN_QUANTILES, margins, strict=True)
         },
+        texts=_texts(by_text, kl, differs, tied) if len(kl) > 1 else None,
     )
+
+
+def _texts(
+    relative: Float[np.ndarray, "batch"],
+    kl: Float[np.ndarray, "batch seq"],
+    differs: Bool[np.ndarray, "batch seq"],
+    tied: Bool[np.ndarray, "batch seq"],
+) -> list[TextDivergence]:
+    """The same figures for each sequence on its own."""
+    return [
+        TextDivergence(
+            measured_rel_l2=float(relative[i]),
+            kl_mean=float(np.mean(kl[i])),
+            kl_max=float(np.max(kl[i])),
+            argmax_flips=int(np.sum(differs[i] & ~tied[i])),
+            argmax_ties=int(np.sum(differs[i] & tied[i])),
+        )
+        for i in range(len(kl))
+    ]

@@ -16,6 +16,7 @@ from .bounds.local import (
     sublayer_bound,
     with_operator_norms,
 )
+from .bounds.passes import where_it_grows
 from .executions import Execution
 from .models import Model, Sublayer
 
@@ -28,6 +29,7 @@ class SublayerDivergence:
     - `reference`, `record`: records of the reference and of the execution.
     - `floor`: whether to search for what no bound on free roundings could beat.
     - `workers`: where T0, T1 and the search run side by side.
+    - `stagnation`: share of state updates too small for the state's format, if any.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class SublayerDivergence:
         record,
         floor: bool,
         workers: Executor,
+        stagnation: float | None = None,
     ):
         layer = sublayer.layer
         parameters = with_operator_norms(model.parameters(layer, execution))
@@ -69,12 +72,7 @@ class SublayerDivergence:
         self._accumulated = np.asarray(jnp.sum(apart**2, axis=-1))
         self._accumulated_max = float(jnp.max(apart))
         self._reference_l2 = float(jnp.linalg.norm(reference.output))
-        stagnation = reference.observed.get("stagnation")
-        self._stagnation = (
-            None
-            if stagnation is None or execution.state_precision == "fp32"
-            else float(jnp.mean(stagnation[..., 0]))
-        )
+        self._stagnation = stagnation
 
     def row(self) -> LayerDivergence:
         """Wait for the work and put it together."""
@@ -87,6 +85,9 @@ class SublayerDivergence:
         known = {site: ratio for site, ratio in ratios.items() if ratio is not None}
         measured = _root(t1.comparison.measured_square)
         bound = _root(t1.comparison.bound_square)
+        shares = {site: float(share) for site, share in t1.shares.items()}
+        units = {site: f.unit_roundoff for site, f in self._execution.sites.items()}
+        binding_site, binding_share = where_it_grows(shares, units)
         return LayerDivergence(
             layer=self._sublayer.layer,
             kind=self._sublayer.kind,
@@ -111,6 +112,8 @@ class SublayerDivergence:
             max_abs_stored={site: float(np.max(t0[site].largest)) for site in sites},
             stagnation=self._stagnation,
             non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
+            binding_site=binding_site,
+            binding_share=binding_share,
         )
 
     def _floor_ratio(self) -> float | None:

@@ -70,6 +70,12 @@ class TokensError(LyapunovError):
     code = "tokens"
 
 
+class DumpError(LyapunovError):
+    """A dumped trace cannot be used: names, shapes, dtypes, or not a dump at all."""
+
+    code = "dump"
+
+
 class OutputError(LyapunovError):
     """A report cannot be written where it was asked for."""
 

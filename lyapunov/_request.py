@@ -1,16 +1,15 @@
 """What was asked for, checked before the long work: tokens, layers, device, runs."""
 
+import hashlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from ._errors import TokensError, UsageError
-from .executions import Execution, mamba_ssm_prefill, transformers_prefill
+from ._results import TokensFacts
+from .executions import Execution, executions_for
 from .models import Model
-
-
-MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
 
 
 def given_tokens(
@@ -41,6 +40,16 @@ def given_tokens(
         )
     check_range(ids, model.config.vocab_size)
     return ids.astype(np.int64), source
+
+
+def tokens_facts(ids: np.ndarray, source: str) -> TokensFacts:
+    """What a report says of its tokens (batch, seq)."""
+    return TokensFacts(
+        source=source,
+        batch=ids.shape[0],
+        length=ids.shape[1],
+        sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+    )
 
 
 def chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -76,37 +85,10 @@ def chosen_executions(
     model: Model, precisions, state_precision, mode: str, measure: str
 ) -> list[Execution]:
     """One execution for each precision, of whatever measures."""
-    if measure not in MEASURES:
-        raise UsageError(
-            f"cannot measure with {measure!r}", hint=f"one of {', '.join(MEASURES)}"
-        )
-    if mode != "prefill":
-        raise UsageError(f"mode {mode!r} is not there yet", hint="prefill works")
-    if measure == "none":
-        return []
-    config = model.config
-    if measure == "mamba_ssm" and state_precision not in (None, "fp32"):
-        raise UsageError(
-            f"mamba_ssm's prefill keeps the state in fp32, not {state_precision}",
-            hint="leave --state-precision out, or --measure emulated",
-        )
-    if measure == "transformers":
-        if state_precision not in (None, "fp32"):
-            raise UsageError(
-                f"transformers keeps the state in fp32, not {state_precision}",
-                hint="leave --state-precision out, or --measure emulated",
-            )
-        return [
-            transformers_prefill(p, residual_in_fp32=config.residual_in_fp32)
-            for p in precisions
-        ]
-    return [
-        mamba_ssm_prefill(
-            p,
-            residual_in_fp32=config.residual_in_fp32,
-            fused_add_norm=config.fused_add_norm,
-            state_precision=state_precision,
-            biased_projections=config.proj_bias,
-        )
-        for p in precisions
-    ]
+    return executions_for(
+        model.config,
+        precisions,
+        mode=mode,
+        measure=measure,
+        state_precision=state_precision,
+    )

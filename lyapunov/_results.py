@@ -146,9 +146,9 @@ class LayerDivergence:
     """The part of bound_t1_l2 that is not computed: what the execution leaves open."""
     non_finite: int = 0
     binding_site: str | None = None
-    """Stored tensor whose operation costs the T1 radius most."""
+    """Stored tensor before which T1 moves away most from what roundings do."""
     binding_share: float | None = None
-    """Share of the radius that is gone when that operation is taken as exact."""
+    """Its part of all growth inside the sublayer, in logarithms."""
     sigma_share: float | None = None
     """Share of T3's variance at the logits that comes from this sublayer."""
     certified_l2: float | None = None
@@ -234,6 +234,51 @@ class PrecisionReport:
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """What a changed weight set does to one sublayer, in exact arithmetic."""
+
+    layer: int
+    kind: str
+    weights: dict[str, float]
+    """||W' - W|| / ||W|| (Frobenius) of each parameter that changed."""
+    local_l2: float
+    """Measured effect on the sublayer's output, on the base's own input."""
+    local_max: float
+    bound_l2: float
+    """Certified for every weight set within the elementwise distances |W' - W|."""
+    bound_ratio: float | None
+    """bound_l2 over local_l2."""
+    floor_ratio: float | None
+    """Largest effect found among such weight sets, over that of the change itself."""
+    violations: int
+    elements_total: int
+    accumulated_l2: float
+    """Distance of the two networks' outputs, each on its own trajectory."""
+    reference_l2: float
+
+
+@dataclass(frozen=True)
+class ParameterChangeReport:
+    """A weight set against the base: exact arithmetic, nothing else is rounded."""
+
+    name: str
+    """As asked for: a path, or FORMAT:GROUP."""
+    kind: str
+    """checkpoint, adapter or rounding."""
+    layers: list[LayerChange]
+    output: OutputDivergence
+    """Measured: the changed network's logits against the base's."""
+    predicted_rel_l2: float
+    """`output.measured_rel_l2` to first order in W' - W: no bound."""
+    nonlinearity: float | None
+    """L2 of what the first order leaves of the measured effect, over the effect."""
+    outside: dict[str, float]
+    """As `weights`, for the embedding, the final norm and the head."""
+    files: list[dict[str, str]] = field(default_factory=list)
+    """`name` and `sha256` of each file of the changed weight set."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that the user should know, with a stable code."""
 
@@ -257,6 +302,10 @@ class Summary:
     skipped: int
     seconds: float
     exit_code: int
+    flags: list[dict[str, str]] = field(default_factory=list)
+    """What to give a serving stack: `stack`, `flag` and `why` each."""
+    benchmark_note: str | None = None
+    """What a benchmark of so many questions could not have seen."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +346,7 @@ class Report:
     findings: list[Finding]
     summary: Summary
     schema_version: int = SCHEMA_VERSION
+    parameter_changes: list[ParameterChangeReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""

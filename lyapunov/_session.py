@@ -4,12 +4,13 @@ Apart from `_cli` so that parsing stays light: the imports of the work are insid
 """
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from typing import Any
 import click
 
 from lyapunov._catalogue import CATALOGUE
-from lyapunov._errors import LyapunovError, UsageError
+from lyapunov._endings import (
+    INTERRUPTED,
+    STOPPED,
+    Interrupted,
+    error_document,
+    put,
+    say_error,
+)
+from lyapunov._errors import UsageError
 from lyapunov._results import Report
 
 
 BUNDLED = "the bundled model"
-INTERRUPTED = 130
-STOPPED = {"code": "interrupted", "message": "interrupted", "hint": ""}
 
 NOT_YET = {
-    ("mode", "decode"): ("--mode decode", "leave --mode out: prefill works"),
-    **{
-        ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
-        for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
-    },
+    ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
+    for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
 }
 """Options whose feature is announced and not there: the option, what works."""
 
@@ -76,95 +80,6 @@ def explain(code: str) -> str:
     return "\n\n\n".join(texts)
 
 
-# --- Ways to end -----------------------------------------------------------------
-
-
-def guard(run: Callable[[], int], arguments: Sequence[str]) -> int:
-    """Run; turn whatever goes wrong into a message, a document and an exit code."""
-    options = (
-        arguments[: list(arguments).index("--")] if "--" in arguments else arguments
-    )
-    debug = "--debug" in options or os.environ.get("LYAPUNOV_DEBUG", "") not in (
-        "",
-        "0",
-    )
-    as_json = "--json" in options
-    try:
-        code = run()
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        return code
-    except (KeyboardInterrupt, Interrupted, click.Abort):
-        return _end(STOPPED, as_json, INTERRUPTED)
-    except Exception as error:
-        if debug:
-            traceback.print_exc(file=sys.stderr)
-        return _end(error_document(error), as_json, 2)
-
-
-def error_document(error: Exception) -> dict[str, str]:
-    """An exception as `code`, `message` and `hint`."""
-    if isinstance(error, LyapunovError):
-        return error.to_dict()
-    if isinstance(error, click.ClickException):
-        message = error.format_message().rstrip(".")
-        return {
-            "code": "usage",
-            "message": message[:1].lower() + message[1:],
-            "hint": "`lyapunov-check --help` lists the options",
-        }
-    if isinstance(error, MemoryError):
-        return {
-            "code": "memory",
-            "message": f"out of memory{f': {error}' if str(error) else ''}",
-            "hint": "lower --length or --batch",
-        }
-    reason = " ".join(str(error).split())
-    return {
-        "code": "internal",
-        "message": f"internal error: {type(error).__name__}"
-        + (f": {reason[:300]}" if reason else ""),
-        "hint": "run again with --debug, and report the traceback",
-    }
-
-
-def _end(document: dict[str, str], as_json: bool, code: int) -> int:
-    say_error(document)
-    if as_json:
-        from lyapunov.report.json import dump
-
-        put(dump({"error": document}))
-    return code
-
-
-def say_error(document: dict[str, str], place: str = "") -> None:
-    """The two lines of an error on stderr."""
-    where = f"{place}: " if place else ""
-    if document["code"] == "interrupted":
-        # A terminal has just shown ^C.
-        start = "\n" if sys.stderr.isatty() else ""
-        return click.echo(f"{start}{where}interrupted", err=True)
-    click.echo(f"error: {where}{document['message']}", err=True)
-    if document["hint"]:
-        click.echo(f"hint: {document['hint']}", err=True)
-    return None
-
-
-def put(text: str, color: bool = False) -> None:
-    """Write to stdout; a reader that has gone away is no error."""
-    try:
-        click.echo(text, nl=False, color=color)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would complain when it flushes at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Interrupted(Exception):
-    """Ctrl-C, under a name that click does not answer with a line of its own."""
-
-
 # --- The run ---------------------------------------------------------------------
 
 
@@ -204,6 +119,13 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
     """
     outputs = _validate(options)
     sources: list[str | None] = list(checkpoints) or [None]
+    if options["baseline"] is not None and len(sources) > 1:
+        raise UsageError(
+            f"--baseline is one report, and there are {len(sources)} checkpoints",
+            hint="check them one by one",
+        )
+    if options["plan"]:
+        return _plan(sources, options)
     outcomes: list[_Outcome] = []
     interrupted = False
     for source in sources:
@@ -252,15 +174,31 @@ def _validate(options: dict[str, Any]) -> list[Path]:
         raise UsageError("-q and -v exclude each other", hint="give one of them")
     if options["tokens"] is not None and options["text"] is not None:
         raise UsageError("--tokens and --text exclude each other", hint="give one")
-    options["precision"] = tuple(dict.fromkeys(options["precision"])) or (
-        "bf16",
-        "fp16",
-    )
+    options["precision"] = tuple(dict.fromkeys(options["precision"]))
+    if options["audit"] is not None:
+        from lyapunov._audit_session import validate_audit
+
+        validate_audit(options, options["output"])
+    else:
+        options["precision"] = options["precision"] or ("bf16", "fp16")
+    if options["round_weights"]:
+        from lyapunov._weight_groups import rounded_group
+
+        options["round_weights"] = tuple(
+            dict.fromkeys(str(rounded_group(text)) for text in options["round_weights"])
+        )
     if options["select"] or options["ignore"]:
         from lyapunov.findings import check_codes
 
         options["select"] = check_codes(options["select"])
         options["ignore"] = check_codes(options["ignore"])
+    for option in ("baseline", "output") if options["plan"] else ():
+        if options[option]:
+            raise UsageError(f"--{option} is not for --plan", hint="leave it out")
+    if options["baseline"] is not None:
+        from lyapunov._baseline import read_baseline
+
+        options["baseline"] = read_baseline(options["baseline"])
     outputs = list(dict.fromkeys(options["output"]))
     if outputs:
         from lyapunov.report._write import check_target
@@ -270,26 +208,23 @@ def _validate(options: dict[str, Any]) -> list[Path]:
     return outputs
 
 
-def _check(source: str | None, options: dict[str, Any]) -> Report:
+def _check(source: str | None, options: dict[str, Any]) -> Any:
     """Load, choose the tokens, check. The seam to the library."""
     _prepare_jax()
+    if options["audit"] is not None:
+        return _audit(source, options)
     from lyapunov._check import check
-    from lyapunov._tokens import choose_tokens
 
     with _progress(options) as progress:
         model = _open(source, options["revision"])
-        checkpoint = getattr(model, "checkpoint", None)
-        tokens = choose_tokens(
-            vocab_size=model.config.vocab_size,
-            tokens=options["tokens"],
-            text=options["text"],
-            length=options["length"],
-            batch=options["batch"],
-            seed=options["seed"],
-            config=getattr(checkpoint, "config", None),
-            folder=getattr(checkpoint, "folder", None),
-        )
-        return check(
+        tokens = _tokens(model, options)
+        if options["baseline"] is not None:
+            from lyapunov._baseline import check_tokens
+            from lyapunov._request import tokens_facts
+
+            facts = dataclasses.asdict(tokens_facts(tokens.ids, tokens.source))
+            check_tokens(facts, options["baseline"])
+        report = check(
             model,
             tokens.ids,
             precisions=options["precision"],
@@ -298,6 +233,8 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
             layers=options["layers"],
             measure=options["measure"],
             device=options["device"],
+            against=options["against"],
+            round_weights=options["round_weights"],
             seed=options["seed"],
             progress=progress,
             token_source=tokens.source,
@@ -307,6 +244,66 @@ def _check(source: str | None, options: dict[str, Any]) -> Report:
             allow_partial=options["allow_partial"],
             exit_zero=options["exit_zero"],
         )
+    if options["baseline"] is None:
+        return report
+    from lyapunov._baseline import with_baseline
+
+    report, outcome = with_baseline(report, options["baseline"])
+    if not options["quiet"]:
+        click.echo(f"baseline: {outcome}", err=True)
+    return report
+
+
+def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
+    """What checking each would cost, shown; always 0."""
+    _prepare_jax()
+    from lyapunov._plan_session import planned
+
+    documents = []
+    for source in sources:
+        with _progress(options):
+            model = _open(source, options["revision"])
+            made = planned(model, _tokens(model, options).ids, options)
+        documents.append(made.to_dict())
+        if not options["json_output"]:
+            from lyapunov.report.plan import to_plan_table
+
+            color = wants_color(options["color"], sys.stdout)
+            width = shutil.get_terminal_size((80, 24)).columns
+            encoding = sys.stdout.encoding
+            put(to_plan_table(made, width=width, color=color, encoding=encoding), color)
+    if options["json_output"]:
+        from lyapunov.report.json import combined, dump
+
+        put(dump(combined(documents)))
+    return 0
+
+
+def _audit(source: str | None, options: dict[str, Any]) -> Any:
+    """Load, choose the tokens where a dump has none, audit."""
+    from lyapunov._audit_session import is_dump, run_audit
+
+    with _progress(options) as progress:
+        model = _open(source, options["revision"])
+        tokens = None if is_dump(options["audit"]) else _tokens(model, options)
+        return run_audit(model, tokens, options, progress)
+
+
+def _tokens(model: Any, options: dict[str, Any]) -> Any:
+    """The tokens that the options ask for."""
+    from lyapunov._tokens import choose_tokens
+
+    checkpoint = getattr(model, "checkpoint", None)
+    return choose_tokens(
+        vocab_size=model.config.vocab_size,
+        tokens=options["tokens"],
+        text=options["text"],
+        length=options["length"],
+        batch=options["batch"],
+        seed=options["seed"],
+        config=getattr(checkpoint, "config", None),
+        folder=getattr(checkpoint, "folder", None),
+    )
 
 
 def _open(source: str | None, revision: str | None) -> Any:
@@ -343,17 +340,19 @@ def _progress(options: dict[str, Any]) -> Iterator[Any]:
         progress.close()
 
 
-def _show(report: Report, options: dict[str, Any]) -> None:
-    from lyapunov.report import to_table
+def _show(report: Any, options: dict[str, Any]) -> None:
+    from lyapunov.report import audit_to_table, to_table
 
+    show: Any = to_table if isinstance(report, Report) else audit_to_table
     color = wants_color(options["color"], sys.stdout)
     put(
-        to_table(
+        show(
             report,
             width=shutil.get_terminal_size((80, 24)).columns,
             color=color,
             encoding=sys.stdout.encoding,
             quiet=options["quiet"],
+            verbose=options["verbose"],
         ),
         color=color,
     )

@@ -4,44 +4,35 @@ Pure functions of the report's data classes: no checkpoint, no terminal, no arra
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lyapunov._advice import recommendation
-from lyapunov._catalogue import CATALOGUE, ERROR, WARNING, FindingKind
-from lyapunov._errors import UsageError
+from lyapunov._advice import recommendation, state_to_keep, weights_to_run
+from lyapunov._benchmark_noise import benchmark_note
+from lyapunov._catalogue import CATALOGUE, ERROR, FindingKind
+from lyapunov._format_table import FORMAT_TABLE, NARROW_RANGE, half_step_below_one
 from lyapunov._results import (
     Exponents,
     Finding,
     LayerDivergence,
     LayerExponents,
+    ParameterChangeReport,
     PrecisionReport,
 )
+from lyapunov._serving import serving_flags
+from lyapunov._verdict import check_codes, select_findings, verdict
 
 
 __all__ = [
     "CATALOGUE",
     "FindingKind",
+    "advice",
     "check_codes",
     "find",
     "recommendation",
     "select_findings",
     "verdict",
 ]
-
-LARGEST = {"fp16": 65504.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
-"""Largest finite value of the formats whose range a model can leave."""
-
-HALF_STEP_BELOW_ONE = {
-    "fp64": 2.0**-54,
-    "fp32": 2.0**-25,
-    "tf32": 2.0**-12,
-    "fp16": 2.0**-12,
-    "bf16": 2.0**-9,
-    "fp8_e4m3": 2.0**-5,
-    "fp8_e5m2": 2.0**-4,
-}
-"""A decay closer to 1 than this rounds to 1."""
 
 STATE_NAMES = frozenset({"state", "states", "h", "ssm_state"})
 """Stored tensors that have the state's format instead of the execution's."""
@@ -65,6 +56,7 @@ def find(
     exponents: Exponents,
     precisions: Sequence[PrecisionReport],
     settings: Mapping[str, Any] | None = None,
+    changes: Sequence[ParameterChangeReport] = (),
 ) -> list[Finding]:
     """Everything that the user should know, errors first, then by code and layer.
 
@@ -74,6 +66,7 @@ def find(
     - `precisions`: one entry per execution; may be empty.
     - `settings`: the check's settings; `state_precision` is read where no
         execution names the state's format.
+    - `changes`: changed weight sets, for violations of their bounds.
 
     **Returns:**
 
@@ -92,6 +85,8 @@ def find(
         for layer in precision.layers:
             found += _of_divergence(layer, precision, rows.get(layer.layer))
         found += _of_output(precision)
+    for change in changes:
+        found += _of_change(change)
     return sorted(found, key=_order)
 
 
@@ -133,7 +128,7 @@ def _overflowed(value: float | None) -> bool:
 
 
 def _marginal_decay(layer: LayerExponents, state: str) -> Iterator[Finding]:
-    limit = HALF_STEP_BELOW_ONE.get(state)
+    limit = half_step_below_one(state) if state in FORMAT_TABLE else None
     largest = layer.max
     share = (layer.decay_is_one or {}).get(state, 0.0)
     if limit is not None and largest is not None and -limit <= largest < 0:
@@ -233,8 +228,10 @@ def _range(
         is_state = tensor in STATE_NAMES
         form = precision.state_precision if is_state else precision.precision
         form = form.partition("-")[0]
-        limit = LARGEST.get(form)
-        if limit is None or not math.isfinite(value) or value * HEADROOM <= limit:
+        limit = FORMAT_TABLE[form].largest if form in FORMAT_TABLE else math.inf
+        if limit > NARROW_RANGE or not math.isfinite(value):
+            continue
+        if value * HEADROOM <= limit:
             continue
         if worst is None or value / limit > worst[0]:
             worst = (value / limit, tensor, value, form)
@@ -248,9 +245,9 @@ def _range(
         yield _finding(
             "LYA005",
             layer.layer,
-            f"{tensor} reaches {value:.3g}, {far} ({LARGEST[form]:g})",
+            f"{tensor} reaches {value:.3g}, {far} ({FORMAT_TABLE[form].largest:g})",
             value=value,
-            limit=LARGEST[form],
+            limit=FORMAT_TABLE[form].largest,
             precision=precision.precision,
         )
 
@@ -263,6 +260,17 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
             "LYA002",
             None,
             f"the logits of the {name} execution are not finite",
+            precision=name,
+        )
+    decisions = output.decisions
+    if decisions is not None and decisions.certified_flipped:
+        yield _finding(
+            "LYA003",
+            None,
+            f"{_counted(decisions.certified_flipped, 'top token')} of "
+            f"{decisions.certified_stable:,} that are certified stable changed",
+            value=float(decisions.certified_flipped),
+            limit=0.0,
             precision=name,
         )
     if output.argmax_flips:
@@ -285,90 +293,43 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
         )
 
 
+def _of_change(change: ParameterChangeReport) -> Iterator[Finding]:
+    for layer in change.layers:
+        if layer.violations:
+            yield _finding(
+                "LYA003",
+                layer.layer,
+                f"changed weights {change.name}: {layer.violations:,} of "
+                f"{layer.elements_total:,} elements above the bound",
+                value=float(layer.violations),
+                limit=0.0,
+                precision=change.name,
+            )
+
+
 def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def check_codes(codes: Iterable[str]) -> tuple[str, ...]:
-    """Codes or their beginnings (`LYA`, `LYA00`), in capitals.
-
-    **Raises:** `UsageError` for one that matches nothing in the catalogue.
-    """
-    checked = tuple(code.strip().upper() for code in codes)
-    for given, code in zip(codes, checked, strict=True):
-        if not code or not any(known.startswith(code) for known in CATALOGUE):
-            raise UsageError(
-                f"no finding has the code {given!r}",
-                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
-                "`lyapunov-check --explain all` lists them",
-            )
-    return checked
-
-
-def select_findings(
-    findings: Iterable[Finding],
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-) -> list[Finding]:
-    """The findings that count: those selected (all, where nothing is) less those
-    ignored. Codes match by their beginning; where both match, the longer one wins.
-    """
-    select, ignore = tuple(select or ()), tuple(ignore or ())
-
-    def length(code: str, given: tuple[str, ...]) -> int:
-        return max((len(g) for g in given if code.startswith(g.upper())), default=-1)
-
-    kept = []
-    for finding in findings:
-        wanted = length(finding.code, select) if select else 0
-        unwanted = length(finding.code, ignore)
-        if wanted >= 0 and wanted > unwanted:
-            kept.append(finding)
-    return kept
-
-
-def verdict(
-    findings: Iterable[Finding],
-    *,
-    fail_on: str = ERROR,
-    checked: int,
-    skipped: int = 0,
-    allow_partial: bool = False,
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    exit_zero: bool = False,
-) -> tuple[str, int]:
-    """What the findings add up to.
-
-    **Arguments:**
-
-    - `findings`: as `find` gave them.
-    - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
-    - `checked`, `skipped`: sublayers that were, and that could not be, checked.
-    - `allow_partial`: skipped sublayers do not make the verdict incomplete.
-    - `select`, `ignore`: codes that count, and that do not.
-    - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
-
-    **Returns:**
-
-    The verdict (`held`, `findings` or `incomplete`) and the exit code (0, 1 or 2).
-    """
-    if fail_on not in (ERROR, WARNING):
-        raise UsageError(
-            f"fail_on is 'error' or 'warning', not {fail_on!r}",
-            hint="the default is 'error'",
+def advice(
+    exponents: Exponents,
+    precisions: Sequence[PrecisionReport],
+    findings: Sequence[Finding],
+    changes: Sequence[ParameterChangeReport] = (),
+) -> dict[str, Any]:
+    """What to do, as fields of `Summary`: `recommendation`, `flags` and
+    `benchmark_note`. Flags are given only where nothing is broken."""
+    broken = any(finding.severity == ERROR for finding in findings)
+    state, weights = (
+        (None, None)
+        if broken
+        else (
+            state_to_keep(precisions, findings),
+            weights_to_run(precisions, findings),
         )
-    failing = [
-        finding
-        for finding in select_findings(findings, select, ignore)
-        if fail_on == WARNING or finding.severity == ERROR
-    ]
-    if checked == 0:
-        return "incomplete", 2
-    if failing:
-        if exit_zero and skipped and not allow_partial:
-            return "findings", 2
-        return "findings", 0 if exit_zero else 1
-    if skipped and not allow_partial:
-        return "incomplete", 2
-    return "held", 0
+    )
+    return {
+        "recommendation": recommendation(exponents, precisions, findings, changes),
+        "flags": serving_flags(precisions, state, weights),
+        "benchmark_note": benchmark_note(precisions),
+    }

@@ -1,7 +1,8 @@
-"""Floating-point formats, and rounding fp64 values to them, to nearest even.
+"""Floating-point formats, and rounding fp64 values to them.
 
 A `Format` is data about a format; its `numbers()` are arrays, so that one compiled
-function serves every format of the same role.
+function serves every format of the same role. Tensors are rounded to nearest, ties to
+even; a recurrent state may also be rounded stochastically, or under a scale.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._errors import UsageError
+from ._format_table import FORMAT_TABLE
 
 
 class FormatNumbers(NamedTuple):
@@ -85,14 +87,9 @@ class Format:
         )
 
 
-# fp8: the OCP formats as ml_dtypes names them (e4m3fn has no infinity).
-FP64 = Format("fp64", 53, -1022, 1.7976931348623157e308)
-FP32 = Format("fp32", 24, -126, 3.4028234663852886e38)
-TF32 = Format("tf32", 11, -126, 3.4011621342146535e38)
-BF16 = Format("bf16", 8, -126, 3.3895313892515355e38)
-FP16 = Format("fp16", 11, -14, 65504.0)
-FP8_E4M3 = Format("fp8_e4m3", 4, -6, 448.0, overflow=float("nan"))
-FP8_E5M2 = Format("fp8_e5m2", 3, -14, 57344.0)
+FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2 = (
+    Format(*row) for row in FORMAT_TABLE.values()
+)
 
 FORMATS = {f.name: f for f in (FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2)}
 

@@ -7,11 +7,14 @@ import pytest
 from lyapunov import findings
 from lyapunov._errors import UsageError
 from lyapunov._results import (
+    Decisions,
     Exponents,
     Finding,
+    LayerChange,
     LayerDivergence,
     LayerExponents,
     OutputDivergence,
+    ParameterChangeReport,
     PrecisionReport,
 )
 
@@ -227,43 +230,27 @@ def test_unknown_severities_and_codes_are_refused():
     assert findings.check_codes([" lya00 ", "LYA001"]) == ("LYA00", "LYA001")
 
 
-# --- The recommendation ----------------------------------------------------------
+def test_a_certified_token_that_flips_is_a_bug():
+    """Assert that a promise broken is an error, and a promise kept is silent."""
+    kept = Decisions(512, 300, 0, 400, 0, 0)
+    broken = Decisions(512, 300, 2, 400, 2, 0)
+    assert "LYA003" not in _codes(None, _execution(output={"decisions": kept}))
+    found = findings.find(_exponents(), [_execution(output={"decisions": broken})])
+    (bug,) = [finding for finding in found if finding.code == "LYA003"]
+    assert bug.message == "2 top tokens of 300 that are certified stable changed"
+    assert (bug.value, bug.limit, bug.layer) == (2.0, 0.0, None)
 
 
-def _advice(exponents, *executions):
-    found = findings.find(exponents, executions)
-    line = findings.recommendation(exponents, executions, found)
-    assert "\n" not in line
-    assert line.endswith(".")
-    return line
+def test_a_changed_weight_set_above_its_bound_is_a_bug():
+    def change(violations):
+        row = LayerChange(
+            7, "mamba1", {}, 1.0, 1.0, 0.9, 0.9, None, violations, 9, 1.0, 1.0
+        )
+        output = OutputDivergence(argmax_total=512)
+        return ParameterChangeReport(
+            "bf16:A_log", "rounding", [row], output, 1e-3, None, {}
+        )
 
-
-@pytest.mark.parametrize(
-    ("exponents", "execution", "words"),
-    [
-        ({}, {"violations": 1}, "bug in the bf16 execution"),
-        ({"max": 0.1}, {}, "A_log and dt_bias of layer 3"),
-        ({"suspicions": ["x"]}, {}, "original file"),
-        ({}, {"precision": "fp16", "non_finite": 1}, "Do not run in fp16"),
-        ({"max_abs_state": math.inf}, {}, "checkpoint itself is damaged"),
-        ({}, {"state": "bf16", "stagnation": 0.3}, "Keep the state in fp32"),
-        ({}, {"precision": "fp16", "max_abs_stored": {"z": 6e4}}, "prefer bf16"),
-        ({}, {"output": {"kl_mean": 1e-5}}, "no top token changes"),
-        ({}, {"output": {"kl_mean": 1e-5, "argmax_flips": 3}}, "3 of 512 top tokens"),
-    ],
-)
-def test_recommendation_names_the_first_thing_to_do(exponents, execution, words):
-    assert words in _advice(_exponents(**exponents), _execution(**execution))
-
-
-def test_recommendation_prefers_the_closer_precision():
-    bf16 = _execution("bf16", output={"kl_mean": 1e-4, "argmax_flips": 2})
-    fp16 = _execution("fp16", output={"kl_mean": 1e-6})
-    assert "fp16 is the closest" in _advice(_exponents(), bf16, fp16)
-    calm = _execution("bf16", output={"kl_mean": 1e-4})
-    assert "both keep every top token" in _advice(_exponents(), calm, fp16)
-
-
-def test_recommendation_without_measurements():
-    assert "Every recurrence forgets" in _advice(_exponents())
-    assert "No recurrence" in _advice(_exponents(max=None))
+    assert findings.find(_exponents(), [], changes=[change(0)]) == []
+    (bug,) = findings.find(_exponents(), [], changes=[change(4)])
+    assert (bug.code, bug.layer, bug.precision) == ("LYA003", 7, "bf16:A_log")

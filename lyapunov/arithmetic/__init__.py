@@ -2,7 +2,8 @@
 
 exact: fp64, the reference. rounded: a format at every stored site, the emulator.
 bounded: (value, error), the certified bounds. perturbed: a free offset at every
-stored site, for adjoints, tangents and searches. symbolic: SymPy.
+stored site, for adjoints, tangents and searches. sampled: random offsets of the
+roundings' sizes. symbolic: SymPy.
 """
 
 from ._bounded_values import Bounded, BoundedState, RoundingModel
@@ -11,6 +12,7 @@ from .bounded import BoundedArithmetic
 from .exact import Exact
 from .perturbed import Perturbed
 from .rounded import Rounded
+from .sampled import Sampled
 
 
 __all__ = [
@@ -22,5 +24,6 @@ __all__ = [
     "Perturbed",
     "Rounded",
     "RoundingModel",
+    "Sampled",
     "Weight",
 ]

@@ -19,6 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
+from ..state_formats import (
+    StateNumbers,
+    round_state,
+    state_error_bound,
+    state_scale,
+)
 from ._bounded_blocks import BlockRules
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
 from ._interface import AbstractArithmetic
@@ -32,12 +38,16 @@ SAFETY = 1.0 + 1e-9
 # many terms sixteen times over.
 OWN_SHARE = 2.0**-13
 
-# Products |W| e are formed elementwise up to this many weights; beyond it row norms
-# alone are used, which costs one reduction and is sound as well.
+# For T0, where what comes in has no error, products |W| |x| are formed up to this many
+# weights; beyond it row norms are enough, which cost one reduction.
 ELEMENTWISE_LIMIT = 2**18
 
 # exp(-88), rounded up, with the declared error of any exponential on top.
 EXP_MINUS_88 = 6.1e-39 * 1.01
+
+# What stays below this, roundings left out, does not overflow in fp32, whose largest
+# number is almost twice that.
+NO_OVERFLOW = 2.0**127
 
 # sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
 SILU_SLOPE = 1.0999
@@ -59,10 +69,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
     - `anchors`: stored tensors of a trace. Where a site has one, the bound of the
       operation that ends there is put into `records` and the flow goes on from the
       trace's own value without error: this is T0.
-    - `centred`: follow the execution that computes exactly between stores and rounds
-      there; the errors are then distances from it, not from exact arithmetic. They
-      hold what the execution leaves open: orders of sums, last bits of exponentials,
-      and values close enough to a rounding tie to fall on the other side.
+    - `centred`: follow the executions themselves, which compute nearly exactly between
+      stores and round there: the value is the middle of what they may have stored, the
+      errors are distances from it, not from exact arithmetic. They hold what the
+      execution leaves open: orders of sums, last bits of exponentials, and values
+      close enough to a rounding tie to fall on the other side.
     """
 
     channel_block = 512
@@ -118,47 +129,94 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             rounding = rounding_error_bound(x.magnitude, numbers)
             norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
             return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
-        value = round_to(x.value, numbers)
-        error = self._interval(x, value, numbers)
-        # Only where the interval holds two stored numbers can rounding add to the
-        # distance, and then one spacing at most.
-        spacing = 2.0 * rounding_error_bound(x.magnitude, numbers)
-        flips = jnp.where(error > 0, jnp.minimum(error, spacing), 0.0)
+        value, error, flips = self._middle(x, numbers)
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
         return Bounded(value, error, norm * SAFETY)
 
-    def _interval(self, x, centre, numbers):
-        """The largest distance from `centre` to a stored member of [v - e, v + e]."""
+    def _ends(self, x, numbers):
+        """What the ends of [v - e, v + e] are stored as."""
         # fp64's own errors in v are far below fp32's in e
         error = x.error * (1.0 + OWN_SHARE)
-        high = round_to(x.value + error, numbers)
-        low = round_to(x.value - error, numbers)
+        return round_to(x.value - error, numbers), round_to(x.value + error, numbers)
+
+    def _middle(self, x, numbers):
+        """The middle c of all that may be stored, and how far it reaches.
+
+        Half the distance of the outermost stored numbers, where following the one that
+        v itself is rounded to would cost all of it: over several stores in a row, each
+        of which few values can cross, that is a factor of two at every store.
+
+        **Returns:** c, the largest |round(v') - c|, and g with
+        |round(v') - c| <= |v' - v| + g: no more than half a spacing on either side.
+        """
+        low, high = self._ends(x, numbers)
+        middle = 0.5 * low + 0.5 * high
+        # around a possible overflow nothing is bounded, but the centre stays a number
+        value = jnp.where(jnp.isfinite(middle), middle, x.value)
+        error = jnp.maximum(jnp.abs(high - value), jnp.abs(value - low)) * SAFETY
+        half = rounding_error_bound(x.magnitude, numbers)
+        return value, error, jnp.minimum(error, half + jnp.abs(value - x.value))
+
+    def _interval(self, x, centre, numbers):
+        """The largest distance from `centre` to a stored member of [v - e, v + e]."""
+        low, high = self._ends(x, numbers)
         return jnp.maximum(jnp.abs(high - centre), jnp.abs(centre - low))
 
     def _store_state(self, x: BoundedState, numbers) -> BoundedState:
-        error = x.excess + self._scan_rounding(x)
-        if self._centred:
-            value = round_to(x.value, numbers)
-            error = self._interval(Bounded(x.value, error), value, numbers)
+        """A store of the state, which may have a scale or be stochastic.
+
+        Around a stochastic store there is no centre to follow: its mean is the state
+        itself, and it moves by one spacing at most.
+        """
+        value, error = x.value, x.excess + self._scan_rounding(x)
+        rounding = state_error_bound(jnp.abs(value) + error, numbers)
+        if not isinstance(numbers, StateNumbers):
+            if self._centred:
+                value, error, _ = self._middle(Bounded(x.value, error), numbers)
+            else:
+                error = error + rounding
+        elif self._centred and not numbers.stochastic:
+            value, error = self._under_a_scale(x.value, error, rounding, numbers)
         else:
-            value = x.value
-            error = error + rounding_error_bound(jnp.abs(value) + error, numbers)
+            error = error + rounding
+        error = error * SAFETY
         # What follows starts from one stored number: its additions count anew.
         return BoundedState(value, error, jnp.abs(value) + error, x.mass)
+
+    def _under_a_scale(self, exact, error, rounding, numbers):
+        """Monotone rounding where the channel's scale is certain, else its worst."""
+        size = jnp.abs(exact)
+        value = round_state(exact, numbers)
+        least = jnp.max(jnp.maximum(size - error, 0.0), axis=0)
+        least = state_scale(least, numbers.format)
+        scale = state_scale(jnp.max(size + error, axis=0), numbers.format)
+        interval = scale * self._interval(
+            Bounded(exact / scale, error / scale), value / scale, numbers.format
+        )
+        free = error + rounding + jnp.abs(value - exact)
+        return value, jnp.where(least == scale, jnp.fmin(interval, free), free)
 
     # ---- one rounding an operation
 
     def _settle(self, value, error, norm=None) -> Bounded:
         unit, underflow = self._model.unit, self._model.underflow
-        rounding = unit * (jnp.abs(value) + error) + underflow
+        magnitude = jnp.abs(value) + error
+        rounding = self._unless_overflow(magnitude, unit * magnitude + underflow)
         if norm is not None:
             norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, error + rounding, norm)
 
+    def _unless_overflow(self, magnitude, rounding):
+        """inf where fp32 may overflow on the way: nothing is bounded then."""
+        # `unit` 0 stands for exact arithmetic
+        beyond = (magnitude > NO_OVERFLOW) & (self._model.unit > 0)
+        return jnp.where(beyond, jnp.inf, rounding)
+
     def _relative(self, value, error, relative) -> Bounded:
         """A function evaluated with a relative error on top of the propagated one."""
-        rounding = relative * (jnp.abs(value) + error) + self._model.underflow
-        return Bounded(value, error + rounding)
+        magnitude = jnp.abs(value) + error
+        rounding = relative * magnitude + self._model.underflow
+        return Bounded(value, error + self._unless_overflow(magnitude, rounding))
 
     def _operand(self, x) -> Bounded:
         """An operand as the arithmetic reads it: subnormal ones may count as 0."""
@@ -176,16 +234,19 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         change.
         """
         if not self._centred:
-            return self._settle(value, error, norm)
-        numbers = FP32.numbers()
-        near = round_to(value, numbers)
-        exact = Bounded(value, error + flushed, norm)
+            flushed = jnp.broadcast_to(flushed, error.shape)
+            if norm is not None:
+                norm = norm + jnp.linalg.norm(flushed, axis=-1)
+            return self._settle(value, error + flushed, norm)
+        exact = Bounded(value, error + flushed)
+        middle, interval, flips = self._middle(exact, FP32.numbers())
         # `unit` 0 stands for exact arithmetic
         rounds = self._model.unit > 0
-        return Bounded(
-            jnp.where(rounds, near, value),
-            jnp.where(rounds, self._interval(exact, near, numbers), error),
-        )
+        if norm is not None:
+            flips = jnp.where(rounds, flips + flushed, 0.0)
+            norm = (norm + jnp.linalg.norm(flips, axis=-1)) * SAFETY
+        value = jnp.where(rounds, middle, value)
+        return Bounded(value, jnp.where(rounds, interval, error), norm)
 
     def add(self, x, y, *, alone=False):
         """x + y."""
@@ -194,12 +255,17 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         norm = x.norm + y.norm if x.value.shape == y.value.shape else None
         if not alone:
             # reading a subnormal operand as 0
-            return self._settle(value, error + 2.0 * self._model.underflow, norm)
+            flushed = jnp.full(error.shape, 2.0 * self._model.underflow)
+            if norm is not None:
+                norm = norm + jnp.linalg.norm(flushed, axis=-1)
+            return self._settle(value, error + flushed, norm)
         # what fp64 itself lost of the sum (Knuth's TwoSum)
         other = value - x.value
         lost = jnp.abs((x.value - (value - other)) + (y.value - other))
         flushed = 3.0 * self._may_flush(x, y, Bounded(value, error))
-        return self._alone(value, error + lost, None, flushed)
+        if norm is not None:
+            norm = norm + jnp.linalg.norm(lost, axis=-1)
+        return self._alone(value, error + lost, norm, flushed)
 
     def multiply(self, x, y, *, alone=False):
         """x y. In L2: max |x| n_y + (max |y| + max e_y) n_x, if shapes allow.
@@ -261,7 +327,10 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         relative = model.exp_relative
         near = value * (spread * (1.0 + relative) + relative) + model.underflow
         far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
-        return Bounded(value, jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far))
+        bound = jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far)
+        # 0 times an A that may be inf is no number; a dt that may be makes the drive so
+        known = jnp.isfinite(A.magnitude)
+        return Bounded(value, jnp.where(known, bound, jnp.inf))
 
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
@@ -296,7 +365,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         Elementwise e / r_lo + |v| dr / (r r_lo); in L2 at most n / r_lo, because
         the Jacobian of x / r has norm at most 1 / r.
         """
-        x = lift(x)
+        x = self._operand(x)
         size = x.shape[-1]
         radius = jnp.sqrt(jnp.mean(x.value**2, axis=-1, keepdims=True) + epsilon)
         spread = (x.norm / size**0.5)[..., None]
@@ -305,11 +374,14 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         error = x.error / low + jnp.abs(x.value) * spread / (radius * low)
         norm = x.norm / low[..., 0]
         # A relative error d of the mean (its squares, its sum, its division, epsilon
-        # added) is d/2 of the root, to first order; d of it is counted.
+        # added) makes 1 / sqrt(1 - d) of the factor; the product with x rounds again.
         unit = self._model.unit
-        depth = self._reduction_depth(size) + 3
-        relative = jnp.expm1(depth * unit) + self._model.rsqrt_relative + unit
+        mean = jnp.expm1((self._reduction_depth(size) + 3) * unit)
+        root = -0.5 * jnp.log1p(-jnp.minimum(mean, 1.0))
+        relative = jnp.expm1(root + self._model.rsqrt_relative + unit)
         rounding = relative * (jnp.abs(value) + error) + self._model.underflow
+        squares = size * (radius + spread) ** 2
+        rounding = self._unless_overflow(squares, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
@@ -319,8 +391,8 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         """Smaller of elementwise sums, row norms and the operator norm.
 
         |dy_i| <= |W_i| e and <= ||W_i|| n; ||dy|| <= ||W|| n. The sum itself: depth
-        additions of unit u on terms whose magnitudes add up to at most
-        ||W_i|| (||v|| + n).
+        additions of unit u on terms whose magnitudes add up to |W_i| (|v| + e), at
+        most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
         """
         x = self._operand(x)
         matrix = weight.matrix
@@ -331,18 +403,22 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         length = jnp.linalg.norm(x.value, axis=-1) + x.norm
         # products and sums that are flushed, weights that are read as 0
         flushed = self._model.underflow * (2 * terms + terms**0.5 * length[..., None])
-        summing = growth * rows * length[..., None] + flushed
-        error = rows * x.norm[..., None]
-        if matrix.size <= ELEMENTWISE_LIMIT:
-            error = jnp.minimum(error, x.error @ jnp.abs(matrix).T)
+        error = rows * (x.norm + growth * length)[..., None]
+        if matrix.size <= ELEMENTWISE_LIMIT or not self._anchors:
+            each = x.error + growth * x.magnitude
+            error = jnp.minimum(error, _sum_of_magnitudes(each, matrix))
         value = jnp.matmul(x.value, matrix.T, precision="highest")
+        most = rows * length[..., None]
         # an unknown operator norm is inf, and inf times an error of 0 is no number
         by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
-        through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        by_norm = by_norm + growth * jnp.linalg.norm(rows) * length
         if bias is not None:
             value = value + bias
-            summing = summing + growth * jnp.abs(bias)
-        settled = self._settle(value, (error + summing) * SAFETY)
+            flushed = flushed + growth * jnp.abs(bias)
+            most = most + jnp.abs(bias)
+        through = jnp.minimum(jnp.linalg.norm(error, axis=-1), by_norm)
+        flushed = self._unless_overflow(most, flushed)
+        settled = self._settle(value, (error + flushed) * SAFETY)
         own = jnp.linalg.norm(settled.error - error, axis=-1)
         return Bounded(value, settled.error, (through + own) * SAFETY)
 
@@ -381,6 +457,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             size = size + (jnp.abs(v) + e) * (jnp.abs(w) + d)
         growth = jnp.expm1((taps + 1) * self._model.unit)
         rounding = growth * size + (2 * taps) * self._model.underflow
+        rounding = self._unless_overflow(size, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
@@ -389,9 +466,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         c = self._operand(c)
         if isinstance(state, BoundedState):
             parts = (state.excess, self._scan_rounding(state))
+            most = state.mass
         else:
             state = lift(state)
             parts = (state.error,)
+            most = jnp.max(state.magnitude, axis=0)
         terms = state.value.shape[0]
         growth = jnp.expm1((terms + 1) * self._model.unit)
         value = c.value @ state.value
@@ -405,6 +484,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             value = value + start.value
             error = error + start.error + growth * start.magnitude
         flushed = self._model.underflow * (2 * (terms + 1) + jnp.sum(size_c))
+        # products, partial sums and the state itself
+        most = jnp.maximum(jnp.sum(size_c), 1.0) * most
+        if start is not None:
+            most = most + start.magnitude
+        flushed = self._unless_overflow(most, flushed)
         return Bounded(value, (error + flushed) * SAFETY)
 
     # ---- recurrences
@@ -471,6 +555,20 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
 
         state, outputs = jax.lax.scan(one, state, inputs)
         return self._finish(state), outputs
+
+
+def _sum_of_magnitudes(x: Float[Array, "... columns"], matrix):
+    """|W| x for x >= 0, from above, in fp32: fp64 would cost twice as much."""
+    terms = matrix.shape[-1]
+    size = jnp.abs(matrix)
+    narrow = jnp.asarray(x, jnp.float32), jnp.asarray(size, jnp.float32)
+    found = jnp.matmul(narrow[0], narrow[1].T, precision="highest")
+    # two casts, a product and the sum, each term within (1 + 2^-24)^(terms + 2)
+    found = jnp.asarray(found, jnp.float64) * (1.0 + (terms + 8) * 2.0**-23)
+    # operands and products below 2^-126 may count as 0
+    total = jnp.sum(x, axis=-1, keepdims=True)
+    flushed = 2.0**-125 * (jnp.sum(size, axis=-1) + total + terms)
+    return found + jnp.where(total > 0, flushed, 0.0)
 
 
 def _largest(x):

@@ -17,6 +17,9 @@ class Exact(AbstractJaxArithmetic):
     - `state_units`: unit roundoffs u of state formats. Inside a scan the share of
       updates b with 0 < |b| <= u ufp(h), too small to move a state h held in that
       format, is observed for each as `stagnation`.
+    - `state_smallest`: smallest normal numbers of the same formats. For each the sum of
+      squared spacings at the states, and what subnormals add to it over an unlimited
+      exponent, are observed as `underflow`.
     - `in_parallel`: scan in log depth instead of token by token. States are held for
       all tokens then, and not observed.
     """
@@ -25,6 +28,7 @@ class Exact(AbstractJaxArithmetic):
         self,
         *,
         state_units: tuple[float, ...] = (),
+        state_smallest: tuple[float, ...] = (),
         in_parallel: bool = False,
         in_scan: bool = False,
     ):
@@ -32,6 +36,7 @@ class Exact(AbstractJaxArithmetic):
         self.observed = {}
         self.in_parallel = in_parallel
         self._state_units = state_units
+        self._state_smallest = state_smallest
         self._in_scan = in_scan
 
     def stores(self, site):
@@ -57,6 +62,16 @@ class Exact(AbstractJaxArithmetic):
                     for unit in self._state_units
                 ]
             )
+        if self._state_smallest:
+            place = unit_in_first_place(after)
+            self.observed["underflow"] = jnp.stack(
+                [
+                    _squared_spacings(place, unit, smallest)
+                    for unit, smallest in zip(
+                        self._state_units, self._state_smallest, strict=True
+                    )
+                ]
+            )
         return after
 
     def _settle(self, x):
@@ -66,4 +81,15 @@ class Exact(AbstractJaxArithmetic):
         return jnp.asarray(x, jnp.float64)
 
     def _inside_scan(self, key):
-        return Exact(state_units=self._state_units, in_scan=True)
+        return Exact(
+            state_units=self._state_units,
+            state_smallest=self._state_smallest,
+            in_scan=True,
+        )
+
+
+def _squared_spacings(place, unit: float, smallest_normal: float):
+    """Sum of squared spacings of a format at the states: (excess over free, total)."""
+    free = 2.0 * unit * place
+    spacing = jnp.where(place > 0, jnp.maximum(free, 2.0 * unit * smallest_normal), 0.0)
+    return jnp.stack([jnp.sum(spacing**2 - free**2), jnp.sum(spacing**2)])

@@ -5,9 +5,12 @@ on identical inputs. Where an implementation leaves the order of a sum or the la
 bits of an exponential open, the emulator is one member of the declared set.
 """
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ..formats import FormatNumbers, round_to
+from ..state_formats import StateNumbers, round_state
 from ._interface import AbstractJaxArithmetic
 
 
@@ -21,21 +24,25 @@ class Rounded(AbstractJaxArithmetic):
     - `inner`: None for fp32, which runs natively (CPU XLA flushes fp32 subnormals,
       as the CUDA kernels do); otherwise the numbers of a format, and every operation
       is done in fp64 and rounded to it.
+    - `key`: for a state that is rounded stochastically; without one it is rounded to
+      nearest.
 
     `records` gets every stored tensor outside scans, as fp64.
     """
 
     def __init__(
         self,
-        sites: dict[str, FormatNumbers],
+        sites: dict[str, FormatNumbers | StateNumbers],
         inner: FormatNumbers | None = None,
         *,
+        key: Array | None = None,
         in_scan: bool = False,
     ):
         self.records = {}
         self.observed = {}
         self._sites = sites
         self._inner = inner
+        self._key = key
         self._in_scan = in_scan
 
     def stores(self, site):
@@ -46,7 +53,7 @@ class Rounded(AbstractJaxArithmetic):
         """Round to the site's format."""
         if site not in self._sites:
             return x
-        stored = round_to(jnp.asarray(x, jnp.float64), self._sites[site])
+        stored = round_state(jnp.asarray(x, jnp.float64), self._sites[site], self._key)
         if self._in_scan:
             return stored
         self.records[site] = stored
@@ -67,5 +74,14 @@ class Rounded(AbstractJaxArithmetic):
     def _carry(self, x):
         return jnp.asarray(x, jnp.float32 if self._inner is None else jnp.float64)
 
+    def _token_keys(self, tokens):
+        draws = any(
+            isinstance(numbers, StateNumbers) and numbers.stochastic
+            for numbers in self._sites.values()
+        )
+        if self._key is None or not draws:
+            return None
+        return jax.random.split(self._key, tokens)
+
     def _inside_scan(self, key):
-        return Rounded(self._sites, self._inner, in_scan=True)
+        return Rounded(self._sites, self._inner, key=key, in_scan=True)

@@ -4,11 +4,11 @@ T0 (op-local): the operation that ends in a stored tensor, on the stored tensors
 the execution itself fed into it. T1 (sublayer-local): the sublayer's output on the
 execution's own input, against the checkpoint's weights in exact arithmetic.
 
-T1 is centred: |execution - reference| <= |centre - reference| + radius. The centre is
-the execution that computes exactly between its stores; its distance from the reference
-is computed, not bounded. The radius holds what the declared kind leaves open. Without
-centring every rounding counts at its worst, which is what a bound known before the run
-has to do.
+T1 is centred: |execution - reference| <= |centre - reference| + radius. The centre
+goes through the middle of what executions may have stored, which is one number where
+no rounding tie is near; its distance from the reference is computed, not bounded. The
+radius holds what the declared kind leaves open. Without centring every rounding counts
+at its worst, which is what a bound known before the run has to do.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
+from ..arithmetic import Bounded, Weight
 from ..executions import Execution
 from ..flows.residual import sublayer
+from ..flows.sites import FLOW_ORDER
 from .operator_norm import operator_norm_bound
+from .passes import (
+    Interpreter,
+    Numbers,
+    bounded_pass,
+    exact_pass,
+    numbers_of,
+    without_error,
+)
 
 
 # The fp64 reference of a sublayer is taken to be off by at most this share of its
@@ -90,6 +99,8 @@ class SublayerBound(NamedTuple):
     """Squared L2 of what rounding the weights alone does to the output."""
     radius_square: Float[Array, "batch seq"]
     """Squared L2 of the radius, the part of T1 that is not computed."""
+    shares: dict[str, Float[Array, ""]]
+    """For each stored tensor the radius over the tensor's L2 norm."""
 
 
 def operation_bounds(
@@ -103,7 +114,7 @@ def operation_bounds(
     - `parameters`: as the execution holds them, with operator norms if known.
     - `start`: the sublayer's state before the first token.
     """
-    return _operations(*_traced(execution, flow, record, True), parameters, start)
+    return _operations(*_traced(execution, flow, record), parameters, start)
 
 
 def sublayer_bound(
@@ -123,8 +134,13 @@ def sublayer_bound(
     - `original`: the checkpoint's own parameters, or None where they are the same.
     - `centred`: False for the bound that treats every rounding as free.
     """
-    traced = _traced(execution, flow, record, centred)
-    return _sublayer(*traced, parameters, original, start)
+    bounded, held, reference = _passes(
+        execution, flow, record, parameters, original, start, centred
+    )
+    comparison, weights, radius = _compared(
+        record.output, reference, held, bounded.output
+    )
+    return SublayerBound(comparison, weights, radius, bounded.shares)
 
 
 def first_violation(
@@ -134,11 +150,13 @@ def first_violation(
 
     Everything is bounded once more, since the arrays are kept only for this.
     """
-    traced = _traced(execution, flow, record, True)
-    tensors = _operations_whole(*traced, parameters, start)
+    tensors = _operations_whole(*_traced(execution, flow, record), parameters, start)
     pairs = [(site, record.stored[site], tensors[site]) for site in tensors]
-    pairs.sort(key=lambda pair: list(execution.sites).index(pair[0]))
-    whole = _sublayer_whole(*traced, parameters, original, start)[0]
+    pairs.sort(key=lambda pair: FLOW_ORDER.index(pair[0]))
+    bounded, _, reference = _passes(
+        execution, flow, record, parameters, original, start, True
+    )
+    whole = _around(reference, bounded.output)
     for site, measured, against in [
         *pairs,
         ("sublayer output", record.output, whole),
@@ -154,83 +172,32 @@ def first_violation(
     return None
 
 
-class _Interpreter:
-    """Makes bounding interpreters; equal for executions that share their depths."""
-
-    def __init__(self, execution: Execution, seq: int, centred: bool):
-        self._execution = execution
-        self._key = (execution.depths, seq, centred)
-
-    def __call__(self, sites, model, anchors=None) -> BoundedArithmetic:
-        _, seq, centred = self._key
-        return self._execution.bounded(
-            seq, sites, model, anchors=anchors, centred=centred
-        )
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, _Interpreter) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
 class _Inputs(NamedTuple):
-    """What differs from one execution to the next of a kind: arrays alone."""
+    """What differs from one run to the next: arrays alone."""
 
-    sites: dict
-    model: RoundingModel
+    numbers: Numbers
     residual: Float[Array, "batch seq d_model"]
     hidden: Float[Array, "batch seq d_model"]
-    output: Float[Array, "batch seq d_model"]
     stored: dict[str, Float[Array, "batch seq channels"]]
 
 
-def _traced(execution: Execution, flow, record, centred: bool):
-    interpreter = _Interpreter(execution, record.residual.shape[1], centred)
+def _traced(execution: Execution, flow, record):
     inputs = _Inputs(
-        execution.site_numbers(),
-        execution.constants.model(),
-        record.residual,
-        record.hidden,
-        record.output,
-        record.stored,
+        numbers_of(execution), record.residual, record.hidden, record.stored
     )
-    return flow, interpreter, inputs
+    return flow, Interpreter(execution, record.residual.shape[1], True), inputs
 
 
 def _bound_operations(flow, interpreter, inputs: _Inputs, parameters, start):
     def one(residual, hidden, stored):
-        at = interpreter(inputs.sites, inputs.model, stored)
+        at = interpreter(*inputs.numbers, stored)
         sublayer(at, flow, residual, hidden, parameters, start)
         return at.records
 
     return jax.vmap(one)(inputs.residual, inputs.hidden, inputs.stored)
 
 
-def _bound_sublayer(flow, interpreter, inputs: _Inputs, parameters, original, start):
-    def bounded(residual, hidden):
-        at = interpreter(inputs.sites, inputs.model)
-        return sublayer(at, flow, residual, hidden, parameters, start)[1]
-
-    def exact(p):
-        run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
-        return jax.vmap(run)(inputs.residual, inputs.hidden)
-
-    radius = jax.vmap(bounded)(inputs.residual, inputs.hidden)
-    held = exact(parameters)
-    reference = held if original is None else exact(original)
-    own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
-    shift = jnp.abs(radius.value - reference) + own[..., None]
-    whole = Bounded(
-        reference,
-        radius.error + shift,
-        radius.norm + jnp.linalg.norm(radius.value - reference, axis=-1) + own,
-    )
-    return whole, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
-
-
 _operations_whole = eqx.filter_jit(_bound_operations)
-_sublayer_whole = eqx.filter_jit(_bound_sublayer)
 
 
 @eqx.filter_jit
@@ -239,12 +206,40 @@ def _operations(flow, interpreter, inputs: _Inputs, parameters, start):
     return {site: compare(inputs.stored[site], bounded[site]) for site in bounded}
 
 
-@eqx.filter_jit
-def _sublayer(flow, interpreter, inputs: _Inputs, parameters, original, start):
-    whole, weights, radius = _bound_sublayer(
-        flow, interpreter, inputs, parameters, original, start
+def _passes(execution, flow, record, parameters, original, start, centred):
+    """The bounded pass, and the exact ones with the held and the own weights."""
+    seq = record.residual.shape[1]
+    bounded = bounded_pass(
+        flow,
+        Interpreter(execution, seq, centred),
+        numbers_of(execution),
+        without_error(record.residual),
+        without_error(record.hidden),
+        parameters,
+        start,
     )
-    return SublayerBound(compare(inputs.output, whole), weights, radius)
+    stream = record.residual, record.hidden
+    held = exact_pass(flow, *stream, parameters, start)
+    reference = held if original is None else exact_pass(flow, *stream, original, start)
+    return bounded, held, reference
+
+
+@eqx.filter_jit
+def _around(reference, radius: Bounded) -> Bounded:
+    """The radius around the centre as a bound around the reference."""
+    own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
+    shift = radius.value - reference
+    return Bounded(
+        reference,
+        radius.error + jnp.abs(shift) + own[..., None],
+        radius.norm + jnp.linalg.norm(shift, axis=-1) + own,
+    )
+
+
+@eqx.filter_jit
+def _compared(output, reference, held, radius: Bounded):
+    comparison = compare(output, _around(reference, radius))
+    return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
 
 
 def with_operator_norms(parameters, names=("in_proj", "x_proj", "dt_proj", "out_proj")):

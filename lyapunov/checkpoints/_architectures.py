@@ -42,7 +42,6 @@ FAMILIES = {
             " (mamba_ssm)",
         ),
         (
-            "adapters that are not merged (LoRA)",
             *_SILU,
             "attention of mamba_ssm that is not causal, has interleaved positions or"
             " an MLP of its own (mlp_dim)",

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,17 @@ class Checkpoint:
 
     def hashes(self) -> list[dict[str, str]]:
         """`name` and `sha256` of each file; reads them whole."""
-        found = []
-        for path in self.files:
-            with open_regular(path) as (file, _), reading(path):
-                digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
-            found.append({"name": path.name, "sha256": digest.hexdigest()})
-        return found
+        return file_hashes(self.files)
+
+
+def file_hashes(files: Iterable[Path]) -> list[dict[str, str]]:
+    """`name` and `sha256` of each file; reads them whole."""
+    found = []
+    for path in files:
+        with open_regular(path) as (file, _), reading(path):
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+        found.append({"name": path.name, "sha256": digest.hexdigest()})
+    return found
 
 
 def open_checkpoint(

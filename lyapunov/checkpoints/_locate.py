@@ -235,7 +235,7 @@ def choose_weights(names: list[str], shown: str) -> str:
     if "adapter_config.json" in names or "adapter_model.safetensors" in names:
         raise UnsupportedCheckpointError(
             f"{shown} holds an adapter (LoRA), not a model",
-            hint="merge it first: PeftModel.from_pretrained(...).merge_and_unload()",
+            hint=f"give its base as the checkpoint, and --against {shown}",
         )
     loose = [name for name in names if name.endswith(".safetensors")]
     if len(loose) == 1:

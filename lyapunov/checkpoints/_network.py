@@ -86,15 +86,14 @@ class NetworkLayout:
             raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
         arrays = {}
         for key, part in self.parts[i].items():
-            read = [finite(self.checkpoint.read(n), n) for n in part.names]
+            read = [self.stored(name) for name in part.names]
             array = read[0] if isinstance(part.name, str) else np.stack(read)
             arrays[key] = array if part.take is None else part.take(array)
         return arrays
 
     def embedding(self, rows) -> np.ndarray:
         """Rows of the embedding: integers (n) to (n, d_model)."""
-        name = self.names.embedding
-        return finite(self.checkpoint.read_rows(name, np.asarray(rows)), name)
+        return self.stored_rows(self.names.embedding, np.asarray(rows))
 
     def final_norm(self) -> np.ndarray | None:
         """The weight of the norm before the head, (d_model), if it has one."""
@@ -105,11 +104,18 @@ class NetworkLayout:
         return self._read(self.names.final_norm_bias)
 
     def _read(self, name: str | None) -> np.ndarray | None:
-        return None if name is None else finite(self.checkpoint.read(name), name)
+        return None if name is None else self.stored(name)
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head, (stop - start, d_model); of the embedding when tied."""
-        name = self.names.head
+        return self.stored_rows(self.names.head, start, stop)
+
+    def stored(self, name: str) -> np.ndarray:
+        """A tensor by its stored name, as it is stored."""
+        return finite(self.checkpoint.read(name), name)
+
+    def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
+        """Rows of a tensor by its stored name, as `Checkpoint.read_rows` takes them."""
         return finite(self.checkpoint.read_rows(name, start, stop), name)
 
 

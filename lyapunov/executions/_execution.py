@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from .._errors import UsageError
 from ..arithmetic import BoundedArithmetic, RoundingModel
-from ..formats import FP32, Format
+from ..formats import FORMATS, FP32, Format
+from ..state_formats import StateFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Execution:
     precision: str
     state_precision: str
     sites: dict[str, Format]
-    """Stored sites; what is not named stays in fp32 registers."""
+    """Stored sites; what is not named stays in fp32 registers. `state`: what a cache
+    holds of the recurrent state after every token; the read-out is made before."""
     parameters: dict[str, Format]
     """Format of each parameter group; `default` for the ones not named."""
     constants: InnerConstants
@@ -76,10 +79,22 @@ class Execution:
         return {name: f.numbers() for name, f in self.sites.items()}
 
     def bounded(
-        self, seq: int, sites, model, *, anchors=None, centred: bool = False
+        self,
+        seq: int,
+        sites,
+        model,
+        *,
+        anchors=None,
+        centred: bool = False,
+        kind: type[BoundedArithmetic] = BoundedArithmetic,
     ) -> BoundedArithmetic:
-        """The interpreter that bounds this execution over `seq` tokens."""
-        return BoundedArithmetic(
+        """The interpreter that bounds this execution over `seq` tokens.
+
+        **Arguments:**
+
+        - `kind`: a class of interpreter that keeps more of what it sees.
+        """
+        return kind(
             sites,
             model,
             accumulation_depth=self.depths.accumulation,
@@ -95,18 +110,56 @@ def any_order(terms: int) -> int:
     return terms
 
 
-def parse_precision(precision: str) -> tuple[str, bool]:
-    """`bf16` or `bf16-cast`: (format name, whether every parameter is cast)."""
+def parse_precision(precision: str, implementation: str) -> tuple[Format, str]:
+    """`bf16`, `bf16-cast` or `bf16-amp`: (format, "", "cast" or "amp").
+
+    **Raises:** `UsageError` for a format that no implementation runs in.
+    """
     name, _, variant = precision.partition("-")
-    return name, variant == "cast"
+    reduced = name in ("bf16", "fp16")
+    known = ("", "cast", "amp") if reduced else ("",)
+    if not (reduced or name == FP32.name) or variant not in known:
+        raise UsageError(
+            f"{implementation} does not run in {precision}",
+            hint="one of bf16, fp16, fp32, or bf16 or fp16 with -cast or -amp",
+        )
+    return FORMATS[name], variant
 
 
 def assume_formats(sites: dict[str, Format], parameters: dict[str, Format]) -> str:
     """One line for the report that says what is held in which format."""
-    stored = sorted({f.name for f in sites.values()}) or [FP32.name]
-    kept = sorted(k for k, f in parameters.items() if f is FP32 and k != "default")
+    stored = sorted({f.name for k, f in sites.items() if k != "state"})
+    default = parameters["default"]
     text = (
         f"tensors written to memory are rounded to {', '.join(stored)}, to nearest "
-        f"even; parameters are held in {parameters['default'].name}"
+        f"even; parameters are held in {default.name}"
     )
-    return text + (f", {', '.join(kept)} in fp32" if kept else "")
+    for name in sorted({f.name for f in parameters.values()} - {default.name}):
+        others = sorted(k for k, f in parameters.items() if f.name == name)
+        text += f", {', '.join(others)} in {name}"
+    return text
+
+
+def assume_state(state: Format | None) -> str:
+    """One line for the report on what is done with the recurrent state."""
+    if state is None:
+        return "the recurrent state stays in fp32 registers"
+    if not isinstance(state, StateFormat):
+        how = ", to nearest even"
+    else:
+        how = ", stochastically" if state.stochastic else ", to nearest even"
+        if state.scaled:
+            how += (
+                ", under one power of two a channel chosen at each store so that the "
+                "largest state just fits"
+            )
+    return (
+        f"the recurrent state is rounded to {state.name.partition('-')[0]} at every "
+        f"token{how}; what is read out of it is not"
+    )
+
+
+def one_addition(tokens: int) -> int:
+    """A state that is stored at every token: each starts from a stored number."""
+    del tokens
+    return 1

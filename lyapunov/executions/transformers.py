@@ -4,11 +4,27 @@ Read from `models/mamba/modeling_mamba.py` of transformers 5.23. Every torch ope
 stores its result, so there are more sites than in the kernels: the conv before its
 activation, dt with its bias, softplus, the state before the read-out, silu(z).
 `torch_dtype=` casts every parameter, A_log and D too.
+
+Decoding keeps the state in fp32 in its cache, whatever the model's format, and rounds
+D u and its sum, which a whole sequence adds in fp32.
+
+`bf16-amp` is fp32 weights under `torch.autocast` on CPU, whose list casts matrix
+products and the convolution; softplus and exponentials run in the format that they
+meet (on CUDA autocast lifts them to fp32, which is another execution).
 """
 
 from .._errors import UsageError
-from ..formats import FP32, Format, format_named
-from ._execution import Depths, Execution, InnerConstants, any_order, assume_formats
+from ..formats import FP32, Format
+from ._execution import (
+    Depths,
+    Execution,
+    InnerConstants,
+    any_order,
+    assume_formats,
+    assume_state,
+    one_addition,
+    parse_precision,
+)
 
 
 # torch on CPU: vectorised functions within 2 ulp, sums of fp32 in any order.
@@ -44,35 +60,89 @@ STORED = (
 )
 
 
+# What autocast on CPU casts of fp32 parameters; the bias of dt is cast by the mixer.
+AUTOCAST = (
+    "in_proj",
+    "in_proj_bias",
+    "conv_weight",
+    "conv_bias",
+    "x_proj",
+    "dt_proj",
+    "dt_bias",
+    "out_proj",
+    "out_proj_bias",
+    "head",
+)
+
+
 def transformers_prefill(precision: str, *, residual_in_fp32: bool = True) -> Execution:
-    """Mamba-1 under transformers' torch code, a whole sequence at once."""
-    fmt = format_named(precision)
-    if not fmt.is_reduced and fmt is not FP32:
+    """Mamba-1 under transformers' torch code, a whole sequence at once.
+
+    **Arguments:**
+
+    - `precision`: `bf16`, `fp16`, `fp32`, or `bf16-amp` and `fp16-amp`.
+    - `residual_in_fp32`: of the checkpoint's config.
+
+    **Raises:** `UsageError` for a precision that there is not.
+    """
+    return _execution(precision, residual_in_fp32, "prefill")
+
+
+def transformers_decode(precision: str, *, residual_in_fp32: bool = True) -> Execution:
+    """Mamba-1 under transformers' torch code, token by token from a cache.
+
+    **Arguments:** as for `transformers_prefill`; there is no autocast here.
+
+    **Raises:** `UsageError` for a precision that there is not.
+    """
+    return _execution(precision, residual_in_fp32, "decode")
+
+
+def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
+    fmt, variant = parse_precision(precision, "transformers")
+    if variant == "cast":
         raise UsageError(
-            f"transformers is not measured in {precision}",
-            hint="one of bf16, fp16, fp32",
+            f"transformers casts every parameter in {fmt.name} already",
+            hint=f"--precision {fmt.name}",
+        )
+    if variant == "amp" and (mode == "decode" or not residual_in_fp32):
+        raise UsageError(
+            "autocast is followed for whole sequences with the residual in fp32",
+            hint=f"--precision {fmt.name}, or --measure emulated",
         )
     sites: dict[str, Format] = {site: fmt for site in STORED}
-    # the block casts the residual to the weights' format before the norm
-    sites["norm_input"] = fmt
-    sites |= {"embedding": fmt, "norm_f": fmt, "logits": fmt}
+    sites |= {"embedding": fmt, "norm_f": fmt, "logits": fmt, "residual": FP32}
+    parameters = {"default": fmt}
+    if variant == "amp":
+        parameters = {"default": FP32} | {name: fmt for name in AUTOCAST}
+        # the norm is fp32 throughout; what in_proj reads of it is cast
+        sites |= {"embedding": FP32, "norm_hat": FP32}
+    else:
+        # the block casts the residual to the weights' format before the norm
+        sites["norm_input"] = fmt
     if not residual_in_fp32:
         sites |= {"residual": fmt, "norm_f_hat": fmt}
-    else:
-        sites["residual"] = FP32
-    parameters = {"default": fmt}
+    state = None
+    if mode == "decode":
+        sites |= {"skip": fmt, "skip_sum": fmt, "state": FP32}
+        state = FP32
     return Execution(
-        name=f"transformers prefill, {precision}",
+        name=f"transformers {mode}, {precision}",
         implementation="transformers",
-        mode="prefill",
+        mode=mode,
         precision=precision,
         state_precision=FP32.name,
         sites=sites,
         parameters=parameters,
         constants=TORCH,
-        depths=Depths(accumulation=any_order, reduction=any_order, scan=any_order),
+        depths=Depths(
+            accumulation=any_order,
+            reduction=any_order,
+            scan=any_order if state is None else one_addition,
+        ),
         assumptions=(
             assume_formats(sites, parameters),
+            assume_state(state),
             "every torch operation stores its result; inside one the arithmetic is "
             "fp32, its sums in any order",
             "the scan runs token by token in fp32",

@@ -17,13 +17,13 @@ from .base import AbstractDiagonalRecurrence, AbstractRecurrence
 
 
 def update(at: AbstractArithmetic, state, dt, drive, B, A):
-    """One token, in shapes that broadcast: exp(dt A) state + drive B."""
+    """One token, in shapes that broadcast: exp(dt A) state + drive B, not stored."""
     a = at.decay(dt, A)
-    return at.store("state", at.advance(state, a, at.multiply(drive, B)))
+    return at.advance(state, a, at.multiply(drive, B))
 
 
 def step(at: AbstractArithmetic, state, dt, u, B, A):
-    """One token: the state after it.
+    """One token: the state after it, in registers.
 
     **Arguments:**
 
@@ -87,12 +87,16 @@ def scan_channels(at, dt, u, B, C, A, D, state):
         dt, drive, u, B, C = inputs
         after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
         at.observe("state", after)
+        # a cache gets the state in its format; what is read out now is not from there
+        carried = at.store("state", after)
         read = at.store("state_read", after)
-        if at.stores("read_out"):
-            # transformers: the contraction is a tensor of its own, D u is added later
-            y = at.store("read_out", at.contract(read, C))
-            return after, at.add(y, at.multiply(u, D))
-        return after, at.contract(read, C, start=at.multiply(u, D))
+        skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))
+        if not at.stores("read_out"):
+            return carried, at.contract(read, C, start=skip)
+        # transformers: the contraction is a tensor of its own, D u is added later
+        y = at.store("read_out", at.contract(read, C))
+        y = at.add(y, skip, alone=at.stores("skip_sum"))
+        return carried, at.store("skip_sum", y)
 
     drive = at.multiply(dt, u)
     state, y = at.scan(token, at.initial_state(state), (dt, drive, u, B, C))

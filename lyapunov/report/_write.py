@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lyapunov._audit_results import AuditReport
 from lyapunov._errors import MissingExtraError, OutputError
 from lyapunov._results import Report
 
@@ -64,7 +65,9 @@ def require_html() -> None:
         )
 
 
-def render(suffix: str, entries: Sequence[Report | Mapping[str, Any]]) -> str:
+def render(
+    suffix: str, entries: Sequence[Report | AuditReport | Mapping[str, Any]]
+) -> str:
     """The text of a report file.
 
     **Arguments:**
@@ -77,15 +80,20 @@ def render(suffix: str, entries: Sequence[Report | Mapping[str, Any]]) -> str:
         from lyapunov.report.json import combined, dump
 
         return dump(
-            combined([e if isinstance(e, Report) else dict(e) for e in entries])
+            combined([dict(e) if isinstance(e, Mapping) else e for e in entries])
         )
+    if suffix == ".md" and any(isinstance(e, AuditReport) for e in entries):
+        from lyapunov.report.audit import audits_to_markdown
+
+        return audits_to_markdown([e for e in entries if not isinstance(e, Report)])
+    checks = [e for e in entries if not isinstance(e, AuditReport)]
     if suffix == ".md":
         from lyapunov.report.markdown import to_markdown
 
-        return to_markdown(entries)
+        return to_markdown(checks)
     from lyapunov.report.html import to_html
 
-    return to_html(entries)
+    return to_html(checks)
 
 
 def write(path: Path, text: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from lyapunov._catalogue import CATALOGUE
 from lyapunov._errors import MissingExtraError
-from lyapunov._results import PrecisionReport, Report
+from lyapunov._results import ParameterChangeReport, PrecisionReport, Report
 from lyapunov.report import _words as words
+from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
 MARKS = {"held": "✓", "findings": "✗", "incomplete": "!"}
@@ -98,6 +99,15 @@ def _view(report: Report, prefix: str, drawn: Sequence[Any]) -> dict[str, Any]:
         ],
         "pictures": drawn,
         "logits": _logits(report),
+        "estimates": [
+            (p.precision, lines)
+            for p in report.precisions
+            if (lines := output_lines(p, report.checkpoint.n_layers))
+        ],
+        "changes": [
+            (change, change_sentence(change), _change(change))
+            for change in report.parameter_changes
+        ],
         "layers": _exponents(report),
         "executions": [(p, _divergences(p)) for p in report.precisions],
         "settings": [(key, _text(value)) for key, value in report.settings.items()],
@@ -171,7 +181,8 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
     head = ["kind", "rel L2", "local L2", "local max", "accumulated L2"]
     head += ["weights alone L2", "T1 bound L2", "T1 bound / measured", "floor"]
     head += ["T0 bound / measured", "T1 radius L2", "above bound", "elements"]
-    head += ["largest stored", "stagnation"]
+    head += ["largest stored", "stagnation", "bound lost at", "share of radius"]
+    head += ["share of variance", "certified radius"]
     lines = []
     for row in precision.layers:
         largest = max((row.max_abs_stored or {}).values(), default=None)
@@ -192,6 +203,25 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
         cells += [f"{row.elements_total:,}", words.number(largest, 3)]
         cells.append(
             words.NOTHING if row.stagnation is None else f"{row.stagnation:.2%}"
+        )
+        cells += [row.binding_site or words.NOTHING, percent(row.binding_share)]
+        cells += [percent(row.sigma_share), words.number(row.certified_l2, 3)]
+        lines.append((row.layer, cells))
+    return {"head": head, "lines": lines}
+
+
+def _change(change: ParameterChangeReport) -> dict[str, Any]:
+    head = ["kind", "effect L2", "effect max", "bound L2", "bound / effect", "floor"]
+    head += ["above bound", "accumulated L2", "reference L2", "weights moved"]
+    lines = []
+    for row in change.layers:
+        cells = [row.kind]
+        cells += [words.number(x, 3) for x in (row.local_l2, row.local_max)]
+        cells += [words.number(row.bound_l2, 3), words.ratio(row.bound_ratio)]
+        cells += [words.ratio(row.floor_ratio), f"{row.violations:,}"]
+        cells += [words.number(x, 3) for x in (row.accumulated_l2, row.reference_l2)]
+        cells.append(
+            ", ".join(f"{name} {words.number(x)}" for name, x in row.weights.items())
         )
         lines.append((row.layer, cells))
     return {"head": head, "lines": lines}

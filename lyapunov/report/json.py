@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lyapunov._audit_results import AuditReport
 from lyapunov._results import SCHEMA_VERSION, Report
 
 
@@ -13,10 +14,12 @@ def to_json(report: Report) -> str:
     return dump(report.to_dict())
 
 
-def combined(entries: Sequence[Report | dict[str, Any]]) -> dict[str, Any]:
+def combined(
+    entries: Sequence[Report | AuditReport | dict[str, Any]],
+) -> dict[str, Any]:
     """What one run says of its checkpoints: the only entry itself, or all of them
     under `reports`. An entry that is no report is an error's document."""
-    plain = [e.to_dict() if isinstance(e, Report) else e for e in entries]
+    plain = [e if isinstance(e, dict) else e.to_dict() for e in entries]
     if len(plain) == 1:
         return plain[0]
     return {"schema_version": SCHEMA_VERSION, "reports": plain}

@@ -5,6 +5,7 @@ from typing import Any
 
 from lyapunov._results import Report
 from lyapunov.report import _words as words
+from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
 def to_markdown(entries: Report | Sequence[Report | Mapping[str, Any]]) -> str:
@@ -34,13 +35,18 @@ def _one(report: Report) -> str:
         f"# {_plain(report.checkpoint.source)}",
         f"**{_plain(words.verdict_sentence(report))}**",
         _plain(report.summary.recommendation),
+        _plain(report.summary.benchmark_note or ""),
+        _flags(report),
         _facts(report),
         "## Layers",
         _layers(report),
+        *_losses(report),
         words.LEGEND.replace("*", "\\*"),
     ]
     if report.precisions:
-        blocks += ["## Logits", _logits(report)]
+        blocks += ["## Logits", _logits(report), *_estimates(report)]
+    if report.parameter_changes:
+        blocks += ["## Changed weights", _changes(report)]
     blocks += ["## Findings", _findings(report)]
     if report.assumptions:
         blocks += ["## Assumptions", _bullets(map(_plain, report.assumptions))]
@@ -111,6 +117,53 @@ def _logits(report: Report) -> str:
         for p in report.precisions
     ]
     return _table(head, lines, left=1)
+
+
+def _estimates(report: Report) -> list[str]:
+    """Predicted, certified and decided, a list an execution."""
+    blocks = []
+    for precision in report.precisions:
+        lines = output_lines(precision, report.checkpoint.n_layers)
+        if lines:
+            told = _bullets(f"{label}: {_plain(text)}" for label, text in lines)
+            blocks.append(f"**{precision.precision}**\n\n{told}")
+    return blocks
+
+
+def _losses(report: Report) -> list[str]:
+    """Where each sublayer's bound is lost, and what it adds to the predicted error."""
+    head, rows = ["#"], {}
+    for i, precision in enumerate(report.precisions):
+        name = precision.precision
+        head += [f"{name} bound lost at", "share of radius", "share of variance"]
+        for row in precision.layers:
+            if row.binding_site or row.sigma_share is not None:
+                cells = rows.setdefault(
+                    row.layer, [words.NOTHING] * (3 * len(report.precisions))
+                )
+                cells[3 * i : 3 * i + 3] = [
+                    row.binding_site or words.NOTHING,
+                    percent(row.binding_share),
+                    percent(row.sigma_share),
+                ]
+    if not rows:
+        return []
+    lines = [[str(layer), *rows[layer]] for layer in sorted(rows)]
+    return [_table(head, lines, left=1)]
+
+
+def _changes(report: Report) -> str:
+    return _bullets(
+        f"**{_plain(change.name)}** ({change.kind}): {_plain(change_sentence(change))}"
+        for change in report.parameter_changes
+    )
+
+
+def _flags(report: Report) -> str:
+    return _bullets(
+        f"{flag['stack']}: `{flag['flag']}` ({_plain(flag['why'])})"
+        for flag in report.summary.flags
+    )
 
 
 def _findings(report: Report) -> str:

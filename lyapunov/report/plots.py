@@ -1,69 +1,26 @@
-"""Figures of a report as inline SVG that follows the page's light and dark colours.
+"""Figures of a report as inline SVG that follows the page's light and dark colours."""
 
-Each colour that Matplotlib writes stands for a CSS variable of the page; text stays
-text. Nothing is referenced from outside, and the same report gives the same bytes.
-"""
-
-import io
+import itertools
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lyapunov._results import LayerDivergence, LayerExponents, PrecisionReport, Report
 from lyapunov.report import _words as words
-
-
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-BLUE, ORANGE, GREEN, RED = "#040404", "#050505", "#060606", "#070707"
-
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "line",
-    BLUE: "blue",
-    ORANGE: "orange",
-    GREEN: "green",
-    RED: "red",
-}
-SERIES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (RED, "-."))
-SIZE = (4.6, 3.1)
-
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.grid": True,
-    "axes.unicode_minus": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the page."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    svg: str
+from lyapunov.report._drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    RED,
+    SERIES,
+    Picture,
+    centres,
+    line,
+    picture,
+    positive,
+    whole_numbers,
+)
+from lyapunov.report._sentences import percent
 
 
 def pictures(report: Report, prefix: str = "") -> list[Picture]:
@@ -78,7 +35,7 @@ def pictures(report: Report, prefix: str = "") -> list[Picture]:
     for precision in report.precisions:
         made.append(_by_layer(precision, prefix))
         made.append(_by_position(precision, report.tokens.length, prefix))
-    made.append(_logits(report, prefix))
+    made += [_shares(report, prefix), _logits(report, prefix)]
     return [picture for picture in made if picture is not None]
 
 
@@ -127,13 +84,13 @@ def _spectrum(report: Report, prefix: str) -> Picture | None:
             )
         axes.set_xlabel("layer")
         axes.set_ylabel("exponent, nats per token")
-        _integers(axes.xaxis)
+        whole_numbers(axes.xaxis)
 
     sentence = words.exponent_sentence(report.exponents)
     alt = f"Exponents of {len(layers)} layers: {sentence}."
     if growing:
         alt += f" Not negative in layers {', '.join(map(str, growing))}."
-    return _picture(
+    return picture(
         f"{prefix}spectrum",
         "Exponent spectrum",
         "How fast each layer forgets: exponents over channels and states. "
@@ -188,7 +145,7 @@ def _decays(report: Report, prefix: str) -> Picture | None:
 
     slowest = max(row.decay_max or 0.0 for row in layers)
     fastest = min(1.0 if row.decay_min is None else row.decay_min for row in layers)
-    return _picture(
+    return picture(
         f"{prefix}decays",
         "Decay histogram",
         "Which decays occur, over channels, states and tokens: the stronger the "
@@ -207,19 +164,21 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
     name = precision.precision
 
     def draw(axes: Any) -> None:
-        bounds = [_positive(row.bound_t1_l2) for row in layers]
-        _line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", "")
-        total = [_positive(row.accumulated_l2) for row in layers]
-        _line(axes, numbers, total, GREEN, ":", "measured, accumulated", "")
-        local = [_positive(row.local_l2) for row in layers]
-        _line(axes, numbers, local, BLUE, "", "measured, local", "o")
-        above = [(r.layer, _positive(r.local_l2)) for r in layers if r.violations]
+        # a line through one point is no line
+        alone = "_" if len(layers) == 1 else ""
+        bounds = [positive(row.bound_t1_l2) for row in layers]
+        line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", alone)
+        total = [positive(row.accumulated_l2) for row in layers]
+        line(axes, numbers, total, GREEN, ":", "measured, accumulated", alone)
+        local = [positive(row.local_l2) for row in layers]
+        line(axes, numbers, local, BLUE, "", "measured, local", "o")
+        above = [(r.layer, positive(r.local_l2)) for r in layers if r.violations]
         if above:
             x, y = zip(*above, strict=True)
-            _line(axes, list(x), list(y), RED, "", "above the bound", "X")
+            line(axes, list(x), list(y), RED, "", "above the bound", "X")
         axes.set_xlabel("layer")
         axes.set_ylabel("L2 norm")
-        _integers(axes.xaxis)
+        whole_numbers(axes.xaxis)
 
     ratios = [row.bound_t1_ratio for row in layers if row.bound_t1_ratio is not None]
     broken = sum(row.violations for row in layers)
@@ -227,7 +186,7 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
     if ratios:
         alt += f" Bound over measured: {min(ratios):.3g} to {max(ratios):.3g}."
     alt += f" Elements above the bound: {broken}."
-    return _picture(
+    return picture(
         f"{prefix}layers-{name}",
         f"Predicted against measured, {name}",
         "Each layer on its own input (local) under its certified bound; and the "
@@ -246,7 +205,7 @@ def _by_position(
         return None
     worst = max(layers, key=lambda row: (row.violations > 0, _badness(row)))
     name = precision.precision
-    tokens = _centres(len(worst.local_by_position or []), length)
+    tokens = centres(len(worst.local_by_position or []), length)
 
     def draw(axes: Any) -> None:
         for values, color, style, label in (
@@ -255,12 +214,12 @@ def _by_position(
             (worst.local_by_position, BLUE, "-", "measured, local"),
         ):
             if values:
-                shown = [_positive(value) for value in values]
-                _line(axes, tokens[: len(shown)], shown, color, style, label, "")
+                shown = [positive(value) for value in values]
+                line(axes, tokens[: len(shown)], shown, color, style, label, "")
         axes.set_xlabel("token")
         axes.set_ylabel("L2 norm")
 
-    return _picture(
+    return picture(
         f"{prefix}tokens-{name}",
         f"Along the sequence, {name}, layer {worst.layer}",
         f"Layer {worst.layer}, the first to look at: "
@@ -276,21 +235,64 @@ def _badness(row: LayerDivergence) -> float:
     return value if value is not None and math.isfinite(value) else -1.0
 
 
+def _shares(report: Report, prefix: str) -> Picture | None:
+    """Which layer is at fault for the logits' predicted error."""
+    shown = [
+        (p.precision, known)
+        for p in report.precisions
+        if (known := [r for r in p.layers if r.sigma_share is not None])
+    ]
+    if not shown:
+        return None
+
+    def draw(axes: Any) -> None:
+        width = 0.8 / len(shown)
+        colors = itertools.cycle(color for color, _ in SERIES)
+        for i, (name, rows) in enumerate(shown):
+            axes.bar(
+                [row.layer - 0.4 + (i + 0.5) * width for row in rows],
+                [100 * (row.sigma_share or 0.0) for row in rows],
+                width=width,
+                color=next(colors),
+                linewidth=0,
+                label=name,
+            )
+        axes.set_axisbelow(True)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("share of variance, %")
+        whole_numbers(axes.xaxis)
+
+    worst = []
+    for name, rows in shown:
+        top = max(rows, key=lambda row: row.sigma_share or 0.0)
+        worst.append(f"{name} layer {top.layer} ({percent(top.sigma_share)})")
+    return picture(
+        f"{prefix}shares",
+        "Where the logits' error comes from",
+        "Share of the predicted variance (an estimate) that each layer's roundings "
+        "have at the logits.",
+        f"Share of the predicted variance by layer; largest: {', '.join(worst)}.",
+        draw,
+    )
+
+
 def _logits(report: Report, prefix: str) -> Picture | None:
     shown = [p for p in report.precisions if p.output.kl_by_position]
     if not shown:
         return None
 
     def draw(axes: Any) -> None:
-        for (color, style), precision in zip(SERIES, shown, strict=False):
-            values = [_positive(v) for v in precision.output.kl_by_position or []]
-            tokens = _centres(len(values), report.tokens.length)
-            _line(axes, tokens, values, color, style, precision.precision, "")
+        for (color, style), precision in zip(
+            itertools.cycle(SERIES), shown, strict=False
+        ):
+            values = [positive(v) for v in precision.output.kl_by_position or []]
+            tokens = centres(len(values), report.tokens.length)
+            line(axes, tokens, values, color, style, precision.precision, "")
         axes.set_xlabel("token")
         axes.set_ylabel("KL divergence, nats")
 
     means = ", ".join(f"{p.precision} {words.number(p.output.kl_mean)}" for p in shown)
-    return _picture(
+    return picture(
         f"{prefix}logits",
         "Logit divergence by position",
         "KL(reference || execution) of the next-token distribution, in blocks of "
@@ -298,76 +300,3 @@ def _logits(report: Report, prefix: str) -> Picture | None:
         f"KL divergence along the sequence; mean: {means} nats.",
         draw,
     )
-
-
-# --- How it is drawn -------------------------------------------------------------
-
-
-def _positive(value: float | None) -> float:
-    return value if value is not None and 0 < value < math.inf else math.nan
-
-
-def _centres(n: int, length: int) -> list[float]:
-    return [(i + 0.5) * length / n for i in range(n)]
-
-
-def _line(
-    axes: Any,
-    x: Sequence[float],
-    y: Sequence[float],
-    color: str,
-    style: str,
-    label: str,
-    marker: str,
-) -> None:
-    if any(math.isfinite(value) for value in y):
-        axes.set_yscale("log")
-        axes.plot(
-            x, y, color=color, linestyle=style or "none", label=label, marker=marker
-        )
-
-
-def _integers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _picture(
-    name: str, title: str, caption: str, alt: str, draw: Callable[[Any], None]
-) -> Picture:
-    return Picture(name, title, caption, alt, _svg(name, alt, draw))
-
-
-def _svg(name: str, alt: str, draw: Callable[[Any], None]) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": f"lyapunov-{name}"}):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=2)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(stream.getvalue(), name, alt)
-
-
-def _inline(svg: str, name: str, alt: str) -> str:
-    """Matplotlib's document as an element of the page: no prologue, no metadata,
-    ids of its own, colours from the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{name}-", svg)
-    svg = svg.replace('xlink:href="', 'href="')
-    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var(--{variable})")
-    view = re.search(r'viewBox="[^"]*"', svg)
-    escaped = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    head = f'<svg {view.group(0) if view else ""} role="img" aria-label="{escaped}">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
-    return re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font-size: \1px", svg).strip()

@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD, Box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +12,7 @@ from rich.text import Text
 from lyapunov._catalogue import ERROR
 from lyapunov._results import LayerDivergence, LayerExponents, Report
 from lyapunov.report import _words as words
+from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -50,6 +51,7 @@ def to_table(
     color: bool = False,
     encoding: str | None = "utf-8",
     quiet: bool = False,
+    verbose: bool = False,
 ) -> str:
     """The report as a terminal shows it.
 
@@ -60,6 +62,8 @@ def to_table(
     - `color`: whether to write colour codes. Colour never says anything alone.
     - `encoding`: of the terminal; one without the signs gets ASCII.
     - `quiet`: findings, verdict and recommendation only.
+    - `verbose`: also where each sublayer's bound is lost and what each stack is to
+      be given.
 
     **Returns:**
 
@@ -88,10 +92,14 @@ def to_table(
         if report.precisions:
             console.print()
             console.print(_logits(report, glyphs))
+            _estimates(console, report)
+        _changes(console, report)
+        if verbose:
+            _losses(console, report, glyphs)
     else:
         console.print(Text(report.checkpoint.source, style="bold"))
     _findings(console, report)
-    _verdict(console, report, glyphs)
+    _verdict(console, report, glyphs, verbose)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
     if glyphs is PLAIN:
         for sign, stand_in in (("±", "+-"), ("×", "x"), ("–", "-"), ("…", "~")):
@@ -130,7 +138,8 @@ def _layer_tables(
     return tables
 
 
-def _frame(glyphs: Glyphs, gap: int = 1) -> Table:
+def frame(glyphs: Glyphs, gap: int = 1) -> Table:
+    """An empty table in the style of all of them."""
     return Table(
         box=SIMPLE_HEAD if glyphs is UNICODE else _ASCII_HEAD,
         padding=(0, gap, 0, 0),
@@ -149,7 +158,7 @@ def _layers(
     exponents: bool = True,
     executions: list[int],
 ) -> Table:
-    table = _frame(glyphs, gap)
+    table = frame(glyphs, gap)
     table.add_column("\n#", justify="right", no_wrap=True)
     table.add_column("\nkind", no_wrap=True)
     if exponents:
@@ -194,7 +203,7 @@ def _divergence_cells(row: LayerDivergence | None, glyphs: Glyphs) -> list[str |
 
 
 def _logits(report: Report, glyphs: Glyphs) -> Table:
-    table = _frame(glyphs)
+    table = frame(glyphs)
     table.add_column("logits", no_wrap=True)
     for head in ("rel L2", "max", "KL mean", "KL max", "flips", "ties", "of"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -211,6 +220,62 @@ def _logits(report: Report, glyphs: Glyphs) -> Table:
             f"{output.argmax_total:,}",
         )
     return table
+
+
+def _estimates(console: Console, report: Report) -> None:
+    """Predicted, certified and decided, a block an execution."""
+    for precision in report.precisions:
+        lines = output_lines(precision, report.checkpoint.n_layers)
+        if lines:
+            console.print()
+            console.print(_block(f"{precision.precision} logits", lines))
+
+
+def _changes(console: Console, report: Report) -> None:
+    """Changed weight sets, a line each."""
+    if report.parameter_changes:
+        console.print()
+        lines = [
+            (change.name, change_sentence(change))
+            for change in report.parameter_changes
+        ]
+        console.print(_block("changed weights", lines))
+
+
+def _block(title: str, lines: list[tuple[str, str]]) -> Group:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(max_width=24, overflow="fold")
+    grid.add_column(overflow="fold")
+    for label, text in lines:
+        grid.add_row(f"  {label}", Text(text))
+    return Group(Text(title, style="bold"), grid)
+
+
+def _losses(console: Console, report: Report, glyphs: Glyphs) -> None:
+    """Where the bound is lost and where the error comes from, a row a sublayer."""
+    for precision in report.precisions:
+        rows = [
+            row
+            for row in precision.layers
+            if row.binding_site or row.sigma_share is not None
+        ]
+        if not rows:
+            continue
+        table = frame(glyphs)
+        table.add_column("\n#", justify="right", no_wrap=True)
+        table.add_column(f"{precision.precision}\nbound lost at", no_wrap=True)
+        for head in ("share of\nradius", "share of\nvariance", "certified\nradius"):
+            table.add_column(head, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(
+                str(row.layer),
+                row.binding_site or words.NOTHING,
+                percent(row.binding_share),
+                percent(row.sigma_share),
+                words.number(row.certified_l2),
+            )
+        console.print()
+        console.print(table)
 
 
 def _findings(console: Console, report: Report) -> None:
@@ -234,7 +299,7 @@ def _findings(console: Console, report: Report) -> None:
     console.print(grid)
 
 
-def _verdict(console: Console, report: Report, glyphs: Glyphs) -> None:
+def _verdict(console: Console, report: Report, glyphs: Glyphs, verbose: bool) -> None:
     word = report.summary.verdict
     mark = glyphs.marks.get(word, "!")
     console.print()
@@ -243,3 +308,12 @@ def _verdict(console: Console, report: Report, glyphs: Glyphs) -> None:
     )
     if report.summary.recommendation:
         console.print(Text(report.summary.recommendation))
+    if report.summary.benchmark_note:
+        console.print(Text(report.summary.benchmark_note, style="dim"))
+    if verbose and report.summary.flags:
+        console.print()
+        lines = [
+            (flag["stack"], f"{flag['flag']}  ({flag['why']})")
+            for flag in report.summary.flags
+        ]
+        console.print(_block("what to give", lines))

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from .._trace import Trace
+from ._dump import write_dump
 from .emulated import Emulated
+from .file import File
 from .reference import Reference
 
 
@@ -15,7 +17,15 @@ if TYPE_CHECKING:
     from .transformers import Transformers as Transformers
 
 
-__all__ = ["Emulated", "MambaSsm", "Reference", "Transformers", "trace"]
+__all__ = [
+    "Emulated",
+    "File",
+    "MambaSsm",
+    "Reference",
+    "Transformers",
+    "trace",
+    "write_dump",
+]
 
 
 def __getattr__(name):
@@ -38,8 +48,8 @@ def trace(model, tokens, *, runner=None) -> Trace:
 
     - `model`: what `lyapunov.load` returns.
     - `tokens`: (seq) or (batch, seq), integers.
-    - `runner`: `Reference()` (default); or `Emulated`, `Transformers` or `MambaSsm`
-      of an execution.
+    - `runner`: `Reference()` (default); `Emulated`, `Transformers` or `MambaSsm` of an
+      execution; or a `File`.
     """
     tokens = np.atleast_2d(np.asarray(tokens))
     runner = Reference() if runner is None else runner

@@ -54,7 +54,7 @@ def state_dict(model: Model, embedding: str) -> Iterator[tuple[str, np.ndarray]]
     """
     rows = model.config.padded_vocab_size
     yield embedding, _fp32(model.layout.embedding(np.arange(rows)))
-    yield "backbone.norm_f.weight", _fp32(model.layout.final_norm())
+    yield "backbone.norm_f.weight", _fp32(model.layout.final_norm())  # type: ignore[arg-type]
     yield "lm_head.weight", _fp32(model.layout.head(0, rows))
     for layer in range(model.config.n_layers):
         for name, array in model.layout.layer(layer).items():

@@ -12,10 +12,16 @@ from ..models import Model
 
 
 class Emulated:
-    """Run a network as an execution would, roundings included, on any machine."""
+    """Run a network as an execution would, roundings included, on any machine.
 
-    def __init__(self, execution: Execution):
+    **Arguments:**
+
+    - `seed`: of what is drawn, for a state that is rounded stochastically.
+    """
+
+    def __init__(self, execution: Execution, seed: int = 0):
         self.execution = execution
+        self._seed = seed
 
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers with their stored tensors, then the head."""
@@ -26,8 +32,9 @@ class Emulated:
         for layer in model.sublayers:
             p = model.parameters(layer.layer, execution)
             before = residual
+            key = jax.random.fold_in(jax.random.key(self._seed), layer.layer)
             residual, output, stored = _run_layer(
-                layer.flow, sites, residual, hidden, p, model.start(p)
+                layer.flow, sites, residual, hidden, p, model.start(p), key
             )
             yield SublayerRecord(
                 layer.layer, layer.kind, before, hidden, output, stored, {}
@@ -44,13 +51,14 @@ class Emulated:
 
 
 @eqx.filter_jit
-def _run_layer(flow, sites, residual, hidden, p, start):
-    def one(residual, hidden):
-        at = Rounded(sites)
+def _run_layer(flow, sites, residual, hidden, p, start, key):
+    def one(residual, hidden, key):
+        at = Rounded(sites, key=key)
         residual, output, _ = sublayer(at, flow, residual, hidden, p, start)
         return residual, output, at.records
 
-    residual, output, stored = jax.vmap(one)(residual, hidden)
+    keys = jax.random.split(key, residual.shape[0])
+    residual, output, stored = jax.vmap(one)(residual, hidden, keys)
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),

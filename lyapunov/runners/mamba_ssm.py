@@ -5,6 +5,7 @@ modules. On the fused path most modules are bypassed, so T0 then covers the stre
 from the norm to the output; the unfused path shows more of the stored tensors.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,48 +38,119 @@ class MambaSsm:
         self._device = device
 
     def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers, then the head."""
-        torch, network = _build(
-            model, self.execution.precision, self._fused, self._device
-        )
-        batch, seq = np.shape(tokens)
-        seen: dict[str, np.ndarray] = {}
+        """Records of all sublayers, then the head.
+
+        Decoding goes token by token through all layers (`Mamba.step` on a cache of
+        zeros), so its records come after the last token.
+        """
+        precision = self.execution.precision
+        torch, network = _build(model, precision, self._fused, self._device)
+        run = self._decoded if self.execution.mode == "decode" else self._whole
+        before: Any
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
+            before, last = copied(network.backbone.embedding(ids)), None
+        for seen in run(torch, network, ids):
+            if not isinstance(seen, dict):
+                normed = seen
+                continue
+            layer = model.sublayers[seen.pop("layer")]
+            output, after = seen.pop("mixer"), seen.pop("residual")
+            last = np.zeros(before.shape) if last is None else last
+            stored = {site: jnp.asarray(array) for site, array in seen.items()}
+            yield SublayerRecord(
+                layer.layer,
+                layer.kind,
+                jnp.asarray(before),
+                jnp.asarray(last),
+                jnp.asarray(output),
+                stored | {"out": jnp.asarray(output), "residual": jnp.asarray(after)},
+                {},
+            )
+            before, last = after, output
+
+        def logits(start, stop):
+            with torch.no_grad(), self._autocast(torch):
+                rows = network.lm_head.weight[start:stop]
+                return jnp.asarray(copied(normed @ rows.T))
+
+        yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+
+    def _whole(self, torch, network, ids):
+        """A dict a block, then what the head reads."""
+        batch, seq = ids.shape
+        with torch.no_grad(), self._autocast(torch):
             hidden, residual = network.backbone.embedding(ids), None
-            before, last = copied(hidden), np.zeros(tuple(hidden.shape))
-            for layer, block in zip(
-                model.sublayers, network.backbone.layers, strict=True
-            ):
+            for i, block in enumerate(network.backbone.layers):
+                seen: dict[str, Any] = {}
                 with watched(block, seen):
                     hidden, residual = block(hidden, residual)
-                output = seen.pop("mixer")
                 # the unfused path calls its projections with tokens in one axis
-                stored = {
-                    site: jnp.asarray(array.reshape(batch, seq, -1))
-                    for site, array in seen.items()
-                }
-                seen.clear()
-                after = copied(residual)
-                yield SublayerRecord(
-                    layer.layer,
-                    layer.kind,
-                    jnp.asarray(before),
-                    jnp.asarray(last),
-                    jnp.asarray(output),
-                    stored
-                    | {"out": jnp.asarray(output), "residual": jnp.asarray(after)},
-                    {},
-                )
-                before, last = after, output
-            normed = _final_norm(network, hidden, residual)
+                seen = {k: array.reshape(batch, seq, -1) for k, array in seen.items()}
+                seen |= {"layer": i, "residual": copied(residual)}
+                yield self._cast(torch, seen)
+            yield _final_norm(network, hidden, residual)
 
-            def logits(start, stop):
-                with torch.no_grad():
-                    rows = network.lm_head.weight[start:stop]
-                    return jnp.asarray(copied(normed @ rows.T))
+    def _decoded(self, torch, network, ids):
+        """The same, a token at a time through all blocks."""
+        from mamba_ssm.utils.generation import InferenceParams
 
-            yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+        batch, seq = ids.shape
+        blocks = network.backbone.layers
+        formats = self.execution.precision, self.execution.state_precision
+        kinds = [torch_dtype(torch, name) for name in formats]
+        memory = {
+            i: _cache(torch, block.mixer, batch, *kinds)
+            for i, block in enumerate(blocks)
+        }
+        params = InferenceParams(
+            max_seqlen=seq + 1, max_batch_size=batch, key_value_memory_dict=memory
+        )
+        kept: list[dict[str, list[np.ndarray]]] = [{} for _ in blocks]
+        normed = []
+        with torch.no_grad(), self._autocast(torch):
+            for t in range(seq):
+                # an offset above 0 makes every call a step, the first one too
+                params.seqlen_offset = t + 1
+                hidden, residual = network.backbone.embedding(ids[:, t : t + 1]), None
+                for block, parts in zip(blocks, kept, strict=True):
+                    seen: dict[str, np.ndarray] = {}
+                    with watched(block, seen):
+                        hidden, residual = block(
+                            hidden, residual, inference_params=params
+                        )
+                    seen["residual"] = copied(residual)
+                    for name, array in seen.items():
+                        parts.setdefault(name, []).append(array.reshape(batch, 1, -1))
+                normed.append(_final_norm(network, hidden, residual))
+            for i, parts in enumerate(kept):
+                joined = {k: np.concatenate(arrays, 1) for k, arrays in parts.items()}
+                parts.clear()
+                yield self._cast(torch, joined | {"layer": i})
+            yield torch.cat(normed, dim=1)
+
+    def _autocast(self, torch):
+        """What the modules run under: autocast, or nothing."""
+        if not self.execution.precision.endswith("-amp"):
+            return nullcontext()
+        dtype = torch_dtype(torch, self.execution.precision)
+        return torch.autocast("cuda", dtype=dtype)
+
+    def _cast(self, torch, seen):
+        """Under autocast in_proj casts what it reads: the first norm's is fp32."""
+        if self.execution.precision.endswith("-amp") and "norm" in seen:
+            dtype = torch_dtype(torch, self.execution.precision)
+            seen["norm"] = copied(torch.tensor(seen["norm"]).to(dtype))
+        return seen
+
+
+def _cache(torch, mixer, batch: int, activations, cache):
+    """Zeros for the window, in the activations' format, and for the state."""
+    window, state = mixer.allocate_inference_cache(batch, 1)
+    return (
+        torch.zeros_like(window, dtype=activations),
+        torch.zeros_like(state, dtype=cache),
+    )
 
 
 def _final_norm(network, hidden, residual):
@@ -138,7 +210,8 @@ def _build(model: Model, precision: str, fused: bool, device: str) -> Any:
         pad_vocab_size_multiple=1,
         tie_embeddings=False,
     )
-    dtype = torch_dtype(torch, precision)
+    amp = precision.endswith("-amp")
+    dtype = torch_dtype(torch, "fp32" if amp else precision)
     network = MambaLMHeadModel(settings, device=device, dtype=dtype)
     network.load_state_dict(
         {

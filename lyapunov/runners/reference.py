@@ -17,10 +17,17 @@ class Reference:
 
     - `state_units`: unit roundoffs of state formats; for each the share of updates
       too small to move a state held in it is observed as `stagnation`.
+    - `state_smallest`: smallest normal numbers of the same formats; what their
+      subnormals cost is observed as `underflow`.
     """
 
-    def __init__(self, state_units: tuple[float, ...] = ()):
+    def __init__(
+        self,
+        state_units: tuple[float, ...] = (),
+        state_smallest: tuple[float, ...] = (),
+    ):
         self._state_units = state_units
+        self._state_smallest = state_smallest
 
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
@@ -30,7 +37,13 @@ class Reference:
             p = model.parameters(layer.layer)
             before = residual
             residual, output, observed = run_layer(
-                layer.flow, residual, hidden, p, model.start(p), self._state_units
+                layer.flow,
+                residual,
+                hidden,
+                p,
+                model.start(p),
+                self._state_units,
+                self._state_smallest,
             )
             yield SublayerRecord(
                 layer.layer, layer.kind, before, hidden, output, {}, observed
@@ -45,11 +58,11 @@ class Reference:
 
 
 @eqx.filter_jit
-def run_layer(flow, residual, hidden, p, start, state_units=()):
+def run_layer(flow, residual, hidden, p, start, state_units=(), state_smallest=()):
     """One sublayer over a batch: stream, output, observations."""
 
     def one(residual, hidden):
-        at = Exact(state_units=state_units)
+        at = Exact(state_units=state_units, state_smallest=state_smallest)
         residual, output, _ = sublayer(at, flow, residual, hidden, p, start)
         return residual, output, at.observed
 

@@ -3,14 +3,19 @@
 The modules run unchanged, block by block; hooks copy what goes in and out of them.
 What happens between modules (the conv, dt, the scan) is not seen, so there T0 covers
 a longer stretch.
+
+Decoding goes token by token through all layers, so its records come only after the
+last token: they wait in memory, as fp64 on the host.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from .._errors import MissingExtraError
+from .._errors import MissingExtraError, UsageError
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
@@ -22,51 +27,149 @@ class Transformers:
 
     **Arguments:**
 
-    - `execution`: whose `precision` says the dtype of the weights.
+    - `execution`: whose `precision` says the dtype of the weights, or of autocast over
+      weights in fp32, and whose `mode` says whether a cache is stepped through.
     - `device`: a torch device.
+
+    **Raises:** `UsageError` for autocast on another device than the CPU, whose list of
+    operations the execution follows; `MissingExtraError` without torch or transformers.
     """
 
     def __init__(self, execution: Execution, device: str = "cpu"):
+        if execution.precision.endswith("-amp") and device != "cpu":
+            raise UsageError(
+                f"autocast is followed on cpu, not on {device}: the lists of "
+                "operations that it casts differ",
+                hint="leave --device out",
+            )
         self.execution = execution
         self._device = device
 
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
         torch, network = _build(model, self.execution.precision, self._device)
-        seen: dict[str, np.ndarray] = {}
+        run = _decoded if self.execution.mode == "decode" else _layer_by_layer
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
-            stream = network.backbone.embeddings(ids)
-            residual, hidden = copied(stream), np.zeros(tuple(stream.shape))
-            for layer, block in zip(
-                model.sublayers, network.backbone.layers, strict=True
-            ):
-                with watched(block, seen):
-                    stream = block(stream)
-                output = seen.pop("mixer")
-                stored = {name: jnp.asarray(x) for name, x in seen.items()}
-                seen.clear()
-                yield SublayerRecord(
-                    layer.layer,
-                    layer.kind,
-                    jnp.asarray(residual),
-                    jnp.asarray(hidden),
-                    jnp.asarray(output),
-                    stored | {"out": jnp.asarray(output)},
-                    {},
-                )
-                # what the block added up itself, rounded as it rounds
-                residual = _add(torch, residual, hidden, model, self.execution)
-                hidden = output
-            normed = network.backbone.norm_f(stream)
-            normed = normed.to(network.lm_head.weight.dtype)
+        residual, hidden, normed = None, None, None
+        for seen in run(torch, network, ids, self._autocast):
+            if seen.normed is not None:
+                normed = seen.normed
+                continue
+            if residual is None:
+                residual, hidden = seen.input, np.zeros(seen.input.shape)
+            output = seen.stored.pop("mixer")
+            layer = model.sublayers[seen.layer]
+            stored = {name: jnp.asarray(x) for name, x in seen.stored.items()}
+            yield SublayerRecord(
+                layer.layer,
+                layer.kind,
+                jnp.asarray(residual),
+                jnp.asarray(hidden),
+                jnp.asarray(output),
+                stored | {"out": jnp.asarray(output)},
+                {},
+            )
+            # what the block added up itself, rounded as it rounds
+            residual = _add(torch, residual, hidden, model, self.execution)
+            hidden = output
 
-            def logits(start, stop):
-                with torch.no_grad():
-                    rows = network.lm_head.weight[start:stop]
-                    return jnp.asarray(copied(normed @ rows.T))
+        def logits(start, stop):
+            with torch.no_grad(), self._autocast(torch):
+                rows = network.lm_head.weight[start:stop]
+                return jnp.asarray(copied(normed @ rows.T))
 
-            yield HeadRecord(jnp.asarray(residual), jnp.asarray(hidden), logits)
+        yield HeadRecord(jnp.asarray(residual), jnp.asarray(hidden), logits)
+
+    def _autocast(self, torch):
+        """What the modules run under: autocast, or nothing."""
+        if not self.execution.precision.endswith("-amp"):
+            return nullcontext()
+        dtype = torch_dtype(torch, self.execution.precision)
+        return torch.autocast("cpu", dtype=dtype)
+
+
+class _Seen(NamedTuple):
+    """What one block was given and stored; or, at the end, what the head reads."""
+
+    layer: int
+    input: np.ndarray
+    stored: dict[str, np.ndarray]
+    normed: Any = None
+
+
+def _layer_by_layer(torch, network, ids, autocast) -> Iterator[_Seen]:
+    """The whole sequence through one block after another."""
+    with torch.no_grad():
+        stream = network.backbone.embeddings(ids)
+    for i, block in enumerate(network.backbone.layers):
+        seen: dict[str, np.ndarray] = {}
+        before = copied(stream)
+        with torch.no_grad(), autocast(torch), watched(block, seen):
+            stream = block(stream)
+        yield _Seen(i, before, _cast(torch, seen, autocast))
+    with torch.no_grad(), autocast(torch):
+        normed = network.backbone.norm_f(stream)
+    yield _Seen(-1, np.zeros(0), {}, normed.to(network.lm_head.weight.dtype))
+
+
+def _decoded(torch, network, ids, autocast) -> Iterator[_Seen]:
+    """One token after another through all blocks, from a cache of zeros."""
+    blocks = network.backbone.layers
+    kept: list[dict[str, list[np.ndarray]]] = [{} for _ in blocks]
+    inputs, normed = [], []
+    with torch.no_grad(), autocast(torch):
+        cache = _empty_cache(torch, network, ids)
+        for t in range(ids.shape[1]):
+            with ExitStack() as stack:
+                seen = [dict[str, np.ndarray]() for _ in blocks]
+                for block, into in zip(blocks, seen, strict=True):
+                    stack.enter_context(watched(block, into))
+                stream = network.backbone.embeddings(ids[:, t : t + 1])
+                inputs.append(copied(stream))
+                result = network.backbone(ids[:, t : t + 1], cache_params=cache)
+                normed.append(result.last_hidden_state)
+            for into, step in zip(kept, seen, strict=True):
+                for name, array in step.items():
+                    into.setdefault(name, []).append(array)
+        whole = torch.cat(normed, dim=1).to(network.lm_head.weight.dtype)
+    for i, parts in enumerate(kept):
+        joined = {name: np.concatenate(arrays, 1) for name, arrays in parts.items()}
+        parts.clear()
+        yield _Seen(i, np.concatenate(inputs, axis=1), joined)
+    yield _Seen(-1, np.zeros(0), {}, whole)
+
+
+def _empty_cache(torch, network, ids):
+    """A cache as after no token at all, so that the first token is a step, too."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache(config=network.config)
+    batch, config, device = ids.shape[0], network.config, ids.device
+    dtype = network.backbone.layers[0].mixer.conv1d.weight.dtype
+    for layer in cache.layers:
+        shape = batch, config.intermediate_size
+        layer.lazy_initialization(
+            conv_states=torch.zeros(
+                *shape, config.conv_kernel, dtype=dtype, device=device
+            ),
+            conv_kernel_size=config.conv_kernel,
+        )
+        layer.lazy_initialization(
+            recurrent_states=torch.zeros(*shape, config.state_size, device=device)
+        )
+        layer.has_previous_state[0] = True
+    return cache
+
+
+def _cast(torch, seen, autocast):
+    """Under autocast what in_proj and out_proj read is cast on the way in."""
+    with autocast(torch):
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            for name in ("norm", "gated"):
+                seen[name] = copied(torch.tensor(seen[name]).to(dtype))
+    return seen
 
 
 def _build(model: Model, precision: str, device: str) -> Any:
@@ -95,7 +198,8 @@ def _build(model: Model, precision: str, device: str) -> Any:
     )
     with torch.device("meta"):
         network = transformers.MambaForCausalLM(settings)
-    dtype = torch_dtype(torch, precision)
+    amp = precision.endswith("-amp")
+    dtype = torch_dtype(torch, "fp32" if amp else precision)
     state = {
         name: torch.tensor(array, device=device).to(dtype)
         for name, array in state_dict(model, "backbone.embeddings.weight")

@@ -170,7 +170,9 @@ def test_logits_are_compared_with_the_reference(checkpoint, report):
 def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
     """Assert that leaving layers out changes nothing but what is left out."""
     folder, _, tokens = checkpoint
-    part = lyapunov.check(str(folder), tokens, precisions=["bf16"], layers=[1])
+    part = lyapunov.check(
+        str(folder), tokens, precisions=["bf16"], layers=[1], probes=0, ball=False
+    )
     (row,) = part.precisions[0].layers
     whole = report.precisions[0].layers[1]
     assert row.layer == 1
@@ -181,7 +183,13 @@ def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
     assert part.summary.verdict == "incomplete"
     assert part.summary.exit_code != 0
     kept = lyapunov.check(
-        str(folder), tokens, precisions=["bf16"], layers=[1], allow_partial=True
+        str(folder),
+        tokens,
+        precisions=["bf16"],
+        layers=[1],
+        allow_partial=True,
+        probes=0,
+        ball=False,
     )
     assert kept.summary.verdict != "incomplete"
 
@@ -299,7 +307,9 @@ def test_the_document_of_an_overflow_is_strict_json_too(tmp_path):
     weights["backbone.layers.1.mixer.D"][:] = 1e7
     folder = save_transformers(tmp_path / "model", weights, SIZES)
     tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
-    found = lyapunov.check(str(folder), tokens, precisions=["fp16"], floor=False)
+    found = lyapunov.check(
+        str(folder), tokens, precisions=["fp16"], floor=False, ball=False
+    )
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     run = document["precisions"][0]
     assert run["output"]["kl_max"] is None

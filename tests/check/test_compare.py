@@ -179,6 +179,37 @@ def test_far_apart_logits_neither_overflow_nor_vanish(rng):
         assert found.kl_mean == pytest.approx(expected.mean(), rel=1e-12)
 
 
+@pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
+def test_each_text_is_measured_as_if_it_were_alone(rng, lengths):
+    """Assert that a batch's texts equal what each gives on its own, and that one
+    text is not told twice."""
+    reference, other = pairs(rng, 2.0)
+    other[1] += 3.0 * rng.normal(size=other[1].shape)
+    other[1, 2, 4] = other[1, 2].max()
+    texts = gather(reference, other, lengths).texts
+    assert len(texts) == BATCH
+    for i, text in enumerate(texts):
+        alone = gather(reference[i : i + 1], other[i : i + 1], lengths)
+        assert alone.texts is None
+        for name in ("measured_rel_l2", "kl_mean", "kl_max"):
+            # the same sums in another order of at most SEQ of them
+            found, expected = getattr(text, name), getattr(alone, name)
+            assert found == pytest.approx(expected, rel=gamma(SEQ, UNIT))
+        assert text.argmax_flips == alone.argmax_flips
+        assert text.argmax_ties == alone.argmax_ties
+    assert texts[0].measured_rel_l2 < texts[1].measured_rel_l2
+
+
+def test_a_text_that_overflows_leaves_the_others_alone(rng):
+    """Assert that infinities stay with the sequence that has them."""
+    reference, other = pairs(rng, 0.01)
+    other[1, 3, 0] = np.nan
+    first, second = gather(reference, other, [VOCAB]).texts
+    assert first.kl_max < 1
+    assert second.kl_max == np.inf
+    assert not np.isfinite(second.measured_rel_l2)
+
+
 def test_positions_are_gathered_in_at_most_64_blocks(rng):
     """Assert roots of sums of squares over equal blocks of tokens."""
     squares = rng.random((3, 130))

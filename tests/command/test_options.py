@@ -42,7 +42,8 @@ def test_every_option_reaches_the_check(run, fake):
     given += " --precision fp32 --precision bf16 --precision bf16"
     given += " --state-precision bf16 --layers 4,0-2 --measure transformers"
     given += " --device cpu --fail-on warning --select lya001,LYA004 --ignore LYA008"
-    given += " --exit-zero --allow-partial"
+    given += " --exit-zero --allow-partial --against other"
+    given += " --round-weights bf16 --round-weights bf16:all --round-weights fp16:D"
     assert run("model", *given.split()).exit_code == 0
     assert fake.opened == [("model", "main")]
     _, tokens, options = fake.calls[0]
@@ -55,6 +56,8 @@ def test_every_option_reaches_the_check(run, fake):
         "layers": (0, 1, 2, 4),
         "measure": "transformers",
         "device": "cpu",
+        "against": "other",
+        "round_weights": ("bf16:all", "fp16:D"),
         "seed": 5,
         "token_source": "random (seed 5)",
         "fail_on": "warning",
@@ -75,9 +78,12 @@ def test_tokens_come_from_a_file(run, fake, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--mode", "decode"], "--mode decode is not there yet"),
+        (["--mode", "train"], "train"),
+        (["--state-precision", "fp64"], "fp64"),
         (["--precision", "fp8_e4m3"], "--precision fp8_e4m3 is not there yet"),
         (["--precision", "int8"], "int8"),
+        (["--round-weights", "fp32"], "weights cannot be rounded to 'fp32'"),
+        (["--round-weights", "bf16:A"], "no group of weights 'A'"),
         (["--layers", "a"], "--layers takes numbers and ranges"),
         (["--layers", "0-"], "--layers takes numbers and ranges"),
         (["--layers", ""], "--layers takes numbers and ranges"),
@@ -123,7 +129,7 @@ SLIM += "assert not heavy, heavy\nassert code == {code}, code\n"
         (["--explain", "LYA003"], 0),
         (["--list-architectures"], 0),
         (["--no-such-option"], 2),
-        (["--mode", "decode"], 2),
+        (["--precision", "fp64"], 2),
         (["-o", "no/such/folder/x.json"], 2),
     ],
 )

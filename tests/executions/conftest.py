@@ -10,6 +10,12 @@ from ..model.saved import save_transformers
 SIZES = Sizes(vocab=40, d_model=16, d_state=4)
 SEQ = 48
 
+# hard checkpoints beside the plain one, for what takes long
+SLOW_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("outliers", "dt", "A", "repeated")
+]
+
 
 def hard_weights(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights of one kind of trouble."""

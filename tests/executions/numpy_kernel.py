@@ -1,8 +1,9 @@
 """mamba_ssm's Mamba-1 layer in NumPy: fp32 inside, one cast at each stored tensor.
 
 Written from `selective_scan_ref`, causal-conv1d's and the norm's sources, with the
-kernels' order where it matters. `mutation` breaks it in one named way. Casts are
-ml_dtypes' and NumPy's own.
+kernels' order where it matters. Every operation is a method, so that a subclass can
+compute it another right way (`test_right_variants`) or a wrong one (`numpy_mutants`).
+Casts are ml_dtypes' and NumPy's own.
 """
 
 import ml_dtypes
@@ -59,138 +60,177 @@ def matmul(x, W):
 
 
 class Kernel:
-    """One layer. Methods take stored tensors (fp32 arrays) and give the next one."""
+    """One layer. Methods take stored tensors (fp32 arrays) and give the next one.
+
+    **Arguments:**
+
+    - `stores`: False leaves out the rounding of the declared stores.
+    - `wide`: in fp64 and without stores, which is as good as exact beside fp32.
+    """
 
     def __init__(
-        self, w, precision, epsilon=1e-5, mutation=None, order="sequential", fused=True
+        self,
+        w,
+        precision,
+        epsilon=1e-5,
+        *,
+        order="sequential",
+        fused=True,
+        stores=True,
+        wide=False,
     ):
-        self.w, self.precision, self.mutation = w, precision, mutation
-        self.epsilon = 1e-2 if mutation == "wrong epsilon" else epsilon
+        self.kind = np.float64 if wide else F
+        self.w = {name: x.astype(self.kind) for name, x in w.items()}
+        self.precision, self.epsilon = precision, epsilon
         self.order, self.fused = order, fused
+        self.stores, self.wide = stores and not wide, wide
         self.inner, self.n = w["A_log"].shape
         self.rank = w["dt_proj.weight"].shape[1]
 
+    # ---- formats
+
+    def settled(self, x):
+        """In the format of everything between two stores."""
+        return np.asarray(x).astype(self.kind)
+
+    def low(self, x):
+        """Rounded to the precision's format, whether stores are on or not."""
+        return cast(np.asarray(x).astype(F), self.precision).astype(self.kind)
+
     def out_of(self, x):
-        return cast(x.astype(np.float32), self.precision)
+        """A declared store."""
+        return self.low(x) if self.stores else self.settled(x)
+
+    # ---- elementary functions and sums
+
+    def exp(self, x):
+        return np.exp(x)
+
+    def softplus(self, x):
+        with np.errstate(over="ignore"):
+            return np.where(x <= 20, np.log1p(np.exp(x)), x)
+
+    def silu(self, x):
+        with np.errstate(over="ignore"):
+            return x / (F(1) + np.exp(-x))
+
+    def rsqrt(self, mean_square):
+        """1 / sqrt(mean square + epsilon), given in fp64."""
+        return self.settled(1 / np.sqrt(mean_square + self.epsilon))
+
+    def matmul(self, x, name):
+        """x W^T for the named weight, before any store."""
+        return self.settled(x.astype(np.float64) @ self.w[name].T.astype(np.float64))
+
+    def mean_square(self, x):
+        return np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
+
+    def fma(self, total, x, y):
+        """total + x y, with one rounding or two."""
+        product = x.astype(np.float64) * y
+        if not self.fused:
+            product = self.settled(product)
+        return self.settled(total + product)
+
+    # ---- stored tensors
 
     def residual(self, before, hidden):
-        if self.mutation == "residual in the low format":
-            return self.out_of(before + hidden)
         return before + hidden
 
     def norm(self, residual):
-        mean = np.mean(residual.astype(np.float64) ** 2, axis=-1, keepdims=True)
-        scale = (1 / np.sqrt(mean + self.epsilon)).astype(np.float32)
-        weight = self.w["norm.weight"]
-        if self.mutation == "norm weight skipped":
-            weight = np.ones_like(weight)
-        if self.mutation == "norm skipped":
-            scale = np.ones_like(scale)
-        return self.out_of(residual * scale * weight)
+        scale = self.rsqrt(self.mean_square(residual))
+        return self.out_of(residual * scale * self.w["norm.weight"])
 
     def xz(self, norm):
-        return self.out_of(matmul(norm, self.w["in_proj.weight"]))
+        return self.out_of(self.matmul(norm, "in_proj.weight"))
+
+    def window(self, x, taps):
+        """What the conv sees before the first token."""
+        return np.zeros((taps - 1, x.shape[1]), self.kind)
+
+    def conv_sum(self, x, weight, bias):
+        taps = weight.shape[1]
+        padded = np.concatenate([self.window(x, taps), x])
+        total = np.broadcast_to(bias, x.shape).astype(self.kind)
+        for k in range(taps):
+            total = self.fma(total, padded[k : k + len(x)], weight[:, k])
+        return total
 
     def conv(self, xz):
-        x, weight = xz[:, : self.inner], self.w["conv1d.weight"]
-        taps = weight.shape[1]
-        if self.mutation == "conv taps reversed":
-            weight = weight[:, ::-1]
-        shift = 1 if self.mutation == "conv one token late" else 0
-        padded = np.concatenate([np.zeros((taps - 1 + shift, self.inner), F), x])
-        total = np.broadcast_to(self.w["conv1d.bias"], x.shape).astype(np.float32)
-        if self.mutation == "conv bias dropped":
-            total = np.zeros_like(total)
-        for k in range(taps):
-            product = padded[k : k + len(x)].astype(np.float64) * weight[:, k]
-            if not self.fused:
-                product = product.astype(np.float32)
-            total = (total + product).astype(np.float32)
-        if self.mutation == "window forgotten half way":
-            half = len(x) // 2
-            for t in range(half, min(half + taps - 1, len(x))):
-                total[t] = self.w["conv1d.bias"] + sum(
-                    x[s] * weight[:, taps - 1 - (t - s)] for s in range(half, t + 1)
-                )
-        active = self.mutation != "conv not activated"
-        return self.out_of(silu(total) if active else total)
+        x = xz[:, : self.inner]
+        total = self.conv_sum(x, self.w["conv1d.weight"], self.w["conv1d.bias"])
+        return self.out_of(self.silu(total))
 
     def x_proj(self, conv):
-        return self.out_of(matmul(conv, self.w["x_proj.weight"]))
+        return self.out_of(self.matmul(conv, "x_proj.weight"))
 
     def dt(self, x_proj):
-        return self.out_of(matmul(x_proj[:, : self.rank], self.w["dt_proj.weight"]))
+        return self.out_of(self.matmul(x_proj[:, : self.rank], "dt_proj.weight"))
 
-    def gated(self, xz, conv, x_proj, dt):
-        z = xz[:, self.inner :]
-        B = x_proj[:, self.rank : self.rank + self.n]
-        C = x_proj[:, self.rank + self.n :]
-        if self.mutation == "B and C swapped":
-            B, C = C, B
-        dropped = self.mutation == "dt bias dropped"
-        raw = dt if dropped else dt + self.w["dt_proj.bias"]
-        step = np.abs(raw) if self.mutation == "softplus dropped" else softplus(raw)
-        if self.mutation == "dt stored low":
-            step = self.out_of(step)
-        A = -np.exp(self.w["A_log"])
-        if self.mutation == "A without exp":
-            A = -np.abs(self.w["A_log"])
-        a = np.exp(step[:, :, None] * A)
-        drive = conv if self.mutation == "drive without dt" else step * conv
-        b = drive[:, :, None] * B[:, None, :]
-        h = self.scan(a, b)
-        y = conv * (F(0) if self.mutation == "D dropped" else self.w["D"])
-        if self.mutation == "state read out low":
-            h = self.out_of(h)
-        for n in range(self.n):
-            y = y + h[:, :, n] * C[:, n, None]
-        if self.mutation == "y stored before the gate":
-            y = self.out_of(y)
-        if self.mutation == "gate dropped":
-            return self.out_of(y)
-        gate = z if self.mutation == "gate not activated" else silu(z)
-        return self.out_of(y * gate)
+    # ---- from dt, B, C and z to the gated tensor
+
+    def step_size(self, dt):
+        return self.softplus(dt + self.w["dt_proj.bias"])
+
+    def A(self):
+        return -np.exp(self.w["A_log"])
+
+    def decay(self, step):
+        return self.exp(step[:, :, None] * self.A())
+
+    def drive(self, step, conv, B):
+        return (step * conv)[:, :, None] * B[:, None, :]
 
     def scan(self, a, b):
-        if self.mutation == "state stored low":
-            state, out = np.zeros_like(b[0]), []
-            for decay, drive in zip(a, b, strict=True):
-                state = self.out_of(decay * state + drive)
-                out.append(state)
-            return np.stack(out)
-        if self.mutation == "state forgotten half way":
-            a = a.copy()
-            a[len(a) // 2] = 0
-        if self.mutation == "state one token late":
-            b = np.concatenate([np.zeros_like(b[:1]), b[:-1]])
-        combine = scan_orders.FP32["fused" if self.fused else "unfused"]
+        """All states, (seq, d_inner, d_state)."""
+        kind = scan_orders.FP32["fused" if self.fused else "unfused"]
+        combine = scan_orders.exactly if self.wide else kind
         wide = a.astype(np.float64), b.astype(np.float64)
-        return getattr(scan_orders, self.order)(*wide, combine).astype(np.float32)
+        return self.settled(getattr(scan_orders, self.order)(*wide, combine))
+
+    def skip(self, conv):
+        return conv * self.w["D"]
+
+    def read_out(self, h, C, skip):
+        for n in range(self.n):
+            skip = self.fma(skip, h[:, :, n], C[:, n, None])
+        return skip
+
+    def gate(self, y, z):
+        return y * self.silu(z)
+
+    def gated(self, xz, conv, x_proj, dt):
+        B = x_proj[:, self.rank : self.rank + self.n]
+        C = x_proj[:, self.rank + self.n :]
+        step = self.step_size(dt)
+        h = self.scan(self.decay(step), self.drive(step, conv, B))
+        y = self.read_out(h, C, self.skip(conv))
+        return self.out_of(self.gate(y, xz[:, self.inner :]))
 
     def out(self, gated):
-        return self.out_of(matmul(gated, self.w["out_proj.weight"]))
+        return self.out_of(self.matmul(gated, "out_proj.weight"))
 
     def run(self, before, hidden) -> dict[str, np.ndarray]:
         """All stored tensors of one sequence."""
-        s = {"residual": self.residual(before, hidden)}
-        s["norm"] = self.norm(s["residual"])
-        s["xz"] = self.xz(s["norm"])
-        s["conv"] = self.conv(s["xz"])
-        s["x_proj"] = self.x_proj(s["conv"])
-        s["dt"] = self.dt(s["x_proj"])
-        s["gated"] = self.gated(s["xz"], s["conv"], s["x_proj"], s["dt"])
-        s["out"] = self.out(s["gated"])
+        s = {}
+        for site in STORED:
+            s[site] = self.operation(site, s, before, hidden)
         return s
 
     def again(self, s, before, hidden) -> dict[str, np.ndarray]:
         """Each stored tensor from the given ones before it."""
-        return {
-            "residual": self.residual(before, hidden),
-            "norm": self.norm(s["residual"]),
-            "xz": self.xz(s["norm"]),
-            "conv": self.conv(s["xz"]),
-            "x_proj": self.x_proj(s["conv"]),
-            "dt": self.dt(s["x_proj"]),
-            "gated": self.gated(s["xz"], s["conv"], s["x_proj"], s["dt"]),
-            "out": self.out(s["gated"]),
+        return {site: self.operation(site, s, before, hidden) for site in STORED}
+
+    def operation(self, site, s, before, hidden):
+        """The operation that ends in a site, on the stored tensors in front of it."""
+        given = {
+            "residual": lambda: (before, hidden),
+            "norm": lambda: (s["residual"],),
+            "xz": lambda: (s["norm"],),
+            "conv": lambda: (s["xz"],),
+            "x_proj": lambda: (s["conv"],),
+            "dt": lambda: (s["x_proj"],),
+            "gated": lambda: (s["xz"], s["conv"], s["x_proj"], s["dt"]),
+            "out": lambda: (s["gated"],),
         }
+        return getattr(self, site)(*(self.settled(x) for x in given[site]()))

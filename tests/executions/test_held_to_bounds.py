@@ -32,6 +32,8 @@ def check(folder, tokens, precision, measure="emulated", **options):
         precisions=[precision],
         measure=measure,
         floor=False,
+        probes=0,
+        ball=False,
         **options,
     )
 

@@ -2,21 +2,26 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lyapunov._results import (
     CheckpointFacts,
+    Decisions,
     Exponents,
+    LayerChange,
     LayerDivergence,
     LayerExponents,
     MemoryTokens,
     OutputDivergence,
+    ParameterChangeReport,
     PrecisionReport,
     Report,
     Summary,
+    TextDivergence,
     TokensFacts,
 )
-from lyapunov.findings import find, recommendation, verdict
+from lyapunov.findings import advice, find, verdict
 
 
 N_QUANTILES = 21
@@ -95,6 +100,10 @@ def layer_divergence(layer: int, precision: str, **changes) -> LayerDivergence:
         max_abs_stored={"xz": 31.0, "conv": 18.5, "gated": 210.0, "out": 96.0},
         stagnation=0.002,
         radius_l2=0.02,
+        binding_site=rng.choice(["gated", "x_proj", "conv"]),
+        binding_share=rng.uniform(0.2, 0.9),
+        sigma_share=rng.uniform(0.2, 1.8) / 24,
+        certified_l2=local * ratio * 40**layer if layer < 3 else None,
     )
     return replace(row, **changes)
 
@@ -112,8 +121,57 @@ def output_divergence(precision: str, **changes) -> OutputDivergence:
         kl_max=kl * 60,
         kl_by_position=[kl * rng.lognormvariate(0, 0.8) for _ in range(N_POSITIONS)],
         margin_quantiles={"0": 0.001, "0.01": 0.02, "0.05": 0.1, "0.25": 0.6, "0.5": 2},
+        estimate_t2=1.1,
+        estimate_t2_stderr=0.2,
+        sigma_t3=3.1e-2 if precision == "bf16" else None,
+        sigma_t3_stderr=4e-3 if precision == "bf16" else None,
+        sigma_withheld=None if precision == "bf16" else "z 1.9: biased rounding",
+        calibration_z=0.97 if precision == "bf16" else 1.9,
+        n_readouts=512,
+        n_probes=4,
+        certified_until_layer=3 if precision == "fp16" else 0,
+        stopped_by="layer 3, exp(dt A)" if precision == "fp16" else "layer 0, gated",
+        weights_rel_l2=1.1e-2,
+        sigma_by_site={"gated": 0.5, "xz": 0.25, "conv": 0.2, "logits": 0.05},
+        nonlinearity=0.03,
+        decisions=Decisions(512, 104, 0, 431, 0, 1),
     )
     return replace(row, **changes)
+
+
+def texts(n: int) -> list[TextDivergence]:
+    return [
+        TextDivergence(2e-2 * (1 + i / 4), 1e-4 * (1 + i), 1e-2, 3 * i, i % 2)
+        for i in range(n)
+    ]
+
+
+def parameter_change(name: str = "bf16:A_log", n_layers: int = 24):
+    layers = [
+        LayerChange(
+            layer=i,
+            kind="mamba1",
+            weights={"A_log": 1.7e-3},
+            local_l2=0.02 * (i + 1),
+            local_max=0.001,
+            bound_l2=0.11 * (i + 1),
+            bound_ratio=5.5,
+            floor_ratio=2.1,
+            violations=0,
+            elements_total=393216,
+            accumulated_l2=0.05 * (i + 1),
+            reference_l2=40.0,
+        )
+        for i in range(n_layers)
+    ]
+    output = output_divergence(
+        "bf16",
+        argmax_flips=1,
+        sigma_t3=None,
+        estimate_t2=None,
+        decisions=None,
+    )
+    return ParameterChangeReport(name, "rounding", layers, output, 2.8e-2, 0.02, {})
 
 
 def precision_report(precision: str, n_layers: int = 24, **changes) -> PrecisionReport:
@@ -150,6 +208,7 @@ def example_report(
     *,
     layers: list[LayerExponents] | None = None,
     executions: list[PrecisionReport] | None = None,
+    changes: Sequence[ParameterChangeReport] = (),
     skipped: int = 0,
     source: str = "state-spaces/mamba-130m-hf",
 ) -> Report:
@@ -159,7 +218,8 @@ def example_report(
     if executions is None:
         executions = [precision_report(p, n_layers) for p in precisions]
     exponents = example_exponents(layers)
-    findings = find(exponents, executions)
+    changes = list(changes)
+    findings = find(exponents, executions, changes=changes)
     word, code = verdict(findings, checked=len(layers) - skipped, skipped=skipped)
     return Report(
         tool={"name": "lyapunov-check", "version": "0.1.0"},
@@ -194,12 +254,13 @@ def example_report(
         findings=findings,
         summary=Summary(
             verdict=word,
-            recommendation=recommendation(exponents, executions, findings),
             checked=len(layers) - skipped,
             skipped=skipped,
             seconds=41.7,
             exit_code=code,
+            **advice(exponents, executions, findings, changes),
         ),
+        parameter_changes=changes,
     )
 
 

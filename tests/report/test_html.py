@@ -84,7 +84,7 @@ def test_ids_are_unique_and_inner_references_resolve(page):
 def test_figures_have_words_and_tables_have_headings(page):
     parsed = Page(page)
     drawings = [attrs for tag, attrs in parsed.tags if tag == "svg"]
-    assert len(drawings) == 7
+    assert len(drawings) == 8
     assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in drawings)
     headings = [attrs for tag, attrs in parsed.tags if tag == "th"]
     assert headings

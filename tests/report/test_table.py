@@ -16,7 +16,7 @@ def test_two_precisions_fit_on_one_row_a_layer(name, width, request):
     text = to_table(request.getfixturevalue(name), width=width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    assert len(text.splitlines()) < 70
+    assert len(text.splitlines()) < 24 + 80
 
 
 def test_what_does_not_fit_gets_a_table_each():

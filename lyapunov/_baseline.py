@@ -1,0 +1,374 @@
+"""A report against an earlier one of the same checkpoint and tokens, for CI.
+
+Pure functions of documents: the earlier report comes from a file that anybody may
+have written, so its size and every field that is read are checked.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lyapunov._catalogue import CATALOGUE, ERROR
+from lyapunov._errors import LyapunovError
+from lyapunov._results import SCHEMA_VERSION, Finding, Report
+from lyapunov._verdict import select_findings, verdict
+
+
+FACTOR = 1.25
+"""A figure that grew by more is worse. The figures are deterministic on one machine;
+another order of fp64 sums moves their last digits and, near a tie, a token."""
+
+TIES = 1
+"""So many changed tokens more are not worse: a top token near a tie."""
+
+LARGEST_FILE = 32 * 2**20
+"""Bytes: some ten times what a model of 64 layers takes."""
+
+FIGURE, FLIPS, COUNT = "figure", "flips", "count"
+OUTPUT_FIGURES = ("measured_rel_l2", "kl_mean", "kl_max")
+SAMPLED_FIGURES = ("sigma_t3", "estimate_t2")
+SAMPLING = ("probes", "readouts", "seed")
+"""Settings on which the sampled figures depend: with others they are not compared."""
+LAYER_FIGURES = ("local_l2", "accumulated_l2", "bound_t1_l2")
+# the bound itself and not its ratio: a smaller error under the same bound is no loss
+LAYER_COUNTS = ("violations", "non_finite")
+
+
+class BaselineError(LyapunovError):
+    """The baseline cannot be read, or is about something else."""
+
+    code = "baseline"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found."""
+
+    findings: list[Finding]
+    compared: int
+    changed: int
+    """Figures that differ at all, compared exactly."""
+    notes: list[str]
+    """What differs between the two beside the figures."""
+
+    def sentence(self) -> str:
+        """How it went, in one line."""
+        if self.findings:
+            word = "worse"
+        elif not self.changed:
+            word = "equal"
+        else:
+            word = f"no worse than a factor of {FACTOR:g}"
+        text = f"{word}: {self.changed:,} of {self.compared:,} figures differ"
+        return "; ".join([text, *self.notes])
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """The document of an earlier report.
+
+    **Raises:** `BaselineError` where there is none, it is too large, or it is no
+    report of this schema.
+    """
+    try:
+        if not path.is_file():
+            raise BaselineError(
+                f"no baseline at {path}",
+                hint=f"write one with: lyapunov-check CHECKPOINT -o {path}",
+            )
+        if path.stat().st_size > LARGEST_FILE:
+            raise BaselineError(
+                f"{path} has {path.stat().st_size:,} bytes, too many for a report",
+                hint=f"at most {LARGEST_FILE:,}",
+            )
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise BaselineError(
+            f"cannot read {path}: {error.strerror or error}", hint="check the file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _no_report(path, "not UTF-8 text") from error
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_report(path, "not JSON") from error
+    if isinstance(document, dict) and "reports" in document:
+        raise BaselineError(
+            f"{path} has several reports", hint="write one file a checkpoint"
+        )
+    _check_shape(path, document)
+    return document
+
+
+def _no_report(path: Path, why: str) -> BaselineError:
+    return BaselineError(
+        f"{path} is no report of lyapunov-check: {why}",
+        hint="a baseline is what `-o FILE.json` or `--json` wrote",
+    )
+
+
+def _check_shape(path: Path, document: Any) -> None:
+    """Every part that is read is there and of its kind."""
+
+    def want(place: str, value: Any, kind: type) -> Any:
+        if not isinstance(value, kind):
+            raise _no_report(path, f"{place} is not {_KINDS[kind]}")
+        return value
+
+    want("the document", document, dict)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise _no_report(
+            path,
+            f"schema_version is {document.get('schema_version')!r:.20}, "
+            f"not {SCHEMA_VERSION}",
+        )
+    for name in ("settings", "checkpoint", "tokens"):
+        want(name, document.get(name), dict)
+    want("tokens.sha256", document["tokens"].get("sha256"), str)
+    for file in want("files", document["checkpoint"].get("files", []), list):
+        want("a file", file, dict)
+    for i, entry in enumerate(want("precisions", document.get("precisions"), list)):
+        place = f"precisions[{i}]"
+        want(place, entry, dict)
+        for name in ("precision", "state_precision", "mode", "measured_by"):
+            want(f"{place}.{name}", entry.get(name), str)
+        _check_numbers(path, f"{place}.output", want(place, entry.get("output"), dict))
+        for row in want(f"{place}.layers", entry.get("layers"), list):
+            want(f"{place}.layers", row, dict)
+            want(f"{place}.layers: layer", row.get("layer"), int)
+            _check_numbers(path, f"{place}.layers", row)
+
+
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "text", int: "whole"}
+
+
+def _check_numbers(path: Path, place: str, figures: Mapping[str, Any]) -> None:
+    for name in (
+        *OUTPUT_FIGURES,
+        *SAMPLED_FIGURES,
+        *LAYER_FIGURES,
+        *LAYER_COUNTS,
+        *_OUTPUT_COUNTS,
+    ):
+        value = figures.get(name)
+        if value is not None and not (
+            isinstance(value, float)
+            or (isinstance(value, int) and abs(value) < _LARGEST_COUNT)
+        ):
+            raise _no_report(path, f"{place}: {name} is not a number")
+
+
+_LARGEST_COUNT = 2**63
+_OUTPUT_COUNTS = ("argmax_flips", "argmax_ties", "argmax_total")
+
+
+def compare(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> Outcome:
+    """What grew since the baseline.
+
+    **Arguments:**
+
+    - `report`, `baseline`: documents as `Report.to_dict` gives them.
+
+    **Raises:** `BaselineError` where the two are not about the same tokens, the same
+    shape of model, or any execution in common.
+    """
+    notes = _same_subject(report, baseline)
+    earlier = {_key(entry): entry for entry in baseline["precisions"]}
+    now = {_key(entry): entry for entry in report["precisions"]}
+    common = [key for key in now if key in earlier]
+    if not common and (now or earlier):
+        raise BaselineError(
+            f"the baseline has no execution in common: {_names(earlier)} there, "
+            f"{_names(now)} here",
+            hint="give the same --precision, --state-precision, --mode and --measure",
+        )
+    for key in earlier:
+        if key not in now:
+            notes.append(f"{_names([key])} is only in the baseline")
+    sampled = all(
+        report["settings"].get(name) == baseline["settings"].get(name)
+        for name in SAMPLING
+    )
+    names = (*OUTPUT_FIGURES, *(SAMPLED_FIGURES if sampled else ()))
+    findings, compared, changed = [], 0, 0
+    for key in common:
+        worse: list[tuple[float, str]] = []
+        rows = {row["layer"] for row in now[key]["layers"]}
+        lost = [r["layer"] for r in earlier[key]["layers"] if r["layer"] not in rows]
+        if lost:
+            notes.append(f"{len(lost)} sublayers are only in the baseline")
+        for label, old, new, kind in _figures(earlier[key], now[key], names):
+            compared += 1
+            changed += not (old == new or (math.isnan(old) and math.isnan(new)))
+            growth = _growth(old, new, kind)
+            if growth > FACTOR:
+                worse.append((growth, f"{label} {_short(old)} → {_short(new)}"))
+        if worse:
+            findings.append(_finding(key[0], worse))
+    return Outcome(findings, compared, changed, notes)
+
+
+def _same_subject(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    ours, theirs = report["checkpoint"], baseline["checkpoint"]
+    for name in ("architecture", "n_layers", "n_params"):
+        if ours.get(name) != theirs.get(name):
+            raise BaselineError(
+                f"the baseline is of another model: {name} "
+                f"{theirs.get(name)!r:.40} there, {ours.get(name)!r:.40} here",
+                hint="write a baseline of this checkpoint with -o FILE.json",
+            )
+    check_tokens(report["tokens"], baseline)
+    notes = []
+    hashes = [
+        sorted(str(file.get("sha256")) for file in facts.get("files", []))
+        for facts in (ours, theirs)
+    ]
+    if hashes[0] != hashes[1]:
+        notes.append("the checkpoint's files are others than the baseline's")
+    return notes
+
+
+def check_tokens(here: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+    """Refuse other tokens than the baseline's, before the long work too.
+
+    **Arguments:**
+
+    - `here`: `source`, `batch`, `length` and `sha256`, as in a report.
+
+    **Raises:** `BaselineError` that says what the tokens are there and here.
+    """
+    there = baseline["tokens"]
+    if here["sha256"] != there["sha256"]:
+        raise BaselineError(
+            f"the baseline is of other tokens: {_tokens(there)} there, "
+            f"{_tokens(here)} here",
+            hint="give the same --tokens or --text, --length, --batch and --seed",
+        )
+
+
+def _tokens(facts: Mapping[str, Any]) -> str:
+    return (
+        f"{facts.get('source')!s:.60}, {facts.get('batch')!s:.9} × "
+        f"{facts.get('length')!s:.9}"
+    )
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    names = ("precision", "state_precision", "mode", "measured_by")
+    return tuple(entry[name] for name in names)
+
+
+def _names(keys) -> str:
+    told = [
+        f"{precision} (state {state}, {mode}, {by})"
+        for precision, state, mode, by in (tuple(f"{x:.30}" for x in k) for k in keys)
+    ]
+    return ", ".join(told[:4]) or "none"
+
+
+def _figures(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]
+) -> Iterator[tuple[str, float, float, str]]:
+    """Label, earlier, now and kind of every figure that both have."""
+    old, new = earlier["output"], now["output"]
+    for name in names:
+        yield from _pair(f"logits {name}", name, old, new, FIGURE)
+    yield from _pair("flips", "argmax_flips", old, new, FLIPS)
+    rows = {row["layer"]: row for row in earlier["layers"]}
+    for row in now["layers"]:
+        before = rows.get(row["layer"])
+        if before is None:
+            continue
+        place = f"layer {row['layer']}"
+        for name in LAYER_COUNTS:
+            yield from _pair(f"{place} {name}", name, before, row, COUNT)
+        for name in LAYER_FIGURES:
+            yield from _pair(f"{place} {name}", name, before, row, FIGURE)
+
+
+def _pair(
+    label: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], kind: str
+) -> Iterator[tuple[str, float, float, str]]:
+    before, after = _number(old, name), _number(new, name)
+    if before is not None and after is not None:
+        yield label, before, after, kind
+
+
+def _number(figures: Mapping[str, Any], name: str) -> float | None:
+    """A figure; inf and NaN come back from null and its flag."""
+    value = figures.get(name)
+    if value is not None:
+        return float(value)
+    flag = figures.get(f"{name}_flag")
+    return float(flag) if flag in ("inf", "-inf", "nan") else None
+
+
+def _growth(old: float, new: float, kind: str) -> float:
+    """How many times; inf from 0, and from a number to none. Any violation more is
+    worse, whatever the factor."""
+    slack = TIES if kind == FLIPS else 0
+    if new - slack <= old or old == math.inf or math.isnan(old):
+        return 1.0
+    if kind == COUNT or math.isnan(new) or old <= 0:
+        return math.inf
+    return (new - slack) / old
+
+
+def _short(value: float) -> str:
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e6
+    return f"{value:,.0f}" if whole else f"{value:.3g}"
+
+
+def _finding(precision: str, worse: list[tuple[float, str]]) -> Finding:
+    told = [text for _, text in worse[:4]]
+    more = f", and {len(worse) - 4} more" if len(worse) > 4 else ""
+    return Finding(
+        "LYA010",
+        CATALOGUE["LYA010"].severity,
+        None,
+        f"grew since the baseline: {', '.join(told)}{more}",
+        value=max(growth for growth, _ in worse),
+        limit=FACTOR,
+        precision=precision,
+    )
+
+
+def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, str]:
+    """The report with what grew as a finding, its verdict anew; and the outcome in
+    one line.
+
+    **Raises:** `BaselineError` where the two cannot be compared.
+    """
+    outcome = compare(report.to_dict(), baseline)
+    settings = report.settings
+    chosen = {
+        "select": settings.get("select") or (),
+        "ignore": settings.get("ignore") or (),
+    }
+    new = select_findings(outcome.findings, **chosen)
+    findings = sorted(
+        [*report.findings, *new],
+        key=lambda f: (f.severity != ERROR, f.code),
+    )
+    word, code = verdict(
+        findings,
+        fail_on=settings.get("fail_on", ERROR),
+        checked=report.summary.checked,
+        skipped=report.summary.skipped,
+        allow_partial=bool(settings.get("allow_partial")),
+        exit_zero=bool(settings.get("exit_zero")),
+        **chosen,
+    )
+    sentence = outcome.sentence()
+    summary = replace(report.summary, verdict=word, exit_code=code)
+    return (
+        replace(
+            report,
+            findings=findings,
+            summary=summary,
+            settings={**settings, "baseline": sentence},
+        ),
+        sentence,
+    )

@@ -1,0 +1,326 @@
+r"""How much the worst roundings, and random ones, move a read-out of the logits.
+
+A read-out is a Gaussian vector r over the vocabulary, its mean removed, at one random
+token t. To first order the roundings $\delta_s$ of all stored tensors move it by
+$\sum_s \lambda_s \delta_s$, $\lambda$ the adjoint of the read-out: at most
+$w = \sum |\lambda_s| b_s$ for $|\delta_s| \le b_s$, with variance
+$\sum \lambda_s^2 b_s^2 / 3$ for independent uniform ones. As
+$\mathrm{E}_r (e \cdot r)^2 = |e|^2$ for an error e of that token without its mean,
+$\mathrm{E}_r w^2$ is at least the largest first-order $|e|^2$.
+
+The same sums in FPTaylor (Solovyev et al. 2018, ACM TOPLAS 41(1)) and Satire (Das et
+al. 2020, SC20), there with a certified remainder; here without one, so these are
+estimates. One reverse pass, linearised at the reference, serves all executions.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..arithmetic import Perturbed
+from ..arithmetic.sampled import holds_numbers_of
+from ..executions import Execution
+from ..flows.residual import final_norm, sublayer
+from ..formats import FormatNumbers
+from ..models import Model, Sublayer
+from ..state_formats import StateNumbers, state_error_bound
+
+
+# Streams of the reference that are kept in memory for the way back; the rest goes to
+# a temporary file.
+KEPT_BYTES = 2**28
+HEAD = -1
+
+
+class Effects(NamedTuple):
+    """What one execution's roundings do to each read-out, by place and site.
+
+    A place is a sublayer's number, or `HEAD` for the final norm and the logits.
+    """
+
+    worst: dict[tuple[int, str], Float[np.ndarray, " readouts"]]
+    variance: dict[tuple[int, str], Float[np.ndarray, " readouts"]]
+
+    def total(self, by: str) -> Float[np.ndarray, " readouts"]:
+        """The sum of `worst` or `variance` over all places and sites."""
+        return np.sum(list(getattr(self, by).values()), axis=0)
+
+
+class Adjoints:
+    """Read-outs of a network and the way back through it.
+
+    First `sublayer` for each record of the reference, then `head`, then `logits` for
+    each slice of the vocabulary, then `reverse` to its end.
+
+    **Arguments:**
+
+    - `shape`: (batch, seq) of the tokens.
+    - `executions`: whose stores are looked at, not the inner roundings between them.
+    - `n_readouts`: at least 1; rounded up to as many for each sequence that is read.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, int],
+        executions: Sequence[Execution],
+        *,
+        n_readouts: int,
+        seed: int,
+    ):
+        batch, seq = shape
+        self._model = model
+        self._numbers = [execution.site_numbers() for execution in executions]
+        self._sequences = min(batch, n_readouts)
+        each = -(-n_readouts // self._sequences)
+        self._shape = (self._sequences, each)
+        count = self._sequences * each
+        rng = np.random.default_rng(seed)
+        # one token from each of `count` equal parts of the text, in any sequence
+        tokens = (np.arange(count) + rng.random(count)) * seq / count
+        self.tokens = rng.permutation(tokens.astype(int)).reshape(self._shape)
+        self._key = jax.random.key(seed)
+        sums = [
+            jnp.sum(self._gaussian(*rows), axis=-1)
+            for rows in model.vocabulary_slices()
+        ]
+        self._mean = jnp.sum(jnp.stack(sums), axis=0) / model.config.vocab_size
+        self._streams = _Streams()
+        self._normed_pull = jnp.zeros((*self._shape, model.config.d_model))
+        self.effects = [Effects({}, {}) for _ in executions]
+
+    @property
+    def n_readouts(self) -> int:
+        """How many there are."""
+        return self._shape[0] * self._shape[1]
+
+    def _gaussian(self, start: int, stop: int):
+        key = jax.random.fold_in(self._key, start)
+        return jax.random.normal(key, (*self._shape, stop - start), jnp.float64)
+
+    def readout(self, start: int, stop: int) -> Float[Array, "sequences readouts rows"]:
+        """The read-outs on a slice of the vocabulary."""
+        return self._gaussian(start, stop) - self._mean[..., None]
+
+    def at_readouts(
+        self, x: Float[Array, "batch seq rows"]
+    ) -> Float[Array, "sequences readouts rows"]:
+        """A tensor at the sequences and tokens that are read."""
+        return x[np.arange(self._shape[0])[:, None], self.tokens]
+
+    def sublayer(self, reference) -> None:
+        """Keep what the way back needs of the reference's record of a sublayer."""
+        self._streams.append(reference.residual, reference.hidden, self._sequences)
+
+    def head(self, reference) -> None:
+        """The same of the reference's head."""
+        self._streams.append(reference.residual, reference.hidden, self._sequences)
+
+    def logits(self, start: int, stop: int, reference) -> None:
+        """Take in a slice of the reference's logits, (batch, seq, rows)."""
+        readout = self.readout(start, stop)
+        rows = self._model.head(start, stop)
+        self._normed_pull = self._normed_pull + readout @ rows.matrix
+        found = _of_logits(readout, self.at_readouts(reference), self._numbers)
+        self._add(HEAD, [found])
+
+    def reverse(self) -> Iterator[int]:
+        """Go back through the network; yields each sublayer's number when done."""
+        count, each = self._shape
+        stream = self._streams.pop()
+        p = self._model.final_norm()
+        found, pulls = [], []
+        for i in range(count):
+            pull = jnp.zeros((each, *stream[i].shape))
+            pull = pull.at[np.arange(each), self.tokens[i]].set(self._normed_pull[i])
+            effects, pull = _through_norm(self._numbers, stream[i], pull, p)
+            found.append(effects)
+            pulls.append(pull)
+        self._add(HEAD, found)
+        for layer in reversed(self._model.sublayers):
+            p = self._model.parameters(layer.layer)
+            start = self._model.start(p)
+            stream = self._streams.pop()
+            found = []
+            for i in range(count):
+                effects, pulls[i] = _through_sublayer(
+                    layer.flow, self._numbers_of(layer), stream[i], pulls[i], p, start
+                )
+                found.append(effects)
+            self._add(layer.layer, found)
+            yield layer.layer
+
+    def _numbers_of(self, layer: Sublayer):
+        if layer.layer > 0:
+            return self._numbers
+        # nothing is added to the embedding yet, so nothing is rounded there
+        return [
+            {site: n for site, n in numbers.items() if site != "residual"}
+            for numbers in self._numbers
+        ]
+
+    def _add(self, place: int, found: list) -> None:
+        """Take in effects, one entry a sequence, or one for all."""
+        for i, effects in enumerate(self.effects):
+            for kind in ("worst", "variance"):
+                sums = getattr(effects, kind)
+                for site in found[0][i]:
+                    parts = [np.ravel(part[i][site][kind]) for part in found]
+                    sums[place, site] = sums.get((place, site), 0.0) + np.concatenate(
+                        parts
+                    )
+
+
+class _Streams:
+    """The reference's streams in front of each sublayer, last in first out."""
+
+    def __init__(self):
+        self._held: list[np.ndarray] = []
+        self._bytes = 0
+        self._file = None
+        self._spilled = 0
+        self._shape: tuple[int, ...] = ()
+
+    def append(self, residual, hidden, sequences: int) -> None:
+        stream = np.asarray(residual[:sequences] + hidden[:sequences])
+        self._shape = stream.shape
+        if self._bytes + stream.nbytes <= KEPT_BYTES:
+            self._held.append(stream)
+            self._bytes += stream.nbytes
+            return
+        if self._file is None:
+            # closed where its last stream is read
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._file.write(stream.tobytes())
+        self._spilled += 1
+
+    def pop(self) -> Float[np.ndarray, "sequences seq d_model"]:
+        if not self._spilled:
+            return self._held.pop()
+        assert self._file is not None
+        self._spilled -= 1
+        size = int(np.prod(self._shape)) * 8
+        self._file.seek(self._spilled * size)
+        stream = np.frombuffer(self._file.read(size)).reshape(self._shape)
+        if not self._spilled:
+            self._file.close()
+            self._file = None
+        return stream
+
+
+def _error_bound(value, numbers: FormatNumbers | StateNumbers):
+    """What a store may move a value by; overflow is told elsewhere, not here."""
+    bound = lambda value: state_error_bound(jnp.abs(value), numbers)
+    # a state inside a scan has its tokens in front
+    size = jax.vmap(bound)(value) if isinstance(numbers, StateNumbers) else bound(value)
+    return jnp.where(jnp.isfinite(size), size, 0.0)
+
+
+def _variance_share(numbers: FormatNumbers | StateNumbers) -> float:
+    """The variance of a rounding over the square of its largest size.
+
+    1/3 for a uniform one. Stochastic rounding has f (1 - f) of a spacing squared, 1/6
+    for f uniform, and its largest size is the spacing.
+    """
+    stochastic = isinstance(numbers, StateNumbers) and numbers.stochastic
+    return 1 / 6 if stochastic else 1 / 3
+
+
+def _pulled_back(run, stream, pulls, numbers):
+    """The reverse pass of `run(at, stream) -> output` for each pull.
+
+    **Returns:** for each execution, by site, `worst` and `variance`; and the pulls in
+    front.
+    """
+    union = {site for sites in numbers for site in sites}
+    repeats: dict[str, tuple[str, ...]] = {}
+
+    def perturbed(offsets, scan_offsets, stream):
+        at = Perturbed(offsets, scan_offsets)
+        output = run(at, stream)
+        repeats.update(at.repeats)
+        return output, (at.records, at.scan_records)
+
+    # The shapes of the stored tensors come from a run that is only traced.
+    zero = {site: jnp.zeros(()) for site in sorted(union)}
+    shapes = jax.eval_shape(perturbed, zero, zero, stream)[1]
+    outside, inside = jax.tree.map(lambda shape: jnp.zeros(shape.shape), shapes)
+    _, pull, values = jax.vjp(perturbed, outside, inside, stream, has_aux=True)
+    values = values[0] | values[1]
+    sizes = [
+        {
+            site: _error_bound(values[site], sites[site])
+            * _not_held_before(site, repeats, sites)
+            for site in values
+            if site in sites
+        }
+        for sites in numbers
+    ]
+
+    def one(given):
+        by_site, by_scan_site, before = pull(given)
+        adjoints = by_site | by_scan_site
+        effects = [
+            {
+                site: _effect(adjoints[site], size[site], _variance_share(sites[site]))
+                for site in size
+            }
+            for sites, size in zip(numbers, sizes, strict=True)
+        ]
+        return effects, before
+
+    return jax.lax.map(one, pulls)
+
+
+def _not_held_before(site, repeats, sites):
+    again = jnp.ones(())
+    for earlier in repeats[site]:
+        if earlier in sites:
+            held = holds_numbers_of(sites[site], sites[earlier])
+            again = jnp.where(held, 0.0, again)
+    return again
+
+
+def _effect(adjoint, size, variance_share: float):
+    moved = jnp.abs(adjoint) * size
+    return {
+        "worst": jnp.sum(moved),
+        "variance": jnp.sum(moved**2) * variance_share,
+    }
+
+
+@eqx.filter_jit
+def _through_sublayer(flow, numbers, stream, pulls, p, start):
+    def run(at, stream):
+        nothing = jnp.zeros_like(stream)
+        residual, output, _ = sublayer(at, flow, stream, nothing, p, start)
+        return residual + output
+
+    return _pulled_back(run, stream, pulls, numbers)
+
+
+@eqx.filter_jit
+def _through_norm(numbers, stream, pulls, p):
+    run = lambda at, stream: final_norm(at, stream, jnp.zeros_like(stream), p)
+    return _pulled_back(run, stream, pulls, numbers)
+
+
+@eqx.filter_jit
+def _of_logits(readout, logits, numbers):
+    found = []
+    for sites in numbers:
+        effects = {}
+        if "logits" in sites:
+            moved = jnp.abs(readout) * _error_bound(logits, sites["logits"])
+            effects["logits"] = {
+                "worst": jnp.sum(moved, axis=-1),
+                "variance": jnp.sum(moved**2, axis=-1) / 3,
+            }
+        found.append(effects)
+    return found

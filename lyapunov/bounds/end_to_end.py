@@ -1,0 +1,330 @@
+r"""T2 and T3: what an execution's roundings are estimated to do to the logits.
+
+T2 is the worst case to first order: $\sqrt{T\,\mathrm{E}\,w^2}$ plus the shift, w from
+`adjoint`. T3 is sigma: $\sigma^2 = |shift|^2 + \mathrm{mean}_k |p_k - s|^2$, from
+`probes` and `predicted`. The shift, what rounding the weights alone does, is computed.
+Both are in the norm of `measured_rel_l2`, and both are estimates: nothing here is
+certified.
+
+T2 and the shares are of roundings at the execution's stores. T3 has the inner fp32
+between them as well where nothing is stored in less; beside 16-bit stores it does not
+show.
+
+T3 holds under its model of roundings alone, so it is calibrated: at every token the L2
+of what the run did beyond the shift, over the rms of what the probes did. The rms over
+tokens is z, about 1 where the model holds.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from .._results import Decisions, OutputDivergence
+from ..executions import Execution
+from ..models import Model, Sublayer
+from .adjoint import Adjoints, Effects
+from .predicted import (
+    RandomError,
+    add_logits,
+    no_sums,
+    predicted_stable,
+    random_error,
+)
+from .probes import Probes
+
+
+# The z between which sigma is shown.
+CALIBRATED = (0.7, 1.3)
+# Blocks of tokens whose errors count as independent in sigma's own standard error.
+ERROR_BLOCKS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEndEstimate:
+    """T2 and T3 of one execution; relative L2 of the logits unless said otherwise."""
+
+    estimate_t2: float | None
+    estimate_t2_stderr: float | None
+    sigma_t3: float
+    """Withheld or not."""
+    sigma_t3_stderr: float | None
+    sigma_withheld: str | None
+    calibration_z: float | None
+    n_readouts: int
+    """Tokens at which z was taken."""
+    n_probes: int
+    nonlinearity: float | None
+    weights_rel_l2: float
+    sigma_by_site: dict[str, float] | None
+    """Share of the variance of random roundings, by site."""
+    sigma_share: dict[int, float] | None
+    """The same by sublayer; what is missing from 1 is the head's."""
+    predicted_stable: Bool[np.ndarray, "batch seq"]
+    """Tokens whose leader keeps 4 sigma from every other; none where sigma is withheld,
+    since it is the same sigma."""
+    readout_z: Float[np.ndarray, " readouts"] | None
+    """What the run did to each read-out of T2, over its sigma by adjoints."""
+
+    def into(self, output: OutputDivergence) -> OutputDivergence:
+        """The measured divergence with these estimates beside it."""
+        withheld = self.sigma_withheld is not None
+        return dataclasses.replace(
+            output,
+            estimate_t2=self.estimate_t2,
+            estimate_t2_stderr=self.estimate_t2_stderr,
+            sigma_t3=None if withheld else self.sigma_t3,
+            sigma_t3_stderr=None if withheld else self.sigma_t3_stderr,
+            sigma_withheld=self.sigma_withheld,
+            calibration_z=self.calibration_z,
+            n_readouts=self.n_readouts,
+            n_probes=self.n_probes,
+            nonlinearity=self.nonlinearity,
+            weights_rel_l2=self.weights_rel_l2,
+            sigma_by_site=self.sigma_by_site,
+        )
+
+
+class EndToEnd:
+    """T2 and T3 beside a reference and the executions' runs, a sublayer at a time.
+
+    In order: `sublayer` for each record of the reference, `head`, `logits` for each
+    slice of the vocabulary, `reverse` to its end, `estimate` for each execution.
+
+    **Arguments:**
+
+    - `tokens`: (batch, seq).
+    - `n_probes`: runs with random roundings for each execution, at least 1. From 2
+      on the last is the first with opposite signs, which shows what is not linear (and
+      offsets whose size changes where a value changes its binade).
+    - `n_readouts`: read-outs for T2 and the attributions, shared by all executions;
+      each costs a reverse pass over one sequence. 0 leaves both out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens,
+        executions: Sequence[Execution],
+        *,
+        n_probes: int = 1,
+        n_readouts: int = 4,
+        seed: int = 0,
+    ):
+        batch, seq = np.shape(tokens)
+        self._model = model
+        self._executions = list(executions)
+        self._vocabulary = model.config.vocab_size
+        self._n_probes = n_probes
+        self._probes = [
+            Probes(model, tokens, execution, n_probes=n_probes, seed=seed + 1)
+            for execution in executions
+        ]
+        self._sums = [no_sums(batch, seq, n_probes) for _ in executions]
+        self._adjoints = (
+            Adjoints(model, (batch, seq), executions, n_readouts=n_readouts, seed=seed)
+            if n_readouts and self._executions
+            else None
+        )
+        self._at_readouts = [0.0 for _ in executions]
+        self._ran = False
+
+    def sublayer(self, layer: Sublayer, reference) -> None:
+        """Run one sublayer in all probes.
+
+        **Arguments:**
+
+        - `reference`: the reference's record of it.
+        """
+        if self._adjoints is not None:
+            self._adjoints.sublayer(reference)
+        for probes in self._probes:
+            probes.sublayer(layer, reference)
+
+    def head(self, reference) -> None:
+        """Run the final norm.
+
+        **Arguments:**
+
+        - `reference`: the reference's head.
+        """
+        if self._adjoints is not None:
+            self._adjoints.head(reference)
+        for probes in self._probes:
+            probes.head()
+
+    def logits(self, start: int, stop: int, reference, others) -> None:
+        """Take in a slice of the vocabulary.
+
+        **Arguments:**
+
+        - `reference`: logits (batch, seq, rows) of the reference.
+        - `others`: the same of each execution's run; None where there was no run.
+        """
+        if self._adjoints is not None:
+            self._adjoints.logits(start, stop, reference)
+        for i, other in enumerate(others):
+            shifted, drawn, norms = self._probes[i].logits(start, stop)
+            stored = self._executions[i].site_numbers().get("logits")
+            self._sums[i] = add_logits(
+                self._sums[i], reference, shifted, drawn, norms, other, stored
+            )
+            if other is None:
+                continue
+            self._ran = True
+            if self._adjoints is not None:
+                rest = self._adjoints.at_readouts(other - shifted)
+                readout = self._adjoints.readout(start, stop)
+                self._at_readouts[i] += np.sum(rest * readout, axis=-1)
+
+    def reverse(self) -> Iterator[int]:
+        """Go back through the network; yields each sublayer's number when done."""
+        if self._adjoints is not None:
+            yield from self._adjoints.reverse()
+
+    def estimate(self, i: int) -> EndToEndEstimate:
+        """The estimates for the i-th execution."""
+        error = random_error(self._sums[i], self._vocabulary)
+        independent = self._probes[i].n_independent
+        shift, size = np.sum(error.shift), np.sum(error.size)
+        by_token = error.drawn[:independent]
+        drawn = np.sum(by_token) / independent
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sigma = float(np.sqrt((shift + drawn) / size))
+            spread = _relative_error_of(by_token) * drawn / (shift + drawn)
+            weights = float(np.sqrt(shift / size))
+        z = _calibration(error) if self._ran else None
+        effects = None if self._adjoints is None else self._adjoints.effects[i]
+        t2, t2_stderr = (
+            (None, None)
+            if effects is None
+            else _worst_case(effects, error.shift.size, size, weights)
+        )
+        by_site, by_layer = (None, None) if effects is None else _shares(effects)
+        withheld = _why_withheld(sigma, z)
+        stable = predicted_stable(self._sums[i], self._vocabulary)
+        return EndToEndEstimate(
+            estimate_t2=t2,
+            estimate_t2_stderr=t2_stderr,
+            sigma_t3=sigma,
+            sigma_t3_stderr=float(sigma * spread / 2),
+            sigma_withheld=withheld,
+            calibration_z=z,
+            n_readouts=error.shift.size,
+            n_probes=self._n_probes,
+            nonlinearity=(
+                error.nonlinearity if self._probes[i].has_antithetic else None
+            ),
+            weights_rel_l2=weights,
+            sigma_by_site=by_site,
+            sigma_share=by_layer,
+            predicted_stable=stable & (withheld is None),
+            readout_z=(
+                None
+                if effects is None or not self._ran
+                else np.ravel(self._at_readouts[i]) / np.sqrt(effects.total("variance"))
+            ),
+        )
+
+
+def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:
+    """Standard error of the mean over draws of a sum of squares, over that mean.
+
+    From the spread over draws and blocks of tokens, which are taken as independent.
+    For a single block of a single draw it is the limit sqrt(2), that of one Gaussian
+    number.
+    """
+    count = min(ERROR_BLOCKS, squares.shape[2])
+    parts = np.array_split(squares, count, axis=2)
+    blocks = np.stack([part.sum(axis=(1, 2)) for part in parts], axis=-1)
+    if blocks.size < 3:
+        return math.sqrt(2 / len(squares))
+    relative = blocks / np.mean(blocks, axis=0) if len(squares) > 2 else blocks
+    return float(np.std(relative, ddof=1) / np.mean(relative) / np.sqrt(blocks.size))
+
+
+def _calibration(error: RandomError) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = np.mean(error.drawn, axis=0)
+        # where nothing is rounded on the way nothing may have happened
+        ratio = np.where(
+            (expected == 0) & (error.rest == 0), 1.0, error.rest / expected
+        )
+        return float(np.sqrt(np.mean(ratio)))
+
+
+def _why_withheld(sigma: float, z: float | None) -> str | None:
+    if not math.isfinite(sigma):
+        return "a value may overflow, so random roundings have no finite size"
+    if z is None:
+        return None
+    low, high = CALIBRATED
+    if low <= z <= high:
+        return None
+    if not math.isfinite(z):
+        return "the run's logits are not finite"
+    kind = (
+        "more than independent roundings of the stored tensors make: roundings of one "
+        "sign, or roundings between the stores"
+        if z > high
+        else "less than independent roundings of the stored tensors make: values that "
+        "are stored without rounding, or roundings that cancel"
+    )
+    return f"z is {z:.2g}, outside {low} to {high}: the run moved {kind}"
+
+
+def _worst_case(effects: Effects, tokens: int, size: float, shift: float):
+    """T2 and its standard error, from the spread over read-outs."""
+    squares = effects.total("worst") ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rounding = float(np.sqrt(tokens * np.mean(squares) / size))
+        stderr = None
+        if len(squares) > 1:
+            relative = np.std(squares, ddof=1) / np.sqrt(len(squares))
+            stderr = float(rounding * relative / np.mean(squares) / 2)
+    return rounding + shift, stderr
+
+
+def _shares(effects: Effects) -> tuple[dict[str, float], dict[int, float]]:
+    """Shares of the variance, by site and by sublayer."""
+    total = float(np.sum(effects.total("variance")))
+    by_site: dict[str, float] = {}
+    by_layer: dict[int, float] = {}
+    if not total > 0:
+        return by_site, by_layer
+    for (place, site), variance in effects.variance.items():
+        share = float(np.sum(variance)) / total
+        by_site[site] = by_site.get(site, 0.0) + share
+        if place >= 0:
+            by_layer[place] = by_layer.get(place, 0.0) + share
+    return by_site, dict(sorted(by_layer.items()))
+
+
+def decided(
+    differs: Bool[np.ndarray, "batch seq"],
+    tied: Bool[np.ndarray, "batch seq"],
+    predicted: Bool[np.ndarray, "batch seq"],
+    certified: Bool[np.ndarray, "batch seq"] | None,
+) -> Decisions:
+    """Greedy tokens, counted.
+
+    A certified token may not even tie; a predicted one counts as flipped where the
+    leader is another and not shared.
+
+    **Arguments:**
+
+    - `differs`, `tied`: of the run, from its logits.
+    - `predicted`, `certified`: tokens that were promised not to change.
+    """
+    if certified is None:
+        certified = np.zeros_like(predicted)
+    return Decisions(
+        total=int(differs.size),
+        certified_stable=int(np.sum(certified)),
+        certified_flipped=int(np.sum(certified & differs)),
+        predicted_stable=int(np.sum(predicted)),
+        predicted_flipped=int(np.sum(predicted & differs & ~tied)),
+        ties=int(np.sum(differs & tied)),
+    )

@@ -1,0 +1,160 @@
+"""Passes of one sublayer over a batch, compiled once for whoever needs them.
+
+T1 and T4 send the same bounded sublayer through; what differs is the error that comes
+in with the stream. Compiling it is what costs on small models.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
+from ..executions import Execution
+from ..flows.residual import sublayer
+from ..flows.sites import FLOW_ORDER
+
+
+# Relative error of rounding, rms over numbers whose logarithms are uniform, in units:
+# sqrt(1/3 * integral of m^-3 / log 2 over [1, 2)) = sqrt(1 / (8 log 2)).
+ROUNDING = 0.4247
+
+
+class Interpreter:
+    """Makes bounding interpreters; equal for executions that share their depths."""
+
+    def __init__(self, execution: Execution, seq: int, centred: bool):
+        self._execution = execution
+        self._key = (execution.depths, seq, centred)
+
+    def __call__(
+        self, sites, model, anchors=None, kind: type = BoundedArithmetic
+    ) -> BoundedArithmetic:
+        """An interpreter for sites and an inner arithmetic with these numbers."""
+        _, seq, centred = self._key
+        return self._execution.bounded(
+            seq, sites, model, anchors=anchors, centred=centred, kind=kind
+        )
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Interpreter) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class Numbers(NamedTuple):
+    """What differs from one execution to the next of a kind: arrays alone."""
+
+    sites: dict
+    model: RoundingModel
+
+
+def numbers_of(execution: Execution) -> Numbers:
+    """The numbers of an execution's sites and of its inner arithmetic."""
+    return Numbers(execution.site_numbers(), execution.constants.model())
+
+
+class Watching(BoundedArithmetic):
+    """Keeps what each store outside a scan holds."""
+
+    def store(self, site, x):
+        """As `BoundedArithmetic`; the stored tensor goes into `records`."""
+        stored = super().store(site, x)
+        if site in self._sites and isinstance(stored, Bounded):
+            self.records[site] = stored
+        return stored
+
+
+class BoundedPass(NamedTuple):
+    """What came out of a sublayer, and how its error grew inside."""
+
+    stream: Bounded
+    """The residual stream that the sublayer read."""
+    output: Bounded
+    shares: dict[str, Float[Array, ""]]
+    """For each stored tensor the radius over the tensor's L2 norm, over all tokens."""
+    largest: dict[str, Float[Array, ""]]
+    """The same at the token where it is largest."""
+
+
+def without_error(x: Float[Array, "batch seq d_model"]) -> Bounded:
+    """A tensor that every execution has exactly."""
+    return Bounded(x, jnp.zeros_like(x), jnp.zeros(x.shape[:-1]))
+
+
+@eqx.filter_jit
+def bounded_pass(
+    flow, interpreter: Interpreter, numbers: Numbers, residual, hidden, p, start
+) -> BoundedPass:
+    """One sublayer with certified errors.
+
+    **Arguments:**
+
+    - `residual`, `hidden`: Bounded, (batch, seq, d_model).
+    """
+
+    def one(residual: Any, hidden: Any):
+        at = interpreter(*numbers, kind=Watching)
+        stream, output, _ = sublayer(at, flow, residual, hidden, p, start)
+        return stream, output, at.records
+
+    stream: Any
+    stream, output, records = jax.vmap(one)(residual, hidden)
+    return BoundedPass(
+        stream,
+        output,
+        {site: _share(x) for site, x in records.items()},
+        {site: jnp.max(_by_token(x)) for site, x in records.items()},
+    )
+
+
+def _share(x: Bounded):
+    radius = jnp.linalg.norm(x.norm)
+    return jnp.where(radius > 0, radius / jnp.linalg.norm(x.value), 0.0)
+
+
+def _by_token(x: Bounded):
+    """A tensor of zeros without error has 0."""
+    length = jnp.linalg.norm(x.value, axis=-1)
+    return jnp.where(x.norm > 0, x.norm / length, 0.0)
+
+
+@eqx.filter_jit
+def exact_pass(flow, residual, hidden, p, start) -> Float[Array, "batch seq d_model"]:
+    """The output of one sublayer in exact arithmetic."""
+    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
+    return jax.vmap(run)(residual, hidden)
+
+
+def where_it_grows(
+    shares: dict[str, float], units: dict[str, float]
+) -> tuple[str | None, float | None]:
+    """The store across which T1 moves away most from what roundings do.
+
+    At each store the radius is held against one rounding of the tensor, relative to
+    its size; where the sum of the two grows most, the bound is lost.
+
+    **Arguments:**
+
+    - `shares`: of `BoundedPass`, as numbers.
+    - `units`: the unit roundoff of each store's format.
+
+    **Returns:** the site, and its part of all growth on the way (logarithms of the
+    factors above 1); nothing where the radius never grows.
+    """
+    before, growth = 1.0, {}
+    for site in sorted(shares, key=FLOW_ORDER.index):
+        loose = 1.0 + shares[site] / (ROUNDING * units[site])
+        if not math.isfinite(loose):
+            return site, 1.0
+        if loose > before:
+            growth[site] = math.log(loose / before)
+        before = loose
+    if not growth:
+        return None, None
+    site = max(growth, key=lambda name: growth[name])
+    return site, growth[site] / sum(growth.values())

@@ -1,0 +1,164 @@
+"""The runs that the end-to-end estimates rest on: rounded weights, random roundings.
+
+Each goes a sublayer at a time beside the reference, so that nothing but the stream of
+each is held.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..arithmetic import Exact, Sampled, Weight
+from ..executions import Execution
+from ..flows.residual import final_norm, logits, sublayer
+from ..formats import FP32
+from ..models import Model, Sublayer
+
+
+# Sites behind the last one that a probe draws for: their effect has a closed form.
+LAST = "logits"
+
+
+class Stream(NamedTuple):
+    """The residual stream of one run and what its last sublayer put out."""
+
+    residual: Float[Array, "batch seq d_model"]
+    hidden: Float[Array, "batch seq d_model"]
+
+
+class Probes:
+    """Runs of one network with the weights that an execution holds.
+
+    One is exact: what rounding the weights alone does. The others draw an offset at
+    every stored site. The last of several probes takes the first one's draws with the
+    opposite sign, so that the two show what is not linear; it is not counted as
+    another draw.
+
+    **Arguments:**
+
+    - `tokens`: (batch, seq).
+    - `n_probes`: how many to run, at least 1.
+    """
+
+    def __init__(
+        self, model: Model, tokens, execution: Execution, *, n_probes: int, seed: int
+    ):
+        self._model = model
+        self._execution = execution
+        self._sites = execution.site_numbers()
+        self._sites.pop(LAST, None)
+        # Beside a 16-bit store the roundings between two stores don't show; without
+        # one they are of the stores' size.
+        reduced = any(fmt.is_reduced for fmt in execution.sites.values())
+        self._inner = None if reduced else FP32.numbers()
+        keys = jax.random.split(jax.random.key(seed), n_probes)
+        self.n_independent = max(1, n_probes - 1)
+        self._draws = [(key, 1.0) for key in keys[: self.n_independent]]
+        if n_probes > 1:
+            self._draws.append((keys[0], -1.0))
+        embedded = model.embed(tokens, execution)
+        self._held_exactly = bool(jnp.array_equal(embedded, model.embed(tokens)))
+        start = Stream(embedded, jnp.zeros_like(embedded))
+        self._exact = start
+        self._probes = [start for _ in self._draws]
+        self._normed: list[Float[Array, "batch seq d_model"]] = []
+
+    @property
+    def has_antithetic(self) -> bool:
+        """Whether the last probe is the first one's opposite."""
+        return len(self._draws) > self.n_independent
+
+    def sublayer(self, layer: Sublayer, reference) -> None:
+        """Run one sublayer in every run.
+
+        **Arguments:**
+
+        - `reference`: the reference's record of it. It is the exact run's as well as
+          long as the execution holds all weights as they are.
+        """
+        p = self._model.parameters(layer.layer, self._execution)
+        start = self._model.start(p)
+        self._held_exactly &= self._model.held_exactly(layer.layer, self._execution)
+        if self._held_exactly:
+            residual = reference.residual + reference.hidden
+            self._exact = Stream(residual, reference.output)
+        else:
+            self._exact = _run_exact(layer.flow, self._exact, p, start)
+        for i, (key, sign) in enumerate(self._draws):
+            self._probes[i] = _run_sampled(
+                layer.flow,
+                self._sites,
+                self._inner,
+                jax.random.fold_in(key, layer.layer),
+                sign,
+                self._probes[i],
+                p,
+                start,
+            )
+
+    def head(self) -> None:
+        """Run the norm in front of the head."""
+        p = self._model.final_norm(self._execution)
+        beyond = len(self._model.sublayers)
+        self._normed = [_norm_exact(self._exact, p)]
+        for probe, (key, sign) in zip(self._probes, self._draws, strict=True):
+            key = jax.random.fold_in(key, beyond)
+            self._normed.append(
+                _norm_sampled(self._sites, self._inner, key, sign, probe, p)
+            )
+
+    def logits(
+        self, start: int, stop: int
+    ) -> tuple[
+        Float[Array, "batch seq rows"],
+        Float[Array, "probes batch seq rows"],
+        Float[Array, " rows"],
+    ]:
+        """A slice of the vocabulary, before logits are stored.
+
+        **Returns:** logits of the exact run, of all probes, and the L2 norms of the
+        head's rows.
+        """
+        rows = self._model.head(start, stop, self._execution)
+        exact, *probes = (_logits(normed, rows) for normed in self._normed)
+        return exact, jnp.stack(probes), jnp.linalg.norm(rows.matrix, axis=-1)
+
+
+@eqx.filter_jit
+def _run_exact(flow, stream: Stream, p, start) -> Stream:
+    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[:2]
+    return Stream(*jax.vmap(run)(*stream))
+
+
+@eqx.filter_jit
+def _run_sampled(flow, sites, inner, key, sign, stream: Stream, p, start) -> Stream:
+    def run(key, residual, hidden):
+        at = Sampled(sites, key, sign, inner=inner)
+        return sublayer(at, flow, residual, hidden, p, start)[:2]
+
+    keys = jax.random.split(key, stream.residual.shape[0])
+    return Stream(*jax.vmap(run)(keys, *stream))
+
+
+@eqx.filter_jit
+def _norm_exact(stream: Stream, p):
+    return jax.vmap(lambda r, h: final_norm(Exact(), r, h, p))(*stream)
+
+
+@eqx.filter_jit
+def _norm_sampled(sites, inner, key, sign, stream: Stream, p):
+    keys = jax.random.split(key, stream.residual.shape[0])
+
+    def run(key, residual, hidden):
+        at = Sampled(sites, key, sign, inner=inner)
+        return final_norm(at, residual, hidden, p)
+
+    return jax.vmap(run)(keys, *stream)
+
+
+@eqx.filter_jit
+def _logits(normed, rows: Weight):
+    return logits(Exact(), normed, rows)

@@ -1,0 +1,311 @@
+"""T0, T1 and z of one sublayer whose tokens were computed in several calls.
+
+A text run step by step, in chunks, or as a prompt and then steps is a row of
+segments, each under its own execution; the state goes from one to the next with its
+error. Consecutive segments of one execution are one scan in another bracketing, which
+the scan lemma covers (`arithmetic.bounded`), so they are bounded as one.
+
+z at a token is the L2 error of the sublayer's output over its root mean square under
+random roundings of the declared stores (`arithmetic.sampled`), from exact arithmetic
+with the held weights on the execution's own input. A right execution's z is of order
+1: its roundings are not random, but d_model outputs average over many of them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
+from ..executions import Execution
+from ..flows.residual import sublayer
+from ..flows.sites import FLOW_ORDER
+from ..formats import FP32, Format
+from .local import REFERENCE_SHARE
+
+
+# What fp64 leaves of a token's output: no error below is told from none.
+OWN_SHARE = 2.0**-40
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Tokens from `start` to before `stop`, computed by one execution in one call.
+
+    `cache` is the format in which the call before left the state.
+    """
+
+    start: int
+    stop: int
+    execution: Execution
+    cache: Format = FP32
+
+
+class Held(NamedTuple):
+    """A tensor held to its bound."""
+
+    violations: Int[Array, "batch seq"]
+    ratio: Float[Array, "batch seq"]
+    """Largest measured over bound among the channels; 0 under an infinite bound."""
+    place: Int[Array, ""]
+    """The first violating element, in (batch, seq, channel) order."""
+    measured: Float[Array, ""]
+    """How far that element is off, and what its bound allows."""
+    bound: Float[Array, ""]
+
+
+class SublayerAudit(NamedTuple):
+    """One sublayer of one run."""
+
+    tensors: dict[str, Held]
+    """T0, by site."""
+    output: Held
+    """T1."""
+    z: Float[Array, "batch seq"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _InCalls:
+    """Scan depth of a text that was cut into calls: those of the calls, added up."""
+
+    depth: object
+    calls: tuple[int, ...]
+
+    def __call__(self, seq: int) -> int:
+        return sum(self.depth(call) for call in self.calls)  # pyright: ignore
+
+
+def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Consecutive segments of one execution as one, its scan as deep as all of them.
+
+    Not where the state is rounded in between; fp32 holds what fp32 registers held.
+    """
+    runs: list[list[Segment]] = []
+    for segment in segments:
+        same = runs and runs[-1][0].execution is segment.execution
+        if same and segment.cache is FP32:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    out = []
+    for run in runs:
+        execution = run[0].execution
+        if len(run) > 1:
+            calls = tuple(s.stop - s.start for s in run)
+            depths = dataclasses.replace(
+                execution.depths, scan=_InCalls(execution.depths.scan, calls)
+            )
+            execution = dataclasses.replace(execution, depths=depths)
+        out.append(Segment(run[0].start, run[-1].stop, execution, run[0].cache))
+    return tuple(out)
+
+
+class _Plan:
+    """The segments as far as they shape the computation: spans and depths."""
+
+    def __init__(self, segments: Sequence[Segment]):
+        self._executions = tuple(s.execution for s in segments)
+        self.spans = tuple((s.start, s.stop) for s in segments)
+        # a scan's depth counts as a number: chunks whose depths add up to that of the
+        # whole text are one computation
+        self._key = (
+            self.spans,
+            tuple(
+                (d.accumulation, d.reduction, d.scan(s.stop - s.start))
+                for s in segments
+                for d in (s.execution.depths,)
+            ),
+        )
+
+    def bounded(self, i: int, sites, model, anchors=None):
+        """The bounding interpreter of one segment."""
+        first, stop = self.spans[i]
+        return self._executions[i].bounded(
+            stop - first, sites, model, anchors=anchors, centred=True
+        )
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Plan) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class _Inputs(NamedTuple):
+    """One sublayer of one run, arrays alone."""
+
+    sites: tuple[dict, ...]
+    caches: tuple[dict, ...]
+    """The site `state` of what each segment starts from; empty for fp32."""
+    models: tuple[RoundingModel, ...]
+    residual: Float[Array, "batch seq d_model"]
+    hidden: Float[Array, "batch seq d_model"]
+    output: Float[Array, "batch seq d_model"]
+    stored: dict[str, Float[Array, "batch seq channels"]]
+
+
+def audit_sublayer(
+    segments: Sequence[Segment], flow, record, parameters, original, start, keys
+) -> SublayerAudit:
+    """Hold one sublayer of a run to its bounds, and tell its error in sigmas.
+
+    **Arguments:**
+
+    - `segments`: of the whole text, one after another.
+    - `record`: a `SublayerRecord` of all tokens.
+    - `parameters`: as the execution holds them, with operator norms if known.
+    - `original`: the checkpoint's own parameters, or None where they are the same.
+    - `start`: the state before the first token.
+    - `keys`: one random key a probe, of all probes that sigma is estimated from.
+    """
+    segments = merged(segments)
+    common = set.intersection(*(set(s.execution.sites) for s in segments))
+    inputs = _Inputs(
+        tuple(s.execution.site_numbers() for s in segments),
+        tuple(
+            {} if s.cache is FP32 else {"state": s.cache.numbers()} for s in segments
+        ),
+        tuple(s.execution.constants.model() for s in segments),
+        record.residual,
+        record.hidden,
+        record.output,
+        {s: record.stored[s] for s in FLOW_ORDER if s in record.stored and s in common},
+    )
+    plan = _Plan(segments)
+    inside = all(s.execution.sites["out"] is FP32 for s in segments)
+    z = _z(flow, plan, inputs, parameters, start, keys, inside)
+    given = flow, plan, inputs, parameters
+    return SublayerAudit(
+        _operations(*given, start), _output(*given, original, start), z
+    )
+
+
+def _chained(flow, plan: _Plan, inputs, at, residual, hidden, p, start, stored=None):
+    """The sublayer segment by segment; `at(i, sites, anchors)` makes an interpreter.
+
+    **Returns:** the outputs joined, and each segment's interpreter.
+    """
+    outputs, interpreters = [], []
+    for i, (first, stop) in enumerate(plan.spans):
+        anchors = {s: x[first:stop] for s, x in (stored or {}).items()}
+        interpreter = at(i, inputs.sites[i], anchors)
+        if i:
+            kept = at(i, inputs.caches[i], {}).store("state", start.state)
+            start = eqx.tree_at(lambda s: s.state, start, kept)
+        _, output, start = sublayer(
+            interpreter, flow, residual[first:stop], hidden[first:stop], p, start
+        )
+        outputs.append(output)
+        interpreters.append(interpreter)
+    return interpreters[0].join(outputs), interpreters
+
+
+def _hold(measured, value, error) -> Held:
+    # An overflow on the way leaves inf or inf times 0: no finite bound either way.
+    limit = jnp.where(jnp.isnan(error), jnp.inf, error)
+    distance = jnp.abs(measured - value)
+    finite = jnp.isfinite(limit)
+    violated = ~(distance <= limit) & finite
+    ratio = jnp.where(distance > 0, distance / limit, 0.0)
+    ratio = jnp.where(finite, jnp.where(jnp.isnan(ratio), jnp.inf, ratio), 0.0)
+    place = jnp.argmax(violated.reshape(-1))
+    return Held(
+        jnp.sum(violated, axis=-1),
+        jnp.max(ratio, axis=-1),
+        place,
+        distance.reshape(-1)[place],
+        limit.reshape(-1)[place],
+    )
+
+
+@eqx.filter_jit
+def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
+    def one(residual, hidden, stored):
+        at = lambda i, sites, anchors: plan.bounded(i, sites, inputs.models[i], anchors)
+        _, made = _chained(
+            flow, plan, inputs, at, residual, hidden, parameters, start, stored
+        )
+        return {
+            site: (
+                jnp.concatenate([m.records[site].value for m in made]),
+                jnp.concatenate([m.records[site].error for m in made]),
+            )
+            for site in stored
+        }
+
+    bounds = jax.vmap(one)(inputs.residual, inputs.hidden, inputs.stored)
+    return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
+
+
+@eqx.filter_jit
+def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
+    def bounded(residual, hidden) -> Bounded:
+        at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
+        given = residual, hidden, parameters, start
+        return _chained(flow, plan, inputs, at, *given)[0]
+
+    centre = jax.vmap(bounded)(inputs.residual, inputs.hidden)
+    reference = _exact(
+        flow, inputs, parameters if original is None else original, start
+    )
+    own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
+    shift = jnp.abs(centre.value - reference) + own[..., None]
+    return _hold(inputs.output, reference, centre.error + shift)
+
+
+def _exact(flow, inputs: _Inputs, p, start):
+    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
+    return jax.vmap(run)(inputs.residual, inputs.hidden)
+
+
+class _SampledInside(Sampled):
+    """Random roundings of the fp32 operations between the stores as well.
+
+    Where the stores are in fp32 these are as large as the stores' own. A sum of n
+    products is taken to be off by sqrt(n) roundings of its terms' root sum of squares.
+    """
+
+    def __init__(self, sites, key):
+        super().__init__(sites, key, inner=FP32.numbers())
+
+    def advance(self, state, a, b):
+        """a state + b, rounded."""
+        return self._settle(a * state + b)
+
+    def matmul(self, x, weight, bias=None):
+        """The sum with the roundings on its way."""
+        product = super().matmul(x, weight, bias)
+        terms = weight.matrix.shape[-1]
+        square = jnp.matmul(x**2, (weight.matrix**2).T, precision="highest")
+        size = FP32.unit_roundoff * (terms * square) ** 0.5
+        return product + self._draw(product.shape) * size
+
+    def _inside_scan(self, key):
+        return _SampledInside(self._sites, key)
+
+
+@eqx.filter_jit
+def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
+    draws = _SampledInside if inside else Sampled
+    exact = _exact(flow, inputs, parameters, start)
+
+    def probe(key):
+        def one(key, residual, hidden):
+            at = lambda i, sites, _: draws(sites, jax.random.fold_in(key, i))
+            given = residual, hidden, parameters, start
+            return _chained(flow, plan, inputs, at, *given)[0]
+
+        per_sequence = jax.random.split(key, exact.shape[0])
+        drawn = jax.vmap(one)(per_sequence, inputs.residual, inputs.hidden)
+        return jnp.sum((drawn - exact) ** 2, axis=-1)
+
+    square = jnp.mean(jax.lax.map(probe, keys), axis=0)
+    own = OWN_SHARE * jnp.linalg.norm(exact, axis=-1)
+    error = jnp.linalg.norm(inputs.output - exact, axis=-1)
+    z = error / jnp.sqrt(square + own**2)
+    # no sigma where a value may overflow, nor where exact arithmetic itself fails
+    return jnp.where(jnp.isfinite(square) & (error > 0), z, 0.0)

@@ -1,0 +1,102 @@
+"""From what a user asked for to executions, one for each precision."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .._errors import UsageError
+from ..formats import FP32
+from ..state_formats import state_format_named
+from ._execution import Execution
+from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
+from .transformers import transformers_decode, transformers_prefill
+
+
+MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
+MODES = ("prefill", "decode")
+
+
+class Switches(Protocol):
+    """What executions need of a checkpoint's config."""
+
+    @property
+    def residual_in_fp32(self) -> bool:
+        """Whether the residual stream is never rounded below fp32."""
+        ...
+
+    @property
+    def fused_add_norm(self) -> bool:
+        """Whether the norm reads the residual before it is rounded."""
+        ...
+
+    @property
+    def proj_bias(self) -> bool:
+        """Whether in_proj and out_proj have a bias."""
+        ...
+
+
+def executions_for(
+    config: Switches,
+    precisions: Sequence[str],
+    *,
+    mode: str = "prefill",
+    measure: str = "emulated",
+    state_precision: str | None = None,
+) -> list[Execution]:
+    """One execution for each precision, of whatever measures; none for `none`.
+
+    **Arguments:**
+
+    - `precisions`: `bf16`, `fp16`, `fp32`, and `bf16` or `fp16` with `-cast` (A_log and
+      D as well) or `-amp` (fp32 weights under autocast).
+    - `mode`: `prefill` (the whole sequence at once) or `decode` (from a cache).
+    - `measure`: `emulated` (mamba_ssm's flow), `transformers`, `mamba_ssm` or `none`.
+    - `state_precision`: of the cached state; None is the implementation's own.
+
+    **Raises:** `UsageError` with a hint for what there is not.
+    """
+    for what, value, known in (
+        ("measure with", measure, MEASURES),
+        ("run in mode", mode, MODES),
+    ):
+        if value not in known:
+            raise UsageError(
+                f"cannot {what} {value!r}", hint=f"one of {', '.join(known)}"
+            )
+    if state_precision is not None:
+        state_format_named(state_precision)
+    if measure == "none":
+        return []
+    if measure == "transformers":
+        if state_precision not in (None, FP32.name):
+            raise UsageError(
+                f"transformers keeps the state in fp32, not {state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        run = transformers_decode if mode == "decode" else transformers_prefill
+        return [run(p, residual_in_fp32=config.residual_in_fp32) for p in precisions]
+    if measure == "mamba_ssm":
+        _own_state_only(mode, state_precision)
+    run = mamba_ssm_decode if mode == "decode" else mamba_ssm_prefill
+    return [
+        run(
+            p,
+            residual_in_fp32=config.residual_in_fp32,
+            fused_add_norm=config.fused_add_norm,
+            state_precision=state_precision,
+            biased_projections=config.proj_bias,
+        )
+        for p in precisions
+    ]
+
+
+def _own_state_only(mode: str, state_precision: str | None) -> None:
+    """mamba_ssm measured: what its kernels can do with a state."""
+    kept = (None, FP32.name)
+    if mode == "decode":
+        kept += ("bf16", "fp16")
+    if state_precision not in kept:
+        what = "fp32" if mode == "prefill" else "fp32, bf16 or fp16"
+        raise UsageError(
+            f"mamba_ssm's {mode} keeps the state in {what}, not {state_precision}",
+            hint="leave --state-precision out, or --measure emulated",
+        )

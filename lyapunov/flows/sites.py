@@ -1,0 +1,28 @@
+"""Names of stored tensors, in the order in which the flows come to them."""
+
+FLOW_ORDER = (
+    "embedding",
+    "residual",
+    "norm_input",
+    "norm_hat",
+    "norm",
+    "xz_product",
+    "xz",
+    "conv_sum",
+    "conv",
+    "x_proj",
+    "dt",
+    "dt_biased",
+    "softplus",
+    "state",
+    "state_read",
+    "read_out",
+    "skip",
+    "skip_sum",
+    "silu_z",
+    "gated",
+    "out",
+    "norm_f_hat",
+    "norm_f",
+    "logits",
+)

@@ -1,0 +1,119 @@
+"""The emulator, run in calls: chunks and steps with the state handed from one on."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._trace import HeadRecord, SublayerRecord, Trace
+from .._variants import Variant
+from ..arithmetic import Rounded
+from ..bounds.segments import Segment
+from ..flows.residual import final_norm, logits, sublayer
+from ..models import Model
+
+
+UNSUPPORTED = {
+    "padded_left": "the emulator has no masks",
+    "padded_right": "the emulator has no masks",
+    "batched": "the emulator's sequences do not meet",
+    "packed": "the emulator packs no texts",
+}
+
+
+class EmulatedVariants:
+    """Emulate one text's runs in several calls."""
+
+    name = "the emulator"
+    unsupported = UNSUPPORTED
+
+    def trace(
+        self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
+    ) -> Trace:
+        """Records of all sublayers with their stored tensors, then the head.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq).
+        - `segments`: the calls and their executions.
+        """
+        del variant
+        execution = segments[0].execution
+        residual = model.embed(tokens, execution)
+        hidden = jnp.zeros_like(residual)
+        for layer in model.sublayers:
+            p = model.parameters(layer.layer, execution)
+            before, state = residual, None
+            parts = []
+            for segment in segments:
+                span = slice(segment.start, segment.stop)
+                start = model.start(p) if state is None else state
+                *part, state = _run_call(
+                    layer.flow,
+                    segment.execution.site_numbers(),
+                    {} if state is None else {"state": segment.cache.numbers()},
+                    residual[:, span],
+                    hidden[:, span],
+                    p,
+                    start,
+                    state is not None,
+                )
+                parts.append(part)
+            residual, output, stored = _joined(parts)
+            yield SublayerRecord(
+                layer.layer, layer.kind, before, hidden, output, stored, {}
+            )
+            hidden = output
+        sites = execution.site_numbers()
+        normed = _run_norm(sites, residual, hidden, model.final_norm(execution))
+        yield HeadRecord(
+            residual,
+            hidden,
+            lambda start, stop: _run_head(
+                sites, normed, model.head(start, stop, execution)
+            ),
+        )
+
+
+def _joined(parts):
+    """Streams, outputs and stored tensors of all calls, one after another."""
+    residuals, outputs, stored = zip(*parts, strict=True)
+    # what only some calls store is no tensor of the whole text
+    common = set.intersection(*(set(s) for s in stored))
+    join = lambda arrays: jnp.concatenate(list(arrays), axis=1)
+    tensors = {site: join(s[site] for s in stored) for site in sorted(common)}
+    return join(residuals), join(outputs), tensors
+
+
+@eqx.filter_jit
+def _run_call(flow, sites, cache, residual, hidden, p, start, per_sequence):
+    def one(residual, hidden, start):
+        if cache:
+            kept = Rounded(cache).store("state", start.state)
+            start = eqx.tree_at(lambda s: s.state, start, kept)
+        at = Rounded(sites)
+        residual, output, after = sublayer(at, flow, residual, hidden, p, start)
+        return residual, output, at.records, after
+
+    axes = (0, 0, 0 if per_sequence else None)
+    residual, output, stored, after = jax.vmap(one, in_axes=axes)(
+        residual, hidden, start
+    )
+    return (
+        jnp.asarray(residual, jnp.float64),
+        jnp.asarray(output, jnp.float64),
+        stored,
+        after,
+    )
+
+
+@eqx.filter_jit
+def _run_norm(sites, residual, hidden, p):
+    normed = jax.vmap(lambda r, h: final_norm(Rounded(sites), r, h, p))(
+        residual, hidden
+    )
+    return jnp.asarray(normed, jnp.float64)
+
+
+@eqx.filter_jit
+def _run_head(sites, normed, rows):
+    return jnp.asarray(logits(Rounded(sites), normed, rows), jnp.float64)

@@ -1,0 +1,187 @@
+"""Assert that a plan is quick, honest about memory, and starts nothing."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
+from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.report.plan import duration, size, to_plan_table
+
+from ..model.numpy_mamba import Sizes, random_weights
+from ..model.saved import save_transformers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    sizes = Sizes(vocab=50, d_model=16, d_state=4, dt_rank=2, layers=3)
+    weights = random_weights(np.random.default_rng(0), sizes)
+    return save_transformers(tmp_path_factory.mktemp("m") / "m", weights, sizes)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return lyapunov.load(str(folder))
+
+
+def made(model, batch=1, length=32, precisions=("bf16",), **more) -> Plan:
+    ids = np.zeros((batch, length), np.int64)
+    return plan(model, ids, [mamba_ssm_prefill(p) for p in precisions], **more)
+
+
+def forwards(found: Plan) -> dict[str, float]:
+    return {stage.name: stage.forwards for stage in found.stages}
+
+
+def test_stages_are_those_that_would_run(model):
+    assert set(forwards(made(model))) == set(FORWARDS) - {"changed weights"}
+    bare = made(model, floor=False, probes=0, ball=False)
+    assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
+    assert set(forwards(made(model, precisions=(), floor=False))) == {"reference"}
+    assert "changed weights" in forwards(made(model, changes=2))
+    assert set(PROGRAMS) == set(FORWARDS)
+
+
+def test_forwards_count_executions_layers_and_probes(model):
+    one, two = forwards(made(model)), forwards(made(model, precisions=("bf16", "fp16")))
+    for name in ("run", "T0 and T1", "floor", "T3", "T4"):
+        assert two[name] == 2 * one[name]
+    assert two["T2"] == one["T2"], "one reverse pass serves all executions"
+    some = forwards(made(model, layers=(1,)))
+    assert some["T0 and T1"] == pytest.approx(one["T0 and T1"] / 3)
+    assert forwards(made(model, probes=3))["T3"] == 2 * one["T3"]
+    long = forwards(made(model, length=1024))
+    assert long["floor"] == one["floor"] / 4, "the floor looks at 256 tokens"
+
+
+def test_memory_grows_with_tokens_and_executions(model):
+    peaks = [
+        made(model, length=64).peak_bytes,
+        made(model, length=4096).peak_bytes,
+        made(model, batch=8, length=4096).peak_bytes,
+        made(model, batch=8, length=4096, precisions=("bf16", "fp16")).peak_bytes,
+    ]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) == 4
+
+
+def test_what_does_not_fit_is_said(model):
+    found = made(model)
+    assert found.fits == (found.available_bytes is None or found.available_bytes > 4e9)
+    short = dataclasses.replace(found, available_bytes=2**20)
+    assert not short.fits
+    assert "lower --length or --batch" in to_plan_table(short)
+    unknown = dataclasses.replace(found, available_bytes=None)
+    assert unknown.fits
+    assert "free" not in to_plan_table(unknown)
+
+
+def test_free_memory_is_known_here():
+    found = available_memory()
+    if sys.platform.startswith("linux"):
+        assert found is not None
+        assert 2**20 < found < 2**50
+
+
+def test_the_table_fits_and_has_every_stage(model):
+    found = made(model, precisions=("bf16", "fp16"))
+    for width, encoding in ((80, "utf-8"), (40, "ascii")):
+        text = to_plan_table(found, width=width, encoding=encoding)
+        assert max(map(len, text.splitlines())) <= width
+        for stage in found.stages:
+            assert stage.name in text
+        if encoding == "ascii":
+            assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.412, "0.41 s"), (42.0, "42 s"), (200.0, "3 min"), (9000.0, "2 h")],
+)
+def test_durations_are_round(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sizes_are_round():
+    assert (size(310 * 2**20), size(3 * 2**29)) == ("310 MiB", "1.5 GiB")
+
+
+# --- The command -----------------------------------------------------------------
+
+
+def test_the_command_plans_and_checks_nothing(run, fake, monkeypatch, model):
+    monkeypatch.setattr("lyapunov._session._open", lambda *_: model)
+    result = run("m", "--tokens", "random", "--length", 16, "--plan")
+    assert result.exit_code == 0, result.stderr
+    assert "T0 and T1" in result.stdout
+    assert re.search(r"about .+, at most about .+ of memory", result.stdout)
+    document = json.loads(
+        run("m", "--tokens", "random", "--length", 16, "--plan", "--json").stdout
+    )
+    found = document["plan"]
+    assert (found["batch"], found["length"], found["n_layers"]) == (1, 16, 3)
+    assert found["seconds"] > 0
+    assert len(found["executions"]) == 2
+    both = run("m", "n", "--tokens", "random", "--length", 16, "--plan", "--json")
+    assert len(json.loads(both.stdout)["reports"]) == 2
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    "other", ["-o r.json", "--baseline b.json", "--audit emulated"]
+)
+def test_what_a_plan_does_not_do_is_refused(run, fake, other):
+    result = run("m", "--plan", *other.split())
+    assert result.exit_code == 2
+    assert re.search("is not for --plan|--plan is not for --audit", result.stderr)
+    assert fake.opened == []
+
+
+def test_an_audit_takes_no_baseline(run, fake):
+    result = run("m", "--audit", "emulated", "--baseline", "b.json")
+    assert result.exit_code == 2
+    assert "--baseline is not for --audit" in result.stderr
+
+
+# --- Against the check -----------------------------------------------------------
+
+PROGRAM = """
+import json, sys, time
+import numpy as np
+import lyapunov
+from lyapunov._plan import plan
+from lyapunov.executions import mamba_ssm_prefill
+
+model = lyapunov.load(sys.argv[1])
+ids = np.random.default_rng(0).integers(0, 50, (1, int(sys.argv[2])))
+found = plan(model, ids, [mamba_ssm_prefill("bf16")])
+began = time.perf_counter()
+lyapunov.check(model, ids, precisions=["bf16"])
+taken = time.perf_counter() - began
+mark = next(x for x in open("/proc/self/status") if x.startswith("VmHWM"))
+print(json.dumps([found.seconds, taken, found.peak_bytes, int(mark.split()[1]) * 1024]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [64, 512])
+def test_a_check_takes_about_what_was_planned(folder, length):
+    """Assert time within a factor of 4 either way, and memory never above."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("VmHWM is Linux's")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), str(length)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
+    )
+    planned, taken, peak, mark = json.loads(done.stdout.splitlines()[-1])
+    assert mark <= peak <= 4 * mark, (peak, mark)
+    assert taken / 4 <= planned <= 4 * taken, (planned, taken)

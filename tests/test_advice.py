@@ -1,0 +1,236 @@
+"""Assert that the advice is what the figures say, in one line, with true flags."""
+
+import math
+import re
+
+import pytest
+from scipy import stats
+
+from lyapunov import findings
+from lyapunov._benchmark_noise import (
+    QUESTIONS,
+    accuracy_half_width,
+    benchmark_note,
+    questions_to_see,
+    unseen_share,
+)
+from lyapunov._results import (
+    Exponents,
+    LayerDivergence,
+    LayerExponents,
+    OutputDivergence,
+    ParameterChangeReport,
+    PrecisionReport,
+)
+from lyapunov._serving import serving_flags
+
+
+def _exponents(**fields) -> Exponents:
+    row = LayerExponents(**{"layer": 3, "kind": "mamba1", "max": -0.01, **fields})
+    return Exponents(row.max, row.min, 0, 3, None, None, 512, [row])
+
+
+def _execution(precision="bf16", state="fp32", output=None, shares=None, **fields):
+    shares = shares or {3: None}
+    rows = [
+        LayerDivergence(layer, "mamba1", sigma_share=share, **fields)
+        for layer, share in shares.items()
+    ]
+    output = OutputDivergence(
+        **{"argmax_total": 512, "kl_mean": 1e-5, **(output or {})}
+    )
+    return PrecisionReport(precision, state, "flow", "prefill", "x", rows, output)
+
+
+def _advice(exponents, *executions, changes=()):
+    found = findings.find(exponents, executions, changes=changes)
+    line = findings.recommendation(exponents, executions, found, changes)
+    assert "\n" not in line
+    assert line.endswith(".")
+    return line
+
+
+# --- The recommendation ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exponents", "execution", "words"),
+    [
+        ({}, {"violations": 1}, "bug in the bf16 execution"),
+        ({"max": 0.1}, {}, "A_log and dt_bias of layer 3"),
+        ({"suspicions": ["x"]}, {}, "original file"),
+        ({}, {"precision": "fp16", "non_finite": 1}, "Do not run in fp16"),
+        ({"max_abs_state": math.inf}, {}, "checkpoint itself is damaged"),
+        ({}, {"state": "bf16", "stagnation": 0.3}, "Keep the state in fp32"),
+        ({}, {"precision": "fp16", "max_abs_stored": {"z": 6e4}}, "prefer bf16"),
+        ({}, {"output": {"kl_mean": 1e-5}}, "no top token changes"),
+        ({}, {"output": {"argmax_flips": 3}}, "are fine: 3 of 512 top tokens"),
+        ({}, {"output": {"argmax_flips": 60}}, "bf16 change 60 of 512 top tokens"),
+        ({}, {"output": {"kl_mean": 0.0}}, "no top token changes"),
+        ({}, {"state": "fp16"}, "The state in fp16 is fine"),
+    ],
+)
+def test_recommendation_names_the_first_thing_to_do(exponents, execution, words):
+    assert words in _advice(_exponents(**exponents), _execution(**execution))
+
+
+def test_recommendation_tells_state_weights_and_limit_in_one_line():
+    good = _execution("bf16", output={"argmax_flips": 2})
+    bad = _execution(
+        "bf16",
+        "bf16",
+        output={"argmax_flips": 90, "cause": "stagnation: 40 % of updates are lost"},
+        shares={2: 0.1, 17: 0.8, 20: 0.1},
+    )
+    assert _advice(_exponents(), good, bad) == (
+        "Keep the state in fp32, not in bf16 (stagnation); weights in bf16 are fine: "
+        "2 of 512 top tokens change, mean KL 1e-05 nats; limit: layer 17 (80% of the "
+        "predicted variance), stagnation: 40 % of updates are lost."
+    )
+
+
+def test_the_head_is_named_where_the_layers_leave_most_to_it():
+    def line(*shares):
+        return _advice(_exponents(), _execution(shares=dict(enumerate(shares))))
+
+    assert "limit: the head (62% of the predicted variance)" in line(0.2, 0.1, 0.08)
+    assert "limit: layer 0 (50% of the predicted variance)" in line(0.5, 0.1, 0.08)
+    # a layer that was not looked at may have the rest
+    assert "limit: layer 0 (20%" in line(0.2, None, 0.08)
+
+
+def test_the_model_is_not_the_state_formats_fault():
+    line = _advice(
+        _exponents(),
+        _execution("bf16", "bf16", output={"cause": "the model, not the precision"}),
+    )
+    assert "Keep the state in fp32" not in line
+    assert "the model, not the precision" in line
+
+
+def test_variance_of_the_state_counts_only_where_tokens_change():
+    def line(flips):
+        output = {"argmax_flips": flips, "sigma_by_site": {"state": 0.9, "gated": 0.1}}
+        return _advice(_exponents(), _execution("bf16", "fp16", output=output))
+
+    assert "The state in fp16 is fine" in line(1)
+    assert "Keep the state in fp32, not in fp16" in line(80)
+
+
+def test_recommendation_prefers_the_closer_precision():
+    bf16 = _execution("bf16", output={"kl_mean": 1e-4, "argmax_flips": 2})
+    fp16 = _execution("fp16", output={"kl_mean": 1e-6})
+    line = _advice(_exponents(), bf16, fp16)
+    assert line.index("fp16 are fine") < line.index("bf16 are fine")
+    calm = _execution("bf16", output={"kl_mean": 1e-4})
+    assert "bf16 and fp16 are fine: no top token" in _advice(_exponents(), calm, fp16)
+
+
+def test_a_changed_weight_set_is_told():
+    def change(name, flips):
+        output = OutputDivergence(argmax_flips=flips, argmax_total=512)
+        return ParameterChangeReport(name, "rounding", [], output, 1e-3, None, {})
+
+    line = _advice(_exponents(), changes=[change("bf16:A_log", 9), change("x", 2)])
+    assert "the weights bf16:A_log change 9 of 512 top tokens" in line.lower().replace(
+        "a_log", "A_log"
+    )
+
+
+def test_recommendation_without_measurements():
+    assert "Every recurrence forgets" in _advice(_exponents())
+    assert "No recurrence" in _advice(_exponents(max=None))
+
+
+# --- The flags -------------------------------------------------------------------
+
+
+def test_flags_follow_the_advice():
+    good = _execution("fp16", output={"kl_mean": 1e-6})
+    bad = _execution("bf16", "bf16", output={"argmax_flips": 90, "cause": "mantissa"})
+    found = findings.find(_exponents(), [good, bad])
+    flags = findings.advice(_exponents(), [good, bad], found)["flags"]
+    told = {(flag["stack"], flag["flag"]) for flag in flags}
+    assert ("vLLM", "--mamba-ssm-cache-dtype float32") in told
+    assert ("SGLang", "--mamba-ssm-dtype float32") in told
+    assert ("vLLM", "--dtype float16") in told
+    assert all(flag["why"] for flag in flags)
+
+
+def test_no_flags_for_what_is_broken_or_was_not_measured():
+    broken = _execution(violations=3)
+    found = findings.find(_exponents(), [broken])
+    assert findings.advice(_exponents(), [broken], found)["flags"] == []
+    assert findings.advice(_exponents(), [], [])["flags"] == []
+
+
+@pytest.mark.parametrize(
+    ("state", "served"),
+    [
+        ("fp32", "--mamba-ssm-dtype float32"),
+        ("bf16", "--mamba-ssm-dtype bfloat16"),
+        (
+            "fp16-stochastic",
+            "--mamba-ssm-dtype float16 --enable-mamba-cache-stochastic-rounding",
+        ),
+        ("bf16-stochastic", None),
+        ("fp8_e4m3-scaled", None),
+        ("fp8_e4m3", None),
+    ],
+)
+def test_a_format_without_a_flag_gets_none(state, served):
+    flags = {f["stack"]: f["flag"] for f in serving_flags([], state, None)}
+    assert flags.get("SGLang") == served
+
+
+# --- What a benchmark can see ----------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 50, 200, 1319])
+@pytest.mark.parametrize("p", [0.5, 0.8, 0.97, 1.0])
+def test_interval_is_the_smallest_that_holds(n, p):
+    """Assert coverage of at least 95 % from scipy's binomial, and of less for the
+    next smaller interval."""
+    width = accuracy_half_width(n, p) * n
+    law = stats.binom(n, p)
+    inside = [k for k in range(n + 1) if abs(k - n * p) <= width + 1e-9]
+    assert sum(law.pmf(k) for k in inside) >= 0.95 - 1e-12
+    smaller = [k for k in inside if abs(k - n * p) < width - 1e-9]
+    assert sum(law.pmf(k) for k in smaller) < 0.95
+
+
+def test_two_hundred_questions_see_seven_points():
+    low, high = stats.binom.interval(0.95, 200, 0.5)
+    assert (low, high) == (86, 114)
+    assert accuracy_half_width(200) == 14 / 200
+
+
+@pytest.mark.parametrize("n", [1, 512, 100_000])
+def test_none_of_n_is_clopper_and_pearson(n):
+    expected = stats.binomtest(0, n, alternative="less").proportion_ci(0.95).high
+    assert unseen_share(n) == pytest.approx(expected, rel=1e-9)
+
+
+def test_questions_to_see_a_change_suffice():
+    """Assert that so many questions have an interval of that width, within the
+    normal approximation's few percent."""
+    for change in (0.03, 0.05, 0.1):
+        n = questions_to_see(change)
+        assert accuracy_half_width(n) == pytest.approx(change, rel=0.06)
+
+
+def test_note_tells_what_is_invisible():
+    note = benchmark_note(
+        [_execution("fp16"), _execution("bf16", output={"argmax_flips": 7})]
+    )
+    assert note is not None
+    assert "bf16 changes 1.37% of the top tokens" in note
+    assert f"{QUESTIONS} questions knows an accuracy to ± 7.0 points" in note
+    assert re.search(r"could not see it: that takes about 5,000\.", note)
+    calm = benchmark_note([_execution("fp16")])
+    assert calm is not None
+    assert "changed no top token of 512, so at most 0.58%" in calm
+    loud = benchmark_note([_execution(output={"argmax_flips": 100})])
+    assert loud is not None
+    assert loud.endswith("may see it.")
+    assert benchmark_note([]) is None
