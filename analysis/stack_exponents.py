@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.flows.mamba1 import Mamba1Parameters, Mamba1State, mamba1
-from lyapunov.flows.residual import sublayer
+from lyapunov.flows.residual import Incoming, sublayer
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,9 @@ class Stack(eqx.Module):
         after, log_decays = [], []
         for p, (h, window) in zip(self.layers, reversed(state), strict=True):
             start = Mamba1State(window=window, state=h)
-            residual, hidden, new = sublayer(at, mamba1, residual, hidden, p, start)
+            residual, hidden, new = sublayer(
+                at, mamba1, Incoming(residual, hidden), p, start
+            )
             after.append((new.state, new.window))
             log_decays.append(at.observed["dt"][0] * -jnp.exp(p.A_log.T))
         return tuple(reversed(after)), tuple(reversed(log_decays))

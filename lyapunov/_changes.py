@@ -24,7 +24,7 @@ from ._results import LayerChange, ParameterChangeReport
 from ._weight_groups import RoundedGroup, rounded_group
 from .arithmetic import Exact
 from .bounds.parameters import change_floor, difference, sublayer_change
-from .flows.residual import final_norm, sublayer
+from .flows.residual import Stream, final_norm, sublayer
 from .formats import format_named
 from .models import Model
 from .models.held import rounded
@@ -182,8 +182,7 @@ class _Run:
 
     change: ParameterChange
     trace: Iterator
-    residual: Any
-    hidden: Any
+    stream: Stream
     rows: list[LayerChange] = field(default_factory=list)
 
 
@@ -226,9 +225,9 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
     for change in changes:
         moved = change.model.embed(ids) - embedded
         trace = Reference().trace(change.model, ids)
-        runs.append(_Run(change, trace, moved, jnp.zeros_like(moved)))
+        runs.append(_Run(change, trace, Stream.start(moved)))
     for place in model.sublayers:
-        record = next(base)
+        record: Any = next(base)
         p = model.parameters(place.layer)
         for run in runs:
             other = next(run.trace)
@@ -241,12 +240,13 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
                 )
                 pair = p, changed, model.start(p)
                 run.rows.append(_row(place, record, other, pair, weights, floor))
-            run.residual, run.hidden = _push(
+            found = _push(
                 place.flow,
-                (record.residual, record.hidden, p),
-                (run.residual, run.hidden, step),
+                (record.incoming, p),
+                (run.stream.incoming(place), step),
                 model.start(p),
             )
+            run.stream = run.stream.after(place, *found, jnp.add)
         if progress is not None:
             progress.advance(1, f"layer {place.layer}")
     head = next(base)
@@ -265,7 +265,7 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
     - `pair`: parameters of either, and the state before the first token.
     - `weights`: how far each parameter changed; empty where none did.
     """
-    inputs = place.flow, record.residual, record.hidden, *pair
+    inputs = place.flow, record.incoming, *pair
     local = bound = largest = 0.0
     violations, worst = 0, None
     if weights:
@@ -312,9 +312,8 @@ def _root(square) -> float:
 def _push(flow, primals, tangents, start):
     """Tangents of the stream and of the sublayer's output, over a batch."""
 
-    def run(residual, hidden, p):
-        one = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[:2]
-        return jax.vmap(one)(residual, hidden)
+    def run(incoming, p):
+        return jax.vmap(lambda i: sublayer(Exact(), flow, i, p, start)[:2])(incoming)
 
     return jax.jvp(run, primals, tangents)[1]
 
@@ -348,7 +347,7 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
     p = model.final_norm()
     step = difference(p, changed.final_norm())
     normed, pushed = _push_norm(
-        (head.residual, head.hidden, p), (run.residual, run.hidden, step)
+        (head.residual, head.hidden, p), (run.stream.residual, run.stream.hidden, step)
     )
     logits = _compare.no_logits(*shape)
     sums = jnp.zeros((4, 2, *shape))

@@ -127,7 +127,7 @@ def run_layers(
                     work = SublayerDivergence(
                         model,
                         sublayer,
-                        run.execution,
+                        run.execution.of(sublayer.kind),
                         record,
                         other,
                         effort.floor,

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from .flows.residual import Incoming
+
 
 class SublayerRecord(NamedTuple):
     """One sublayer of one run, over a batch of sequences."""
@@ -24,6 +26,36 @@ class SublayerRecord(NamedTuple):
     """Stored tensors by site, fp64 copies, as far as the runner sees them."""
     observed: dict[str, Any]
     """Values that are never stored, kept for statistics (reference only)."""
+    aside: Any = None
+    """What it alone read on top of the stream, if anything."""
+    embedded: Any = None
+    """The embedding, where it read that beside the stream."""
+
+    @property
+    def incoming(self) -> Incoming:
+        """What the sublayer read."""
+        return Incoming(self.residual, self.hidden, self.aside, self.embedded)
+
+    @staticmethod
+    def of(place: Any, incoming: Incoming, output, stored, observed):
+        """A record from what went in and came out.
+
+        **Arguments:**
+
+        - `place`: with `layer` and `kind`, such as a `Sublayer`.
+        """
+        residual, hidden, aside, embedded = incoming
+        return SublayerRecord(
+            place.layer,
+            place.kind,
+            residual,
+            hidden,
+            output,
+            stored,
+            observed,
+            aside,
+            embedded,
+        )
 
 
 class HeadRecord(NamedTuple):

@@ -74,6 +74,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
       errors are distances from it, not from exact arithmetic. They hold what the
       execution leaves open: orders of sums, last bits of exponentials, and values
       close enough to a rounding tie to fall on the other side.
+    - `chunked`: run a recurrence that has a chunked form in it.
     """
 
     channel_block = 512
@@ -89,6 +90,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         anchors: dict[str, Float[Array, "..."]] | None = None,
         centred: bool = False,
         in_scan: bool = False,
+        chunked: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -100,6 +102,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         self._anchors = anchors or {}
         self._centred = centred
         self._in_scan = in_scan
+        self.chunked = chunked
 
     # ---- stores
 

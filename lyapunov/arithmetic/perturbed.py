@@ -23,6 +23,7 @@ class Perturbed(AbstractJaxArithmetic):
     - `offsets`: of sites outside scans.
     - `scan_offsets`: of sites inside, (tokens, ...), or a scalar for all tokens. A
       scan of a flow is taken to run once, over all channels.
+    - `chunked`: run a recurrence that has a chunked form in it.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Perturbed(AbstractJaxArithmetic):
         scan_offsets: dict[str, Float[Array, "..."]] | None = None,
         *,
         in_scan: bool = False,
+        chunked: bool = False,
     ):
         self.records = {}
         self.scan_records = {}
@@ -39,6 +41,7 @@ class Perturbed(AbstractJaxArithmetic):
         self._offsets = offsets
         self._scan_offsets = scan_offsets or {}
         self._in_scan = in_scan
+        self.chunked = chunked
         self._stored: list[tuple[str, Array]] = []
 
     def stores(self, site):

@@ -26,6 +26,7 @@ class Rounded(AbstractJaxArithmetic):
       is done in fp64 and rounded to it.
     - `key`: for a state that is rounded stochastically; without one it is rounded to
       nearest.
+    - `chunked`: run a recurrence that has a chunked form in it.
 
     `records` gets every stored tensor outside scans, as fp64.
     """
@@ -37,6 +38,7 @@ class Rounded(AbstractJaxArithmetic):
         *,
         key: Array | None = None,
         in_scan: bool = False,
+        chunked: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -44,6 +46,7 @@ class Rounded(AbstractJaxArithmetic):
         self._inner = inner
         self._key = key
         self._in_scan = in_scan
+        self.chunked = chunked
 
     def stores(self, site):
         """Whether the execution names this site."""

@@ -31,6 +31,7 @@ class Sampled(AbstractJaxArithmetic):
     - `sign`: 1, or -1 for the opposite offsets of the same key.
     - `inner`: numbers of a format that every operation is rounded to as well; None
       where that does not show beside the stores.
+    - `chunked`: run a recurrence that has a chunked form in it.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Sampled(AbstractJaxArithmetic):
         sign: Float[Array, ""] | float = 1.0,
         *,
         inner: FormatNumbers | None = None,
+        chunked: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -47,6 +49,7 @@ class Sampled(AbstractJaxArithmetic):
         self._key = key
         self._sign = sign
         self._inner = inner
+        self.chunked = chunked
         self._draws = 0
         self._stored: list[tuple[Any, FormatNumbers | StateNumbers]] = []
 

@@ -15,7 +15,7 @@ estimates. One reverse pass, linearised at the reference, serves all executions.
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,10 +26,11 @@ from jaxtyping import Array, Float
 from ..arithmetic import Perturbed
 from ..arithmetic.sampled import holds_numbers_of
 from ..executions import Execution
-from ..flows.residual import final_norm, sublayer
+from ..flows.residual import Incoming, final_norm, sublayer
 from ..formats import FormatNumbers
 from ..models import Model, Sublayer
 from ..state_formats import StateNumbers, state_error_bound
+from .head import logit_roundings
 
 
 # Streams of the reference that are kept in memory for the way back; the rest goes to
@@ -76,6 +77,7 @@ class Adjoints:
     ):
         batch, seq = shape
         self._model = model
+        self._executions = list(executions)
         self._numbers = [execution.site_numbers() for execution in executions]
         self._sequences = min(batch, n_readouts)
         each = -(-n_readouts // self._sequences)
@@ -92,6 +94,7 @@ class Adjoints:
         ]
         self._mean = jnp.sum(jnp.stack(sums), axis=0) / model.config.vocab_size
         self._streams = _Streams()
+        self._embedded = np.zeros(0)
         self._normed_pull = jnp.zeros((*self._shape, model.config.d_model))
         self.effects = [Effects({}, {}) for _ in executions]
 
@@ -116,18 +119,27 @@ class Adjoints:
 
     def sublayer(self, reference) -> None:
         """Keep what the way back needs of the reference's record of a sublayer."""
-        self._streams.append(reference.residual, reference.hidden, self._sequences)
+        aside, embedded = reference.aside, reference.embedded
+        if aside is not None:
+            self._streams.append(aside[: self._sequences])
+        if embedded is not None and not self._embedded.size:
+            self._embedded = np.asarray(embedded[: self._sequences])
+        self._streams.append((reference.residual + reference.hidden)[: self._sequences])
 
     def head(self, reference) -> None:
         """The same of the reference's head."""
-        self._streams.append(reference.residual, reference.hidden, self._sequences)
+        self._streams.append((reference.residual + reference.hidden)[: self._sequences])
 
     def logits(self, start: int, stop: int, reference) -> None:
         """Take in a slice of the reference's logits, (batch, seq, rows)."""
         readout = self.readout(start, stop)
         rows = self._model.head(start, stop)
-        self._normed_pull = self._normed_pull + readout @ rows.matrix
-        found = _of_logits(readout, self.at_readouts(reference), self._numbers)
+        multiplier = self._model.config.logits_multiplier
+        pull = readout @ rows.matrix
+        self._normed_pull = self._normed_pull + multiplier * pull
+        found = _of_logits(
+            readout, self.at_readouts(reference), self._numbers, multiplier
+        )
         self._add(HEAD, [found])
 
     def reverse(self) -> Iterator[int]:
@@ -141,29 +153,51 @@ class Adjoints:
             pull = pull.at[np.arange(each), self.tokens[i]].set(self._normed_pull[i])
             effects, pull = _through_norm(self._numbers, stream[i], pull, p)
             found.append(effects)
-            pulls.append(pull)
+            pulls.append(_Pulls(pull[0], jnp.zeros_like(pull[0])))
         self._add(HEAD, found)
         for layer in reversed(self._model.sublayers):
             p = self._model.parameters(layer.layer)
             start = self._model.start(p)
+            before = self._before(layer)
             stream = self._streams.pop()
+            aside = self._streams.pop() if before and before.aside else None
+            beside = before is not None and before.shares
             found = []
             for i in range(count):
+                incoming = Incoming(
+                    stream[i],
+                    np.zeros_like(stream[i]),
+                    None if aside is None else aside[i],
+                    self._embedded[i] if layer.embedded else None,
+                )
+                if not layer.shares:
+                    pulls[i] = pulls[i].in_front_of(layer.aside)
                 effects, pulls[i] = _through_sublayer(
-                    layer.flow, self._numbers_of(layer), stream[i], pulls[i], p, start
+                    layer.flow,
+                    self._numbers_of(layer),
+                    incoming,
+                    pulls[i],
+                    p,
+                    start,
+                    beside,
+                    self._executions[0].of(layer.kind).chunked,
                 )
                 found.append(effects)
             self._add(layer.layer, found)
             yield layer.layer
 
+    def _before(self, layer: Sublayer) -> Sublayer | None:
+        return self._model.sublayers[layer.layer - 1] if layer.layer else None
+
     def _numbers_of(self, layer: Sublayer):
-        if layer.layer > 0:
-            return self._numbers
-        # nothing is added to the embedding yet, so nothing is rounded there
-        return [
-            {site: n for site, n in numbers.items() if site != "residual"}
-            for numbers in self._numbers
-        ]
+        numbers = [e.of(layer.kind).site_numbers() for e in self._executions]
+        before = self._before(layer)
+        if before is None or before.shares:
+            # nothing is added to the embedding yet, so nothing is rounded there; and
+            # sublayers side by side read one stream, which is rounded once
+            for sites in numbers:
+                sites.pop("residual", None)
+        return numbers
 
     def _add(self, place: int, found: list) -> None:
         """Take in effects, one entry a sequence, or one for all."""
@@ -177,6 +211,22 @@ class Adjoints:
                     )
 
 
+class _Pulls(NamedTuple):
+    """Adjoints of what a sublayer's neighbours read, for each read-out."""
+
+    stream: Float[Array, "readouts seq d_model"]
+    """Of the stream behind it."""
+    aside: Float[Array, "readouts seq d_model"]
+    """Of what the next sublayer alone reads on top of it."""
+    out: Any = None
+    """Of the outputs of the sublayers side by side that are being gone through."""
+
+    def in_front_of(self, aside: bool) -> "_Pulls":
+        """Before the last of those side by side; `aside` as in `Sublayer`."""
+        nothing = jnp.zeros_like(self.aside)
+        return _Pulls(self.stream, nothing, self.aside if aside else self.stream)
+
+
 class _Streams:
     """The reference's streams in front of each sublayer, last in first out."""
 
@@ -187,8 +237,8 @@ class _Streams:
         self._spilled = 0
         self._shape: tuple[int, ...] = ()
 
-    def append(self, residual, hidden, sequences: int) -> None:
-        stream = np.asarray(residual[:sequences] + hidden[:sequences])
+    def append(self, stream) -> None:
+        stream = np.asarray(stream)
         self._shape = stream.shape
         if self._bytes + stream.nbytes <= KEPT_BYTES:
             self._held.append(stream)
@@ -232,26 +282,26 @@ def _variance_share(numbers: FormatNumbers | StateNumbers) -> float:
     return 1 / 6 if stochastic else 1 / 3
 
 
-def _pulled_back(run, stream, pulls, numbers):
-    """The reverse pass of `run(at, stream) -> output` for each pull.
+def _pulled_back(run, inputs, pulls, numbers, chunked: bool = False):
+    """The reverse pass of `run(at, inputs) -> output` for each pull.
 
     **Returns:** for each execution, by site, `worst` and `variance`; and the pulls in
-    front.
+    front, as a tuple.
     """
     union = {site for sites in numbers for site in sites}
     repeats: dict[str, tuple[str, ...]] = {}
 
-    def perturbed(offsets, scan_offsets, stream):
-        at = Perturbed(offsets, scan_offsets)
-        output = run(at, stream)
+    def perturbed(offsets, scan_offsets, inputs):
+        at = Perturbed(offsets, scan_offsets, chunked=chunked)
+        output = run(at, inputs)
         repeats.update(at.repeats)
         return output, (at.records, at.scan_records)
 
     # The shapes of the stored tensors come from a run that is only traced.
     zero = {site: jnp.zeros(()) for site in sorted(union)}
-    shapes = jax.eval_shape(perturbed, zero, zero, stream)[1]
+    shapes = jax.eval_shape(perturbed, zero, zero, inputs)[1]
     outside, inside = jax.tree.map(lambda shape: jnp.zeros(shape.shape), shapes)
-    _, pull, values = jax.vjp(perturbed, outside, inside, stream, has_aux=True)
+    _, pull, values = jax.vjp(perturbed, outside, inside, inputs, has_aux=True)
     values = values[0] | values[1]
     sizes = [
         {
@@ -296,29 +346,46 @@ def _effect(adjoint, size, variance_share: float):
 
 
 @eqx.filter_jit
-def _through_sublayer(flow, numbers, stream, pulls, p, start):
-    def run(at, stream):
-        nothing = jnp.zeros_like(stream)
-        residual, output, _ = sublayer(at, flow, stream, nothing, p, start)
-        return residual + output
+def _through_sublayer(
+    flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, chunked
+):
+    """Of one of those side by side; of the first of them unless `beside`."""
 
-    return _pulled_back(run, stream, pulls, numbers)
+    def run(at, inputs):
+        stream, aside = inputs
+        given = incoming._replace(residual=stream, aside=aside)
+        residual, output, _ = sublayer(at, flow, given, p, start)
+        return residual, output
+
+    through = jnp.zeros_like(pulls.stream) if beside else pulls.stream
+    effects, (stream, aside) = _pulled_back(
+        run,
+        (incoming.residual, incoming.aside),
+        (through, pulls.out),
+        numbers,
+        chunked,
+    )
+    if beside:
+        stream = pulls.stream + stream
+    aside = pulls.aside if aside is None else pulls.aside + aside
+    return effects, _Pulls(stream, aside, pulls.out)
 
 
 @eqx.filter_jit
 def _through_norm(numbers, stream, pulls, p):
-    run = lambda at, stream: final_norm(at, stream, jnp.zeros_like(stream), p)
-    return _pulled_back(run, stream, pulls, numbers)
+    run = lambda at, given: final_norm(at, given[0], jnp.zeros_like(given[0]), p)
+    return _pulled_back(run, (stream,), pulls, numbers)
 
 
 @eqx.filter_jit
-def _of_logits(readout, logits, numbers):
+def _of_logits(readout, logits, numbers, multiplier):
     found = []
     for sites in numbers:
         effects = {}
-        if "logits" in sites:
-            moved = jnp.abs(readout) * _error_bound(logits, sites["logits"])
-            effects["logits"] = {
+        sizes = logit_roundings(jnp.abs(logits), sites, multiplier)
+        for site, size in sizes.items():
+            moved = jnp.abs(readout) * jnp.where(jnp.isfinite(size), size, 0.0)
+            effects[site] = {
                 "worst": jnp.sum(moved, axis=-1),
                 "variance": jnp.sum(moved**2, axis=-1) / 3,
             }

@@ -25,10 +25,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..arithmetic import Bounded, Weight
 from ..executions import Execution
-from ..flows.residual import final_norm, logits
+from ..flows.residual import Stream, beside, final_norm, logits
 from ..flows.sites import FLOW_ORDER
-from ..formats import FormatNumbers, rounding_error_bound
+from ..formats import FormatNumbers
 from ..models import Model, Sublayer
+from .head import logit_roundings
 from .local import REFERENCE_SHARE, with_operator_norms
 from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error
 
@@ -72,10 +73,9 @@ class Ball:
         self._model = model
         self._execution = execution
         self._maker = Interpreter(execution, seq, centred)
-        embedded = model.embed(tokens, execution)
-        nothing = jnp.zeros_like(embedded)
-        self._stream = without_error(embedded)
-        self._hidden = without_error(nothing)
+        self._seq, self._centred = seq, centred
+        embedded = without_error(model.embed(tokens, execution))
+        self._stream: Stream | None = Stream.start(embedded)
         self._normed: Bounded | None = None
         self.until_layer = 0
         """Leading sublayers whose radius stays under the stream's norm."""
@@ -94,40 +94,43 @@ class Ball:
 
         - `reference`: the reference's record of it.
         """
-        if not self.alive:
+        if self._stream is None:
             return None
-        p = with_operator_norms(self._model.parameters(layer.layer, self._execution))
+        own = self._execution.of(layer.kind)
+        p = with_operator_norms(self._model.parameters(layer.layer, own))
         through = bounded_pass(
             layer.flow,
-            self._maker,
-            self._numbers(),
-            self._stream,
-            self._hidden,
+            Interpreter(own, self._seq, self._centred),
+            numbers_of(own),
+            self._stream.incoming(layer),
             p,
             self._model.start(p),
         )
-        stream, hidden = through.stream, _with_own_error(through.output)
+        stream, output = through.stream, _with_own_error(through.output)
         there = reference.residual + reference.hidden + reference.output
-        found, length = _distance(stream, hidden, there)
+        found, length = _distance(stream, output, there)
         found, length = np.asarray(found), np.asarray(length)
         found = np.where(np.isnan(found), np.inf, found)
         if not np.all(found < length):
             self.stopped_by = f"layer {layer.layer}, {_first_lost(through.largest)}"
-            self._stream = self._hidden = Bounded(jnp.zeros(1), jnp.zeros(1))
+            self._stream = None
             return None
-        self._stream, self._hidden = stream, hidden
+        together = lambda one, other: _together(
+            self._maker, self._numbers(), one, other
+        )
+        self._stream = self._stream.after(layer, stream, output, together)
         self.until_layer = layer.layer + 1
-        radius = np.asarray(_radius(stream, hidden))
+        radius = np.asarray(_radius(stream, output))
         return Certified(layer.layer, found, radius)
 
     def head(self) -> None:
         """Run the final norm."""
-        if self.alive:
+        if self._stream is not None:
             self._normed = _through_norm(
                 self._maker,
                 self._numbers(),
-                self._stream,
-                self._hidden,
+                self._stream.residual,
+                self._stream.hidden,
                 self._model.final_norm(self._execution),
             )
 
@@ -150,11 +153,19 @@ class Ball:
         sites, model = self._numbers()
         own = jnp.zeros(np.shape(leader))
         stable = np.ones(np.shape(leader), bool)
-        stored = sites.pop("logits", None)
-        top = _logit(self._maker, model, stored, self._normed, rows)
+        stores = _Stores(
+            {
+                name: sites[name]
+                for name in ("logits", "logits_scaled")
+                if name in sites
+            },
+            self._model.config.logits_multiplier,
+        )
+        top = _logit(self._maker, model, stores, self._normed, rows)
         for start, stop in self._model.vocabulary_slices():
             weight = self._model.head(start, stop, self._execution)
-            own = _logits(self._maker, model, stored, self._normed, weight)
+            weight = Weight(weight.matrix * stores.multiplier)
+            own = _logits(self._maker, model, stores, self._normed, weight)
             leads = _leads(self._normed, rows, top, weight.matrix, own)
             same = leader[..., None] == np.arange(start, stop)
             stable &= np.all(np.asarray(leads) | same, axis=-1)
@@ -169,7 +180,7 @@ class Ball:
                     self._model.head(start, stop, self._execution).matrix
                 )
                 rows[here] = matrix[tokens[here] - start]
-        return jnp.asarray(rows)
+        return jnp.asarray(rows) * self._model.config.logits_multiplier
 
     def _numbers(self) -> Numbers:
         return numbers_of(self._execution)
@@ -214,6 +225,18 @@ def _through_norm(maker: Interpreter, numbers, stream, hidden, p) -> Bounded:
     return jax.vmap(run)(stream, hidden)
 
 
+@eqx.filter_jit
+def _together(maker: Interpreter, numbers, output: Bounded, other: Bounded) -> Bounded:
+    return jax.vmap(lambda a, b: beside(maker(*numbers), a, b))(output, other)
+
+
+class _Stores(NamedTuple):
+    """What stands behind the head's product."""
+
+    sites: dict[str, FormatNumbers]
+    multiplier: float
+
+
 class _Own(NamedTuple):
     """Logits of the centre, and what their own sums and stores may add."""
 
@@ -222,7 +245,7 @@ class _Own(NamedTuple):
 
 
 @eqx.filter_jit
-def _logits(maker, model, stored: FormatNumbers | None, normed: Bounded, rows: Weight):
+def _logits(maker, model, stores: _Stores, normed: Bounded, rows: Weight):
     """Of a slice of the vocabulary."""
     at = maker({}, model)
     exact = Bounded(normed.value, jnp.zeros_like(normed.value))
@@ -231,11 +254,11 @@ def _logits(maker, model, stored: FormatNumbers | None, normed: Bounded, rows: W
     moved = jnp.minimum(
         normed.error @ jnp.abs(rows.matrix).T, normed.norm[..., None] * lengths
     )
-    return _own(model, stored, normed, value, moved)
+    return _own(model, stores, normed, value, moved)
 
 
 @eqx.filter_jit
-def _logit(maker, model, stored: FormatNumbers | None, normed: Bounded, rows):
+def _logit(maker, model, stores: _Stores, normed: Bounded, rows):
     """Of one row for each token."""
     at = maker({}, model)
 
@@ -250,10 +273,10 @@ def _logit(maker, model, stored: FormatNumbers | None, normed: Bounded, rows):
         normed.norm * jnp.linalg.norm(rows, axis=-1),
     )
     exact = Bounded(normed.value, normed.error, normed.norm)
-    return _own(model, stored, exact, value, moved)
+    return _own(model, stores, exact, value, moved)
 
 
-def _own(model, stored, normed: Bounded, value: Bounded, moved) -> _Own:
+def _own(model, stores: _Stores, normed: Bounded, value: Bounded, moved) -> _Own:
     # The sum's bound grows with the length of what is summed, which may be n longer
     # than the centre's.
     length = jnp.linalg.norm(normed.value, axis=-1)
@@ -261,9 +284,11 @@ def _own(model, stored, normed: Bounded, value: Bounded, moved) -> _Own:
     extra = value.value.ndim - longer.ndim
     longer = longer.reshape(longer.shape + (1,) * extra)
     error = value.error * longer + 2.0 * model.unit * moved
-    if stored is not None:
-        magnitude = jnp.abs(value.value) + (moved + error) * SAFETY
-        error = error + rounding_error_bound(magnitude, stored)
+    if stores.multiplier != 1.0:
+        # the product by the multiplier, which here is in the rows
+        error = error + 2.0 * model.unit * jnp.abs(value.value) + model.underflow
+    magnitude = jnp.abs(value.value) + (moved + error) * SAFETY
+    error = error + sum(logit_roundings(magnitude, *stores).values())
     return _Own(value.value, error * SAFETY)
 
 

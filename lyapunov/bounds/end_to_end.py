@@ -33,7 +33,7 @@ from .predicted import (
     predicted_stable,
     random_error,
 )
-from .probes import Probes
+from .probes import LAST, Probes
 
 
 # The z between which sigma is shown.
@@ -167,9 +167,15 @@ class EndToEnd:
             self._adjoints.logits(start, stop, reference)
         for i, other in enumerate(others):
             shifted, drawn, norms = self._probes[i].logits(start, stop)
-            stored = self._executions[i].site_numbers().get("logits")
             self._sums[i] = add_logits(
-                self._sums[i], reference, shifted, drawn, norms, other, stored
+                self._sums[i],
+                reference,
+                shifted,
+                drawn,
+                norms,
+                other,
+                _of_head(self._executions[i].site_numbers()),
+                self._model.config.logits_multiplier,
             )
             if other is None:
                 continue
@@ -227,6 +233,10 @@ class EndToEnd:
                 else np.ravel(self._at_readouts[i]) / np.sqrt(effects.total("variance"))
             ),
         )
+
+
+def _of_head(sites: dict) -> dict:
+    return {name: numbers for name, numbers in sites.items() if name in LAST}
 
 
 def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:

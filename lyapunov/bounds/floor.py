@@ -42,8 +42,8 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
     return _floor(
         flow,
         sites,
-        record.residual[0, :tokens],
-        record.hidden[0, :tokens],
+        execution.chunked,
+        jax.tree.map(lambda x: x[0, :tokens], record.incoming),
         record.output[0, :tokens],
         parameters,
         parameters if original is None else original,
@@ -52,17 +52,17 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
 
 
 @eqx.filter_jit
-def _floor(flow, sites, residual, hidden, output, parameters, original, start):
+def _floor(flow, sites, chunked, incoming, output, parameters, original, start):
     def run(offsets):
-        at = Perturbed(offsets)
-        result = sublayer(at, flow, residual, hidden, parameters, start)[1]
+        at = Perturbed(offsets, chunked=chunked)
+        result = sublayer(at, flow, incoming, parameters, start)[1]
         return result, at.records
 
     # The shapes of the stored tensors come from a run that is only traced.
     shapes = jax.eval_shape(lambda: run({name: jnp.zeros(()) for name in sites}))[1]
     zero = {name: jnp.zeros(shape.shape) for name, shape in shapes.items()}
     _, pull, values = jax.vjp(run, zero, has_aux=True)
-    exact = sublayer(Exact(), flow, residual, hidden, original, start)[1]
+    exact = sublayer(Exact(), flow, incoming, original, start)[1]
     size = {
         name: rounding_error_bound(jnp.abs(values[name]), sites[name]) for name in sites
     }

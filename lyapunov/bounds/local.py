@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, Weight
 from ..executions import Execution
-from ..flows.residual import sublayer
+from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
 from .operator_norm import operator_norm_bound
 from .passes import (
@@ -176,25 +176,22 @@ class _Inputs(NamedTuple):
     """What differs from one run to the next: arrays alone."""
 
     numbers: Numbers
-    residual: Float[Array, "batch seq d_model"]
-    hidden: Float[Array, "batch seq d_model"]
+    incoming: Incoming
     stored: dict[str, Float[Array, "batch seq channels"]]
 
 
 def _traced(execution: Execution, flow, record):
-    inputs = _Inputs(
-        numbers_of(execution), record.residual, record.hidden, record.stored
-    )
+    inputs = _Inputs(numbers_of(execution), record.incoming, record.stored)
     return flow, Interpreter(execution, record.residual.shape[1], True), inputs
 
 
 def _bound_operations(flow, interpreter, inputs: _Inputs, parameters, start):
-    def one(residual, hidden, stored):
+    def one(incoming, stored):
         at = interpreter(*inputs.numbers, stored)
-        sublayer(at, flow, residual, hidden, parameters, start)
+        sublayer(at, flow, incoming, parameters, start)
         return at.records
 
-    return jax.vmap(one)(inputs.residual, inputs.hidden, inputs.stored)
+    return jax.vmap(one)(inputs.incoming, inputs.stored)
 
 
 _operations_whole = eqx.filter_jit(_bound_operations)
@@ -213,14 +210,14 @@ def _passes(execution, flow, record, parameters, original, start, centred):
         flow,
         Interpreter(execution, seq, centred),
         numbers_of(execution),
-        without_error(record.residual),
-        without_error(record.hidden),
+        without_error(record.incoming),
         parameters,
         start,
     )
-    stream = record.residual, record.hidden
-    held = exact_pass(flow, *stream, parameters, start)
-    reference = held if original is None else exact_pass(flow, *stream, original, start)
+    held = exact_pass(flow, record.incoming, parameters, start)
+    reference = (
+        held if original is None else exact_pass(flow, record.incoming, original, start)
+    )
     return bounded, held, reference
 
 
@@ -242,12 +239,13 @@ def _compared(output, reference, held, radius: Bounded):
     return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
 
 
-def with_operator_norms(parameters, names=("in_proj", "x_proj", "dt_proj", "out_proj")):
-    """The parameters with certified operator norms for the named projections."""
-    for name in names:
-        weight = getattr(parameters, name)
-        norm = operator_norm_bound(np.asarray(weight.matrix))
-        parameters = eqx.tree_at(
-            lambda p, n=name: getattr(p, n), parameters, Weight(weight.matrix, norm)
-        )
-    return parameters
+def with_operator_norms(parameters):
+    """The parameters with certified operator norms for all projections."""
+
+    def measured(leaf):
+        if not isinstance(leaf, Weight):
+            return leaf
+        return Weight(leaf.matrix, operator_norm_bound(np.asarray(leaf.matrix)))
+
+    is_weight = lambda leaf: isinstance(leaf, Weight)
+    return jax.tree.map(measured, parameters, is_leaf=is_weight)

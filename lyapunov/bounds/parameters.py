@@ -167,13 +167,13 @@ class SublayerChange(NamedTuple):
     channels: int
 
 
-def sublayer_change(flow, residual, hidden, base, changed, start) -> SublayerChange:
+def sublayer_change(flow, incoming, base, changed, start) -> SublayerChange:
     """|F(x; W') - F(x; W)|, measured in fp64 and bounded for all W' as far away.
 
     **Arguments:**
 
     - `flow`: such as `mamba1`.
-    - `residual`, `hidden`: (batch, seq, d_model), what enters the sublayer.
+    - `incoming`: (batch, seq, d_model), what enters the sublayer.
     - `base`, `changed`: its parameters in either weight set.
     - `start`: the state before the first token.
 
@@ -181,21 +181,21 @@ def sublayer_change(flow, residual, hidden, base, changed, start) -> SublayerCha
     bound by `REFERENCE_SHARE` of both outputs' norms, for fp64's own error.
     """
     box = within(base, difference(base, changed))
-    return _sublayer_change(flow, residual, hidden, base, changed, box, start)
+    return _sublayer_change(flow, incoming, base, changed, box, start)
 
 
-def change_bound(flow, residual, hidden, box, start) -> Bounded:
+def change_bound(flow, incoming, box, start) -> Bounded:
     """The output (seq, d_model) with its bound, for parameters from `within`."""
-    return sublayer(ParameterArithmetic(), flow, residual, hidden, box, start)[1]
+    return sublayer(ParameterArithmetic(), flow, incoming, box, start)[1]
 
 
 @eqx.filter_jit
-def _sublayer_change(flow, residual, hidden, base, changed, box, start):
-    def one(residual, hidden):
-        run = lambda p: sublayer(Exact(), flow, residual, hidden, p, start)[1]
-        return run(base), run(changed), change_bound(flow, residual, hidden, box, start)
+def _sublayer_change(flow, incoming, base, changed, box, start):
+    def one(incoming):
+        run = lambda p: sublayer(Exact(), flow, incoming, p, start)[1]
+        return run(base), run(changed), change_bound(flow, incoming, box, start)
 
-    before, after, bound = jax.vmap(one)(residual, hidden)
+    before, after, bound = jax.vmap(one)(incoming)
     apart = jnp.abs(after - before)
     own = jnp.linalg.norm(before, axis=-1) + jnp.linalg.norm(after, axis=-1)
     # an overflow on the way leaves inf or inf times 0: no finite bound either way
@@ -211,7 +211,7 @@ def _sublayer_change(flow, residual, hidden, base, changed, box, start):
     )
 
 
-def change_floor(flow, residual, hidden, base, changed, start):
+def change_floor(flow, incoming, base, changed, start):
     """The largest L2 effect found among weight sets as far from the base.
 
     Signs of the changes follow the gradient of the distance, as in `bounds.floor`; no
@@ -220,11 +220,10 @@ def change_floor(flow, residual, hidden, base, changed, start):
     **Returns:** the distance found and the change's own, over the leading tokens of
     the first sequence.
     """
-    tokens = min(FLOOR_TOKENS, residual.shape[1])
+    tokens = min(FLOOR_TOKENS, incoming.residual.shape[1])
     return _floor(
         flow,
-        residual[0, :tokens],
-        hidden[0, :tokens],
+        jax.tree.map(lambda x: x[0, :tokens], incoming),
         base,
         difference(base, changed),
         start,
@@ -232,10 +231,10 @@ def change_floor(flow, residual, hidden, base, changed, start):
 
 
 @eqx.filter_jit
-def _floor(flow, residual, hidden, base, change, start):
+def _floor(flow, incoming, base, change, start):
     def run(offset):
         p = jax.tree.map(jnp.add, base, offset)
-        return sublayer(Exact(), flow, residual, hidden, p, start)[1]
+        return sublayer(Exact(), flow, incoming, p, start)[1]
 
     before, pull = jax.vjp(run, jax.tree.map(jnp.zeros_like, change))
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
 from ..executions import Execution
-from ..flows.residual import sublayer
+from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
 
 
@@ -28,13 +28,13 @@ class Interpreter:
 
     def __init__(self, execution: Execution, seq: int, centred: bool):
         self._execution = execution
-        self._key = (execution.depths, seq, centred)
+        self._key = (execution.depths, seq, centred, execution.chunked)
 
     def __call__(
         self, sites, model, anchors=None, kind: type = BoundedArithmetic
     ) -> BoundedArithmetic:
         """An interpreter for sites and an inner arithmetic with these numbers."""
-        _, seq, centred = self._key
+        _, seq, centred, _ = self._key
         return self._execution.bounded(
             seq, sites, model, anchors=anchors, centred=centred, kind=kind
         )
@@ -81,29 +81,30 @@ class BoundedPass(NamedTuple):
     """The same at the token where it is largest."""
 
 
-def without_error(x: Float[Array, "batch seq d_model"]) -> Bounded:
-    """A tensor that every execution has exactly."""
-    return Bounded(x, jnp.zeros_like(x), jnp.zeros(x.shape[:-1]))
+def without_error(x):
+    """A tensor, or several, that every execution has exactly."""
+    lift = lambda x: Bounded(x, jnp.zeros_like(x), jnp.zeros(x.shape[:-1]))
+    return jax.tree.map(lift, x)
 
 
 @eqx.filter_jit
 def bounded_pass(
-    flow, interpreter: Interpreter, numbers: Numbers, residual, hidden, p, start
+    flow, interpreter: Interpreter, numbers: Numbers, incoming: Incoming, p, start
 ) -> BoundedPass:
     """One sublayer with certified errors.
 
     **Arguments:**
 
-    - `residual`, `hidden`: Bounded, (batch, seq, d_model).
+    - `incoming`: of Bounded, (batch, seq, d_model).
     """
 
-    def one(residual: Any, hidden: Any):
+    def one(incoming: Any):
         at = interpreter(*numbers, kind=Watching)
-        stream, output, _ = sublayer(at, flow, residual, hidden, p, start)
+        stream, output, _ = sublayer(at, flow, incoming, p, start)
         return stream, output, at.records
 
     stream: Any
-    stream, output, records = jax.vmap(one)(residual, hidden)
+    stream, output, records = jax.vmap(one)(incoming)
     return BoundedPass(
         stream,
         output,
@@ -124,10 +125,9 @@ def _by_token(x: Bounded):
 
 
 @eqx.filter_jit
-def exact_pass(flow, residual, hidden, p, start) -> Float[Array, "batch seq d_model"]:
+def exact_pass(flow, incoming: Incoming, p, start) -> Float[Array, "batch seq d_model"]:
     """The output of one sublayer in exact arithmetic."""
-    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
-    return jax.vmap(run)(residual, hidden)
+    return jax.vmap(lambda i: sublayer(Exact(), flow, i, p, start)[1])(incoming)
 
 
 def where_it_grows(

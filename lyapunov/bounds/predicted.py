@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..formats import FormatNumbers, rounding_error_bound
+from ..formats import FormatNumbers
+from .head import logit_roundings
 
 
 # Tokens that compete for the first place; what holds for all others is told from the
@@ -96,7 +97,8 @@ def add_logits(
     probes: Float[Array, "probes batch seq rows"],
     norms: Float[Array, " rows"],
     other: Float[Array, "batch seq rows"] | None,
-    stored: FormatNumbers | None,
+    sites: dict[str, FormatNumbers],
+    multiplier: float = 1.0,
 ) -> RandomSums:
     """Take in one slice of the vocabulary.
 
@@ -104,12 +106,13 @@ def add_logits(
 
     - `shifted`, `probes`, `norms`: as `Probes.logits` gives them.
     - `other`: the execution's own logits, where it was run.
-    - `stored`: the format that logits are stored in, if they are.
+    - `sites`, `multiplier`: as `logit_roundings` takes them.
     """
     shift, drawn = shifted - reference, probes - shifted
-    store = jnp.zeros_like(shifted)
-    if stored is not None:
-        store = rounding_error_bound(jnp.abs(shifted), stored)
+    square = jnp.zeros_like(shifted)
+    for size in logit_roundings(jnp.abs(shifted), sites, multiplier).values():
+        square = square + size**2
+    store = jnp.sqrt(square)
     rest = jnp.zeros_like(shift) if other is None else other - shifted
     return RandomSums(
         size=sums.size + _sums(reference),

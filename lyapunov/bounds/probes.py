@@ -4,8 +4,6 @@ Each goes a sublayer at a time beside the reference, so that nothing but the str
 each is held.
 """
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,20 +11,13 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import Exact, Sampled, Weight
 from ..executions import Execution
-from ..flows.residual import final_norm, logits, sublayer
+from ..flows.residual import Incoming, Stream, beside, final_norm, logits, sublayer
 from ..formats import FP32
 from ..models import Model, Sublayer
 
 
 # Sites behind the last one that a probe draws for: their effect has a closed form.
-LAST = "logits"
-
-
-class Stream(NamedTuple):
-    """The residual stream of one run and what its last sublayer put out."""
-
-    residual: Float[Array, "batch seq d_model"]
-    hidden: Float[Array, "batch seq d_model"]
+LAST = ("logits", "logits_scaled")
 
 
 class Probes:
@@ -49,7 +40,8 @@ class Probes:
         self._model = model
         self._execution = execution
         self._sites = execution.site_numbers()
-        self._sites.pop(LAST, None)
+        for site in LAST:
+            self._sites.pop(site, None)
         # Beside a 16-bit store the roundings between two stores don't show; without
         # one they are of the stores' size.
         reduced = any(fmt.is_reduced for fmt in execution.sites.values())
@@ -61,7 +53,7 @@ class Probes:
             self._draws.append((keys[0], -1.0))
         embedded = model.embed(tokens, execution)
         self._held_exactly = bool(jnp.array_equal(embedded, model.embed(tokens)))
-        start = Stream(embedded, jnp.zeros_like(embedded))
+        start = Stream.start(embedded)
         self._exact = start
         self._probes = [start for _ in self._draws]
         self._normed: list[Float[Array, "batch seq d_model"]] = []
@@ -79,25 +71,33 @@ class Probes:
         - `reference`: the reference's record of it. It is the exact run's as well as
           long as the execution holds all weights as they are.
         """
-        p = self._model.parameters(layer.layer, self._execution)
+        own = self._execution.of(layer.kind)
+        p = self._model.parameters(layer.layer, own)
         start = self._model.start(p)
-        self._held_exactly &= self._model.held_exactly(layer.layer, self._execution)
+        self._held_exactly &= self._model.held_exactly(layer.layer, own)
         if self._held_exactly:
-            residual = reference.residual + reference.hidden
-            self._exact = Stream(residual, reference.output)
+            found = reference.residual + reference.hidden, reference.output
         else:
-            self._exact = _run_exact(layer.flow, self._exact, p, start)
+            found = _run_exact(layer.flow, self._exact.incoming(layer), p, start)
+        self._exact = self._exact.after(layer, *found, jnp.add)
+        sites = own.site_numbers()
         for i, (key, sign) in enumerate(self._draws):
-            self._probes[i] = _run_sampled(
+            key = jax.random.fold_in(key, layer.layer)
+            found = _run_sampled(
                 layer.flow,
-                self._sites,
+                sites,
                 self._inner,
-                jax.random.fold_in(key, layer.layer),
+                key,
                 sign,
-                self._probes[i],
+                self._probes[i].incoming(layer),
                 p,
                 start,
+                own.chunked,
             )
+            together = lambda one, other, key=key, sign=sign: _together(
+                self._sites, key, sign, one, other
+            )
+            self._probes[i] = self._probes[i].after(layer, *found, together)
 
     def head(self) -> None:
         """Run the norm in front of the head."""
@@ -123,29 +123,37 @@ class Probes:
         head's rows.
         """
         rows = self._model.head(start, stop, self._execution)
-        exact, *probes = (_logits(normed, rows) for normed in self._normed)
-        return exact, jnp.stack(probes), jnp.linalg.norm(rows.matrix, axis=-1)
+        multiplier = self._model.config.logits_multiplier
+        exact, *probes = (_logits(normed, rows, multiplier) for normed in self._normed)
+        norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(multiplier)
+        return exact, jnp.stack(probes), norms
 
 
 @eqx.filter_jit
-def _run_exact(flow, stream: Stream, p, start) -> Stream:
-    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[:2]
-    return Stream(*jax.vmap(run)(*stream))
+def _run_exact(flow, incoming: Incoming, p, start):
+    return jax.vmap(lambda i: sublayer(Exact(), flow, i, p, start)[:2])(incoming)
 
 
 @eqx.filter_jit
-def _run_sampled(flow, sites, inner, key, sign, stream: Stream, p, start) -> Stream:
-    def run(key, residual, hidden):
-        at = Sampled(sites, key, sign, inner=inner)
-        return sublayer(at, flow, residual, hidden, p, start)[:2]
+def _run_sampled(flow, sites, inner, key, sign, incoming, p, start, chunked):
+    def run(key, incoming):
+        at = Sampled(sites, key, sign, inner=inner, chunked=chunked)
+        return sublayer(at, flow, incoming, p, start)[:2]
 
-    keys = jax.random.split(key, stream.residual.shape[0])
-    return Stream(*jax.vmap(run)(keys, *stream))
+    keys = jax.random.split(key, incoming.residual.shape[0])
+    return jax.vmap(run)(keys, incoming)
+
+
+@eqx.filter_jit
+def _together(sites, key, sign, output, other):
+    own = jax.random.fold_in(key, 1)  # the sublayer itself splits the key
+    return beside(Sampled(sites, own, sign), output, other)
 
 
 @eqx.filter_jit
 def _norm_exact(stream: Stream, p):
-    return jax.vmap(lambda r, h: final_norm(Exact(), r, h, p))(*stream)
+    run = lambda r, h: final_norm(Exact(), r, h, p)
+    return jax.vmap(run)(stream.residual, stream.hidden)
 
 
 @eqx.filter_jit
@@ -156,9 +164,9 @@ def _norm_sampled(sites, inner, key, sign, stream: Stream, p):
         at = Sampled(sites, key, sign, inner=inner)
         return final_norm(at, residual, hidden, p)
 
-    return jax.vmap(run)(keys, *stream)
+    return jax.vmap(run)(keys, stream.residual, stream.hidden)
 
 
 @eqx.filter_jit
-def _logits(normed, rows: Weight):
-    return logits(Exact(), normed, rows)
+def _logits(normed, rows: Weight, multiplier: float):
+    return logits(Exact(), normed, rows, multiplier)

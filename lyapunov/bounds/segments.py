@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..executions import Execution
-from ..flows.residual import sublayer
+from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
 from ..formats import FP32, Format
 from .local import REFERENCE_SHARE
@@ -142,8 +142,7 @@ class _Inputs(NamedTuple):
     caches: tuple[dict, ...]
     """The site `state` of what each segment starts from; empty for fp32."""
     models: tuple[RoundingModel, ...]
-    residual: Float[Array, "batch seq d_model"]
-    hidden: Float[Array, "batch seq d_model"]
+    incoming: Incoming
     output: Float[Array, "batch seq d_model"]
     stored: dict[str, Float[Array, "batch seq channels"]]
 
@@ -170,8 +169,7 @@ def audit_sublayer(
             {} if s.cache is FP32 else {"state": s.cache.numbers()} for s in segments
         ),
         tuple(s.execution.constants.model() for s in segments),
-        record.residual,
-        record.hidden,
+        record.incoming,
         record.output,
         {s: record.stored[s] for s in FLOW_ORDER if s in record.stored and s in common},
     )
@@ -184,7 +182,7 @@ def audit_sublayer(
     )
 
 
-def _chained(flow, plan: _Plan, inputs, at, residual, hidden, p, start, stored=None):
+def _chained(flow, plan: _Plan, inputs, at, incoming, p, start, stored=None):
     """The sublayer segment by segment; `at(i, sites, anchors)` makes an interpreter.
 
     **Returns:** the outputs joined, and each segment's interpreter.
@@ -196,9 +194,8 @@ def _chained(flow, plan: _Plan, inputs, at, residual, hidden, p, start, stored=N
         if i:
             kept = at(i, inputs.caches[i], {}).store("state", start.state)
             start = eqx.tree_at(lambda s: s.state, start, kept)
-        _, output, start = sublayer(
-            interpreter, flow, residual[first:stop], hidden[first:stop], p, start
-        )
+        given = jax.tree.map(lambda x: x[first:stop], incoming)  # noqa: B023
+        _, output, start = sublayer(interpreter, flow, given, p, start)
         outputs.append(output)
         interpreters.append(interpreter)
     return interpreters[0].join(outputs), interpreters
@@ -224,11 +221,9 @@ def _hold(measured, value, error) -> Held:
 
 @eqx.filter_jit
 def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
-    def one(residual, hidden, stored):
+    def one(incoming, stored):
         at = lambda i, sites, anchors: plan.bounded(i, sites, inputs.models[i], anchors)
-        _, made = _chained(
-            flow, plan, inputs, at, residual, hidden, parameters, start, stored
-        )
+        _, made = _chained(flow, plan, inputs, at, incoming, parameters, start, stored)
         return {
             site: (
                 jnp.concatenate([m.records[site].value for m in made]),
@@ -237,18 +232,17 @@ def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
             for site in stored
         }
 
-    bounds = jax.vmap(one)(inputs.residual, inputs.hidden, inputs.stored)
+    bounds = jax.vmap(one)(inputs.incoming, inputs.stored)
     return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
 
 
 @eqx.filter_jit
 def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
-    def bounded(residual, hidden) -> Bounded:
+    def bounded(incoming) -> Bounded:
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
-        given = residual, hidden, parameters, start
-        return _chained(flow, plan, inputs, at, *given)[0]
+        return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
-    centre = jax.vmap(bounded)(inputs.residual, inputs.hidden)
+    centre = jax.vmap(bounded)(inputs.incoming)
     reference = _exact(
         flow, inputs, parameters if original is None else original, start
     )
@@ -258,8 +252,8 @@ def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
 
 
 def _exact(flow, inputs: _Inputs, p, start):
-    run = lambda r, h: sublayer(Exact(), flow, r, h, p, start)[1]
-    return jax.vmap(run)(inputs.residual, inputs.hidden)
+    run = lambda i: sublayer(Exact(), flow, i, p, start)[1]
+    return jax.vmap(run)(inputs.incoming)
 
 
 class _SampledInside(Sampled):
@@ -294,13 +288,12 @@ def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool
     exact = _exact(flow, inputs, parameters, start)
 
     def probe(key):
-        def one(key, residual, hidden):
+        def one(key, incoming):
             at = lambda i, sites, _: draws(sites, jax.random.fold_in(key, i))
-            given = residual, hidden, parameters, start
-            return _chained(flow, plan, inputs, at, *given)[0]
+            return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
         per_sequence = jax.random.split(key, exact.shape[0])
-        drawn = jax.vmap(one)(per_sequence, inputs.residual, inputs.hidden)
+        drawn = jax.vmap(one)(per_sequence, inputs.incoming)
         return jnp.sum((drawn - exact) ** 2, axis=-1)
 
     square = jnp.mean(jax.lax.map(probe, keys), axis=0)

@@ -69,6 +69,15 @@ class Execution:
     constants: InnerConstants
     depths: Depths
     assumptions: tuple[str, ...]
+    chunked: bool = False
+    """Whether a recurrence that has a chunked form runs in it."""
+    kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
+    """Of the same program, for kinds of sublayers that differ from this one: other
+    sites, parameters, constants or depths."""
+
+    def of(self, kind: str) -> "Execution":
+        """What holds inside a sublayer of this kind."""
+        return self.kinds.get(kind, self)
 
     def parameter_format(self, name: str) -> Format:
         """The format that a parameter is held in."""
@@ -102,6 +111,7 @@ class Execution:
             scan_depth=self.depths.scan(seq),
             anchors=anchors,
             centred=centred,
+            chunked=self.chunked,
         )
 
 

@@ -1,28 +1,38 @@
 """The residual stream around a sublayer, and the head at its end."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from ..arithmetic import AbstractArithmetic, Weight
 from .norm import Norm, normalise, scaled
 
 
-def sublayer(
-    at: AbstractArithmetic, flow, residual, hidden, p, start, aside=None, embedded=None
-):
+class Incoming(NamedTuple):
+    """What a sublayer reads: tensors (*batch, seq, d_model) of one run."""
+
+    residual: Any
+    """The stream before `hidden` is added."""
+    hidden: Any
+    """What the sublayers before put out."""
+    aside: Any = None
+    """What this sublayer alone reads on top of the stream, if anything."""
+    embedded: Any = None
+    """The embedding, for a sublayer that reads it beside the stream."""
+
+
+def sublayer(at: AbstractArithmetic, flow, incoming: Incoming, p, start):
     """Add what the sublayer before put out, then run this one.
 
     **Arguments:**
 
     - `flow`: `(at, residual, p, start) -> (output, after)`, such as `mamba1`.
-    - `residual`, `hidden`: (seq, d_model), the stream and the output before it.
-    - `aside`: (seq, d_model), what this sublayer alone reads on top of the stream.
-    - `embedded`: (seq, d_model), the embedding, for one that reads it beside the
-        stream.
+    - `incoming`: of one sequence, (seq, d_model).
 
     **Returns:** the stream (seq, d_model), the sublayer's output and its state.
     """
+    residual, hidden, aside, embedded = incoming
     residual = at.store("residual", at.add(residual, hidden, alone=True))
     read = residual
     if aside is not None:
@@ -31,6 +41,30 @@ def sublayer(
         read = at.join([read, embedded], axis=-1)
     output, after = flow(at, read, p, start)
     return residual, output, after
+
+
+def beside(at: AbstractArithmetic, output, other):
+    """The sum of what two sublayers side by side put out."""
+    return at.store("beside", at.add(output, other, alone=True))
+
+
+class Place(Protocol):
+    """What the stream needs to know of a sublayer's place in its network."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether the next one stands beside it and reads the same stream."""
+        ...
+
+    @property
+    def aside(self) -> bool:
+        """Whether its output goes to the next one alone."""
+        ...
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it reads the embedding beside the stream."""
+        ...
 
 
 class Stream(NamedTuple):
@@ -44,30 +78,40 @@ class Stream(NamedTuple):
     """(*batch, seq, d_model), before `hidden` is added."""
     hidden: Any
     """What the sublayers before put out."""
+    embedded: Any
+    """The embedding, as the first sublayer reads it."""
     waiting: tuple = ()
     """Outputs of sublayers whose neighbours are still to come."""
     aside: Any = None
     """What the next sublayer alone reads on top of the stream."""
 
-    def after(
-        self, residual, output, more: bool, together=None, *, aside: bool = False
-    ) -> "Stream":
+    @staticmethod
+    def start(embedded) -> "Stream":
+        """The stream in front of the first sublayer."""
+        return Stream(embedded, jax.tree.map(jnp.zeros_like, embedded), embedded)
+
+    def incoming(self, place: Place) -> Incoming:
+        """What the sublayer at that place reads."""
+        embedded = self.embedded if place.embedded else None
+        return Incoming(self.residual, self.hidden, self.aside, embedded)
+
+    def after(self, place: Place, residual, output, together) -> "Stream":
         """The stream for the next sublayer.
 
         **Arguments:**
 
+        - `place`: of the sublayer that ran.
         - `residual`, `output`: what `sublayer` gave.
-        - `more`: whether the next sublayer stands beside this one.
-        - `together`: how outputs side by side are added; plainly by default.
-        - `aside`: whether the output goes to the next sublayer alone.
+        - `together`: adds two outputs side by side, as `beside` does.
         """
-        if more:
+        if place.shares:
             return self._replace(waiting=(*self.waiting, output))
         for other in reversed(self.waiting):
-            output = output + other if together is None else together(output, other)
-        if aside:
-            return Stream(residual, jnp.zeros_like(output), aside=output)
-        return Stream(residual, output)
+            output = together(output, other)
+        nothing = jax.tree.map(jnp.zeros_like, output)
+        if place.aside:
+            return Stream(residual, nothing, self.embedded, aside=output)
+        return Stream(residual, output, self.embedded)
 
 
 def final_norm(at: AbstractArithmetic, residual, hidden, p: Norm):

@@ -189,19 +189,13 @@ class Model:
         tokens = np.asarray(tokens)
         with jax.enable_x64(True):
             embedded = self.embed(tokens)
-            stream = Stream(embedded, jnp.zeros_like(embedded))
+            stream = Stream.start(embedded)
             for layer in self.sublayers:
                 p = self.parameters(layer.layer)
                 residual, output = _forward(
-                    layer.flow,
-                    stream.residual,
-                    stream.hidden,
-                    p,
-                    self.start(p),
-                    stream.aside,
-                    embedded if layer.embedded else None,
+                    layer.flow, stream.incoming(layer), p, self.start(p)
                 )
-                stream = stream.after(residual, output, layer.shares, aside=layer.aside)
+                stream = stream.after(layer, residual, output, jnp.add)
             normed = final_norm(
                 Exact(), stream.residual, stream.hidden, self.final_norm()
             )
@@ -220,8 +214,5 @@ class Model:
 
 
 @eqx.filter_jit
-def _forward(flow, residual, hidden, p, start, aside, embedded):
-    residual, output, _ = sublayer(
-        Exact(), flow, residual, hidden, p, start, aside, embedded
-    )
-    return residual, output
+def _forward(flow, incoming, p, start):
+    return sublayer(Exact(), flow, incoming, p, start)[:2]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Rounded
 from ..executions import Execution
-from ..flows.residual import final_norm, logits, sublayer
+from ..flows.residual import Stream, beside, final_norm, logits, sublayer
 from ..models import Model
 
 
@@ -27,43 +27,56 @@ class Emulated:
         """Records of all sublayers with their stored tensors, then the head."""
         execution = self.execution
         sites = execution.site_numbers()
-        residual = model.embed(tokens, execution)
-        hidden = jnp.zeros_like(residual)
+        stream = Stream.start(model.embed(tokens, execution))
         for layer in model.sublayers:
-            p = model.parameters(layer.layer, execution)
-            before = residual
+            own = execution.of(layer.kind)
+            p = model.parameters(layer.layer, own)
             key = jax.random.fold_in(jax.random.key(self._seed), layer.layer)
+            incoming = stream.incoming(layer)
             residual, output, stored = _run_layer(
-                layer.flow, sites, residual, hidden, p, model.start(p), key
+                layer.flow,
+                own.site_numbers(),
+                incoming,
+                p,
+                model.start(p),
+                key,
+                own.chunked,
             )
-            yield SublayerRecord(
-                layer.layer, layer.kind, before, hidden, output, stored, {}
-            )
-            hidden = output
-        normed = _run_norm(sites, residual, hidden, model.final_norm(execution))
+            yield SublayerRecord.of(layer, incoming, output, stored, {})
+            together = lambda one, other: _run_together(sites, one, other)
+            stream = stream.after(layer, residual, output, together)
+        normed = _run_norm(
+            sites, stream.residual, stream.hidden, model.final_norm(execution)
+        )
+        multiplier = model.config.logits_multiplier
         yield HeadRecord(
-            residual,
-            hidden,
+            stream.residual,
+            stream.hidden,
             lambda start, stop: _run_head(
-                sites, normed, model.head(start, stop, execution)
+                sites, normed, model.head(start, stop, execution), multiplier
             ),
         )
 
 
 @eqx.filter_jit
-def _run_layer(flow, sites, residual, hidden, p, start, key):
-    def one(residual, hidden, key):
-        at = Rounded(sites, key=key)
-        residual, output, _ = sublayer(at, flow, residual, hidden, p, start)
+def _run_layer(flow, sites, incoming, p, start, key, chunked):
+    def one(incoming, key):
+        at = Rounded(sites, key=key, chunked=chunked)
+        residual, output, _ = sublayer(at, flow, incoming, p, start)
         return residual, output, at.records
 
-    keys = jax.random.split(key, residual.shape[0])
-    residual, output, stored = jax.vmap(one)(residual, hidden, keys)
+    keys = jax.random.split(key, incoming.residual.shape[0])
+    residual, output, stored = jax.vmap(one)(incoming, keys)
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),
         stored,
     )
+
+
+@eqx.filter_jit
+def _run_together(sites, output, other):
+    return jnp.asarray(beside(Rounded(sites), output, other), jnp.float64)
 
 
 @eqx.filter_jit
@@ -75,5 +88,5 @@ def _run_norm(sites, residual, hidden, p):
 
 
 @eqx.filter_jit
-def _run_head(sites, normed, rows):
-    return jnp.asarray(logits(Rounded(sites), normed, rows), jnp.float64)
+def _run_head(sites, normed, rows, multiplier):
+    return jnp.asarray(logits(Rounded(sites), normed, rows, multiplier), jnp.float64)

@@ -8,7 +8,7 @@ from .._trace import HeadRecord, SublayerRecord, Trace
 from .._variants import Variant
 from ..arithmetic import Rounded
 from ..bounds.segments import Segment
-from ..flows.residual import final_norm, logits, sublayer
+from ..flows.residual import Stream, final_norm, logits, sublayer
 from ..models import Model
 
 
@@ -38,11 +38,10 @@ class EmulatedVariants:
         """
         del variant
         execution = segments[0].execution
-        residual = model.embed(tokens, execution)
-        hidden = jnp.zeros_like(residual)
+        stream = Stream.start(model.embed(tokens, execution))
         for layer in model.sublayers:
             p = model.parameters(layer.layer, execution)
-            before, state = residual, None
+            incoming, state = stream.incoming(layer), None
             parts = []
             for segment in segments:
                 span = slice(segment.start, segment.stop)
@@ -51,23 +50,22 @@ class EmulatedVariants:
                     layer.flow,
                     segment.execution.site_numbers(),
                     {} if state is None else {"state": segment.cache.numbers()},
-                    residual[:, span],
-                    hidden[:, span],
+                    jax.tree.map(lambda x: x[:, span], incoming),  # noqa: B023
                     p,
                     start,
                     state is not None,
                 )
                 parts.append(part)
             residual, output, stored = _joined(parts)
-            yield SublayerRecord(
-                layer.layer, layer.kind, before, hidden, output, stored, {}
-            )
-            hidden = output
+            yield SublayerRecord.of(layer, incoming, output, stored, {})
+            stream = stream.after(layer, residual, output, jnp.add)
         sites = execution.site_numbers()
-        normed = _run_norm(sites, residual, hidden, model.final_norm(execution))
+        normed = _run_norm(
+            sites, stream.residual, stream.hidden, model.final_norm(execution)
+        )
         yield HeadRecord(
-            residual,
-            hidden,
+            stream.residual,
+            stream.hidden,
             lambda start, stop: _run_head(
                 sites, normed, model.head(start, stop, execution)
             ),
@@ -85,19 +83,17 @@ def _joined(parts):
 
 
 @eqx.filter_jit
-def _run_call(flow, sites, cache, residual, hidden, p, start, per_sequence):
-    def one(residual, hidden, start):
+def _run_call(flow, sites, cache, incoming, p, start, per_sequence):
+    def one(incoming, start):
         if cache:
             kept = Rounded(cache).store("state", start.state)
             start = eqx.tree_at(lambda s: s.state, start, kept)
         at = Rounded(sites)
-        residual, output, after = sublayer(at, flow, residual, hidden, p, start)
+        residual, output, after = sublayer(at, flow, incoming, p, start)
         return residual, output, at.records, after
 
-    axes = (0, 0, 0 if per_sequence else None)
-    residual, output, stored, after = jax.vmap(one, in_axes=axes)(
-        residual, hidden, start
-    )
+    axes = (0, 0 if per_sequence else None)
+    residual, output, stored, after = jax.vmap(one, in_axes=axes)(incoming, start)
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),

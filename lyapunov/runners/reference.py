@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Exact
-from ..flows.residual import final_norm, logits, sublayer
+from ..flows.residual import Stream, final_norm, logits, sublayer
 from ..models import Model
 
 
@@ -31,42 +31,39 @@ class Reference:
 
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
-        residual = model.embed(tokens)
-        hidden = jnp.zeros_like(residual)
+        stream = Stream.start(model.embed(tokens))
         for layer in model.sublayers:
             p = model.parameters(layer.layer)
-            before = residual
+            incoming = stream.incoming(layer)
             residual, output, observed = run_layer(
                 layer.flow,
-                residual,
-                hidden,
+                incoming,
                 p,
                 model.start(p),
                 self._state_units,
                 self._state_smallest,
             )
-            yield SublayerRecord(
-                layer.layer, layer.kind, before, hidden, output, {}, observed
-            )
-            hidden = output
-        normed = run_norm(residual, hidden, model.final_norm())
+            yield SublayerRecord.of(layer, incoming, output, {}, observed)
+            stream = stream.after(layer, residual, output, jnp.add)
+        normed = run_norm(stream.residual, stream.hidden, model.final_norm())
+        multiplier = model.config.logits_multiplier
         yield HeadRecord(
-            residual,
-            hidden,
-            lambda start, stop: run_head(normed, model.head(start, stop)),
+            stream.residual,
+            stream.hidden,
+            lambda start, stop: run_head(normed, model.head(start, stop), multiplier),
         )
 
 
 @eqx.filter_jit
-def run_layer(flow, residual, hidden, p, start, state_units=(), state_smallest=()):
+def run_layer(flow, incoming, p, start, state_units=(), state_smallest=()):
     """One sublayer over a batch: stream, output, observations."""
 
-    def one(residual, hidden):
+    def one(incoming):
         at = Exact(state_units=state_units, state_smallest=state_smallest)
-        residual, output, _ = sublayer(at, flow, residual, hidden, p, start)
+        residual, output, _ = sublayer(at, flow, incoming, p, start)
         return residual, output, at.observed
 
-    return jax.vmap(one)(residual, hidden)
+    return jax.vmap(one)(incoming)
 
 
 @eqx.filter_jit
@@ -76,6 +73,6 @@ def run_norm(residual, hidden, p):
 
 
 @eqx.filter_jit
-def run_head(normed, rows):
+def run_head(normed, rows, multiplier=1.0):
     """Logits of a slice of the vocabulary, over a batch."""
-    return logits(Exact(), normed, rows)
+    return logits(Exact(), normed, rows, multiplier)

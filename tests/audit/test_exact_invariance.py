@@ -10,7 +10,7 @@ from lyapunov._audit_results import CONSISTENT
 from lyapunov._variants import parse_variant
 from lyapunov.arithmetic import Exact
 from lyapunov.bounds.local import REFERENCE_SHARE
-from lyapunov.flows.residual import sublayer
+from lyapunov.flows.residual import Incoming, sublayer
 
 from .conftest import SEQ
 
@@ -23,7 +23,7 @@ def test_whole_steps_and_chunks_agree(setting, variant):
         residual = model.embed(tokens)
         p = model.parameters(0)
         run = lambda x, start: sublayer(
-            Exact(), model.sublayers[0].flow, x, jnp.zeros_like(x), p, start
+            Exact(), model.sublayers[0].flow, Incoming(x, jnp.zeros_like(x)), p, start
         )[1:]
         whole, end = run(residual, model.start(p))
         parts, state = [], model.start(p)

@@ -22,7 +22,7 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.executions import mamba_ssm_prefill
 from lyapunov.flows.mamba1 import Mamba1Parameters, Mamba1State, mamba1
-from lyapunov.flows.residual import sublayer
+from lyapunov.flows.residual import Incoming, sublayer
 
 from ..arithmetic.balls import BITS, above, arb, silu, softplus
 from ..executions import numpy_kernel as kernel
@@ -295,8 +295,8 @@ def test_balls_are_those_of_the_flow():
     """Assert that exact flow and balls agree far beyond the declared share."""
     w, before, hidden = hard("plain", SEQ, "bf16")
     p, start = parameters(w)
-    wide = (jnp.asarray(x, jnp.float64) for x in (before, hidden))
-    ours = np.asarray(sublayer(Exact(), mamba1, *wide, p, start)[1])
+    wide = Incoming(*(jnp.asarray(x, jnp.float64) for x in (before, hidden)))
+    ours = np.asarray(sublayer(Exact(), mamba1, wide, p, start)[1])
     flint.ctx.prec = BITS
     true = in_balls(w, before, hidden)
     assert np.max(apart(ours, true)) <= 2.0**-40 * np.max(np.abs(ours))

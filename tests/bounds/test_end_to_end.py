@@ -14,7 +14,8 @@ from lyapunov.bounds import adjoint
 from lyapunov.bounds.adjoint import HEAD, Adjoints
 from lyapunov.bounds.probes import Probes
 from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.flows.residual import FinalNorm, final_norm, sublayer
+from lyapunov.flows.norm import Norm
+from lyapunov.flows.residual import Incoming, final_norm, sublayer
 from lyapunov.formats import BF16, FP16, round_to
 from lyapunov.models import Sublayer
 from lyapunov.runners import Reference
@@ -46,7 +47,9 @@ class LinearModel:
         self.W = 0.4 * rng.normal(size=(LAYERS, D_MODEL, D_MODEL))
         self.rows = rng.normal(size=(VOCABULARY, D_MODEL))
         self.norm = rng.normal(size=D_MODEL)
-        self.config = SimpleNamespace(vocab_size=VOCABULARY, d_model=D_MODEL)
+        self.config = SimpleNamespace(
+            vocab_size=VOCABULARY, d_model=D_MODEL, logits_multiplier=1.0
+        )
         self.sublayers = tuple(Sublayer(i, "linear", linear) for i in range(LAYERS))
         self.stream = rng.normal(size=(2, TOKENS, D_MODEL))
 
@@ -57,7 +60,7 @@ class LinearModel:
         return None
 
     def final_norm(self, formats=None):
-        return FinalNorm(jnp.asarray(self.norm), 1e-5)
+        return Norm(jnp.asarray(self.norm), None, 1e-5)
 
     def head(self, start, stop, formats=None):
         return Weight(jnp.asarray(self.rows[start:stop]))
@@ -69,7 +72,9 @@ class LinearModel:
 def linear_execution(fmt):
     sites = ("residual", "out", "out_again", "norm_f", "logits")
     numbers = {site: fmt.numbers() for site in sites}
-    return SimpleNamespace(site_numbers=lambda: dict(numbers))
+    found = SimpleNamespace(site_numbers=lambda: dict(numbers), chunked=False)
+    found.of = lambda kind: found
+    return found
 
 
 def ulp_half(x, fmt):
@@ -94,7 +99,7 @@ def test_effects_on_a_linear_network_are_products_of_matrices(
         seed=0,
     )
     record = lambda r, h: SimpleNamespace(
-        residual=jnp.asarray(r), hidden=jnp.asarray(h)
+        residual=jnp.asarray(r), hidden=jnp.asarray(h), aside=None, embedded=None
     )
     streams, outputs = [model.stream], [np.zeros_like(model.stream)]
     for W in model.W:
@@ -250,7 +255,7 @@ def truncating(model, tokens, execution):
         p = model.parameters(layer.layer, execution)
         run = eqx.filter_jit(
             lambda r, h, p=p, layer=layer: sublayer(
-                Truncated(sites), layer.flow, r, h, p, model.start(p)
+                Truncated(sites), layer.flow, Incoming(r, h), p, model.start(p)
             )[:2]
         )
         residual, hidden = jax.vmap(run)(residual, hidden)

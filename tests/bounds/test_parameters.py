@@ -39,7 +39,12 @@ FIELDS = (
 SEQ = 24
 
 _bounding = eqx.filter_jit(change_bound)
-_running = eqx.filter_jit(lambda f, r, h, p, s: sublayer(Exact(), f, r, h, p, s)[1])
+_running = eqx.filter_jit(lambda f, i, p, s: sublayer(Exact(), f, i, p, s)[1])
+
+
+def _first(stream):
+    """The first sequence."""
+    return jax.tree.map(lambda x: x[0], stream)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def sublayers(tmp_path_factory):
             model = lyapunov.load(save_transformers(folder, hard_weights(kind), SIZES))
             record = list(lyapunov.trace(model, tokens_for(kind)[:SEQ]))[1]
             p = model.parameters(1)
-            stream = jnp.asarray(record.residual), jnp.asarray(record.hidden)
+            stream = jax.tree.map(jnp.asarray, record.incoming)
             made[kind] = model.sublayers[1].flow, stream, p, model.start(p)
         return made[kind]
 
@@ -92,12 +97,11 @@ def _moved(p, offset):
 
 
 def _bound(flow, stream, p, box, start):
-    residual, hidden = stream
-    return _bounding(flow, residual[0], hidden[0], within(p, box), start)
+    return _bounding(flow, _first(stream), within(p, box), start)
 
 
 def _output(flow, stream, p, start):
-    return np.asarray(_running(flow, stream[0][0], stream[1][0], p, start))
+    return np.asarray(_running(flow, _first(stream), p, start))
 
 
 def _own(output):
@@ -126,8 +130,8 @@ def test_no_search_exceeds_the_bound(sublayers, kind, rng):
     flow, stream, p, start = sublayers(kind)
     for name in FIELDS:
         changed = _moved(p, _corner(_box(p, 1e-3, [name]), True, rng))
-        found, own = change_floor(flow, *stream, p, changed, start)
-        change = sublayer_change(flow, *stream, p, changed, start)
+        found, own = change_floor(flow, stream, p, changed, start)
+        change = sublayer_change(flow, stream, p, changed, start)
         bound = float(np.sqrt(np.sum(change.bound_square)))
         assert float(own) <= float(found) <= bound * (1 + 1e-9), name
         assert int(np.sum(change.violations)) == 0
@@ -153,11 +157,11 @@ LIMITS = {
 
 
 def test_bound_is_near_the_worst_case_of_an_element(sublayers, rng):
-    flow, (residual, hidden), p, start = sublayers("plain")
+    flow, stream, p, start = sublayers("plain")
 
     def run(offset):
         moved = _moved(p, offset)
-        return sublayer(Exact(), flow, residual[0], hidden[0], moved, start)[1]
+        return sublayer(Exact(), flow, _first(stream), moved, start)[1]
 
     out, pull = jax.vjp(run, jax.tree.map(jnp.zeros_like, _plain(p)))
     places = [(int(rng.integers(8, SEQ)), int(rng.integers(16))) for _ in range(6)]
@@ -165,7 +169,7 @@ def test_bound_is_near_the_worst_case_of_an_element(sublayers, rng):
     for name in FIELDS:
         # what is of second order in 1e-7 is beyond the comparison's digits
         box = _box(p, 1e-7, [name])
-        error = np.asarray(_bound(flow, (residual, hidden), p, box, start).error)
+        error = np.asarray(_bound(flow, stream, p, box, start).error)
         for place, slope in zip(places, slopes, strict=True):
             terms = jax.tree.map(lambda g, e: jnp.sum(jnp.abs(g) * e), slope, box)
             worst = float(sum(jax.tree.leaves(terms)))
@@ -182,7 +186,7 @@ def test_linear_parameters_have_the_bound_in_closed_form(sublayers):
 
     flow, stream, p, start = sublayers("plain")
     at = Watching()
-    sublayer(at, flow, stream[0][0], stream[1][0], p, start)
+    sublayer(at, flow, _first(stream), p, start)
     seen = jax.tree.map(np.asarray, at.records)
     box = _box(p, 0.1, ["out_proj"])
     wanted = np.abs(seen["gated"]) @ np.asarray(box.out_proj.matrix).T
@@ -231,7 +235,7 @@ def test_a_bound_that_forgets_a_parameter_is_caught(sublayers, name, rng, monkey
     """The change of one parameter is dropped from the box that holds all of them."""
     flow, stream, p, start = sublayers("plain")
     changed = _moved(p, _corner(_box(p, 2.0**-8, [name]), True, rng))
-    whole = parameters.sublayer_change(flow, *stream, p, changed, start)
+    whole = parameters.sublayer_change(flow, stream, p, changed, start)
     assert int(np.sum(whole.violations)) == 0
     kept = parameters.within
 
@@ -240,7 +244,7 @@ def test_a_bound_that_forgets_a_parameter_is_caught(sublayers, name, rng, monkey
         return kept(base, eqx.tree_at(lambda t: getattr(t, name), change, dropped))
 
     monkeypatch.setattr(parameters, "within", forgetful)
-    broken = parameters.sublayer_change(flow, *stream, p, changed, start)
+    broken = parameters.sublayer_change(flow, stream, p, changed, start)
     assert int(np.sum(broken.violations)) > 0
 
 
@@ -264,15 +268,15 @@ def test_broken_rules_for_projections_are_caught(sublayers, broken, rng, monkeyp
     arithmetic = parameters.ParameterArithmetic
     monkeypatch.setattr(arithmetic, "whole", arithmetic.matmul, raising=False)
     monkeypatch.setattr(arithmetic, "matmul", broken)
-    flow, (residual, hidden), p, start = sublayers("plain")
+    flow, stream, p, start = sublayers("plain")
     box = _box(p, 1e-3, ["out_proj", "D"])
     error = parameters.change_bound(
-        flow, residual[0], hidden[0], parameters.within(p, box), start
+        flow, _first(stream), parameters.within(p, box), start
     ).error
 
     def run(offset):
         moved = _moved(p, offset)
-        return sublayer(Exact(), flow, residual[0], hidden[0], moved, start)[1]
+        return sublayer(Exact(), flow, _first(stream), moved, start)[1]
 
     out, pull = jax.vjp(run, jax.tree.map(jnp.zeros_like, box))
     (slope,) = pull(jnp.zeros_like(out).at[SEQ - 1, 3].set(1.0))
@@ -283,9 +287,9 @@ def test_broken_rules_for_projections_are_caught(sublayers, broken, rng, monkeyp
 
 def test_nothing_changed_leaves_what_fp64_loses_of_the_stream(sublayers):
     flow, stream, p, start = sublayers("plain")
-    change = sublayer_change(flow, *stream, p, p, start)
+    change = sublayer_change(flow, stream, p, p, start)
     # the residual's sum alone is off, by 2^-53 of it; sublayers amplify by < 2^13
-    size = float(np.max(np.abs(stream[0] + stream[1])))
+    size = float(np.max(np.abs(stream.residual + stream.hidden)))
     assert float(np.max(change.bound_square)) <= (2.0**-40 * size) ** 2
     assert float(np.max(change.measured_square)) == 0.0
 
@@ -296,5 +300,5 @@ def test_none_of_two_hundred_weight_sets_is_called_a_violation(sublayers, kind, 
     for i in range(200):
         box = _box(p, 10.0 ** rng.uniform(-7, -0.5), [FIELDS[i % len(FIELDS)]])
         changed = _moved(p, _corner(box, i % 3, rng))
-        change = sublayer_change(flow, *stream, p, changed, start)
+        change = sublayer_change(flow, stream, p, changed, start)
         assert int(np.sum(change.violations)) == 0, (i, FIELDS[i % len(FIELDS)])

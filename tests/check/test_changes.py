@@ -217,7 +217,7 @@ def _other(tmp_path, sizes, **config):
         (lambda t: _other(t, Sizes(layers=3, d_model=8)), "d_model 8 and 12"),
         (lambda t: _other(t, SIZES._replace(vocab=41)), "padded_vocab_size 41 and 40"),
         (lambda t: _other(t, SIZES._replace(epsilon=1e-3)), "norm_epsilon 0.001"),
-        (lambda t: _other(t, SIZES, model_type="mamba2"), "Mamba-2 is not covered"),
+        (lambda t: _other(t, SIZES, model_type="falcon_mamba"), "is falcon_mamba"),
         (lambda t: t / "nowhere", "no such file or folder"),
         (lambda t: adapter(t / "a", 7)[0], "layers.7.mixer.x_proj"),
         (lambda t: adapter(t / "a", 0, d_model=8)[0], "shape (8, 16); the base's"),

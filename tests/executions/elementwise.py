@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lyapunov.arithmetic import Bounded, Exact
-from lyapunov.flows.residual import sublayer
+from lyapunov.flows.residual import Incoming, sublayer
 from lyapunov.formats import rounding_error_bound
 
 
@@ -15,9 +15,9 @@ class Elementwise:
 
     def __init__(self, execution, flow, seq):
         @eqx.filter_jit
-        def bounds(sites, model, residual, hidden, stored, p, original, start):
+        def bounds(sites, model, incoming, stored, p, original, start):
             at = execution.bounded(seq, sites, model, anchors=stored)
-            sublayer(at, flow, residual, hidden, p, start)
+            sublayer(at, flow, incoming, p, start)
             # at the least half a spacing of the format: what a store may always add
             t0 = {
                 site: jnp.maximum(
@@ -26,15 +26,15 @@ class Elementwise:
                 for site, bound in at.records.items()
             }
             centred = execution.bounded(seq, sites, model, centred=True)
-            centre = sublayer(centred, flow, residual, hidden, p, start)[1]
-            exact = sublayer(Exact(), flow, residual, hidden, original, start)[1]
+            centre = sublayer(centred, flow, incoming, p, start)[1]
+            exact = sublayer(Exact(), flow, incoming, original, start)[1]
             t1 = centre.error + jnp.abs(centre.value - exact)
             return at.records, t0, Bounded(exact, t1)
 
         @eqx.filter_jit
-        def worst(sites, model, residual, hidden, p, start):
+        def worst(sites, model, incoming, p, start):
             at = execution.bounded(seq, sites, model)
-            return sublayer(at, flow, residual, hidden, p, start)[1].error
+            return sublayer(at, flow, incoming, p, start)[1].error
 
         self._bounds, self._worst = bounds, worst
 
@@ -42,7 +42,7 @@ class Elementwise:
         """T1 in which every rounding counts at its worst, around exact arithmetic."""
         numbers = execution.site_numbers(), execution.constants.model()
         stream = (jnp.asarray(x, jnp.float64) for x in (before, hidden))
-        return np.asarray(self._worst(*numbers, *stream, p, start))
+        return np.asarray(self._worst(*numbers, Incoming(*stream), p, start))
 
     def __call__(self, execution, before, hidden, stored, p, original, start):
         """(records, T0 bounds by site, T1), arrays (seq, channels)."""
@@ -50,8 +50,7 @@ class Elementwise:
         found = self._bounds(
             execution.site_numbers(),
             execution.constants.model(),
-            wide(before),
-            wide(hidden),
+            Incoming(wide(before), wide(hidden)),
             {site: wide(x) for site, x in stored.items()},
             p,
             original,

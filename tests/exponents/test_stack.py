@@ -32,14 +32,16 @@ def test_step_of_the_stack_is_the_network_run_token_by_token(stack):
     """Assert that stepping gives the windows and states of a whole-sequence run."""
     from lyapunov.arithmetic import Exact
     from lyapunov.flows.mamba1 import initial_state, mamba1
-    from lyapunov.flows.residual import sublayer
+    from lyapunov.flows.residual import Incoming, sublayer
 
     made, xs, *_ = stack
     state, _ = jax.lax.scan(lambda h, x: (made.step(h, x), None), made.start(), xs)
     residual, hidden = xs, jnp.zeros_like(xs)
     for p, (h, window) in zip(made.layers, reversed(state), strict=True):
         start = initial_state(p)
-        residual, hidden, after = sublayer(Exact(), mamba1, residual, hidden, p, start)
+        residual, hidden, after = sublayer(
+            Exact(), mamba1, Incoming(residual, hidden), p, start
+        )
         for got, wanted in ((h, after.state), (window, after.window)):
             # sums of up to 10 terms in a chain of 20 operations, a token and a layer
             error = tolerance(200 * TOKENS, float(jnp.abs(wanted).max()))
