@@ -23,7 +23,7 @@ from ..arithmetic import Bounded, Weight
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
-from .operator_norm import operator_norm_bound
+from ._norms import norm_of
 from .passes import (
     Interpreter,
     Numbers,
@@ -245,7 +245,7 @@ def with_operator_norms(parameters):
     def measured(leaf):
         if not isinstance(leaf, Weight):
             return leaf
-        return Weight(leaf.matrix, operator_norm_bound(np.asarray(leaf.matrix)))
+        return Weight(leaf.matrix, norm_of(leaf.matrix))
 
     is_weight = lambda leaf: isinstance(leaf, Weight)
     return jax.tree.map(measured, parameters, is_leaf=is_weight)

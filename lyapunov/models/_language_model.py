@@ -102,6 +102,7 @@ class Model:
         self.source = source
         self.checkpoint = checkpoint
         self._raw: tuple[int, dict[str, np.ndarray]] | None = None
+        self._arrays: dict[tuple[str, str | None], Array] = {}
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
@@ -126,25 +127,40 @@ class Model:
         """Parameters as stored; the last layer asked for stays in memory."""
         if self._raw is None or self._raw[0] != layer:
             self._raw = None
+            self._arrays = {}
             self._raw = (layer, self.layout.layer(layer))
         return self._raw[1]
 
     def parameters(self, layer: int, formats: ParameterFormats | None = None) -> Any:
-        """Parameters of one sublayer in fp64, as its flow takes them."""
+        """Parameters of one sublayer in fp64, as its flow takes them.
+
+        What formats leave as it is, is one array for all who ask for this layer.
+        """
         raw = self.raw_parameters(layer)
         sizes = self.config.sublayers[layer]
-
-        def get(name):
-            return jnp.asarray(held(raw[name], name, formats)) if name in raw else None
-
+        get = lambda name: self._array(name, formats) if name in raw else None
         return KINDS[sizes.kind].build(sizes, get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
         """Whether the execution's formats hold this layer's parameters unchanged."""
         return all(
-            np.array_equal(held(array, name, formats), array.astype(np.float64))
-            for name, array in self.raw_parameters(layer).items()
+            self._array(name, formats) is self._array(name, None)
+            for name in self.raw_parameters(layer)
         )
+
+    def _array(self, name: str, formats: ParameterFormats | None) -> Array:
+        """A parameter of the present layer in fp64, made once for each format."""
+        key = name, None if formats is None else formats.parameter_format(name).name
+        if key not in self._arrays:
+            assert self._raw is not None
+            array = held(self._raw[1][name], name, formats)
+            if formats is None:
+                self._arrays[key] = jnp.asarray(array)
+            else:
+                exact = self._array(name, None)
+                same = np.array_equal(array, np.asarray(exact))
+                self._arrays[key] = exact if same else jnp.asarray(array)
+        return self._arrays[key]
 
     def start(self, p: Any) -> Any:
         """The state before the first token of a sublayer with these parameters."""
