@@ -19,12 +19,13 @@ import numpy as np
 
 from ._results import SCHEMA_VERSION
 from ._run import default_readouts
-from ._trace import SublayerRecord
 from .bounds.floor import FLOOR_TOKENS
 from .executions import Execution
-from .models import Model
+from .flows.residual import Stream
+from .models import Model, Sublayer
 from .models._language_model import VOCABULARY_SLICE
-from .runners import Reference
+from .models.measure import n_channels, n_states, n_weights
+from .runners.reference import run_layer
 
 
 CALIBRATION_TOKENS = 256
@@ -146,11 +147,16 @@ def plan(
     if readouts is None:
         readouts = default_readouts(model.layout.n_params)
     with jax.enable_x64(True):
-        sublayer, compiling = _calibrate(model, ids)
+        taken = {
+            kind: _calibrate(model, ids, layer)
+            for kind, layer in _first_of_each_kind(model).items()
+        }
         head = _head_seconds(model, ids.size)
     batch, length = ids.shape
     n_layers = len(model.sublayers)
-    forward = n_layers * sublayer * ids.size / _calibration_size(ids) + head
+    sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
+    compiling = sum(seconds for _, seconds in taken.values())
+    forward = sublayers * ids.size / _calibration_size(ids) + head
     share = 1.0 if layers is None else len(layers) / n_layers
     n = len(executions)
     kinds = max(len({tuple(execution.sites) for execution in executions}), 1)
@@ -196,16 +202,20 @@ def _calibration_size(ids: np.ndarray) -> int:
     return min(CALIBRATION_TOKENS, ids.shape[1])
 
 
-def _calibrate(model: Model, ids: np.ndarray) -> tuple[float, float]:
+def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
+    return {layer.kind: layer for layer in reversed(model.sublayers)}
+
+
+def _calibrate(model: Model, ids: np.ndarray, layer: Sublayer) -> tuple[float, float]:
     """Seconds of one sublayer on a few tokens, the best of three, and of compiling."""
-    tokens = ids[:1, : _calibration_size(ids)]
+    embedded = model.embed(ids[:1, : _calibration_size(ids)])
+    incoming = Stream.start(embedded).incoming(layer)
     taken = []
     for _ in range(4):
-        trace = Reference().trace(model, tokens)
         began = time.perf_counter()
-        record = next(trace)
-        assert isinstance(record, SublayerRecord)
-        jax.block_until_ready(record.output)
+        p = model.parameters(layer.layer)
+        _, output, _ = run_layer(layer.flow, incoming, p, model.start(p))
+        jax.block_until_ready(output)
         taken.append(time.perf_counter() - began)
     best = min(taken[1:])
     return best, max(taken[0] - best, 0.0)
@@ -232,14 +242,12 @@ def _stage_bytes(
     config = model.config
     batch, length = shape
     tokens = batch * length
-    one = (
-        8 * tokens * (STREAM_ARRAYS * config.d_model + CHANNEL_ARRAYS * config.d_inner)
-    )
-    weights = 8 * config.d_model * config.d_inner * 3 + 8 * config.d_inner * (
-        2 * config.dt_rank + 4 * config.d_state
-    )
+    kinds = set(config.sublayers)
+    channels = max(n_channels(sizes, length) for sizes in kinds)
+    one = 8 * tokens * (STREAM_ARRAYS * config.d_model + CHANNEL_ARRAYS * channels)
+    weights = 8 * max(n_weights(sizes) for sizes in kinds)
     logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
-    states = 8 * length * config.d_inner * config.d_state * STATE_ARRAYS
+    states = 8 * length * max(n_states(sizes) for sizes in kinds) * STATE_ARRAYS
     kept = 8 * tokens * config.d_model * 2 * len(model.sublayers)
     return {
         "reference": one // 4 + WEIGHT_COPIES * weights + 4 * logits,
