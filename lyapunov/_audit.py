@@ -57,6 +57,7 @@ from .bounds.local import with_operator_norms
 from .bounds.segments import FLOW_ORDER, audit_sublayer
 from .executions import Execution
 from .models import Model
+from .models.config import Mamba1Config
 from .runners import Reference
 from .runners.transformers_variants import RefusedError
 
@@ -113,6 +114,11 @@ def audit(
         raise UsageError(f"{n_probes} probes give no sigma", hint="1 or more")
     if not isinstance(model, Model):
         model = load(model)
+    if not isinstance(model.config, Mamba1Config):
+        raise UsageError(
+            f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",
+            hint="--measure transformers holds one run of it to its bounds",
+        )
     dump = None if str(source) in SOURCES else open_dump(source, tokens)
     if dump is None:
         ids, token_source = given_tokens(model, tokens, seed, token_source)

@@ -88,6 +88,7 @@ def chosen_executions(
     return executions_for(
         model.config,
         precisions,
+        architecture=model.layout.architecture,
         mode=mode,
         measure=measure,
         state_precision=state_precision,

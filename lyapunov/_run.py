@@ -8,12 +8,12 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
+from ._layer_facts import layer_facts
 from ._results import (
     LayerDivergence,
     LayerExponents,
@@ -23,7 +23,6 @@ from ._results import (
 from .bounds.ball import Ball
 from .bounds.end_to_end import EndToEnd, decided
 from .executions import Execution
-from .exponents import layer_exponents
 from .models import Model
 from .runners import Emulated, Reference
 from .state_formats import state_format_named
@@ -140,7 +139,7 @@ def run_layers(
                     run.certified[sublayer.layer] = found.l2
             if estimates is not None:
                 estimates.sublayer(sublayer, record)
-            rows.append(_exponents(model, record))
+            rows.append(layer_facts(model, sublayer, record))
             _collect(pending)
             pending = started
             if progress is not None:
@@ -196,23 +195,6 @@ def _estimates(model: Model, ids, executions, effort: Effort) -> EndToEnd | None
 def _collect(pending: list) -> None:
     for run, work in pending:
         run.rows.append(work.row())
-
-
-def _exponents(model: Model, record) -> LayerExponents:
-    raw = model.raw_parameters(record.layer)
-    A = -np.exp(raw["A_log"].astype(np.float64))
-    return layer_exponents(
-        record.layer,
-        record.kind,
-        record.observed["dt"],
-        A,
-        max_abs_state=float(jnp.max(record.observed["state"])),
-        max_abs_output=float(jnp.max(jnp.abs(record.output))),
-        dt_bias=raw["dt_bias"].astype(np.float64),
-        A_log=raw["A_log"].astype(np.float64),
-        D=raw["D"].astype(np.float64),
-        stored_dtype=model.layout.dtype,
-    )
 
 
 def _outputs(

@@ -58,7 +58,7 @@ class BlockRules:
     def cumsum(self, x):
         """Errors add up; a term goes through at most `scan_depth` additions."""
         x = self._operand(x)
-        levels = self._scan_depth + 1
+        levels = min(self._scan_depth + 1, x.shape[0] - 1)
         growth = jnp.expm1(levels * self._model.unit)
         total = jnp.cumsum(x.magnitude, axis=0)
         error = jnp.cumsum(x.error, axis=0) + growth * total
@@ -85,8 +85,11 @@ class BlockRules:
         error = spread * (1.0 + relative) + relative * value + model.underflow
         return Bounded(value, jnp.minimum(error, 1.0) * SAFETY)
 
-    def einsum(self, subscripts, x, y):
-        """Product rule elementwise; the sum as in `matmul`."""
+    def einsum(self, subscripts, x, y, start=None):
+        """Product rule elementwise; the sum as in `matmul`.
+
+        What the accumulator begins with goes through all additions.
+        """
         x, y = self._operand(x), self._operand(y)
         inputs, output = subscripts.split("->")
         first, second = inputs.split(",")
@@ -94,12 +97,17 @@ class BlockRules:
         terms = 1
         for letter in set(first + second) - set(output):
             terms *= sizes[letter]
+        terms += start is not None
         product = lambda a, b: jnp.einsum(subscripts, a, b, precision="highest")
         value = product(x.value, y.value)
         error = product(jnp.abs(x.value), y.error) + product(x.error, y.magnitude)
+        summed = product(x.magnitude, y.magnitude)
+        if start is not None:
+            start = lift(start)
+            value, error = value + start.value, error + start.error
+            summed = summed + start.magnitude
         depth = self._accumulation_depth(terms)
-        growth = jnp.expm1(depth * self._model.accumulator_unit)
-        summing = growth * product(x.magnitude, y.magnitude)
+        summing = jnp.expm1(depth * self._model.accumulator_unit) * summed
         flushed = 2.0 * terms * self._model.underflow
         settled = self._settle(value, (error + summing + flushed) * SAFETY)
         return Bounded(settled.value, settled.error)

@@ -43,7 +43,7 @@ class Bounded(eqx.Module):
     norm: Float[Array, "*tokens"]
 
     def __init__(self, value, error, norm=None):
-        own = jnp.linalg.norm(error, axis=-1)
+        own = jnp.linalg.norm(error, axis=-1) if error.ndim else jnp.abs(error)
         self.value = value
         self.error = error
         self.norm = own if norm is None else jnp.minimum(norm, own)

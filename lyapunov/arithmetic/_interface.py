@@ -154,8 +154,11 @@ class AbstractArithmetic(abc.ABC):
         """exp(min(x - y, 0)) for running sums of log decays, y 0 where not given."""
 
     @abc.abstractmethod
-    def einsum(self, subscripts: str, x: Any, y: Any) -> Any:
-        """A product of two values with one sum over shared subscripts, any order."""
+    def einsum(self, subscripts: str, x: Any, y: Any, start: Any = None) -> Any:
+        """start + a product of two values with one sum over subscripts, any order.
+
+        `start` is what the accumulator begins with.
+        """
 
     @abc.abstractmethod
     def causal_conv(self, x: Any, weight: Any, bias: Any) -> Any:
@@ -313,10 +316,12 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         apart = x if y is None else self._settle(self._carry(x) - self._carry(y))
         return self._settle(jnp.exp(jnp.minimum(apart, 0.0)))
 
-    def einsum(self, subscripts, x, y):
+    def einsum(self, subscripts, x, y, start=None):
         """The sum in fp64 and rounded once: within any accumulator's bound."""
         wide = [jnp.asarray(v, jnp.float64) for v in (x, y)]
         product = jnp.einsum(subscripts, *wide, precision="highest")
+        if start is not None:
+            product = product + start
         return self._settle(self._carry(product))
 
     def causal_conv(self, x, weight, bias):

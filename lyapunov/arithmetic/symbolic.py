@@ -155,9 +155,10 @@ class Symbolic(AbstractArithmetic):
         """exp(x - y): SymPy is not asked whether the sums fall."""
         return self.exp(_array(x) if y is None else _array(x) - _array(y))
 
-    def einsum(self, subscripts, x, y):
+    def einsum(self, subscripts, x, y, start=None):
         """The sum written out."""
-        return np.einsum(subscripts, _array(x), _array(y), optimize=False)
+        product = np.einsum(subscripts, _array(x), _array(y), optimize=False)
+        return product if start is None else product + _array(start)
 
     def causal_conv(self, x, weight, bias):
         """The sum over taps, and the bias."""

@@ -1,13 +1,15 @@
 """From what a user asked for to executions, one for each precision."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 from .._errors import UsageError
 from ..formats import FP32
+from ..models.config import NetworkConfig
 from ..state_formats import state_format_named
 from ._execution import Execution
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
+from .networks import mamba_ssm_network, transformers_network
 from .transformers import transformers_decode, transformers_prefill
 
 
@@ -15,29 +17,11 @@ MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
 MODES = ("prefill", "decode")
 
 
-class Switches(Protocol):
-    """What executions need of a checkpoint's config."""
-
-    @property
-    def residual_in_fp32(self) -> bool:
-        """Whether the residual stream is never rounded below fp32."""
-        ...
-
-    @property
-    def fused_add_norm(self) -> bool:
-        """Whether the norm reads the residual before it is rounded."""
-        ...
-
-    @property
-    def proj_bias(self) -> bool:
-        """Whether in_proj and out_proj have a bias."""
-        ...
-
-
 def executions_for(
-    config: Switches,
+    config: Any,
     precisions: Sequence[str],
     *,
+    architecture: str = "mamba1",
     mode: str = "prefill",
     measure: str = "emulated",
     state_precision: str | None = None,
@@ -46,6 +30,8 @@ def executions_for(
 
     **Arguments:**
 
+    - `config`, `architecture`: of the checkpoint's layout. A plain Mamba-1's config
+      says `residual_in_fp32`, `fused_add_norm` and `proj_bias`; others are networks.
     - `precisions`: `bf16`, `fp16`, `fp32`, and `bf16` or `fp16` with `-cast` (A_log and
       D as well) or `-amp` (fp32 weights under autocast).
     - `mode`: `prefill` (the whole sequence at once) or `decode` (from a cache).
@@ -66,6 +52,10 @@ def executions_for(
         state_format_named(state_precision)
     if measure == "none":
         return []
+    if isinstance(config, NetworkConfig):
+        return _of_network(
+            config, architecture, precisions, mode, measure, state_precision
+        )
     if measure == "transformers":
         if state_precision not in (None, FP32.name):
             raise UsageError(
@@ -85,6 +75,30 @@ def executions_for(
             state_precision=state_precision,
             biased_projections=config.proj_bias,
         )
+        for p in precisions
+    ]
+
+
+def _of_network(
+    config: NetworkConfig,
+    architecture: str,
+    precisions: Sequence[str],
+    mode: str,
+    measure: str,
+    state_precision: str | None,
+) -> list[Execution]:
+    """Of a network whose sublayers may differ."""
+    if measure == "transformers":
+        if state_precision not in (None, FP32.name):
+            raise UsageError(
+                f"transformers keeps the state in fp32, not {state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        return [transformers_network(config, architecture, p, mode) for p in precisions]
+    if measure == "mamba_ssm":
+        _own_state_only(mode, state_precision)
+    return [
+        mamba_ssm_network(config, architecture, p, mode, state_precision)
         for p in precisions
     ]
 

@@ -67,12 +67,12 @@ def _one_chunk(at, state, inputs, A):
     pairs = at.view(repeat_last(shared), at.einsum("lgn,sgn->lsg", C, B))
     weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
     weight = at.store("CB_decayed", at.mask(weight, causal))
-    within = at.einsum("lsh,shp->lhp", weight, x)
 
     handed = at.store("chunk_state", state)
     since = at.view(lambda a: a[..., None], at.fading(elapsed))
     before = at.multiply(at.einsum("lhn,hpn->lhp", at.view(repeat, C), handed), since)
-    return after, at.add(before, within)
+    # the accumulator begins with what came from before the chunk
+    return after, at.einsum("lsh,shp->lhp", weight, x, before)
 
 
 def repeat_last(times: int):
