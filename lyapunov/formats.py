@@ -2,7 +2,8 @@
 
 A `Format` is data about a format; its `numbers()` are arrays, so that one compiled
 function serves every format of the same role. Tensors are rounded to nearest, ties to
-even; a recurrent state may also be rounded stochastically, or under a scale.
+even; a recurrent state may also be rounded stochastically, or under a scale. TF32 as
+tensor cores read it is cut off instead.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ._errors import UsageError
 from ._format_table import FORMAT_TABLE
@@ -29,6 +30,8 @@ class FormatNumbers(NamedTuple):
     largest: Float[Array, ""]
     overflow: Float[Array, ""]
     """What a value beyond the largest becomes: inf or NaN."""
+    cut: Bool[Array, ""]
+    """Whether bits are cut off, towards 0: `unit` is a whole spacing then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Format:
 
     `significand_bits` counts the hidden bit; `min_exponent` is the exponent of the
     smallest normal number; `overflow` is what a value beyond the largest becomes.
+    `cut`: bits that do not fit are cut off instead of rounded to nearest.
     """
 
     name: str
@@ -44,11 +48,12 @@ class Format:
     min_exponent: int
     largest: float
     overflow: float = float("inf")
+    cut: bool = False
 
     @property
     def unit_roundoff(self) -> float:
-        """u = 2^-p for p significand bits."""
-        return 2.0**-self.significand_bits
+        """u = 2^-p for p significand bits; twice that where bits are cut off."""
+        return 2.0 ** (self.cut - self.significand_bits)
 
     @property
     def smallest_normal(self) -> float:
@@ -84,12 +89,16 @@ class Format:
             smallest=jnp.asarray(self.smallest, jnp.float64),
             largest=jnp.asarray(self.largest, jnp.float64),
             overflow=jnp.asarray(self.overflow, jnp.float64),
+            cut=jnp.asarray(self.cut),
         )
 
 
 FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2 = (
     Format(*row) for row in FORMAT_TABLE.values()
 )
+
+# Tensor cores read fp32 operands as TF32 and ignore the other bits.
+TF32_OPERAND = dataclasses.replace(TF32, cut=True)
 
 FORMATS = {f.name: f for f in (FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2)}
 
@@ -118,7 +127,7 @@ def unit_in_first_place(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..."]:
-    """Round fp64 values to the format, to nearest, ties to even.
+    """Round fp64 values to the format, to nearest, ties to even, or cut them off.
 
     Subnormals of the target are kept; beyond the largest value IEEE formats give
     inf and fp8_e4m3 gives NaN. Bit-identical to the casts of ml_dtypes from fp32 (from
@@ -129,12 +138,16 @@ def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..
     shift = numbers.shift
     one = jnp.int64(1)
     last = (bits >> shift) & one
-    half = jnp.where(shift > 0, (one << jnp.maximum(shift - 1, 0)) - 1 + last, 0)
+    half = jnp.where(
+        (shift > 0) & ~numbers.cut, (one << jnp.maximum(shift - 1, 0)) - 1 + last, 0
+    )
     normal = jax.lax.bitcast_convert_type(
         (bits + half) & ~((one << shift) - 1), jnp.float64
     )
     # Scaling by a power of two is exact, and round is half to even.
-    subnormal = jnp.round(x / numbers.smallest) * numbers.smallest
+    steps = x / numbers.smallest
+    steps = jnp.where(numbers.cut, jnp.trunc(steps), jnp.round(steps))
+    subnormal = steps * numbers.smallest
     rounded = jnp.where(jnp.abs(x) < numbers.smallest_normal, subnormal, normal)
     rounded = jnp.where(
         jnp.abs(rounded) > numbers.largest,
@@ -150,10 +163,9 @@ def rounding_error_bound(
 ) -> Float[Array, "..."]:
     """The most that rounding moves any value of at most this magnitude.
 
-    u ufp(m) for normal m; half the subnormal spacing below; inf where the value may
-    overflow, since then no finite bound holds.
+    u ufp(m) for normal m; half the subnormal spacing below, all of it where bits are
+    cut off; inf where the value may overflow, since then no finite bound holds.
     """
-    error = jnp.maximum(
-        numbers.unit * unit_in_first_place(magnitude), numbers.smallest / 2
-    )
+    least = numbers.smallest * jnp.where(numbers.cut, 1.0, 0.5)
+    error = jnp.maximum(numbers.unit * unit_in_first_place(magnitude), least)
     return jnp.where(magnitude > numbers.largest, jnp.inf, error)

@@ -91,14 +91,14 @@ def scan_depth(seq: int) -> int:
     return (items - 1) + 5 + (threads // 32 - 1) + 1 + items + (chunks - 1)
 
 
-def _tensor_core_depth(terms: int) -> int:
-    # Exact products of 16-bit numbers; blocks of 16 summed with truncation (hence
-    # unit 2^-23), the blocks one after another.
+def tensor_core_depth(terms: int) -> int:
+    """Exact products of 16-bit numbers; blocks of 16 summed with truncation (hence
+    unit 2^-23), the blocks one after another."""
     return math.ceil(terms / 16) + 16
 
 
-def _row_sum_depth(terms: int) -> int:
-    # Triton's sum over a row: serial in a lane, a tree over one warp at least.
+def row_sum_depth(terms: int) -> int:
+    """Triton's sum over a row: serial in a lane, a tree over one warp at least."""
     return math.ceil(terms / 32) + 10
 
 
@@ -123,7 +123,9 @@ def mamba_ssm_prefill(
 
     **Raises:** `UsageError` for a precision that there is not.
     """
-    fmt, sites, parameters = _formats(precision, residual_in_fp32, fused_add_norm)
+    fmt, sites, parameters = activation_formats(
+        precision, residual_in_fp32, fused_add_norm
+    )
     if biased_projections:
         # out_proj's bias is fused into the product, in_proj's is not
         sites["xz_product"] = fmt
@@ -145,8 +147,8 @@ def mamba_ssm_prefill(
         parameters=parameters,
         constants=KERNEL,
         depths=Depths(
-            accumulation=_tensor_core_depth if reduced else any_order,
-            reduction=_row_sum_depth,
+            accumulation=tensor_core_depth if reduced else any_order,
+            reduction=row_sum_depth,
             scan=scan_depth if state is None else one_addition,
         ),
         assumptions=(
@@ -186,7 +188,9 @@ def mamba_ssm_decode(
     **Raises:** `UsageError` for a precision that there is not.
     """
     del biased_projections
-    fmt, sites, parameters = _formats(precision, residual_in_fp32, fused_add_norm)
+    fmt, sites, parameters = activation_formats(
+        precision, residual_in_fp32, fused_add_norm
+    )
     cache = state_precision or parameters["default"].name
     sites["state"] = state_format_named(cache)
     reduced = fmt.is_reduced
@@ -207,8 +211,8 @@ def mamba_ssm_decode(
         parameters=parameters,
         constants=STEP,
         depths=Depths(
-            accumulation=_tensor_core_depth if reduced else any_order,
-            reduction=_row_sum_depth,
+            accumulation=tensor_core_depth if reduced else any_order,
+            reduction=row_sum_depth,
             scan=one_addition,
         ),
         assumptions=(
@@ -224,7 +228,7 @@ def mamba_ssm_decode(
     )
 
 
-def _formats(precision: str, residual_in_fp32: bool, fused_add_norm: bool):
+def activation_formats(precision: str, residual_in_fp32: bool, fused_add_norm: bool):
     """The activations' format, the sites and the parameters of a precision."""
     fmt, variant = parse_precision(precision, "mamba_ssm")
     if variant == "amp" and not residual_in_fp32:

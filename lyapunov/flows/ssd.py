@@ -4,7 +4,8 @@ Within a chunk every pair of tokens is weighed by C_l . B_s exp(sum of dt A betw
 them) dt_s; across chunks a state is passed. The sites are where mamba_ssm's Triton
 kernels round (`ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_chunk_scan.py` of
 mamba_ssm 2.3.2): B times its scale, the state handed to a chunk, and the weights of
-pairs. transformers' torch code computes the same in fp32 and stores none of them.
+pairs; in fp32 models also x, B and C as tensor cores read them. transformers' torch
+code computes the same in fp32 and stores none of them.
 """
 
 import jax.numpy as jnp
@@ -50,12 +51,14 @@ def _one_chunk(at, state, inputs, A):
     shared = heads // B.shape[1]
     repeat = lambda a: jnp.repeat(a, shared, axis=-2)
     elapsed = at.cumsum(at.multiply(dt, A))
+    read_x = at.store("x_operand", x)
+    read_C = at.store("C_operand", C)
 
     # from each token to the end of the chunk
     left = at.fading(elapsed[-1:], elapsed)
     scale = at.view(lambda a: a[..., None], at.multiply(left, dt))
     driven = at.store("B_scaled", at.multiply(at.view(repeat, B), scale))
-    made = at.einsum("shn,shp->hpn", driven, x)
+    made = at.einsum("shn,shp->hpn", driven, read_x)
     kept = at.view(lambda a: a[:, None, None], at.fading(elapsed[-1]))
     after = at.add(at.multiply(state, kept), made)
 
@@ -64,15 +67,17 @@ def _one_chunk(at, state, inputs, A):
         at.view(lambda a: a[:, None], elapsed), at.view(lambda a: a[None], elapsed)
     )
     causal = jnp.tril(jnp.ones((tokens, tokens)))[:, :, None]
-    pairs = at.view(repeat_last(shared), at.einsum("lgn,sgn->lsg", C, B))
+    pairs = at.einsum("lgn,sgn->lsg", read_C, at.store("B_operand", B))
+    pairs = at.view(repeat_last(shared), pairs)
     weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
     weight = at.store("CB_decayed", at.mask(weight, causal))
 
     handed = at.store("chunk_state", state)
     since = at.view(lambda a: a[..., None], at.fading(elapsed))
-    before = at.multiply(at.einsum("lhn,hpn->lhp", at.view(repeat, C), handed), since)
+    before = at.einsum("lhn,hpn->lhp", at.view(repeat, read_C), handed)
+    before = at.multiply(before, since)
     # the accumulator begins with what came from before the chunk
-    return after, at.einsum("lsh,shp->lhp", weight, x, before)
+    return after, at.einsum("lsh,shp->lhp", weight, read_x, before)
 
 
 def repeat_last(times: int):
