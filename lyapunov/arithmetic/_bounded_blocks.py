@@ -31,8 +31,6 @@ class BlockRules:
     _reduction_depth: Any
     _settle: Any
     _operand: Any
-    add: Any
-    negate: Any
     rms_normalise: Any
 
     def carry(self, x):
@@ -65,16 +63,12 @@ class BlockRules:
         flushed = 2.0 * x.shape[0] * self._model.underflow
         return Bounded(jnp.cumsum(x.value, axis=0), (error + flushed) * SAFETY)
 
-    def fading(self, x, y=None):
+    def fading(self, x):
         """exp(min(v, 0)) is 1-Lipschitz in v, at most 1, and its slope is its value.
 
         |exp(v') - exp(v)| <= exp(v) expm1(e), and at most 1 since both lie in [0, 1].
         """
         x = lift(x)
-        if y is not None:
-            y = lift(y)
-            apart = self.add(x, self.negate(y))
-            x = Bounded(apart.value, apart.error)
         exponent = jnp.minimum(x.value, 0.0)
         value = jnp.exp(exponent)
         model = self._model

@@ -150,8 +150,8 @@ class AbstractArithmetic(abc.ABC):
         """Running sums along the first axis, in any bracketing."""
 
     @abc.abstractmethod
-    def fading(self, x: Any, y: Any = None) -> Any:
-        """exp(min(x - y, 0)) for running sums of log decays, y 0 where not given."""
+    def fading(self, x: Any) -> Any:
+        """exp(min(x, 0)) for a sum of log decays."""
 
     @abc.abstractmethod
     def einsum(self, subscripts: str, x: Any, y: Any, start: Any = None) -> Any:
@@ -311,10 +311,9 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """The sums in fp64, each rounded once."""
         return self._settle(self._carry(jnp.cumsum(jnp.asarray(x, jnp.float64), 0)))
 
-    def fading(self, x, y=None):
-        """exp(min(x - y, 0))."""
-        apart = x if y is None else self._settle(self._carry(x) - self._carry(y))
-        return self._settle(jnp.exp(jnp.minimum(apart, 0.0)))
+    def fading(self, x):
+        """exp(min(x, 0))."""
+        return self._settle(jnp.exp(jnp.minimum(self._carry(x), 0.0)))
 
     def einsum(self, subscripts, x, y, start=None):
         """The sum in fp64 and rounded once: within any accumulator's bound."""

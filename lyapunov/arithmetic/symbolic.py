@@ -151,9 +151,9 @@ class Symbolic(AbstractArithmetic):
         """Running sums along the first axis."""
         return np.cumsum(_array(x), axis=0)
 
-    def fading(self, x, y=None):
-        """exp(x - y): SymPy is not asked whether the sums fall."""
-        return self.exp(_array(x) if y is None else _array(x) - _array(y))
+    def fading(self, x):
+        """exp(x): SymPy is not asked whether the sums fall."""
+        return self.exp(x)
 
     def einsum(self, subscripts, x, y, start=None):
         """The sum written out."""

@@ -54,8 +54,10 @@ def _one_chunk(at, state, inputs, A):
     read_x = at.store("x_operand", x)
     read_C = at.store("C_operand", C)
 
-    # from each token to the end of the chunk
-    left = at.fading(elapsed[-1:], elapsed)
+    # from each token to the end of the chunk; nothing has passed at a token itself,
+    # which every execution gets exactly
+    left = at.add(elapsed[-1:], at.negate(elapsed))
+    left = at.fading(at.mask(left, jnp.arange(tokens)[:, None] < tokens - 1))
     scale = at.view(lambda a: a[..., None], at.multiply(left, dt))
     driven = at.store("B_scaled", at.multiply(at.view(repeat, B), scale))
     made = at.einsum("shn,shp->hpn", driven, read_x)
@@ -63,10 +65,13 @@ def _one_chunk(at, state, inputs, A):
     after = at.add(at.multiply(state, kept), made)
 
     # from token s to token l
-    apart = at.fading(
-        at.view(lambda a: a[:, None], elapsed), at.view(lambda a: a[None], elapsed)
+    apart = at.add(
+        at.view(lambda a: a[:, None], elapsed),
+        at.negate(at.view(_as_source, elapsed)),
     )
     causal = jnp.tril(jnp.ones((tokens, tokens)))[:, :, None]
+    earlier = jnp.tril(jnp.ones((tokens, tokens)), -1)[:, :, None]
+    apart = at.fading(at.mask(apart, earlier))
     pairs = at.einsum("lgn,sgn->lsg", read_C, at.store("B_operand", B))
     pairs = at.view(repeat_last(shared), pairs)
     weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
