@@ -151,7 +151,8 @@ def main() -> None:
         write(options.folder)
     out = options.folder / "report.json"
     command = [
-        *(sys.executable, "-m", "lyapunov", str(options.folder)),
+        str(Path(sys.executable).with_name("lyapunov-check")),
+        str(options.folder),
         *("--length", str(options.tokens), "--tokens", "random"),
         *("--precision", "bf16", "-o", str(out)),
     ]

@@ -11,6 +11,7 @@ from ..formats import FP32
 from ..models.config import NetworkConfig
 from ._execution import Execution, any_order, parse_precision
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
+from .mamba_ssm_mamba2 import mamba_ssm_mamba2_decode, mamba_ssm_mamba2_prefill
 
 
 # Of attention, MLPs and experts as torch operations: every one stores its result.
@@ -25,6 +26,12 @@ BLOCK = (
 )  # fmt: skip
 
 
+# Of what dt is made of, B and C, where a Mamba-1 mixer has norms there.
+MIXER_NORMS = (
+    *("dt_norm_hat", "dt_norm", "B_norm_hat", "B_norm", "C_norm_hat", "C_norm"),
+)
+
+
 def mamba_ssm_network(
     config: NetworkConfig,
     architecture: str,
@@ -34,13 +41,13 @@ def mamba_ssm_network(
 ) -> Execution:
     """Mixers on mamba_ssm's kernels, everything else in torch operations."""
     del architecture
-    make = mamba_ssm_decode if mode == "decode" else mamba_ssm_prefill
-    mixer = make(
-        precision,
-        residual_in_fp32=config.residual_in_fp32,
-        fused_add_norm=config.fused_add_norm,
-        state_precision=state_precision,
-    )
+    decode = mode == "decode"
+    common = {
+        "residual_in_fp32": config.residual_in_fp32,
+        "fused_add_norm": config.fused_add_norm,
+        "state_precision": state_precision,
+    }
+    mixer = (mamba_ssm_decode if decode else mamba_ssm_prefill)(precision, **common)
     fmt, _ = parse_precision(precision, "mamba_ssm")
     sites = mixer.sites | dict.fromkeys(BLOCK, fmt)
     if config.norm_centred:
@@ -51,9 +58,42 @@ def mamba_ssm_network(
         sites=sites,
         depths=dataclasses.replace(mixer.depths, accumulation=any_order),
     )
-    around = dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
-    kinds = dict.fromkeys(("attention", "mlp", "experts", "shared"), block)
-    return dataclasses.replace(mixer, sites=mixer.sites | around, kinds=kinds)
+    aside = {"residual_aside": fmt}
+    around = aside | {"beside": fmt, "logits_scaled": fmt}
+    kinds: dict[str, Execution] = dict.fromkeys(
+        ("attention", "mlp", "experts", "shared"), block
+    )
+    second = next((s for s in config.sublayers if s.kind == "mamba2"), None)
+    if second is not None:
+        gate = {"gate_norm": second.gate_norm}
+        kinds["mamba2"] = (
+            mamba_ssm_mamba2_decode(precision, **common, **gate)
+            if decode
+            else mamba_ssm_mamba2_prefill(
+                precision, **common, **gate, chunk=second.chunk
+            )
+        )
+    if any(getattr(s, "mixer_norm_epsilon", None) for s in config.sublayers):
+        mixer = dataclasses.replace(
+            mixer, sites=mixer.sites | dict.fromkeys(MIXER_NORMS, fmt)
+        )
+    return dataclasses.replace(
+        mixer,
+        sites=mixer.sites | around,
+        kinds={
+            kind: dataclasses.replace(one, sites=one.sites | aside)
+            for kind, one in kinds.items()
+        },
+        assumptions=_said(mixer, kinds, {s.kind for s in config.sublayers}),
+    )
+
+
+def _said(base: Execution, kinds: dict[str, Execution], used: set[str]):
+    """Assumptions of the kinds that the network has, each once."""
+    lines = []
+    for kind in sorted(used):
+        lines += kinds.get(kind, base).assumptions
+    return tuple(dict.fromkeys(lines))
 
 
 def transformers_network(
