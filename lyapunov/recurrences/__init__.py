@@ -12,6 +12,7 @@ from .mamba1 import (
     Mamba1Recurrence,
     StateAndWindow,
 )
+from .mamba2 import Mamba2Inputs, Mamba2Recurrence
 
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "Mamba1Inputs",
     "Mamba1JointRecurrence",
     "Mamba1Recurrence",
+    "Mamba2Inputs",
+    "Mamba2Recurrence",
     "StateAndWindow",
 ]
