@@ -48,6 +48,7 @@ def check(
     probes: int = 1,
     readouts: int | None = None,
     ball: bool = True,
+    growth: bool | None = None,
     seed: int = 0,
     progress=None,
     token_source: str = "given",
@@ -82,6 +83,8 @@ def check(
       and the shares; None is 4, or 1 beyond 20 million parameters, since each costs a
       reverse pass; 0 is none.
     - `ball`: follow T4, the certified ball around a whole run, while it says something.
+    - `growth`: find how perturbations grow through each sublayer (four tangents of one
+      sequence); None: where some sublayer has no exponent.
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
     - `token_source`: what the report says of where the tokens came from.
@@ -103,6 +106,7 @@ def check(
         "probes": probes,
         "readouts": readouts,
         "ball": ball,
+        "growth": growth,
         "seed": seed,
         "fail_on": fail_on,
         "select": list(select),
@@ -129,7 +133,7 @@ def check(
             layers=chosen,
             floor=floor,
         )
-        effort = Effort(floor, probes, readouts, ball, seed)
+        effort = Effort(floor, probes, readouts, ball, seed, growth)
         rows, reports = run_layers(
             model, ids, executions, chosen, measure, effort, progress
         )

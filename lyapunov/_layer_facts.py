@@ -1,10 +1,13 @@
 """Of one sublayer beside its divergence: exponents, or why there are none."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._results import LayerExponents
-from .exponents import layer_exponents
+from .exponents import layer_exponents, perturbation_growth
 from .models import Model, Sublayer
 from .models.kinds import KINDS
 
@@ -17,13 +20,32 @@ REASONS = {
 }
 
 
-def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
+def layer_facts(
+    model: Model, sublayer: Sublayer, record, *, growth: bool = False, seed: int = 0
+) -> LayerExponents:
     """Exponents of a recurrence on the tokens of a record; else the reason for none.
 
     **Arguments:**
 
     - `record`: the reference's `SublayerRecord`.
+    - `growth`: find how perturbations of the first sequence grow as well, in
+      directions drawn with `seed`.
     """
+    facts = _facts(model, sublayer, record)
+    if not growth:
+        return facts
+    p = model.parameters(sublayer.layer)
+    found = perturbation_growth(
+        sublayer.flow,
+        jax.tree.map(lambda x: x[0], record.incoming),
+        p,
+        model.start(p),
+        jax.random.fold_in(jax.random.key(seed), sublayer.layer),
+    )
+    return dataclasses.replace(facts, growth=found)
+
+
+def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
     largest = float(jnp.max(jnp.abs(record.output)))
     if not KINDS[sublayer.kind].recurrent:
         return LayerExponents(

@@ -62,6 +62,20 @@ class MemoryTokens:
 
 
 @dataclass(frozen=True)
+class LayerGrowth:
+    """How relative perturbations of the stream grow through one sublayer."""
+
+    gain: float
+    """Root mean square over random perturbations of all tokens; 1 keeps their size."""
+    token: int
+    """The one whose perturbation `response` follows."""
+    distances: list[int]
+    """In tokens."""
+    response: list[float]
+    """What the sublayer adds at these distances, relative to the stream there."""
+
+
+@dataclass(frozen=True)
 class LayerExponents:
     """Exponents of one sublayer; null with a `reason` where nothing recurs."""
 
@@ -93,6 +107,8 @@ class LayerExponents:
     """`token` (ends of windows) and `max` (largest exponent of the window)."""
     suspicions: list[str] = field(default_factory=list)
     """Why the dynamics look lost, in words; empty for a model that merely works."""
+    growth: LayerGrowth | None = None
+    """Of perturbations; found where a network has sublayers without exponents."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .bounds.ball import Ball
 from .bounds.end_to_end import EndToEnd, decided
 from .executions import Execution
 from .models import Model
+from .models.kinds import KINDS
 from .runners import Emulated, Reference
 from .state_formats import state_format_named
 
@@ -47,6 +48,8 @@ class Effort(NamedTuple):
     ball: bool = True
     """Whether to follow T4 for as long as it says something."""
     seed: int = 0
+    growth: bool | None = None
+    """Whether to find how perturbations grow; None: if a sublayer has no exponent."""
 
 
 def default_readouts(n_params: int) -> int:
@@ -107,6 +110,9 @@ def run_layers(
     steps = len(model.sublayers) + 1
     if progress is not None:
         progress.start(steps + (steps if estimates else 0), "checking")
+    growth = effort.growth
+    if growth is None:
+        growth = any(not KINDS[layer.kind].recurrent for layer in model.sublayers)
     rows: list[LayerExponents] = []
     # While the bounds of one sublayer are at work the next one runs: bounds are
     # elementwise, forwards are matrix products. One sublayer ahead and no more, so
@@ -139,7 +145,9 @@ def run_layers(
                     run.certified[sublayer.layer] = found.l2
             if estimates is not None:
                 estimates.sublayer(sublayer, record)
-            rows.append(layer_facts(model, sublayer, record))
+            rows.append(
+                layer_facts(model, sublayer, record, growth=growth, seed=effort.seed)
+            )
             _collect(pending)
             pending = started
             if progress is not None:

@@ -1,5 +1,6 @@
 """Lyapunov exponents: the spectrum of a recurrence and per-layer statistics."""
 
+from ._growth import perturbation_growth
 from ._layer import gather_exponents, layer_exponents
 from ._methods import QR, AbstractMethod, ClosedForm, System, TangentGrowth
 from ._result import SpectrumResult
@@ -18,4 +19,5 @@ __all__ = [
     "layer_exponents",
     "lost_dynamics",
     "lyapunov_spectrum",
+    "perturbation_growth",
 ]

@@ -1,6 +1,7 @@
 """Numbers and findings in words, the same in every form of the report."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ LEGEND = (
     "the sample). rel L2: measured local divergence over the reference. T1: certified "
     "bound over measured. floor: what no bound that treats roundings as free could "
     "beat. viol: elements above the bound."
+)
+
+GROWTH_LEGEND = (
+    "gain: relative change of the stream behind a sublayer for one in front of it. +k: "
+    "what one perturbed token adds to the stream k tokens later, relative to it. "
+    "Medians over the sublayers of a kind."
 )
 
 VERDICTS = {
@@ -229,3 +236,34 @@ def exponent_sentence(exponents: Exponents) -> str:
         f"largest {number(exponents.max, 3)}{error}{layer}, "
         f"smallest {number(exponents.min, 3)}{dead}"
     )
+
+
+@dataclass(frozen=True)
+class GrowthRow:
+    """How perturbations grow through sublayers of one kind: medians."""
+
+    kind: str
+    sublayers: int
+    gain: float
+    response: dict[int, float]
+    """By distance in tokens."""
+
+
+def growth_rows(layers: Sequence[LayerExponents]) -> list[GrowthRow]:
+    """One a kind, in the order in which kinds first come; none where none was found."""
+    kinds: dict[str, list] = {}
+    for row in layers:
+        if row.growth is not None:
+            kinds.setdefault(row.kind, []).append(row.growth)
+    return [
+        GrowthRow(
+            kind,
+            len(found),
+            statistics.median(one.gain for one in found),
+            {
+                distance: statistics.median(one.response[i] for one in found)
+                for i, distance in enumerate(found[0].distances)
+            },
+        )
+        for kind, found in kinds.items()
+    ]

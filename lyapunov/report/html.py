@@ -155,7 +155,11 @@ def _logits(report: Report) -> dict[str, Any]:
 def _exponents(report: Report) -> dict[str, Any]:
     head = ["kind", "λ max", "± stderr", "λ min", "memory p50", "p90", "max"]
     head += ["decay min", "decay max", "dt min", "dt mean", "dt max"]
-    head += ["|state| max", "|output| max", "note"]
+    head += ["|state| max", "|output| max"]
+    growth = any(row.growth for row in report.exponents.layers)
+    if growth:
+        head += ["gain", "1 token later", "farthest"]
+    head.append("note")
     lines = []
     for row in report.exponents.layers:
         memory = row.memory_tokens
@@ -169,6 +173,13 @@ def _exponents(report: Report) -> dict[str, Any]:
         cells += [words.number(row.decay_min, 3), words.decay(row.decay_max)]
         cells += [words.number(x, 3) for x in (row.dt_min, row.dt_mean, row.dt_max)]
         cells += [words.number(x, 3) for x in (row.max_abs_state, row.max_abs_output)]
+        if growth:
+            seen: list[float | None] = [None] * 3
+            if row.growth:
+                response = row.growth.response
+                later = response[min(1, len(response) - 1)]
+                seen = [row.growth.gain, later, response[-1]]
+            cells += [words.number(x, 3) for x in seen]
         notes = [row.reason or "", *row.suspicions]
         if memory and memory.exceeds_sample:
             notes.append("memory longer than the sample")

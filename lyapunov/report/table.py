@@ -89,6 +89,7 @@ def to_table(
             console.print()
             console.print(table)
         console.print(Text(words.LEGEND, style="dim"))
+        _growth(console, report, glyphs)
         if report.precisions:
             console.print()
             console.print(_logits(report, glyphs))
@@ -220,6 +221,29 @@ def _logits(report: Report, glyphs: Glyphs) -> Table:
             f"{output.argmax_total:,}",
         )
     return table
+
+
+# Distances that a terminal has room for.
+_SHOWN = (0, 1, 4, 16, 64, 256, 1024)
+
+
+def _growth(console: Console, report: Report, glyphs: Glyphs) -> None:
+    """SSMs and attention on one scale, a row a kind."""
+    rows = words.growth_rows(report.exponents.layers)
+    if not rows:
+        return
+    shown = [d for d in rows[0].response if d in _SHOWN]
+    table = frame(glyphs)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    for distance in shown:
+        table.add_column(f"+{distance}", justify="right", no_wrap=True)
+    for row in rows:
+        cells = [words.number(row.response[distance]) for distance in shown]
+        table.add_row(row.kind, words.number(row.gain), *cells)
+    console.print()
+    console.print(table)
+    console.print(Text(words.GROWTH_LEGEND, style="dim"))
 
 
 def _estimates(console: Console, report: Report) -> None:
