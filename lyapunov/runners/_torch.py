@@ -23,7 +23,12 @@ NAMES = {
     "D": "mixer.D",
     "out_proj": "mixer.out_proj.weight",
     "out_proj_bias": "mixer.out_proj.bias",
+    "norm_bias": "norm.bias",
+    "gate_norm": "mixer.norm.weight",
 }
+
+# names that a Mamba-2 mixer has otherwise
+NAMES_2 = NAMES | {"dt_bias": "mixer.dt_bias"}
 
 
 def import_torch():
@@ -54,12 +59,18 @@ def state_dict(model: Model, embedding: str) -> Iterator[tuple[str, np.ndarray]]
     """
     rows = model.config.padded_vocab_size
     yield embedding, _fp32(model.layout.embedding(np.arange(rows)))
-    yield "backbone.norm_f.weight", _fp32(model.layout.final_norm())  # type: ignore[arg-type]
+    for name, array in (
+        ("weight", model.layout.final_norm()),
+        ("bias", model.layout.final_norm_bias()),
+    ):
+        if array is not None:
+            yield f"backbone.norm_f.{name}", _fp32(array)
     yield "lm_head.weight", _fp32(model.layout.head(0, rows))
-    for layer in range(model.config.n_layers):
+    for layer, sizes in enumerate(model.config.sublayers):
+        names = NAMES_2 if sizes.kind == "mamba2" else NAMES
         for name, array in model.layout.layer(layer).items():
             value = array[:, None, :] if name == "conv_weight" else array
-            yield f"backbone.layers.{layer}.{NAMES[name]}", _fp32(value)
+            yield f"backbone.layers.{layer}.{names[name]}", _fp32(value)
 
 
 def _fp32(array: np.ndarray) -> np.ndarray:
@@ -86,14 +97,21 @@ def watched(block, seen: dict[str, np.ndarray]):
         return lambda module, inputs: seen.__setitem__(name, copied(inputs[0]))
 
     mixer = block.mixer
-    with ExitStack() as stack:
-        for handle in (
-            mixer.register_forward_pre_hook(input_of("norm")),
-            mixer.register_forward_hook(output("mixer")),
-            mixer.in_proj.register_forward_hook(output("xz")),
+    handles = [
+        mixer.register_forward_pre_hook(input_of("norm")),
+        mixer.register_forward_hook(output("mixer")),
+        mixer.in_proj.register_forward_hook(output("xz")),
+        mixer.out_proj.register_forward_pre_hook(input_of("gated")),
+    ]
+    if hasattr(mixer, "x_proj"):
+        handles += [
             mixer.x_proj.register_forward_pre_hook(input_of("conv")),
             mixer.x_proj.register_forward_hook(output("x_proj")),
-            mixer.out_proj.register_forward_pre_hook(input_of("gated")),
-        ):
+        ]
+    elif getattr(mixer, "rmsnorm", False):
+        # Mamba-2's gated norm reads what the scan put out
+        handles.append(mixer.norm.register_forward_pre_hook(input_of("scan_output")))
+    with ExitStack() as stack:
+        for handle in handles:
             stack.callback(handle.remove)
         yield

@@ -2,7 +2,8 @@
 
 The blocks run unchanged, one after another; hooks copy what goes in and out of their
 modules. On the fused path most modules are bypassed, so T0 then covers the stretch
-from the norm to the output; the unfused path shows more of the stored tensors.
+from the norm to the output; the unfused path shows more of the stored tensors. Of
+Mamba-2 neither shows what the convolution stores.
 """
 
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from .._errors import MissingExtraError, UsageError
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
+from ..models.config import Mamba1Config
 from ._torch import copied, import_torch, state_dict, torch_dtype, watched
 
 
@@ -89,7 +91,7 @@ class MambaSsm:
                 seen = {k: array.reshape(batch, seq, -1) for k, array in seen.items()}
                 seen |= {"layer": i, "residual": copied(residual)}
                 yield self._cast(torch, seen)
-            yield _final_norm(network, hidden, residual)
+            yield _final_norm(torch, network, hidden, residual)
 
     def _decoded(self, torch, network, ids):
         """The same, a token at a time through all blocks."""
@@ -122,7 +124,7 @@ class MambaSsm:
                     seen["residual"] = copied(residual)
                     for name, array in seen.items():
                         parts.setdefault(name, []).append(array.reshape(batch, 1, -1))
-                normed.append(_final_norm(network, hidden, residual))
+                normed.append(_final_norm(torch, network, hidden, residual))
             for i, parts in enumerate(kept):
                 joined = {k: np.concatenate(arrays, 1) for k, arrays in parts.items()}
                 parts.clear()
@@ -153,7 +155,7 @@ def _cache(torch, mixer, batch: int, activations, cache):
     )
 
 
-def _final_norm(network, hidden, residual):
+def _final_norm(torch, network, hidden, residual):
     from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
 
     norm = network.backbone.norm_f
@@ -167,7 +169,7 @@ def _final_norm(network, hidden, residual):
         residual=residual,
         prenorm=False,
         residual_in_fp32=network.backbone.residual_in_fp32,
-        is_rms_norm=True,
+        is_rms_norm=not isinstance(norm, torch.nn.LayerNorm),
     )
 
 
@@ -195,16 +197,8 @@ def _build(model: Model, precision: str, fused: bool, device: str) -> Any:
         d_model=config.d_model,
         n_layer=config.n_layers,
         vocab_size=config.padded_vocab_size,
-        ssm_cfg={
-            "d_state": config.d_state,
-            "d_conv": config.d_conv,
-            "expand": config.d_inner // config.d_model,
-            "dt_rank": config.dt_rank,
-            "conv_bias": config.conv_bias,
-            "bias": config.proj_bias,
-            "use_fast_path": fused,
-        },
-        rms_norm=True,
+        ssm_cfg=_settings(model, fused),
+        rms_norm=not config.norm_centred,
         residual_in_fp32=config.residual_in_fp32,
         fused_add_norm=config.fused_add_norm,
         pad_vocab_size_multiple=1,
@@ -223,6 +217,58 @@ def _build(model: Model, precision: str, fused: bool, device: str) -> Any:
     for norm in [block.norm for block in network.backbone.layers]:
         norm.eps = config.norm_epsilon
     network.backbone.norm_f.eps = config.norm_epsilon
+    for block, sizes in zip(network.backbone.layers, config.sublayers, strict=True):
+        if getattr(block.mixer, "rmsnorm", False):
+            block.mixer.norm.eps = sizes.gate_norm_epsilon
     if precision.endswith("-cast"):
         network = network.to(dtype)
     return torch, network.eval()
+
+
+def _settings(model: Model, fused: bool) -> dict[str, Any]:
+    """What mamba_ssm's mixers are made with.
+
+    **Raises:** `UsageError` for a network that they cannot be put together to.
+    """
+    config = model.config
+    if isinstance(config, Mamba1Config):
+        return {
+            "d_state": config.d_state,
+            "d_conv": config.d_conv,
+            "expand": config.d_inner // config.d_model,
+            "dt_rank": config.dt_rank,
+            "conv_bias": config.conv_bias,
+            "bias": config.proj_bias,
+            "use_fast_path": fused,
+        }
+    first, *others = config.sublayers
+    own = (
+        first.kind == "mamba2"
+        and all(one == first for one in others)
+        and first.norm_groups == first.groups
+        and first.out_bias in (None, first.proj_bias)
+        and first.row_multipliers is None
+        and first.in_multiplier == first.out_multiplier == 1.0
+        and config.embedding_multiplier == config.logits_multiplier == 1.0
+    )
+    if not own:
+        raise UsageError(
+            "mamba_ssm is run on plain Mamba-1 and Mamba-2 models alone",
+            hint="--measure emulated follows its flow for the others",
+        )
+    return {
+        "layer": "Mamba2",
+        "d_state": first.d_state,
+        "d_conv": first.d_conv,
+        "expand": first.d_inner // first.d_model,
+        "headdim": first.d_inner // first.heads,
+        "ngroups": first.groups,
+        "D_has_hdim": model.raw_parameters(0)["D"].size == first.d_inner,
+        "rmsnorm": first.gate_norm,
+        "norm_before_gate": first.norm_before_gate,
+        "dt_limit": first.dt_limit,
+        "bias": first.proj_bias,
+        "conv_bias": first.conv_bias,
+        "chunk_size": first.chunk,
+        "use_mem_eff_path": fused,
+    }
