@@ -24,6 +24,7 @@ from .bounds.ball import Ball
 from .bounds.end_to_end import EndToEnd, decided
 from .executions import Execution
 from .models import Model
+from .models.config import NetworkConfig
 from .models.kinds import KINDS
 from .runners import Emulated, Reference
 from .state_formats import state_format_named
@@ -98,7 +99,7 @@ def run_layers(
     runs = [
         _Run(
             e,
-            _runner(e, measure).trace(model, ids),
+            _runner(model, e, measure).trace(model, ids),
             [],
             Ball(model, ids, e) if effort.ball else None,
             {},
@@ -175,11 +176,12 @@ def run_layers(
     ]
 
 
-def _runner(execution: Execution, measure: str):
+def _runner(model: Model, execution: Execution, measure: str):
     if measure == "transformers":
-        from .runners import Transformers
+        from .runners import Transformers, TransformersNetwork
 
-        return Transformers(execution)
+        network = isinstance(model.config, NetworkConfig)
+        return (TransformersNetwork if network else Transformers)(execution)
     if measure == "mamba_ssm":
         from .runners import MambaSsm
 

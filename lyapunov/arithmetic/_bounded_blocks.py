@@ -38,6 +38,22 @@ class BlockRules:
         x = lift(x)
         return Bounded(x.value, x.error)
 
+    def held(self, constant):
+        """One rounding."""
+        value = jnp.asarray(constant, jnp.float64)
+        return Bounded(value, self._model.unit * jnp.abs(value))
+
+    def rotation(self, positions, rates):
+        """A rate is held with one rounding or two, its product has another.
+
+        Cosine and sine are 1-Lipschitz in the angle and within 2 ulp, 4 u at most.
+        """
+        angle = positions[:, None] * rates
+        unit = self._model.unit
+        error = jnp.abs(angle) * jnp.expm1(3.0 * unit) + 4.0 * unit
+        error = (error + self._model.underflow) * SAFETY
+        return Bounded(jnp.cos(angle), error), Bounded(jnp.sin(angle), error)
+
     def view(self, f, x):
         """Entries and their errors move together."""
         x = lift(x)

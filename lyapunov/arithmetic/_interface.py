@@ -134,6 +134,18 @@ class AbstractArithmetic(abc.ABC):
         """A value as the interpreter holds it, to start a scan with."""
 
     @abc.abstractmethod
+    def held(self, constant: Any) -> Any:
+        """A constant of the model, as an execution holds it in its inner format."""
+
+    @abc.abstractmethod
+    def rotation(self, positions: Any, rates: Any) -> tuple[Any, Any]:
+        """Cosine and sine of positions times rates, (seq) and (half) to (seq, half).
+
+        Rates are exact numbers that an execution holds in its inner format; the
+        angle is one product of it.
+        """
+
+    @abc.abstractmethod
     def view(self, f: Callable, x: Any) -> Any:
         """f(x) for an f that only moves, repeats or pads entries with 0."""
 
@@ -294,6 +306,16 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def carry(self, x):
         """In the dtype that this interpreter computes in."""
         return self._carry(x)
+
+    def held(self, constant):
+        """Rounded to the inner format."""
+        return self._settle(self._carry(constant))
+
+    def rotation(self, positions, rates):
+        """The angle's product, then cosine and sine, each rounded once."""
+        rates = self._settle(self._carry(rates))
+        angle = self._settle(self._carry(positions)[:, None] * rates)
+        return self._settle(jnp.cos(angle)), self._settle(jnp.sin(angle))
 
     def view(self, f, x):
         """f(x)."""

@@ -133,6 +133,17 @@ class Symbolic(AbstractArithmetic):
         """The value itself."""
         return _array(x)
 
+    def held(self, constant):
+        """The constant itself."""
+        return constant
+
+    def rotation(self, positions, rates):
+        """Cosine and sine of the products."""
+        import sympy
+
+        angle = np.outer(_array(positions), _array(rates))
+        return _each(sympy.cos, angle), _each(sympy.sin, angle)
+
     def view(self, f, x):
         """f(x)."""
         return f(_array(x))

@@ -9,8 +9,9 @@ from ..models.config import NetworkConfig
 from ..state_formats import state_format_named
 from ._execution import Execution
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
-from .networks import mamba_ssm_network, transformers_network
+from .networks import mamba_ssm_network
 from .transformers import transformers_decode, transformers_prefill
+from .transformers_network import transformers_network
 
 
 MEASURES = ("emulated", "transformers", "mamba_ssm", "none")

@@ -6,7 +6,6 @@ sublayer has one of its own, `Execution.of(kind)`.
 
 import dataclasses
 
-from .._errors import UsageError
 from ..formats import FP32
 from ..models.config import NetworkConfig
 from ._execution import Execution, any_order, parse_precision
@@ -94,14 +93,3 @@ def _said(base: Execution, kinds: dict[str, Execution], used: set[str]):
     for kind in sorted(used):
         lines += kinds.get(kind, base).assumptions
     return tuple(dict.fromkeys(lines))
-
-
-def transformers_network(
-    config: NetworkConfig, architecture: str, precision: str, mode: str = "prefill"
-) -> Execution:
-    """The network under transformers' torch code."""
-    del config, precision, mode
-    raise UsageError(
-        f"transformers' flow of {architecture} is not followed yet",
-        hint="--measure emulated",
-    )

@@ -122,14 +122,15 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
     k = _in_heads(at, k, p.kv_heads, p.k_norm, "k_norm")
     v = _in_heads(at, v, p.kv_heads, None, "")
     k = scaled(at, k, p.key_multiplier, "k_scaled")
-    q = at.store("q_turned", turned(at, q, p, past))
-    k = at.store("k_turned", turned(at, k, p, past))
+    q = at.store("q_turned", turned(at, q, p, past, "q"))
+    k = at.store("k_turned", turned(at, k, p, past, "k"))
     k, v = at.join([start.keys, k]), at.join([start.values, v])
 
     shared = p.heads // p.kv_heads
     repeat = lambda a: jnp.repeat(a, shared, axis=1)
     scores = at.einsum("lhd,shd->hls", q, at.view(repeat, k))
-    scores = at.store("scores", at.multiply(scores, p.scale))
+    scores = at.store("scores_product", scores)
+    scores = at.store("scores", at.multiply(scores, at.held(p.scale)))
     rows, columns = scores.shape[-2:]
     causal = jnp.tril(jnp.ones((rows, columns)), k=columns - rows)
     weight = at.store("attention", at.softmax(scores, causal))
@@ -148,7 +149,7 @@ def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: st
     return normalise(at, at.view(part, x), norm, site)
 
 
-def turned(at: AbstractArithmetic, x, p: AttentionParameters, past: int):
+def turned(at: AbstractArithmetic, x, p: AttentionParameters, past: int, site: str):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the channels.
 
     Channels i and i + rotary / 2 turn by position theta^(-2 i / rotary).
@@ -156,17 +157,25 @@ def turned(at: AbstractArithmetic, x, p: AttentionParameters, past: int):
     **Arguments:**
 
     - `x`: (seq, heads, head_dim). `past`: position of the first token.
+    - `site`: "q" or "k", the beginning of its sites.
     """
     if p.rotary == 0:
         return x
     half = p.rotary // 2
     rate = p.theta ** (-jnp.arange(half, dtype=jnp.float64) / half)
-    angle = (past + jnp.arange(x.shape[0]))[:, None] * rate
-    cos = jnp.tile(jnp.cos(angle), 2)[:, None]
-    sin = jnp.concatenate([-jnp.sin(angle), jnp.sin(angle)], axis=-1)[:, None]
+    positions = jnp.asarray(past + jnp.arange(x.shape[0]), jnp.float64)
+    cos, sin = at.rotation(positions, rate)
+    cos, sin = at.store("cos", cos), at.store("sin", sin)
+    cos = at.view(lambda a: jnp.tile(a, 2)[:, None], cos)
+    sin = at.view(lambda a: jnp.concatenate([-a, a], axis=-1)[:, None], sin)
     turning = x[..., : p.rotary]
     swap = lambda a: jnp.concatenate([a[..., half:], a[..., :half]], axis=-1)
-    mixed = at.add(at.multiply(turning, cos), at.multiply(at.view(swap, turning), sin))
+    alone = at.stores(f"{site}_cos")
+    straight = at.multiply(turning, cos, alone=alone)
+    across = at.multiply(at.view(swap, turning), sin, alone=alone)
+    straight = at.store(f"{site}_cos", straight)
+    across = at.store(f"{site}_sin", across)
+    mixed = at.add(straight, across, alone=alone)
     if p.rotary == x.shape[-1]:
         return mixed
     return at.join([mixed, x[..., p.rotary :]], axis=-1)

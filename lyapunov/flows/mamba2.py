@@ -128,7 +128,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
 
     dt = at.store("dt_biased", at.add(dt, p.dt_bias, alone=at.stores("dt_biased")))
     dt = at.store("softplus", at.softplus(dt))
-    dt = at.clip(dt, *p.dt_limit)
+    dt = at.store("dt_clipped", at.clip(dt, *p.dt_limit))
     at.observe("dt", dt)
     A = at.negate(at.exp(p.A_log))
 

@@ -15,6 +15,7 @@ from .reference import Reference
 if TYPE_CHECKING:
     from .mamba_ssm import MambaSsm as MambaSsm
     from .transformers import Transformers as Transformers
+    from .transformers_network import TransformersNetwork as TransformersNetwork
 
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MambaSsm",
     "Reference",
     "Transformers",
+    "TransformersNetwork",
     "trace",
     "write_dump",
 ]
@@ -38,6 +40,10 @@ def __getattr__(name):
         from .transformers import Transformers
 
         return Transformers
+    if name == "TransformersNetwork":
+        from .transformers_network import TransformersNetwork
+
+        return TransformersNetwork
     raise AttributeError(name)
 
 

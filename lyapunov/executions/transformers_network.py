@@ -1,0 +1,117 @@
+"""transformers 5 without kernels: networks of any family in plain torch operations.
+
+Read from the modeling files of transformers 5.23, with attention and experts "eager".
+Every torch operation stores its result in the model's format. Exceptions, where a
+module works in fp32 inside: norms (what they normalise is rounded before the weight
+multiplies it, but not in OLMo 2 and Nemotron-H), the softmax of attention, the scan of
+Mamba-2 from dt on to its gated norm, which is rounded once in front of out_proj.
+"""
+
+import dataclasses
+
+from .._errors import UsageError
+from ..models.config import NetworkConfig
+from ._execution import Execution, any_order, assume_formats, parse_precision
+from .transformers import transformers_decode, transformers_prefill
+
+
+# Weights of norms multiply in fp32, so that the result alone is rounded.
+NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
+
+NORMS = ("norm", "norm_behind", "mlp_norm", "q_norm", "k_norm")
+MIXER_NORMS = ("dt_norm", "B_norm", "C_norm")
+
+MAMBA2 = (
+    "in_scaled", "xz", "xz_scaled", "conv_sum", "conv", "dt_biased", "softplus",
+    "dt_clipped", "gated", "out", "out_scaled",
+)  # fmt: skip
+ATTENTION = (
+    "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
+    "v_shared", "v_low", "v_own", "v", "k_scaled", "cos", "sin", "q_cos", "q_sin",
+    "q_turned", "k_cos", "k_sin", "k_turned", "scores_product", "scores", "attention",
+    "read", "out", "out_scaled",
+)  # fmt: skip
+MLP = (
+    "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
+    "gate", "gate_scaled", "activated", "hidden", "down", "out", "out_scaled",
+)  # fmt: skip
+SHARED = (*ATTENTION, *MLP, "attended", "mlp_out")
+EXPERTS = (
+    *MLP, "router", "expert_weight", "latent", "expert_up", "expert_gate",
+    "expert_activated", "expert_hidden", "expert_out", "expert_weighed", "routed",
+    "from_latent", "shared",
+)  # fmt: skip
+
+
+def transformers_network(
+    config: NetworkConfig, architecture: str, precision: str, mode: str = "prefill"
+) -> Execution:
+    """A network under transformers' torch code.
+
+    **Arguments:**
+
+    - `architecture`: name of the family, which says where its code rounds.
+    - `precision`: `bf16`, `fp16` or `fp32`.
+
+    **Raises:** `UsageError` for a precision or a mode that is not followed.
+    """
+    fmt, variant = parse_precision(precision, "transformers")
+    if variant:
+        raise UsageError(
+            f"{precision} is followed for Mamba-1 alone", hint=f"--precision {fmt.name}"
+        )
+    kinds_here = {sizes.kind for sizes in config.sublayers}
+    if mode == "decode" and kinds_here != {"mamba1"}:
+        raise UsageError(
+            f"transformers' decoding of {architecture} is not followed",
+            hint="--mode prefill, or --measure emulated",
+        )
+    make = transformers_decode if mode == "decode" else transformers_prefill
+    mixer = make(precision, residual_in_fp32=config.residual_in_fp32)
+    around = {
+        name: f
+        for name, f in mixer.sites.items()
+        if name in ("embedding", "residual", "norm_f", "norm_f_hat", "logits")
+    }
+    around |= dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
+    norms = {}
+    for name in NORMS:
+        norms[name] = fmt
+        if not config.norm_centred and architecture not in NORM_ROUNDS_ONCE:
+            norms[f"{name}_hat"] = fmt
+    if config.norm_centred or architecture in NORM_ROUNDS_ONCE:
+        around.pop("norm_f_hat", None)
+    front = {name: around[name] for name in ("residual", "residual_aside")}
+    front |= {"norm_input": fmt} | norms
+
+    def of(sites, **changes) -> Execution:
+        found = front | dict.fromkeys(sites, fmt)
+        return dataclasses.replace(mixer, sites=found, **changes)
+
+    chunked = {"chunked": mode == "prefill"}
+    kinds = {
+        "mamba2": of(MAMBA2, **chunked),
+        "attention": of(ATTENTION),
+        "mlp": of(MLP),
+        "experts": of(EXPERTS),
+        "shared": of(SHARED),
+    }
+    both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
+    sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)
+    if "norm_hat" not in norms:
+        sites.pop("norm_hat", None)
+    return dataclasses.replace(
+        mixer,
+        sites=sites,
+        kinds=kinds,
+        depths=dataclasses.replace(mixer.depths, scan=any_order),
+        assumptions=(
+            assume_formats(sites, mixer.parameters),
+            "every torch operation stores its result; inside one the arithmetic is "
+            "fp32, its sums in any order",
+            "attention and experts run as the model's code writes them out (eager)",
+            "norms, softmax and recurrences work in fp32 inside",
+            "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
+            "square root 2 ulp",
+        ),
+    )

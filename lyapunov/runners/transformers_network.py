@@ -1,0 +1,244 @@
+"""transformers' own code for networks of any family, watched from outside.
+
+The model is loaded from its checkpoint as transformers loads it and runs unchanged;
+hooks on its modules, found by the stored names of their weights, copy what goes in and
+out. A sublayer reads what its norm reads: the stream, with whatever the model added to
+it before.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import MissingExtraError, UsageError
+from .._trace import HeadRecord, SublayerRecord, Trace
+from ..checkpoints import NetworkLayout
+from ..executions import Execution
+from ..flows.residual import Incoming
+from ..models import Model, Sublayer
+from ._torch import copied, import_torch, torch_dtype
+
+
+class _Seen(NamedTuple):
+    """What is copied at a parameter's module, its input or its output, and as what."""
+
+    key: str
+    side: str
+    site: str
+
+
+# By kind; a module that has no such parameter is not watched.
+WATCHED = {
+    "mamba1": (
+        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
+        _Seen("x_proj", "in", "conv"), _Seen("x_proj", "out", "x_proj"),
+        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+    ),
+    "mamba2": (
+        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
+        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+    ),
+    "attention": (
+        _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
+        _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
+        _Seen("o_proj", "in", "read"), _Seen("o_proj", "out", "out"),
+        _Seen("norm_behind", "out", "norm_behind"),
+    ),
+    "mlp": (
+        _Seen("norm", "out", "norm"), _Seen("up", "out", "up"),
+        _Seen("gate", "out", "gate"), _Seen("down", "in", "hidden"),
+        _Seen("down", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
+    ),
+    "experts": (_Seen("norm", "out", "norm"),),
+    "shared": (
+        _Seen("norm", "out", "norm"), _Seen("o_proj", "out", "attended"),
+        _Seen("mlp_norm", "out", "mlp_norm"), _Seen("down", "out", "mlp_out"),
+        _Seen("linear", "out", "out"),
+    ),
+}  # fmt: skip
+
+# Where a sublayer has no norm in front, these read the stream.
+FIRST = ("norm", "q_proj", "up", "in_proj")
+
+
+class TransformersNetwork:
+    """Run a checkpoint of transformers' layout with transformers' classes.
+
+    **Arguments:**
+
+    - `execution`: whose `precision` says the dtype of the weights.
+    - `device`: a torch device.
+
+    Attention and experts run in the code that is written out in the model ("eager"),
+    since fused kernels differ from one machine to the next.
+    """
+
+    def __init__(self, execution: Execution, device: str = "cpu"):
+        self.execution = execution
+        self._device = device
+
+    def trace(self, model: Model, tokens) -> Trace:
+        """Records of all sublayers, then the head.
+
+        **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
+        sublayer whose output no module puts out.
+        """
+        torch, network = self._built(model)
+        layout = model.layout
+        assert isinstance(layout, NetworkLayout)
+        modules = dict(network.named_modules())
+        calls: dict[tuple[str, str], list[np.ndarray]] = {}
+        norm_f = _module(layout.names.final_norm or "", modules)
+        with ExitStack() as stack, torch.no_grad():
+            paths = {
+                path
+                for parts in layout.parts
+                for part in parts.values()
+                if (path := _path(part.names[0], modules)) is not None
+            }
+            for path in sorted(paths):
+                for handle in _watch(path, modules[path], calls):
+                    stack.callback(handle.remove)
+            streams: list[np.ndarray] = []
+            if norm_f is not None:
+                handle = norm_f.register_forward_pre_hook(
+                    lambda _, given: streams.append(copied(given[0]))
+                )
+                stack.callback(handle.remove)
+            ids = torch.as_tensor(np.asarray(tokens), device=self._device)
+            logits = network(ids, use_cache=False).logits
+        seen = {key: iter(found) for key, found in calls.items()}
+        for layer in model.sublayers:
+            yield self._record(torch, model, layer, modules, seen)
+        last = streams[-1] if streams else np.zeros((*ids.shape, model.config.d_model))
+        yield HeadRecord(
+            jnp.asarray(last),
+            jnp.zeros(last.shape),
+            lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
+        )
+
+    def _record(
+        self, torch, model: Model, layer: Sublayer, modules, seen
+    ) -> SublayerRecord:
+        parts = model.layout.parts[layer.layer]  # type: ignore[attr-defined]
+        taken: dict[tuple[str, str], np.ndarray] = {}
+
+        def at(key: str, side: str) -> np.ndarray | None:
+            path = _path(parts[key].names[0], modules) if key in parts else None
+            if path is None or (path, side) not in seen:
+                return None
+            if (path, side) not in taken:  # one call a sublayer
+                taken[path, side] = next(seen[path, side])
+            array, take = taken[path, side], parts[key].take
+            if take is None or side == "in" or key.startswith("conv"):
+                return array
+            rows = take(array.reshape(-1, array.shape[-1]).T)
+            return rows.T.reshape(*array.shape[:-1], -1)
+
+        stored = {}
+        for one in WATCHED[layer.kind]:
+            array = at(one.key, one.side)
+            if array is not None:
+                stored[one.site] = array
+        if layer.kind == "mlp" and "gate" not in parts:
+            stored["activated"] = stored.pop("hidden")
+        first = next(key for key in FIRST if key in parts)
+        stream = at(first, "in")
+        output = stored.get("norm_behind", stored.get("out"))
+        if output is None or stream is None:
+            raise UsageError(
+                f"transformers shows no output of layer {layer.layer} ({layer.kind})",
+                hint="--measure emulated",
+            )
+        output, more = self._finished(torch, model, layer, output)
+        stored = {k: jnp.asarray(x) for k, x in (stored | more).items()}
+        embedded = None
+        if layer.embedded:
+            stream, embedded = np.split(stream, 2, axis=-1)
+        incoming = Incoming(
+            jnp.asarray(stream),
+            jnp.zeros(stream.shape),
+            None,
+            None if embedded is None else jnp.asarray(embedded),
+        )
+        sites = self.execution.of(layer.kind).sites
+        return SublayerRecord.of(
+            layer,
+            incoming,
+            jnp.asarray(output),
+            {site: x for site, x in stored.items() if site in sites},
+            {},
+        )
+
+    def _finished(self, torch, model: Model, layer: Sublayer, output: np.ndarray):
+        """The output times the model's multipliers: torch's products, repeated."""
+        sizes, more = model.config.sublayers[layer.layer], {}
+        dtype = torch_dtype(torch, self.execution.precision)
+        for name, site in (("down_multiplier", ""), ("out_multiplier", "out_scaled")):
+            multiplier = getattr(sizes, name, 1.0)
+            if multiplier != 1.0:
+                output = copied(torch.tensor(output).to(dtype) * multiplier)
+                more[site or "out"] = output
+        return output, more
+
+    def _built(self, model: Model) -> Any:
+        torch = import_torch()
+        try:
+            import transformers
+        except ImportError as error:
+            raise MissingExtraError(
+                f"measuring with transformers needs it installed ({error})",
+                hint="pip install 'lyapunov-check[torch]'",
+            ) from None
+        if not Path(model.source).is_dir():
+            raise UsageError(
+                f"{model.source} is no folder that transformers could load",
+                hint="download it first, or --measure emulated",
+            )
+        try:
+            network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                model.source,
+                dtype=torch_dtype(torch, self.execution.precision),
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(
+                f"transformers does not load {model.source}: {error}",
+                hint="--measure emulated",
+            ) from None
+        return torch, network.to(self._device).eval()
+
+
+def _watch(path: str, module, calls) -> Iterator[Any]:
+    """Copy what goes in and out of a module at each call."""
+
+    def before(_, given):
+        calls.setdefault((path, "in"), []).append(copied(given[0]))
+
+    def after(_, given, result):
+        result = result[0] if isinstance(result, tuple) else result
+        calls.setdefault((path, "out"), []).append(copied(result))
+
+    yield module.register_forward_pre_hook(before)
+    yield module.register_forward_hook(after)
+
+
+def _path(stored: str, modules) -> str | None:
+    """The module that a stored weight belongs to; roots differ on some hubs."""
+    own = stored.rpartition(".")[0]
+    for path in (own, own.replace("backbone.", "model.", 1), f"model.{own}"):
+        if path in modules:
+            return path
+    return None
+
+
+def _module(stored: str, modules):
+    path = _path(stored, modules)
+    return None if path is None else modules[path]
