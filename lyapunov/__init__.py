@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._audit_results import AuditReport as AuditReport
     from ._check import check as check
     from ._errors import LyapunovError as LyapunovError
+    from ._from_torch import from_torch as from_torch
     from ._load import load as load
     from ._results import (
         Estimate as Estimate,
@@ -65,6 +66,7 @@ __all__ = [
     "exponents",
     "flows",
     "formats",
+    "from_torch",
     "load",
     "lyapunov_spectrum",
     "models",
@@ -89,6 +91,7 @@ _HOMES = {
     "UpperBound": "._results",
     "audit": "._audit",
     "check": "._check",
+    "from_torch": "._from_torch",
     "load": "._load",
     "lyapunov_spectrum": ".exponents",
     "trace": ".runners",

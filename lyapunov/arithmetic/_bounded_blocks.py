@@ -38,22 +38,6 @@ class BlockRules:
         x = lift(x)
         return Bounded(x.value, x.error)
 
-    def held(self, constant):
-        """One rounding."""
-        value = jnp.asarray(constant, jnp.float64)
-        return Bounded(value, self._model.unit * jnp.abs(value))
-
-    def rotation(self, positions, rates):
-        """A rate is held with one rounding or two, its product has another.
-
-        Cosine and sine are 1-Lipschitz in the angle and within 2 ulp, 4 u at most.
-        """
-        angle = positions[:, None] * rates
-        unit = self._model.unit
-        error = jnp.abs(angle) * jnp.expm1(3.0 * unit) + 4.0 * unit
-        error = (error + self._model.underflow) * SAFETY
-        return Bounded(jnp.cos(angle), error), Bounded(jnp.sin(angle), error)
-
     def view(self, f, x):
         """Entries and their errors move together."""
         x = lift(x)
@@ -144,6 +128,26 @@ class BlockRules:
         positive = jnp.maximum(x.value, 0.0)
         error = x.error * (2.0 * positive + x.error)
         return self._settle(positive**2, error)
+
+    def fixed(self, value):
+        """Off by one rounding, unless fp32 holds it."""
+        value = jnp.asarray(value, jnp.float64)
+        held = value == jnp.asarray(jnp.asarray(value, jnp.float32), jnp.float64)
+        unit = jnp.where(held, 0.0, self._model.unit)
+        return Bounded(value, unit * jnp.abs(value))
+
+    def turns(self, angle, roundings):
+        """Both are 1-Lipschitz in the angle; at most 2 apart."""
+        angle = jnp.asarray(angle, jnp.float64)
+        off = jnp.expm1(roundings * self._model.unit) * jnp.abs(angle)
+
+        def bound(function):
+            value = function(angle)
+            own = self._model.exp_relative * (jnp.abs(value) + off)
+            error = jnp.minimum(off, 2.0) + own + self._model.underflow
+            return Bounded(value, error * SAFETY)
+
+        return bound(jnp.cos), bound(jnp.sin)
 
     # ---- what routers of experts compute
 

@@ -134,18 +134,6 @@ class AbstractArithmetic(abc.ABC):
         """A value as the interpreter holds it, to start a scan with."""
 
     @abc.abstractmethod
-    def held(self, constant: Any) -> Any:
-        """A constant of the model, as an execution holds it in its inner format."""
-
-    @abc.abstractmethod
-    def rotation(self, positions: Any, rates: Any) -> tuple[Any, Any]:
-        """Cosine and sine of positions times rates, (seq) and (half) to (seq, half).
-
-        Rates are exact numbers that an execution holds in its inner format; the
-        angle is one product of it.
-        """
-
-    @abc.abstractmethod
     def view(self, f: Callable, x: Any) -> Any:
         """f(x) for an f that only moves, repeats or pads entries with 0."""
 
@@ -171,6 +159,14 @@ class AbstractArithmetic(abc.ABC):
 
         `start` is what the accumulator begins with.
         """
+
+    @abc.abstractmethod
+    def fixed(self, value: Any) -> Any:
+        """Numbers of the model, such as multipliers, as executions hold them."""
+
+    @abc.abstractmethod
+    def turns(self, angle: Any, roundings: int) -> tuple[Any, Any]:
+        """cos and sin of given angles, each made in so many relative roundings."""
 
     @abc.abstractmethod
     def causal_conv(self, x: Any, weight: Any, bias: Any) -> Any:
@@ -307,16 +303,6 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """In the dtype that this interpreter computes in."""
         return self._carry(x)
 
-    def held(self, constant):
-        """Rounded to the inner format."""
-        return self._settle(self._carry(constant))
-
-    def rotation(self, positions, rates):
-        """The angle's product, then cosine and sine, each rounded once."""
-        rates = self._settle(self._carry(rates))
-        angle = self._settle(self._carry(positions)[:, None] * rates)
-        return self._settle(jnp.cos(angle)), self._settle(jnp.sin(angle))
-
     def view(self, f, x):
         """f(x)."""
         return f(x)
@@ -344,6 +330,14 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         if start is not None:
             product = product + start
         return self._settle(self._carry(product))
+
+    def fixed(self, value):
+        """In the dtype that this interpreter computes in."""
+        return self._settle(self._carry(value))
+
+    def turns(self, angle, roundings):
+        """From exact angles, each rounded once."""
+        return tuple(self._settle(self._carry(f(angle))) for f in (jnp.cos, jnp.sin))
 
     def causal_conv(self, x, weight, bias):
         """Bias first, then oldest tap first, each a fused multiply-add."""

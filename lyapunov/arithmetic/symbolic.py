@@ -133,17 +133,6 @@ class Symbolic(AbstractArithmetic):
         """The value itself."""
         return _array(x)
 
-    def held(self, constant):
-        """The constant itself."""
-        return constant
-
-    def rotation(self, positions, rates):
-        """Cosine and sine of the products."""
-        import sympy
-
-        angle = np.outer(_array(positions), _array(rates))
-        return _each(sympy.cos, angle), _each(sympy.sin, angle)
-
     def view(self, f, x):
         """f(x)."""
         return f(_array(x))
@@ -161,6 +150,16 @@ class Symbolic(AbstractArithmetic):
     def cumsum(self, x):
         """Running sums along the first axis."""
         return np.cumsum(_array(x), axis=0)
+
+    def fixed(self, value):
+        """The numbers themselves."""
+        return value
+
+    def turns(self, angle, roundings):
+        """cos and sin."""
+        import sympy
+
+        return _each(sympy.cos, angle), _each(sympy.sin, angle)
 
     def fading(self, x):
         """exp(x): SymPy is not asked whether the sums fall."""

@@ -56,6 +56,7 @@ STORED = (
     "read_out",
     "silu_z",
     "gated",
+    "out_product",  # where out_proj has a bias: its input is a transposed view
     "out",
 )
 

@@ -18,6 +18,13 @@ from .transformers import transformers_decode, transformers_prefill
 # Weights of norms multiply in fp32, so that the result alone is rounded.
 NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
 
+# Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
+TURNS_IN_FP32 = ("olmo", "olmo2")
+
+# Experts are weighed and added up in fp32.
+ROUTES_IN_FP32 = ("nemotron_h",)
+IN_FP32 = {"router", "expert_weight", "expert_weighed", "routed_sum"}
+
 NORMS = ("norm", "norm_behind", "mlp_norm", "q_norm", "k_norm")
 MIXER_NORMS = ("dt_norm", "B_norm", "C_norm")
 
@@ -27,7 +34,9 @@ MAMBA2 = (
 )  # fmt: skip
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
-    "v_shared", "v_low", "v_own", "v", "k_scaled", "cos", "sin", "q_cos", "q_sin",
+    "v_shared", "v_low", "v_own", "v",
+    "q_clipped", "k_clipped", "v_clipped", "k_scaled", "rotary_cos", "rotary_sin",
+    "q_cos", "q_sin",
     "q_turned", "k_cos", "k_sin", "k_turned", "scores_product", "scores", "attention",
     "read", "out", "out_scaled",
 )  # fmt: skip
@@ -38,7 +47,8 @@ MLP = (
 SHARED = (*ATTENTION, *MLP, "attended", "mlp_out")
 EXPERTS = (
     *MLP, "router", "expert_weight", "latent", "expert_up", "expert_gate",
-    "expert_activated", "expert_hidden", "expert_out", "expert_weighed", "routed",
+    "expert_activated", "expert_hidden", "expert_out", "expert_weighed", "routed_sum",
+    "routed",
     "from_latent", "shared",
 )  # fmt: skip
 
@@ -88,12 +98,17 @@ def transformers_network(
         found = front | dict.fromkeys(sites, fmt)
         return dataclasses.replace(mixer, sites=found, **changes)
 
+    turning = set(ATTENTION)
+    if architecture in TURNS_IN_FP32:
+        turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
     chunked = {"chunked": mode == "prefill"}
     kinds = {
         "mamba2": of(MAMBA2, **chunked),
-        "attention": of(ATTENTION),
+        "attention": of(turning),
         "mlp": of(MLP),
-        "experts": of(EXPERTS),
+        "experts": of(
+            set(EXPERTS) - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
+        ),
         "shared": of(SHARED),
     }
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]

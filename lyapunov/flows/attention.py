@@ -4,6 +4,7 @@ Attention has no state of fixed size: its cache grows with the text, so that it 
 a recurrence and has no Lyapunov exponents.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -116,21 +117,25 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
         first, second = q.shape[-1], q.shape[-1] + k.shape[-1]
         q, k, v = mixed[..., :first], mixed[..., first:second], mixed[..., second:]
         window = padded[x.shape[0] :]
-    if p.clip is not None:
-        q, k, v = (at.clip(y, -p.clip, p.clip) for y in (q, k, v))
+    if (most := p.clip) is not None:
+        clipped = lambda y, site: at.store(site, at.clip(y, -most, most))
+        q, k = clipped(q, "q_clipped"), clipped(k, "k_clipped")
+        v = clipped(v, "v_clipped")
     q = _in_heads(at, q, p.heads, p.q_norm, "q_norm")
     k = _in_heads(at, k, p.kv_heads, p.k_norm, "k_norm")
     v = _in_heads(at, v, p.kv_heads, None, "")
     k = scaled(at, k, p.key_multiplier, "k_scaled")
-    q = at.store("q_turned", turned(at, q, p, past, "q"))
-    k = at.store("k_turned", turned(at, k, p, past, "k"))
+    if p.rotary:
+        table = rotary_table(at, x.shape[0], p, past)
+        q, k = turned(at, q, table, "q"), turned(at, k, table, "k")
+    q, k = at.store("q_turned", q), at.store("k_turned", k)
     k, v = at.join([start.keys, k]), at.join([start.values, v])
 
     shared = p.heads // p.kv_heads
     repeat = lambda a: jnp.repeat(a, shared, axis=1)
     scores = at.einsum("lhd,shd->hls", q, at.view(repeat, k))
     scores = at.store("scores_product", scores)
-    scores = at.store("scores", at.multiply(scores, at.held(p.scale)))
+    scores = at.store("scores", at.multiply(scores, at.fixed(p.scale)))
     rows, columns = scores.shape[-2:]
     causal = jnp.tril(jnp.ones((rows, columns)), k=columns - rows)
     weight = at.store("attention", at.softmax(scores, causal))
@@ -149,33 +154,47 @@ def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: st
     return normalise(at, at.view(part, x), norm, site)
 
 
-def turned(at: AbstractArithmetic, x, p: AttentionParameters, past: int, site: str):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the channels.
+def rotary_table(at: AbstractArithmetic, seq: int, p: AttentionParameters, past: int):
+    """cos and signed sin of every position, each (seq, 1, rotary).
 
     Channels i and i + rotary / 2 turn by position theta^(-2 i / rotary).
 
     **Arguments:**
 
-    - `x`: (seq, heads, head_dim). `past`: position of the first token.
-    - `site`: "q" or "k", the beginning of its sites.
+    - `past`: position of the first token.
     """
-    if p.rotary == 0:
-        return x
     half = p.rotary // 2
     rate = p.theta ** (-jnp.arange(half, dtype=jnp.float64) / half)
-    positions = jnp.asarray(past + jnp.arange(x.shape[0]), jnp.float64)
-    cos, sin = at.rotation(positions, rate)
-    cos, sin = at.store("cos", cos), at.store("sin", sin)
+    angle = (past + jnp.arange(seq))[:, None] * rate
+    # theta to a rounded exponent is off by log(theta) roundings of it; then the power
+    # itself (2 ulp, so 4 roundings), its inverse and the product with the position
+    roundings = math.ceil(abs(math.log(p.theta))) + 6
+    cos, sin = at.turns(angle, roundings)
     cos = at.view(lambda a: jnp.tile(a, 2)[:, None], cos)
-    sin = at.view(lambda a: jnp.concatenate([-a, a], axis=-1)[:, None], sin)
-    turning = x[..., : p.rotary]
+    sin = at.join([at.negate(sin), sin], axis=-1)
+    sin = at.view(lambda a: a[:, None], sin)
+    return at.store("rotary_cos", cos), at.store("rotary_sin", sin)
+
+
+def turned(at: AbstractArithmetic, x, table, name: str):
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the channels.
+
+    **Arguments:**
+
+    - `x`: (seq, heads, head_dim). `table`: from `rotary_table`.
+    - `name`: "q" or "k", of the two products' sites.
+    """
+    cos, sin = table
+    rotary = cos.shape[-1]
+    half = rotary // 2
+    turning = x[..., :rotary]
     swap = lambda a: jnp.concatenate([a[..., half:], a[..., :half]], axis=-1)
-    alone = at.stores(f"{site}_cos")
-    straight = at.multiply(turning, cos, alone=alone)
-    across = at.multiply(at.view(swap, turning), sin, alone=alone)
-    straight = at.store(f"{site}_cos", straight)
-    across = at.store(f"{site}_sin", across)
-    mixed = at.add(straight, across, alone=alone)
-    if p.rotary == x.shape[-1]:
+    alone = at.stores(f"{name}_cos")
+    with_cos = at.multiply(turning, cos, alone=alone)
+    with_sin = at.multiply(at.view(swap, turning), sin, alone=alone)
+    with_cos = at.store(f"{name}_cos", with_cos)
+    with_sin = at.store(f"{name}_sin", with_sin)
+    mixed = at.add(with_cos, with_sin, alone=alone)
+    if rotary == x.shape[-1]:
         return mixed
-    return at.join([mixed, x[..., p.rotary :]], axis=-1)
+    return at.join([mixed, x[..., rotary:]], axis=-1)

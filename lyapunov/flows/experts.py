@@ -66,7 +66,10 @@ def experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start=None):
     each = at.store("expert_out", at.einsum("seh,edh->sed", hidden, p.down))
     each = at.multiply(each, at.view(lambda a: a[..., None], weight))
     each = at.store("expert_weighed", each)
-    total = at.einsum("sed,e->sd", each, jnp.ones(p.up.shape[0]))
+    if at.stores("routed_sum"):
+        total = _one_by_one(at, each)
+    else:
+        total = at.einsum("sed,e->sd", each, jnp.ones(p.up.shape[0]))
     total = at.store("routed", total)
     if p.from_latent is not None:
         total = at.matmul(total, p.from_latent, p.from_latent_bias)
@@ -76,6 +79,18 @@ def experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start=None):
         total = at.add(total, common)
     out = at.store("out", total)
     return scaled(at, out, p.out_multiplier, "out_scaled"), start
+
+
+def _one_by_one(at: AbstractArithmetic, each):
+    """The sum over experts, stored after each; of those not chosen 0 is added."""
+
+    def one(at, total, other):
+        total = at.store("routed_sum", at.add(total, other, alone=True))
+        return at.carry(total), ()
+
+    by_expert = at.view(lambda a: jnp.moveaxis(a, -2, 0), each)
+    start = at.carry(jnp.zeros((each.shape[0], each.shape[-1])))
+    return at.scan(one, start, by_expert)[0]
 
 
 def route(at: AbstractArithmetic, x, p: ExpertsParameters):

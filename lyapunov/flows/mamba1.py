@@ -126,7 +126,11 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
 
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
-    out = at.matmul(y, p.out_proj, p.out_proj_bias)
+    if p.out_proj_bias is not None and at.stores("out_product"):
+        product = at.store("out_product", at.matmul(y, p.out_proj))
+        out = at.add(product, p.out_proj_bias, alone=True)
+    else:
+        out = at.matmul(y, p.out_proj, p.out_proj_bias)
     after = Mamba1State(window=padded[residual.shape[0] :], state=state)
     return at.store("out", out), after
 

@@ -88,5 +88,5 @@ def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
         hidden = at.store("hidden", at.multiply(up, gate, alone=at.stores("activated")))
     out = at.matmul(hidden, p.down, p.down_bias)
     if p.down_multiplier != 1.0:
-        out = at.multiply(at.store("down", out), p.down_multiplier)
+        out = at.multiply(at.store("down", out), at.fixed(p.down_multiplier))
     return out

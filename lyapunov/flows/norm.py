@@ -34,4 +34,4 @@ def scaled(at: AbstractArithmetic, x, multiplier: float, site: str):
     """x times a constant of the model, stored at `site`; x itself where it is 1."""
     if multiplier == 1.0:
         return x
-    return at.store(site, at.multiply(x, at.held(multiplier)))
+    return at.store(site, at.multiply(x, at.fixed(multiplier)))

@@ -53,13 +53,19 @@ WATCHED = {
         _Seen("gate", "out", "gate"), _Seen("down", "in", "hidden"),
         _Seen("down", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
     ),
-    "experts": (_Seen("norm", "out", "norm"),),
+    "experts": (
+        _Seen("norm", "out", "norm"), _Seen("block", "out", "routed"),
+        _Seen("shared_down", "out", "shared"),
+    ),
     "shared": (
         _Seen("norm", "out", "norm"), _Seen("o_proj", "out", "attended"),
         _Seen("mlp_norm", "out", "mlp_norm"), _Seen("down", "out", "mlp_out"),
         _Seen("linear", "out", "out"),
     ),
 }  # fmt: skip
+
+# Norms without weights (OLMo), by a parameter of the module behind them.
+WEIGHTLESS = {"q_proj": "input_layernorm", "down": "post_attention_layernorm"}
 
 # Where a sublayer has no norm in front, these read the stream.
 FIRST = ("norm", "q_proj", "up", "in_proj")
@@ -94,12 +100,8 @@ class TransformersNetwork:
         calls: dict[tuple[str, str], list[np.ndarray]] = {}
         norm_f = _module(layout.names.final_norm or "", modules)
         with ExitStack() as stack, torch.no_grad():
-            paths = {
-                path
-                for parts in layout.parts
-                for part in parts.values()
-                if (path := _path(part.names[0], modules)) is not None
-            }
+            places = [_places(parts, modules) for parts in layout.parts]
+            paths = {path for found in places for path in found.values()}
             for path in sorted(paths):
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
@@ -113,7 +115,7 @@ class TransformersNetwork:
             logits = network(ids, use_cache=False).logits
         seen = {key: iter(found) for key, found in calls.items()}
         for layer in model.sublayers:
-            yield self._record(torch, model, layer, modules, seen)
+            yield self._record(torch, model, layer, places[layer.layer], seen)
         last = streams[-1] if streams else np.zeros((*ids.shape, model.config.d_model))
         yield HeadRecord(
             jnp.asarray(last),
@@ -122,19 +124,21 @@ class TransformersNetwork:
         )
 
     def _record(
-        self, torch, model: Model, layer: Sublayer, modules, seen
+        self, torch, model: Model, layer: Sublayer, places: dict[str, str], seen
     ) -> SublayerRecord:
         parts = model.layout.parts[layer.layer]  # type: ignore[attr-defined]
-        taken: dict[tuple[str, str], np.ndarray] = {}
+        # one call of each module a sublayer
+        taken = {
+            (path, side): next(seen[path, side])
+            for path in sorted(set(places.values()))
+            for side in ("in", "out")
+            if (path, side) in seen
+        }
 
         def at(key: str, side: str) -> np.ndarray | None:
-            path = _path(parts[key].names[0], modules) if key in parts else None
-            if path is None or (path, side) not in seen:
-                return None
-            if (path, side) not in taken:  # one call a sublayer
-                taken[path, side] = next(seen[path, side])
-            array, take = taken[path, side], parts[key].take
-            if take is None or side == "in" or key.startswith("conv"):
+            array = taken.get((places.get(key, ""), side))
+            take = parts[key].take if key in parts else None
+            if array is None or take is None or side == "in":
                 return array
             rows = take(array.reshape(-1, array.shape[-1]).T)
             return rows.T.reshape(*array.shape[:-1], -1)
@@ -146,8 +150,10 @@ class TransformersNetwork:
                 stored[one.site] = array
         if layer.kind == "mlp" and "gate" not in parts:
             stored["activated"] = stored.pop("hidden")
-        first = next(key for key in FIRST if key in parts)
+        first = next(key for key in FIRST if key in places)
         stream = at(first, "in")
+        if layer.kind == "experts":
+            self._add_shared(torch, stored, places)
         output = stored.get("norm_behind", stored.get("out"))
         if output is None or stream is None:
             raise UsageError(
@@ -173,6 +179,17 @@ class TransformersNetwork:
             {site: x for site, x in stored.items() if site in sites},
             {},
         )
+
+    def _add_shared(self, torch, stored, places: dict[str, str]) -> None:
+        """The output of experts: their module's, and that of an MLP beside it."""
+        apart = places.get("shared_down", "")
+        if not apart or apart.startswith(f"{places['block']}."):
+            # the module has added what is shared, or there is none
+            stored["out"] = stored.pop("routed")
+            return
+        dtype = torch_dtype(torch, self.execution.precision)
+        both = (torch.tensor(stored[site]).to(dtype) for site in ("routed", "shared"))
+        stored["out"] = copied(sum(both))
 
     def _finished(self, torch, model: Model, layer: Sublayer, output: np.ndarray):
         """The output times the model's multipliers: torch's products, repeated."""
@@ -219,20 +236,43 @@ class TransformersNetwork:
 def _watch(path: str, module, calls) -> Iterator[Any]:
     """Copy what goes in and out of a module at each call."""
 
-    def before(_, given):
-        calls.setdefault((path, "in"), []).append(copied(given[0]))
+    def before(_, given, named):
+        first = next(
+            (x for x in (*given, *named.values()) if hasattr(x, "dtype")), None
+        )
+        if first is not None:
+            calls.setdefault((path, "in"), []).append(copied(first))
 
     def after(_, given, result):
         result = result[0] if isinstance(result, tuple) else result
         calls.setdefault((path, "out"), []).append(copied(result))
 
-    yield module.register_forward_pre_hook(before)
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
     yield module.register_forward_hook(after)
+
+
+def _places(parts, modules) -> dict[str, str]:
+    """The module of each parameter, and of a norm in front that has no weights."""
+    found = {
+        key: path
+        for key, part in parts.items()
+        if (path := _path(part.names[0], modules)) is not None
+    }
+    if "router" in found:
+        found["block"] = found["router"].rpartition(".")[0]
+    for key, norm in WEIGHTLESS.items():
+        if key in found and not {"norm", "norm_behind"} & set(found):
+            path = f"{found[key].rpartition('.')[0].rpartition('.')[0]}.{norm}"
+            if path in modules:
+                found["norm"] = path
+    return found
 
 
 def _path(stored: str, modules) -> str | None:
     """The module that a stored weight belongs to; roots differ on some hubs."""
-    own = stored.rpartition(".")[0]
+    own, _, what = stored.rpartition(".")
+    if what not in ("weight", "bias"):
+        return None
     for path in (own, own.replace("backbone.", "model.", 1), f"model.{own}"):
         if path in modules:
             return path
