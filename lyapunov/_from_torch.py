@@ -244,9 +244,7 @@ def _tensors(module, source: str) -> dict[str, LiveTensor]:
 
 def _is_of_transformers(module) -> bool:
     transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(
-        module, transformers.PreTrainedModel
-    )
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
 
 
 def _of_adapter(name: str) -> bool:
