@@ -6,6 +6,7 @@ out. A sublayer reads what its norm reads: the stream, with whatever the model a
 it before.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,6 +64,8 @@ WATCHED = {
         _Seen("linear", "out", "out"),
     ),
 }  # fmt: skip
+
+_LAYER = re.compile(r"layers\.\d+\.")
 
 # Norms without weights (OLMo), by a parameter of the module behind them.
 WEIGHTLESS = {"q_proj": "input_layernorm", "down": "post_attention_layernorm"}
@@ -258,6 +261,12 @@ def _places(parts, modules) -> dict[str, str]:
         for key, part in parts.items()
         if (path := _path(part.names[0], modules)) is not None
     }
+    if "linear" in found:
+        # a shared block's weights lie with one layer, its modules with each
+        own = _LAYER.search(found["linear"])
+        for key, path in found.items():
+            place = path if own is None else _LAYER.sub(own[0], path, count=1)
+            found[key] = place if place in modules else path
     if "router" in found:
         found["block"] = found["router"].rpartition(".")[0]
     for key, norm in WEIGHTLESS.items():
