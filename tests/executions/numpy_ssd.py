@@ -41,10 +41,19 @@ class Order(NamedTuple):
     exp2: bool = False
 
 
-def held(weights: dict, precision: str, *, everything=False) -> dict[str, np.ndarray]:
-    """Parameters as mamba_ssm holds them: D in fp32 unless cast too."""
-    keep = lambda name: name == "D" and not everything
-    return {n: x if keep(n) else cast(x, precision) for n, x in weights.items()}
+def held(weights: dict, precision: str) -> dict[str, np.ndarray]:
+    """Parameters as mamba_ssm holds them: D in fp32 unless `-cast` casts it too.
+
+    Under autocast all are in fp32, and the projections are cast where they are used.
+    """
+    name, _, variant = precision.partition("-")
+    projections = ("in_proj.weight", "out_proj.weight")
+    narrow = {
+        "": lambda key: key != "D",
+        "cast": lambda key: True,
+        "amp": lambda key: key in projections,
+    }[variant]
+    return {k: cast(x, name) if narrow(k) else x for k, x in weights.items()}
 
 
 def cut(x):

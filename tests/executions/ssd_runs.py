@@ -34,19 +34,16 @@ def execution_of(precision: str, sizes: Sizes, cache: str | None = None, **optio
     )
 
 
-def run_stack(weights, tokens, precision, sizes, make=ssd.Ssd, wrong=None, **options):
-    """(before, hidden, stored tensors) of each layer; `wrong` runs in the last."""
-    name = precision.partition("-")[0]
+def run_stack(weights, tokens, precision, sizes, make=ssd.Ssd, **options):
+    """(before, hidden, stored tensors) of each layer."""
+    name, _, variant = precision.partition("-")
     rows = weights["backbone.embedding.weight"].astype(np.float32)
-    before = kernel.cast(rows, name)[tokens]
+    before = (rows if variant == "amp" else kernel.cast(rows, name))[tokens]
     hidden = np.zeros_like(before)
     records = []
     for i in range(sizes.layers):
-        held = ssd.held(
-            ssd.layer_weights(weights, i), name, everything=precision.endswith("cast")
-        )
-        kind = make if wrong is None or i < sizes.layers - 1 else wrong
-        stored = kind(held, name, shape_of(sizes), **options).run(before, hidden)
+        held = ssd.held(ssd.layer_weights(weights, i), precision)
+        stored = make(held, name, shape_of(sizes), **options).run(before, hidden)
         records.append((before, hidden, stored))
         before, hidden = stored["residual"], stored["out"]
     return records
