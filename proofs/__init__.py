@@ -1,1 +1,1 @@
-"""Proofs, one file a statement; none yet."""
+"""The stability proofs, runnable: `python -m proofs`. One file a statement."""
