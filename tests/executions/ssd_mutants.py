@@ -184,14 +184,19 @@ MUTANTS = {
 }
 
 
-def to_nearest(self, x):
+def read(change):
+    """Operands otherwise, where they are rounded at all."""
+    return lambda self, x: change(x) if self.stores else Ssd.operand(self, x)
+
+
+def to_nearest(x):
     bits = np.ascontiguousarray(x).view(np.uint32) + np.uint32(0x1000)
     return (bits & np.uint32(0xFFFFE000)).view(F)
 
 
 # How an fp32 layer's products may read their operands other than as declared.
 OPERANDS = {
-    "in bf16": lambda self, x: cast(x, "bf16"),
-    "in fp16": lambda self, x: cast(x, "fp16"),
-    "rounded to nearest": to_nearest,
+    "in bf16": read(lambda x: cast(x, "bf16")),
+    "in fp16": read(lambda x: cast(x, "fp16")),
+    "rounded to nearest": read(to_nearest),
 }

@@ -43,13 +43,11 @@ def study(setting):
     """A function: mutant, precision -> what it does over its bounds, what is seen."""
     model, weights, tokens = setting
     shape = runs.shape_of(SIZES)
-    made = {}
+    flow = model.sublayers[1].flow
+    bounds = Elementwise(runs.execution_of("bf16", SIZES), flow, SEQ)
 
     def one(mutant: Mutant, precision: str):
         execution = runs.execution_of(precision, SIZES)
-        key = precision == "fp32"
-        if key not in made:
-            made[key] = Elementwise(execution, model.sublayers[1].flow, SEQ)
         before, hidden, _ = runs.run_stack(weights, tokens, precision, SIZES)[1]
         held = ssd.held(ssd.layer_weights(weights, 1), precision)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -57,9 +55,7 @@ def study(setting):
         p = with_operator_norms(model.parameters(1, execution))
         original, start = model.parameters(1), model.start(p)
         given = {site: x for site, x in stored.items() if site in execution.sites}
-        records, t0, t1 = made[key](
-            execution, before, hidden, given, p, original, start
-        )
+        records, t0, t1 = bounds(execution, before, hidden, given, p, original, start)
         right, wrong = (
             kind(held, precision, shape, wide=True) for kind in (ssd.Ssd, mutant.kernel)
         )
@@ -102,10 +98,16 @@ def test_the_right_kernel_is_not_caught(study):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", OPERANDS)
-def test_operands_read_otherwise_than_declared_are_caught(study, how):
-    """Assert it in fp32, where TF32 is cut off: bf16, fp16 and TF32 to nearest."""
-    mutant = Mutant("scan_output", {"operand": OPERANDS[how]})
-    _, _, seen, in_output = study(mutant, "fp32")
-    assert seen.pop("scan_output") > 100
-    assert not any(seen.values())
-    assert in_output > 100
+def test_operands_read_otherwise_than_declared_are_caught(setting, how):
+    """Assert in fp32, where TF32 is cut off: bf16, fp16 and TF32 to nearest.
+
+    By T0, in most elements. T1 is around exact arithmetic, to which two of them are
+    closer than what is declared.
+    """
+    model, weights, tokens = setting
+    kernel = Mutant("scan_output", {"operand": OPERANDS[how]}).kernel
+    records = runs.run_stack(weights, tokens, "fp32", SIZES, make=kernel)
+    execution = runs.execution_of("fp32", SIZES)
+    for t0, _, _ in runs.verdicts(model, execution, records):
+        assert t0.pop("scan_output") > SEQ * SIZES.d_inner / 2
+        assert not any(t0.values())
