@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UpperBound as UpperBound,
     )
     from ._trace import HeadRecord as HeadRecord, SublayerRecord as SublayerRecord
+    from ._trainer import StabilityCallback as StabilityCallback
     from .exponents import (
         QR as QR,
         ClosedForm as ClosedForm,
@@ -54,6 +55,7 @@ __all__ = [
     "LyapunovError",
     "Measured",
     "Report",
+    "StabilityCallback",
     "SublayerRecord",
     "TangentGrowth",
     "UpperBound",
@@ -86,6 +88,7 @@ _HOMES = {
     "LyapunovError": "._errors",
     "Measured": "._results",
     "Report": "._results",
+    "StabilityCallback": "._trainer",
     "SublayerRecord": "._trace",
     "TangentGrowth": ".exponents",
     "UpperBound": "._results",

@@ -103,7 +103,7 @@ def wraps(sizes, length, batch) -> bool:
             group = (sizes.norm_groups - 1) * per_group
             offsets = [
                 token * i32(columns) + i32(group),
-                last * i32(chunks * sizes.d_inner * n)
+                (last * i32(chunks * sizes.d_inner * n) if last else i32(0))
                 + i32(chunks - 1) * i32(sizes.d_inner * n)
                 + i32(sizes.heads - 1) * i32(p * n),
             ]
