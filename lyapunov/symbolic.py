@@ -4,12 +4,13 @@ The recurrence is the one that the checker computes with, read by another interp
 of the arithmetic; the formulas are not typed in a second time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ._errors import MissingExtraError, UsageError
 
 
-ARCHITECTURES = ("mamba1",)
+ARCHITECTURES = ("mamba1", "mamba2")
 
 
 def step_jacobian(architecture: str = "mamba1") -> Any:
@@ -23,11 +24,15 @@ def step_jacobian(architecture: str = "mamba1") -> Any:
     one expression in `Indexed` symbols (`A` negative, `dt` positive) and
     `KroneckerDelta`. `free_symbols` gives the indices t, i, n, j, m (integers).
 
+    For Mamba-2, $\partial h_t[i, p, n] / \partial h_{t-1}[j, q, m]$ of heads i and j,
+    channels p and q of a head, states n and m:
+    $e^{\Delta[t, i] A[i]} \delta_{ij} \delta_{pq} \delta_{nm}$.
+
     **Raises:** `MissingExtraError` without SymPy; `UsageError` for an architecture
     that has no recurrence here.
     """
-    after, before, (_, _, _, j, m) = _step(architecture)
-    return after.diff(before[j, m])
+    after, before, _, _, other = _step(architecture)
+    return after.diff(before[other])
 
 
 def exponent(architecture: str = "mamba1") -> Any:
@@ -35,27 +40,28 @@ def exponent(architecture: str = "mamba1") -> Any:
 
     For Mamba-1 the logarithm of the diagonal entry of the step Jacobian, averaged
     over tokens: $\frac1T \sum_{t=1}^{T} \Delta[t, i] A[i, n]$, a SymPy `Sum` over
-    `Indexed` symbols with symbolic T.
+    `Indexed` symbols with symbolic T; for Mamba-2 of head i, with A[i].
 
     **Raises:** as `step_jacobian`.
     """
     sympy = _sympy()
-    after, before, (t, i, n, _, _) = _step(architecture)
-    growth = sympy.expand_log(sympy.log(after.diff(before[i, n])))
+    after, before, t, own, _ = _step(architecture)
+    growth = sympy.expand_log(sympy.log(after.diff(before[own])))
     length = sympy.Symbol("T", integer=True, positive=True)
     return sympy.Sum(growth, (t, 1, length)) / length
 
 
-def _step(architecture: str) -> tuple[Any, Any, tuple]:
-    """h_t[i, n], the symbol of h_{t-1}, and the indices (t, i, n, j, m)."""
-    sympy = _sympy()
+def _step(architecture: str) -> tuple[Any, Any, Any, tuple, tuple]:
+    """h_t at its own indices, the symbol of h_{t-1}, t, its indices, and others."""
     if architecture not in ARCHITECTURES:
         raise UsageError(
             f"no symbolic recurrence for {architecture!r}",
             hint=f"one of {', '.join(ARCHITECTURES)}",
         )
-    import numpy as np
+    return {"mamba1": _mamba1, "mamba2": _mamba2}[architecture](_sympy())
 
+
+def _mamba1(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
     from .arithmetic.symbolic import Symbolic
     from .recurrences.mamba1 import step
 
@@ -66,19 +72,50 @@ def _step(architecture: str) -> tuple[Any, Any, tuple]:
 
     # A second channel and state, so that a mixing of them would show.
     channels, states = (i, j), (n, m)
-
-    def table(entry):
-        return np.array([[entry(c, s) for s in states] for c in channels], object)
-
     after = step(
         Symbolic(),
-        table(lambda c, s: h[c, s]),
-        np.array([dt[t, c] for c in channels], object),
-        np.array([u[t, c] for c in channels], object),
-        np.array([B[t, s] for s in states], object),
-        table(lambda c, s: A[c, s]),
+        _table(lambda c, s: h[c, s], channels, states),
+        _table(lambda c: dt[t, c], channels),
+        _table(lambda c: u[t, c], channels),
+        _table(lambda s: B[t, s], states),
+        _table(lambda c, s: A[c, s], channels, states),
     )
-    return after[0, 0], h, (t, i, n, j, m)
+    return after[0, 0], h, t, (i, n), (j, m)
+
+
+def _mamba2(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
+    from .arithmetic.symbolic import Symbolic
+    from .recurrences.mamba1 import update
+
+    t, i, j, p, q, n, m = sympy.symbols("t i j p q n m", integer=True)
+    h, x, B = (sympy.IndexedBase(name, real=True) for name in ("h", "x", "B"))
+    dt = sympy.IndexedBase("dt", positive=True)
+    A = sympy.IndexedBase("A", negative=True)
+
+    heads, channels, states = (i, j), (p, q), (n, m)
+    at, steps = Symbolic(), _table(lambda head: dt[t, head], heads)
+    after = update(
+        at,
+        _table(lambda head, c, s: h[head, c, s], heads, channels, states),
+        steps[:, None, None],
+        at.multiply(
+            steps[:, None, None],
+            _table(lambda head, c: x[t, head, c], heads, channels)[:, :, None],
+        ),
+        _table(lambda head, s: B[t, head, s], heads, states)[:, None, :],
+        _table(lambda head: A[head], heads)[:, None, None],
+    )
+    return after[0, 0, 0], h, t, (i, p, n), (j, q, m)
+
+
+def _table(entry: Callable, *axes: tuple) -> Any:
+    """An object array of `entry(index, ...)` over all indices."""
+    import numpy as np
+
+    out = np.empty(tuple(map(len, axes)), object)
+    for place in np.ndindex(out.shape):
+        out[place] = entry(*(axis[k] for axis, k in zip(axes, place, strict=True)))
+    return out
 
 
 def _sympy() -> Any:

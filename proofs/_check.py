@@ -17,9 +17,9 @@ def is_zero(expression) -> bool:
     return found == 0 or sympy.simplify(found) == 0
 
 
-def identity(text: str, left: Any, right: Any) -> Step:
-    """left = right for all values of the symbols."""
-    shown = (sympy.Eq(left, right, evaluate=False),)
+def identity(text: str, left: Any, right: Any, shown: Any = None) -> Step:
+    """left = right for all values of the symbols; `shown` where SymPy reorders."""
+    shown = (sympy.Eq(left if shown is None else shown, right, evaluate=False),)
     return Step("identity", text, is_zero(left - right), shown)
 
 

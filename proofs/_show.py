@@ -163,7 +163,9 @@ def _step(step: Step) -> str:
 def _math(formula) -> str:
     """Presentation MathML, which browsers draw without scripts."""
     drawn = sympy.printing.mathml(formula, printer="presentation")
-    return f"<math display=block xmlns='http://www.w3.org/1998/Math/MathML'>{drawn}</math>"
+    return (
+        f"<math display=block xmlns='http://www.w3.org/1998/Math/MathML'>{drawn}</math>"
+    )
 
 
 def _text(text: str) -> str:
