@@ -19,7 +19,7 @@ from .._errors import MissingExtraError, UsageError
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..checkpoints import NetworkLayout
 from ..executions import Execution
-from ..flows.residual import Incoming
+from ..flows.residual import Stream
 from ..models import Model, Sublayer
 from ._torch import copied, import_torch, torch_dtype
 
@@ -101,42 +101,46 @@ class TransformersNetwork:
         assert isinstance(layout, NetworkLayout)
         modules = dict(network.named_modules())
         calls: dict[tuple[str, str], list[np.ndarray]] = {}
-        norm_f = _module(layout.names.final_norm or "", modules)
         with ExitStack() as stack, torch.no_grad():
             places = [_places(parts, modules) for parts in layout.parts]
             paths = {path for found in places for path in found.values()}
             for path in sorted(paths):
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
-            streams: list[np.ndarray] = []
-            if norm_f is not None:
-                handle = norm_f.register_forward_pre_hook(
-                    lambda _, given: streams.append(copied(given[0]))
-                )
-                stack.callback(handle.remove)
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
             logits = network(ids, use_cache=False).logits
         seen = {key: iter(found) for key, found in calls.items()}
+        stream: Stream | None = None
+        taken: dict[tuple[str, str], np.ndarray] = {}
         for layer in model.sublayers:
-            yield self._record(torch, model, layer, places[layer.layer], seen)
-        last = streams[-1] if streams else np.zeros((*ids.shape, model.config.d_model))
+            own = places[layer.layer]
+            taken = _calls(own, seen, taken)
+            record, stream = self._record(torch, model, layer, own, taken, stream)
+            yield record
+            if not layer.shares:
+                taken = {}
+        assert stream is not None
         yield HeadRecord(
-            jnp.asarray(last),
-            jnp.zeros(last.shape),
+            stream.residual,
+            stream.hidden,
             lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
         )
 
     def _record(
-        self, torch, model: Model, layer: Sublayer, places: dict[str, str], seen
-    ) -> SublayerRecord:
+        self,
+        torch,
+        model: Model,
+        layer: Sublayer,
+        places: dict[str, str],
+        taken: dict[tuple[str, str], np.ndarray],
+        stream: Stream | None,
+    ) -> tuple[SublayerRecord, Stream]:
+        """What one sublayer did, and the stream for the next.
+
+        What it read is held to the sum of what was put out before it, so that what
+        joins the residual is seen as well.
+        """
         parts = model.layout.parts[layer.layer]  # type: ignore[attr-defined]
-        # one call of each module a sublayer
-        taken = {
-            (path, side): next(seen[path, side])
-            for path in sorted(set(places.values()))
-            for side in ("in", "out")
-            if (path, side) in seen
-        }
 
         def at(key: str, side: str) -> np.ndarray | None:
             array = taken.get((places.get(key, ""), side))
@@ -154,34 +158,39 @@ class TransformersNetwork:
         if layer.kind == "mlp" and "gate" not in parts:
             stored["activated"] = stored.pop("hidden")
         first = next(key for key in FIRST if key in places)
-        stream = at(first, "in")
+        read = at(first, "in")
         if layer.kind == "experts":
             self._add_shared(torch, stored, places)
         output = stored.get("norm_behind", stored.get("out"))
-        if output is None or stream is None:
+        if output is None or read is None:
             raise UsageError(
                 f"transformers shows no output of layer {layer.layer} ({layer.kind})",
                 hint="--measure emulated",
             )
         output, more = self._finished(torch, model, layer, output)
-        stored = {k: jnp.asarray(x) for k, x in (stored | more).items()}
-        embedded = None
+        stored |= more | {"norm_input": read}
+        own = read[..., : model.config.d_model]
+        if stream is None:
+            stream = Stream.start(jnp.asarray(own))
+        incoming = stream.incoming(layer)
         if layer.embedded:
-            stream, embedded = np.split(stream, 2, axis=-1)
-        incoming = Incoming(
-            jnp.asarray(stream),
-            jnp.zeros(stream.shape),
-            None,
-            None if embedded is None else jnp.asarray(embedded),
-        )
+            beside = jnp.asarray(read[..., model.config.d_model :])
+            incoming = incoming._replace(embedded=beside)
         sites = self.execution.of(layer.kind).sites
-        return SublayerRecord.of(
-            layer,
-            incoming,
-            jnp.asarray(output),
-            {site: x for site, x in stored.items() if site in sites},
-            {},
+        kept = sites["residual"].name
+        residual = _added(torch, kept, incoming.residual, incoming.hidden)
+        if incoming.aside is not None:
+            stored["residual_aside"] = own
+        elif kept == sites["norm_input"].name:
+            stored["residual"] = residual = own
+        precision = self.execution.precision
+        together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
+        after = stream.after(
+            layer, jnp.asarray(residual), jnp.asarray(output), together
         )
+        stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
+        record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
+        return record, after
 
     def _add_shared(self, torch, stored, places: dict[str, str]) -> None:
         """The output of experts: their module's, and that of an MLP beside it."""
@@ -190,9 +199,8 @@ class TransformersNetwork:
             # the module has added what is shared, or there is none
             stored["out"] = stored.pop("routed")
             return
-        dtype = torch_dtype(torch, self.execution.precision)
-        both = (torch.tensor(stored[site]).to(dtype) for site in ("routed", "shared"))
-        stored["out"] = copied(sum(both))
+        precision = self.execution.precision
+        stored["out"] = _added(torch, precision, stored["routed"], stored["shared"])
 
     def _finished(self, torch, model: Model, layer: Sublayer, output: np.ndarray):
         """The output times the model's multipliers: torch's products, repeated."""
@@ -234,6 +242,28 @@ class TransformersNetwork:
                 hint="--measure emulated",
             ) from None
         return torch, network.to(self._device).eval()
+
+
+def _calls(places: dict[str, str], seen, taken) -> dict[tuple[str, str], np.ndarray]:
+    """What was copied at a sublayer's modules: one call of each.
+
+    **Arguments:**
+
+    - `taken`: of the sublayers before that stand beside it; norms are theirs together.
+    """
+    return taken | {
+        (path, side): next(seen[path, side])
+        for path in sorted(set(places.values()))
+        for side in ("in", "out")
+        if (path, side) in seen and (path, side) not in taken
+    }
+
+
+def _added(torch, precision: str, one, other) -> np.ndarray:
+    """One torch addition, repeated."""
+    dtype = torch_dtype(torch, precision)
+    one, other = (torch.tensor(np.asarray(x)).to(dtype) for x in (one, other))
+    return copied(one + other)
 
 
 def _watch(path: str, module, calls) -> Iterator[Any]:
@@ -282,12 +312,12 @@ def _path(stored: str, modules) -> str | None:
     own, _, what = stored.rpartition(".")
     if what not in ("weight", "bias"):
         return None
-    for path in (own, own.replace("backbone.", "model.", 1), f"model.{own}"):
+    for path in (
+        own,
+        own.replace("backbone.", "model.", 1),
+        f"model.{own}",
+        own.removesuffix(".layer"),
+    ):
         if path in modules:
             return path
     return None
-
-
-def _module(stored: str, modules):
-    path = _path(stored, modules)
-    return None if path is None else modules[path]
