@@ -136,10 +136,12 @@ def test_adapters_without_gradient(target, kernel, monkeypatch):
         monkeypatch.setattr(module, "mamba_inner_fn", fused(False))
     wrapped = get_peft_model(network, LoraConfig(r=2, target_modules=[target])).train()
     ids = torch.tensor(TOKENS)[None]
-    wrapped(ids, labels=ids).loss.backward()
-    grads = [p.grad for name, p in wrapped.named_parameters() if "lora_B" in name]
-    reached = all(g is not None and g.abs().max() > 0 for g in grads)
-    assert reached or all(g is None for g in grads)
+    loss = wrapped(ids, labels=ids).loss
+    reached = loss.requires_grad  # nothing but the adapter could ask for a gradient
+    if reached:
+        loss.backward()
+        grads = [p.grad for name, p in wrapped.named_parameters() if "lora_B" in name]
+        assert all(grad.abs().max() > 0 for grad in grads)
 
     targets = [n for n, m in wrapped.named_modules() if hasattr(m, "lora_A")]
     found = semantic_findings(lyapunov.from_torch(wrapped), 16, adapter_targets=targets)

@@ -1,7 +1,9 @@
 """Assert that the callback logs what a check finds and leaves training as it is."""
 
 import json
+import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +65,25 @@ def trainer(network, folder, callbacks=(), steps=4):
     )
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """A check that reads every weight and computes nothing, for what is no figure."""
+    output = SimpleNamespace(sigma_t3=0.01, measured_rel_l2=None)
+    row = SimpleNamespace(memory_tokens=None, decay_min=0.1, decay_max=math.inf)
+
+    def check(model, tokens, **settings):
+        for i in range(len(model.sublayers)):
+            model.layout.layer(i)
+        return SimpleNamespace(
+            exponents=SimpleNamespace(max=-0.5, layers=[row]),
+            precisions=[SimpleNamespace(output=output)],
+            findings=[],
+        )
+
+    monkeypatch.setattr("lyapunov._trainer.check", check)
+
+
+@pytest.mark.slow
 def test_figures_of_every_check_are_in_the_history(tmp_path):
     network = make("mamba", **MAMBA)
     start = lyapunov.check(
@@ -101,16 +122,20 @@ def test_figures_of_every_check_are_in_the_history(tmp_path):
     assert "loss" in logged[4]
 
 
-def test_an_attached_callback_reaches_every_logger(tmp_path):
+def test_an_attached_callback_reaches_every_logger(tmp_path, quick):
     watch = Watch()
     run = trainer(make("mamba", **MAMBA), tmp_path, [watch], steps=2)
     lyapunov.StabilityCallback(TOKENS, every=1, budget=1.0).attach(run)
     run.train()
     told = [log for log in watch.logs if "lyapunov/max_exponent" in log]
     assert len(told) == 3
+    assert told[0]["lyapunov/predicted_divergence"] == 0.01
+    # neither what a model does not have nor what JSON cannot hold
+    assert told[0].keys() & {"lyapunov/decay_max", "lyapunov/memory_tokens"} == set()
     assert any("loss" in log for log in watch.logs)
 
 
+@pytest.mark.slow
 def test_training_is_bit_by_bit_the_same(tmp_path):
     import torch
 
@@ -132,14 +157,14 @@ def test_training_is_bit_by_bit_the_same(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_checks_keep_to_their_budget(tmp_path):
+def test_checks_keep_to_their_budget(tmp_path, quick):
     callback = lyapunov.StabilityCallback(TOKENS, every=1, budget=1e-6)
     trainer(make("mamba", **MAMBA), tmp_path, [callback]).train()
     # the first compiles, the second tells what one costs
     assert callback.skipped == 3
 
 
-def test_weights_that_diverge_do_not_end_training(tmp_path):
+def test_weights_that_diverge_do_not_end_training(tmp_path, quick):
     import torch
     from transformers import TrainerCallback
 
