@@ -10,6 +10,7 @@ Mamba-2 from dt on to its gated norm, which is rounded once in front of out_proj
 import dataclasses
 
 from .._errors import UsageError
+from ..formats import FP32
 from ..models.config import NetworkConfig
 from ._execution import Execution, any_order, assume_formats, parse_precision
 from .transformers import transformers_decode, transformers_prefill
@@ -21,6 +22,9 @@ NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
 # Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
 TURNS_IN_FP32 = ("olmo", "olmo2")
 
+# Parameters that stay in fp32 whatever the model's format is.
+KEPT_IN_FP32 = {"zamba": ("A_log",), "nemotron_h": ("router_bias",)}
+
 # Experts are weighed and added up in fp32.
 ROUTES_IN_FP32 = ("nemotron_h",)
 IN_FP32 = {"router", "expert_weight", "expert_weighed", "routed_sum"}
@@ -30,7 +34,7 @@ MIXER_NORMS = ("dt_norm", "B_norm", "C_norm")
 
 MAMBA2 = (
     "in_scaled", "xz", "xz_scaled", "conv_sum", "conv", "dt_biased", "softplus",
-    "dt_clipped", "gated", "out", "out_scaled",
+    "dt_clipped", "silu_z", "gated", "out", "out_scaled",
 )  # fmt: skip
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
@@ -78,6 +82,8 @@ def transformers_network(
         )
     make = transformers_decode if mode == "decode" else transformers_prefill
     mixer = make(precision, residual_in_fp32=config.residual_in_fp32)
+    kept = dict.fromkeys(KEPT_IN_FP32.get(architecture, ()), FP32)
+    mixer = dataclasses.replace(mixer, parameters=mixer.parameters | kept)
     around = {
         name: f
         for name, f in mixer.sites.items()
