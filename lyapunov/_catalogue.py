@@ -140,57 +140,6 @@ _KINDS = (
     ),
     FindingKind(
         "LYA011",
-        "prefill and decode differ in dt",
-        WARNING,
-        "The checkpoint limits dt (time_step_limit; for Nemotron-H and Zamba2 "
-        "time_step_min), and the implementations apply the limits to whole prompts "
-        "only: the kernel of a decode step, in mamba_ssm and in transformers, takes "
-        "none. A token then leaves another state according to whether it was in the "
-        "prompt or was generated. This is no rounding: it does not shrink in fp32, and "
-        "no bound covers it. The reference and every execution here apply the limits "
-        "in both modes. Where the finding names a layer, that many steps of these "
-        "tokens are at a limit. Compare logits of a whole text with those token by "
-        "token, or serve with an implementation that clips in both.",
-    ),
-    FindingKind(
-        "LYA012",
-        "training and inference differ",
-        WARNING,
-        "In training without a cache, transformers hands Falcon-Mamba's mixer to "
-        "mamba_ssm's fused kernel where that is installed, and there the norm of dt "
-        "stands behind dt_proj; everywhere else it stands in front. The two are "
-        "different functions of the same weights. What was pretrained or evaluated one "
-        "way and is fine-tuned the other starts from another model. The exponents and "
-        "bounds here are those of inference. Fine-tune without the kernels, or in eval "
-        "mode, and compare the loss of the first step on both paths.",
-    ),
-    FindingKind(
-        "LYA013",
-        "offsets beyond 32 bits",
-        WARNING,
-        "On inputs of this length and batch, kernels of mamba_ssm 2.3.2 compute the "
-        "place of an element in 32 bits and the product no longer fits: it wraps, and "
-        "the kernel crashes or reads other elements, without a NaN or a warning "
-        "(state-spaces/mamba, issue 1015). For Mamba-2 the product is batch, tokens "
-        "and the rows of in_proj; for Mamba-1 batch, d_inner, d_state and blocks of "
-        "2048 tokens. Decode steps and the torch code are not affected. Split the "
-        "batch or the text, or take kernels in which the offsets have 64 bits.",
-    ),
-    FindingKind(
-        "LYA014",
-        "adapter without gradient",
-        WARNING,
-        "The adapter changes modules whose weights the mixer reads directly, without "
-        "calling the module. A LoRA layer acts when it is called, so it has no effect "
-        "and gets no gradient there: B stays zero, or keeps what another path gave it. "
-        "dt_proj and conv1d are read that way on every path (in_proj too in "
-        "mamba_ssm's Mamba), x_proj and out_proj in training with the fused kernel. "
-        "Merging such an adapter makes another model than the one that was trained. "
-        "Leave these targets out, train without the kernels (use_fast_path=False), or "
-        "train the parameters themselves; look whether their gradients are None.",
-    ),
-    FindingKind(
-        "LYA011",
         "decode ignores the limits of dt",
         WARNING,
         "The checkpoint limits dt (time_step_limit, dt_limit, or time_step_min in "
