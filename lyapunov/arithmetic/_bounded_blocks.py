@@ -138,11 +138,11 @@ class BlockRules:
 
     def turns(self, angle, roundings):
         """Both are 1-Lipschitz in the angle; at most 2 apart."""
-        angle = jnp.asarray(angle, jnp.float64)
-        off = jnp.expm1(roundings * self._model.unit) * jnp.abs(angle)
+        angle = lift(angle)
+        off = angle.error + jnp.expm1(roundings * self._model.unit) * angle.magnitude
 
         def bound(function):
-            value = function(angle)
+            value = function(angle.value)
             own = self._model.exp_relative * (jnp.abs(value) + off)
             error = jnp.minimum(off, 2.0) + own + self._model.underflow
             return Bounded(value, error * SAFETY)

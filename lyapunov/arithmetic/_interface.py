@@ -166,7 +166,7 @@ class AbstractArithmetic(abc.ABC):
 
     @abc.abstractmethod
     def turns(self, angle: Any, roundings: int) -> tuple[Any, Any]:
-        """cos and sin of given angles, each made in so many relative roundings."""
+        """cos and sin of angles, given ones made in so many relative roundings."""
 
     @abc.abstractmethod
     def causal_conv(self, x: Any, weight: Any, bias: Any) -> Any:

@@ -77,6 +77,18 @@ FAMILIES = {
             " an MLP of its own (mlp_dim)",
         ),
     ),
+    "mamba3": Family(
+        "Mamba-3",
+        ("mamba_ssm (ssm_cfg.layer Mamba3): pytorch_model.bin or model.safetensors",),
+        (
+            "SISO and MIMO of any rank, groups, the norm before the gate or none",
+            "the decay -softplus of mamba_ssm 2.3.2",
+        ),
+        (
+            "the decay with a heavy tail of mamba_ssm after 2.3.2, which no"
+            " configuration names: another function",
+        ),
+    ),
     "jamba": Family(
         "Jamba",
         (_transformers("jamba"),),
@@ -170,7 +182,7 @@ FAMILIES = {
 }
 """By the name that the report uses."""
 
-PLANNED = {"mamba3": "Mamba-3"}
+PLANNED: dict[str, str] = {}
 """Not covered yet."""
 
 

@@ -12,9 +12,9 @@ from ._files import listing, quote
 LIST_HINT = "what is covered: lyapunov-check --list-architectures"
 
 _MODEL_TYPES = {"mamba": "mamba1"} | {
-    name: name for name in FAMILIES if name not in ("mamba1", "megatron")
+    name: name for name in FAMILIES if name not in ("mamba1", "mamba3", "megatron")
 }
-_SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2"}
+_SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2", "Mamba3": "mamba3"}
 
 _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
 

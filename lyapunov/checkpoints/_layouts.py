@@ -22,7 +22,12 @@ from ._mamba_config import (
     transformers_config,
     transformers_mamba2_config,
 )
-from ._mamba_ssm import mamba_ssm_config, mamba_ssm_mamba2_config, recognise_mamba_ssm
+from ._mamba_ssm import (
+    mamba_ssm_config,
+    mamba_ssm_mamba2_config,
+    mamba_ssm_mamba3_config,
+    recognise_mamba_ssm,
+)
 from ._megatron import megatron_config, recognise_megatron
 from ._network import NetworkLayout
 from ._openelm import openelm_config, recognise_openelm
@@ -45,6 +50,7 @@ _READERS = {
     ("falcon_mamba", "transformers"): (falcon_mamba_config, recognise_falcon_mamba),
     ("mamba2", "transformers"): (transformers_mamba2_config, recognise_mamba2),
     ("mamba2", "mamba_ssm"): (mamba_ssm_mamba2_config, recognise_mamba_ssm),
+    ("mamba3", "mamba_ssm"): (mamba_ssm_mamba3_config, recognise_mamba_ssm),
     ("jamba", "transformers"): (jamba_config, recognise_jamba),
     ("bamba", "transformers"): (bamba_config, recognise_bamba),
     ("granitemoehybrid", "transformers"): (granite_config, recognise_granite),

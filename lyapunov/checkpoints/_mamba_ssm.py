@@ -1,4 +1,4 @@
-"""mamba_ssm's models: Mamba-1 or Mamba-2 mixers, with attention and MLPs among them."""
+"""mamba_ssm's models: Mamba-1, 2 or 3 mixers, with attention and MLPs among them."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from ..models.config import (
     Mamba1Config,
     Mamba1Sizes,
     Mamba2Sizes,
+    Mamba3Sizes,
     MlpSizes,
     NetworkConfig,
 )
@@ -40,6 +41,11 @@ _MAMBA2_SETTINGS = {
     "layer", "d_state", "d_conv", "conv_init", "expand", "headdim", "d_ssm", "ngroups",
     "A_init_range", "D_has_hdim", "rmsnorm", "norm_before_gate", "dt_min", "dt_max",
     "dt_init_floor", "dt_limit", "bias", "conv_bias", "chunk_size", "use_mem_eff_path",
+}  # fmt: skip
+_MAMBA3_SETTINGS = {
+    "layer", "d_state", "expand", "headdim", "ngroups", "rope_fraction", "dt_min",
+    "dt_max", "dt_init_floor", "A_floor", "is_outproj_norm", "is_mimo", "mimo_rank",
+    "chunk_size", "dropout",
 }  # fmt: skip
 _ATTENTION_SETTINGS = {
     "num_heads", "num_heads_kv", "head_dim", "mlp_dim", "qkv_proj_bias",
@@ -119,6 +125,41 @@ def mamba_ssm_mamba2_config(config: dict[str, Any]) -> NetworkConfig:
     return _network(config, divided(sizes))
 
 
+def mamba_ssm_mamba3_config(config: dict[str, Any]) -> NetworkConfig:
+    """Sizes from mamba_ssm's `config.json` with Mamba-3 mixers."""
+    ssm = _known(config, "ssm_cfg", _MAMBA3_SETTINGS)
+    d_model = integer(config, "d_model", 2560)
+    d_inner = expanded(ssm, d_model)
+    head_dim, d_state = integer(ssm, "headdim", 64), integer(ssm, "d_state", 128)
+    if d_inner % head_dim:
+        raise refuse("headdim", head_dim, f"a divisor of {d_inner} channels")
+    heads, groups = d_inner // head_dim, integer(ssm, "ngroups", 1)
+    if heads % groups:
+        raise refuse("ngroups", groups, f"a divisor of {heads} heads")
+    turning = positive(ssm, "rope_fraction", 0.5)
+    if turning not in (0.5, 1.0):
+        raise refuse("rope_fraction", turning, "0.5 or 1.0")
+    angles = int(d_state * turning) // 2
+    if d_state % 2 or not angles:
+        raise refuse("d_state", d_state, "an even number, with a pair that turns")
+    mimo = switch(ssm, "is_mimo", False)
+    sizes = Mamba3Sizes(
+        d_model=d_model,
+        d_inner=d_inner,
+        d_state=d_state,
+        heads=heads,
+        groups=groups,
+        rank=integer(ssm, "mimo_rank", 4) if mimo else None,
+        angles=angles,
+        least_rate=positive(ssm, "A_floor", 1e-4),
+        norm_epsilon=_EPSILON,
+        mixer_norm_epsilon=_EPSILON,
+        gate_norm=switch(ssm, "is_outproj_norm", False),
+        norm_centred=not switch(config, "rms_norm", True),
+    )
+    return _network(config, sizes)
+
+
 def _known(config: dict[str, Any], key: str, settings: set[str]) -> dict[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict):
@@ -135,7 +176,7 @@ def _known(config: dict[str, Any], key: str, settings: set[str]) -> dict[str, An
     return found
 
 
-def _network(config: dict[str, Any], mixer: Mamba1Sizes | Mamba2Sizes) -> NetworkConfig:
+def _network(config: dict[str, Any], mixer: Any) -> NetworkConfig:
     """Mixers in every layer but those of attn_layer_idx, and an MLP after each."""
     layers = layer_count(config, "n_layer", 64)
     attended = config.get("attn_layer_idx") or []
@@ -224,13 +265,37 @@ def recognise_mamba_ssm(
             parts.append(mamba1_parts(sizes, mixer, norm))
         elif isinstance(sizes, Mamba2Sizes):
             parts.append(mamba2_parts(sizes, mixer, norm, stored))
+        elif isinstance(sizes, Mamba3Sizes):
+            parts.append(_mamba3_parts(sizes, mixer, norm))
         elif isinstance(sizes, AttentionSizes):
             parts.append(_attention_parts(sizes, mixer, norm, stored))
         else:
             parts.append(_mlp_parts(sizes, f"{prefix}mlp.", f"{prefix}norm2"))
     kinds = {sizes.kind for sizes in config.sublayers}
-    name = "mamba2" if "mamba2" in kinds else "mamba1"
+    name = next((one for one in ("mamba3", "mamba2") if one in kinds), "mamba1")
     return recognise_network(checkpoint, name, config, names, parts, layers=layer + 1)
+
+
+def _mamba3_parts(c: Mamba3Sizes, prefix: str, norm: str) -> dict[str, Part]:
+    """Rows of in_proj are z, x, B, C, dt, A, lambda and the angles."""
+    rank = c.rank or 1
+    in_rows = 2 * (c.d_inner + rank * c.groups * c.d_state) + 3 * c.heads + c.angles
+    parts = {
+        "in_proj": Part("in_proj.weight", (in_rows, c.d_model)),
+        "dt_bias": Part("dt_bias", (c.heads,)),
+        "B_bias": Part("B_bias", (c.heads, rank, c.d_state)),
+        "C_bias": Part("C_bias", (c.heads, rank, c.d_state)),
+        "B_norm": Part("B_norm.weight", (c.d_state,)),
+        "C_norm": Part("C_norm.weight", (c.d_state,)),
+        "D": Part("D", (c.heads,)),
+        "out_proj": Part("out_proj.weight", (c.d_model, c.d_inner)),
+    }
+    if c.rank is not None:
+        for name in ("mimo_x", "mimo_z", "mimo_o"):
+            parts[name] = Part(name, (c.heads, rank, c.d_inner // c.heads))
+    if c.gate_norm:
+        parts["gate_norm"] = Part("norm.weight", (c.d_inner,))
+    return norm_parts(norm, c.d_model, c.norm_centred) | under(prefix, parts)
 
 
 def _attention_parts(

@@ -137,6 +137,38 @@ class Mamba2Sizes:
 
 
 @dataclass(frozen=True)
+class Mamba3Sizes:
+    """One Mamba-3 mixer with the norm before it.
+
+    **Arguments:**
+
+    - `heads`, `groups`: as in `Mamba2Sizes`.
+    - `rank`: outer products that a head adds at each token; None for SISO, whose
+        kernels turn other pairs of channels.
+    - `angles`: pairs of channels of B and C that turn.
+    - `least_rate`: the smallest -A.
+    - `gate_norm`: whether each head is normalised before the gate.
+    - `mixer_norm_epsilon`: of the norms over B, over C and before the gate.
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    heads: int
+    groups: int
+    rank: int | None
+    angles: int
+    least_rate: float
+    norm_epsilon: float
+    mixer_norm_epsilon: float
+    gate_norm: bool = False
+    norm_centred: bool = False
+
+    kind: ClassVar[str] = "mamba3"
+
+
+@dataclass(frozen=True)
 class AttentionSizes:
     """One attention with the norm before it.
 

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..arithmetic import Weight
-from ..flows import attention, experts, mamba1, mamba2, mlp, shared
+from ..flows import attention, experts, mamba1, mamba2, mamba3, mlp, shared
 from ..flows.norm import Norm
 from .config import (
     AttentionSizes,
     ExpertsSizes,
     Mamba1Sizes,
     Mamba2Sizes,
+    Mamba3Sizes,
     MlpSizes,
     SharedSizes,
 )
@@ -90,6 +91,30 @@ def _mamba2(sizes: Mamba2Sizes, get: Get) -> mamba2.Mamba2Parameters:
         in_multiplier=sizes.in_multiplier,
         row_multipliers=sizes.row_multipliers,
         out_multiplier=sizes.out_multiplier,
+    )
+
+
+def _mamba3(sizes: Mamba3Sizes, get: Get) -> mamba3.Mamba3Parameters:
+    by_rank = {
+        # stored with heads first
+        name: None if get(name) is None else jnp.swapaxes(get(name), 0, 1)
+        for name in ("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
+    }
+    gate_norm = get("gate_norm")
+    return mamba3.Mamba3Parameters(
+        norm=_norm(get, "norm", sizes.norm_epsilon, sizes.norm_centred),
+        in_proj=Weight(get("in_proj")),
+        dt_bias=get("dt_bias"),
+        B_norm=_norm(get, "B_norm", sizes.mixer_norm_epsilon, False),
+        C_norm=_norm(get, "C_norm", sizes.mixer_norm_epsilon, False),
+        D=get("D"),
+        gate_norm=None if gate_norm is None else gate_norm.reshape(sizes.heads, -1),
+        out_proj=Weight(get("out_proj")),
+        gate_norm_epsilon=sizes.mixer_norm_epsilon,
+        groups=sizes.groups,
+        angles=sizes.angles,
+        least_rate=sizes.least_rate,
+        **by_rank,
     )
 
 
@@ -208,6 +233,7 @@ def _shared(sizes: SharedSizes, get: Get) -> shared.SharedParameters:
 KINDS = {
     "mamba1": Kind(mamba1.mamba1, _mamba1, True),
     "mamba2": Kind(mamba2.mamba2, _mamba2, True),
+    "mamba3": Kind(mamba3.mamba3, _mamba3, True),
     "attention": Kind(attention.attention, _attention, False),
     "mlp": Kind(mlp.mlp, _mlp, False),
     "experts": Kind(experts.experts, _experts, False),

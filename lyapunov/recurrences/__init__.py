@@ -13,6 +13,12 @@ from .mamba1 import (
     StateAndWindow,
 )
 from .mamba2 import Mamba2Inputs, Mamba2Recurrence
+from .mamba3 import (
+    Mamba3Carried,
+    Mamba3Inputs,
+    Mamba3JointRecurrence,
+    Mamba3Recurrence,
+)
 
 
 __all__ = [
@@ -25,5 +31,9 @@ __all__ = [
     "Mamba1Recurrence",
     "Mamba2Inputs",
     "Mamba2Recurrence",
+    "Mamba3Carried",
+    "Mamba3Inputs",
+    "Mamba3JointRecurrence",
+    "Mamba3Recurrence",
     "StateAndWindow",
 ]

@@ -1,0 +1,121 @@
+"""Mamba-3 whole: logits against NumPy, parts and the whole, errors of the layout."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov._errors import CheckpointError
+from lyapunov.arithmetic import Exact
+
+from ..helpers import assert_within, gamma
+from . import numpy_mamba3
+from .test_against_numpy import agree, drawn, full_config, save
+
+
+UNIT, SEQ = 2.0**-53, 9
+SISO = {"layer": "Mamba3", "d_state": 8, "headdim": 8}
+MIMO = {**SISO, "is_mimo": True, "mimo_rank": 3}
+CONFIGS = {
+    "SISO": SISO,
+    "SISO, groups, norm, all pairs turn": {
+        **SISO, "ngroups": 2, "is_outproj_norm": True, "rope_fraction": 1.0,
+    },
+    "SISO, slowest rate": {**SISO, "A_floor": 0.7},
+    "MIMO": MIMO,
+    "MIMO, groups, norm": {**MIMO, "ngroups": 3, "is_outproj_norm": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_numpys(rng, tmp_path, name):
+    """Assert it within a derived tolerance, and that every tensor counts."""
+    config = full_config({"ssm_cfg": CONFIGS[name]})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    agree(tmp_path / "model", weights, config, numpy_mamba3.logits)
+
+
+@pytest.fixture(params=["SISO", "MIMO, groups, norm"])
+def mixer(request, rng, tmp_path):
+    """A flow that runs, its parameters, a stream, and the weights and settings."""
+    config = full_config({"ssm_cfg": CONFIGS[request.param], "n_layer": 1})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    flow = model.sublayers[0].flow
+    run = eqx.filter_jit(lambda x, p, start: flow(Exact(), x, p, start))
+    stream = jnp.asarray(rng.normal(size=(SEQ, config["d_model"])))
+    return run, model.parameters(0), stream, weights, config["ssm_cfg"]
+
+
+@pytest.mark.parametrize("lengths", [[1] * SEQ, [5, 1, 1, 2]])
+def test_parts_give_the_whole(mixer, lengths):
+    """Assert outputs and all that is carried, in steps and in pieces."""
+    run, p, stream, *_ = mixer
+    whole, after = run(stream, p, p.initial_state())
+    state, outputs, first = p.initial_state(), [], 0
+    for length in lengths:
+        out, state = run(stream[first : first + length], p, state)
+        outputs.append(out)
+        first += length
+    parts = jnp.concatenate(outputs)
+    # one function in another order; some hundred roundings a token
+    assert_within(parts, whole, gamma(1000, UNIT) * np.abs(whole).max(), "output")
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert_within(one, other, gamma(1000, UNIT) * np.abs(other).max(), "state")
+    # and each of the four that are carried matters
+    for name in ("angle", "state", "keys", "values"):
+        _, middle = run(stream[:5], p, p.initial_state())
+        right, _ = run(stream[5:], p, middle)
+        moved = eqx.tree_at(
+            lambda s, name=name: getattr(s, name), middle, replace_fn=lambda a: a + 0.1
+        )
+        wrong, _ = run(stream[5:], p, moved)
+        assert np.abs(np.asarray(wrong - right)).max() > 1e-6, name
+
+
+def test_what_is_carried_is_numpys(mixer):
+    """Assert state and angle after the last token."""
+    run, p, stream, weights, ssm = mixer
+    _, after = run(stream, p, p.initial_state())
+    own = {
+        name.partition("mixer.")[2]: np.asarray(value, np.float64)
+        for name, value in weights.items()
+    }
+    x = numpy_mamba3.rms(np.asarray(stream), np.asarray(p.norm.weight), 1e-5)
+    found = {}
+    numpy_mamba3.mamba3(x, own, ssm, found)
+    for name, expected in found.items():
+        allowed = gamma(1000, UNIT) * np.abs(expected).max()
+        assert_within(getattr(after, name), expected, allowed, name)
+
+
+def test_the_future_does_not_reach_the_past(mixer):
+    """Assert causality: other tokens later change no output before."""
+    run, p, stream, *_ = mixer
+    whole, _ = run(stream, p, p.initial_state())
+    other, _ = run(stream.at[5:].multiply(-3.0), p, p.initial_state())
+    np.testing.assert_array_equal(whole[:5], other[:5])
+    assert (np.asarray(whole[5]) != np.asarray(other[5])).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"headdim": 7}, "headdim"),
+        ({"ngroups": 4}, "ngroups"),
+        ({"rope_fraction": 0.3}, "rope_fraction"),
+        ({"d_state": 7}, "d_state"),
+        ({"heavy_tail": True}, "heavy_tail"),
+        ({"is_outproj_norm": True}, "mixer.norm.weight"),
+        ({"is_mimo": True}, "mimo_"),
+        ({"rope_fraction": 1.0}, "in_proj"),
+    ],
+)
+def test_what_does_not_fit_is_named(rng, tmp_path, changes, word):
+    """Assert that settings out of place, or that the tensors contradict, are errors."""
+    weights = drawn(numpy_mamba3.shapes(full_config({"ssm_cfg": SISO})), rng)
+    config = full_config({"ssm_cfg": {**SISO, **changes}})
+    with pytest.raises(CheckpointError, match=word):
+        lyapunov.load(save(tmp_path / "model", weights, config))
