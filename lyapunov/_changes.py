@@ -52,6 +52,8 @@ class ParameterChange:
     kind: str
     model: Model = field(repr=False)
     files: list[dict[str, str]] = field(default_factory=list, repr=False)
+    adapted: tuple[str, ...] = ()
+    """Stored names of the weights that an adapter changes."""
 
 
 class _RoundedLayout:
@@ -142,7 +144,15 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             )
         adapter = open_adapter(source)
         merged = adapted(layout, adapter)  # type: ignore[arg-type]
-        return ParameterChange(name, "adapter", Model(merged, name), adapter.hashes())
+        return ParameterChange(
+            name,
+            "adapter",
+            Model(merged, name),
+            adapter.hashes(),
+            tuple(
+                stored for stored, one in merged.updates.items() if one.A is not None
+            ),
+        )
     other = load(source)
     if other.layout.architecture != model.layout.architecture:
         raise UsageError(

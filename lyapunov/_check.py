@@ -26,6 +26,7 @@ from ._results import (
     Summary,
 )
 from ._run import Effort, default_readouts, run_layers
+from ._semantics import semantic_findings
 from ._version import __version__
 from .executions import Execution
 from .exponents import gather_exponents
@@ -125,22 +126,29 @@ def check(
         executions = chosen_executions(
             model, precisions, state_precision, mode, measure
         )
+        changed = chosen_changes(model, against, round_weights)
         changes = parameter_changes(
             model,
             ids,
-            chosen_changes(model, against, round_weights),
+            changed,
             progress,
             layers=chosen,
             floor=floor,
         )
         effort = Effort(floor, probes, readouts, ball, seed, growth)
-        rows, reports = run_layers(
+        rows, reports, clipped = run_layers(
             model, ids, executions, chosen, measure, effort, progress
         )
         exponents = gather_exponents(rows, ids.size)
-        found = findings.select_findings(
-            findings.find(exponents, reports, settings, changes), select, ignore
+        found = findings.find(exponents, reports, settings, changes)
+        found += semantic_findings(
+            model,
+            ids.shape[1],
+            ids.shape[0],
+            observed=clipped,
+            adapter_targets=[name for one in changed for name in one.adapted],
         )
+        found = findings.select_findings(found, select, ignore)
         skipped = len(model.sublayers) - len(chosen)
         verdict, exit_code = findings.verdict(
             found,

@@ -20,6 +20,7 @@ from ._results import (
     OutputDivergence,
     PrecisionReport,
 )
+from ._semantics import ClippedDt, clipped_dt
 from .bounds.ball import Ball
 from .bounds.end_to_end import EndToEnd, decided
 from .executions import Execution
@@ -79,8 +80,8 @@ def run_layers(
     measure: str,
     effort: Effort,
     progress=None,
-) -> tuple[list[LayerExponents], list[PrecisionReport]]:
-    """Exponents of every sublayer, and a report of every execution.
+) -> tuple[list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt]]:
+    """Exponents of every sublayer, a report of every execution, dt at its limits.
 
     **Arguments:**
 
@@ -115,13 +116,14 @@ def run_layers(
     if growth is None:
         growth = any(not KINDS[layer.kind].recurrent for layer in model.sublayers)
     rows: list[LayerExponents] = []
+    clipped: dict[int, ClippedDt] = {}
     # While the bounds of one sublayer are at work the next one runs: bounds are
     # elementwise, forwards are matrix products. One sublayer ahead and no more, so
     # that memory does not grow with depth.
     with ThreadPoolExecutor(WORKERS) as workers:
         pending: list[tuple[_Run, SublayerDivergence]] = []
         for sublayer in model.sublayers:
-            record = next(reference)
+            record: Any = next(reference)
             started = []
             for run in runs:
                 other = next(run.trace)
@@ -146,6 +148,10 @@ def run_layers(
                     run.certified[sublayer.layer] = found.l2
             if estimates is not None:
                 estimates.sublayer(sublayer, record)
+            limits = getattr(model.config.sublayers[sublayer.layer], "dt_limit", None)
+            if limits is not None:
+                dt = np.asarray(record.observed["dt"])
+                clipped[sublayer.layer] = clipped_dt(dt, limits)
             rows.append(
                 layer_facts(model, sublayer, record, growth=growth, seed=effort.seed)
             )
@@ -155,7 +161,7 @@ def run_layers(
                 progress.advance(1, f"layer {sublayer.layer}")
         _collect(pending)
     outputs = _outputs(model, next(reference), runs, estimates, ids.shape, progress)
-    return rows, [
+    reports = [
         PrecisionReport(
             precision=run.execution.precision,
             state_precision=run.execution.state_precision,
@@ -174,6 +180,7 @@ def run_layers(
         )
         for run, (output, shares) in zip(runs, outputs, strict=True)
     ]
+    return rows, reports, clipped
 
 
 def _runner(model: Model, execution: Execution, measure: str):

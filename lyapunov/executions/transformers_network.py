@@ -33,8 +33,8 @@ NORMS = ("norm", "norm_behind", "mlp_norm", "q_norm", "k_norm")
 MIXER_NORMS = ("dt_norm", "B_norm", "C_norm")
 
 MAMBA2 = (
-    "in_scaled", "xz", "xz_scaled", "conv_sum", "conv", "dt_biased", "softplus",
-    "dt_clipped", "silu_z", "gated", "out", "out_scaled",
+    "in_scaled", "xz", "row_multipliers", "xz_scaled", "conv_sum", "conv", "dt_biased",
+    "softplus", "dt_clipped", "silu_z", "gated", "out", "out_scaled",
 )  # fmt: skip
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",

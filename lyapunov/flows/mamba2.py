@@ -117,6 +117,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
             jnp.asarray([d_inner, d_inner, wide, wide, heads]),
             total_repeat_length=zxbcdt.shape[-1],
         )
+        rows = at.store("row_multipliers", at.fixed(rows))
         zxbcdt = at.store("xz_scaled", at.multiply(zxbcdt, rows))
     z, dt = zxbcdt[..., :d_inner], zxbcdt[..., -heads:]
     padded = at.join([start.window, zxbcdt[..., d_inner:-heads]])

@@ -11,6 +11,7 @@ FLOW_ORDER = (
     # mixers
     "xz_product",
     "xz",
+    "row_multipliers",
     "xz_scaled",
     # attention, MLPs, experts
     *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
