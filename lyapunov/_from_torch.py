@@ -183,6 +183,10 @@ def _peft(module):
             "some layers' adapters are merged or switched off, others' are not",
             hint=MERGE,
         )
+    if any(merged) and any(hasattr(m, "modules_to_save") for m in base.modules()):
+        raise UnsupportedCheckpointError(
+            "an adapter that is merged beside modules that it replaces", hint=MERGE
+        )
     # merged into the weights, or out of use: the weights are the model
     return base, module if layers and not any(merged) and not any(off) else None
 

@@ -78,6 +78,28 @@ def test_merged_and_disabled_adapters_are_what_the_weights_say():
     close(parameters(lyapunov.from_torch(wrapped)), live)
 
 
+def test_modules_that_an_adapter_replaces():
+    import copy
+
+    import torch
+
+    network = make("mamba", **MAMBA, tie_word_embeddings=False)
+    plain = parameters(lyapunov.from_torch(network))
+    wrapped = adapt(network, ["in_proj"], modules_to_save=["lm_head"])
+    with torch.no_grad():
+        wrapped.base_model.model.lm_head.modules_to_save.default.weight.add_(1.0)
+    ours = parameters(lyapunov.from_torch(wrapped))
+    merged = copy.deepcopy(wrapped).merge_and_unload()
+    close(ours, parameters(lyapunov.from_torch(merged)))
+    assert np.abs(ours[1] - plain[1]).min() > 0.9
+    with wrapped.disable_adapter():
+        for a, b in zip(parameters(lyapunov.from_torch(wrapped)), plain, strict=True):
+            assert np.array_equal(a, b)
+    wrapped.merge_adapter()
+    with pytest.raises(UnsupportedCheckpointError, match="replaces"):
+        lyapunov.from_torch(wrapped)
+
+
 def test_what_is_not_plain_lora_is_refused():
     wrapped = adapt(make("mamba", **MAMBA), ["in_proj"], use_dora=True)
     with pytest.raises(UnsupportedCheckpointError, match="DoRA"):
