@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ..recurrences.mamba3 import turn, update
+from ..recurrences.trapezoid import turn, update
 from .norm import Norm, normalise
 
 
