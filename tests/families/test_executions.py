@@ -176,7 +176,7 @@ def no_gate(network):
 
 
 def limits_of_dt(network):
-    layer_of(network).mixer.time_step_limit = (0.0, 0.5)
+    layer_of(network).mixer.time_step_limit = (0.0, 0.01)
 
 
 def conv_a_token_late(network):
@@ -263,6 +263,7 @@ def test_broken_hybrids_are_caught(family, name, broken, monkeypatch):
     assert caught(family, name, broken, monkeypatch)
 
 
+@pytest.mark.slow
 def test_calibration_of_predicted_roundings():
     """Assert that what a Llama did in 16 bits is within 30% of what was predicted."""
     model = model_of("llama", "grouped heads")
@@ -277,4 +278,6 @@ def test_calibration_of_predicted_roundings():
         growth=False,
         readouts=0,
     )
-    assert 0.7 <= report.precisions[0].output.calibration_z <= 1.3
+    z = report.precisions[0].output.calibration_z
+    assert z is not None
+    assert 0.7 <= z <= 1.3
