@@ -95,11 +95,10 @@ def _mamba2(sizes: Mamba2Sizes, get: Get) -> mamba2.Mamba2Parameters:
 
 
 def _mamba3(sizes: Mamba3Sizes, get: Get) -> mamba3.Mamba3Parameters:
-    by_rank = {
-        # stored with heads first
-        name: None if get(name) is None else jnp.swapaxes(get(name), 0, 1)
-        for name in ("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
-    }
+    def by_rank(name):
+        array = get(name)  # stored with heads first
+        return None if array is None else jnp.swapaxes(array, 0, 1)
+
     gate_norm = get("gate_norm")
     return mamba3.Mamba3Parameters(
         norm=_norm(get, "norm", sizes.norm_epsilon, sizes.norm_centred),
@@ -114,7 +113,11 @@ def _mamba3(sizes: Mamba3Sizes, get: Get) -> mamba3.Mamba3Parameters:
         groups=sizes.groups,
         angles=sizes.angles,
         least_rate=sizes.least_rate,
-        **by_rank,
+        B_bias=jnp.swapaxes(get("B_bias"), 0, 1),
+        C_bias=jnp.swapaxes(get("C_bias"), 0, 1),
+        mimo_x=by_rank("mimo_x"),
+        mimo_z=by_rank("mimo_z"),
+        mimo_o=by_rank("mimo_o"),
     )
 
 

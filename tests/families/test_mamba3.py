@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._errors import CheckpointError
+from lyapunov._errors import CheckpointError, UsageError
 from lyapunov.arithmetic import Exact
+from lyapunov.executions import executions_for
 
 from ..helpers import assert_within, gamma
 from . import numpy_mamba3
@@ -119,3 +120,14 @@ def test_what_does_not_fit_is_named(rng, tmp_path, changes, word):
     config = full_config({"ssm_cfg": {**SISO, **changes}})
     with pytest.raises(CheckpointError, match=word):
         lyapunov.load(save(tmp_path / "model", weights, config))
+
+
+@pytest.mark.parametrize("measure", ["emulated", "mamba_ssm", "transformers", "none"])
+def test_no_check_under_another_familys_roundings(rng, tmp_path, measure):
+    """Assert that a check is refused, not run with Mamba-1's declared formats."""
+    config = full_config({"ssm_cfg": SISO})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    with pytest.raises(UsageError, match="Mamba-3") as caught:
+        executions_for(model.config, ["bf16"], architecture="mamba3", measure=measure)
+    assert "logits" in caught.value.hint
