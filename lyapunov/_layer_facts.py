@@ -1,6 +1,7 @@
 """Of one sublayer beside its divergence: exponents, or why there are none."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -54,21 +55,58 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
             reason=REASONS[sublayer.kind],
             max_abs_output=largest,
         )
+    if sublayer.kind == "mamba3":
+        return _mamba3(model, sublayer, record, largest)
     raw = model.raw_parameters(sublayer.layer)
+    sizes = model.config.sublayers[sublayer.layer]
     dt = np.asarray(record.observed["dt"])
-    flat = {
-        name: raw[name].astype(np.float64).reshape(dt.shape[-1], -1)
-        for name in ("A_log", "dt_bias")
-    }
+    channels = dt.shape[-1]
+    A_log = raw["A_log"].astype(np.float64)
+    multiplicity, dt_limit = 1, (0.0, math.inf)
+    if sublayer.kind == "mamba2":
+        multiplicity = sizes.d_inner // sizes.heads * sizes.d_state
+        dt_limit = sizes.dt_limit
+    else:
+        # heads one after the other, as the flow puts them
+        A_log = A_log.reshape(channels, -1)
     return layer_exponents(
         sublayer.layer,
         sublayer.kind,
         dt,
-        -np.exp(flat["A_log"]),
+        -np.exp(A_log),
         max_abs_state=float(jnp.max(record.observed["state"])),
         max_abs_output=largest,
-        dt_bias=flat["dt_bias"].ravel(),
-        A_log=flat["A_log"],
+        dt_bias=raw["dt_bias"].astype(np.float64).ravel(),
+        A_log=A_log,
         D=raw["D"].astype(np.float64),
         stored_dtype=model.layout.dtype,
+        multiplicity=multiplicity,
+        dt_limit=dt_limit,
+    )
+
+
+def _mamba3(model: Model, sublayer: Sublayer, record, largest: float) -> LayerExponents:
+    """One exponent a head, the mean of log decays that depend on the token.
+
+    The angle's exponent, 0 whatever the weights, and those of the last key and value,
+    -inf, are not counted (see `recurrences.mamba3`).
+    """
+    sizes = model.config.sublayers[sublayer.layer]
+    dt = np.asarray(record.observed["dt"])
+    log_decay = np.asarray(record.observed["log_decay"])
+    found = layer_exponents(
+        sublayer.layer,
+        sublayer.kind,
+        -log_decay,
+        -np.ones(log_decay.shape[-1]),
+        max_abs_state=float(jnp.max(record.observed["state"])),
+        max_abs_output=largest,
+        stored_dtype=model.layout.dtype,
+        multiplicity=sizes.d_inner // sizes.heads * sizes.d_state,
+    )
+    return dataclasses.replace(
+        found,
+        dt_min=float(dt.min()),
+        dt_max=float(dt.max()),
+        dt_mean=float(dt.mean()),
     )

@@ -109,6 +109,9 @@ class LayerExponents:
     """Why the dynamics look lost, in words; empty for a model that merely works."""
     growth: LayerGrowth | None = None
     """Of perturbations; found where a network has sublayers without exponents."""
+    multiplicity: int = 1
+    """Coordinates of the state that share each exponent: those of a head, if one decay
+    serves it all."""
 
 
 @dataclass(frozen=True)

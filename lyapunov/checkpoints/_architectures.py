@@ -85,7 +85,7 @@ FAMILIES = {
             "the decay -softplus of mamba_ssm 2.3.2",
         ),
         (
-            "checks: how programs round it is not declared yet; the fp64 forward and"
+            "bounds: how programs round it is not declared yet; exponents, the fp64 forward and"
             " the recurrence are there",
             "the decay with a heavy tail of mamba_ssm after 2.3.2, which no"
             " configuration names: another function",

@@ -51,14 +51,13 @@ def executions_for(
             )
     if state_precision is not None:
         state_format_named(state_precision)
-    if any(one.kind == "mamba3" for one in getattr(config, "sublayers", ())):
-        raise UsageError(
-            "how programs round Mamba-3 is not declared here: it cannot be checked",
-            hint="its fp64 forward is lyapunov.load(...).logits, its recurrence"
-            " lyapunov.recurrences.Mamba3JointRecurrence",
-        )
     if measure == "none":
         return []
+    if any(one.kind == "mamba3" for one in getattr(config, "sublayers", ())):
+        raise UsageError(
+            "how programs round Mamba-3 is not declared here: nothing bounds it yet",
+            hint="--measure none finds its exponents",
+        )
     if isinstance(config, NetworkConfig):
         return _of_network(
             config, architecture, precisions, mode, measure, state_precision

@@ -30,6 +30,8 @@ def layer_exponents(
     A_log: Float[Array | np.ndarray, "d_inner *d_state"] | None = None,
     D: Float[Array | np.ndarray, " d_inner"] | None = None,
     stored_dtype: str = "fp32",
+    multiplicity: int = 1,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
 ) -> LayerExponents:
     r"""Lyapunov exponents of a recurrence with decays $a_t = e^{\Delta_t A}$.
 
@@ -47,6 +49,9 @@ def layer_exponents(
     - `formats`: for which to count decays that round to 1 or to 0.
     - `dt_bias`, `A_log`, `D`, `stored_dtype`: parameters as the checkpoint holds
       them, for `suspicions`; what is not given is not looked at.
+    - `multiplicity`: coordinates of the state that share each decay, head_dim x
+      d_state where it is one a head. Quantiles are the same with and without.
+    - `dt_limit`: between which the model clips dt.
 
     **Returns:** every field of `LayerExponents`. Quantiles and memory are over
     channels and states; finite-time exponents over windows of the sequence, pooled
@@ -80,7 +85,7 @@ def layer_exponents(
         decay_max=decays.max,
         max_abs_state=None if max_abs_state is None else float(max_abs_state),
         max_abs_output=None if max_abs_output is None else float(max_abs_output),
-        n_minus_inf=int(np.sum(np.isneginf(exponents))),
+        n_minus_inf=multiplicity * int(np.sum(np.isneginf(exponents))),
         quantiles=_quantiles(exponents, QUANTILES).tolist(),
         decay_histogram=decays.histogram(),
         decay_is_one=ones,
@@ -90,8 +95,15 @@ def layer_exponents(
         dt_mean=float(mean_dt.mean()),
         finite_time=finite_time(dt, A),
         suspicions=lost_dynamics(
-            dt, A, dt_bias=dt_bias, A_log=A_log, D=D, stored_dtype=stored_dtype
+            dt,
+            A,
+            dt_bias=dt_bias,
+            A_log=A_log,
+            D=D,
+            stored_dtype=stored_dtype,
+            dt_limit=dt_limit,
         ),
+        multiplicity=multiplicity,
     )
 
 

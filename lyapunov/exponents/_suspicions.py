@@ -31,6 +31,7 @@ def lost_dynamics(
     A_log: Float[Array | np.ndarray, "d_inner *d_state"] | None = None,
     D: Float[Array | np.ndarray, " d_inner"] | None = None,
     stored_dtype: str = "fp32",
+    dt_limit: tuple[float, float] = (0.0, math.inf),
 ) -> list[str]:
     """Why the dynamics look lost, in words; empty for a model that merely works.
 
@@ -41,6 +42,7 @@ def lost_dynamics(
     - `dt`: after softplus, on the tokens. `A`: (d_inner, d_state).
     - `dt_bias`, `A_log`, `D`: as stored, in any dtype that holds them exactly.
     - `stored_dtype`: the format of the checkpoint's tensors.
+    - `dt_limit`: between which the model clips dt, which then says less of its bias.
     """
     unit = FORMATS[stored_dtype].unit_roundoff if stored_dtype in FORMATS else 2.0**-24
     reasons = []
@@ -58,7 +60,7 @@ def lost_dynamics(
             )
         elif np.all(bias == bias[0]):
             reasons.append(f"dt_bias is {bias[0]:.4g} in every channel")
-        elif _dt_never_leaves(bias, dt, A):
+        elif dt_limit == (0.0, math.inf) and _dt_never_leaves(bias, dt, A):
             reasons.append(
                 f"dt stays between {dt.min():.2g} and {dt.max():.2g} on these tokens, "
                 "about softplus(0) = 0.69 where a lost dt_bias leaves it, and no "
