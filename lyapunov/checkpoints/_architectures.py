@@ -85,8 +85,8 @@ FAMILIES = {
             "the decay -softplus of mamba_ssm 2.3.2",
         ),
         (
-            "bounds: how programs round it is not declared yet; exponents, the fp64 forward and"
-            " the recurrence are there",
+            "bounds: how programs round it is not declared yet; --measure none finds"
+            " its exponents",
             "the decay with a heavy tail of mamba_ssm after 2.3.2, which no"
             " configuration names: another function",
         ),
