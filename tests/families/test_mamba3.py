@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(rng, tmp_path, changes, word):
         lyapunov.load(save(tmp_path / "model", weights, config))
 
 
-@pytest.mark.parametrize("measure", ["emulated", "mamba_ssm", "transformers", "none"])
+@pytest.mark.parametrize("measure", ["emulated", "mamba_ssm", "transformers"])
 def test_no_check_under_another_familys_roundings(rng, tmp_path, measure):
     """Assert that a check is refused, not run with Mamba-1's declared formats."""
     config = full_config({"ssm_cfg": SISO})
@@ -130,4 +130,23 @@ def test_no_check_under_another_familys_roundings(rng, tmp_path, measure):
     model = lyapunov.load(save(tmp_path / "model", weights, config))
     with pytest.raises(UsageError, match="Mamba-3") as caught:
         executions_for(model.config, ["bf16"], architecture="mamba3", measure=measure)
-    assert "logits" in caught.value.hint
+    assert "--measure none" in caught.value.hint
+
+
+def test_a_check_without_a_precision_gives_the_exponents(rng, tmp_path):
+    """Assert them by NumPy: one a head, the mean of A dt over the tokens."""
+    config = full_config({"ssm_cfg": SISO, "n_layer": 1})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    tokens = rng.integers(0, model.config.vocab_size, 30)
+    report = lyapunov.check(model, tokens, measure="none")
+    (row,) = report.exponents.layers
+    assert report.precisions == []
+    sizes = model.config.sublayers[0]
+    assert row.multiplicity == sizes.d_inner // sizes.heads * sizes.d_state
+    (record, _) = lyapunov.trace(model, tokens)
+    means = np.asarray(record.observed["log_decay"])[0].mean(axis=0)
+    # thirty terms and a division
+    assert abs(row.max - means.max()) <= 64 * 2.0**-53 * abs(means.max())
+    assert abs(row.min - means.min()) <= 64 * 2.0**-53 * abs(means.min())
+    assert row.max < 0
