@@ -31,7 +31,7 @@ HYPOTHESES = (
 
 def derive(given):
     """For any number T of tokens and any channel; indices are left out of one entry."""
-    T, t = sympy.symbols("T t", integer=True, positive=True)
+    T = sympy.Symbol("T", integer=True, positive=True)
     A = sympy.Symbol("A", negative=True if "negative" in given else None, real=True)
     positive = True if "positive_dt" in given else None
     S, d, mean = (
@@ -101,7 +101,7 @@ def derive(given):
         else -x
     )
     yield rises_from_zero(
-        "Lyapunov function V(h) = sum q_i h_i^2, any q_i > 0: with x = -dt A >= 0 every "
+        "Lyapunov function V(h) = sum q_i h_i^2, q_i > 0: with x = -dt A >= 0 every "
         "term of V(h) - V(J h) = sum q_i h_i^2 (1 - exp(-2 x)) is at least 0",
         1 - sympy.exp(-2 * rate),
         x,
