@@ -27,7 +27,7 @@ def derive(given):
     x = sympy.IndexedBase("x")
     block = lambda factor, row: sympy.Sum(U[row, k] * factor[k, j], (k, 1, r))
     yield identity(
-        "row i of the block that starts at o (dt, B or C in x_proj; z, x, B, C or dt in "
+        "row i of the block that starts at o (dt, B or C in x_proj; z, x, B, C, dt in "
         "in_proj of Mamba-2) is adapted by (U_block V)[i, j]: the same V for each",
         block(right, first + i),
         block(V, first + i),
@@ -66,11 +66,13 @@ def derive(given):
         most < e.rank(),
         f"rank {e.rank()} against r = {most}",
     )
-    yield counterexample(
-        "and an adapter on dt_proj leaves B and C as they are: it multiplies behind "
-        "the split, so only dt changes",
-        True if "one_adapter" in given else e.rank() == 0,
-        "rows B and C of x_proj do not enter dt_proj",
+    M = sympy.IndexedBase("M")
+    made = sympy.Sum(W[first + i, j] * x[j], (j, 1, d))
+    yield identity(
+        "and an adapter on dt_proj, M, leaves B and C = W_block x as they are: they "
+        "are split off before it",
+        made.diff(M[i, k]),
+        sympy.Integer(0),
     )
 
 

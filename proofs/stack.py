@@ -63,6 +63,13 @@ def derive(given):
     # the off-diagonal block is a sum of T products with one coupling in each
     coupling = K if "bounded_couplings" in given else K * 2**T
     growth = sympy.log(coupling) + sympy.log(T) + (T - 1) * sympy.log(rho)
+    s = sympy.Symbol("s", integer=True, nonnegative=True)
+    yield identity(
+        "the corner after T tokens is a sum over the token s of the coupling: products "
+        "of both blocks at most rho^k over k tokens, couplings at most K",
+        sympy.summation(rho ** (T - 1 - s) * K * rho**s, (s, 0, T - 1)),
+        T * K * rho ** (T - 1),
+    )
     yield limit(
         "with both blocks' products at most rho^k over k tokens, the corner is at most "
         "T K rho^(T-1): it adds nothing to the largest exponent log rho",
@@ -93,8 +100,8 @@ def derive(given):
     t, d = sympy.symbols("t d", integer=True, positive=True)
     grows = d if "fixed_size" not in given else sympy.Integer(0)
     yield identity(
-        "a state of fixed size has square Jacobians, entries after less before",
-        t * grows,
+        "rows less columns of a step Jacobian: 0 for a state of fixed size",
+        (t * d + grows) - t * d,
         sympy.Integer(0),
     )
     yield identity(
