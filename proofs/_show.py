@@ -4,6 +4,7 @@ import html
 import textwrap
 
 import sympy
+from sympy.printing.mathml import MathMLPresentationPrinter
 
 from ._statement import KINDS, Row, Step
 
@@ -88,6 +89,8 @@ h1, h2 { font-weight: 600; line-height: 1.25; } h2 { margin-top: 3rem; }
 table { border-collapse: collapse; font-size: .82rem; width: 100%; }
 th, td { border-bottom: 1px solid #ddd; padding: .4rem .5rem; text-align: left;
          vertical-align: top; }
+th { width: 18%; } th:nth-child(2) { width: 25%; } th:nth-child(4) { width: 11%; }
+th:nth-child(6) { width: 14%; } td { overflow-wrap: anywhere; }
 ol > li { margin: .9rem 0; }
 .kind { font: .75rem sans-serif; background: #eef; border-radius: .2rem;
         padding: .1rem .35rem; margin-right: .4rem; }
@@ -162,10 +165,40 @@ def _step(step: Step) -> str:
 
 def _math(formula) -> str:
     """Presentation MathML, which browsers draw without scripts."""
-    drawn = sympy.printing.mathml(formula, printer="presentation")
+    drawn = _Drawn().doprint(_without_signs(formula))
     return (
         f"<math display=block xmlns='http://www.w3.org/1998/Math/MathML'>{drawn}</math>"
     )
+
+
+def _without_signs(formula):
+    """The same symbols without assumptions: a negative exponent known as such would
+    be drawn as a fraction."""
+    signed = {
+        one: sympy.Symbol(one.name, commutative=one.is_commutative)
+        for one in formula.atoms(sympy.Symbol)
+        if one.is_negative
+    }
+    signed |= {
+        one: sympy.Indexed(sympy.IndexedBase(one.base.name), *one.indices)
+        for one in formula.atoms(sympy.Indexed)
+    }
+    return formula.xreplace(signed)
+
+
+class _Drawn(MathMLPresentationPrinter):
+    """With Kronecker's delta as it is written by hand."""
+
+    def _print_KroneckerDelta(self, delta):
+        letter, below, drawn = (
+            self.dom.createElement(tag) for tag in ("mi", "mrow", "msub")
+        )
+        letter.appendChild(self.dom.createTextNode("\u03b4"))
+        for index in delta.args:
+            below.appendChild(self._print(index))
+        drawn.appendChild(letter)
+        drawn.appendChild(below)
+        return drawn
 
 
 def _text(text: str) -> str:
