@@ -10,7 +10,7 @@ from typing import Any
 from ._errors import MissingExtraError, UsageError
 
 
-ARCHITECTURES = ("mamba1", "mamba2")
+ARCHITECTURES = ("mamba1", "mamba2", "mamba3")
 
 
 def step_jacobian(architecture: str = "mamba1") -> Any:
@@ -26,7 +26,8 @@ def step_jacobian(architecture: str = "mamba1") -> Any:
 
     For Mamba-2, $\partial h_t[i, p, n] / \partial h_{t-1}[j, q, m]$ of heads i and j,
     channels p and q of a head, states n and m:
-    $e^{\Delta[t, i] A[i]} \delta_{ij} \delta_{pq} \delta_{nm}$.
+    $e^{\Delta[t, i] A[i]} \delta_{ij} \delta_{pq} \delta_{nm}$. For Mamba-3
+    the same with $A[t, i]$, the last keys and values being held as inputs are.
 
     **Raises:** `MissingExtraError` without SymPy; `UsageError` for an architecture
     that has no recurrence here.
@@ -40,7 +41,8 @@ def exponent(architecture: str = "mamba1") -> Any:
 
     For Mamba-1 the logarithm of the diagonal entry of the step Jacobian, averaged
     over tokens: $\frac1T \sum_{t=1}^{T} \Delta[t, i] A[i, n]$, a SymPy `Sum` over
-    `Indexed` symbols with symbolic T; for Mamba-2 of head i, with A[i].
+    `Indexed` symbols with symbolic T; of head i with A[i] for
+    Mamba-2, with A[t, i] for Mamba-3.
 
     **Raises:** as `step_jacobian`.
     """
@@ -58,7 +60,7 @@ def _step(architecture: str) -> tuple[Any, Any, Any, tuple, tuple]:
             f"no symbolic recurrence for {architecture!r}",
             hint=f"one of {', '.join(ARCHITECTURES)}",
         )
-    return {"mamba1": _mamba1, "mamba2": _mamba2}[architecture](_sympy())
+    return _READERS[architecture](_sympy())
 
 
 def _mamba1(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
@@ -106,6 +108,39 @@ def _mamba2(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
         _table(lambda head: A[head], heads)[:, None, None],
     )
     return after[0, 0, 0], h, t, (i, p, n), (j, q, m)
+
+
+def _mamba3(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
+    from .arithmetic.symbolic import Symbolic
+    from .recurrences.trapezoid import update
+
+    t, i, j, p, q, n, m, r = sympy.symbols("t i j p q n m r", integer=True)
+    h, k, v = (sympy.IndexedBase(name, real=True) for name in ("h", "k", "v"))
+    dt = sympy.IndexedBase("dt", positive=True)
+    part = sympy.IndexedBase("lambda", positive=True)
+    A = sympy.IndexedBase("A", negative=True)
+
+    # A second rank as well, for MIMO.
+    heads, channels, states, ranks = (i, j), (p, q), (n, m), (r, r + 1)
+
+    def product(token, weight):
+        return (
+            _table(weight, heads),
+            _table(lambda rank, g, s: k[token, rank, g, s], ranks, heads, states),
+            _table(lambda rank, g, c: v[token, rank, g, c], ranks, heads, channels),
+        )
+
+    after = update(
+        Symbolic(),
+        _table(lambda g, c, s: h[g, c, s], heads, channels, states),
+        _table(lambda g: dt[t, g] * A[t, g], heads),
+        product(t - 1, lambda g: (1 - part[t, g]) * dt[t, g]),
+        product(t, lambda g: part[t, g] * dt[t, g]),
+    )
+    return after[0, 0, 0], h, t, (i, p, n), (j, q, m)
+
+
+_READERS = {"mamba1": _mamba1, "mamba2": _mamba2, "mamba3": _mamba3}
 
 
 def _table(entry: Callable, *axes: tuple) -> Any:

@@ -95,7 +95,7 @@ ol > li { margin: .9rem 0; }
 .kind { font: .75rem sans-serif; background: #eef; border-radius: .2rem;
         padding: .1rem .35rem; margin-right: .4rem; }
 .failed { background: #fcc; } .evidence { color: #666; font-size: .85rem; }
-.formula { overflow-x: auto; margin: .4rem 0 .4rem 1.5rem; }
+.formula { overflow: auto hidden; padding: .4rem 0; margin-left: 1.5rem; }
 code { font-size: .85em; }
 """
 
@@ -183,7 +183,10 @@ def _without_signs(formula):
         one: sympy.Indexed(sympy.IndexedBase(one.base.name), *one.indices)
         for one in formula.atoms(sympy.Indexed)
     }
-    return formula.xreplace(signed)
+    if not isinstance(formula, sympy.core.relational.Relational):
+        return formula.xreplace(signed)
+    sides = [side.xreplace(signed) for side in formula.args]
+    return formula.func(*sides, evaluate=False)
 
 
 class _Drawn(MathMLPresentationPrinter):

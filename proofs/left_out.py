@@ -49,7 +49,12 @@ def derive(given):
     z = sympy.Symbol("z", real=True)
     silu = z / (1 + sympy.exp(-z))
     slope = sympy.diff(y * silu, z).subs(z, 0)
-    yield identity("gate: the slope of y silu(z) by z, at 0", slope, y / 2)
+    yield identity(
+        "gate: the slope of y silu(z) by z, at 0",
+        slope,
+        y / 2,
+        sympy.Subs(sympy.Derivative(y * silu, z), z, 0),
+    )
     largest = y if "unbounded_output" in given else sympy.Integer(1) + 0 * y
     yield limit(
         "no constant bounds it for all y, and y is what the recurrence puts out",
@@ -60,7 +65,12 @@ def derive(given):
     b, C, h = sympy.symbols("b C h", real=True)
     back = C * h if "fed_back" in given else sympy.Symbol("u", real=True)
     closed = sympy.diff(a * h + b * back, h)
-    yield identity("feedback: u = C h closes the loop", closed, a + b * C)
+    yield identity(
+        "feedback: u = C h closes the loop",
+        closed,
+        a + b * C,
+        sympy.Derivative(a * h + b * back, h),
+    )
     half = closed.subs({a: sympy.Rational(1, 2), b: 1, C: 1})
     yield sign(
         "a = 1/2, b = C = 1: exponent of the loop, log 3/2, while the layer's is "

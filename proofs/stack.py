@@ -69,6 +69,7 @@ def derive(given):
         "of both blocks at most rho^k over k tokens, couplings at most K",
         sympy.summation(rho ** (T - 1 - s) * K * rho**s, (s, 0, T - 1)),
         T * K * rho ** (T - 1),
+        sympy.Sum(rho ** (T - 1 - s) * K * rho**s, (s, 0, T - 1)),
     )
     yield limit(
         "with both blocks' products at most rho^k over k tokens, the corner is at most "

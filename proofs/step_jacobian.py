@@ -1,9 +1,12 @@
 """The step Jacobian of Mamba-1, Mamba-2 and Mamba-3 is diagonal, and known."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy
+from jax.flatten_util import ravel_pytree
 from sympy import KroneckerDelta as delta
 
 from lyapunov import symbolic
@@ -12,6 +15,9 @@ from lyapunov.recurrences import (
     Mamba1Recurrence,
     Mamba2Inputs,
     Mamba2Recurrence,
+    Mamba3Carried,
+    Mamba3Inputs,
+    Mamba3JointRecurrence,
 )
 
 from ._check import identity
@@ -50,22 +56,12 @@ def derive(given):
         sympy.exp(dt[t, i] * A[i]) * delta(i, j) * delta(p, q) * delta(n, m),
     )
 
-    # Mamba-3: trapezoidal, v and k of two tokens; r runs over the ranks of MIMO
-    r = sympy.Symbol("r", integer=True)
-    ranks = sympy.Symbol("R", integer=True, positive=True)
-    v, k, before, key = (
-        sympy.IndexedBase(s, real=True) for s in ("v", "k", "vp", "kp")
-    )
-    part = sympy.Symbol("lambda", positive=True)
-    decay = lambda head: sympy.exp(dt[t, head] * A[t, head])
-    drive = part * dt[t, i] * v[t, r, p] * k[t, r, n]
-    old = (1 - part) * dt[t, i] * decay(i) * before[r, p] * key[r, n]
-    after = decay(i) * h[i, p, n] + sympy.Sum(drive + old, (r, 1, ranks))
     yield identity(
-        "Mamba-3, any rank R: the trapezoidal drive has no state in it; the decay may "
-        "now depend on the input through A as well",
-        after.diff(h[j, q, m]) + extra,
-        decay(i) * delta(i, j) * delta(p, q) * delta(n, m),
+        "Mamba-3, likewise: its trapezoidal drive has no state in it; the decay may "
+        "now depend on the input through A as well (two ranks are written out; all "
+        "enter the drive alone, by one sum)",
+        symbolic.step_jacobian("mamba3") + extra,
+        sympy.exp(dt[t, i] * A[t, i]) * delta(i, j) * delta(p, q) * delta(n, m),
     )
     angle, rate = sympy.symbols("theta omega", real=True)
     yield identity(
@@ -86,10 +82,16 @@ def reproduce(given):
         yield _number(
             "random Mamba-2 layers", max(_mamba2(s) for s in range(4)), layers
         )
+        found = [_mamba3(seed) for seed in range(4)]
         yield _number(
-            "random Mamba-3 steps (NumPy, trapezoidal, rank 2)",
-            max(_mamba3(s) for s in range(4)),
-            layers,
+            "random Mamba-3 layers, rank 2", max(one[0] for one in found), layers
+        )
+        yield Number(
+            "their joint caches: angle's block off the identity, last keys' and "
+            "values' blocks off 0, anything below the diagonal",
+            max(one[1] for one in found),
+            0.0,
+            "a copy has derivative 1, what is not read 0",
         )
         cut = [
             layer._replace(
@@ -138,25 +140,29 @@ def _mamba2(seed):
 
 
 def _mamba3(seed):
-    """One head, rank 2, by the definition in NumPy; the step is affine in the state,
-    so its derivative is a difference of two states divided by what separates them."""
+    """The state's block against the decays, and the other blocks of the joint step."""
     rng = np.random.default_rng(seed)
-    A, dt, part = -np.exp(rng.normal()), rng.exponential(), rng.uniform()
-    v, old_v = rng.integers(-4, 5, (2, 2, 3)).astype(float)
-    k, old_k = rng.integers(-4, 5, (2, 2, 2)).astype(float)
-
-    def step(h):
-        decay = np.exp(dt * A)
-        kept = decay * h + (1 - part) * dt * decay * np.einsum(
-            "rp,rn->pn", old_v, old_k
-        )
-        return kept + part * dt * np.einsum("rp,rn->pn", v, k)
-
-    # a power of two so large that the drive is lost below its last bits
-    unit = np.eye(6).reshape(6, 3, 2) * 2.0**200
-    rows = np.array([step(one) - step(0 * one) for one in unit]) / 2.0**200
-    found = rows.reshape(6, 6).T.reshape(3, 2, 3, 2)
-    return _worst(found, np.full((3, 2), np.exp(dt * A)))
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    A, dt = -jnp.exp(normal(2)), jnp.exp(normal(2))
+    inputs = Mamba3Inputs(
+        dt, A, jax.nn.sigmoid(normal(2)), normal(2, 1), normal(2, 2, 4), normal(2, 2, 3)
+    )
+    carried = Mamba3Carried(
+        normal(2, 3, 4), normal(2, 2, 4), normal(2, 2, 3), normal(2, 1)
+    )
+    flat, unravel = ravel_pytree(carried)
+    recurrence = Mamba3JointRecurrence()
+    J = np.asarray(
+        jax.jacfwd(lambda x: ravel_pytree(recurrence.step(unravel(x), inputs))[0])(flat)
+    )
+    ends = np.cumsum([0, *(part.size for part in carried)])
+    blocks = [slice(*pair) for pair in pairwise(ends)]
+    state, keys, values, angle = (J[own, own] for own in blocks)
+    others = max(np.abs(keys).max(), np.abs(values).max())
+    others = max(others, np.abs(angle - np.eye(len(angle))).max())
+    below = max(np.abs(J[own.stop :, own]).max(initial=0.0) for own in blocks)
+    decay = np.broadcast_to(np.exp(np.asarray(dt * A))[:, None, None], (2, 3, 4))
+    return _worst(state, decay), float(max(others, below))
 
 
 def _worst(found, decay):

