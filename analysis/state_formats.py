@@ -163,7 +163,8 @@ def library_cause(records, index: int, name: str, row: dict, wide: dict) -> str 
     if row["kl_mean"] is not None:
         # KL grows as the square of a small error
         share = max(0.0, 1.0 - wide["kl_mean"] / row["kl_mean"])
-    facts = [state_facts(record, index) for record in records]
+    found = (state_facts(record, index) for record in records)
+    facts = [one for one in found if one is not None]
     return state_cause(
         name,
         facts,

@@ -34,8 +34,8 @@ class StateFacts(NamedTuple):
     """Share of updates of at most half a unit of the state that they move."""
 
 
-def state_facts(record, index: int = 0) -> StateFacts:
-    """The facts that a reference record observed.
+def state_facts(record, index: int = 0) -> StateFacts | None:
+    """The facts that a reference record observed; None without a recurrent state.
 
     **Arguments:**
 
@@ -43,7 +43,8 @@ def state_facts(record, index: int = 0) -> StateFacts:
     - `index`: of the format in those tuples.
     """
     observed = record.observed
-
+    if "state" not in observed:
+        return None
     lost, spacings = observed.get("stagnation"), observed.get("underflow")
     underflow = None
     if spacings is not None:

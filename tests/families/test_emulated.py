@@ -1,0 +1,47 @@
+"""Layouts that transformers does not run: emulated, within their bounds, chunks too."""
+
+import numpy as np
+import pytest
+
+import lyapunov
+
+from .test_against_numpy import CONFIGS, drawn, full_config, mamba_ssm_shapes, save
+
+
+NAMES = [
+    "attention with a convolution",
+    pytest.param("MLPs, biases, positions everywhere", marks=pytest.mark.slow),
+    pytest.param("LayerNorm, D of each channel", marks=pytest.mark.slow),
+    pytest.param("no gated norm", marks=pytest.mark.slow),
+    pytest.param("Mamba-1 with LayerNorm, attention and MLPs", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
+)
+def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
+    """Assert no violation in bf16 and fp16, and that no bound is vacuous."""
+    config = full_config(CONFIGS[name])
+    weights = drawn(mamba_ssm_shapes(config), rng)
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    tokens = rng.integers(0, 37, 24)
+    report = lyapunov.check(
+        model,
+        tokens,
+        precisions=["bf16", "fp16"],
+        mode=mode,
+        floor=False,
+        probes=0,
+        readouts=0,
+        ball=False,
+        growth=False,
+    )
+    assert len(report.precisions) == 2
+    for precision in report.precisions:
+        for row in precision.layers:
+            assert row.violations == 0, (precision.precision, row.layer, row.kind)
+            assert row.elements_total > 0
+            assert 1.0 - 1e-4 <= row.bound_t1_ratio < 100, (row.layer, row.kind)
+            assert np.isfinite(row.bound_t1_l2)
