@@ -53,10 +53,12 @@ class BlockRules:
         x = lift(x)
         return Bounded(x.value * keep, x.error * keep)
 
-    def cumsum(self, x):
+    def cumsum(self, x, *, serial=False):
         """Errors add up; a term goes through at most `scan_depth` additions."""
         x = self._operand(x)
-        levels = min(self._scan_depth + 1, x.shape[0] - 1)
+        levels = x.shape[0] - 1
+        if not serial:
+            levels = min(self._scan_depth + 1, levels)
         growth = jnp.expm1(levels * self._model.unit)
         total = jnp.cumsum(x.magnitude, axis=0)
         error = jnp.cumsum(x.error, axis=0) + growth * total
@@ -144,10 +146,43 @@ class BlockRules:
         def bound(function):
             value = function(angle.value)
             own = self._model.exp_relative * (jnp.abs(value) + off)
+            own = own + self._model.turn_absolute
             error = jnp.minimum(off, 2.0) + own + self._model.underflow
             return Bounded(value, error * SAFETY)
 
         return bound(jnp.cos), bound(jnp.sin)
+
+    def wrap(self, angle):
+        """Off by what 2 pi loses in fp32, once a turn, and by rounding.
+
+        A share 2^-25 of 2 pi; a division, a product and a difference of a magnitude
+        that the angle has. Executions may stand a turn away from the value, at 2 pi
+        where it is next to 0: the sum and the wrap that follow count that magnitude
+        here.
+        """
+        angle = lift(angle)
+        unit = self._model.unit
+        turn = 2.0 * jnp.pi
+        own = 4.0 * unit * (angle.magnitude + 3.0 * turn) + 4.0 * self._model.underflow
+        error = (angle.error + own) * SAFETY
+        return Bounded(jnp.mod(angle.value, turn), error)
+
+    def tanh(self, x):
+        """2 sigmoid(2 x) - 1, whose ends are those of the sigmoid's interval."""
+        x = lift(x)
+        value = jnp.tanh(x.value)
+        share = -jnp.expm1(-2.0 * x.error)
+        above = jax.nn.sigmoid(2.0 * (x.value + x.error)) * jax.nn.sigmoid(
+            -2.0 * x.value
+        )
+        below = jax.nn.sigmoid(2.0 * x.value) * jax.nn.sigmoid(
+            2.0 * (x.error - x.value)
+        )
+        error = 2.0 * share * jnp.maximum(above, below)
+        model = self._model
+        relative = jnp.maximum(model.tanh_relative, model.exp_relative)
+        rounding = relative * (jnp.abs(value) + error) + model.underflow
+        return Bounded(value, (error + rounding) * SAFETY)
 
     # ---- what routers of experts compute
 

@@ -28,6 +28,11 @@ class RoundingModel(NamedTuple):
     silu_relative: Float[Array, ""]
     silu_argument: Float[Array, ""]
     rsqrt_relative: Float[Array, ""]
+    tanh_relative: Float[Array, ""]
+    silu_size: Float[Array, ""]
+    """Of |x|: what a gate through an approximate tanh is off by."""
+    turn_absolute: Float[Array, ""]
+    """Of cosine and sine."""
 
     @classmethod
     def none(cls) -> "RoundingModel":

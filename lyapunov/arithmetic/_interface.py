@@ -1,6 +1,7 @@
 """The arithmetic that flows are written in, and what its JAX interpreters share."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,14 @@ class AbstractArithmetic(abc.ABC):
     def store(self, site: str, x: Any) -> Any:
         """What is read back after storing `x` at the site."""
 
+    @abc.abstractmethod
+    def may_store(self, site: str, x: Any) -> Any:
+        """As `store`, where a program may keep `x` as it is or round it otherwise.
+
+        Compilers fuse a product with the sum behind it; tensor cores may read all bits
+        of an operand. Nothing is recorded.
+        """
+
     def observe(self, name: str, x: Any) -> None:  # noqa: B027
         """Show a value to whoever keeps statistics; changes nothing."""
 
@@ -102,6 +111,10 @@ class AbstractArithmetic(abc.ABC):
         """1 / (1 + exp(-x))."""
 
     @abc.abstractmethod
+    def tanh(self, x: Any) -> Any:
+        """tanh(x)."""
+
+    @abc.abstractmethod
     def largest(self, x: Any, count: int) -> Any:
         """1 at the `count` largest entries of the last axis, 0 at the others."""
 
@@ -146,8 +159,19 @@ class AbstractArithmetic(abc.ABC):
         """x where `keep` is 1, and 0 where it is 0; exact."""
 
     @abc.abstractmethod
-    def cumsum(self, x: Any) -> Any:
-        """Running sums along the first axis, in any bracketing."""
+    def cumsum(self, x: Any, *, serial: bool = False) -> Any:
+        """Running sums along the first axis, in brackets as deep as the scan's.
+
+        `serial`: one term after another, each sum stored in fp32.
+        """
+
+    @abc.abstractmethod
+    def wrap(self, angle: Any) -> Any:
+        """An angle less as many whole turns as it holds.
+
+        Angles that are whole turns apart count as one: only `turns` and sums that are
+        wrapped again may follow.
+        """
 
     @abc.abstractmethod
     def fading(self, x: Any) -> Any:
@@ -315,7 +339,21 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """x keep."""
         return self._carry(x) * self._carry(keep)
 
-    def cumsum(self, x):
+    def may_store(self, site, x):
+        """`x` itself."""
+        return x
+
+    def tanh(self, x):
+        """tanh(x)."""
+        return self._settle(jnp.tanh(self._carry(x)))
+
+    def wrap(self, angle):
+        """x - 2 pi floor(x / (2 pi))."""
+        turn = self._settle(self._carry(2 * math.pi))
+        whole = jnp.floor(self._settle(self._carry(angle) / turn))
+        return self._settle(angle - self._settle(turn * whole))
+
+    def cumsum(self, x, *, serial=False):
         """The sums in fp64, each rounded once."""
         return self._settle(self._carry(jnp.cumsum(jnp.asarray(x, jnp.float64), 0)))
 

@@ -136,6 +136,15 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
         return Bounded(value, error, norm * SAFETY)
 
+    def may_store(self, site, x):
+        """Off by as much as a store moves, wherever the value goes."""
+        if site not in self._sites:
+            return x
+        x = lift(x)
+        rounding = rounding_error_bound(x.magnitude, self._sites[site])
+        norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
+        return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
+
     def _ends(self, x, numbers):
         """What the ends of [v - e, v + e] are stored as."""
         # fp64's own errors in v are far below fp32's in e
@@ -359,6 +368,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         relative = self._model.silu_relative + self._model.silu_argument * x.magnitude
         # div.approx returns 0 for denominators beyond 2^126, where |silu| < 2^-119.
         rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
+        rounding = rounding + self._model.silu_size * x.magnitude
         norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
         return Bounded(value, error + rounding, norm)
 

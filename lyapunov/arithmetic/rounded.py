@@ -62,6 +62,12 @@ class Rounded(AbstractJaxArithmetic):
         self.records[site] = stored
         return self._carry(stored)
 
+    def may_store(self, site, x):
+        """Round to the site's format."""
+        if site not in self._sites:
+            return x
+        return self._carry(round_to(jnp.asarray(x, jnp.float64), self._sites[site]))
+
     def _settle(self, x):
         return x if self._inner is None else round_to(x, self._inner)
 

@@ -61,6 +61,10 @@ class Sampled(AbstractJaxArithmetic):
         """`x` plus what rounding it may have moved it by."""
         return self._round(x, self._sites[site]) if site in self._sites else x
 
+    def may_store(self, site, x):
+        """As `store`."""
+        return self.store(site, x)
+
     def _round(self, x, numbers):
         if isinstance(numbers, StateNumbers) and numbers.stochastic:
             offset = round_state(x, numbers, self._next_key()) - x

@@ -84,6 +84,20 @@ class Symbolic(AbstractArithmetic):
 
         return _each(lambda one: 1 / (1 + sympy.exp(-one)), x)
 
+    def tanh(self, x):
+        """tanh(x)."""
+        import sympy
+
+        return _each(sympy.tanh, x)
+
+    def may_store(self, site, x):
+        """`x` itself."""
+        return x
+
+    def wrap(self, angle):
+        """The angle itself: whole turns change nothing."""
+        return angle
+
     def largest(self, x, count):
         """1 and 0, where SymPy can tell which entries are the largest."""
         x = _array(x)
@@ -147,7 +161,7 @@ class Symbolic(AbstractArithmetic):
         """x keep."""
         return _array(x) * np.asarray(keep, dtype=int)
 
-    def cumsum(self, x):
+    def cumsum(self, x, *, serial=False):
         """Running sums along the first axis."""
         return np.cumsum(_array(x), axis=0)
 

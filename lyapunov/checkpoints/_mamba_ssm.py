@@ -155,6 +155,7 @@ def mamba_ssm_mamba3_config(config: dict[str, Any]) -> NetworkConfig:
         norm_epsilon=_EPSILON,
         mixer_norm_epsilon=_EPSILON,
         gate_norm=switch(ssm, "is_outproj_norm", False),
+        chunk=integer(ssm, "chunk_size", 64),
         norm_centred=not switch(config, "rms_norm", True),
     )
     return _network(config, sizes)

@@ -16,7 +16,8 @@ class InnerConstants:
     """What the arithmetic between two stores promises. Relative errors.
 
     `*_argument` multiplies |argument| and stands for the rounded product by log2(e)
-    in front of a base-2 exponential.
+    in front of a base-2 exponential. `silu_size` multiplies |argument| too, and
+    `turn_absolute` is of cosines and sines; both stand for approximate instructions.
     """
 
     unit: float
@@ -30,6 +31,9 @@ class InnerConstants:
     silu_relative: float
     silu_argument: float
     rsqrt_relative: float
+    tanh_relative: float = 0.0
+    silu_size: float = 0.0
+    turn_absolute: float = 0.0
 
     def model(self) -> RoundingModel:
         """The constants as scalars that can be traced (needs 64-bit JAX)."""

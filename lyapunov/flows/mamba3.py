@@ -2,9 +2,8 @@
 
 No convolution; B and C are normalised, biased and turned by an angle that the tokens
 add up, the state takes in two tokens at a time (`recurrences.mamba3`), and with a rank
-above 1 (MIMO) every head reads and writes as many outer products. The middle is
-computed token by token, as `mamba3_siso_step_ref` and `mamba3_MIMO_step_ref` of
-mamba_ssm's tests do. The kernels take angles modulo 2 pi, which is the same function.
+above 1 (MIMO) every head reads and writes as many outer products. The middle goes token
+by token or chunk by chunk (`mamba3_scan`).
 """
 
 import math
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ..recurrences.trapezoid import turn, update
+from .mamba3_scan import Token, by_rank, chunked_scan, token_scan
 from .norm import Norm, normalise
 
 
@@ -49,6 +48,8 @@ class Mamba3Parameters(eqx.Module):
     """Pairs of channels of B and C that turn."""
     least_rate: float = eqx.field(static=True)
     """The smallest -A."""
+    chunk: int = eqx.field(static=True, default=64)
+    """Tokens of a chunk, where it runs in chunks."""
 
     def initial_state(self) -> "Mamba3State":
         """What is carried before the first token of a text."""
@@ -107,7 +108,8 @@ def mamba3_mixer(at: AbstractArithmetic, x, p: Mamba3Parameters, start: Mamba3St
         parts.append(projected[..., first : first + width])
         first += width
     z, x, B, C, dt, rate, trapezoid, angle = parts
-    z, x = (at.view(lambda a: a.reshape(seq, heads, -1), part) for part in (z, x))
+    z = at.store("z_cast", at.view(lambda a: a.reshape(seq, heads, -1), z))
+    x = at.store("x_cast", at.view(lambda a: a.reshape(seq, heads, -1), x))
 
     dt = at.store("dt_biased", at.add(dt, p.dt_bias, alone=at.stores("dt_biased")))
     dt = at.store("softplus", at.softplus(dt))
@@ -115,61 +117,46 @@ def mamba3_mixer(at: AbstractArithmetic, x, p: Mamba3Parameters, start: Mamba3St
     rate = at.clip(at.softplus(rate), p.least_rate, math.inf)
     log_decay = at.negate(at.multiply(rate, dt))
     at.observe("log_decay", log_decay)
-    gamma = at.multiply(at.sigmoid(trapezoid), dt)
-    before = at.multiply(at.sigmoid(at.negate(trapezoid)), dt)
 
-    # tanh(a) = 2 sigmoid(2 a) - 1, as the decode kernel makes it
-    tanh = at.add(at.multiply(at.sigmoid(at.multiply(angle, 2.0)), 2.0), -1.0)
-    steps = at.multiply(
-        at.view(lambda a: a[:, None], at.multiply(tanh, at.fixed(math.pi))),
-        at.view(lambda a: a[..., None], dt),
-    )
-    angle = at.add(at.cumsum(steps), start.angle)
-    cos, sin = (at.view(lambda a: a[:, None], one) for one in at.turns(angle, 0))
-    pairwise = p.mimo_x is None
-
-    def turned(x, norm, bias, norm_site, site):
+    def normed(x, norm, name):
         apart = at.view(lambda a: a.reshape(seq, rank, p.groups, d_state), x)
-        normed = normalise(at, apart, norm, norm_site)
-        repeat = lambda a: jnp.repeat(a, heads // p.groups, axis=-2)
-        biased = at.add(at.view(repeat, normed), bias)
-        return at.store(site, turn(at, biased, cos, sin, pairwise=pairwise))
+        apart = at.store(f"{name}_cast", normalise(at, apart, norm, f"{name}_norm"))
+        return at.view(lambda a: jnp.repeat(a, heads // p.groups, axis=-2), apart)
 
-    k = turned(B, p.B_norm, p.B_bias, "B_norm", "k_turned")
-    q = turned(C, p.C_norm, p.C_bias, "C_norm", "q_turned")
-
-    def by_rank(x, weights):
-        x = at.view(lambda a: a[:, None], x)
-        return x if weights is None else at.multiply(x, weights)
-
-    all_k = at.join([at.view(lambda a: a[None], at.carry(start.keys)), k])
-    all_x = at.join([at.view(lambda a: a[None], at.carry(start.values)), x])
-    all_v = by_rank(all_x, p.mimo_x)
-    v = all_v[1:]
-
-    def token(at, state, inputs):
-        log_decay, before, last_k, last_v, gamma, k, v, q = inputs
-        after = update(at, state, log_decay, (before, last_k, last_v), (gamma, k, v))
-        at.observe("state", after)
-        carried = at.store("state", after)
-        read = at.store("state_read", after)
-        return carried, at.einsum("rhn,hpn->rhp", q, read)
-
-    state, y = at.scan(
-        token,
-        at.carry(start.state),
-        (log_decay, before, all_k[:seq], all_v[:seq], gamma, k, v, q),
+    token = Token(
+        dt=dt,
+        log_decay=log_decay,
+        trapezoid=at.store("trapezoid_cast", trapezoid),
+        angle=at.store("angle_cast", angle),
+        B=at.store("B_biased", at.add(normed(B, p.B_norm, "B"), p.B_bias)),
+        C=at.store("C_biased", at.add(normed(C, p.C_norm, "C"), p.C_bias)),
+        x=x,
     )
-    y = at.add(y, at.multiply(v, p.D[:, None]))
+    scan = chunked_scan if at.chunked else token_scan
+    y, after = scan(at, token, p, start)
     at.observe("scan_output", y)
     y = at.store("scan_output", y)
 
+    fused = at.chunked and p.mimo_o is not None and p.gate_norm is None
     if p.gate_norm is not None:
         hat = at.store("gate_norm_hat", at.rms_normalise(y, p.gate_norm_epsilon))
         y = at.multiply(hat, p.gate_norm, alone=at.stores("gate_norm_hat"))
-    y = at.multiply(y, at.silu(by_rank(z, p.mimo_z)))
-    if p.mimo_o is not None:
+    gate = at.store("silu_z", at.silu(by_rank(at, z, p.mimo_z)))
+    if fused:
+        gate = at.may_store("gate_product", at.multiply(gate, p.mimo_o))
+    y = at.store("gated_rank", at.multiply(y, gate))
+    if fused:
+        y = sum_of_ranks(at, y)
+    elif p.mimo_o is not None:
         y = at.einsum("lrhp,rhp->lhp", y, p.mimo_o)
     y = at.store("gated", at.view(lambda a: a.reshape(seq, -1), y))
-    out = at.matmul(y, p.out_proj)
-    return out, Mamba3State(angle=angle[-1], state=state, keys=k[-1], values=x[-1])
+    out = at.matmul(at.store("gated_cast", y), p.out_proj)
+    return out, after
+
+
+def sum_of_ranks(at: AbstractArithmetic, y):
+    """The ranks one after another, in a register of the model's format."""
+    total = y[:, 0]
+    for r in range(1, y.shape[1]):
+        total = at.add(at.may_store("rank_sum", total), y[:, r])
+    return total

@@ -149,6 +149,7 @@ class Mamba3Sizes:
     - `least_rate`: the smallest -A.
     - `gate_norm`: whether each head is normalised before the gate.
     - `mixer_norm_epsilon`: of the norms over B, over C and before the gate.
+    - `chunk`: tokens that a chunk of the chunked form has.
     - `norm_centred`: whether the norm in front is a LayerNorm.
     """
 
@@ -164,6 +165,7 @@ class Mamba3Sizes:
     mixer_norm_epsilon: float
     gate_norm: bool = False
     norm_centred: bool = False
+    chunk: int = 64
 
     kind: ClassVar[str] = "mamba3"
 

@@ -113,6 +113,7 @@ def _mamba3(sizes: Mamba3Sizes, get: Get) -> mamba3.Mamba3Parameters:
         groups=sizes.groups,
         angles=sizes.angles,
         least_rate=sizes.least_rate,
+        chunk=sizes.chunk,
         B_bias=jnp.swapaxes(get("B_bias"), 0, 1),
         C_bias=jnp.swapaxes(get("C_bias"), 0, 1),
         mimo_x=by_rank("mimo_x"),

@@ -16,13 +16,14 @@ def update(at: AbstractArithmetic, state, log_decay, before, now):
       (heads) of its product, without alpha; k (rank, heads, d_state), turned; v (rank,
       heads, head_dim).
     """
-    alpha = at.view(lambda a: a[:, None, None], at.fading(log_decay))
+    alpha = at.fading(log_decay)
+    faded = (at.multiply(before[0], alpha), *before[1:])
     drives = []
-    for weight, k, v in (before, now):
+    for weight, k, v in (faded, now):
         share = at.view(lambda a: a[:, None], weight)
         drives.append(at.einsum("rhp,rhn->hpn", at.multiply(v, share), k))
-    last = at.add(state, drives[0])
-    return at.add(at.multiply(last, alpha), drives[1])
+    kept = at.multiply(state, at.view(lambda a: a[:, None, None], alpha))
+    return at.add(kept, at.add(drives[0], drives[1]))
 
 
 def turn(at: AbstractArithmetic, x, cos, sin, *, pairwise: bool):
