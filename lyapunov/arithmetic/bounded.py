@@ -122,6 +122,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         if isinstance(x, BoundedState):
             return self._store_state(x, numbers)
         x = lift(x)
+        if isinstance(numbers, StateNumbers):
+            mass = jnp.max(x.magnitude, axis=0)
+            state = BoundedState(x.value, x.error, x.magnitude, mass)
+            stored = self._store_state(state, numbers)
+            return Bounded(stored.value, stored.excess)
         if site in self._anchors and not self._in_scan:
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number

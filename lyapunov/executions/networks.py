@@ -11,6 +11,7 @@ from ..models.config import NetworkConfig
 from ._execution import Execution, any_order, parse_precision
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
 from .mamba_ssm_mamba2 import mamba_ssm_mamba2_decode, mamba_ssm_mamba2_prefill
+from .mamba_ssm_mamba3 import mamba_ssm_mamba3_decode, mamba_ssm_mamba3_prefill
 
 
 # Of attention, MLPs and experts as torch operations: every one stores its result.
@@ -71,6 +72,14 @@ def mamba_ssm_network(
             else mamba_ssm_mamba2_prefill(
                 precision, **common, **gate, chunk=second.chunk
             )
+        )
+    third = next((s for s in config.sublayers if s.kind == "mamba3"), None)
+    if third is not None:
+        own = {"rank": third.rank, "gate_norm": third.gate_norm}
+        kinds["mamba3"] = (
+            mamba_ssm_mamba3_decode(precision, **common, **own)
+            if decode
+            else mamba_ssm_mamba3_prefill(precision, **common, **own, chunk=third.chunk)
         )
     if any(getattr(s, "mixer_norm_epsilon", None) for s in config.sublayers):
         mixer = dataclasses.replace(

@@ -65,7 +65,9 @@ def token_scan(at: AbstractArithmetic, token: Token, p, start):
         log_decay, before, last_k, last_v, gamma, k, v, q = inputs
         after = update(at, state, log_decay, (before, last_k, last_v), (gamma, k, v))
         at.observe("state", after)
-        return at.store("state", after), at.einsum("rhn,hpn->rhp", q, after)
+        flat = at.view(lambda a: a.reshape(-1, a.shape[-1]).T, after)
+        kept = at.view(lambda a: a.T.reshape(after.shape), at.store("state", flat))
+        return at.carry(kept), at.einsum("rhn,hpn->rhp", q, after)
 
     state, y = at.scan(
         one,
