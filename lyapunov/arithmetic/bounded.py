@@ -381,7 +381,8 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
 
         Elementwise e / r_lo + |v| dr / (r r_lo); in L2 at most n / r_lo, because
-        the Jacobian of x / r has norm at most 1 / r.
+        the Jacobian of x / r has norm at most 1 / r. And no vector, normalised, is
+        longer than sqrt(n).
         """
         x = self._operand(x)
         size = x.shape[-1]
@@ -391,6 +392,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         value = x.value / radius
         error = x.error / low + jnp.abs(x.value) * spread / (radius * low)
         norm = x.norm / low[..., 0]
+        known = jnp.isfinite(x.norm)
+        most = jnp.abs(value) + size**0.5
+        error = jnp.where(known[..., None], jnp.minimum(error, most), error)
+        most = jnp.linalg.norm(value, axis=-1) + size**0.5
+        norm = jnp.where(known, jnp.minimum(norm, most), norm)
         # A relative error d of the mean (its squares, its sum, its division, epsilon
         # added) makes 1 / sqrt(1 - d) of the factor; the product with x rounds again.
         unit = self._model.unit

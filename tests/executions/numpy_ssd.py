@@ -330,5 +330,6 @@ def layer_weights(weights: dict, i: int) -> dict[str, np.ndarray]:
             name = key.removeprefix(at)
             name = name.replace("mixer.norm.", "gate_norm.").removeprefix("mixer.")
             out[name] = value.astype(np.float32)
-    out["conv1d.weight"] = out["conv1d.weight"][:, 0]
+    if "conv1d.weight" in out:
+        out["conv1d.weight"] = out["conv1d.weight"][:, 0]
     return out

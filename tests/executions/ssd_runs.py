@@ -56,7 +56,13 @@ def bounded_by(model, execution, given, i):
     wide = lambda x: jnp.asarray(x, jnp.float64)[None]
     stored = {site: wide(x) for site, x in stored.items() if site in execution.sites}
     record = SublayerRecord(
-        i, "mamba2", wide(before), wide(hidden), stored["out"], stored, {}
+        i,
+        model.sublayers[i].kind,
+        wide(before),
+        wide(hidden),
+        stored["out"],
+        stored,
+        {},
     )
     flow = model.sublayers[i].flow
     return (execution, flow, record, parameters), model.start(parameters)

@@ -9,7 +9,6 @@ import pytest
 import lyapunov
 from lyapunov._errors import CheckpointError, UsageError
 from lyapunov.arithmetic import Exact
-from lyapunov.executions import executions_for
 
 from ..helpers import assert_within, gamma
 from . import numpy_mamba3
@@ -122,15 +121,64 @@ def test_what_does_not_fit_is_named(rng, tmp_path, changes, word):
         lyapunov.load(save(tmp_path / "model", weights, config))
 
 
-@pytest.mark.parametrize("measure", ["emulated", "mamba_ssm", "transformers"])
-def test_no_check_under_another_familys_roundings(rng, tmp_path, measure):
-    """Assert that a check is refused, not run with Mamba-1's declared formats."""
+def test_transformers_has_none(rng, tmp_path):
+    """Assert that a check by transformers is refused, with what does run."""
     config = full_config({"ssm_cfg": SISO})
     weights = drawn(numpy_mamba3.shapes(config), rng)
     model = lyapunov.load(save(tmp_path / "model", weights, config))
-    with pytest.raises(UsageError, match="Mamba-3") as caught:
-        executions_for(model.config, ["bf16"], architecture="mamba3", measure=measure)
-    assert "--measure none" in caught.value.hint
+    with pytest.raises(UsageError, match="transformers") as caught:
+        lyapunov.check(model, [1, 2], precisions=["bf16"], measure="transformers")
+    assert "emulated" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["SISO, groups, norm, all pairs turn", "MIMO"])
+def test_chunks_are_steps(rng, tmp_path, name):
+    """Assert one function in exact arithmetic, where a text starts and where not."""
+    config = full_config({"ssm_cfg": {**CONFIGS[name], "chunk_size": 4}, "n_layer": 1})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    p, flow = model.parameters(0), model.sublayers[0].flow
+    stream = jnp.asarray(rng.normal(size=(SEQ, config["d_model"])))
+    _, middle = flow(Exact(), stream[:5], p, p.initial_state())
+    for start, part in ((p.initial_state(), stream), (middle, stream[5:])):
+        chunks = Exact()
+        chunks.chunked = True
+        one, after_one = flow(Exact(), part, p, start)
+        other, after_other = flow(chunks, part, p, start)
+        # some hundred roundings a token, in another order
+        assert_within(other, one, gamma(2000, UNIT) * np.abs(one).max(), "output")
+        whole = 2 * np.pi * np.round((after_one.angle - after_other.angle) / 2 / np.pi)
+        after_other = eqx.tree_at(
+            lambda s: s.angle, after_other, after_other.angle + whole
+        )
+        for x, y in zip(
+            jax.tree.leaves(after_other), jax.tree.leaves(after_one), strict=True
+        ):
+            assert_within(x, y, gamma(2000, UNIT) * np.abs(y).max(), "state")
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_a_check_holds(rng, tmp_path, mode):
+    """Assert a report without violations, whose rows are of this kind."""
+    config = full_config({"ssm_cfg": {**SISO, "chunk_size": 8}, "n_layer": 1})
+    weights = drawn(numpy_mamba3.shapes(config), rng)
+    weights["backbone.layers.0.mixer.dt_bias"][:] = -4.0
+    model = lyapunov.load(save(tmp_path / "model", weights, config))
+    tokens = rng.integers(0, model.config.vocab_size, 20)
+    report = lyapunov.check(
+        model,
+        tokens,
+        precisions=["bf16", "fp16"],
+        mode=mode,
+        probes=1,
+        readouts=0,
+        growth=False,
+    )
+    for precision in report.precisions:
+        (row,) = precision.layers
+        assert row.kind == "mamba3"
+        assert row.violations == 0
+        assert 1.0 - 1e-4 <= row.bound_t1_ratio < 30
 
 
 def test_a_check_without_a_precision_gives_the_exponents(rng, tmp_path):
