@@ -173,9 +173,8 @@ def test_mamba_ssm(rng, tmp_path, name):
     agree(tmp_path / "model", weights, config, mamba_ssm_logits)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_openelm(rng, tmp_path, tied):
-    """Assert OpenELM, whose heads and widths change from layer to layer."""
+def openelm(tied):
+    """(config, shapes) of a small one; heads and widths change from layer to layer."""
     config = {
         "model_type": "openelm", "vocab_size": 37, "model_dim": D_MODEL,
         "num_transformer_layers": 2, "head_dim": 6, "num_query_heads": [4, 6],
@@ -199,4 +198,11 @@ def test_openelm(rng, tmp_path, tied):
     shapes |= {f"{name}.weight": (width,) for name, width in norms.items()}
     if not tied:
         shapes["lm_head.weight"] = (37, D_MODEL)
+    return config, shapes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_openelm(rng, tmp_path, tied):
+    """Assert OpenELM, whose heads and widths change from layer to layer."""
+    config, shapes = openelm(tied)
     agree(tmp_path / "model", drawn(shapes, rng), config, openelm_logits)

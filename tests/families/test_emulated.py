@@ -5,7 +5,16 @@ import pytest
 
 import lyapunov
 
-from .test_against_numpy import CONFIGS, drawn, full_config, mamba_ssm_shapes, save
+from . import megatron
+from .test_against_numpy import (
+    CONFIGS,
+    drawn,
+    full_config,
+    mamba_ssm_shapes,
+    openelm,
+    save,
+)
+from .test_megatron import SIZES, tensors
 
 
 NAMES = [
@@ -17,15 +26,8 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
-)
-def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
+def hold(model, rng, mode):
     """Assert no violation in bf16 and fp16, and that no bound is vacuous."""
-    config = full_config(CONFIGS[name])
-    weights = drawn(mamba_ssm_shapes(config), rng)
-    model = lyapunov.load(save(tmp_path / "model", weights, config))
     tokens = rng.integers(0, 37, 24)
     report = lyapunov.check(
         model,
@@ -40,8 +42,41 @@ def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
     )
     assert len(report.precisions) == 2
     for precision in report.precisions:
+        assert len(precision.layers) == len(model.sublayers)
         for row in precision.layers:
             assert row.violations == 0, (precision.precision, row.layer, row.kind)
             assert row.elements_total > 0
             assert 1.0 - 1e-4 <= row.bound_t1_ratio < 100, (row.layer, row.kind)
             assert np.isfinite(row.bound_t1_l2)
+
+
+BOTH = pytest.mark.parametrize(
+    "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@BOTH
+def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
+    """Assert it of whatever stands between their mixers."""
+    config = full_config(CONFIGS[name])
+    weights = drawn(mamba_ssm_shapes(config), rng)
+    hold(lyapunov.load(save(tmp_path / "model", weights, config)), rng, mode)
+
+
+@BOTH
+def test_openelm_stays_within_its_bounds(rng, tmp_path, mode):
+    """Assert it with normalised queries and keys."""
+    config, shapes = openelm(True)
+    model = lyapunov.load(save(tmp_path / "model", drawn(shapes, rng), config))
+    assert {layer.kind for layer in model.sublayers} == {"attention", "mlp"}
+    hold(model, rng, mode)
+
+
+@BOTH
+def test_megatrons_hybrids_stay_within_their_bounds(rng, tmp_path, mode):
+    """Assert it of Mamba-2, attention and MLPs put together from two shards."""
+    folder = megatron.save(tmp_path / "model", tensors(), 2, **SIZES)
+    model = lyapunov.load(folder)
+    assert {layer.kind for layer in model.sublayers} == {"mamba2", "attention", "mlp"}
+    hold(model, rng, mode)
