@@ -1,0 +1,169 @@
+"""Covariant Lyapunov vectors: the directions that grow at each exponent's own rate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from ..recurrences.base import AbstractRecurrence
+from ._local import check_count, first_frame, flattened, frames_along
+
+
+SMALLEST_QUOTIENT = 1e-290
+"""Of growths within a step: the inverse of smaller ones overflows."""
+
+
+class CovariantVectors(eqx.Module):
+    """Covariant vectors along the middle of a trajectory, and their growth.
+
+    Row n stands before the token `first_token + n`, whose step Jacobian sends each
+    vector to the next row's, times `exp(log_growth[n])`.
+    """
+
+    vectors: Float[Array, "tokens+1 d k"]
+    """Columns of length 1, in the flat state's coordinates, the fastest first."""
+    states: Float[Array, "tokens+1 d"]
+    """Where the vectors stand, flat."""
+    log_growth: Float[Array, "tokens k"]
+    """Of each vector over each token, in nats."""
+    first_token: int = eqx.field(static=True)
+
+    @property
+    def exponents(self) -> Float[Array, " k"]:
+        """Mean growth of each vector, nats per token."""
+        return self.log_growth.mean(axis=0)
+
+    @property
+    def angles(self) -> Float[Array, "tokens+1 k k"]:
+        """Angles between the lines of two vectors, radians, 0 to pi / 2.
+
+        One near 0 is a near tangency: growth and decay can hardly be told apart.
+        """
+        a, b = self.vectors[:, :, :, None], self.vectors[:, :, None, :]
+        b = jnp.where(jnp.sum(a * b, axis=1, keepdims=True) < 0, -b, b)
+        # half the chord: exact for small angles, where the cosine is not
+        away = jnp.linalg.norm(a - b, axis=1)
+        along = jnp.linalg.norm(a + b, axis=1)
+        return 2 * jnp.arctan2(away, along)
+
+
+def covariant_lyapunov_vectors(
+    step: Callable | AbstractRecurrence,
+    state: Any,
+    inputs: Any,
+    *,
+    transient: int,
+    k: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> CovariantVectors:
+    r"""The k leading covariant Lyapunov vectors, by forward and backward iteration.
+
+    Orthonormal frames run forward, $J_n Q_{n-1} = Q_n R_n$; within them the
+    coefficients of the vectors run backward, $A_{n-1} \propto R_n^{-1} A_n$, as all
+    directions but the wanted ones fade in that direction of time. $Q_n A_n$ are the
+    vectors. Unlike the frames they don't depend on the norm, and the Jacobians send
+    each to the next.
+
+    **Arguments:**
+
+    - `step`, `state`, `inputs`, `key`: as in `lyapunov_spectrum`. The step must be
+      invertible on the leading k directions.
+    - `transient`: tokens left out at the start, in which the frames turn, and again
+      at the end, in which the coefficients do. The error that is left is of order
+      exp(-gap x transient), with the gap between neighbouring exponents.
+    - `k`: all by default. Holds tokens x (d k + k^2) numbers.
+
+    **Raises:** `ValueError` for a state that is not float64, too few tokens, or a step
+    that is singular in fp64, which is named. Under `jax.jit`, where that cannot be
+    seen, the vectors are NaN from there back.
+
+    ??? cite "Ginelli et al. (2007), Phys. Rev. Lett. 99, 130601"
+    """
+    flat, one, n_tokens, inputs = flattened(step, state, inputs)
+    k = flat.size if k is None else k
+    check_count(k, flat.size)
+    if transient < 0 or n_tokens <= 2 * transient:
+        raise ValueError(
+            f"transient is {transient} and there are {n_tokens} tokens; it is needed "
+            "twice, and a token between"
+        )
+    # a full start along the axes may stay on them: a random one turns
+    key = jax.random.key(0) if key is None else key
+    start, coefficients = jax.random.split(key)
+    if k == flat.size:
+        frame = jnp.linalg.qr(jax.random.normal(start, (k, k), jnp.float64))[0]
+    else:
+        frame = first_frame(flat.size, k, start)
+    found = frames_along(one, flat, inputs, n_tokens, frame)
+    # vectors that have not turned yet may meet by chance; what stays is a property
+    singular = found.singular | _out_of_range(found.triangles)
+    singular = singular.at[0].set(False) if transient else singular
+    if not isinstance(singular, Tracer):
+        _refuse(np.asarray(singular), np.asarray(found.triangles))
+    triangles = jnp.where(singular[:, None, None], jnp.nan, found.triangles)
+    last = jnp.triu(jax.random.normal(coefficients, (k, k), jnp.float64))
+    last = last + jnp.eye(k) * jnp.where(jnp.diagonal(last) < 0, -1.0, 1.0)
+    before, growth = backward(triangles, last)
+    frames = jnp.concatenate([frame[None], found.frames])
+    states = jnp.concatenate([flat[None], found.states])
+    vectors = jnp.einsum("ndk,nkj->ndj", frames, before)
+    kept = slice(transient, n_tokens - transient)
+    ends = slice(transient, n_tokens - transient + 1)
+    return CovariantVectors(vectors[ends], states[ends], growth[kept], transient)
+
+
+def _out_of_range(triangles) -> Bool[Array, " tokens"]:
+    """Steps whose inverse overflows, or that are not finite themselves."""
+    smallest = jnp.min(jnp.diagonal(triangles, axis1=1, axis2=2), axis=1)
+    largest = jnp.max(jnp.abs(triangles), axis=(1, 2))
+    # a NaN compares as false, and is out of range
+    return ~(smallest > SMALLEST_QUOTIENT * largest)
+
+
+def _refuse(singular: np.ndarray, triangles: np.ndarray) -> None:
+    """Name the first step that nothing can be followed back through."""
+    if not singular.any():
+        return
+    at = int(np.flatnonzero(singular)[0])
+    if not np.isfinite(triangles[at]).all():
+        raise ValueError(
+            f"the step Jacobian at token {at} is not finite: the trajectory has left "
+            "the range of fp64"
+        )
+    raise ValueError(
+        f"the step at token {at} is singular in fp64: it sends a direction to 0 or to "
+        "within rounding of the others, so nothing can be followed back through it; "
+        "take fewer vectors (k) or, for decays of 0, the spectrum alone"
+    )
+
+
+@jax.jit
+def backward(
+    triangles: Float[Array, "tokens k k"], last: Float[Array, "k k"]
+) -> tuple[Float[Array, "tokens+1 k k"], Float[Array, "tokens k"]]:
+    """Coefficients A_0 to A_T of unit columns, and the log growth between two.
+
+    `triangles[n]` leads from A_n to A_{n+1}, in the frames before and after token n.
+    """
+
+    def unit(columns):
+        size = jnp.linalg.norm(columns, axis=0)
+        return columns / size, size
+
+    def back(after, triangle):
+        # one power of two for all rows: quotients of tiny numbers must not overflow
+        scale = jnp.exp2(jnp.round(jnp.log2(jnp.max(jnp.abs(triangle)))))
+        solved = jax.scipy.linalg.solve_triangular(triangle / scale, after)
+        largest = jnp.max(jnp.abs(solved), axis=0)
+        before, size = unit(solved / largest)
+        growth = jnp.log(scale) - jnp.log(size) - jnp.log(largest)
+        return before, (before, growth)
+
+    last = unit(last)[0]
+    _, (before, growth) = jax.lax.scan(back, last, triangles, reverse=True)
+    return jnp.concatenate([before, last[None]]), growth

@@ -1,0 +1,290 @@
+"""Growth before the decay: norms of products of Jacobians, and the Kreiss constant.
+
+Exponents at or below 0 say that perturbations fade in the end. How far they grow before
+is a question about norms: diagonal Jacobians never let them grow, non-normal ones may.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
+from ._local import flattened
+
+
+class TransientGrowth(eqx.Module):
+    r"""Logs of the 2-norms of products of step Jacobians, $J_t \cdots J_{s+1}$."""
+
+    log_norms: Float[Array, "starts tokens"]
+    """Row s: a perturbation made before token s; -inf for the tokens before that."""
+
+    @property
+    def max_log_norm(self) -> Float[Array, ""]:
+        """The log of the largest norm: how far a perturbation can grow."""
+        return self.log_norms.max()
+
+    @property
+    def where(self) -> tuple[int, int]:
+        """The product with that norm is that over tokens `start` to `stop` - 1."""
+        norms = np.asarray(self.log_norms)
+        start, token = np.unravel_index(np.argmax(norms), norms.shape)
+        return int(start), int(token) + 1
+
+
+def transient_growth(
+    step: Callable | AbstractRecurrence,
+    state: Any,
+    inputs: Any,
+    *,
+    from_every_token: bool = False,
+) -> TransientGrowth:
+    """The largest growth of any perturbation over the first t tokens, for every t.
+
+    Products are kept as a matrix of entries up to 1 and the log of its scale, so that
+    they neither overflow nor underflow. For a diagonal recurrence they are sums of log
+    decays.
+
+    **Arguments:**
+
+    - `step`, `state`, `inputs`: as in `lyapunov_spectrum`. Of a sequence of matrices,
+      `transient_growth(lambda x, J: J @ x, jnp.zeros(d), matrices)`.
+    - `from_every_token`: products that start at any token, not at the first alone;
+      costs tokens times as much time and memory.
+
+    **Returns:** log norms, in nats; -inf for a product that is 0. The product of no
+    Jacobians, of norm 1, is not among them.
+
+    **Raises:** `ValueError` for a state that is not float64, or no tokens.
+    """
+    flat, one, n_tokens, inputs = flattened(step, state, inputs)
+    starts = n_tokens if from_every_token else 1
+    if isinstance(step, AbstractDiagonalRecurrence):
+        logs = jax.vmap(step.log_decay)(inputs).reshape(n_tokens, -1)
+        return TransientGrowth(_diagonal_log_norms(logs, starts))
+    return TransientGrowth(_dense_log_norms(one, flat, inputs, n_tokens, starts))
+
+
+@eqx.filter_jit
+def _diagonal_log_norms(logs, starts: int):
+    """Largest sums of log decays."""
+
+    def advance(sums, numbered):
+        token, log = numbered
+        begun = jnp.arange(starts) <= token
+        sums = jnp.where(begun[:, None], sums + log, sums)
+        return sums, jnp.where(begun, sums.max(axis=1), -jnp.inf)
+
+    sums = jnp.zeros((starts, logs.shape[1]))
+    numbered = (jnp.arange(len(logs)), logs)
+    return jax.lax.scan(advance, sums, numbered)[1].T
+
+
+@eqx.filter_jit
+def _dense_log_norms(step, state, inputs, n_tokens: int, starts: int):
+    """Norms of scaled products, one from each start."""
+    d = state.size
+
+    def advance(carry, numbered):
+        state, products, logs = carry
+        token, u = numbered
+        state, push = jax.linearize(lambda x: step(x, u), state)
+        J = jax.vmap(push, 1, 1)(jnp.eye(d))
+        begun = jnp.arange(starts) <= token
+        J, scale = _scaled(J)
+        moved, size = jax.vmap(_scaled)(J @ products)
+        products = jnp.where(begun[:, None, None], moved, products)
+        logs = jnp.where(begun, logs + jnp.log(scale) + jnp.log(size), logs)
+        norm = jnp.linalg.norm(products, ord=2, axis=(1, 2))
+        return (state, products, logs), jnp.where(begun, logs + jnp.log(norm), -jnp.inf)
+
+    start = jnp.broadcast_to(jnp.eye(d), (starts, d, d))
+    numbered = (jnp.arange(n_tokens), inputs)
+    carry = (state, start, jnp.zeros(starts))
+    return jax.lax.scan(advance, carry, numbered, n_tokens)[1].T
+
+
+def _scaled(matrix):
+    """The matrix with entries up to 1, and what it was divided by; 0 stays 0."""
+    scale = jnp.max(jnp.abs(matrix))
+    return matrix / jnp.where(scale > 0, scale, 1), scale
+
+
+class KreissConstant(NamedTuple):
+    """The Kreiss constant of a matrix: its value as computed, and what is certain."""
+
+    value: float
+    """The largest found; inf where powers are not bounded. Where the supremum is a
+    limit at the unit circle, below it by a relative 1e-7 or so."""
+    lower: float
+    """A certified lower bound, from exact arithmetic at `z`."""
+    z: complex
+    """Where it was found; infinity where the constant is 1."""
+
+
+RADII = np.logspace(-7, 2, 37)
+"""|z| - 1 on the grid."""
+DECADE = 4
+"""Radii of the grid in a factor of ten."""
+ANGLES = 48
+"""Of the grid, in half a turn."""
+PEAKS = 4
+"""Best points of the grid that are refined."""
+SMALLEST_STEP = 1e-9
+"""Of the search in log(|z| - 1) and angle: values are flat to its square there."""
+
+
+def kreiss_constant(A: Float[Array | np.ndarray, "d d"]) -> KreissConstant:
+    r"""$K(A) = \sup_{|z| > 1} (|z| - 1) \, ||(z - A)^{-1}||$, of x' = A x.
+
+    The Kreiss matrix theorem: $K \le \max_n ||A^n|| \le e \, d \, K$, so K measures
+    transient growth without a time in it. 1 for a normal matrix without eigenvalues
+    outside the unit circle; infinite where powers are not bounded.
+
+    The supremum is searched for on a grid of |z| and angles, whose best points are
+    refined by compass search. It is not proved that no larger one was missed;
+    `lower` is proved: at its z, a vector v is found and
+    $(|z| - 1) ||v|| / ||(z - A) v||$ evaluated in rational arithmetic, rounded down.
+
+    **Arguments:**
+
+    - `A`: square, real or complex, finite.
+
+    **Raises:** `ValueError` for anything else.
+
+    ??? cite "Kreiss (1962), BIT 2, 153-181; Trefethen and Embree (2005), Spectra and
+    Pseudospectra, chapter 18"
+    """
+    A = np.asarray(A)
+    A = A.astype(np.complex128 if np.iscomplexobj(A) else np.float64)
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or A.size == 0:
+        raise ValueError(f"A has shape {A.shape}; give a square matrix")
+    if not np.isfinite(A).all():
+        raise ValueError("A holds values that are not finite")
+    d = len(A)
+    eigenvalues = np.linalg.eigvals(A)
+    outside = eigenvalues[np.argmax(np.abs(eigenvalues))]
+    if abs(outside) > 1 + 100 * d * 2.0**-53 * max(1.0, float(np.linalg.norm(A, 2))):
+        z = complex(outside * (1 + (abs(outside) - 1) * 1e-12))
+        return KreissConstant(math.inf, _certified(A, z), z)
+
+    angles = np.linspace(0, math.pi, ANGLES + 1)
+    near = np.angle(eigenvalues[np.abs(eigenvalues) > 0.5])
+    if np.iscomplexobj(A):  # real matrices are symmetric about the axis
+        angles = np.concatenate([angles, -angles[1:-1]])
+    angles = np.unique(np.concatenate([angles, near]))
+    grid = np.stack([_resolvent(A, r, angles) for r in RADII])
+    if grid.max() > 2 * grid[DECADE:].max() > 2:
+        # still growing, tenfold a decade, at the edge: a pole of order 2 or more
+        i, j = np.unravel_index(grid.argmax(), grid.shape)
+        z = _point(RADII[i], angles[j])
+        return KreissConstant(math.inf, _certified(A, z), z)
+    value, radius, angle = max(
+        _climb(A, float(RADII[i]), float(angles[j])) for i, j in _peaks(grid)
+    )
+    z = _point(radius, angle)
+    lower = _certified(A, z)
+    if lower <= 1:
+        # the limit for large |z|
+        return KreissConstant(1.0, 1.0, complex(math.inf))
+    return KreissConstant(max(value, lower), lower, z)
+
+
+def _point(radius: float, angle: float) -> complex:
+    """z with |z| = 1 + radius, up to rounding."""
+    return complex((1 + radius) * np.exp(1j * angle))
+
+
+def _resolvent(A, radius: float, angles) -> np.ndarray:
+    """radius ||(z - A)^-1|| at these angles."""
+    z = (1 + radius) * np.exp(1j * np.atleast_1d(angles))
+    smallest = np.linalg.svd(z[:, None, None] * np.eye(len(A)) - A, compute_uv=False)[
+        :, -1
+    ]
+    with np.errstate(divide="ignore"):
+        return radius / smallest
+
+
+def _peaks(grid: np.ndarray) -> list[tuple[int, int]]:
+    """Places of the highest local maxima of a grid."""
+    padded = np.pad(grid, 1, constant_values=-np.inf)
+    rows, columns = grid.shape
+    top = np.ones(grid.shape, bool)
+    for i, j in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        top &= grid >= padded[i : i + rows, j : j + columns]
+    places = np.argwhere(top)
+    order = np.argsort(-grid[top])[:PEAKS]
+    return [(int(i), int(j)) for i, j in places[order]]
+
+
+def _climb(A, radius: float, angle: float) -> tuple[float, float, float]:
+    """Compass search: the largest value nearby, with its radius and angle."""
+    value = float(_resolvent(A, radius, angle)[0])
+    step = 0.5
+    while step > SMALLEST_STEP:
+        turn = step * min(1.0, radius)  # nearer to the circle all is smaller
+        for factor, away in (
+            (math.exp(step), 0.0),
+            (math.exp(-step), 0.0),
+            (1.0, turn),
+            (1.0, -turn),
+        ):
+            near = radius * factor, angle + away
+            found = float(_resolvent(A, *near)[0])
+            if found > value and RADII[0] <= near[0] <= RADII[-1]:
+                value, (radius, angle) = found, near
+                break
+        else:
+            step /= 2
+    return value, radius, angle
+
+
+def _certified(A, z: complex) -> float:
+    """A lower bound of K from a vector at z, in rational numbers, rounded down."""
+    _, _, right = np.linalg.svd(z * np.eye(len(A)) - A)
+    v = [_exact(x) for x in right[-1].conj().tolist()]
+    z_exact = _exact(z)
+    left = Fraction(0)
+    for row, x in zip(A.tolist(), v, strict=True):
+        real, imaginary = _times(z_exact, x)
+        for entry, y in zip(row, v, strict=True):
+            a, b = _times(_exact(entry), y)
+            real, imaginary = real - a, imaginary - b
+        left += real**2 + imaginary**2
+    away = _root_below(_square(z_exact)) - 1
+    if away <= 0:
+        return 1.0
+    if left == 0:
+        return math.inf
+    below = _root_below(away**2 * sum(map(_square, v)) / left)
+    # to the nearest, and one down: below either way
+    return max(1.0, math.nextafter(float(below), 0.0))
+
+
+Pair = tuple[Fraction, Fraction]
+
+
+def _exact(x: complex) -> Pair:
+    """Real and imaginary part as rational numbers."""
+    return Fraction(x.real), Fraction(x.imag)
+
+
+def _times(x: Pair, y: Pair) -> Pair:
+    """The complex product."""
+    return x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]
+
+
+def _square(x: Pair) -> Fraction:
+    """The squared modulus."""
+    return x[0] ** 2 + x[1] ** 2
+
+
+def _root_below(x: Fraction) -> Fraction:
+    """The square root, rounded down to 120 binary places."""
+    return Fraction(math.isqrt((x.numerator << 240) // x.denominator), 1 << 120)
