@@ -12,7 +12,14 @@ import dataclasses
 from .._errors import UsageError
 from ..formats import FP32
 from ..models.config import NetworkConfig
-from ._execution import Execution, any_order, assume_formats, parse_precision
+from ._execution import (
+    Execution,
+    any_order,
+    assume_formats,
+    assume_state,
+    one_addition,
+    parse_precision,
+)
 from .transformers import transformers_decode, transformers_prefill
 
 
@@ -36,6 +43,8 @@ MAMBA2 = (
     "in_scaled", "xz", "row_multipliers", "xz_scaled", "conv_sum", "conv", "dt_biased",
     "softplus", "dt_clipped", "silu_z", "gated", "out", "out_scaled",
 )  # fmt: skip
+# Of a step from the cache, whose state is in fp32.
+STEP = ("dB", "dBx", "state_read", "read_out", "skip", "skip_sum", "gate_norm_hat")
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
     "v_shared", "v_low", "v_own", "v",
@@ -66,19 +75,14 @@ def transformers_network(
 
     - `architecture`: name of the family, which says where its code rounds.
     - `precision`: `bf16`, `fp16` or `fp32`.
+    - `mode`: `decode` is one token a call, from a cache of no token.
 
-    **Raises:** `UsageError` for a precision or a mode that is not followed.
+    **Raises:** `UsageError` for a precision that is not followed.
     """
     fmt, variant = parse_precision(precision, "transformers")
     if variant:
         raise UsageError(
             f"{precision} is followed for Mamba-1 alone", hint=f"--precision {fmt.name}"
-        )
-    kinds_here = {sizes.kind for sizes in config.sublayers}
-    if mode == "decode" and kinds_here != {"mamba1"}:
-        raise UsageError(
-            f"transformers' decoding of {architecture} is not followed",
-            hint="--mode prefill, or --measure emulated",
         )
     make = transformers_decode if mode == "decode" else transformers_prefill
     mixer = make(precision, residual_in_fp32=config.residual_in_fp32)
@@ -107,9 +111,12 @@ def transformers_network(
     turning = set(ATTENTION)
     if architecture in TURNS_IN_FP32:
         turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
-    chunked = {"chunked": mode == "prefill"}
+    decode = mode == "decode"
+    mamba2 = of((*MAMBA2, *STEP) if decode else MAMBA2, chunked=not decode)
+    if decode:
+        mamba2.sites["state"] = FP32
     kinds = {
-        "mamba2": of(MAMBA2, **chunked),
+        "mamba2": mamba2,
         "attention": of(turning),
         "mlp": of(MLP),
         "experts": of(
@@ -125,13 +132,16 @@ def transformers_network(
         mixer,
         sites=sites,
         kinds=kinds,
-        depths=dataclasses.replace(mixer.depths, scan=any_order),
+        depths=dataclasses.replace(
+            mixer.depths, scan=one_addition if decode else any_order
+        ),
         assumptions=(
             assume_formats(sites, mixer.parameters),
             "every torch operation stores its result; inside one the arithmetic is "
             "fp32, its sums in any order",
             "attention and experts run as the model's code writes them out (eager)",
-            "norms, softmax and recurrences work in fp32 inside",
+            "norms and softmax work in fp32 inside, and scans of whole sequences",
+            *([assume_state(FP32)] if decode else ()),
             "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
             "square root 2 ulp",
         ),

@@ -63,6 +63,8 @@ FLOW_ORDER = (
     "CBv_sum",
     "CBv_weighed",
     "of_the_token",
+    "dB",
+    "dBx",
     "state",
     "state_read",
     "read_out",

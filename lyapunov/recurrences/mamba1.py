@@ -85,7 +85,14 @@ def scan_channels(at, dt, u, B, C, A, D, state):
 
     def token(at, state, inputs):
         dt, drive, u, B, C = inputs
-        after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
+        if at.stores("dB"):
+            # transformers' Mamba-2: two tensors, B first
+            dB = at.multiply(dt[None, :], B[:, None], alone=True)
+            dBx = at.multiply(at.store("dB", dB), u[None, :], alone=True)
+            decay = at.decay(dt[None, :], A)
+            after = at.advance(state, decay, at.store("dBx", dBx))
+        else:
+            after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
         at.observe("state", after)
         # a cache gets the state in its format; what is read out now is not from there
         carried = at.store("state", after)

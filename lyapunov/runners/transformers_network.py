@@ -22,6 +22,7 @@ from ..executions import Execution
 from ..flows.residual import Stream
 from ..models import Model, Sublayer
 from ._torch import copied, import_torch, torch_dtype
+from ._transformers_steps import stepped
 
 
 class _Seen(NamedTuple):
@@ -108,7 +109,10 @@ class TransformersNetwork:
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
-            logits = network(ids, use_cache=False).logits
+            if self.execution.mode == "decode":
+                logits = stepped(torch, network, ids, calls)
+            else:
+                logits = network(ids, use_cache=False).logits
         seen = {key: iter(found) for key, found in calls.items()}
         stream: Stream | None = None
         taken: dict[tuple[str, str], np.ndarray] = {}

@@ -1,0 +1,167 @@
+"""transformers' decoding, one token a call, is within its bounds in every family."""
+
+import importlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov.bounds.local import (
+    first_violation,
+    operation_bounds,
+    sublayer_bound,
+    with_operator_norms,
+)
+from lyapunov.executions import executions_for
+from lyapunov.runners import TransformersNetwork
+
+from .configurations import CONFIGURATIONS
+from .library import make, save
+from .test_executions import LOOSEST, SLACK, ratio
+
+
+SEQ = 12
+# A step does not limit dt, which would be another function.
+NO_LIMITS = {
+    "mamba2": {"time_step_limit": (0.0, float("inf"))},
+    "bamba": {"time_step_limit": (0.0, float("inf"))},
+    "granitemoehybrid": {"time_step_limit": (0.0, float("inf"))},
+    "nemotron_h": {"time_step_min": 1e-30},
+    "zamba2": {"time_step_min": 1e-30},
+}
+QUICK = ("mamba2", "llama", "falcon_h1", "jamba")
+# Attention and MLP as one sublayer, with no store watched between.
+LOOSEST_SHARED = 10_000
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    """fp64, as in a check."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def loaded(family, **changes):
+    """A small random model and tokens."""
+    settings = next(iter(CONFIGURATIONS[family].values()))
+    network = make(family, **{**settings, **changes})
+    folder = Path(tempfile.mkdtemp(prefix="lyapunov-test-"))
+    model = lyapunov.load(save(network, folder))
+    tokens = np.random.default_rng(3).integers(0, model.config.vocab_size, (1, SEQ))
+    return model, tokens
+
+
+def held(model, tokens, precision):
+    """(sublayer, T0 by site, T1, first violation) of each sublayer of one run."""
+    (execution,) = executions_for(
+        model.config,
+        [precision],
+        architecture=model.layout.architecture,
+        measure="transformers",
+        mode="decode",
+    )
+    trace = TransformersNetwork(execution).trace(model, tokens)
+    for layer in model.sublayers:
+        record, own = next(trace), execution.of(layer.kind)
+        assert record.output.shape[:2] == (1, SEQ)
+        p = with_operator_norms(model.parameters(layer.layer, own))
+        exactly = model.held_exactly(layer.layer, own)
+        original = None if exactly else model.parameters(layer.layer)
+        given, start = (own, layer.flow, record, p), model.start(p)
+        operations = operation_bounds(*given, start)
+        whole = sublayer_bound(*given, original, start).comparison
+        wrong = any(int(c.violations.sum()) for c in (whole, *operations.values()))
+        first = first_violation(*given, original, start) if wrong else None
+        yield layer, operations, whole, first
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        f if f in QUICK else pytest.param(f, marks=pytest.mark.slow)
+        for f in CONFIGURATIONS
+    ],
+)
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)]
+)
+def test_no_element_exceeds_its_bound(family, precision):
+    """Assert zero violations and tight bounds."""
+    model, tokens = loaded(family, **NO_LIMITS.get(family, {}))
+    for layer, operations, whole, first in held(model, tokens, precision):
+        place = family, precision, layer.layer, layer.kind
+        assert first is None, (place, first)
+        most = LOOSEST_SHARED if layer.kind == "shared" else LOOSEST
+        assert SLACK <= ratio(whole) <= most, (place, ratio(whole))
+        assert operations, place
+
+
+def test_a_limit_that_steps_ignore_is_seen(rng):
+    """Assert violations in the mixer where dt is limited, and the finding."""
+    model, tokens = loaded("nemotron_h", time_step_min=0.4)
+    found = {
+        layer.kind: first is not None
+        for layer, _, _, first in held(model, tokens, "bf16")
+    }
+    assert found == {"mamba2": True, "experts": False, "attention": False, "mlp": False}
+    report = lyapunov.check(model, tokens, measure="none")
+    assert "LYA011" in {finding.id for finding in report.findings}
+
+
+def decayed_twice(right):
+    def step(state, x, dt, A, *given, **named):
+        return right(state, x, dt, 2 * A, *given, **named)
+
+    return step
+
+
+def forgetting(right):
+    def step(state, *given, **named):
+        out = right(state, *given, **named)
+        state.zero_()
+        return out
+
+    return step
+
+
+def state_in_bf16(right):
+    def step(state, *given, **named):
+        out = right(state, *given, **named)
+        state.copy_(state.bfloat16().float())
+        return out
+
+    return step
+
+
+@pytest.mark.parametrize("broken", [decayed_twice, forgetting, state_in_bf16])
+def test_a_broken_step_is_caught(monkeypatch, broken):
+    """Assert it in fp16, where a state in bf16 shows."""
+    module = importlib.import_module("transformers.models.mamba2.modeling_mamba2")
+    name = "mamba2_selective_state_update"
+    right = getattr(module, name)
+    monkeypatch.setattr(module, name, broken(right))
+    model, tokens = loaded("mamba2", **NO_LIMITS["mamba2"])
+    assert any(first for *_, first in held(model, tokens, "fp16"))
+
+
+def test_a_cache_that_loses_a_token_is_caught(monkeypatch):
+    """Assert that attention over all keys but the first is no longer within bounds."""
+    from transformers import cache_utils
+
+    right = cache_utils.DynamicLayer.update
+
+    def update(self, *given, **named):
+        keys, values = right(self, *given, **named)
+        if keys.shape[-2] == 5:
+            self.keys, self.values = self.keys[..., 1:, :], self.values[..., 1:, :]
+        return keys, values
+
+    monkeypatch.setattr(cache_utils.DynamicLayer, "update", update)
+    model, tokens = loaded("llama")
+    found = {layer.kind: first for layer, _, _, first in held(model, tokens, "bf16")}
+    assert found["attention"]
+    assert not found["mlp"]
