@@ -109,7 +109,7 @@ def test_a_limit_that_steps_ignore_is_seen(rng):
     }
     assert found == {"mamba2": True, "experts": False, "attention": False, "mlp": False}
     report = lyapunov.check(model, tokens, measure="none")
-    assert "LYA011" in {finding.id for finding in report.findings}
+    assert "LYA011" in {finding.code for finding in report.findings}
 
 
 def decayed_twice(right):
