@@ -1,13 +1,16 @@
 """Lyapunov exponents: the spectrum of a recurrence and per-layer statistics."""
 
+from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars
 from ._covariant import CovariantVectors, covariant_lyapunov_vectors
 from ._dimension import kaplan_yorke_dimension
 from ._growth import perturbation_growth
 from ._layer import gather_exponents, layer_exponents
 from ._local import FiniteTimeExponents, finite_time_exponents
-from ._methods import QR, AbstractMethod, ClosedForm, System, TangentGrowth
+from ._methods import AbstractMethod, ByBlocks, ClosedForm, System, TangentGrowth
+from ._parallel import ParallelInTime
+from ._qr import QR
 from ._result import SpectrumResult
-from ._spectrum import lyapunov_spectrum
+from ._spectrum import Converged, lyapunov_spectrum, lyapunov_spectrum_of
 from ._suspicions import lost_dynamics
 from ._transient import (
     KreissConstant,
@@ -19,11 +22,17 @@ from ._transient import (
 
 __all__ = [
     "QR",
+    "AbstractErrorBars",
     "AbstractMethod",
+    "BatchMeans",
+    "ByBlocks",
     "ClosedForm",
+    "Converged",
     "CovariantVectors",
+    "ErrorBars",
     "FiniteTimeExponents",
     "KreissConstant",
+    "ParallelInTime",
     "SpectrumResult",
     "System",
     "TangentGrowth",
@@ -36,6 +45,7 @@ __all__ = [
     "layer_exponents",
     "lost_dynamics",
     "lyapunov_spectrum",
+    "lyapunov_spectrum_of",
     "perturbation_growth",
     "transient_growth",
 ]

@@ -1,8 +1,15 @@
 """Ways to compute Lyapunov exponents, as objects.
 
-A method is given a system whose state is flat and returns the exponents with their
-history. All of them accumulate logarithms: products of thousands of decays leave
-the range of fp64, their logarithms do not.
+A method is given a system whose state is flat, goes along the tokens a chunk at a time,
+and returns the growth over windows of tokens. All of them accumulate logarithms:
+products of thousands of decays leave the range of fp64, their logarithms do not.
+
+Which method is the default is decided by what the recurrence declares (`method_for`):
+
+- diagonal: `ClosedForm`, the means of the log decays;
+- one decay a head: `ClosedForm`, once a head;
+- block triangular: `ByBlocks`, each diagonal block by its own method;
+- nothing: `QR`.
 """
 
 import abc
@@ -12,161 +19,211 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
 
-
-MOST_POINTS = 64
-SMALL = 4
-"""Columns up to which Gram-Schmidt, unrolled, is faster than LAPACK's QR."""
-
-Growth = tuple[Float[Array, " k"], Float[Array, "points k"], Int[Array, " points"]]
+from ..recurrences.base import (
+    AbstractDiagonalRecurrence,
+    AbstractRecurrence,
+    AbstractScalarRecurrence,
+    AbstractTriangularRecurrence,
+)
 
 
 class System(eqx.Module):
-    """A driven system with a flat state, and the tokens that drive it."""
+    """A driven system with a flat state."""
 
     step: Callable
     """(flat state, input) -> flat state."""
     state: Float[Array, " d"]
-    inputs: Any
-    """Stacked along the first axis; None for an autonomous system."""
+    """Before the first token."""
     recurrence: Any
     """The recurrence whose step this is; None for a plain function."""
-    n_tokens: int = eqx.field(static=True)
+    unravel: Callable = eqx.field(static=True)
+
+    @staticmethod
+    def of(step: Callable | AbstractRecurrence, state: Any) -> "System":
+        """The system of a step or recurrence from this state on."""
+        flat, unravel = ravel_pytree(state)
+        recurrence = step if isinstance(step, AbstractRecurrence) else None
+        return System(_Flat(step, unravel), flat, recurrence, unravel)
+
+
+class _Flat(eqx.Module):
+    """A step function on flat states."""
+
+    step: Any
+    unravel: Callable = eqx.field(static=True)
+
+    def __call__(self, flat, inputs):
+        one = self.step.step if isinstance(self.step, AbstractRecurrence) else self.step
+        return ravel_pytree(one(self.unravel(flat), inputs))[0]
 
 
 class AbstractMethod(eqx.Module):
     """How to compute the k largest exponents of a `System`."""
 
     @abc.abstractmethod
-    def growth(self, system: System, k: int, key: PRNGKeyArray) -> Growth:
-        """Exponents, their history, and the tokens after which the history stands."""
+    def start(self, system: System, k: int, key: PRNGKeyArray) -> Any:
+        """What is carried along the tokens, before the first."""
+
+    @abc.abstractmethod
+    def advance(
+        self, system: System, carry: Any, inputs: Any, n_tokens: int, width: int
+    ) -> tuple[Any, Float[Array, "windows found"]]:
+        """Go on by n_tokens.
+
+        **Arguments:**
+
+        - `carry`: from `start` or an earlier `advance`.
+        - `inputs`: of these tokens, stacked; None for an autonomous system.
+        - `width`: tokens a window, a multiple of `grain`.
+
+        **Returns:** the carry, and the log growth of every direction that is
+        followed, k or more, over each window; the last may be shorter.
+        """
 
     @abc.abstractmethod
     def notes(self, system: System, k: int) -> tuple[str, ...]:
         """What a reader of the result must know, in words."""
 
-    @abc.abstractmethod
     def count(self, system: System) -> int:
-        """How many exponents come by default."""
+        """How many exponents come by default: as many as the state has entries."""
+        return system.state.size
+
+    def most(self, system: System) -> int:
+        """How many there are at most."""
+        return self.count(system)
+
+    def multiplicity(self, system: System) -> np.ndarray:
+        """How many coordinates share each exponent that `advance` follows."""
+        return np.ones(self.most(system), int)
+
+    @property
+    def grain(self) -> int:
+        """Tokens that a window must be a multiple of."""
+        return 1
 
 
 class ClosedForm(AbstractMethod):
     r"""Means of the log decays: exact, for diagonal recurrences.
 
     $\lambda_i = \frac1T \sum_t \log a_{t,i}$, the product of diagonal Jacobians
-    being diagonal. No trajectory is computed.
+    being diagonal. No trajectory is computed. Where all coordinates of a head share a
+    decay, there is one exponent a head, with its multiplicity.
     """
 
-    def growth(self, system, k, key):
-        """Sums over windows of tokens, added up."""
-        del key
-        log_decay = jax.vmap(system.recurrence.log_decay)(system.inputs)
-        log_decay = log_decay.reshape(system.n_tokens, -1)
-        width = -(-system.n_tokens // MOST_POINTS)
-        full = system.n_tokens // width
-        sums = log_decay[: full * width].reshape(full, width, -1).sum(axis=1)
-        if full * width < system.n_tokens:
-            rest = log_decay[full * width :].sum(axis=0)
-            sums = jnp.concatenate([sums, rest[None]])
-        history = jnp.cumsum(sums, axis=0)
-        tokens = jnp.minimum(jnp.arange(1, len(sums) + 1) * width, system.n_tokens)
-        return _largest(history / tokens[:, None].astype(history.dtype), tokens, k)
+    def start(self, system, k, key):
+        """Nothing is carried."""
+        del k, key
+        if not isinstance(system.recurrence, AbstractDiagonalRecurrence):
+            raise ValueError(
+                f"ClosedForm needs a diagonal recurrence and {_name(system)} is none; "
+                "use QR()"
+            )
+
+    def advance(self, system, carry, inputs, n_tokens, width):
+        """Sums over windows of tokens."""
+        recurrence = system.recurrence
+        scalar = isinstance(recurrence, AbstractScalarRecurrence)
+        one = recurrence.head_log_decay if scalar else recurrence.log_decay
+        log_decay = jax.vmap(one)(inputs).reshape(n_tokens, -1)
+        return carry, windows_of(log_decay, width)
 
     def notes(self, system, k):
         """None: exact."""
         return ()
 
     def count(self, system):
-        """All."""
+        """All; one a head where decays are shared."""
+        if isinstance(system.recurrence, AbstractScalarRecurrence):
+            return _heads(system)
         return system.state.size
 
+    def multiplicity(self, system):
+        """Coordinates a head, where a head shares a decay."""
+        heads = self.count(system)
+        return np.full(heads, system.state.size // heads)
 
-class QR(AbstractMethod):
-    """Benettin's method: carry k orthonormal tangent vectors, orthonormalise again.
 
-    With all k = d vectors the start is the identity, which is exact on a diagonal
-    recurrence. With k < d it is random: columns of the identity would never turn
-    towards the leading directions of a diagonal system and give the exponents of the
-    first k coordinates. Turning takes a few tokens, a bias of order 1/T.
+class ByBlocks(AbstractMethod):
+    """The exponents of the diagonal blocks together, for a block-triangular recurrence.
 
-    A vector that a step sends to within rounding of the span of those before it has
-    exponent -inf: the step is singular in fp64. (Not at the first step from a random
-    start, where the vectors have not yet turned.)
+    The eigenvalues of a block-triangular product are those of its diagonal blocks at
+    every length, and so are the growth rates that QR from the identity finds. The
+    singular values are not; rates agree in the limit where the couplings are bounded
+    and the blocks' exponents exist as limits.
 
     **Arguments:**
 
-    - `block`: steps between orthonormalisations. More is faster, and loses the small
-      exponents once vectors align to rounding within a block.
-
-    ??? cite "Benettin et al. (1980), Meccanica 15, 9-20 and 21-30"
+    - `method`: for all blocks. By default, for each what its own structure allows.
     """
 
-    block: int = eqx.field(static=True, default=1)
+    method: AbstractMethod | None = None
 
-    def __check_init__(self):
-        if self.block < 1:
-            raise ValueError(f"block is {self.block}; give 1 or more")
+    def systems(self, system: System) -> list[tuple[AbstractMethod, System]]:
+        """Each block as a system, and its method."""
+        recurrence = system.recurrence
+        if not isinstance(recurrence, AbstractTriangularRecurrence):
+            raise ValueError(
+                f"ByBlocks needs a block-triangular recurrence and {_name(system)} is "
+                "none; use QR()"
+            )
+        parts = recurrence.parts(system.unravel(system.state))
+        return [
+            (method_for(block) if self.method is None else self.method,
+             System.of(block, part))
+            for block, part in zip(recurrence.blocks, parts, strict=True)
+        ]  # fmt: skip
 
-    def growth(self, system, k, key):
-        """A scan over blocks of steps, the last one shorter."""
-        d = system.state.size
-        dtype = system.state.dtype
-        if k == d:
-            frame = jnp.eye(d, dtype=dtype)
-        else:
-            frame, _ = jnp.linalg.qr(jax.random.normal(key, (d, k), dtype))
-        block = min(self.block, system.n_tokens)
-        blocks, rest = divmod(system.n_tokens, block)
-        points = blocks + (rest > 0)
-        width = -(-points // MOST_POINTS)
-        history = jnp.zeros((-(-points // width), k), dtype)
+    def start(self, system, k, key):
+        """The whole state, and what each block carries."""
+        del k
+        systems = self.systems(system)
+        keys = jax.random.split(key, len(systems))
+        starts = [
+            method.start(block, method.count(block), key)
+            for (method, block), key in zip(systems, keys, strict=True)
+        ]
+        return system.state, starts
 
-        def push(carry, u):
-            state, frame = carry
-            state, tangent = jax.linearize(lambda x: system.step(x, u), state)
-            return (state, jax.vmap(tangent, 1, 1)(frame)), None
+    def advance(self, system, carry, inputs, n_tokens, width):
+        """The trajectory of the whole, then each block along it."""
+        state, carries = carry
 
-        def advance(carry, numbered, length):
-            state, frame, total, history = carry
-            number, inputs = numbered
-            if length == 1:
-                first = jax.tree.map(lambda x: x[0], inputs)
-                (state, frame), _ = push((state, frame), first)
-            else:
-                (state, frame), _ = jax.lax.scan(push, (state, frame), inputs, length)
-            check = jnp.logical_or(number > 0, k == d)
-            frame, log_growth = _orthonormalise(frame, check)
-            total = total + log_growth
-            return (state, frame, total, history.at[number // width].set(total)), None
+        def token(state, u):
+            given = system.recurrence.block_inputs(system.unravel(state), u)
+            return system.step(state, u), given
 
-        carry = (system.state, frame, jnp.zeros(k, dtype), history)
-        head = jax.tree.map(
-            lambda x: x[: blocks * block].reshape(blocks, block, *x.shape[1:]),
-            system.inputs,
-        )
-        carry, _ = jax.lax.scan(
-            lambda c, x: advance(c, x, block), carry, (jnp.arange(blocks), head)
-        )
-        if rest:
-            tail = jax.tree.map(lambda x: x[blocks * block :], system.inputs)
-            carry, _ = advance(carry, (jnp.asarray(blocks), tail), rest)
-        ends = jnp.arange(1, len(history) + 1) * (width * block)
-        tokens = jnp.minimum(ends, system.n_tokens)
-        return _largest(carry[3] / tokens[:, None].astype(dtype), tokens, k)
+        state, given = jax.lax.scan(token, state, inputs, n_tokens)
+        found = [
+            method.advance(block, carry, own, n_tokens, width)
+            for (method, block), carry, own in zip(
+                self.systems(system), carries, given, strict=True
+            )
+        ]
+        growth = jnp.concatenate([one for _, one in found], axis=1)
+        return (state, [carry for carry, _ in found]), growth
 
     def notes(self, system, k):
-        """The bias of a random start."""
-        if k == system.state.size:
-            return ()
-        return (
-            "random start: a bias of order 1/T until the vectors have turned towards "
-            "the leading directions",
-        )
+        """Those of the blocks."""
+        found = [m.notes(block, m.count(block)) for m, block in self.systems(system)]
+        return tuple(dict.fromkeys(note for notes in found for note in notes))
 
     def count(self, system):
-        """All."""
-        return system.state.size
+        """All of all blocks."""
+        return sum(method.count(block) for method, block in self.systems(system))
+
+    def multiplicity(self, system):
+        """As in the blocks."""
+        each = [method.multiplicity(block) for method, block in self.systems(system)]
+        return np.concatenate(each)
+
+    @property
+    def grain(self):
+        """That of the blocks."""
+        return 1 if self.method is None else self.method.grain
 
 
 class TangentGrowth(AbstractMethod):
@@ -183,33 +240,27 @@ class TangentGrowth(AbstractMethod):
 
     v: Float[Array, " d"] | None = None
 
-    def growth(self, system, k, key):
-        """One pass of Jacobian-vector products, normalised at every step."""
+    def start(self, system, k, key):
+        """State and unit vector."""
         del key
         if k != 1:
             raise ValueError(f"TangentGrowth gives 1 exponent, not {k}; use QR()")
-        d = system.state.size
-        dtype = system.state.dtype
+        d, dtype = system.state.size, system.state.dtype
         v = jnp.full(d, 1.0, dtype) if self.v is None else jnp.asarray(self.v, dtype)
         if v.shape != (d,):
             raise ValueError(f"v has shape {v.shape} and the state has {d} entries")
-        width = -(-system.n_tokens // MOST_POINTS)
-        history = jnp.zeros((-(-system.n_tokens // width), 1), dtype)
+        return system.state, _normalise(v)[0]
 
-        def advance(carry, numbered):
-            state, v, total, history = carry
-            number, u = numbered
+    def advance(self, system, carry, inputs, n_tokens, width):
+        """One pass of Jacobian-vector products, normalised at every step."""
+
+        def one(carry, u):
+            state, v = carry
             state, v = jax.jvp(lambda x: system.step(x, u), (state,), (v,))
             v, size = _normalise(v)
-            total = total + jnp.log(size)
-            return (state, v, total, history.at[number // width, 0].set(total)), None
+            return (state, v), jnp.log(size)[None]
 
-        carry = (system.state, _normalise(v)[0], jnp.zeros((), dtype), history)
-        numbered = (jnp.arange(system.n_tokens), system.inputs)
-        carry, _ = jax.lax.scan(advance, carry, numbered)
-        ends = jnp.arange(1, len(history) + 1) * width
-        tokens = jnp.minimum(ends, system.n_tokens)
-        return _largest(carry[3] / tokens[:, None].astype(dtype), tokens, k)
+        return along(one, carry, inputs, n_tokens, width)
 
     def notes(self, system, k):
         """What one vector can miss."""
@@ -219,11 +270,81 @@ class TangentGrowth(AbstractMethod):
         """One."""
         return 1
 
+    def most(self, system):
+        """Refused in `start`, with what to use instead."""
+        return system.state.size
 
-def _largest(history: Float[Array, "points d"], tokens, k: int) -> Growth:
-    """The k largest at the end, in order, and their history."""
-    order = jnp.argsort(history[-1], descending=True)[:k]
-    return history[-1, order], history[:, order], tokens
+    def multiplicity(self, system):
+        """One."""
+        return np.ones(1, int)
+
+
+def method_for(recurrence: Any) -> AbstractMethod:
+    """The method that a recurrence's declared structure allows."""
+    from ._qr import QR
+
+    if isinstance(recurrence, AbstractDiagonalRecurrence):
+        return ClosedForm()
+    if isinstance(recurrence, AbstractTriangularRecurrence):
+        return ByBlocks()
+    return QR()
+
+
+def along(one: Callable, carry: Any, inputs: Any, n_tokens: int, width: int):
+    """Scan `one(carry, input) -> carry, log growth`, summed over windows of tokens.
+
+    Windows are an outer scan: neither the growth of every token is held nor an array
+    updated at each.
+    """
+    full, rest = divmod(n_tokens, width)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, carry, first)[1]
+    )
+
+    def add(summed, u):
+        carry, total = summed
+        carry, growth = one(carry, u)
+        return (carry, total + growth), None
+
+    def window(carry, inputs, length):
+        return jax.lax.scan(add, (carry, zero), inputs, length)[0]
+
+    sums = []
+    if full:
+        head = jax.tree.map(
+            lambda x: x[: full * width].reshape(full, width, *x.shape[1:]), inputs
+        )
+        carry, growth = jax.lax.scan(
+            lambda c, u: window(c, u, width), carry, head, full
+        )
+        sums.append(growth)
+    if rest:
+        tail = jax.tree.map(lambda x: x[full * width :], inputs)
+        carry, growth = window(carry, tail, rest)
+        sums.append(growth[None])
+    return carry, jnp.concatenate(sums)
+
+
+def windows_of(
+    growth: Float[Array, "tokens d"], width: int
+) -> Float[Array, "windows d"]:
+    """Sums over windows of `width` tokens, the last one shorter."""
+    full = len(growth) // width
+    sums = growth[: full * width].reshape(full, width, -1).sum(axis=1)
+    if full * width < len(growth):
+        sums = jnp.concatenate([sums, growth[full * width :].sum(axis=0)[None]])
+    return sums
+
+
+def _heads(system: System) -> int:
+    """The state's first axis; the state of a head-wise recurrence is one array."""
+    return jax.tree.leaves(system.unravel(system.state))[0].shape[0]
+
+
+def _name(system: System) -> str:
+    step = system.step.step if isinstance(system.step, _Flat) else system.step
+    return repr(step)
 
 
 def _normalise(v):
@@ -233,41 +354,3 @@ def _normalise(v):
     v = v / safe
     size = jnp.linalg.norm(v)
     return v / jnp.where(size > 0, size, 1), size * scale
-
-
-def _orthonormalise(frame, check):
-    """An orthonormal frame of the same spans, and the logs of the growth.
-
-    Where `check` holds, growth within rounding of 0 relative to the vector is 0.
-    """
-    d, k = frame.shape
-    # each vector scaled by itself: the squares of tiny ones would vanish
-    scale = jnp.max(jnp.abs(frame), axis=0)
-    frame = frame / jnp.where(scale > 0, scale, 1)[None, :]
-    if k <= SMALL:
-        frame, growth, size = _gram_schmidt(frame)
-    else:
-        size = jnp.linalg.norm(frame, axis=0)
-        frame, triangle = jnp.linalg.qr(frame)
-        growth = jnp.abs(jnp.diagonal(triangle))
-    singular = check & (growth <= 8 * d * jnp.finfo(frame.dtype).eps * size)
-    return frame, jnp.log(jnp.where(singular, 0, growth)) + jnp.log(scale)
-
-
-def _gram_schmidt(frame):
-    """Twice, unrolled: as orthonormal as Householder for a handful of vectors."""
-    done, growth, sizes = [], [], []
-    for column in range(frame.shape[1]):
-        v = frame[:, column]
-        sizes.append(jnp.linalg.norm(v))
-        size = sizes[-1]
-        factor = jnp.ones_like(size)
-        for _ in range(2):
-            for q in done:
-                v = v - jnp.dot(q, v) * q
-            size = jnp.linalg.norm(v)
-            v = v / jnp.where(size > 0, size, 1)
-            factor = factor * size
-        done.append(v)
-        growth.append(factor)
-    return jnp.stack(done, axis=1), jnp.stack(growth), jnp.stack(sizes)

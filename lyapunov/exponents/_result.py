@@ -3,27 +3,94 @@
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._results import _plain
+from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows
+
+
+MOST_POINTS = 64
 
 
 class SpectrumResult(eqx.Module):
     """Lyapunov exponents of a trajectory, in nats per token, the largest first.
 
-    They are exact for this trajectory up to rounding, but for what `notes` says; how
-    far they are from the limit, or from other text, is another question.
+    They are exact for this trajectory up to rounding, but for what `notes` says. How
+    far they are from the limit, or from other text of the same kind, is what `stderr`
+    and `interval` estimate, from the growth over windows of the trajectory.
     """
 
     exponents: Float[Array, " k"]
-    history: Float[Array, "points k"]
-    """The exponents of the trajectory's first `history_tokens` tokens."""
-    history_tokens: Int[Array, " points"]
-    n_tokens: int = eqx.field(static=True)
+    growth: Float[Array, "windows k"]
+    """Log growth over windows of `width` tokens, the last one shorter."""
+    used: Int[Array, ""]
+    """Tokens that the exponents are of."""
+    width: int = eqx.field(static=True)
+    multiplicity: Int[Array, " k"]
+    """Coordinates of the state that share each exponent."""
     method: str = eqx.field(static=True)
     notes: tuple[str, ...] = eqx.field(static=True, default=())
+    converged: Bool[Array, ""] | None = None
+    """Whether the stopping rule was met; None where there was none."""
+
+    @property
+    def n_tokens(self) -> int | Int[Array, ""]:
+        """`used`, as an integer where it is known to be one."""
+        if isinstance(self.used, Tracer):
+            return self.used
+        values = np.asarray(self.used)
+        alike = (values == values.flat[0]).all()
+        return int(values.flat[0]) if alike else self.used
+
+    @property
+    def history(self) -> Float[Array, "points k"]:
+        """The exponents of the trajectory's first `history_tokens` tokens."""
+        total = jnp.cumsum(self.growth, axis=-2)[..., self._points, :]
+        return total / self.history_tokens[..., None].astype(total.dtype)
+
+    @property
+    def history_tokens(self) -> Int[Array, " points"]:
+        """At most 64 lengths, the last one the whole."""
+        ends = jnp.asarray((self._points + 1) * self.width)
+        return jnp.minimum(ends, jnp.asarray(self.used)[..., None])
+
+    @property
+    def _points(self) -> np.ndarray:
+        windows = self.growth.shape[-2]
+        every = -(-windows // MOST_POINTS)
+        return np.minimum(np.arange(every, windows + every, every), windows) - 1
+
+    @property
+    def repeated(self) -> Float[Array, " d"]:
+        """The exponents, each as often as coordinates share it. Not under `jit`."""
+        return jnp.repeat(self.exponents, np.asarray(self.multiplicity))
+
+    def error_bars(self, method: AbstractErrorBars | None = None) -> ErrorBars:
+        """Standard errors with their degrees of freedom, by `BatchMeans()` or another.
+
+        Where the trajectory is too short for its correlation they are withheld:
+        `ErrorBars.reasons` says why.
+        """
+        method = BatchMeans() if method is None else method
+        return method(Windows(self.growth, self.used, self.width))
+
+    @property
+    def stderr(self) -> Float[Array, " k"]:
+        """`error_bars().stderr`: NaN where withheld."""
+        return self.error_bars().stderr
+
+    def interval(
+        self, level: float = 0.95, method: AbstractErrorBars | None = None
+    ) -> Float[Array, "k 2"]:
+        """Ends of the interval that holds the limit in a share `level` of cases.
+
+        By Student's t; NaN where the bar is withheld.
+        """
+        half = self.error_bars(method).half_width(level)
+        return jnp.stack([self.exponents - half, self.exponents + half], axis=-1)
 
     def __repr__(self) -> str:
         if isinstance(self.exponents, Tracer):
@@ -39,9 +106,14 @@ class SpectrumResult(eqx.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinities become null beside a flag."""
+        bars = self.error_bars()
+        stderr = np.asarray(bars.stderr)
         return _plain(
             {
                 "exponents": np.asarray(self.exponents).tolist(),
+                "multiplicity": np.asarray(self.multiplicity).tolist(),
+                "stderr": [None if np.isnan(x) else x for x in stderr.tolist()],
+                "stderr_withheld": bars.reasons(),
                 "history": [
                     {"token": token, "exponents": row}
                     for token, row in zip(
@@ -51,6 +123,7 @@ class SpectrumResult(eqx.Module):
                     )
                 ],
                 "n_tokens": self.n_tokens,
+                "converged": None if self.converged is None else bool(self.converged),
                 "method": self.method,
                 "notes": list(self.notes),
                 "unit": "nats per token",

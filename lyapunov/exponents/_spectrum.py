@@ -6,12 +6,49 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import PRNGKeyArray
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
-from ._methods import QR, AbstractMethod, ClosedForm, System
+from ..recurrences.base import (
+    AbstractRecurrence,
+    DecayAndDrive,
+    DiagonalRecurrence,
+    GivenJacobians,
+)
+from ._batch_means import AbstractErrorBars, BatchMeans, Windows
+from ._methods import AbstractMethod, System, method_for
 from ._result import SpectrumResult
+
+
+MOST_WINDOWS = 1024
+WINDOWS_A_CHECK = 16
+
+
+class Converged(eqx.Module):
+    """Stop as soon as the standard errors are small enough.
+
+    A check that comes often stops at a low estimate now and then: intervals behind a
+    stop cover a little less than they say.
+
+    **Arguments:**
+
+    - `stderr`: nats per token; of every exponent that is finite, and of one at least.
+    - `every`: tokens between two checks, a power of two at best. A last part that is
+      shorter is not run.
+    - `error_bars`: how the standard errors are formed; where they are withheld, the
+      run goes on.
+    """
+
+    stderr: float = eqx.field(static=True)
+    every: int = eqx.field(static=True, default=1024)
+    error_bars: AbstractErrorBars = BatchMeans()
+
+    def __check_init__(self):
+        if not self.stderr > 0:
+            raise ValueError(f"stderr is {self.stderr}; give more than 0")
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; give 1 token or more")
 
 
 def lyapunov_spectrum(
@@ -22,6 +59,8 @@ def lyapunov_spectrum(
     k: int | None = None,
     method: AbstractMethod | None = None,
     key: PRNGKeyArray | None = None,
+    transient: int = 0,
+    until: Converged | None = None,
 ) -> SpectrumResult:
     r"""Growth rates of the product of step Jacobians along a trajectory.
 
@@ -35,64 +74,204 @@ def lyapunov_spectrum(
     - `inputs`: stacked along the first axis, one entry a token. For an autonomous
       system the number of steps as an integer; `step` is then given None.
     - `k`: how many of the largest exponents; all by default.
-    - `method`: `ClosedForm()` by default for a diagonal recurrence, else `QR()`.
+    - `method`: by default what the structure allows: `ClosedForm()` for a diagonal
+      recurrence, `ByBlocks()` for a block-triangular one, else `QR()`.
     - `key`: for methods with a random start; `jax.random.key(0)` by default.
+    - `transient`: tokens at the start that are run and not counted, while the state
+      settles and vectors turn.
+    - `until`: stop earlier, by this rule. All tokens given are the most.
 
     **Returns:** the exponents in nats per token, the largest first, with their
-    history. Batches are `jax.vmap`'s business.
+    history and error bars. Batches are `jax.vmap`'s business.
 
     **Raises:** `ValueError` for a state that is not float64, for no tokens, or a
     method that the structure does not allow.
     """
-    flat, unravel = ravel_pytree(state)
-    if flat.dtype != jnp.float64:
+    system = System.of(step, state)
+    size = system.state.size
+    if system.state.dtype != jnp.float64:
         raise ValueError(
-            f"the state is {flat.dtype} and products of Jacobians need float64; "
-            "give a float64 state, inside `with jax.enable_x64(True):`"
+            f"the state is {system.state.dtype} and products of Jacobians need "
+            "float64; give a float64 state, inside `with jax.enable_x64(True):`"
         )
-    recurrence = step if isinstance(step, AbstractRecurrence) else None
-    if method is None:
-        diagonal = isinstance(step, AbstractDiagonalRecurrence)
-        method = ClosedForm() if diagonal else QR()
-    if isinstance(method, ClosedForm) and not isinstance(
-        step, AbstractDiagonalRecurrence
-    ):
-        raise ValueError(
-            f"ClosedForm needs a diagonal recurrence and {step!r} is none; use QR()"
-        )
+    method = method_for(system.recurrence) if method is None else method
     if isinstance(inputs, int):
-        n_tokens, inputs = inputs, None
+        given, inputs = inputs, None
     else:
-        n_tokens = len(jax.tree.leaves(inputs)[0])
-    if n_tokens < 1:
-        raise ValueError("there are no tokens, so nothing grows; give one or more")
-    system = System(_Flat(step, unravel), flat, inputs, recurrence, n_tokens)
-    k = method.count(system) if k is None else k
-    if not 1 <= k <= flat.size:
-        raise ValueError(f"k is {k} and the state has {flat.size} entries")
+        given = len(jax.tree.leaves(inputs)[0])
+    n_tokens = _counted(given, transient, until)
     key = jax.random.key(0) if key is None else key
-    exponents, history, tokens = _growth(method, system, k, key)
+    k = method.count(system) if k is None else k
+    most = method.most(system)
+    if not 1 <= k <= most:
+        what = "the state has" if most == size else "the distinct exponents are"
+        entries = "entries" if most == size else "in number"
+        raise ValueError(f"k is {k} and {what} {most} {entries}")
+    exponents, growth, multiplicity, used, converged, width = _run(
+        method, system, inputs, k, key, transient, n_tokens, until
+    )
+    if until is not None and not isinstance(used, Tracer) and jnp.ndim(used) == 0:
+        growth = growth[: -(-int(used) // width)]  # what lies behind is empty
     return SpectrumResult(
         exponents=exponents,
-        history=history,
-        history_tokens=tokens,
-        n_tokens=n_tokens,
+        growth=growth,
+        used=used,
+        width=width,
+        multiplicity=multiplicity,
         method=str(method),
         notes=method.notes(system, k),
+        converged=converged,
     )
 
 
-class _Flat(eqx.Module):
-    """A step function on flat states."""
+def lyapunov_spectrum_of(
+    jacobians: Float[Any, "seq d d"] | Float[Any, "seq d"],
+    *,
+    k: int | None = None,
+    method: AbstractMethod | None = None,
+    key: PRNGKeyArray | None = None,
+    transient: int = 0,
+    until: Converged | None = None,
+) -> SpectrumResult:
+    """Growth rates of a product of given Jacobians, as of a model in another library.
 
-    step: Any
-    unravel: Callable = eqx.field(static=True)
+    **Arguments:**
 
-    def __call__(self, flat, inputs):
-        one = self.step.step if isinstance(self.step, AbstractRecurrence) else self.step
-        return ravel_pytree(one(self.unravel(flat), inputs))[0]
+    - `jacobians`: the step Jacobians in order, rows the state after the token,
+      columns that before; or their diagonals, if that is all they have. Anything that
+      NumPy can read: an array, a tensor in main memory. Taken to float64, exactly.
+    - The others as in `lyapunov_spectrum`.
+
+    **Raises:** `ValueError` for another shape, or outside of fp64.
+    """
+    if not isinstance(jacobians, Array):
+        jacobians = np.asarray(jacobians)
+    shape = jacobians.shape
+    if len(shape) not in (2, 3) or 0 in shape or shape[1] != shape[-1]:
+        raise ValueError(
+            f"jacobians have shape {shape}; give (tokens, d, d), or the diagonals as "
+            "(tokens, d)"
+        )
+    if jnp.zeros(()).dtype != jnp.float64:
+        raise ValueError(
+            "products of Jacobians need float64; call this inside "
+            "`with jax.enable_x64(True):`"
+        )
+    jacobians = jnp.asarray(jacobians).astype(jnp.float64)
+    state = jnp.zeros(shape[1], jnp.float64)
+    recurrence, inputs = GivenJacobians(), jacobians
+    if len(shape) == 2:
+        recurrence = DiagonalRecurrence()
+        log_decay = jnp.log(jnp.abs(jacobians))
+        inputs = DecayAndDrive(log_decay, jnp.zeros_like(log_decay))
+    return lyapunov_spectrum(
+        recurrence,
+        state,
+        inputs,
+        k=k,
+        method=method,
+        key=key,
+        transient=transient,
+        until=until,
+    )
+
+
+def _counted(given: int, transient: int, until: Converged | None) -> int:
+    """How many tokens count at most; refuse none."""
+    if given < 1:
+        raise ValueError("there are no tokens, so nothing grows; give one or more")
+    if not 0 <= transient < given:
+        raise ValueError(
+            f"transient is {transient} and there are {given} tokens; leave one or more "
+            "to count"
+        )
+    n_tokens = given - transient
+    if until is None:
+        return n_tokens
+    if n_tokens < until.every:
+        raise ValueError(
+            f"until checks every {until.every} tokens and there are {n_tokens} to "
+            "count; give more tokens or a smaller `every`"
+        )
+    return n_tokens // until.every * until.every
 
 
 @eqx.filter_jit
-def _growth(method, system, k, key):
-    return method.growth(system, k, key)
+def _run(method, system, inputs, k, key, transient, n_tokens, until):
+    """Transient, all tokens or chunks until the rule is met, and the k largest."""
+    carry = method.start(system, k, key)
+    if transient:
+        first = jax.tree.map(lambda x: x[:transient], inputs)
+        carry, _ = method.advance(
+            system,
+            carry,
+            first,
+            transient,
+            -(-transient // method.grain) * method.grain,
+        )
+        inputs = jax.tree.map(lambda x: x[transient:], inputs)
+    multiplicity = jnp.asarray(method.multiplicity(system))
+    if until is None:
+        width = -(-n_tokens // (MOST_WINDOWS * method.grain)) * method.grain
+        _, growth = method.advance(system, carry, inputs, n_tokens, width)
+        used, converged = jnp.asarray(n_tokens), None
+    else:
+        width = _width(until.every, method.grain)
+        growth, used, converged = _until(
+            method, system, carry, inputs, n_tokens, until, width
+        )
+    # by the whole, so that columns don't change places along the history
+    total = growth.sum(axis=0)
+    order = jnp.argsort(total, descending=True)[:k]
+    growth = growth[:, order]
+    exponents = jnp.cumsum(growth, axis=0)[-1] / used.astype(growth.dtype)
+    if multiplicity.size == total.size:
+        multiplicity = multiplicity[order]
+    else:
+        multiplicity = multiplicity[:k]
+    return exponents, growth, multiplicity, used, converged, width
+
+
+def _width(every: int, grain: int) -> int:
+    """Tokens a window: the largest count of windows that divides a check's tokens."""
+    if every % grain:
+        raise ValueError(
+            f"until checks every {every} tokens and the method's blocks are {grain}; "
+            f"give a multiple of {grain}"
+        )
+    units = every // grain
+    windows = max(n for n in range(1, WINDOWS_A_CHECK + 1) if units % n == 0)
+    return every // windows
+
+
+def _until(method, system, carry, inputs, n_tokens, until, width):
+    """Chunks, each followed by a check."""
+    every = until.every
+    per_chunk = every // width
+
+    def chunk(carry, number):
+        own = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, number * every, every), inputs
+        )
+        return method.advance(system, carry, own, every, width)
+
+    found = jax.eval_shape(chunk, carry, 0)[1]
+    growth = jnp.zeros((n_tokens // width, found.shape[1]), found.dtype)
+
+    def go_on(looped):
+        number, done, _, _ = looped
+        return (number < n_tokens // every) & ~done
+
+    def once_more(looped):
+        number, _, carry, growth = looped
+        carry, new = chunk(carry, number)
+        growth = jax.lax.dynamic_update_slice(growth, new, (number * per_chunk, 0))
+        number = number + 1
+        bars = until.error_bars(Windows(growth, number * every, width))
+        finite = jnp.isfinite(growth.sum(axis=0))
+        small = (bars.stderr <= until.stderr) | ~finite
+        return number, jnp.all(small) & jnp.any(finite), carry, growth
+
+    start = jnp.asarray(0), jnp.asarray(False), carry, growth
+    number, done, _, growth = jax.lax.while_loop(go_on, once_more, start)
+    return growth, number * every, done

@@ -3,8 +3,11 @@
 from .base import (
     AbstractDiagonalRecurrence,
     AbstractRecurrence,
+    AbstractScalarRecurrence,
+    AbstractTriangularRecurrence,
     DecayAndDrive,
     DiagonalRecurrence,
+    GivenJacobians,
 )
 from .mamba1 import (
     Mamba1Inputs,
@@ -24,8 +27,11 @@ from .mamba3 import (
 __all__ = [
     "AbstractDiagonalRecurrence",
     "AbstractRecurrence",
+    "AbstractScalarRecurrence",
+    "AbstractTriangularRecurrence",
     "DecayAndDrive",
     "DiagonalRecurrence",
+    "GivenJacobians",
     "Mamba1Inputs",
     "Mamba1JointRecurrence",
     "Mamba1Recurrence",

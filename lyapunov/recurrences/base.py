@@ -1,10 +1,19 @@
-"""What a recurrence is to the exponents: a step, its Jacobian, and its structure."""
+"""What a recurrence is to the exponents: a step, its Jacobian, and its structure.
+
+A structure is declared by the class that is derived from, and decides how exponents
+are computed: `AbstractDiagonalRecurrence`, `AbstractScalarRecurrence`,
+`AbstractTriangularRecurrence`; with `AbstractRecurrence` nothing is declared and the
+Jacobian is taken to be dense. `lyapunov.exponents.check_structure` compares what is
+declared with the step.
+"""
 
 import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 
@@ -19,11 +28,14 @@ class AbstractRecurrence(eqx.Module):
     def step(self, state: Any, inputs: Any) -> Any:
         """The state after one token."""
 
-    @abc.abstractmethod
     def step_jacobian(
         self, state: Any, inputs: Any
     ) -> Float[Array, "coordinates coordinates"]:
-        """d step / d state in closed form, the inputs held fixed."""
+        """d step / d state, the inputs held fixed; differentiated unless overridden."""
+        flat, unravel = ravel_pytree(state)
+        return jax.jacfwd(lambda x: ravel_pytree(self.step(unravel(x), inputs))[0])(
+            flat
+        )
 
 
 class AbstractDiagonalRecurrence(AbstractRecurrence):
@@ -43,6 +55,41 @@ class AbstractDiagonalRecurrence(AbstractRecurrence):
         return jnp.diag(jnp.exp(self.log_decay(inputs)).ravel())
 
 
+class AbstractScalarRecurrence(AbstractDiagonalRecurrence):
+    """Diagonal recurrences in which all coordinates of a head share one decay.
+
+    The state's first axis is over heads. An exponent is computed once a head and
+    counts for as many coordinates as a head has.
+    """
+
+    @abc.abstractmethod
+    def head_log_decay(self, inputs: Any) -> Float[Array, " heads"]:
+        """Logarithms of the decays, one a head."""
+
+
+class AbstractTriangularRecurrence(AbstractRecurrence):
+    """Recurrences whose step Jacobian is block triangular, the inputs held fixed.
+
+    The state has parts, in an order in which none depends on those before it (or
+    none on those behind it). Each part, given the others along the trajectory, is a
+    recurrence of its own: a diagonal block. A stack of layers fed with given tokens
+    is one, its parts the layers' states.
+    """
+
+    @property
+    @abc.abstractmethod
+    def blocks(self) -> tuple[AbstractRecurrence, ...]:
+        """The recurrence of each part."""
+
+    @abc.abstractmethod
+    def parts(self, state: Any) -> tuple[Any, ...]:
+        """The state of each block; together all of the state, in its order."""
+
+    @abc.abstractmethod
+    def block_inputs(self, state: Any, inputs: Any) -> tuple[Any, ...]:
+        """What each block is given at a token, the other parts included."""
+
+
 class DecayAndDrive(NamedTuple):
     """One token of a diagonal linear recurrence, or a sequence of them stacked."""
 
@@ -60,3 +107,16 @@ class DiagonalRecurrence(AbstractDiagonalRecurrence):
     def log_decay(self, inputs: DecayAndDrive):
         """As given; -inf where the decay is 0."""
         return inputs.log_decay
+
+
+class GivenJacobians(AbstractRecurrence):
+    """x_t = J_t x_{t-1} with the Jacobians as inputs: those of a model elsewhere."""
+
+    def step(self, state: Float[Array, " d"], inputs: Float[Array, "d d"]):
+        """J x."""
+        return inputs @ state
+
+    def step_jacobian(self, state, inputs):
+        """J."""
+        del state
+        return inputs

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Exact
-from .base import AbstractDiagonalRecurrence
+from .base import AbstractScalarRecurrence
 from .mamba1 import check_negative, scan_channels, update
 
 
@@ -58,7 +58,7 @@ class Mamba2Inputs(NamedTuple):
     B: Float[Array, "groups d_state"]
 
 
-class Mamba2Recurrence(AbstractDiagonalRecurrence):
+class Mamba2Recurrence(AbstractScalarRecurrence):
     """The SSM state of a Mamba-2 layer, its inputs given.
 
     **Arguments:**
@@ -89,4 +89,8 @@ class Mamba2Recurrence(AbstractDiagonalRecurrence):
     def log_decay(self, inputs: Mamba2Inputs) -> Float[Array, "heads head_dim d_state"]:
         """dt A, the same for all coordinates of a head."""
         shape = (*inputs.x.shape, inputs.B.shape[-1])
-        return jnp.broadcast_to((inputs.dt * self.A)[:, None, None], shape)
+        return jnp.broadcast_to(self.head_log_decay(inputs)[:, None, None], shape)
+
+    def head_log_decay(self, inputs: Mamba2Inputs) -> Float[Array, " heads"]:
+        """dt A."""
+        return inputs.dt * self.A

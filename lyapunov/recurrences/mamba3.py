@@ -25,7 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import Exact
-from .base import AbstractDiagonalRecurrence, AbstractRecurrence
+from .base import (
+    AbstractScalarRecurrence,
+    AbstractTriangularRecurrence,
+    DecayAndDrive,
+    DiagonalRecurrence,
+)
 from .trapezoid import turn, update
 
 
@@ -59,7 +64,7 @@ class Mamba3Carried(NamedTuple):
     angle: Float[Array, "heads angles"]
 
 
-class Mamba3Recurrence(AbstractDiagonalRecurrence):
+class Mamba3Recurrence(AbstractScalarRecurrence):
     """The SSM state H of a Mamba-3 layer, its drive given.
 
     Inputs are `DecayAndDrive`: log_decay (heads), drive (heads, head_dim, d_state).
@@ -73,8 +78,12 @@ class Mamba3Recurrence(AbstractDiagonalRecurrence):
         """Delta A, the same for all coordinates of a head."""
         return jnp.broadcast_to(inputs.log_decay[:, None, None], inputs.drive.shape)
 
+    def head_log_decay(self, inputs):
+        """Delta A."""
+        return inputs.log_decay
 
-class Mamba3JointRecurrence(AbstractRecurrence):
+
+class Mamba3JointRecurrence(AbstractTriangularRecurrence):
     """State, last keys and values, and angle together.
 
     **Arguments:**
@@ -94,6 +103,25 @@ class Mamba3JointRecurrence(AbstractRecurrence):
         now = inputs.trapezoid * inputs.dt, k, inputs.v
         after = update(at, state.state, inputs.dt * inputs.A, before, now)
         return Mamba3Carried(after, k, inputs.v, angle)
+
+    @property
+    def blocks(self):
+        """The SSM state; keys and values, replaced at every token; the angle."""
+        replaced = DiagonalRecurrence()
+        return Mamba3Recurrence(), replaced, replaced, DiagonalRecurrence()
+
+    def parts(self, state: Mamba3Carried):
+        """As they are carried."""
+        return tuple(state)
+
+    def block_inputs(self, state: Mamba3Carried, inputs: Mamba3Inputs):
+        """Decays: alpha, 0, 0 and 1."""
+        after = self.step(state, inputs)
+        log_decay = inputs.dt * inputs.A
+        kept = jnp.exp(log_decay)[:, None, None] * state.state
+        gone = [DecayAndDrive(jnp.full_like(x, -jnp.inf), x) for x in after[1:3]]
+        turned = DecayAndDrive(jnp.zeros_like(inputs.turn), inputs.turn)
+        return DecayAndDrive(log_decay, after.state - kept), *gone, turned
 
     def step_jacobian(self, state: Mamba3Carried, inputs: Mamba3Inputs):
         """[[alpha, beta v, beta k, gamma v (Jk)], [0, 0, 0, Jk], [0], [0, 0, 0, 1]].

@@ -74,17 +74,17 @@ def test_exponents_are_those_of_the_dense_product(groups):
     assert closed.method == "ClosedForm()"
     error = tolerance(8 + state.size, max(1, float(np.abs(closed.exponents).max())))
     by_qr = lyapunov_spectrum(recurrence, state, inputs, method=QR())
-    np.testing.assert_allclose(by_qr.exponents, closed.exponents, rtol=0, atol=error)
+    np.testing.assert_allclose(by_qr.exponents, closed.repeated, rtol=0, atol=error)
     product = np.eye(state.size)
     for t in range(TOKENS):
         token = jax.tree.map(lambda x, t=t: x[t], inputs)
         product = np.asarray(recurrence.step_jacobian(state, token)) @ product
     values = np.log(np.linalg.svd(product, compute_uv=False)) / TOKENS
-    np.testing.assert_allclose(values, closed.exponents, rtol=0, atol=error)
+    np.testing.assert_allclose(values, closed.repeated, rtol=0, atol=error)
     # a head's exponent counts once for each of its head_dim x d_state coordinates
     means = np.asarray(inputs.dt).mean(axis=0) * np.asarray(recurrence.A)
     expected = np.sort(np.repeat(means, HEAD_DIM * D_STATE))[::-1]
-    np.testing.assert_allclose(closed.exponents, expected, rtol=0, atol=error)
+    np.testing.assert_allclose(closed.repeated, expected, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -162,7 +162,7 @@ def test_exponents_are_means_of_log_decays_zero_and_minus_infinity(rank, pairwis
     closed = lyapunov_spectrum(Mamba3Recurrence(), carried.state, alone)
     assert closed.method == "ClosedForm()"
     np.testing.assert_allclose(
-        closed.exponents, np.sort(means)[::-1], rtol=0, atol=error
+        closed.repeated, np.sort(means)[::-1], rtol=0, atol=error
     )
 
 
