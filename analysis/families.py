@@ -1,11 +1,12 @@
 """Every family: loaded, traced, bounded, and run by its own library.
 
-`python -m analysis.families [FAMILY]...` makes small random models of each family with
-transformers, and writes analysis/results/families.json and families.md: how far the
-fp64 logits are from the library's fp32 ones, against the tolerance derived for them;
-the largest exponent; and for bf16 and fp16, run by transformers itself, elements above
-T0 and T1 (0 or a bug) and the certified bound over the measured error, by kind of
-sublayer. Families whose code is not in transformers are tested in `tests/families`.
+`python -m analysis.families [FAMILY]...` makes small random models of each family, and
+writes analysis/results/families.json and families.md: how far the fp64 logits are from
+the library's fp32 ones (NumPy's fp64 ones where transformers lacks the family), against
+the tolerance derived for them; the largest exponent; and for bf16 and fp16, whole
+sequences and token by token, run by transformers itself (emulated where it lacks the
+family), elements above T0 and T1 (0 or a bug) and the certified bound over the measured
+error, by kind of sublayer.
 """
 
 import json
@@ -20,26 +21,95 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 PRECISIONS = ("bf16", "fp16")
 TOKENS = 32
+MODES = ("prefill", "decode")
+# Whose code is not in transformers.
+OTHERS = ("mamba3 SISO", "mamba3 MIMO", "mamba_ssm hybrid", "openelm", "megatron")
 
 
-def run(family: str, settings: dict) -> dict:
+def of_transformers(family: str, mode: str):
+    """(model, the library's logits, what may lie between, tokens)."""
+    import lyapunov
+    from tests.families.configurations import CONFIGURATIONS
+    from tests.families.library import logits, make, save, tolerance
+    from tests.families.test_transformers_decode import NO_LIMITS
+
+    settings = next(iter(CONFIGURATIONS[family].values()))
+    if mode == "decode":
+        # the library's steps ignore them: another function
+        settings = settings | NO_LIMITS.get(family, {})
+    network = make(family, **settings)
+    model = lyapunov.load(save(network, _folder()))
+    tokens = np.random.default_rng(7).integers(0, model.config.vocab_size, TOKENS)
+    return model, logits(network, tokens), tolerance(network, tokens), tokens
+
+
+def of_another(family: str):
+    """The same for a family that transformers does not have; NumPy's logits."""
+    import lyapunov
+    from tests.families import megatron, numpy_mamba3, numpy_network, test_megatron
+    from tests.families.library import logits, tolerance
+    from tests.families.test_against_numpy import (
+        CONFIGS,
+        drawn,
+        exact_logits,
+        full_config,
+        mamba_ssm_shapes,
+        openelm,
+        save,
+    )
+    from tests.families.test_mamba3 import CONFIGS as MAMBA3
+
+    rng = np.random.default_rng(5)
+    tokens = np.random.default_rng(7).integers(0, 37, TOKENS)
+    if family == "megatron":
+        folder = megatron.save(
+            _folder() / "model", test_megatron.tensors(), 2, **test_megatron.SIZES
+        )
+        known = test_megatron.known()
+        model = lyapunov.load(folder)
+        return model, logits(known, tokens), tolerance(known, tokens), tokens
+    if family.startswith("mamba3"):
+        settings = MAMBA3[family.removeprefix("mamba3 ")]
+        config = full_config({"ssm_cfg": {**settings, "chunk_size": 16}})
+        shapes, forward = numpy_mamba3.shapes(config), numpy_mamba3.logits
+    elif family == "openelm":
+        (config, shapes), forward = openelm(True), numpy_network.openelm_logits
+    else:
+        config = full_config(CONFIGS["attention with a convolution"])
+        shapes, forward = mamba_ssm_shapes(config), numpy_network.mamba_ssm_logits
+    weights = drawn(shapes, rng)
+    for name, value in weights.items():
+        if name.endswith("mixer.dt_bias") and family.startswith("mamba3"):
+            # as mamba_ssm begins: dt from 0.001 to 0.1
+            step = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), value.shape))
+            weights[name] = (step + np.log(-np.expm1(-step))).astype(np.float32)
+    theirs, allowed = exact_logits(weights, config, forward, tokens)
+    return lyapunov.load(save(_folder(), weights, config)), theirs, allowed, tokens
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="lyapunov-families-"))
+
+
+def run(family: str, mode: str) -> dict:
     """What there is to say of one family, on one configuration."""
     import lyapunov
-    from tests.families.library import logits, make, save, tolerance
 
-    network = make(family, **settings)
-    folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-families-")))
-    model = lyapunov.load(folder)
-    tokens = np.random.default_rng(7).integers(0, model.config.vocab_size, TOKENS)
-    ours, theirs = np.asarray(model.logits(tokens)), logits(network, tokens)
+    apart = family in OTHERS
+    model, theirs, allowed, tokens = (
+        of_another(family) if apart else of_transformers(family, mode)
+    )
+    ours = np.asarray(model.logits(tokens))
     report = lyapunov.check(
         model,
         tokens,
         precisions=PRECISIONS,
-        measure="transformers",
+        measure="emulated" if apart else "transformers",
+        mode=mode,
         floor=False,
         readouts=0,
         ball=False,
+        growth=False,
     )
     kinds: dict[str, dict] = {}
     for precision in report.precisions:
@@ -54,8 +124,10 @@ def run(family: str, settings: dict) -> dict:
             found["t1"] = [round(min(known), 2), round(max(known), 2)]
     return {
         "family": family,
+        "mode": mode,
+        "measured_by": "emulation" if apart else "transformers",
         "logits_off": float(np.abs(ours - theirs).max()),
-        "tolerance": float(tolerance(network, tokens)),
+        "tolerance": float(allowed),
         "exponent_max": report.exponents.max,
         "kinds": kinds,
         "elements": sum(
@@ -71,9 +143,9 @@ def run(family: str, settings: dict) -> dict:
 def table(rows: list[dict]) -> str:
     """The rows as markdown."""
     lines = [
-        "| family | logits off / allowed | largest exponent | above a bound |"
+        "| family | mode | logits off / allowed | largest exponent | above a bound |"
         " T1 / measured, bf16 | fp16 |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         spans = {
@@ -90,6 +162,7 @@ def table(rows: list[dict]) -> str:
         exponent = row["exponent_max"]
         cells = [
             row["family"],
+            row["mode"] + (", emulated" if row["measured_by"] == "emulation" else ""),
             f"{row['logits_off']:.1e} / {row['tolerance']:.1e}",
             "none" if exponent is None else f"{exponent:.2g}",
             f"{above} of {row['elements']:,}",
@@ -106,12 +179,12 @@ def main() -> None:
 
     from tests.families.configurations import CONFIGURATIONS
 
-    chosen = sys.argv[1:] or list(CONFIGURATIONS)
+    chosen = sys.argv[1:] or [*CONFIGURATIONS, *OTHERS]
     rows = []
     for family in chosen:
-        settings = next(iter(CONFIGURATIONS[family].values()))
-        rows.append(run(family, settings))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        for mode in MODES:
+            rows.append(run(family, mode))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     environment = rows[0]["environment"] | {"transformers": transformers.__version__}
     for row in rows:
         row.pop("environment")

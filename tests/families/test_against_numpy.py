@@ -145,14 +145,21 @@ def save(folder, weights, config):
     return folder
 
 
+def exact_logits(weights, config, forward, tokens=TOKENS):
+    """NumPy's logits, and what fp64 may put between them and others."""
+    exact = {name: value.astype(np.float64) for name, value in weights.items()}
+    run = lambda w, tokens: forward(w, config, tokens)
+    theirs = run(exact, tokens)
+    longest = max(shape.shape[-1] for shape in weights.values() if shape.ndim > 1)
+    roundings = 16 + longest + 2 * len(tokens)
+    return theirs, condition(run, exact, tokens) * gamma(roundings, U64)
+
+
 def agree(folder, weights, config, forward):
     """Our logits, NumPy's, and what fp64 may put between them."""
     exact = {name: value.astype(np.float64) for name, value in weights.items()}
     run = lambda w, tokens: forward(w, config, tokens)
-    theirs = run(exact, TOKENS)
-    longest = max(shape.shape[-1] for shape in weights.values() if shape.ndim > 1)
-    roundings = 16 + longest + 2 * len(TOKENS)
-    allowed = condition(run, exact, TOKENS) * gamma(roundings, U64)
+    theirs, allowed = exact_logits(weights, config, forward)
     assert allowed < 1e-9 * np.abs(theirs).max()
     ours = np.asarray(lyapunov.load(save(folder, weights, config)).logits(TOKENS))
     assert_within(ours, theirs, allowed)
