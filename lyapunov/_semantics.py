@@ -30,6 +30,7 @@ _PASSED_OVER = {
     ),
     ("falcon_mamba", "transformers"): (("dt_proj", "conv1d"), ("x_proj", "out_proj")),
     ("jamba", "transformers"): (("dt_proj", "conv1d"), ()),
+    ("zamba", "transformers"): (("conv1d",), ()),
     ("mamba2", "mamba_ssm"): (("conv1d",), ("out_proj",)),
 } | {
     (family, "transformers"): (("conv1d",), ("out_proj",))

@@ -173,6 +173,8 @@ def test_falcon_mamba_trains_another_function():
         ("bamba", None, ["model.layers.0.self_attn.out_proj"], None),
         ("jamba", None, ["x_proj", "out_proj"], None),
         ("jamba", None, ["dt_proj"], "dt_proj on every path"),
+        ("zamba", None, ["conv1d"], "conv1d on every path"),
+        ("zamba", None, ["out_proj", "in_proj"], None),
         ("llama", None, ["out_proj", "dt_proj"], None),
     ],
 )

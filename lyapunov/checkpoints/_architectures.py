@@ -83,10 +83,11 @@ FAMILIES = {
         (
             "SISO and MIMO of any rank, groups, the norm before the gate or none",
             "the decay -softplus of mamba_ssm 2.3.2",
+            "prefill and decode of mamba_ssm's kernels, emulated",
         ),
         (
-            "bounds: how programs round it is not declared yet; --measure none finds"
-            " its exponents",
+            "a run on mamba_ssm's kernels themselves (--measure mamba_ssm)",
+            "prefill in fp32 with a rank above 1, and fp16-cast",
             "the decay with a heavy tail of mamba_ssm after 2.3.2, which no"
             " configuration names: another function",
         ),
