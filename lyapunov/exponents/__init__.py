@@ -11,6 +11,7 @@ from ._parallel import ParallelInTime
 from ._qr import QR
 from ._result import SpectrumResult
 from ._spectrum import Converged, lyapunov_spectrum, lyapunov_spectrum_of
+from ._structure import check_structure
 from ._suspicions import lost_dynamics
 from ._transient import (
     KreissConstant,
@@ -37,6 +38,7 @@ __all__ = [
     "System",
     "TangentGrowth",
     "TransientGrowth",
+    "check_structure",
     "covariant_lyapunov_vectors",
     "finite_time_exponents",
     "gather_exponents",

@@ -13,7 +13,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Exact, Weight
-from .base import AbstractDiagonalRecurrence, AbstractRecurrence
+from .base import (
+    AbstractDiagonalRecurrence,
+    AbstractTriangularRecurrence,
+    DecayAndDrive,
+    DiagonalRecurrence,
+)
 
 
 def update(at: AbstractArithmetic, state, dt, drive, B, A):
@@ -153,7 +158,7 @@ class StateAndWindow(NamedTuple):
     """Inputs of the convolution, the oldest first."""
 
 
-class Mamba1JointRecurrence(AbstractRecurrence):
+class Mamba1JointRecurrence(AbstractTriangularRecurrence):
     """SSM state and window of the convolution together, driven by in_proj's output.
 
     dt, u and B now depend on the window, which shifts by one token a step. The step
@@ -196,6 +201,22 @@ class Mamba1JointRecurrence(AbstractRecurrence):
             state=step(Exact(), state.state, dt, u, B, self.A),
             window=jnp.concatenate([state.window[1:], inputs[None]]),
         )
+
+    @property
+    def blocks(self):
+        """The SSM state, and each token of the window, replaced by the next."""
+        taps = self.conv_weight.shape[1] - 1
+        return Mamba1Recurrence(self.A), *[DiagonalRecurrence()] * taps
+
+    def parts(self, state: StateAndWindow):
+        """The SSM state and the window's tokens."""
+        return state.state, *state.window
+
+    def block_inputs(self, state: StateAndWindow, inputs: Float[Array, " d_inner"]):
+        """dt, u and B of the SSM; for the window, decays of 0."""
+        after = [*state.window[1:], inputs][: len(state.window)]
+        gone = [DecayAndDrive(jnp.full_like(x, -jnp.inf), x) for x in after]
+        return self.inputs(state.window, inputs), *gone
 
     def step_jacobian(self, state: StateAndWindow, inputs: Float[Array, " d_inner"]):
         """[[diag(exp(dt A)), d h'/d window], [0, shift]]."""

@@ -1,0 +1,96 @@
+"""Whether a recurrence is what it declares."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ..recurrences.base import (
+    AbstractDiagonalRecurrence,
+    AbstractRecurrence,
+    AbstractScalarRecurrence,
+    AbstractTriangularRecurrence,
+)
+from ._methods import System
+
+
+def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> None:
+    """Compare what a recurrence declares with its step, differentiated, at one token.
+
+    A declared structure is believed: exponents of a step that is not what it declares
+    are wrong numbers. Costs d tangents.
+
+    **Arguments:**
+
+    - `state`: with generic entries; couplings may vanish at 0.
+    - `inputs`: of this one token.
+
+    **Raises:** `ValueError` where an entry differs by more than rounding: 64 d units
+    in the last place of the largest entry, which leaves the step 64 roundings an
+    entry. For a block-triangular recurrence also where its parts do not make up the
+    state, or both triangles hold entries.
+    """
+    system = System.of(recurrence, state)
+    d = system.state.size
+    dense = np.asarray(jax.jacfwd(lambda x: system.step(x, inputs))(system.state))
+    off = 64 * d * np.finfo(dense.dtype).eps * max(np.abs(dense).max(initial=0), 1e-300)
+    _compare(recurrence.step_jacobian(state, inputs), dense, off, "step_jacobian")
+    if isinstance(recurrence, AbstractDiagonalRecurrence):
+        diagonal = jnp.exp(recurrence.log_decay(inputs)).ravel()
+        if diagonal.shape != (d,):
+            raise ValueError(
+                f"log_decay has {diagonal.size} entries and the state has {d}"
+            )
+        # exponents know the size of a decay alone
+        _compare(jnp.diag(diagonal), np.abs(dense), off, "log_decay")
+    if isinstance(recurrence, AbstractScalarRecurrence):
+        heads = jnp.exp(recurrence.head_log_decay(inputs))
+        repeated = np.repeat(np.asarray(heads), d // heads.size)
+        _compare(np.diag(repeated), np.abs(dense), off, "head_log_decay")
+    if isinstance(recurrence, AbstractTriangularRecurrence):
+        _check_blocks(recurrence, state, inputs, dense, off)
+
+
+def _check_blocks(recurrence, state, inputs, dense, off):
+    """The parts make up the state, one triangle is 0, blocks are recurrences'."""
+    parts = recurrence.parts(state)
+    flat = [ravel_pytree(part)[0] for part in parts]
+    whole = ravel_pytree(state)[0]
+    if not np.array_equal(np.concatenate(flat), whole):
+        raise ValueError(
+            f"parts have {[len(part) for part in flat]} entries and are not the "
+            f"state's {whole.size} in their order"
+        )
+    ends = np.cumsum([len(part) for part in flat])
+    owner = np.searchsorted(ends, np.arange(len(dense)), side="right")
+    below = np.abs(dense[owner[:, None] > owner]).max(initial=0)
+    above = np.abs(dense[owner[:, None] < owner]).max(initial=0)
+    if min(below, above) > off:
+        raise ValueError(
+            "the step Jacobian is not block triangular: between parts, entries reach "
+            f"{below:.3g} below the diagonal blocks and {above:.3g} above"
+        )
+    given = recurrence.block_inputs(state, inputs)
+    blocks = zip(recurrence.blocks, parts, given, strict=True)
+    for number, (block, part, own) in enumerate(blocks):
+        mine = owner == number
+        wanted = dense[np.ix_(mine, mine)]
+        _compare(block.step_jacobian(part, own), wanted, off, f"block {number}")
+        check_structure(block, part, own)
+
+
+def _compare(declared, dense, off: float, name: str) -> None:
+    declared = np.asarray(declared)
+    if declared.shape != dense.shape:
+        raise ValueError(
+            f"{name} has shape {declared.shape} and the step's Jacobian {dense.shape}"
+        )
+    gap = np.abs(declared - dense)
+    if not gap.max(initial=0) <= off:
+        row, column = np.unravel_index(np.argmax(gap), gap.shape)
+        raise ValueError(
+            f"{name} is {declared[row, column]:.6g} at entry ({row}, {column}) and the "
+            f"step's derivative is {dense[row, column]:.6g}"
+        )
