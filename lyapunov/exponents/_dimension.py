@@ -17,8 +17,9 @@ def kaplan_yorke_dimension(exponents: Float[Array | np.ndarray, " k"]) -> float:
 
     **Arguments:**
 
-    - `exponents`: in any order and unit; -inf is allowed. All of them, or so many of
-      the largest that their sum is negative.
+    - `exponents`: one a coordinate (`SpectrumResult.repeated`), in any order and unit;
+      -inf is allowed. All of them, or so many of the largest that they add up to less
+      than 0.
 
     **Raises:** `ValueError` for none, a NaN or +inf.
 

@@ -19,8 +19,8 @@ from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
 class FiniteTimeExponents(eqx.Module):
     """Growth rates over windows of tokens, in nats per token.
 
-    Column j belongs to the j-th exponent of the whole trajectory, so that means over
-    windows, weighted by their tokens, are the exponents.
+    Column j belongs to the j-th exponent of the whole trajectory, one a coordinate, so
+    that means over windows, weighted by their tokens, are the exponents.
     """
 
     exponents: Float[Array, "windows k"]

@@ -9,6 +9,17 @@ from .base import (
     DiagonalRecurrence,
     GivenJacobians,
 )
+from .cells import (
+    GRU,
+    LSTM,
+    MLSTM,
+    RWKV4,
+    RWKV6,
+    SLSTM,
+    CellNormaliserHidden,
+    HiddenAndCell,
+    LinearAttention,
+)
 from .mamba1 import (
     Mamba1Inputs,
     Mamba1JointRecurrence,
@@ -25,13 +36,22 @@ from .mamba3 import (
 
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "MLSTM",
+    "RWKV4",
+    "RWKV6",
+    "SLSTM",
     "AbstractDiagonalRecurrence",
     "AbstractRecurrence",
     "AbstractScalarRecurrence",
     "AbstractTriangularRecurrence",
+    "CellNormaliserHidden",
     "DecayAndDrive",
     "DiagonalRecurrence",
     "GivenJacobians",
+    "HiddenAndCell",
+    "LinearAttention",
     "Mamba1Inputs",
     "Mamba1JointRecurrence",
     "Mamba1Recurrence",

@@ -24,7 +24,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .base import AbstractDiagonalRecurrence, AbstractRecurrence
+from .base import (
+    AbstractDiagonalRecurrence,
+    AbstractRecurrence,
+    AbstractScalarRecurrence,
+)
 
 
 class HiddenAndCell(NamedTuple):
@@ -201,7 +205,7 @@ class SLSTM(AbstractRecurrence):
         return jnp.exp(i), jax.nn.sigmoid(f), jnp.tanh(z), jax.nn.sigmoid(o)
 
 
-class LinearAttention(AbstractDiagonalRecurrence):
+class LinearAttention(AbstractScalarRecurrence):
     """S' = S + phi(k) (v, 1)^T, phi = elu + 1: a sum that forgets nothing.
 
     The Jacobian is the identity, and all exponents are 0: a perturbation of the state
@@ -234,8 +238,12 @@ class LinearAttention(AbstractDiagonalRecurrence):
         """0."""
         return jnp.zeros_like(self.start())
 
+    def head_log_decay(self, inputs: Float[Array, " d_model"]):
+        """0."""
+        return jnp.zeros(len(self.key))
 
-class MLSTM(AbstractDiagonalRecurrence):
+
+class MLSTM(AbstractScalarRecurrence):
     """xLSTM's matrix cell: C' = f C + i (v, 1) k^T, one scalar decay f a head.
 
     f = sigmoid(.), i = exp(.); keys are divided by sqrt(d_key). The last row is the
@@ -254,8 +262,9 @@ class MLSTM(AbstractDiagonalRecurrence):
     def drawn(cls, key: PRNGKeyArray, d_model: int, heads: int, d_head: int) -> "MLSTM":
         """Uniform up to 1 / sqrt(d_model), forget gates' biases from 3 to 6."""
         shapes = (heads, d_head, d_model), (heads, d_head, d_model), (2, heads, d_model)
-        drawn = _uniform(key, shapes, d_model)
-        return cls(*drawn, jnp.stack([jnp.zeros(heads), jnp.linspace(3, 6, heads)]))
+        k, v, gates = _uniform(key, shapes, d_model)
+        bias = jnp.stack([jnp.zeros(heads), jnp.linspace(3, 6, heads)])
+        return cls(k, v, gates, bias)
 
     def start(self) -> Float[Array, "heads d_value+1 d_key"]:
         """Zeros."""
@@ -271,8 +280,12 @@ class MLSTM(AbstractDiagonalRecurrence):
 
     def log_decay(self, inputs: Float[Array, " d_model"]):
         """log f, the same for all coordinates of a head."""
-        log_f = jax.nn.log_sigmoid(self.gates[1] @ inputs + self.bias[1])
+        log_f = self.head_log_decay(inputs)
         return jnp.broadcast_to(log_f[:, None, None], self.start().shape)
+
+    def head_log_decay(self, inputs: Float[Array, " d_model"]):
+        """log f, one a head."""
+        return jax.nn.log_sigmoid(self.gates[1] @ inputs + self.bias[1])
 
 
 class RWKV4(AbstractDiagonalRecurrence):
@@ -291,8 +304,8 @@ class RWKV4(AbstractDiagonalRecurrence):
     @classmethod
     def drawn(cls, key: PRNGKeyArray, d_model: int, width: int) -> "RWKV4":
         """Uniform up to 1 / sqrt(d_model), log w from -5 to 3 as in a first layer."""
-        keys = _uniform(key, ((width, d_model),) * 2, d_model)
-        return cls(*keys, -5 + 8 * jnp.linspace(0, 1, width) ** 0.7)
+        k, v = _uniform(key, ((width, d_model),) * 2, d_model)
+        return cls(k, v, -5 + 8 * jnp.linspace(0, 1, width) ** 0.7)
 
     def start(self) -> Float[Array, "2 width"]:
         """Zeros."""
@@ -325,9 +338,9 @@ class RWKV6(AbstractDiagonalRecurrence):
     @classmethod
     def drawn(cls, key: PRNGKeyArray, d_model: int, heads: int, d_head: int) -> "RWKV6":
         """Uniform up to 1 / sqrt(d_model), d from -6 to -1."""
-        drawn = _uniform(key, ((heads, d_head, d_model),) * 3, d_model)
+        k, v, decay = _uniform(key, ((heads, d_head, d_model),) * 3, d_model)
         bias = jnp.linspace(-6, -1, heads * d_head).reshape(heads, d_head)
-        return cls(*drawn, bias)
+        return cls(k, v, decay, bias)
 
     def start(self) -> Float[Array, "heads d_key d_value"]:
         """Zeros."""
