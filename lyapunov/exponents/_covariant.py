@@ -1,7 +1,7 @@
 """Covariant Lyapunov vectors: the directions that grow at each exponent's own rate."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,7 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..recurrences.base import AbstractRecurrence
-from ._local import check_count, first_frame, flattened, frames_along
+from ._local import check_count, system_along
+from ._methods import System
 
 
 SMALLEST_QUOTIENT = 1e-290
@@ -84,22 +85,20 @@ def covariant_lyapunov_vectors(
 
     ??? cite "Ginelli et al. (2007), Phys. Rev. Lett. 99, 130601"
     """
-    flat, one, n_tokens, inputs = flattened(step, state, inputs)
-    k = flat.size if k is None else k
-    check_count(k, flat.size)
+    system, n_tokens, inputs = system_along(step, state, inputs)
+    d = system.state.size
+    k = d if k is None else k
+    check_count(k, d)
     if transient < 0 or n_tokens <= 2 * transient:
         raise ValueError(
             f"transient is {transient} and there are {n_tokens} tokens; it is needed "
             "twice, and a token between"
         )
-    # a full start along the axes may stay on them: a random one turns
     key = jax.random.key(0) if key is None else key
     start, coefficients = jax.random.split(key)
-    if k == flat.size:
-        frame = jnp.linalg.qr(jax.random.normal(start, (k, k), jnp.float64))[0]
-    else:
-        frame = first_frame(flat.size, k, start)
-    found = frames_along(one, flat, inputs, n_tokens, frame)
+    # even all d of them at random: those along the axes might stay there
+    frame = jnp.linalg.qr(jax.random.normal(start, (d, k), jnp.float64))[0]
+    found = frames_along(system, inputs, n_tokens, frame)
     # vectors that have not turned yet may meet by chance; what stays is a property
     singular = found.singular | _out_of_range(found.triangles)
     singular = singular.at[0].set(False) if transient else singular
@@ -110,11 +109,47 @@ def covariant_lyapunov_vectors(
     last = last + jnp.eye(k) * jnp.where(jnp.diagonal(last) < 0, -1.0, 1.0)
     before, growth = backward(triangles, last)
     frames = jnp.concatenate([frame[None], found.frames])
-    states = jnp.concatenate([flat[None], found.states])
+    states = jnp.concatenate([system.state[None], found.states])
     vectors = jnp.einsum("ndk,nkj->ndj", frames, before)
     kept = slice(transient, n_tokens - transient)
     ends = slice(transient, n_tokens - transient + 1)
     return CovariantVectors(vectors[ends], states[ends], growth[kept], transient)
+
+
+class Frames(NamedTuple):
+    """Orthonormal frames along a trajectory: J_n Q_{n-1} = Q_n R_n."""
+
+    states: Float[Array, "tokens d"]
+    """After each token."""
+    frames: Float[Array, "tokens d k"]
+    """Q_n, after each token."""
+    triangles: Float[Array, "tokens k k"]
+    """R_n, upper triangular with a diagonal of at least 0."""
+    singular: Bool[Array, " tokens"]
+    """Steps that send a vector to within rounding of those before it."""
+
+
+@eqx.filter_jit
+def frames_along(system: System, inputs, n_tokens: int, frame) -> Frames:
+    """The frames after each token, all kept."""
+
+    def advance(carry, u):
+        state, frame = carry
+        state, push = jax.linearize(lambda x: system.step(x, u), state)
+        pushed = jax.vmap(push, 1, 1)(frame)
+        # each vector scaled by itself: the squares of tiny ones would vanish
+        scale = jnp.max(jnp.abs(pushed), axis=0)
+        pushed = pushed / jnp.where(scale > 0, scale, 1)
+        frame, triangle = jnp.linalg.qr(pushed)
+        sign = jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)
+        frame, triangle = frame * sign, sign[:, None] * triangle
+        size = jnp.linalg.norm(pushed, axis=0)
+        limit = 8 * len(frame) * jnp.finfo(frame.dtype).eps * size
+        singular = jnp.any(jnp.diagonal(triangle) <= limit)
+        return (state, frame), (state, frame, triangle * scale, singular)
+
+    _, found = jax.lax.scan(advance, (system.state, frame), inputs, n_tokens)
+    return Frames(*found)
 
 
 def _out_of_range(triangles) -> Bool[Array, " tokens"]:

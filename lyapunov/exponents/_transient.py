@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
-from ._local import flattened
+from ._local import system_along
 
 
 class TransientGrowth(eqx.Module):
@@ -63,12 +63,12 @@ def transient_growth(
 
     **Raises:** `ValueError` for a state that is not float64, or no tokens.
     """
-    flat, one, n_tokens, inputs = flattened(step, state, inputs)
+    system, n_tokens, inputs = system_along(step, state, inputs)
     starts = n_tokens if from_every_token else 1
     if isinstance(step, AbstractDiagonalRecurrence):
         logs = jax.vmap(step.log_decay)(inputs).reshape(n_tokens, -1)
         return TransientGrowth(_diagonal_log_norms(logs, starts))
-    return TransientGrowth(_dense_log_norms(one, flat, inputs, n_tokens, starts))
+    return TransientGrowth(_dense_log_norms(system, inputs, n_tokens, starts))
 
 
 @eqx.filter_jit
@@ -87,14 +87,14 @@ def _diagonal_log_norms(logs, starts: int):
 
 
 @eqx.filter_jit
-def _dense_log_norms(step, state, inputs, n_tokens: int, starts: int):
+def _dense_log_norms(system, inputs, n_tokens: int, starts: int):
     """Norms of scaled products, one from each start."""
-    d = state.size
+    d = system.state.size
 
     def advance(carry, numbered):
         state, products, logs = carry
         token, u = numbered
-        state, push = jax.linearize(lambda x: step(x, u), state)
+        state, push = jax.linearize(lambda x: system.step(x, u), state)
         J = jax.vmap(push, 1, 1)(jnp.eye(d))
         begun = jnp.arange(starts) <= token
         J, scale = _scaled(J)
@@ -106,7 +106,7 @@ def _dense_log_norms(step, state, inputs, n_tokens: int, starts: int):
 
     start = jnp.broadcast_to(jnp.eye(d), (starts, d, d))
     numbered = (jnp.arange(n_tokens), inputs)
-    carry = (state, start, jnp.zeros(starts))
+    carry = (system.state, start, jnp.zeros(starts))
     return jax.lax.scan(advance, carry, numbered, n_tokens)[1].T
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lyapunov.exponents import covariant_lyapunov_vectors
-from lyapunov.exponents._covariant import backward
-from lyapunov.exponents._local import frames_along
+from lyapunov.exponents._covariant import backward, frames_along
+from lyapunov.exponents._methods import System
 
 from .tolerance import tolerance
 
@@ -87,7 +87,7 @@ def test_on_a_dense_driven_system_each_vector_is_sent_to_the_next():
 def test_triangles_shifted_by_one_token_are_caught():
     """Assert that R_i in place of R_{i+1} breaks covariance, and on most tokens."""
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (2, 2)))[0]
-    frames = frames_along(henon, jnp.array([0.1, 0.1]), None, 500, start)
+    frames = frames_along(System.of(henon, jnp.array([0.1, 0.1])), None, 500, start)
     last = jnp.array([[1.0, 0.4], [0.0, 1.0]])
     every = np.concatenate([np.asarray(start)[None], np.asarray(frames.frames)])
     states = np.concatenate([[[0.1, 0.1]], np.asarray(frames.states)])
@@ -102,7 +102,9 @@ def test_triangles_shifted_by_one_token_are_caught():
 def test_growth_is_that_of_the_frames_but_for_the_ends():
     """Assert sum log g = sum log r + log a(start) - log a(end), an identity."""
     start = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (5, 5)))[0]
-    frames = frames_along(linear, jnp.ones(5), jnp.asarray(driven()), 300, start)
+    frames = frames_along(
+        System.of(linear, jnp.ones(5)), jnp.asarray(driven()), 300, start
+    )
     before, growth = backward(frames.triangles, jnp.triu(jnp.ones((5, 5))))
     diagonal = np.diagonal(np.asarray(frames.triangles), axis1=1, axis2=2)
     ends = np.log(np.diagonal(np.asarray(before)[[0, -1]], axis1=1, axis2=2))

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from lyapunov.exponents import QR, finite_time_exponents, lyapunov_spectrum
-from lyapunov.recurrences import DecayAndDrive, DiagonalRecurrence
+from lyapunov.recurrences import (
+    DecayAndDrive,
+    DiagonalRecurrence,
+    Mamba2Inputs,
+    Mamba2Recurrence,
+)
 
 from .tolerance import tolerance
 
@@ -74,9 +79,14 @@ def test_local_exponents_of_a_diagonal_recurrence_are_its_log_decays():
     order = np.argsort(-log_decay.mean(axis=0))
     np.testing.assert_array_equal(found.exponents, log_decay[:, order])
     plain = finite_time_exponents(DiagonalRecurrence().step, jnp.zeros(4), inputs)
-    np.testing.assert_allclose(plain.exponents, found.exponents, atol=tolerance(40))
-    # the zero decay is -inf in its own window alone
-    assert np.isneginf(plain.exponents).sum() == 1
+    # the zero decay is -inf in its own window, and leaves the other columns alone
+    assert np.isneginf(found.exponents).sum() == 1
+    np.testing.assert_allclose(
+        plain.exponents[:12], found.exponents[:12], rtol=0, atol=tolerance(40)
+    )
+    np.testing.assert_allclose(
+        plain.exponents[12:, :3], found.exponents[12:, :3], rtol=0, atol=tolerance(40)
+    )
 
 
 def test_leading_vectors_start_where_the_spectrum_starts():
@@ -86,6 +96,37 @@ def test_leading_vectors_start_where_the_spectrum_starts():
     wanted = lyapunov_spectrum(linear, jnp.ones(5), Js, k=2, key=key, method=QR())
     error = 1e3 * tolerance(40)
     np.testing.assert_allclose(found.mean, wanted.exponents, rtol=0, atol=error)
+
+
+def test_one_decay_a_head_is_one_column():
+    """Assert Mamba-2's dt A by token, with the coordinates that share them."""
+    rng = np.random.default_rng(5)
+    dt = rng.exponential(size=(10, 3))
+    A = -np.array([1.0, 0.2, 3.0])
+    inputs = Mamba2Inputs(jnp.asarray(dt), jnp.ones((10, 3, 2)), jnp.ones((10, 1, 4)))
+    recurrence, state = Mamba2Recurrence(jnp.asarray(A)), jnp.zeros((3, 2, 4))
+    found = finite_time_exponents(recurrence, state, inputs)
+    wanted = dt * A
+    order = np.argsort(-wanted.sum(axis=0))
+    np.testing.assert_array_equal(found.exponents, wanted[:, order])
+    assert np.asarray(found.multiplicity).tolist() == [8, 8, 8]
+    spectrum = lyapunov_spectrum(recurrence, state, inputs)
+    np.testing.assert_allclose(
+        found.mean, spectrum.exponents, rtol=0, atol=tolerance(20, 30)
+    )
+
+
+def test_windows_are_whole_blocks():
+    """Assert windows of blocks of 4, and that others are refused."""
+    Js = jnp.asarray(matrices())
+    blocks = finite_time_exponents(
+        linear, jnp.ones(5), Js, window=8, method=QR(block=4)
+    )
+    plain = finite_time_exponents(linear, jnp.ones(5), Js, window=8)
+    # four products of random 5 x 5 matrices: condition numbers to the fourth
+    np.testing.assert_allclose(blocks.exponents, plain.exponents, atol=1e-7)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        finite_time_exponents(linear, jnp.ones(5), Js, window=6, method=QR(block=4))
 
 
 def test_autonomous_growth_varies_where_its_mean_does_not():
