@@ -180,7 +180,10 @@ def _until_they_meet(through, starts, tokens, length: int):
 
     def apart(carry):
         rounds, starts, ends, _ = carry
-        gap = jnp.max(jnp.abs(ends[:-1] - starts[1:]), initial=0)
+        then, now = ends[:-1], starts[1:]
+        # -v grows as v does, and its sign is never forgotten
+        sign = jnp.where(jnp.sum(then * now, axis=1, keepdims=True) < 0, -1.0, 1.0)
+        gap = jnp.max(jnp.abs(then - sign * now), initial=0)
         return (gap > near) & (rounds < blocks)
 
     ends, growth = jax.vmap(through)(starts, tokens)
