@@ -151,9 +151,10 @@ class ByBlocks(AbstractMethod):
     """The exponents of the diagonal blocks together, for a block-triangular recurrence.
 
     The eigenvalues of a block-triangular product are those of its diagonal blocks at
-    every length, and so are the growth rates that QR from the identity finds. The
-    singular values are not; rates agree in the limit where the couplings are bounded
-    and the blocks' exponents exist as limits.
+    every length. So are the growth rates that QR from the identity finds where parts
+    stand before those that they depend on. In another order, from another start, or
+    as singular values, rates agree in the limit, where the couplings are bounded and
+    the blocks' exponents exist as limits.
 
     **Arguments:**
 
