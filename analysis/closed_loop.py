@@ -305,9 +305,9 @@ def table(result: dict) -> str:
         f"{settings['horizon']} tokens generated, the same random numbers for both; "
         "temperature 0 is argmax.",
         "Forced: the same damage under the same tokens, relative distance at the end:",
-        "it fades. In the loop it fades as well until a token changes, which only damage",
-        "that moves logits by as much as they differ can do; from then on the two are as",
-        "far apart as any two texts.",
+        "it fades. In the loop it fades as well until a token changes, which takes",
+        "damage that moves logits by as much as they differ; from then on the two are",
+        "as far apart as any two texts.",
         "",
         "| temperature | eps | pairs that part | at token (median) "
         "| tokens that differ after | distance after | forced |",
@@ -340,9 +340,9 @@ def chaotic(soft: list[dict]) -> str:
     shown = ", ".join(f"{t:g}" for t in sure)
     return (
         f"At temperatures {shown} it is above 0 by more than three standard\n"
-        "errors for every prompt: two soft loops part, however near they start. At the\n"
-        "lowest the map is nearly constant in pieces, and growth depends on rare steps;\n"
-        "at the highest every prompt ends at a fixed point."
+        "errors for every prompt: two soft loops part, however near they start. At\n"
+        "the lowest the map is nearly constant in pieces, and growth depends on rare\n"
+        "steps; at the highest every prompt ends at a fixed point."
     )
 
 
