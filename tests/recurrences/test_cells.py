@@ -1,5 +1,6 @@
 """Cells against torch and NumPy written apart: values, Jacobians, exponents."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,13 +31,17 @@ def made(name, seed=0):
     return cell, tokens
 
 
+@eqx.filter_jit
 def run(cell, tokens):
     """All states, the start first, flat."""
-    state, states = cell.start(), []
-    for x in (None, *tokens):
-        state = state if x is None else cell.step(state, jnp.asarray(x))
-        states.append(np.asarray(ravel_pytree(state)[0]))
-    return np.stack(states)
+
+    def advance(state, x):
+        after = cell.step(state, x)
+        return after, ravel_pytree(after)[0]
+
+    start = cell.start()
+    _, states = jax.lax.scan(advance, start, jnp.asarray(tokens))
+    return jnp.concatenate([ravel_pytree(start)[0][None], states])
 
 
 def sigmoid(x):
@@ -52,12 +57,14 @@ def amplified(jacobians):
     return worst
 
 
+@eqx.filter_jit
 def step_jacobians(cell, tokens):
-    state, found = cell.start(), []
-    for x in jnp.asarray(tokens):
-        found.append(np.asarray(cell.step_jacobian(state, x)))
-        state = cell.step(state, x)
-    return found
+    """Closed forms along the trajectory."""
+
+    def advance(state, x):
+        return cell.step(state, x), cell.step_jacobian(state, x)
+
+    return jax.lax.scan(advance, cell.start(), jnp.asarray(tokens))[1]
 
 
 # a matrix-vector product with d_model + width terms, gates and products
@@ -108,19 +115,17 @@ def test_values_and_jacobians_are_torchs(name):
 def test_step_jacobians_are_derivatives_of_the_steps(name):
     """Assert closed forms against forward differentiation at every token."""
     cell, tokens = made(name, 1)
-    state = cell.start()
-    flat, unravel = ravel_pytree(state)
+    _, unravel = ravel_pytree(cell.start())
 
     @jax.jit
+    @jax.vmap
     def derivative(flat, x):
-        step = lambda f: ravel_pytree(cell.step(unravel(f), x))[0]
-        return step(flat), jax.jacfwd(step)(flat)
+        return jax.jacfwd(lambda f: ravel_pytree(cell.step(unravel(f), x))[0])(flat)
 
-    for x in jnp.asarray(tokens):
-        closed = cell.step_jacobian(unravel(flat), x)
-        flat, wanted = derivative(flat, x)
-        size = float(jnp.max(jnp.abs(wanted)))
-        assert_within(closed, wanted, size * gamma(4 * OPERATIONS, UNIT), name)
+    wanted = derivative(run(cell, tokens)[:-1], jnp.asarray(tokens))
+    size = np.abs(wanted).max(axis=(1, 2), keepdims=True)
+    error = size * gamma(4 * OPERATIONS, UNIT)
+    assert_within(step_jacobians(cell, tokens), wanted, error, name)
 
 
 def test_slstm_is_the_papers_stabilised_cell():
@@ -128,7 +133,7 @@ def test_slstm_is_the_papers_stabilised_cell():
     cell, tokens = made("SLSTM", 2)
     W, R, b = (np.asarray(w) for w in (cell.from_token, cell.from_hidden, cell.bias))
     m = np.full(WIDTH, -np.inf)
-    states = run(cell, tokens).reshape(TOKENS + 1, 3, WIDTH)
+    states = np.asarray(run(cell, tokens)).reshape(TOKENS + 1, 3, WIDTH)
     for t, x in enumerate(tokens):
         c, n, h = states[t]
         before = W @ x + R @ h + b
@@ -157,7 +162,9 @@ def test_mlstm_is_the_papers_stabilised_cell():
     C, n = np.zeros((HEADS, D_HEAD, D_HEAD)), np.zeros((HEADS, D_HEAD))
     m = np.full(HEADS, -np.inf)
     query = np.abs(np.random.default_rng(0).normal(size=(HEADS, D_HEAD)))
-    states = run(cell, tokens).reshape(TOKENS + 1, HEADS, D_HEAD + 1, D_HEAD)
+    states = np.asarray(run(cell, tokens)).reshape(
+        TOKENS + 1, HEADS, D_HEAD + 1, D_HEAD
+    )
     for t, x in enumerate(tokens):
         i, f = G @ x + b
         log_f = np.log(sigmoid(f))
