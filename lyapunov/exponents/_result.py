@@ -75,7 +75,7 @@ class SpectrumResult(eqx.Module):
         `ErrorBars.reasons` says why.
         """
         method = BatchMeans() if method is None else method
-        return method(Windows(self.growth, self.used, self.width))
+        return _bars(method, Windows(self.growth, self.used, self.width))
 
     @property
     def stderr(self) -> Float[Array, " k"]:
@@ -129,3 +129,8 @@ class SpectrumResult(eqx.Module):
                 "unit": "nats per token",
             }
         )
+
+
+@eqx.filter_jit
+def _bars(method, windows):
+    return method(windows)

@@ -22,7 +22,7 @@ from ._result import SpectrumResult
 
 
 MOST_WINDOWS = 1024
-WINDOWS_A_CHECK = 16
+WINDOWS_A_CHECK = 64
 
 
 class Converged(eqx.Module):
