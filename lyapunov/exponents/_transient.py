@@ -121,7 +121,8 @@ class KreissConstant(NamedTuple):
 
     value: float
     """The largest found; inf where powers are not bounded. Where the supremum is a
-    limit at the unit circle, below it by a relative 1e-7 or so."""
+    limit at the unit circle, below it by a relative 1e-7 or so; where fp64 cannot
+    follow, `lower`."""
     lower: float
     """A certified lower bound, from exact arithmetic at `z`."""
     z: complex
@@ -138,7 +139,7 @@ OUTERMOST = 16
 """Eigenvalues whose angles are on the grid as well."""
 PEAKS = 4
 """Best points of the grid that are refined."""
-SMALLEST_STEP = 1e-9
+SMALLEST_STEP = 1e-8
 """Of the search in log(|z| - 1) and angle: values are flat to its square there."""
 SOLVES = 3
 """One in fp64 and its refinements."""
