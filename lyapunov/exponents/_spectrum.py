@@ -21,7 +21,8 @@ from ._methods import AbstractMethod, System, method_for
 from ._result import SpectrumResult
 
 
-MOST_WINDOWS = 1024
+# Error bars want a few hundred windows; many exponents would make many numbers of more.
+MOST_WINDOWS, LEAST_WINDOWS, MOST_NUMBERS = 1024, 256, 2**18
 WINDOWS_A_CHECK = 64
 
 
@@ -212,7 +213,8 @@ def _run(method, system, inputs, k, key, transient, n_tokens, until):
         inputs = jax.tree.map(lambda x: x[transient:], inputs)
     multiplicity = jnp.asarray(method.multiplicity(system))
     if until is None:
-        width = -(-n_tokens // (MOST_WINDOWS * method.grain)) * method.grain
+        windows = min(MOST_WINDOWS, max(LEAST_WINDOWS, MOST_NUMBERS // k))
+        width = -(-n_tokens // (windows * method.grain)) * method.grain
         _, growth = method.advance(system, carry, inputs, n_tokens, width)
         used, converged = jnp.asarray(n_tokens), None
     else:
@@ -224,7 +226,7 @@ def _run(method, system, inputs, k, key, transient, n_tokens, until):
     total = growth.sum(axis=0)
     order = jnp.argsort(total, descending=True)[:k]
     growth = growth[:, order]
-    exponents = jnp.cumsum(growth, axis=0)[-1] / used.astype(growth.dtype)
+    exponents = total[order] / used.astype(growth.dtype)
     if multiplicity.size == total.size:
         multiplicity = multiplicity[order]
     else:

@@ -56,7 +56,9 @@ def test_a_run_stops_when_its_bars_are_small_enough(method, matrices):
     np.testing.assert_allclose(found.exponents, alone.exponents, rtol=0, atol=atol)
     assert int(found.history_tokens[-1]) == found.n_tokens
     np.testing.assert_array_equal(np.unique(found.history_tokens), found.history_tokens)
-    np.testing.assert_array_equal(found.history[-1], found.exponents)
+    # one sum in two orders
+    last = found.history[-1]
+    np.testing.assert_allclose(last, found.exponents, rtol=tolerance(3000))
 
 
 def test_a_run_that_does_not_converge_uses_all_and_says_so():

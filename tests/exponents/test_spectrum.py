@@ -246,7 +246,9 @@ def test_history_ends_in_the_exponents_and_starts_at_the_first_tokens():
     log_decay = -np.random.default_rng(0).exponential(size=(150, 3))
     for method in (ClosedForm(), QR()):
         result = lyapunov_spectrum(*diagonal(log_decay), method=method)
-        np.testing.assert_array_equal(result.history[-1], result.exponents)
+        # one sum in two orders
+        last = result.history[-1]
+        np.testing.assert_allclose(last, result.exponents, rtol=tolerance(300))
         order = np.argsort(-log_decay.mean(axis=0))
         for token, row in zip(result.history_tokens, result.history, strict=True):
             wanted = log_decay[: int(token)].mean(axis=0)[order]
