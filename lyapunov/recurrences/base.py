@@ -8,7 +8,7 @@ declared with the step.
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,6 +23,10 @@ class AbstractRecurrence(eqx.Module):
     The state is an array or a pytree of arrays; its coordinates are numbered as
     `jax.flatten_util.ravel_pytree` lays them out.
     """
+
+    linear: ClassVar[bool] = False
+    """Whether the step Jacobian depends on the inputs alone: methods that can do
+    without the trajectory then don't compute it."""
 
     @abc.abstractmethod
     def step(self, state: Any, inputs: Any) -> Any:
@@ -111,6 +115,8 @@ class DiagonalRecurrence(AbstractDiagonalRecurrence):
 
 class GivenJacobians(AbstractRecurrence):
     """x_t = J_t x_{t-1} with the Jacobians as inputs: those of a model elsewhere."""
+
+    linear: ClassVar[bool] = True
 
     def step(self, state: Float[Array, " d"], inputs: Float[Array, "d d"]):
         """J x."""
