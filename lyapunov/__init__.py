@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from .exponents import (
         QR as QR,
         ClosedForm as ClosedForm,
+        Converged as Converged,
+        ParallelInTime as ParallelInTime,
         TangentGrowth as TangentGrowth,
         lyapunov_spectrum as lyapunov_spectrum,
+        lyapunov_spectrum_of as lyapunov_spectrum_of,
     )
     from .runners import trace as trace, write_dump as write_dump
 
@@ -50,10 +53,12 @@ __all__ = [
     "QR",
     "AuditReport",
     "ClosedForm",
+    "Converged",
     "Estimate",
     "HeadRecord",
     "LyapunovError",
     "Measured",
+    "ParallelInTime",
     "Report",
     "StabilityCallback",
     "SublayerRecord",
@@ -71,6 +76,7 @@ __all__ = [
     "from_torch",
     "load",
     "lyapunov_spectrum",
+    "lyapunov_spectrum_of",
     "models",
     "recurrences",
     "runners",
@@ -83,10 +89,12 @@ _HOMES = {
     "AuditReport": "._audit_results",
     "QR": ".exponents",
     "ClosedForm": ".exponents",
+    "Converged": ".exponents",
     "Estimate": "._results",
     "HeadRecord": "._trace",
     "LyapunovError": "._errors",
     "Measured": "._results",
+    "ParallelInTime": ".exponents",
     "Report": "._results",
     "StabilityCallback": "._trainer",
     "SublayerRecord": "._trace",
@@ -97,6 +105,7 @@ _HOMES = {
     "from_torch": "._from_torch",
     "load": "._load",
     "lyapunov_spectrum": ".exponents",
+    "lyapunov_spectrum_of": ".exponents",
     "trace": ".runners",
     "write_dump": ".runners",
 }
