@@ -50,8 +50,8 @@ class ParallelInTime(AbstractMethod):
     cores take 1 to 1.5 times as long as `QR()` for 2 or 3 entries, 3 to 4 times for
     16 to 64.
     Nonlinear steps may part by rounding from the trajectory that `QR()` takes, which
-    is compiled apart: of chaotic systems, long runs agree as two runs do. Gradients go
-    forward only (`jax.jvp`).
+    is compiled apart: of chaotic systems, long runs agree as two runs do. It cannot
+    be differentiated; `QR()` can.
 
     Instead of prefix products with selective resets (Heinsen and Kozachkov 2025),
     whose frames depend on where a reset falls.
@@ -128,7 +128,7 @@ class ParallelInTime(AbstractMethod):
 
         starts = jnp.broadcast_to(frame, (blocks, *frame.shape))
         growth, last = _until_they_meet(through, starts, tokens, length)
-        growth = growth.reshape(blocks * length, k)[:n_tokens]
+        growth = _undifferentiated(growth.reshape(blocks * length, k)[:n_tokens])
         return (end, last, jnp.ones_like(turned)), windows_of(growth, width)
 
     def notes(self, system, k):
@@ -150,6 +150,17 @@ class ParallelInTime(AbstractMethod):
         if isinstance(system.recurrence, AbstractTriangularRecurrence):
             return ByBlocks(self)
         return None
+
+
+@jax.custom_jvp
+def _undifferentiated(x):
+    """x; logarithms of the zeros of triangles have no derivatives."""
+    return x
+
+
+@_undifferentiated.defjvp
+def _refuse_tangents(primals, tangents):
+    raise ValueError("ParallelInTime() cannot be differentiated; use QR()")
 
 
 class _Passed(NamedTuple):

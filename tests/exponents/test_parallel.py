@@ -285,3 +285,17 @@ def test_a_block_of_nothing_is_refused():
     """Assert the words."""
     with pytest.raises(ValueError, match="block is 0"):
         ParallelInTime(block=0)
+
+
+def test_derivatives_are_refused_where_qr_has_them():
+    """Assert the words, and by QR the slope 2 / (2 a + 0.3) of the leading one."""
+
+    def leading(a, method):
+        jacobians = a * jnp.ones((12, 2, 2)) + 0.3 * jnp.eye(2)
+        return lyapunov_spectrum_of(jacobians, method=method).exponents[0]
+
+    for differentiate in (jax.grad, jax.jacfwd):
+        with pytest.raises(ValueError, match="cannot be differentiated"):
+            differentiate(leading)(0.7, ParallelInTime())
+    # the other direction's share in the start fades as (0.3 / 1.7)^(2 x 12)
+    assert float(jax.grad(leading)(0.7, QR())) == pytest.approx(2 / 1.7, abs=1e-12)
