@@ -31,7 +31,7 @@ NO_LIMITS = {
     "nemotron_h": {"time_step_min": 1e-30},
     "zamba2": {"time_step_min": 1e-30},
 }
-QUICK = ("mamba2", "llama", "falcon_h1", "jamba")
+QUICK = ("mamba2", "llama")
 # Attention and MLP as one sublayer, with no store watched between.
 LOOSEST_SHARED = 10_000
 
@@ -100,7 +100,8 @@ def test_no_element_exceeds_its_bound(family, precision):
         assert operations, place
 
 
-def test_a_limit_that_steps_ignore_is_seen(rng):
+@pytest.mark.slow
+def test_a_limit_that_steps_ignore_is_seen():
     """Assert violations in the mixer where dt is limited, and the finding."""
     model, tokens = loaded("nemotron_h", time_step_min=0.4)
     found = {
@@ -137,7 +138,14 @@ def state_in_bf16(right):
     return step
 
 
-@pytest.mark.parametrize("broken", [decayed_twice, forgetting, state_in_bf16])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(decayed_twice, marks=pytest.mark.slow),
+        pytest.param(forgetting, marks=pytest.mark.slow),
+        state_in_bf16,
+    ],
+)
 def test_a_broken_step_is_caught(monkeypatch, broken):
     """Assert it in fp16, where a state in bf16 shows."""
     module = importlib.import_module("transformers.models.mamba2.modeling_mamba2")
@@ -148,6 +156,7 @@ def test_a_broken_step_is_caught(monkeypatch, broken):
     assert any(first for *_, first in held(model, tokens, "fp16"))
 
 
+@pytest.mark.slow
 def test_a_cache_that_loses_a_token_is_caught(monkeypatch):
     """Assert that attention over all keys but the first is no longer within bounds."""
     from transformers import cache_utils
