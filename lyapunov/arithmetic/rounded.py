@@ -66,7 +66,8 @@ class Rounded(AbstractJaxArithmetic):
         """Round to the site's format."""
         if site not in self._sites:
             return x
-        return self._carry(round_to(jnp.asarray(x, jnp.float64), self._sites[site]))
+        wide = jnp.asarray(x, jnp.float64)
+        return self._carry(round_state(wide, self._sites[site], self._key))
 
     def _settle(self, x):
         return x if self._inner is None else round_to(x, self._inner)
