@@ -27,6 +27,9 @@ SEQ = 40
 SLACK = 1 - gamma(20_000, 2.0**-53) - 2.0**-20
 # Largest T1 over what is measured. Several stores in a row stay hidden from hooks.
 LOOSEST = 100
+# Zamba's shared blocks are attention, a norm and an MLP with adapters in one sublayer:
+# five products in a row, each at its worst. Far from tight, and no more than this.
+LOOSEST_SHARED = 20_000
 QUICK = {("llama", "grouped heads"), ("mamba2", "one group")}
 
 
@@ -94,7 +97,8 @@ def test_no_element_exceeds_its_bound(family, name, run):
         for layer, operations, whole, first in held(family, name, precision, run):
             place = family, name, precision, layer.layer, layer.kind
             assert first is None, (place, first)
-            assert SLACK <= ratio(whole) <= LOOSEST, (place, ratio(whole))
+            most = LOOSEST_SHARED if layer.kind == "shared" else LOOSEST
+            assert SLACK <= ratio(whole) <= most, (place, ratio(whole))
             assert operations, place
             assert all(ratio(c) >= SLACK for c in operations.values()), place
 

@@ -19,7 +19,7 @@ from lyapunov.runners import TransformersNetwork
 
 from .configurations import CONFIGURATIONS
 from .library import make, save
-from .test_executions import LOOSEST, SLACK, ratio
+from .test_executions import LOOSEST, LOOSEST_SHARED, SLACK, ratio
 
 
 SEQ = 12
@@ -32,8 +32,6 @@ NO_LIMITS = {
     "zamba2": {"time_step_min": 1e-30},
 }
 QUICK = ("mamba2", "llama")
-# Attention and MLP as one sublayer, with no store watched between.
-LOOSEST_SHARED = 10_000
 
 
 @pytest.fixture(autouse=True)
