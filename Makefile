@@ -10,7 +10,7 @@ check: $(VENV)/.check
 	$(BIN)/lyapunov-check
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
 
 test-slow: $(VENV)/.tests
 	$(BIN)/python -m pytest -m "slow and not cuda"

@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -21,3 +22,15 @@ jax.config.update("jax_enable_x64", True)
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(20240600209)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_code_is_let_go():
+    """Compiled functions of a module's tests are of no use to the next one's.
+
+    Each maps memory, and a process may map only so many pieces of it: after a thousand
+    tests the compiler cannot allocate any more.
+    """
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()

@@ -25,6 +25,12 @@ def test_targets_are_met_as_recorded(recorded):
         assert rows[0]["right"]
         assert peers.best_peer(rows)["exponents"] <= rows[0]["exponents"]
         assert peers.ratio(rows) == recorded["peer_over_ours"][system] >= least
+    for apart, least in (("lorenz, every 10", 1 / 0.8), ("henon, every 10", 1)):
+        assert recorded["peer_over_ours"][apart] >= least
+    assert recorded["peer_over_ours"]["diagonal, split by hand"] >= 1
+    # what the exponents of the map add up to, whatever the orbit
+    for row in systems["henon"]:
+        assert abs(row["sum"] - np.log(0.3)) < 1e-5
     assert systems["diagonal"][0]["exponents"] == cases.CHANNELS
     # 4096 terms, a division
     assert systems["diagonal"][0]["error"] <= 5000 * 2.0**-53 * 3

@@ -64,7 +64,8 @@ def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
     hold(lyapunov.load(save(tmp_path / "model", weights, config)), rng, mode)
 
 
-@BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
 def test_openelm_stays_within_its_bounds(rng, tmp_path, mode):
     """Assert it with normalised queries and keys."""
     config, shapes = openelm(True)

@@ -157,9 +157,8 @@ def test_chunks_are_steps(rng, tmp_path, name):
             assert_within(x, y, gamma(2000, UNIT) * np.abs(y).max(), "state")
 
 
-@pytest.mark.parametrize(
-    "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
 def test_a_check_holds(rng, tmp_path, mode):
     """Assert a report without violations, whose rows are of this kind."""
     config = full_config({"ssm_cfg": {**SISO, "chunk_size": 8}, "n_layer": 1})

@@ -31,7 +31,7 @@ NO_LIMITS = {
     "nemotron_h": {"time_step_min": 1e-30},
     "zamba2": {"time_step_min": 1e-30},
 }
-QUICK = ("mamba2", "llama")
+QUICK = ("mamba2",)
 
 
 @pytest.fixture(autouse=True)
