@@ -3,19 +3,22 @@
     python -m experiments.train --kind mamba1 --corpus FOLDER --out FOLDER
 
 `--kind` is mamba1, mamba2, mamba3 or gpt_neox. The four have the same width, the same
-vocabulary (bytes) and numbers of parameters within 2 %, and read the same batches in the
-same order: text, and tasks that are solved from the context (`trained/tasks.py`).
+vocabulary (bytes) and numbers of parameters within 2 %, and read the same batches in
+the same order: text, and tasks that are solved from the context (`trained/tasks.py`).
 
-`--corpus` holds the three plain files that `train_bundled` takes, and the same documents
-are held out. `--out` gets `config.json` and `model.safetensors` (mamba_ssm's layout for
-the Mambas, transformers' for GPT-NeoX; fp32), `training.json` and `README.md`.
+`--corpus` holds the three plain files that `train_bundled` takes, and the same
+documents are held out. `--out` gets `config.json` and `model.safetensors` (mamba_ssm's
+layout for the Mambas, transformers' for GPT-NeoX; fp32), `training.json` and
+`README.md`.
 
-A run can be cut at any moment: it goes on from its last validation when the same command
-is given again. With `--seconds` it saves and leaves after that time, with status 0.
+A run can be cut at any moment: it goes on from its last validation when the same
+command is given again. With `--seconds` it saves and leaves after that time, with
+status 0. With `--finish` a cut run trains no more: its best weights are judged and
+written as they are.
 
-The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d. On a CPU mamba1 and mamba2
-run through transformers' plain torch code, correctly and thousands of times slower: try
-`--width 32 --layers 2 --steps 20 --batch 4 --length 256 --eval-bytes 512`.
+The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d. On a CPU mamba1 and
+mamba2 run through transformers' plain torch code, correctly and thousands of times
+slower: try `--width 32 --layers 2 --steps 20 --batch 4 --length 256 --eval-bytes 512`.
 """
 
 import argparse
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-bytes", type=int, default=0, help="of each document; 0: all of it")
     add("--eval-windows", type=int, default=16, help="of each task, in validation")
     add("--eval-batch", type=int, default=8, help="windows evaluated at a time")
+    add("--finish", action="store_true", help="write what a cut run has, as it is")
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="cuda, cpu or auto")
     return parser
@@ -84,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     from experiments.bundled.corpus import Corpus
     from experiments.bundled.model import choose_device
     from experiments.trained.export import finish
-    from experiments.trained.loop import Settings, train
+    from experiments.trained.loop import Settings, cut, train
     from experiments.trained.networks import fresh
     from experiments.trained.problems import Problem
     from experiments.trained.shapes import equal_shapes
@@ -118,9 +122,17 @@ def main(arguments: list[str] | None = None) -> None:
         late = time.monotonic() - started > options.seconds
         return bool(options.seconds) and late
 
-    outcome = train(
-        corpus, shape, settings, options.out, device, leave, options.eval_batch
-    )
+    if options.finish:
+        outcome = cut(settings, options.out)
+        if outcome is None:
+            raise Problem(
+                f"{options.out} holds no cut run that was validated",
+                "leave out --finish to train",
+            )
+    else:
+        outcome = train(
+            corpus, shape, settings, options.out, device, leave, options.eval_batch
+        )
     if outcome is None:
         print(f"saved in {options.out}; run again to go on", file=sys.stderr)
         return
@@ -135,15 +147,12 @@ def main(arguments: list[str] | None = None) -> None:
         device,
         options.eval_batch,
     )
-    print(
-        f"{options.kind}: held-out bits per byte {record['held_out_bits_per_byte']:.4f},"
-        " accuracy "
-        + ", ".join(
-            f"{name} {one['accuracy']:.3f}"
-            for name, one in record["held_out_tasks"].items()
-        )
-        + f"  ({options.out})"
+    score = record["held_out_bits_per_byte"]
+    shares = ", ".join(
+        f"{name} {one['accuracy']:.3f}"
+        for name, one in record["held_out_tasks"].items()
     )
+    print(f"{options.kind}: held-out bits per byte {score:.4f}, accuracy {shares}")
 
 
 def _command(options: argparse.Namespace, learning_rate: float) -> str:

@@ -73,23 +73,25 @@ in `experiments/trained/tasks.py`; these episodes were never trained on.
 {how["command"]}
 ```
 
-{how["optimizer"]}; peak learning rate {how["learning_rate"]}, warm-up and cosine; weight
-decay {how["weight_decay"]} on the projections only; dropout {how["dropout"]}; gradients
-clipped at {how["clip"]}; {how["arithmetic"]}. {how["steps"]:,} steps of {how["batch"]} x
-{how["length"]} bytes, of which {100 * how["share"]:.0f} % are tasks, in
-{how["seconds"]:.0f} seconds on one {where["device"]}; seed {how["seed"]}. The loss is over
-all bytes of text and over the answers of tasks. The weights of step {how["kept_step"]:,}
-were kept, the best on validation documents and tasks.
+{how["optimizer"]}; peak learning rate {how["learning_rate"]}, warm-up and cosine;
+weight decay {how["weight_decay"]} on the projections only; dropout {how["dropout"]};
+gradients clipped at {how["clip"]}; {how["arithmetic"]}. {how["steps_done"]:,} of
+{how["steps"]:,} steps of {how["batch"]} x {how["length"]} bytes, of which
+{100 * how["share"]:.0f} % are tasks, in {how["seconds"]:.0f} seconds on one
+{where["device"]}; seed {how["seed"]}. The loss is over all bytes of text and over the
+answers of tasks. The weights of step {how["kept_step"]:,} were kept, the best on
+validation documents and tasks.
 
-Python {where["python"]}, torch {where["torch"]}, transformers {where["transformers"]}{kernels};
-{where["date"]}. The CUDA kernels add in no fixed order, so that another run with the same
-seed ends near these weights, not at them. `training.json` has all of this for machines,
-with the loss curve.
+Python {where["python"]}, torch {where["torch"]},
+transformers {where["transformers"]}{kernels}; {where["date"]}.
+The CUDA kernels add in no fixed order, so that another run with the same seed ends near
+these weights, not at them. `training.json` has all of this for machines, with the loss
+curve.
 
 ## Limits
 
-It has read plays and the speeches of presidents, four megabytes in all, with the opinions
-of their times. It writes text that looks like English and means nothing.
+It has read plays and the speeches of presidents, four megabytes in all, with the
+opinions of their times. It writes text that looks like English and means nothing.
 """
 
 

@@ -167,7 +167,7 @@ def train(
         corpus.training, settings.batch, settings.length, settings.share, settings.seed
     )
     before, begun = outcome.seconds, time.perf_counter()
-    first, said = outcome.step, begun
+    first, said, steady = outcome.step, begun, begun
 
     def store() -> None:
         outcome.seconds = before + time.perf_counter() - begun
@@ -194,17 +194,12 @@ def train(
             torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
             adam.step()
             outcome.step = step
-            now = time.perf_counter()
-            if step == first + 1 or now - said > _SAY_EVERY or step == steps:
-                said = now
-                speed = (step - first) * settings.batch * settings.length
-                _say(
-                    f"{settings.kind} step {step}/{steps}  text"
-                    f" {text.item() / math.log(2):.3f}  answers"
-                    f" {answers.item() / math.log(2):.3f} bits/byte "
-                    f" {speed / (now - begun):,.0f} bytes/s "
-                    f" {(now - begun) / (step - first) * (steps - step):.0f} s left"
-                )
+            if step in (first + 1, steps) or time.perf_counter() - said > _SAY_EVERY:
+                parts = (text.item() / math.log(2), answers.item() / math.log(2))
+                said = time.perf_counter()
+                if step == first + 1:  # it compiled kernels: no measure of speed
+                    steady = said
+                _say(_progress(settings, step, step - first - 1, said - steady, parts))
             if step % settings.every == 0 or step == steps:
                 parts = (text.item() / math.log(2), answers.item() / math.log(2))
                 _validate(corpus, network, settings, outcome, parts, device, eval_batch)
@@ -214,6 +209,14 @@ def train(
                 return None
     outcome.seconds = before + time.perf_counter() - begun
     return outcome
+
+
+def cut(settings: Settings, folder: Path) -> Outcome | None:
+    """What a run that was cut has come to, if it was validated at all."""
+    state = resume.load(folder, asdict(settings))
+    if state is None or not state["outcome"]["history"]:
+        return None
+    return Outcome(**state["outcome"])
 
 
 def _validate(
@@ -262,6 +265,25 @@ def _validate(
         f"{settings.kind} step {outcome.step}: validation {text:.4f} bits/byte, "
         f"answers {answers:.4f}  {shares}"
     )
+
+
+def _progress(
+    settings: Settings,
+    step: int,
+    timed: int,
+    seconds: float,
+    training: tuple[float, float],
+) -> str:
+    """One line: the loss, and the speed over the last `timed` steps."""
+    line = (
+        f"{settings.kind} step {step}/{settings.steps}  text {training[0]:.3f}"
+        f"  answers {training[1]:.3f} bits/byte"
+    )
+    if not timed:
+        return line
+    speed = timed * settings.batch * settings.length / seconds
+    left = seconds / timed * (settings.steps - step)
+    return f"{line}  {speed:,.0f} bytes/s  {left:.0f} s left"
 
 
 def _say(line: str) -> None:
