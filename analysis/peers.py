@@ -149,7 +149,9 @@ def draw(systems: dict[str, list[dict]], path: Path) -> None:
     for axis, (system, rows) in zip(np.atleast_1d(axes), systems.items(), strict=True):
         shown = sorted((r for r in rows if r["warm"]), key=lambda r: -r["warm"])
         colours = [
-            "#1b6ca8" if r["library"] == "ours" else "#9aa5b1" if r["right"] else "#c44"
+            ("#1b6ca8" if r["library"].startswith("ours") else "#9aa5b1")
+            if r["right"]
+            else "#c44"
             for r in shown
         ]
         names = [

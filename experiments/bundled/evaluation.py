@@ -15,20 +15,23 @@ WINDOW = 2 * CONTEXT
 OPENING = 2048  # bytes of heldout.txt whose score is recorded for quick checks
 
 
-def _windows(text: bytes) -> Iterator[tuple[bytes, int]]:
+def _windows(text: bytes, context: int) -> Iterator[tuple[bytes, int]]:
     """Windows of a document, each with the number of leading bytes not to score."""
-    yield text[:WINDOW], 1  # nothing predicts the first byte
-    for start in range(CONTEXT, len(text) - CONTEXT, CONTEXT):
-        yield text[start : start + WINDOW], CONTEXT
+    yield text[: 2 * context], 1  # nothing predicts the first byte
+    for start in range(context, len(text) - context, context):
+        yield text[start : start + 2 * context], context
 
 
 @torch.no_grad()
 def bits_per_byte(
-    model: Model, text: bytes, device: torch.device, batch: int
+    model: Model, text: bytes, device: torch.device, batch: int, context: int = CONTEXT
 ) -> tuple[float, int]:
-    """Total bits in fp32 for a document, and the number of bytes scored."""
+    """Total bits in fp32 for a document, and the number of bytes scored.
+
+    Windows are twice `context` long, and the first half is scored in the first alone.
+    """
     model.eval()
-    windows = list(_windows(text))
+    windows = list(_windows(text, context))
     bits, scored = 0.0, 0
     for at in range(0, len(windows), batch):
         group = windows[at : at + batch]
@@ -50,10 +53,14 @@ def bits_per_byte(
 
 
 def evaluate(
-    model: Model, texts: list[bytes], device: torch.device, batch: int
+    model: Model,
+    texts: list[bytes],
+    device: torch.device,
+    batch: int,
+    context: int = CONTEXT,
 ) -> tuple[float, list[float], int]:
     """Bits per byte over all documents and for each one, and the bytes scored."""
-    pairs = [bits_per_byte(model, text, device, batch) for text in texts]
+    pairs = [bits_per_byte(model, text, device, batch, context) for text in texts]
     total, scored = (sum(column) for column in zip(*pairs, strict=True))
     return total / scored, [bits / n for bits, n in pairs], int(scored)
 

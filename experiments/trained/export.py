@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from experiments.bundled.corpus import Corpus
 from experiments.bundled.environment import environment
-from experiments.bundled.evaluation import CONTEXT, WINDOW, evaluate
+from experiments.bundled.evaluation import evaluate
 
 from . import resume, tasks
 from .card import card
@@ -67,7 +67,11 @@ def finish(
     network.restore(outcome.best)
     windows = 4 * settings.eval_windows
     score, each, scored = evaluate(
-        network, corpus.texts("held_out", settings.eval_bytes), device, eval_batch
+        network,
+        corpus.texts("held_out", settings.eval_bytes),
+        device,
+        eval_batch,
+        settings.context,
     )
     by_task = task_scores(
         network, "held_out", windows, settings.length, device, eval_batch
@@ -95,8 +99,8 @@ def finish(
             "evaluation": {
                 "arithmetic": _arithmetic(device),
                 "bytes_scored": scored,
-                "context_at_least": CONTEXT,
-                "window": WINDOW,
+                "context_at_least": settings.context,
+                "window": 2 * settings.context,
                 "task_windows": windows,
             },
             "data": described,

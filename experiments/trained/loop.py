@@ -49,6 +49,15 @@ class Settings:
     eval_bytes: int
     eval_windows: int
 
+    @property
+    def context(self) -> int:
+        """Bytes before a scored one, at least.
+
+        A window of twice that is no longer than in training: beyond it the rotary
+        positions of attention are ones never seen.
+        """
+        return self.length // 2
+
 
 @dataclass
 class Outcome:
@@ -235,7 +244,11 @@ def _validate(
             "use a smaller --learning-rate, and another --out",
         )
     text, _, _ = evaluate(
-        network, corpus.texts("validation", settings.eval_bytes), device, eval_batch
+        network,
+        corpus.texts("validation", settings.eval_bytes),
+        device,
+        eval_batch,
+        settings.context,
     )
     scores = task_scores(
         network,
