@@ -222,6 +222,23 @@ class AbstractArithmetic(abc.ABC):
         after its step.
         """
 
+    # ---- for a scan in one kernel, which takes nothing but arrays that it is given
+
+    def scan_numbers(self, terms: int) -> tuple[Array, ...] | None:
+        """Scalars that the rules read inside a scan whose states have `terms` entries.
+
+        None where the interpreter cannot run inside a kernel.
+        """
+        return None
+
+    def within(self, numbers: tuple[Array, ...], terms: int) -> "AbstractArithmetic":
+        """The interpreter inside a scan, with these `scan_numbers(terms)`."""
+        raise NotImplementedError
+
+    def finish(self, state: Any) -> Any:
+        """The carrier after a scan as a value."""
+        return state
+
 
 class AbstractJaxArithmetic(AbstractArithmetic):
     """Interpreters whose values are arrays: they differ in what rounding they do."""
@@ -420,3 +437,12 @@ class AbstractJaxArithmetic(AbstractArithmetic):
                 per_token if seen is None else jnp.maximum(seen, per_token)
             )
         return state, outputs
+
+
+def along_states(*products: tuple[Array, Array]) -> Array:
+    """Sum of c state over the states, and over all pairs c, state; for kernels.
+
+    A kernel has no product of a vector and a matrix, and adding across its threads
+    once is cheaper than once a pair.
+    """
+    return jnp.sum(sum(c[:, None] * state for c, state in products), axis=0)

@@ -27,7 +27,7 @@ from ..state_formats import (
 )
 from ._bounded_blocks import BlockRules
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
-from ._interface import AbstractArithmetic
+from ._interface import AbstractArithmetic, along_states
 
 
 # (1 + 2^-53)^(8e6) < 1 + 1e-9
@@ -91,6 +91,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         centred: bool = False,
         in_scan: bool = False,
         chunked: bool = False,
+        growths: dict[int, Float[Array, ""]] | None = None,
     ):
         self.records = {}
         self.observed = {}
@@ -103,6 +104,14 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         self._centred = centred
         self._in_scan = in_scan
         self.chunked = chunked
+        # what is given once to a kernel, which would find it again at every token
+        self._growths = growths
+
+    def _growth(self, roundings: int):
+        """(1 + u)^roundings - 1."""
+        if self._growths is not None and roundings in self._growths:
+            return self._growths[roundings]
+        return jnp.expm1(roundings * self._model.unit)
 
     # ---- stores
 
@@ -496,13 +505,17 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             parts = (state.error,)
             most = jnp.max(state.magnitude, axis=0)
         terms = state.value.shape[0]
-        growth = jnp.expm1((terms + 1) * self._model.unit)
-        value = c.value @ state.value
+        growth = self._growth(terms + 1)
         size_c = jnp.abs(c.value) + c.error
-        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C, the state's two parts apart
-        error = (growth * size_c + c.error) @ jnp.abs(state.value)
-        for part in parts:
-            error = error + ((1.0 + growth) * size_c) @ part
+        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
+        of_value, of_error = growth * size_c + c.error, (1.0 + growth) * size_c
+        size, own = jnp.abs(state.value), sum(parts)
+        if self._growths is None:
+            value = c.value @ state.value
+            error = of_value @ size + of_error @ own
+        else:
+            value = along_states((c.value, state.value))
+            error = along_states((of_value, size), (of_error, own))
         if start is not None:
             start = lift(start)
             value = value + start.value
@@ -554,9 +567,9 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         # at one token a tree may flush once a level, too
         levels = self._scan_depth + 1
         flushed = 2.0 * levels * self._model.underflow * (1.0 + state.mass)
-        return jnp.expm1(levels * self._model.unit) * state.magnitude + flushed
+        return self._growth(levels) * state.magnitude + flushed
 
-    def _finish(self, state):
+    def finish(self, state):
         if not isinstance(state, BoundedState):
             return state
         error = state.excess + self._scan_rounding(state)
@@ -566,19 +579,33 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         """`jax.lax.scan` of the body with its errors, one token at a time."""
 
         def one(state, x):
-            inside = BoundedArithmetic(
-                self._sites,
-                self._model,
-                accumulation_depth=self._accumulation_depth,
-                reduction_depth=self._reduction_depth,
-                scan_depth=self._scan_depth,
-                centred=self._centred,
-                in_scan=True,
-            )
-            return body(inside, state, x)
+            return body(self._inside_scan(self._model), state, x)
 
         state, outputs = jax.lax.scan(one, state, inputs)
-        return self._finish(state), outputs
+        return self.finish(state), outputs
+
+    def _inside_scan(self, model: RoundingModel, growths=None) -> "BoundedArithmetic":
+        return BoundedArithmetic(
+            self._sites,
+            model,
+            accumulation_depth=self._accumulation_depth,
+            reduction_depth=self._reduction_depth,
+            scan_depth=self._scan_depth,
+            centred=self._centred,
+            in_scan=True,
+            growths=growths,
+        )
+
+    def scan_numbers(self, terms):
+        """The inner arithmetic's, and what its sums grow by."""
+        depths = (terms + 1, self._scan_depth + 1)
+        return (*self._model, *(self._growth(depth) for depth in depths))
+
+    def within(self, numbers, terms):
+        """The same rules, with numbers that a kernel has read."""
+        *model, of_sum, of_scan = numbers
+        growths = {terms + 1: of_sum, self._scan_depth + 1: of_scan}
+        return self._inside_scan(RoundingModel(*model), growths)
 
 
 def _sum_of_magnitudes(x: Float[Array, "... columns"], matrix):

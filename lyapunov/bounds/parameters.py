@@ -153,7 +153,11 @@ class ParameterArithmetic(BoundedArithmetic):
             return body(ParameterArithmetic(), state, x)
 
         state, outputs = jax.lax.scan(one, state, inputs)
-        return self._finish(state), outputs
+        return self.finish(state), outputs
+
+    def scan_numbers(self, terms):
+        """No kernel: `decay` is this class's own."""
+        return None
 
 
 class SublayerChange(NamedTuple):
