@@ -55,8 +55,10 @@ def scan(
 
     @run.defjvp
     def _(primals, tangents):
-        # a kernel has no transpose; the loop has one
-        return jax.jvp(by_loop, primals, tangents)
+        # A kernel has no transpose; the loop has one. JAX asks that under vmap the
+        # batch lies along the same axis here as above, where it is the first.
+        rule = lambda *pairs: jax.jvp(by_loop, *pairs)
+        return jax.lax.platform_dependent(primals, tangents, cuda=rule, default=rule)
 
     y, after, observed = run(numbers, operands)
     for name, x in observed.items():
@@ -228,8 +230,6 @@ def in_kernel(
     )(*arguments)
     outputs, found = tuple(found[:n_outputs]), found[n_outputs:]
     after, seen = found[: len(flat_carrier)], found[len(flat_carrier) :]
-    observed = {
-        name: jnp.max(x, axis=1) for name, x in zip(names, seen, strict=True)
-    }
+    observed = {name: jnp.max(x, axis=1) for name, x in zip(names, seen, strict=True)}
     after = jax.tree.unflatten(carrier_tree, after)
     return _whole(outputs), at.within(numbers, states).finish(after), observed

@@ -54,10 +54,10 @@ def selective_scan(at: AbstractArithmetic, dt, u, B, C, A, D, state):
     """
     if at.in_parallel:
         return _scan_in_parallel(dt, u, B, C, A, D, state)
-    return _fused_scan.scan(at, token, _by_blocks, (dt, u, B, C, A, D, state))
+    return _fused_scan.scan(at, token, in_blocks, (dt, u, B, C, A, D, state))
 
 
-def _by_blocks(at, dt, u, B, C, A, D, state):
+def in_blocks(at, dt, u, B, C, A, D, state):
     """Block of channels by block of channels."""
     channels = D.shape[0]
     block = min(channels, at.channel_block or channels)
