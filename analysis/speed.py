@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,6 +202,15 @@ def _over_batch(run: Callable) -> Callable:
     return jax.vmap(run, in_axes=(0, 0, 0, 0, None, None, None))
 
 
+def _magnitudes(shape: Shape, dt, u, B, C, A):
+    """Sums of magnitudes behind y and the state."""
+    zeros = jnp.zeros((shape.d_state, shape.d_inner))
+    run = lambda dt, u, B, C: selective_scan(
+        Exact(), dt, abs(u), abs(B), abs(C), A, jnp.ones(shape.d_inner), zeros
+    )
+    return jax.jit(jax.vmap(run))(dt, u, B, C)
+
+
 def agreement(shape: Shape, interpret: bool) -> dict:
     """The compiled kernel against XLA's loop: largest relative distance.
 
@@ -230,12 +240,7 @@ def agreement(shape: Shape, interpret: bool) -> dict:
         (y, state), (y2, state2) = by_kernel(*operands), by_loop(*operands)
         of = (lambda x: x.value) if bounded else (lambda x: x)
         dt, u, B, C, A, _, _ = [getattr(x, "value", x) for x in operands]
-        sizes = jax.jit(jax.vmap(
-            lambda dt, u, B, C: selective_scan(
-                Exact(), dt, abs(u), abs(B), abs(C), A, jnp.ones(shape.d_inner),
-                jnp.zeros((shape.d_state, shape.d_inner)),
-            )
-        ))(dt, u, B, C)  # fmt: skip
+        sizes = _magnitudes(shape, dt, u, B, C, A)
         name = "bounded" if bounded else "exact"
         for what, one, other, size in (
             ("y", y, y2, sizes[0]),
@@ -275,7 +280,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
                 )[:2]
 
             try:
-                took = seconds(lambda run=run: run(*operands), shape.rounds)
+                took = seconds(partial(run, *operands), shape.rounds)
             except Exception as problem:
                 rows[f"{tile}"] = str(problem)[:200]
                 continue

@@ -570,6 +570,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         return self._growth(levels) * state.magnitude + flushed
 
     def finish(self, state):
+        """The rounding that `advance` leaves out is added."""
         if not isinstance(state, BoundedState):
             return state
         error = state.excess + self._scan_rounding(state)

@@ -156,8 +156,7 @@ class ParameterArithmetic(BoundedArithmetic):
         return self.finish(state), outputs
 
     def scan_numbers(self, terms):
-        """No kernel: `decay` is this class's own."""
-        return None
+        """None: `decay` is this class's own, and no kernel runs it."""
 
 
 class SublayerChange(NamedTuple):
