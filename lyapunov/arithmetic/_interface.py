@@ -243,6 +243,8 @@ class AbstractArithmetic(abc.ABC):
 class AbstractJaxArithmetic(AbstractArithmetic):
     """Interpreters whose values are arrays: they differ in what rounding they do."""
 
+    _in_kernel: bool = False
+
     @abc.abstractmethod
     def _settle(self, x: Array) -> Array:
         """Round the result of one operation to the inner format."""
@@ -416,7 +418,10 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def contract(self, state, c, start=None):
         """The state as the inner format holds it, times c, summed."""
         held = self._settle(self._carry(state))
-        total = jnp.matmul(self._carry(c), held, precision="highest")
+        if self._in_kernel:
+            total = along_states((self._carry(c), held))
+        else:
+            total = jnp.matmul(self._carry(c), held, precision="highest")
         return self._settle(total if start is None else total + start)
 
     def scan(self, body, state, inputs):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ..formats import unit_in_first_place
-from ._interface import AbstractJaxArithmetic, along_states
+from ._interface import AbstractJaxArithmetic
 
 
 class Exact(AbstractJaxArithmetic):
@@ -83,13 +83,6 @@ class Exact(AbstractJaxArithmetic):
     def within(self, numbers, terms):
         """One that observes the largest at a token."""
         return Exact(in_scan=True, in_kernel=True)
-
-    def contract(self, state, c, start=None):
-        """start + c state."""
-        if not self._in_kernel:
-            return super().contract(state, c, start)
-        total = along_states((c, state))
-        return total if start is None else total + start
 
     def _settle(self, x):
         return x

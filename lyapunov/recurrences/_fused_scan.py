@@ -89,8 +89,7 @@ def shape_of(x) -> tuple[int, ...]:
 
 def _parts(x) -> tuple:
     """The arrays of a value that matter in a scan."""
-    parts = (x.value, x.error) if isinstance(x, Bounded) else (x,)
-    return tuple(jnp.asarray(part, jnp.float64) for part in parts)
+    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
 
 
 def _whole(parts: tuple):
@@ -215,12 +214,12 @@ def in_kernel(
         grid=(programs,),
         in_specs=in_specs,
         out_specs=[
-            *[along(seq)] * n_outputs,
+            *[along(seq) for _ in sample[1]],
             *of_carrier,
             *[pl.BlockSpec((seq, 1), lambda i: (0, i)) for _ in names],
         ],
         out_shape=[
-            *[double(seq, channels)] * n_outputs,
+            *[jax.ShapeDtypeStruct((seq, channels), x.dtype) for x in sample[1]],
             *[double(*x.shape) for x in flat_carrier],
             *[double(seq, programs) for _ in names],
         ],

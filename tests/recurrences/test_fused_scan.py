@@ -4,12 +4,14 @@ Kernels run in Pallas' interpreter here; that they compile is seen by lowering t
 CUDA, which needs no GPU.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import Bounded, Exact, Weight
+from lyapunov.arithmetic import Bounded, Exact, Rounded, Weight
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
 from lyapunov.flows.mamba1 import Mamba1Parameters, initial_state, mamba1
@@ -113,6 +115,22 @@ def test_kernel_computes_what_the_loop_does(rng, kind, bounded):
         unknown = ~np.isfinite(y.error)
         assert unknown.any() == (kind == "far")
         assert not unknown[: SEQ // 2].any()
+
+
+@pytest.mark.parametrize("kind", ["plain", "gates", "slow", "outliers"])
+def test_emulator_in_a_kernel(rng, kind):
+    """Assert that the emulator stays in fp32, within a scan's bound either way."""
+    given = operands(rng, kind, bounded=False)
+    bound = in_blocks(bounded_at(), *given)
+    loop = in_blocks(Rounded({}), *given)
+    y, after, observed = in_kernel(Rounded({}), given)
+    assert y.dtype == loop[0].dtype == np.float32
+    assert not observed
+    for against, *runs in zip(bound, (y, after), loop, strict=True):
+        for ran in runs:
+            far = np.abs(np.asarray(ran, np.float64) - against.value)
+            assert np.all(far <= against.error)
+    assert np.any(np.asarray(y, np.float64) != bound[0].value)
 
 
 def rounded_sequentially(given, rng, flush: bool):
@@ -238,13 +256,13 @@ def lowered(run, platform: str, *arguments) -> str:
     )
 
 
-@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("make", [Exact, bounded_at, partial(Rounded, {})])
 @pytest.mark.usefixtures("as_with_a_gpu")
-def test_one_kernel_on_a_gpu_and_a_loop_elsewhere(rng, bounded):
+def test_one_kernel_on_a_gpu_and_a_loop_elsewhere(rng, make):
     """Assert the choice by platform, in a batch, for both kinds of heads."""
+    bounded = make is bounded_at
     given = operands(rng, "plain", bounded=bounded)
     batch = jax.tree.map(lambda x: jnp.stack([x, x]), given)
-    make = bounded_at if bounded else Exact
     one = jax.vmap(lambda given: selective_scan(make(), *given))
     assert lowered(one, "cuda", batch).count("gpu.triton") == 1
     assert "stablehlo.while" not in lowered(one, "cuda", batch)
