@@ -226,7 +226,7 @@ def agreement(shape: Shape, interpret: bool) -> dict:
         @_over_batch
         def by_kernel(*operands, bounded=bounded):
             at = _interpreter(shape, execution, bounded)
-            numbers = at.scan_numbers(shape.d_state)
+            numbers = at.scan_numbers(shape.d_state) or ()
             return _fused_scan.in_kernel(
                 at, token, numbers, operands, interpret=interpret
             )[:2]
@@ -273,7 +273,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
                 return _fused_scan.in_kernel(
                     at,
                     token,
-                    at.scan_numbers(shape.d_state),
+                    at.scan_numbers(shape.d_state) or (),
                     operands,
                     tile=tile,
                     interpret=interpret,

@@ -450,4 +450,4 @@ def along_states(*products: tuple[Array, Array]) -> Array:
     A kernel has no product of a vector and a matrix, and adding across its threads
     once is cheaper than once a pair.
     """
-    return jnp.sum(sum(c[:, None] * state for c, state in products), axis=0)
+    return jnp.sum(jnp.asarray(sum(c[:, None] * s for c, s in products)), axis=0)

@@ -509,7 +509,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         size_c = jnp.abs(c.value) + c.error
         # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
         of_value, of_error = growth * size_c + c.error, (1.0 + growth) * size_c
-        size, own = jnp.abs(state.value), sum(parts)
+        size, own = jnp.abs(state.value), jnp.asarray(sum(parts))
         if self._growths is None:
             value = c.value @ state.value
             error = of_value @ size + of_error @ own

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._over_batch import over_batch
+from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
 from ..executions import Execution
 from ..flows.residual import Stream, beside, final_norm, logits

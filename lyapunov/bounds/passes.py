@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._over_batch import over_batch
+from .._devices import over_batch
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer

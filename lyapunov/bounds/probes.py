@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._over_batch import over_batch
+from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
 from ..executions import Execution
 from ..flows.residual import Incoming, Stream, beside, final_norm, logits, sublayer

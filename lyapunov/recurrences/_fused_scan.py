@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._devices import has_gpu
 from ..arithmetic import AbstractArithmetic, Bounded
 
 
@@ -67,11 +68,6 @@ def scan(
     return y, after
 
 
-def has_gpu() -> bool:
-    """Whether JAX computes on an NVIDIA GPU unless told otherwise."""
-    return jax.default_backend() in ("gpu", "cuda")
-
-
 def fits(at: AbstractArithmetic, operands: tuple) -> bool:
     """Whether one kernel can do it: no rounding inside, states a power of two."""
     states = shape_of(operands[-1])[0]
@@ -80,20 +76,6 @@ def fits(at: AbstractArithmetic, operands: tuple) -> bool:
         and not any(at.stores(site) for site in STORED_INSIDE)
         and states & (states - 1) == 0
     )
-
-
-def shape_of(x) -> tuple[int, ...]:
-    """Shape of an array or of a value."""
-    return jnp.shape(x.value if isinstance(x, Bounded) else x)
-
-
-def _parts(x) -> tuple:
-    """The arrays of a value that matter in a scan."""
-    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
-
-
-def _whole(parts: tuple):
-    return Bounded(*parts) if len(parts) > 1 else parts[0]
 
 
 def tiling(channels: int, states: int) -> tuple[int, int]:
@@ -108,12 +90,12 @@ def tiling(channels: int, states: int) -> tuple[int, int]:
 def in_kernel(
     at: AbstractArithmetic,
     token: Callable,
-    numbers,
+    numbers: tuple,
     operands: tuple,
     *,
     tile: tuple[int, int] | None = None,
     interpret: bool = False,
-):
+) -> tuple[Any, Any, dict]:
     """(y, state after it, what was observed at each token).
 
     **Arguments:**
@@ -125,110 +107,108 @@ def in_kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    dt, u, B, C, A, D, state = operands
-    seq, channels = shape_of(u)
+    *by_token, A, D, state = operands
+    seq, channels = shape_of(by_token[0])
     states = shape_of(state)[0]
     block, warps = tile or tiling(channels, states)
-    carrier = at.initial_state(state)
-    flat_carrier, carrier_tree = jax.tree.flatten(carrier)
+    before, carrier = jax.tree.flatten(at.initial_state(state))
+
+    along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
+    shared = pl.BlockSpec((seq, states), lambda i: (0, 0))
+    single = pl.BlockSpec((block,), lambda i: (i,))
+    of_state = [along(x.shape[0]) if x.ndim == 2 else single for x in before]
     # one vector, of which a kernel reads scalars; an array of none is no argument
     packed = jnp.stack([jnp.asarray(x, jnp.float64) for x in (*numbers, 0.0)])
 
-    along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
-    shared = lambda rows, width: pl.BlockSpec((rows, width), lambda i: (0, 0))
-    single = pl.BlockSpec((block,), lambda i: (i,))
-    groups = [
-        (_parts(dt), along(seq)),
-        (_parts(u), along(seq)),
-        (_parts(B), shared(seq, states)),
-        (_parts(C), shared(seq, states)),
-        (_parts(A), along(shape_of(A)[0])),
-        (_parts(D), single),
-    ]
-    of_carrier = [along(x.shape[0]) if x.ndim == 2 else single for x in flat_carrier]
-    arguments = [
-        packed,
-        *flat_carrier,
-        *[part for parts, _ in groups for part in parts],
-    ]
-    in_specs = [
+    arguments = (packed, before, _parts(by_token), _parts(A), _parts(D))
+    in_specs = (
         pl.BlockSpec(packed.shape, lambda i: (0,)),
-        *of_carrier,
-        *[spec for parts, spec in groups for _ in parts],
-    ]
+        of_state,
+        _each(by_token, [along(seq), along(seq), shared, shared]),
+        _each(A, along(shape_of(A)[0])),
+        _each(D, single),
+    )
 
-    def one(scalars, carrier, dt, u, B, C, A, D):
+    def one(scalars, before, row, A, D):
+        """A token on arrays alone: state, outputs and observations."""
         inside = at.within(tuple(scalars), states)
+        (dt, u, B, C), A, D = map(_whole, (row, A, D))
+        state = jax.tree.unflatten(carrier, before)
         drive = inside.multiply(dt, u)
-        after, y = token(inside, carrier, (dt, drive, u, B, C), A, D)
+        after, y = token(inside, state, (dt, drive, u, B, C), A, D)
         return jax.tree.leaves(after), _parts(y), inside.observed
 
-    row = lambda parts: _whole(tuple(x[0] for x in parts))
-    sample = jax.eval_shape(
-        lambda scalars, carrier, dt, u, B, C, A, D: one(
-            scalars,
-            jax.tree.unflatten(carrier_tree, carrier),
-            *map(row, (dt, u, B, C)),
-            _whole(A),
-            _whole(D),
+    first = lambda by_token: jax.tree.map(lambda x: x[0], by_token)
+    _, y_like, seen_like = jax.eval_shape(
+        lambda packed, before, by_token, A, D: one(
+            packed[: len(numbers)], before, first(by_token), A, D
         ),
-        tuple(packed[: len(numbers)]),
-        flat_carrier,
-        *[parts for parts, _ in groups],
+        *arguments,
     )
-    names = sorted(sample[2])
-    n_outputs = len(sample[1])
 
-    def kernel(*refs):
-        scalars_ref, *rest = refs
-        scalars = [scalars_ref[i] for i in range(len(numbers))]
-        carrier_refs, rest = rest[: len(flat_carrier)], rest[len(flat_carrier) :]
-        given = []
-        for parts, _ in groups:
-            given.append(rest[: len(parts)])
-            rest = rest[len(parts) :]
-        output_refs, rest = rest[:n_outputs], rest[n_outputs:]
-        after_refs, seen_refs = rest[: len(flat_carrier)], rest[len(flat_carrier) :]
-        *by_token, A_refs, D_refs = given
-        A, D = (_whole(tuple(r[...] for r in refs)) for refs in (A_refs, D_refs))
+    def kernel(packed, before, by_token, A, D, y, after, seen):
+        scalars = [packed[i] for i in range(len(numbers))]
+        A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
 
-        def at_token(t, carrier):
-            inputs = [_whole(tuple(ref[t, :] for ref in refs)) for refs in by_token]
-            carrier = jax.tree.unflatten(carrier_tree, carrier)
-            after, outputs, observed = one(scalars, carrier, *inputs, A, D)
-            for ref, x in zip(output_refs, outputs, strict=True):
+        def at_token(t, state):
+            row = jax.tree.map(lambda ref: ref[t, :], by_token)
+            state, outputs, observed = one(scalars, state, row, A, D)
+            for ref, x in zip(y, outputs, strict=True):
                 ref[t, :] = x
-            for ref, name in zip(seen_refs, names, strict=True):
-                ref[t, 0] = observed[name]
-            return after
+            for name, x in observed.items():
+                seen[name][t, 0] = x
+            return state
 
-        before = [ref[...] for ref in carrier_refs]
-        after = jax.lax.fori_loop(0, seq, at_token, before)
-        for ref, x in zip(after_refs, after, strict=True):
+        state = jax.lax.fori_loop(0, seq, at_token, [ref[...] for ref in before])
+        for ref, x in zip(after, state, strict=True):
             ref[...] = x
 
-    double = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float64)
+    like = lambda x, *shape: jax.ShapeDtypeStruct(shape, x.dtype)
     programs = channels // block
-    found = pl.pallas_call(
+    y, after, seen = pl.pallas_call(
         kernel,
         grid=(programs,),
         in_specs=in_specs,
-        out_specs=[
-            *[along(seq) for _ in sample[1]],
-            *of_carrier,
-            *[pl.BlockSpec((seq, 1), lambda i: (0, i)) for _ in names],
-        ],
-        out_shape=[
-            *[jax.ShapeDtypeStruct((seq, channels), x.dtype) for x in sample[1]],
-            *[double(*x.shape) for x in flat_carrier],
-            *[double(seq, programs) for _ in names],
-        ],
+        out_specs=(
+            tuple(along(seq) for _ in y_like),
+            of_state,
+            {name: pl.BlockSpec((seq, 1), lambda i: (0, i)) for name in seen_like},
+        ),
+        out_shape=(
+            tuple(like(x, seq, channels) for x in y_like),
+            [like(x, *x.shape) for x in before],
+            {name: like(x, seq, programs) for name, x in seen_like.items()},
+        ),
         compiler_params=triton.CompilerParams(num_warps=warps),
         interpret=interpret,
         name="selective_scan",
     )(*arguments)
-    outputs, found = tuple(found[:n_outputs]), found[n_outputs:]
-    after, seen = found[: len(flat_carrier)], found[len(flat_carrier) :]
-    observed = {name: jnp.max(x, axis=1) for name, x in zip(names, seen, strict=True)}
-    after = jax.tree.unflatten(carrier_tree, after)
-    return _whole(outputs), at.within(numbers, states).finish(after), observed
+    after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
+    seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}
+    return _whole(y), after, seen
+
+
+def shape_of(x) -> tuple[int, ...]:
+    """Shape of an array or of a value."""
+    return jnp.shape(x.value if isinstance(x, Bounded) else x)
+
+
+def _parts(x: Any) -> Any:
+    """A value as the arrays that matter in a scan; of several values a list."""
+    if isinstance(x, list):
+        return [_parts(one) for one in x]
+    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
+
+
+def _whole(parts: Any) -> Any:
+    """The value of its parts; of several a list."""
+    if isinstance(parts, list):
+        return [_whole(one) for one in parts]
+    return Bounded(*parts) if len(parts) > 1 else parts[0]
+
+
+def _each(x: Any, spec: Any) -> Any:
+    """The specification of a value for each of its parts."""
+    if isinstance(x, list):
+        return [_each(one, its) for one, its in zip(x, spec, strict=True)]
+    return tuple(spec for _ in _parts(x))

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._over_batch import over_batch
+from .._devices import over_batch
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Rounded
 from ..executions import Execution

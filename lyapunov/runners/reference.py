@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from .._over_batch import over_batch
+from .._devices import over_batch
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Exact
 from ..flows.residual import Stream, final_norm, logits, sublayer

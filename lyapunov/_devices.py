@@ -1,4 +1,4 @@
-"""Sequences of a batch, side by side: on one device, or spread over all of them."""
+"""Which devices do the work: sequences of a batch on one, or spread over all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,25 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 AXIS = "batch"
+
+
+def chosen_device() -> Any:
+    """What `jax.default_device` chose in this thread, or None."""
+    config: Any = jax.config
+    return config.jax_default_device
+
+
+def devices() -> list[jax.Device]:
+    """The one that was chosen, or else all that this process has."""
+    chosen = chosen_device()
+    if chosen is None:
+        return jax.local_devices()
+    return [jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen]
+
+
+def has_gpu() -> bool:
+    """Whether the work is done on NVIDIA GPUs."""
+    return devices()[0].platform in ("gpu", "cuda")
 
 
 def over_batch(run: Callable, *batched: Any) -> Any:
@@ -23,14 +42,14 @@ def over_batch(run: Callable, *batched: Any) -> Any:
 
     - `batched`: pytrees of arrays whose first axis is the batch.
     """
-    devices = jax.local_devices()
+    present = devices()
     sequences = jax.tree.leaves(batched)[0].shape[0]
-    if len(devices) == 1 or sequences % len(devices):
+    if len(present) == 1 or sequences % len(present):
         return jax.vmap(run)(*batched)
     along = PartitionSpec(AXIS)
     spread = jax.shard_map(
         jax.vmap(run),
-        mesh=Mesh(np.asarray(devices), (AXIS,)),
+        mesh=Mesh(np.asarray(present), (AXIS,)),
         in_specs=along,
         out_specs=along,
         # a kernel does not say along which axes its outputs vary
