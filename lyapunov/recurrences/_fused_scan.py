@@ -72,10 +72,20 @@ def fits(at: AbstractArithmetic, operands: tuple) -> bool:
     """Whether one kernel can do it: no rounding inside, states a power of two."""
     states = shape_of(operands[-1])[0]
     return (
-        at.scan_numbers(states) is not None
+        _has_triton()
+        and at.scan_numbers(states) is not None
         and not any(at.stores(site) for site in STORED_INSIDE)
         and states & (states - 1) == 0
     )
+
+
+def _has_triton() -> bool:
+    """Whether this JAX has Pallas' Triton backend, which it is going to drop."""
+    try:
+        import jax.experimental.pallas.triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def tiling(channels: int, states: int) -> tuple[int, int]:
@@ -146,7 +156,7 @@ def in_kernel(
         *arguments,
     )
 
-    def kernel(packed, before, by_token, A, D, y, after, seen):
+    def selective_scan_kernel(packed, before, by_token, A, D, y, after, seen):
         scalars = [packed[i] for i in range(len(numbers))]
         A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
 
@@ -166,7 +176,7 @@ def in_kernel(
     like = lambda x, *shape: jax.ShapeDtypeStruct(shape, x.dtype)
     programs = channels // block
     y, after, seen = pl.pallas_call(
-        kernel,
+        selective_scan_kernel,
         grid=(programs,),
         in_specs=in_specs,
         out_specs=(
@@ -181,7 +191,6 @@ def in_kernel(
         ),
         compiler_params=triton.CompilerParams(num_warps=warps),
         interpret=interpret,
-        name="selective_scan",
     )(*arguments)
     after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
     seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}

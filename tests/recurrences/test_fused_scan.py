@@ -4,6 +4,9 @@ Kernels run in Pallas' interpreter here; that they compile is seen by lowering t
 CUDA, which needs no GPU.
 """
 
+import contextlib
+import sys
+import warnings
 from functools import partial
 
 import jax
@@ -251,9 +254,18 @@ def as_with_a_gpu(monkeypatch):
 
 
 def lowered(run, platform: str, *arguments) -> str:
-    return (
-        jax.jit(run).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-    )
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        # JAX 0.11 says of its Triton backend that it is going to drop it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if platform == "cuda" and jax.__version_info__ >= (0, 11):
+            # and asks which GPU
+            card = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
+            mesh = jax.sharding.AbstractMesh(
+                (1,), ("x",), (jax.sharding.AxisType.Auto,), abstract_device=card
+            )
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+        traced = jax.jit(run).trace(*arguments)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("make", [Exact, bounded_at, partial(Rounded, {})])
@@ -315,6 +327,15 @@ def small_layer(rng) -> tuple[Incoming, Mamba1Parameters]:
     )
     stream = jnp.asarray(rng.normal(size=(2, SEQ, 4)))
     return Incoming(stream, jnp.zeros_like(stream)), p
+
+
+@pytest.mark.usefixtures("as_with_a_gpu")
+def test_without_pallas_there_is_the_loop(rng, monkeypatch):
+    """Assert the loop where Pallas' Triton backend is not installed."""
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    given = operands(rng, "plain", bounded=False)
+    run = lambda given: scan_channels(Exact(), *given)
+    assert "stablehlo.while" in lowered(run, "cuda", given)
 
 
 def test_derivatives_are_the_loops(rng, monkeypatch):
