@@ -33,6 +33,7 @@ import numpy as np
 
 from lyapunov._trace import SublayerRecord
 from lyapunov.arithmetic import Bounded, Exact, Rounded, Weight
+from lyapunov.arithmetic.bounded import sum_of_magnitudes
 from lyapunov.bounds.local import (
     operation_bounds,
     sublayer_bound,
@@ -251,6 +252,22 @@ def agreement(shape: Shape, interpret: bool) -> dict:
             if bounded:
                 far = jnp.max(jnp.abs(one.error / other.error - 1.0))
                 found[f"{name} {what}, errors"] = float(far)
+    return found
+
+
+def magnitude_sums(shape: Shape) -> dict:
+    """Smallest and largest of |W| x as the bounds find it over what it is in fp64."""
+    rng = np.random.default_rng(3)
+    found = {}
+    for terms in (shape.d_model, shape.d_inner):
+        x = jnp.asarray(rng.exponential(size=(1024, terms)))
+        worst = jnp.full_like(x, 2 - 2.0**-23)
+        matrix = jnp.asarray(rng.normal(size=(512, terms)))
+        worst_matrix = jnp.full_like(matrix, 1 + 2.0**-10 - 2.0**-23)
+        for name, a, w in (("plain", x, matrix), ("worst", worst, worst_matrix)):
+            exact = jnp.matmul(a, jnp.abs(w).T, precision="highest")
+            ratio = jax.jit(sum_of_magnitudes)(a, w) / exact
+            found[f"{name}, {terms}"] = [float(ratio.min()), float(ratio.max())]
     return found
 
 
@@ -542,6 +559,7 @@ def main() -> None:
     part("environment", environment)
     interpret = not _fused_scan.has_gpu()
     part("agreement", lambda: agreement(shape, interpret))
+    part("sums of magnitudes", lambda: magnitude_sums(shape))
     part("limits", lambda: limits(shape))
     part("bounds: fp32", lambda: bounds(shape, "fp32", True))
     part("scan", lambda: scans(shape, interpret))

@@ -28,6 +28,13 @@ def test_kernel_agrees_with_the_loop(found):
     assert max(found["agreement"].values()) < 2.0**-40
 
 
+def test_tensor_cores_sum_from_above(found):
+    """Assert sums of magnitudes at least exact, and at most 0.4 percent above."""
+    assert found["sums of magnitudes"]
+    for least, most in found["sums of magnitudes"].values():
+        assert 1 <= least <= most < 1.004
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_t0_and_t1_within_five_forwards(found, precision):
     """Assert no violation, and T0 and T1 within 5 of mamba_ssm's fp32 forwards."""
