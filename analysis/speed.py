@@ -465,6 +465,34 @@ def _write(result: dict, folder: Path) -> None:
     (folder / "speed.md").write_text(page(result))
 
 
+def matrix_work(shape: Shape) -> float:
+    """Operations of one pass' matrix products, all layers."""
+    weights = shape.d_inner * (3 * shape.d_model + 2 * shape.dt_rank)
+    weights += 2 * shape.d_inner * shape.d_state
+    return 2.0 * shape.batch * shape.seq * weights * shape.layers
+
+
+def shares(result: dict, precision: str) -> dict:
+    """How near a pass comes to what the card's fp64 rate allows.
+
+    T0 has one pass' products in fp64, T1 one more and the reference's; where weights
+    are rounded, those of the rounded ones in exact arithmetic as well.
+    """
+    row = result["bounds"][precision]
+    rate = result["limits"]["matmul float64 TFLOP/s"] * 1e12
+    work = matrix_work(Shape(**result["shape"]))
+    found = {}
+    for tier, passes in (("T0", 1), ("T1", 2 + (precision != "fp32")), ("exact", 1)):
+        profile = row.get(f"{tier} ms by kernel", {}).get("kinds", {})
+        took = row["exact pass s" if tier == "exact" else f"{tier} s"]
+        found[f"{tier}, of the fp64 rate, whole"] = passes * work / rate / took
+        products = profile.get("matrix products fp64")
+        if products:
+            share = passes * work / rate / (products / 1e3)
+            found[f"{tier}, of the fp64 rate, products alone"] = share
+    return found
+
+
 def page(result: dict) -> str:
     """The results as Markdown."""
     lines = [
@@ -500,6 +528,9 @@ def page(result: dict) -> str:
             lines.append(
                 f"| {precision}: T0 and T1 in forwards, goal {goal} | {ratio:.3g} |"
             )
+        if "limits" in result:
+            for name, value in shares(result, precision).items():
+                lines.append(f"| {precision}: {name} | {value:.2g} |")
         for tier in ("T0", "T1", "exact"):
             for kind, took in (
                 row.get(f"{tier} ms by kernel", {}).get("kinds", {}).items()
