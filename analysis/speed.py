@@ -49,7 +49,7 @@ from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = (5.0, 3.0)
-TILES = ((2, 1), (4, 1), (8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 4))
+TILES = ((2, 1), (4, 1), (8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 1), (32, 4))
 
 
 class Shape(NamedTuple):
