@@ -1,0 +1,1 @@
+"""Four trained models of equal size: data, networks, training and export."""

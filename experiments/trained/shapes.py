@@ -1,0 +1,84 @@
+"""The four networks' sizes, chosen to be equal in parameters."""
+
+from dataclasses import dataclass
+
+
+KINDS = ("mamba1", "mamba2", "mamba3", "gpt_neox")
+VOCABULARY = 256  # a token is a byte
+HEADS = 8  # of the Mambas: rows of Mamba-2's in_proj must come in eights on CUDA
+CONV = 4
+ATTENTION_HEADS = 4
+MULTIPLE = 8  # of the feed-forward width
+EQUAL = 0.02  # the four differ by this share of parameters at most
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one network; `state` is the Mambas', `feed_forward` GPT-NeoX's."""
+
+    kind: str
+    width: int
+    layers: int
+    state: int = 0
+    feed_forward: int = 0
+
+    @property
+    def inner(self) -> int:
+        """Channels of a mixer."""
+        return 2 * self.width
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a mixer's head."""
+        return self.inner // HEADS
+
+    @property
+    def dt_rank(self) -> int:
+        """Rank of Mamba-1's dt."""
+        return -(-self.width // 16)
+
+    def parameters(self) -> int:
+        """How many there are without the embedding, which is the head, too."""
+        d, i, n = self.width, self.inner, self.state
+        if self.kind == "mamba1":
+            rank = self.dt_rank
+            layer = d * 2 * i + i * (CONV + 1) + i * (rank + 2 * n) + i * (rank + 1)
+            layer += i * n + i + i * d + d
+        elif self.kind == "mamba2":
+            layer = d * (2 * i + 2 * n + HEADS) + (i + 2 * n) * (CONV + 1) + 3 * HEADS
+            layer += i + i * d + d
+        elif self.kind == "mamba3":
+            layer = d * (2 * i + 2 * n + 3 * HEADS + n // 4) + 2 * HEADS + 2 * HEADS * n
+            layer += 2 * n + i * d + d
+        else:
+            f = self.feed_forward
+            layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
+            return self.layers * layer + 2 * d
+        return self.layers * layer + d
+
+
+def equal_shapes(width: int = 256, layers: int = 5) -> dict[str, Shape]:
+    """The four networks, of one width and about as many parameters.
+
+    Mamba-2 and 3 get a state of a quarter of the width, Mamba-1 its usual 16. GPT-NeoX
+    gets four fifths of the layers, and the feed-forward width with which it comes
+    nearest to the mean of the others.
+    """
+    found = {
+        "mamba1": Shape("mamba1", width, layers, 16),
+        "mamba2": Shape("mamba2", width, layers, width // 4),
+        "mamba3": Shape("mamba3", width, layers, width // 4),
+    }
+    mean = sum(shape.parameters() for shape in found.values()) / len(found)
+    depth = max(1, round(0.8 * layers))
+    empty = Shape("gpt_neox", width, depth).parameters()
+    per_step = Shape("gpt_neox", width, depth, 0, MULTIPLE).parameters() - empty
+    steps = max(1, round((mean - empty) / per_step))
+    found["gpt_neox"] = Shape("gpt_neox", width, depth, 0, MULTIPLE * steps)
+    return found
+
+
+def spread(shapes: dict[str, Shape]) -> float:
+    """By which share the largest has more parameters than the smallest."""
+    counts = [shape.parameters() for shape in shapes.values()]
+    return max(counts) / min(counts) - 1

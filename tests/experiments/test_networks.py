@@ -1,0 +1,170 @@
+"""The four networks: equal in size, and the same network once written to a folder."""
+
+import numpy as np
+import pytest
+
+import lyapunov
+
+from ..families import library, numpy_mamba3
+from ..families.test_against_numpy import drawn, exact_logits
+from ..helpers import assert_within
+from .small import LAYERS, SHAPES, WIDTH
+
+
+torch = pytest.importorskip("torch")
+
+from experiments.trained import networks, shapes
+from experiments.trained.export import write_checkpoint
+from experiments.trained.loop import optimizer
+from experiments.trained.problems import Problem
+
+
+CPU = torch.device("cpu")
+ON_CPU = ("mamba1", "mamba2", "gpt_neox")
+TOKENS = np.random.default_rng(7).integers(0, 256, 19)
+
+
+def fresh(kind, dropout=0.0):
+    """A network with no parameter at its trivial first value."""
+    torch.manual_seed(0)
+    network = networks.fresh(SHAPES[kind], dropout, CPU).eval()
+    library.redraw(network)
+    return network
+
+
+def counted(network):
+    """Parameters without the embedding, which is the head, too."""
+    return sum(p.numel() for p in network.parameters()) - 256 * network.shape.width
+
+
+def mamba3_shapes(shape):
+    return numpy_mamba3.shapes(networks.mamba_ssm_config(shape))
+
+
+def test_the_four_are_equal_in_parameters():
+    """Assert the default's spread and size, and files under 16 MiB."""
+    four = shapes.equal_shapes()
+    assert set(four) == set(shapes.KINDS)
+    assert shapes.spread(four) <= shapes.EQUAL == 0.02
+    for shape in four.values():
+        assert 2e6 < shape.parameters() < 3e6
+        assert 4 * (shape.parameters() + 2 * 256 * shape.width) < 16 * 2**20
+    assert shapes.spread(shapes.equal_shapes(256, 6)) <= shapes.EQUAL
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+@pytest.mark.parametrize("size", [(WIDTH, LAYERS), (64, 3)])
+def test_parameters_are_counted_as_torch_counts(kind, size):
+    """Assert that the formula gives the number of the network's own."""
+    shape = shapes.equal_shapes(*size)[kind]
+    assert counted(networks.fresh(shape, 0.0, CPU)) == shape.parameters()
+
+
+def test_parameters_of_the_default_are_counted_as_torch_counts():
+    """Assert it at full size for the quickest to make."""
+    shape = shapes.equal_shapes()["gpt_neox"]
+    assert counted(networks.fresh(shape, 0.0, CPU)) == shape.parameters()
+
+
+@pytest.mark.parametrize("size", [(WIDTH, LAYERS), (256, 5)])
+def test_mamba3s_parameters_are_counted_as_mamba_ssm_makes_them(size):
+    """Assert the formula against names and shapes written down apart."""
+    shape = shapes.equal_shapes(*size)["mamba3"]
+    found = sum(int(np.prod(s)) for s in mamba3_shapes(shape).values())
+    assert found - 256 * shape.width == shape.parameters()
+
+
+def test_mamba2s_rows_come_in_eights():
+    """Assert what causal_conv1d asks of a slice of in_proj's output."""
+    for width in (64, 128, 256, 512):
+        shape = shapes.equal_shapes(width, 5)["mamba2"]
+        assert (2 * shape.inner + 2 * shape.state + shapes.HEADS) % 8 == 0
+
+
+def test_mamba3_on_a_cpu_is_refused():
+    """Assert an error for people."""
+    with pytest.raises(Problem, match=r"GPU only\nhint: use --device cuda"):
+        networks.fresh(SHAPES["mamba3"], 0.0, CPU)
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+def test_a_written_folder_is_the_network(tmp_path, kind):
+    """Assert lyapunov's logits of the folder within a tolerance that notices."""
+    network = fresh(kind)
+    write_checkpoint(tmp_path, network.shape, network.stored())
+    model = lyapunov.load(tmp_path)
+    theirs = library.logits(network.inner, TOKENS)
+    allowed = library.tolerance(network.inner, TOKENS)
+    assert allowed < 1e-2 * np.abs(theirs).max()
+    assert_within(np.asarray(model.logits(TOKENS)), theirs, allowed, kind)
+    for parameter in network.parameters():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            if before.dim() > 1:
+                parameter.copy_(before.flip(-1))
+            else:
+                parameter.add_(0.5 * (torch.arange(len(before)) % 3))
+            moved = library.logits(network.inner, TOKENS)
+            parameter.copy_(before)
+        assert np.abs(moved - theirs).max() > allowed
+
+
+def test_a_written_mamba3_is_the_network(tmp_path, rng):
+    """Assert lyapunov's logits of the folder against NumPy's."""
+    shape = SHAPES["mamba3"]
+    config = networks.mamba_ssm_config(shape)
+    weights = drawn(mamba3_shapes(shape), rng)
+    write_checkpoint(
+        tmp_path, shape, {name: torch.tensor(value) for name, value in weights.items()}
+    )
+    theirs, allowed = exact_logits(weights, config, numpy_mamba3.logits, TOKENS)
+    assert allowed < 1e-9 * np.abs(theirs).max()
+    assert_within(np.asarray(lyapunov.load(tmp_path).logits(TOKENS)), theirs, allowed)
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+def test_stored_and_restored_is_the_same(kind):
+    """Assert equal logits, and that the weights stored are copies."""
+    network = fresh(kind)
+    stored, before = network.stored(), library.logits(network.inner, TOKENS)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+    assert not np.array_equal(library.logits(network.inner, TOKENS), before)
+    network.restore(stored)
+    np.testing.assert_array_equal(library.logits(network.inner, TOKENS), before)
+
+
+@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
+def test_the_mambas_are_stored_as_mamba_ssm_names_them(kind):
+    """Assert names that mamba_ssm's class would load, the tied head among them."""
+    names = set(fresh(kind).stored())
+    assert {"backbone.embedding.weight", "lm_head.weight"} <= names
+    assert "backbone.layers.1.mixer.in_proj.weight" in names
+    assert not any("embeddings" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+def test_weights_decay_in_projections_alone(kind):
+    """Assert which do: matrices, never A_log, D, dt, biases, norms, embedding."""
+    network = fresh(kind)
+    decayed = {id(p) for p in optimizer(network, 0.1).param_groups[0]["params"]}
+    rest = {id(p) for p in optimizer(network, 0.1).param_groups[1]["params"]}
+    assert not decayed & rest
+    assert decayed | rest == {id(p) for p in network.parameters()}
+    free = ("A_log", ".D", "bias", "norm", "embed", "lm_head", "conv1d", "dt_proj")
+    for name, parameter in network.named_parameters():
+        assert (id(parameter) in decayed) != any(part in name for part in free), name
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+def test_dropout_is_for_training_alone(kind):
+    """Assert that it moves the output in training, and not otherwise."""
+    network = fresh(kind, dropout=0.5)
+    ids = torch.tensor(TOKENS)[None]
+    with torch.no_grad():
+        calm = [network(ids).logits for _ in range(2)]
+        network.train()
+        torn = [network(ids).logits for _ in range(2)]
+    assert torch.equal(*calm)
+    assert not torch.equal(*torn)
