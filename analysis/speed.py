@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -26,13 +26,11 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_allow_excess_precision=false"
 ).strip()
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lyapunov._trace import SublayerRecord
-from lyapunov.arithmetic import Bounded, Exact, Rounded, Weight
+from lyapunov.arithmetic import Exact
 from lyapunov.arithmetic.bounded import sum_of_magnitudes
 from lyapunov.bounds.local import (
     operation_bounds,
@@ -41,41 +39,24 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import Mamba1Parameters, initial_state, mamba1
-from lyapunov.flows.residual import Incoming, sublayer
+from lyapunov.flows.mamba1 import initial_state, mamba1
 from lyapunov.recurrences import _fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
 
+from ._speed_inputs import (
+    SMALL,
+    Shape,
+    incoming,
+    parameters,
+    record_of,
+    rounded,
+    scan_operands,
+)
+from ._speed_page import page
+
 
 RESULTS = Path(__file__).parent / "results"
-GOALS = (5.0, 3.0)
 TILES = ((2, 1), (4, 1), (8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 1), (32, 4))
-
-
-class Shape(NamedTuple):
-    """Sizes of the benchmark."""
-
-    batch: int = 8
-    seq: int = 2048
-    layers: int = 24
-    d_model: int = 768
-    d_inner: int = 1536
-    d_state: int = 16
-    dt_rank: int = 48
-    vocabulary: int = 50280
-    rounds: int = 5
-    square: int = 8192
-    copied: int = 2**27
-
-
-SMALL = Shape(2, 32, 2, 16, 32, 16, 4, 64, 2, 64, 2**12)
-
-
-class Place(NamedTuple):
-    """A layer for a record."""
-
-    layer: int
-    kind: str = "mamba1"
 
 
 def seconds(run: Callable, rounds: int) -> float:
@@ -87,73 +68,6 @@ def seconds(run: Callable, rounds: int) -> float:
         jax.block_until_ready(run())
         found.append(time.perf_counter() - began)
     return min(found)
-
-
-def parameters(shape: Shape, seed: int) -> Mamba1Parameters:
-    """Random ones, as Mamba is initialised, in fp32 numbers."""
-    rng = np.random.default_rng(seed)
-    held = lambda x: jnp.asarray(np.asarray(x, np.float32), jnp.float64)
-    matrix = lambda rows, columns: Weight(
-        held(rng.uniform(-1, 1, (rows, columns)) / columns**0.5)
-    )
-    d_inner, d_state, rank = shape.d_inner, shape.d_state, shape.dt_rank
-    dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), d_inner))
-    return Mamba1Parameters(
-        norm=jnp.ones(shape.d_model, jnp.float64),
-        in_proj=matrix(2 * d_inner, shape.d_model),
-        in_proj_bias=None,
-        conv_weight=held(rng.uniform(-0.5, 0.5, (d_inner, 4))),
-        conv_bias=held(rng.uniform(-0.5, 0.5, d_inner)),
-        x_proj=matrix(rank + 2 * d_state, d_inner),
-        dt_proj=matrix(d_inner, rank),
-        dt_bias=held(dt + np.log(-np.expm1(-dt))),
-        A_log=held(np.log(np.tile(np.arange(1.0, d_state + 1), (d_inner, 1)))),
-        D=jnp.ones(d_inner, jnp.float64),
-        out_proj=matrix(shape.d_model, d_inner),
-        out_proj_bias=None,
-        norm_epsilon=1e-5,
-    )
-
-
-def rounded(p: Mamba1Parameters, execution) -> Mamba1Parameters:
-    """The projections in the execution's format; the rest stays in fp32."""
-    fmt = execution.parameter_format("in_proj").name
-    cast = lambda x: jnp.asarray(jnp.asarray(x, fmt), jnp.float64)
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    fmt = names[fmt]
-    is_weight = lambda x: isinstance(x, Weight)
-    return jax.tree.map(
-        lambda x: Weight(cast(x.matrix)) if is_weight(x) else x, p, is_leaf=is_weight
-    )
-
-
-def incoming(shape: Shape, batch: int | None = None) -> Incoming:
-    """A stream in fp32 numbers."""
-    rng = np.random.default_rng(1)
-    size = (batch or shape.batch, shape.seq, shape.d_model)
-    draw = lambda: jnp.asarray(
-        np.asarray(rng.normal(size=size), np.float32), jnp.float64
-    )
-    return Incoming(draw(), draw())
-
-
-@eqx.filter_jit
-def _emulated(sites, given: Incoming, p, start):
-    def one(given):
-        at = Rounded(sites)
-        _, output, _ = sublayer(at, mamba1, given, p, start)
-        return jnp.asarray(output, jnp.float64), at.records
-
-    return jax.vmap(one)(given)
-
-
-def record_of(execution, given: Incoming, p) -> SublayerRecord:
-    """What the execution would have stored, emulated."""
-    output, stored = _emulated(execution.site_numbers(), given, p, initial_state(p))
-    return SublayerRecord.of(Place(0), given, output, stored, {})
-
-
-# ---- parts of the study
 
 
 def limits(shape: Shape) -> dict:
@@ -169,26 +83,6 @@ def limits(shape: Shape) -> dict:
         rate = 2 * shape.square**3 / took / 1e12
         found[f"matmul {jnp.dtype(dtype).name} TFLOP/s"] = rate
     return found
-
-
-def scan_operands(shape: Shape, execution, bounded: bool, batch: int):
-    """dt, u, B, C, A, D, state of sizes that trained layers have."""
-    rng = np.random.default_rng(2)
-    size = (batch, shape.seq)
-
-    def value(x):
-        x = jnp.asarray(x)
-        return Bounded(x, jnp.abs(x) * 2.0**-9) if bounded else x
-
-    return (
-        value(np.exp(rng.uniform(np.log(1e-3), np.log(0.1), (*size, shape.d_inner)))),
-        value(rng.normal(size=(*size, shape.d_inner))),
-        value(rng.normal(size=(*size, shape.d_state))),
-        value(rng.normal(size=(*size, shape.d_state))),
-        value(-np.tile(np.arange(1.0, shape.d_state + 1)[:, None], shape.d_inner)),
-        jnp.ones(shape.d_inner),
-        jnp.zeros((shape.d_state, shape.d_inner)),
-    )
 
 
 def _interpreter(shape: Shape, execution, bounded: bool):
@@ -221,7 +115,7 @@ def agreement(shape: Shape, interpret: bool) -> dict:
     shape = shape._replace(seq=min(shape.seq, 256))
     execution = mamba_ssm_prefill("bf16")
     for bounded in (False, True):
-        operands = scan_operands(shape, execution, bounded, 2)
+        operands = scan_operands(shape, bounded, 2)
 
         @jax.jit
         @_over_batch
@@ -276,7 +170,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
     found: dict[str, Any] = {}
     execution = mamba_ssm_prefill("bf16")
     for bounded in (False, True):
-        operands = scan_operands(shape, execution, bounded, shape.batch)
+        operands = scan_operands(shape, bounded, shape.batch)
         size = sum(x.nbytes for x in jax.tree.leaves(operands))
         rows = {}
         for tile in TILES:
@@ -463,80 +357,6 @@ def _write(result: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "speed.md").write_text(page(result))
-
-
-def matrix_work(shape: Shape) -> float:
-    """Operations of one pass' matrix products, all layers."""
-    weights = shape.d_inner * (3 * shape.d_model + 2 * shape.dt_rank)
-    weights += 2 * shape.d_inner * shape.d_state
-    return 2.0 * shape.batch * shape.seq * weights * shape.layers
-
-
-def shares(result: dict, precision: str) -> dict:
-    """How near a pass comes to what the card's fp64 rate allows.
-
-    T0 has one pass' products in fp64, T1 one more and the reference's; where weights
-    are rounded, those of the rounded ones in exact arithmetic as well.
-    """
-    row = result["bounds"][precision]
-    rate = result["limits"]["matmul float64 TFLOP/s"] * 1e12
-    work = matrix_work(Shape(**result["shape"]))
-    found = {}
-    for tier, passes in (("T0", 1), ("T1", 2 + (precision != "fp32")), ("exact", 1)):
-        profile = row.get(f"{tier} ms by kernel", {}).get("kinds", {})
-        took = row["exact pass s" if tier == "exact" else f"{tier} s"]
-        found[f"{tier}, of the fp64 rate, whole"] = passes * work / rate / took
-        products = profile.get("matrix products fp64")
-        if products:
-            share = passes * work / rate / (products / 1e3)
-            found[f"{tier}, of the fp64 rate, products alone"] = share
-    return found
-
-
-def page(result: dict) -> str:
-    """The results as Markdown."""
-    lines = [
-        "# T0 and T1 on a GPU",
-        "",
-        ", ".join(f"{k}: {v}" for k, v in result["environment"].items()),
-        "",
-        "| what | value |",
-        "| --- | --- |",
-    ]
-    for name, value in result.get("limits", {}).items():
-        lines.append(f"| {name} | {value:.4g} |")
-    copy = result.get("limits", {}).get("copy GB/s")
-    for name, row in result.get("scan", {}).items():
-        if row["ms"] is None:
-            continue
-        lines.append(f"| scan, {name}, ms | {row['ms']:.3g} |")
-        share = row["GB moved"] / (row["ms"] / 1e3) / copy
-        lines.append(f"| scan, {name}, share of the copy rate | {share:.2g} |")
-    for name, value in result.get("agreement", {}).items():
-        lines.append(f"| kernel against loop, {name} | {value:.2g} |")
-    one = result.get("mamba_ssm", {})
-    if "whole, s" in one:
-        lines.append(f"| mamba_ssm forward fp32, s | {one['whole, s']:.4g} |")
-        lines.append(f"| of it the layers, s | {one['layers alone, s']:.4g} |")
-    for precision, row in result.get("bounds", {}).items():
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                lines.append(f"| {precision}: {name} | {value:.4g} |")
-        if "whole, s" in one:
-            ratio = row["T0 and T1 s"] / one["whole, s"]
-            goal = " and ".join(f"{g:g}" for g in GOALS)
-            lines.append(
-                f"| {precision}: T0 and T1 in forwards, goal {goal} | {ratio:.3g} |"
-            )
-        if "limits" in result:
-            for name, value in shares(result, precision).items():
-                lines.append(f"| {precision}: {name} | {value:.2g} |")
-        for tier in ("T0", "T1", "exact"):
-            for kind, took in (
-                row.get(f"{tier} ms by kernel", {}).get("kinds", {}).items()
-            ):
-                lines.append(f"| {precision}: {tier}: {kind}, ms | {took:.4g} |")
-    return "\n".join([*lines, ""])
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""The arithmetic that flows are written in, and what its JAX interpreters share."""
+"""The arithmetic that flows are written in, and what its JAX interpreters share.
+
+One file in spite of its length: an operation stands here beside what it means.
+"""
 
 import abc
 import math
