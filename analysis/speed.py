@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +52,7 @@ from ._speed_inputs import (
     scan_operands,
 )
 from ._speed_page import page
+from ._speed_profile import by_kernel
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -119,7 +119,7 @@ def agreement(shape: Shape, interpret: bool) -> dict:
 
         @jax.jit
         @_over_batch
-        def by_kernel(*operands, bounded=bounded):
+        def fused(*operands, bounded=bounded):
             at = _interpreter(shape, execution, bounded)
             numbers = at.scan_numbers(shape.d_state) or ()
             return _fused_scan.in_kernel(
@@ -128,11 +128,11 @@ def agreement(shape: Shape, interpret: bool) -> dict:
 
         @jax.jit
         @_over_batch
-        def by_loop(*operands, bounded=bounded):
+        def looped(*operands, bounded=bounded):
             at = _interpreter(shape, execution, bounded)
             return in_blocks(at, *operands)
 
-        (y, state), (y2, state2) = by_kernel(*operands), by_loop(*operands)
+        (y, state), (y2, state2) = fused(*operands), looped(*operands)
         of = (lambda x: x.value) if bounded else (lambda x: x)
         dt, u, B, C, A, _, _ = [getattr(x, "value", x) for x in operands]
         sizes = _magnitudes(shape, dt, u, B, C, A)
@@ -205,44 +205,6 @@ def scans(shape: Shape, interpret: bool) -> dict:
             "GB moved": (size + written) / 1e9,
         }
     return found
-
-
-def by_kernel(run: Callable) -> dict:
-    """Milliseconds of device time by kernel name, from JAX's profiler."""
-    totals: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(run())
-        for path in Path(folder).rglob("*.xplane.pb"):
-            data = jax.profiler.ProfileData.from_file(str(path))
-            for plane in data.planes:
-                if "GPU" not in plane.name:
-                    continue
-                for line in plane.lines:
-                    if "Stream" not in line.name:
-                        continue
-                    for event in line.events:
-                        name = event.name
-                        took = event.duration_ns / 1e6
-                        totals[name] = totals.get(name, 0.0) + took
-    kinds: dict[str, float] = {}
-    for name, took in totals.items():
-        kinds[kind_of(name)] = kinds.get(kind_of(name), 0.0) + took
-    largest = sorted(totals.items(), key=lambda item: -item[1])[:40]
-    return {"kinds": kinds, "largest": dict(largest)}
-
-
-def kind_of(name: str) -> str:
-    """What a kernel of that name does."""
-    low = name.lower()
-    if "selective_scan" in low:
-        return "scan kernel"
-    if "gemm" in low or "cutlass" in low or "dot" in low:
-        wide = "dgemm" in low or "f64" in low or "d884" in low or "tensorop_d" in low
-        return "matrix products fp64" if wide else "matrix products, other"
-    if "memcpy" in low or "memset" in low:
-        return "copies"
-    return "elementwise and reductions"
 
 
 def bounds(shape: Shape, precision: str, profiled: bool) -> dict:
