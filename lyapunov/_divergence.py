@@ -1,12 +1,14 @@
 """One sublayer under one execution: bounds beside measurements, one row."""
 
 from concurrent.futures import Executor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._compare import by_position
+from ._devices import chosen_device
 from ._results import LayerDivergence
 from .bounds.floor import floor_l2
 from .bounds.local import (
@@ -61,12 +63,14 @@ class SublayerDivergence:
             start,
         )
         flow = sublayer.flow
-        self._t1 = workers.submit(_in_fp64, sublayer_bound, *self._arguments)
+        # a worker is told what holds in this thread alone
+        in_worker = partial(_as_here, chosen_device())
+        self._t1 = workers.submit(in_worker, sublayer_bound, *self._arguments)
         self._t0 = workers.submit(
-            _in_fp64, operation_bounds, execution, flow, record, parameters, start
+            in_worker, operation_bounds, execution, flow, record, parameters, start
         )
         self._floor = (
-            workers.submit(_in_fp64, floor_l2, *self._arguments) if floor else None
+            workers.submit(in_worker, floor_l2, *self._arguments) if floor else None
         )
         apart = jnp.abs(record.output - reference.output)
         self._accumulated = np.asarray(jnp.sum(apart**2, axis=-1))
@@ -127,9 +131,9 @@ class SublayerDivergence:
         return None if found is None else {"tensor": found[0]} | found[1]._asdict()
 
 
-def _in_fp64(work, *arguments):
-    """Run in a worker: switching JAX to fp64 is a thread's own business."""
-    with jax.enable_x64(True):
+def _as_here(device, work, *arguments):
+    """Run in a worker: fp64 and the device are a thread's own business."""
+    with jax.enable_x64(True), jax.default_device(device):
         return jax.tree.map(np.asarray, work(*arguments))
 
 

@@ -319,6 +319,8 @@ def _prepare_jax() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags.split():
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    # on a GPU torch may run beside JAX, which would take most of the memory at once
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     jax.config.update("jax_enable_x64", True)

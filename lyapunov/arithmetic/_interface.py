@@ -1,4 +1,7 @@
-"""The arithmetic that flows are written in, and what its JAX interpreters share."""
+"""The arithmetic that flows are written in, and what its JAX interpreters share.
+
+One file in spite of its length: an operation stands here beside what it means.
+"""
 
 import abc
 import math
@@ -222,9 +225,28 @@ class AbstractArithmetic(abc.ABC):
         after its step.
         """
 
+    # ---- for a scan in one kernel, which takes nothing but arrays that it is given
+
+    def scan_numbers(self, terms: int) -> tuple[Array, ...] | None:
+        """Scalars that the rules read inside a scan whose states have `terms` entries.
+
+        None where the interpreter cannot run inside a kernel.
+        """
+        return None
+
+    def within(self, numbers: tuple[Array, ...], terms: int) -> "AbstractArithmetic":
+        """The interpreter inside a scan, with these `scan_numbers(terms)`."""
+        raise NotImplementedError
+
+    def finish(self, state: Any) -> Any:
+        """The carrier after a scan as a value."""
+        return state
+
 
 class AbstractJaxArithmetic(AbstractArithmetic):
     """Interpreters whose values are arrays: they differ in what rounding they do."""
+
+    _in_kernel: bool = False
 
     @abc.abstractmethod
     def _settle(self, x: Array) -> Array:
@@ -399,7 +421,10 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def contract(self, state, c, start=None):
         """The state as the inner format holds it, times c, summed."""
         held = self._settle(self._carry(state))
-        total = jnp.matmul(self._carry(c), held, precision="highest")
+        if self._in_kernel:
+            total = along_states((self._carry(c), held))
+        else:
+            total = jnp.matmul(self._carry(c), held, precision="highest")
         return self._settle(total if start is None else total + start)
 
     def scan(self, body, state, inputs):
@@ -420,3 +445,12 @@ class AbstractJaxArithmetic(AbstractArithmetic):
                 per_token if seen is None else jnp.maximum(seen, per_token)
             )
         return state, outputs
+
+
+def along_states(*products: tuple[Array, Array]) -> Array:
+    """Sum of c state over the states, and over all pairs c, state; for kernels.
+
+    A kernel has no product of a vector and a matrix, and adding across its threads
+    once is cheaper than once a pair.
+    """
+    return jnp.sum(jnp.asarray(sum(c[:, None] * s for c, s in products)), axis=0)

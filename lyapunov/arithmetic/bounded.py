@@ -16,8 +16,10 @@ is a relative 2^-53 an operation; `SAFETY` covers eight million chained ones.
 
 import jax
 import jax.numpy as jnp
+from jax.lax import DotAlgorithmPreset
 from jaxtyping import Array, Float
 
+from .._devices import has_gpu
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
 from ..state_formats import (
     StateNumbers,
@@ -27,7 +29,7 @@ from ..state_formats import (
 )
 from ._bounded_blocks import BlockRules
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
-from ._interface import AbstractArithmetic
+from ._interface import AbstractArithmetic, along_states
 
 
 # (1 + 2^-53)^(8e6) < 1 + 1e-9
@@ -91,6 +93,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         centred: bool = False,
         in_scan: bool = False,
         chunked: bool = False,
+        growths: dict[int, Float[Array, ""]] | None = None,
     ):
         self.records = {}
         self.observed = {}
@@ -103,6 +106,14 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         self._centred = centred
         self._in_scan = in_scan
         self.chunked = chunked
+        # what is given once to a kernel, which would find it again at every token
+        self._growths = growths
+
+    def _growth(self, roundings: int):
+        """(1 + u)^roundings - 1."""
+        if self._growths is not None and roundings in self._growths:
+            return self._growths[roundings]
+        return jnp.expm1(roundings * self._model.unit)
 
     # ---- stores
 
@@ -430,7 +441,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         error = rows * (x.norm + growth * length)[..., None]
         if matrix.size <= ELEMENTWISE_LIMIT or not self._anchors:
             each = x.error + growth * x.magnitude
-            error = jnp.minimum(error, _sum_of_magnitudes(each, matrix))
+            error = jnp.minimum(error, sum_of_magnitudes(each, matrix))
         value = jnp.matmul(x.value, matrix.T, precision="highest")
         most = rows * length[..., None]
         # an unknown operator norm is inf, and inf times an error of 0 is no number
@@ -496,13 +507,17 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             parts = (state.error,)
             most = jnp.max(state.magnitude, axis=0)
         terms = state.value.shape[0]
-        growth = jnp.expm1((terms + 1) * self._model.unit)
-        value = c.value @ state.value
+        growth = self._growth(terms + 1)
         size_c = jnp.abs(c.value) + c.error
-        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C, the state's two parts apart
-        error = (growth * size_c + c.error) @ jnp.abs(state.value)
-        for part in parts:
-            error = error + ((1.0 + growth) * size_c) @ part
+        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
+        of_value, of_error = growth * size_c + c.error, (1.0 + growth) * size_c
+        size, own = jnp.abs(state.value), jnp.asarray(sum(parts))
+        if self._growths is None:
+            value = c.value @ state.value
+            error = of_value @ size + of_error @ own
+        else:
+            value = along_states((c.value, state.value))
+            error = along_states((of_value, size), (of_error, own))
         if start is not None:
             start = lift(start)
             value = value + start.value
@@ -554,9 +569,10 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         # at one token a tree may flush once a level, too
         levels = self._scan_depth + 1
         flushed = 2.0 * levels * self._model.underflow * (1.0 + state.mass)
-        return jnp.expm1(levels * self._model.unit) * state.magnitude + flushed
+        return self._growth(levels) * state.magnitude + flushed
 
-    def _finish(self, state):
+    def finish(self, state):
+        """The rounding that `advance` leaves out is added."""
         if not isinstance(state, BoundedState):
             return state
         error = state.excess + self._scan_rounding(state)
@@ -566,33 +582,78 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         """`jax.lax.scan` of the body with its errors, one token at a time."""
 
         def one(state, x):
-            inside = BoundedArithmetic(
-                self._sites,
-                self._model,
-                accumulation_depth=self._accumulation_depth,
-                reduction_depth=self._reduction_depth,
-                scan_depth=self._scan_depth,
-                centred=self._centred,
-                in_scan=True,
-            )
-            return body(inside, state, x)
+            return body(self._inside_scan(self._model), state, x)
 
         state, outputs = jax.lax.scan(one, state, inputs)
-        return self._finish(state), outputs
+        return self.finish(state), outputs
+
+    def _inside_scan(self, model: RoundingModel, growths=None) -> "BoundedArithmetic":
+        return BoundedArithmetic(
+            self._sites,
+            model,
+            accumulation_depth=self._accumulation_depth,
+            reduction_depth=self._reduction_depth,
+            scan_depth=self._scan_depth,
+            centred=self._centred,
+            in_scan=True,
+            growths=growths,
+        )
+
+    def scan_numbers(self, terms):
+        """The inner arithmetic's, and what its sums grow by."""
+        depths = (terms + 1, self._scan_depth + 1)
+        return (*self._model, *(self._growth(depth) for depth in depths))
+
+    def within(self, numbers, terms):
+        """The same rules, with numbers that a kernel has read."""
+        *model, of_sum, of_scan = numbers
+        growths = {terms + 1: of_sum, self._scan_depth + 1: of_scan}
+        return self._inside_scan(RoundingModel(*model), growths)
 
 
-def _sum_of_magnitudes(x: Float[Array, "... columns"], matrix):
-    """|W| x for x >= 0, from above, in fp32: fp64 would cost twice as much."""
+def sum_of_magnitudes(x: Float[Array, "... columns"], matrix):
+    """|W| x for x >= 0, from above, in fp32: fp64 would cost twice as much.
+
+    On a GPU in TF32: a bound's own sum need not be exact, and tensor cores are ten
+    times as fast.
+    """
     terms = matrix.shape[-1]
     size = jnp.abs(matrix)
     narrow = jnp.asarray(x, jnp.float32), jnp.asarray(size, jnp.float32)
-    found = jnp.matmul(narrow[0], narrow[1].T, precision="highest")
-    # two casts, a product and the sum, each term within (1 + 2^-24)^(terms + 2)
-    found = jnp.asarray(found, jnp.float64) * (1.0 + (terms + 8) * 2.0**-23)
+    if has_gpu():
+        found = jax.lax.platform_dependent(
+            *narrow, cuda=_summed_in_tf32, default=_summed_in_fp32
+        )
+    else:
+        found = _summed_in_fp32(*narrow)
     # operands and products below 2^-126 may count as 0
     total = jnp.sum(x, axis=-1, keepdims=True)
     flushed = 2.0**-125 * (jnp.sum(size, axis=-1) + total + terms)
     return found + jnp.where(total > 0, flushed, 0.0)
+
+
+def _summed_in_fp32(x, size):
+    found = jnp.matmul(x, size.T, precision="highest")
+    return jnp.asarray(found, jnp.float64) * fp32_inflation(x.shape[-1])
+
+
+def _summed_in_tf32(x, size):
+    found = jnp.matmul(x, size.T, precision=DotAlgorithmPreset.TF32_TF32_F32)
+    return jnp.asarray(found, jnp.float64) * tf32_inflation(x.shape[-1])
+
+
+def fp32_inflation(terms: int) -> float:
+    """Two casts, a product and the sum: a term within (1 - 2^-24)^(terms + 2)."""
+    return 1.0 + (terms + 8) * 2.0**-23
+
+
+def tf32_inflation(terms: int) -> float:
+    """Bits cut off both operands, (1 - 2^-10)^2 of a term; and sums that truncate.
+
+    Those lose a whole spacing, 2^-23, and as much again where terms are aligned to
+    the largest of a block.
+    """
+    return 1.0 + 2.0**-9 + 2.0**-17 + (terms + 8) * 2.0**-21
 
 
 def _largest(x):

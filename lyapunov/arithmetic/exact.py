@@ -31,6 +31,7 @@ class Exact(AbstractJaxArithmetic):
         state_smallest: tuple[float, ...] = (),
         in_parallel: bool = False,
         in_scan: bool = False,
+        in_kernel: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -38,6 +39,7 @@ class Exact(AbstractJaxArithmetic):
         self._state_units = state_units
         self._state_smallest = state_smallest
         self._in_scan = in_scan
+        self._in_kernel = in_kernel
 
     def stores(self, site):
         """Never: nothing is rounded on the way."""
@@ -73,6 +75,14 @@ class Exact(AbstractJaxArithmetic):
                 ]
             )
         return after
+
+    def scan_numbers(self, terms):
+        """None are read; a kernel does not observe what formats would do."""
+        return None if self._state_units or self._state_smallest else ()
+
+    def within(self, numbers, terms):
+        """One that observes the largest at a token."""
+        return Exact(in_scan=True, in_kernel=True)
 
     def _settle(self, x):
         return x

@@ -38,6 +38,7 @@ class Rounded(AbstractJaxArithmetic):
         *,
         key: Array | None = None,
         in_scan: bool = False,
+        in_kernel: bool = False,
         chunked: bool = False,
     ):
         self.records = {}
@@ -46,6 +47,7 @@ class Rounded(AbstractJaxArithmetic):
         self._inner = inner
         self._key = key
         self._in_scan = in_scan
+        self._in_kernel = in_kernel
         self.chunked = chunked
 
     def stores(self, site):
@@ -83,6 +85,14 @@ class Rounded(AbstractJaxArithmetic):
 
     def _carry(self, x):
         return jnp.asarray(x, jnp.float32 if self._inner is None else jnp.float64)
+
+    def scan_numbers(self, terms):
+        """None are read where the inner format is native."""
+        return () if self._inner is None else None
+
+    def within(self, numbers, terms):
+        """One that stores nothing: with stores inside there is no kernel."""
+        return Rounded({}, in_scan=True, in_kernel=True)
 
     def _token_keys(self, tokens):
         draws = any(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
 from ..executions import Execution
 from ..flows.residual import Stream, beside, final_norm, logits
@@ -222,7 +223,7 @@ def _distance(stream: Bounded, hidden: Bounded, there):
 @eqx.filter_jit
 def _through_norm(maker: Interpreter, numbers, stream, hidden, p) -> Bounded:
     run = lambda r, h: final_norm(maker(*numbers), r, h, p)
-    return jax.vmap(run)(stream, hidden)
+    return over_batch(run, stream, hidden)
 
 
 @eqx.filter_jit

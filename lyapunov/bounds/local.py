@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
@@ -191,7 +192,7 @@ def _bound_operations(flow, interpreter, inputs: _Inputs, parameters, start):
         sublayer(at, flow, incoming, parameters, start)
         return at.records
 
-    return jax.vmap(one)(inputs.incoming, inputs.stored)
+    return over_batch(one, inputs.incoming, inputs.stored)
 
 
 _operations_whole = eqx.filter_jit(_bound_operations)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._devices import over_batch
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
@@ -104,7 +105,7 @@ def bounded_pass(
         return stream, output, at.records
 
     stream: Any
-    stream, output, records = jax.vmap(one)(incoming)
+    stream, output, records = over_batch(one, incoming)
     return BoundedPass(
         stream,
         output,
@@ -127,7 +128,7 @@ def _by_token(x: Bounded):
 @eqx.filter_jit
 def exact_pass(flow, incoming: Incoming, p, start) -> Float[Array, "batch seq d_model"]:
     """The output of one sublayer in exact arithmetic."""
-    return jax.vmap(lambda i: sublayer(Exact(), flow, i, p, start)[1])(incoming)
+    return over_batch(lambda i: sublayer(Exact(), flow, i, p, start)[1], incoming)
 
 
 def where_it_grows(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
 from ..executions import Execution
 from ..flows.residual import Incoming, Stream, beside, final_norm, logits, sublayer
@@ -131,7 +132,7 @@ class Probes:
 
 @eqx.filter_jit
 def _run_exact(flow, incoming: Incoming, p, start):
-    return jax.vmap(lambda i: sublayer(Exact(), flow, i, p, start)[:2])(incoming)
+    return over_batch(lambda i: sublayer(Exact(), flow, i, p, start)[:2], incoming)
 
 
 @eqx.filter_jit
@@ -141,7 +142,7 @@ def _run_sampled(flow, sites, inner, key, sign, incoming, p, start, chunked):
         return sublayer(at, flow, incoming, p, start)[:2]
 
     keys = jax.random.split(key, incoming.residual.shape[0])
-    return jax.vmap(run)(keys, incoming)
+    return over_batch(run, keys, incoming)
 
 
 @eqx.filter_jit
@@ -153,7 +154,7 @@ def _together(sites, key, sign, output, other):
 @eqx.filter_jit
 def _norm_exact(stream: Stream, p):
     run = lambda r, h: final_norm(Exact(), r, h, p)
-    return jax.vmap(run)(stream.residual, stream.hidden)
+    return over_batch(run, stream.residual, stream.hidden)
 
 
 @eqx.filter_jit
@@ -164,7 +165,7 @@ def _norm_sampled(sites, inner, key, sign, stream: Stream, p):
         at = Sampled(sites, key, sign, inner=inner)
         return final_norm(at, residual, hidden, p)
 
-    return jax.vmap(run)(keys, stream.residual, stream.hidden)
+    return over_batch(run, keys, stream.residual, stream.hidden)
 
 
 @eqx.filter_jit

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Exact, Weight
+from . import _fused_scan
 from .base import (
     AbstractDiagonalRecurrence,
     AbstractTriangularRecurrence,
@@ -53,10 +54,15 @@ def selective_scan(at: AbstractArithmetic, dt, u, B, C, A, D, state):
     """
     if at.in_parallel:
         return _scan_in_parallel(dt, u, B, C, A, D, state)
+    return _fused_scan.scan(at, token, in_blocks, (dt, u, B, C, A, D, state))
+
+
+def in_blocks(at, dt, u, B, C, A, D, state):
+    """Block of channels by block of channels."""
     channels = D.shape[0]
     block = min(channels, at.channel_block or channels)
     parts = [
-        scan_channels(
+        _scan_block(
             at,
             dt[:, first : first + block],
             u[:, first : first + block],
@@ -87,32 +93,44 @@ def _scan_in_parallel(dt, u, B, C, A, D, state):
 
 def scan_channels(at, dt, u, B, C, A, D, state):
     """`selective_scan` without the blocks; A may have one row for all states."""
+    return _fused_scan.scan(at, token, _scan_block, (dt, u, B, C, A, D, state))
 
-    def token(at, state, inputs):
-        dt, drive, u, B, C = inputs
-        if at.stores("dB"):
-            # transformers' Mamba-2: two tensors, B first
-            dB = at.multiply(dt[None, :], B[:, None], alone=True)
-            dBx = at.multiply(at.store("dB", dB), u[None, :], alone=True)
-            decay = at.decay(dt[None, :], A)
-            after = at.advance(state, decay, at.store("dBx", dBx))
-        else:
-            after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
-        at.observe("state", after)
-        # a cache gets the state in its format; what is read out now is not from there
-        carried = at.store("state", after)
-        read = at.store("state_read", after)
-        skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))
-        if not at.stores("read_out"):
-            return carried, at.contract(read, C, start=skip)
-        # transformers: the contraction is a tensor of its own, D u is added later
-        y = at.store("read_out", at.contract(read, C))
-        y = at.add(y, skip, alone=at.stores("skip_sum"))
-        return carried, at.store("skip_sum", y)
 
+def _scan_block(at, dt, u, B, C, A, D, state):
     drive = at.multiply(dt, u)
-    state, y = at.scan(token, at.initial_state(state), (dt, drive, u, B, C))
+    body = lambda at, state, inputs: token(at, state, inputs, A, D)
+    state, y = at.scan(body, at.initial_state(state), (dt, drive, u, B, C))
     return y, state
+
+
+def token(at, state, inputs, A, D):
+    """One token inside a scan: (state after it, y).
+
+    **Arguments:**
+
+    - `state`: a carrier made by `at.initial_state`.
+    - `inputs`: dt, drive = dt u and u, of (d_inner); B and C, of (d_state).
+    """
+    dt, drive, u, B, C = inputs
+    if at.stores("dB"):
+        # transformers' Mamba-2: two tensors, B first
+        dB = at.multiply(dt[None, :], B[:, None], alone=True)
+        dBx = at.multiply(at.store("dB", dB), u[None, :], alone=True)
+        decay = at.decay(dt[None, :], A)
+        after = at.advance(state, decay, at.store("dBx", dBx))
+    else:
+        after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
+    at.observe("state", after)
+    # a cache gets the state in its format; what is read out now is not from there
+    carried = at.store("state", after)
+    read = at.store("state_read", after)
+    skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))
+    if not at.stores("read_out"):
+        return carried, at.contract(read, C, start=skip)
+    # transformers: the contraction is a tensor of its own, D u is added later
+    y = at.store("read_out", at.contract(read, C))
+    y = at.add(y, skip, alone=at.stores("skip_sum"))
+    return carried, at.store("skip_sum", y)
 
 
 class Mamba1Inputs(NamedTuple):

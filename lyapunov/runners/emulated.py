@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._devices import over_batch
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Rounded
 from ..executions import Execution
@@ -66,7 +67,7 @@ def _run_layer(flow, sites, incoming, p, start, key, chunked):
         return residual, output, at.records
 
     keys = jax.random.split(key, incoming.residual.shape[0])
-    residual, output, stored = jax.vmap(one)(incoming, keys)
+    residual, output, stored = over_batch(one, incoming, keys)
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),
@@ -81,8 +82,8 @@ def _run_together(sites, output, other):
 
 @eqx.filter_jit
 def _run_norm(sites, residual, hidden, p):
-    normed = jax.vmap(lambda r, h: final_norm(Rounded(sites), r, h, p))(
-        residual, hidden
+    normed = over_batch(
+        lambda r, h: final_norm(Rounded(sites), r, h, p), residual, hidden
     )
     return jnp.asarray(normed, jnp.float64)
 

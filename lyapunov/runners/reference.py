@@ -1,9 +1,9 @@
 """The fp64 reference: exact arithmetic up to its own 2^-53."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
+from .._devices import over_batch
 from .._trace import HeadRecord, SublayerRecord, Trace
 from ..arithmetic import Exact
 from ..flows.residual import Stream, final_norm, logits, sublayer
@@ -63,13 +63,13 @@ def run_layer(flow, incoming, p, start, state_units=(), state_smallest=()):
         residual, output, _ = sublayer(at, flow, incoming, p, start)
         return residual, output, at.observed
 
-    return jax.vmap(one)(incoming)
+    return over_batch(one, incoming)
 
 
 @eqx.filter_jit
 def run_norm(residual, hidden, p):
     """What the head reads, over a batch."""
-    return jax.vmap(lambda r, h: final_norm(Exact(), r, h, p))(residual, hidden)
+    return over_batch(lambda r, h: final_norm(Exact(), r, h, p), residual, hidden)
 
 
 @eqx.filter_jit

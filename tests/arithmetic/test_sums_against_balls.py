@@ -210,7 +210,7 @@ def bound_scan(model, a, ea, b, eb, depth):
     def token(at, state, inputs):
         a, ea, b, eb = inputs
         after = at.advance(state, Bounded(a, ea), Bounded(b, eb))
-        return after, at._finish(after)
+        return after, at.finish(after)
 
     inputs = [x[:, None, None] for x in (a, ea, b, eb)]
     return at.scan(token, at.initial_state(jnp.zeros((1, 1))), inputs)[1]

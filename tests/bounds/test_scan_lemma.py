@@ -28,7 +28,7 @@ def _bound(a, b, unit, underflow, depth):
     def token(at, state, inputs):
         after = at.advance(state, *inputs)
         # the state as it is read, before any contraction
-        return after, at._finish(after)
+        return after, at.finish(after)
 
     _, out = at.scan(token, at.initial_state(jnp.zeros(CHANNELS)), (a, b))
     return out.value, out.error
@@ -263,7 +263,7 @@ def test_errors_of_decays_and_drives_are_carried(rng):
         def token(at, state, inputs):
             a, e_a, b, e_b = inputs
             after = at.advance(state, Bounded(a, e_a), Bounded(b, e_b))
-            return after, at._finish(after).error
+            return after, at.finish(after).error
 
         start = at.initial_state(jnp.zeros(CHANNELS))
         return at.scan(token, start, (a, e_a, b, e_b))[1]

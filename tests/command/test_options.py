@@ -153,3 +153,13 @@ def test_jax_is_prepared_for_fp64_without_excess_precision(run, fake, monkeypatc
     import jax
 
     assert jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(("given", "then"), [(None, "false"), ("true", "true")])
+def test_memory_of_a_gpu_is_left_to_torch(run, fake, monkeypatch, given, then):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    run("model")
+    assert os.environ[name] == then

@@ -1,0 +1,58 @@
+"""Which devices do the work: sequences of a batch on one, or spread over all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+
+AXIS = "batch"
+
+
+def chosen_device() -> Any:
+    """What `jax.default_device` chose in this thread, or None."""
+    config: Any = jax.config
+    return config.jax_default_device
+
+
+def devices() -> list[jax.Device]:
+    """The one that was chosen, or else all that this process has."""
+    chosen = chosen_device()
+    if chosen is None:
+        return jax.local_devices()
+    return [jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen]
+
+
+def has_gpu() -> bool:
+    """Whether the work is done on NVIDIA GPUs."""
+    return devices()[0].platform in ("gpu", "cuda")
+
+
+def over_batch(run: Callable, *batched: Any) -> Any:
+    """`jax.vmap(run)(*batched)`, each device with its share of the sequences.
+
+    Where there is one device, or the batch does not divide among them, that is all it
+    is. Otherwise a `NamedSharding` over all devices lays out what comes in and goes
+    out along the first axis; what `run` closes over, such as parameters, every device
+    has whole. Sequences do not interact, so nothing is sent between devices.
+
+    **Arguments:**
+
+    - `batched`: pytrees of arrays whose first axis is the batch.
+    """
+    present = devices()
+    sequences = jax.tree.leaves(batched)[0].shape[0]
+    if len(present) == 1 or sequences % len(present):
+        return jax.vmap(run)(*batched)
+    along = PartitionSpec(AXIS)
+    spread = jax.shard_map(
+        jax.vmap(run),
+        mesh=Mesh(np.asarray(present), (AXIS,)),
+        in_specs=along,
+        out_specs=along,
+        # a kernel does not say along which axes its outputs vary
+        check_vma=False,
+    )
+    return spread(*batched)

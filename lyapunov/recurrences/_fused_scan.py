@@ -1,0 +1,223 @@
+"""The scan with its errors in one kernel, for GPUs (Pallas, by way of Triton).
+
+One program takes a few channels of one sequence through all tokens, its states in
+registers: nothing of the size seq x d_inner x d_state is ever written. What it runs
+is the interpreter itself, so that its rules are the same, in one place, on every
+machine. On a CPU XLA's own loop is used.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._devices import has_gpu
+from ..arithmetic import AbstractArithmetic, Bounded
+
+
+# Stores between the decay and the read-out: rounding to them takes XLA's loop.
+STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_sum")
+
+# States that one warp holds: two a thread. More would wait for registers, fewer
+# channels at a time would read memory in pieces below 32 bytes.
+STATES_PER_WARP = 64
+MOST_WARPS = 8
+
+
+def scan(
+    at: AbstractArithmetic, token: Callable, in_xla: Callable, operands: tuple
+) -> tuple[Any, Any]:
+    """(y, state after it), in a kernel where there is a GPU and the scan fits one.
+
+    **Arguments:**
+
+    - `token(at, carrier, inputs, A, D)`: one token, (carrier after it, y).
+    - `in_xla(at, *operands)`: the whole, token by token, for everywhere else.
+    - `operands`: dt, u, B, C, A, D, state as in `selective_scan`.
+    """
+    if not has_gpu() or not fits(at, operands):
+        return in_xla(at, *operands)
+    states = shape_of(operands[-1])[0]
+    numbers = at.scan_numbers(states)
+
+    def by_loop(numbers, operands):
+        inner = at.within(numbers, states)
+        return *in_xla(inner, *operands), inner.observed
+
+    def by_kernel(numbers, operands):
+        return in_kernel(at, token, numbers, operands)
+
+    @jax.custom_jvp
+    def run(numbers, operands):
+        return jax.lax.platform_dependent(
+            numbers, operands, cuda=by_kernel, default=by_loop
+        )
+
+    @run.defjvp
+    def _(primals, tangents):
+        # A kernel has no transpose; the loop has one. JAX asks that under vmap the
+        # batch lies along the same axis here as above, where it is the first.
+        rule = lambda *pairs: jax.jvp(by_loop, *pairs)
+        return jax.lax.platform_dependent(primals, tangents, cuda=rule, default=rule)
+
+    y, after, observed = run(numbers, operands)
+    for name, x in observed.items():
+        seen = at.observed.get(name)
+        at.observed[name] = x if seen is None else jnp.maximum(seen, x)
+    return y, after
+
+
+def fits(at: AbstractArithmetic, operands: tuple) -> bool:
+    """Whether one kernel can do it: no rounding inside, states a power of two."""
+    states = shape_of(operands[-1])[0]
+    return (
+        _has_triton()
+        and at.scan_numbers(states) is not None
+        and not any(at.stores(site) for site in STORED_INSIDE)
+        and states & (states - 1) == 0
+    )
+
+
+def _has_triton() -> bool:
+    """Whether this JAX has Pallas' Triton backend, which it is going to drop."""
+    try:
+        import jax.experimental.pallas.triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def tiling(channels: int, states: int) -> tuple[int, int]:
+    """(channels of one program, warps that share it)."""
+    block = max(1, STATES_PER_WARP // states)
+    while channels % block:
+        block //= 2
+    warps = max(1, min(MOST_WARPS, block * states // STATES_PER_WARP))
+    return block, warps
+
+
+def in_kernel(
+    at: AbstractArithmetic,
+    token: Callable,
+    numbers: tuple,
+    operands: tuple,
+    *,
+    tile: tuple[int, int] | None = None,
+    interpret: bool = False,
+) -> tuple[Any, Any, dict]:
+    """(y, state after it, what was observed at each token).
+
+    **Arguments:**
+
+    - `numbers`: of `at.scan_numbers`.
+    - `tile`: (channels of one program, warps), if not `tiling`'s.
+    - `interpret`: run by Pallas' interpreter, on any machine.
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
+    *by_token, A, D, state = operands
+    seq, channels = shape_of(by_token[0])
+    states = shape_of(state)[0]
+    block, warps = tile or tiling(channels, states)
+    before, carrier = jax.tree.flatten(at.initial_state(state))
+
+    along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
+    shared = pl.BlockSpec((seq, states), lambda i: (0, 0))
+    single = pl.BlockSpec((block,), lambda i: (i,))
+    of_state = [along(x.shape[0]) if x.ndim == 2 else single for x in before]
+    # one vector, of which a kernel reads scalars; an array of none is no argument
+    packed = jnp.stack([jnp.asarray(x, jnp.float64) for x in (*numbers, 0.0)])
+
+    arguments = (packed, before, _parts(by_token), _parts(A), _parts(D))
+    in_specs = (
+        pl.BlockSpec(packed.shape, lambda i: (0,)),
+        of_state,
+        _each(by_token, [along(seq), along(seq), shared, shared]),
+        _each(A, along(shape_of(A)[0])),
+        _each(D, single),
+    )
+
+    def one(scalars, before, row, A, D):
+        """A token on arrays alone: state, outputs and observations."""
+        inside = at.within(tuple(scalars), states)
+        (dt, u, B, C), A, D = map(_whole, (row, A, D))
+        state = jax.tree.unflatten(carrier, before)
+        drive = inside.multiply(dt, u)
+        after, y = token(inside, state, (dt, drive, u, B, C), A, D)
+        return jax.tree.leaves(after), _parts(y), inside.observed
+
+    first = lambda by_token: jax.tree.map(lambda x: x[0], by_token)
+    _, y_like, seen_like = jax.eval_shape(
+        lambda packed, before, by_token, A, D: one(
+            packed[: len(numbers)], before, first(by_token), A, D
+        ),
+        *arguments,
+    )
+
+    def selective_scan_kernel(packed, before, by_token, A, D, y, after, seen):
+        scalars = [packed[i] for i in range(len(numbers))]
+        A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
+
+        def at_token(t, state):
+            row = jax.tree.map(lambda ref: ref[t, :], by_token)
+            state, outputs, observed = one(scalars, state, row, A, D)
+            for ref, x in zip(y, outputs, strict=True):
+                ref[t, :] = x
+            for name, x in observed.items():
+                seen[name][t, 0] = x
+            return state
+
+        state = jax.lax.fori_loop(0, seq, at_token, [ref[...] for ref in before])
+        for ref, x in zip(after, state, strict=True):
+            ref[...] = x
+
+    like = lambda x, *shape: jax.ShapeDtypeStruct(shape, x.dtype)
+    programs = channels // block
+    y, after, seen = pl.pallas_call(
+        selective_scan_kernel,
+        grid=(programs,),
+        in_specs=in_specs,
+        out_specs=(
+            tuple(along(seq) for _ in y_like),
+            of_state,
+            {name: pl.BlockSpec((seq, 1), lambda i: (0, i)) for name in seen_like},
+        ),
+        out_shape=(
+            tuple(like(x, seq, channels) for x in y_like),
+            [like(x, *x.shape) for x in before],
+            {name: like(x, seq, programs) for name, x in seen_like.items()},
+        ),
+        compiler_params=triton.CompilerParams(num_warps=warps),
+        interpret=interpret,
+    )(*arguments)
+    after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
+    seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}
+    return _whole(y), after, seen
+
+
+def shape_of(x) -> tuple[int, ...]:
+    """Shape of an array or of a value."""
+    return jnp.shape(x.value if isinstance(x, Bounded) else x)
+
+
+def _parts(x: Any) -> Any:
+    """A value as the arrays that matter in a scan; of several values a list."""
+    if isinstance(x, list):
+        return [_parts(one) for one in x]
+    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
+
+
+def _whole(parts: Any) -> Any:
+    """The value of its parts; of several a list."""
+    if isinstance(parts, list):
+        return [_whole(one) for one in parts]
+    return Bounded(*parts) if len(parts) > 1 else parts[0]
+
+
+def _each(x: Any, spec: Any) -> Any:
+    """The specification of a value for each of its parts."""
+    if isinstance(x, list):
+        return [_each(one, its) for one, its in zip(x, spec, strict=True)]
+    return tuple(spec for _ in _parts(x))
