@@ -20,7 +20,7 @@ alone, apart from what is fixed for all episodes and must be learnt (`GROUPS`).
   syllables, all different within an episode.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -185,7 +185,7 @@ class Window:
 
 
 def window(
-    rng: np.random.Generator, length: int, names: tuple[str, ...] = tuple(TASKS)
+    rng: np.random.Generator, length: int, names: Sequence[str] = tuple(TASKS)
 ) -> Window:
     """`length` bytes of episodes of these tasks, in random order."""
     text, answers = bytearray(), []

@@ -84,7 +84,7 @@ class Probes:
         sites = own.site_numbers()
         for i, (key, sign) in enumerate(self._draws):
             key = jax.random.fold_in(key, layer.layer)
-            found = _run_sampled(
+            residual, output = _run_sampled(
                 layer.flow,
                 sites,
                 self._inner,
@@ -98,7 +98,7 @@ class Probes:
             together = lambda one, other, key=key, sign=sign: _together(
                 self._sites, key, sign, one, other
             )
-            self._probes[i] = self._probes[i].after(layer, *found, together)
+            self._probes[i] = self._probes[i].after(layer, residual, output, together)
 
     def head(self) -> None:
         """Run the norm in front of the head."""

@@ -2,21 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 import lyapunov
+from experiments.trained import networks, shapes
+from experiments.trained.export import write_checkpoint
+from experiments.trained.loop import optimizer
+from experiments.trained.problems import Problem
 
 from ..families import library, numpy_mamba3
 from ..families.test_against_numpy import drawn, exact_logits
 from ..helpers import assert_within
 from .small import LAYERS, SHAPES, WIDTH
-
-
-torch = pytest.importorskip("torch")
-
-from experiments.trained import networks, shapes
-from experiments.trained.export import write_checkpoint
-from experiments.trained.loop import optimizer
-from experiments.trained.problems import Problem
 
 
 CPU = torch.device("cpu")

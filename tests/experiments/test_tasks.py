@@ -48,6 +48,13 @@ def solve_phonebook(before: bytes, length: int) -> bytes:
     return found[before.rsplit(b"?", 1)[1][:-1]]
 
 
+OPENED_BY = {
+    b"~": "induction",
+    b"{": "recall",
+    b"[": "classify",
+    b'"': "copy",
+    b"#": "phonebook",
+}
 SOLVERS = {name: globals()[f"solve_{name}"] for name in tasks.TASKS}
 
 
@@ -174,8 +181,7 @@ def test_what_counts_is_text_whole_and_answers_alone(mixture):
         for start, stop in edges.reshape(-1, 2):
             data = row.tobytes()
             begins = data.rfind(b"\n", 0, start + 1) + 1
-            name = {b"~": "induction", b"{": "recall", b"[": "classify",
-                    b'"': "copy", b"#": "phonebook"}[data[begins : begins + 1]]  # fmt: skip
+            name = OPENED_BY[data[begins : begins + 1]]
             solved = SOLVERS[name](data[begins : start + 1], stop - start)
             assert solved == data[start + 1 : stop + 1]
             checked += 1

@@ -1,23 +1,21 @@
 """Training: it learns, goes on where it was cut, and writes what it says."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
 import pytest
+import torch
 
 import lyapunov
-
-from .small import SHAPES, corpus, settings
-
-
-torch = pytest.importorskip("torch")
-
 from experiments import train as command
 from experiments.bundled.corpus import Corpus
 from experiments.trained import loop, networks, resume
 from experiments.trained.export import finish
 from experiments.trained.problems import Problem
+
+from .small import SHAPES, corpus, settings
 
 
 CPU = torch.device("cpu")
@@ -93,7 +91,7 @@ def test_steps_count_with_their_own_rate():
     """Assert warm-up, peak and end of the schedule."""
     rates = [loop.rate(step, 100) for step in range(1, 101)]
     assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert all(a > b for a, b in zip(rates[5:-1], rates[6:], strict=True))
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] < 1e-15
 
 
