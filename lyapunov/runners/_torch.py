@@ -30,6 +30,14 @@ NAMES = {
 # names that a Mamba-2 mixer has otherwise
 NAMES_2 = NAMES | {"dt_bias": "mixer.dt_bias"}
 
+# and those of Mamba-3
+NAMES_3 = NAMES_2 | {
+    name: f"mixer.{name}" for name in ("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
+}
+NAMES_3 |= {"B_norm": "mixer.B_norm.weight", "C_norm": "mixer.C_norm.weight"}
+
+NAMES_BY_KIND = {"mamba1": NAMES, "mamba2": NAMES_2, "mamba3": NAMES_3}
+
 
 def import_torch():
     """torch, or an error that says how to get it."""
@@ -67,7 +75,7 @@ def state_dict(model: Model, embedding: str) -> Iterator[tuple[str, np.ndarray]]
             yield f"backbone.norm_f.{name}", _fp32(array)
     yield "lm_head.weight", _fp32(model.layout.head(0, rows))
     for layer, sizes in enumerate(model.config.sublayers):
-        names = NAMES_2 if sizes.kind == "mamba2" else NAMES
+        names = NAMES_BY_KIND[sizes.kind]
         for name, array in model.layout.layer(layer).items():
             value = array[:, None, :] if name == "conv_weight" else array
             yield f"backbone.layers.{layer}.{names[name]}", _fp32(value)
@@ -108,8 +116,14 @@ def watched(block, seen: dict[str, np.ndarray]):
             mixer.x_proj.register_forward_pre_hook(input_of("conv")),
             mixer.x_proj.register_forward_hook(output("x_proj")),
         ]
-    elif getattr(mixer, "rmsnorm", False):
-        # Mamba-2's gated norm reads what the scan put out
+    if hasattr(mixer, "B_norm"):
+        # Mamba-3's
+        handles += [
+            mixer.B_norm.register_forward_hook(output("B_norm")),
+            mixer.C_norm.register_forward_hook(output("C_norm")),
+        ]
+    if getattr(mixer, "rmsnorm", False) or getattr(mixer, "is_outproj_norm", False):
+        # a gated norm reads what the scan put out
         handles.append(mixer.norm.register_forward_pre_hook(input_of("scan_output")))
     with ExitStack() as stack:
         for handle in handles:

@@ -46,8 +46,9 @@ class MambaSsm:
         zeros), so its records come after the last token.
         """
         precision = self.execution.precision
-        torch, network = _build(model, precision, self._fused, self._device)
-        run = self._decoded if self.execution.mode == "decode" else self._whole
+        decoding = self.execution.mode == "decode"
+        torch, network = _build(model, precision, self._fused, self._device, decoding)
+        run = self._decoded if decoding else self._whole
         before: Any
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
@@ -89,6 +90,7 @@ class MambaSsm:
                     hidden, residual = block(hidden, residual)
                 # the unfused path calls its projections with tokens in one axis
                 seen = {k: array.reshape(batch, seq, -1) for k, array in seen.items()}
+                seen = self._sited(seen, block.mixer)
                 seen |= {"layer": i, "residual": copied(residual)}
                 yield self._cast(torch, seen)
             yield _final_norm(torch, network, hidden, residual)
@@ -128,8 +130,25 @@ class MambaSsm:
             for i, parts in enumerate(kept):
                 joined = {k: np.concatenate(arrays, 1) for k, arrays in parts.items()}
                 parts.clear()
+                joined = self._sited(joined, blocks[i].mixer)
                 yield self._cast(torch, joined | {"layer": i})
             yield torch.cat(normed, dim=1)
+
+    def _sited(self, seen, mixer):
+        """Arrays under the names and in the shapes of the flow's sites."""
+        if not hasattr(mixer, "B_norm"):
+            return seen
+        at = lambda name, *last: seen.pop(name).reshape(*seen["mixer"].shape[:2], *last)
+        groups = mixer.mimo_rank, mixer.num_bc_heads, mixer.d_state
+        found = {name: at(name, *groups) for name in ("B_norm", "C_norm")}
+        if "scan_output" in seen:
+            ranks = (mixer.mimo_rank,) if mixer.is_mimo else ()
+            found["scan_output"] = at(
+                "scan_output", *ranks, mixer.nheads, mixer.headdim
+            )
+        if "gated_cast" in self.execution.of("mamba3").sites:
+            found["gated_cast"] = seen.pop("gated")
+        return seen | found
 
     def _autocast(self, torch):
         """What the modules run under: autocast, or nothing."""
@@ -147,7 +166,15 @@ class MambaSsm:
 
 
 def _cache(torch, mixer, batch: int, activations, cache):
-    """Zeros for the window, in the activations' format, and for the state."""
+    """Zeros for the window, in the activations' format, and for the state.
+
+    Mamba-3 has angles, which stay in fp32, the state, and keys and values in the
+    activations' format.
+    """
+    if hasattr(mixer, "B_norm"):
+        angles, state, *last = mixer.allocate_inference_cache(batch, 1)
+        state = torch.zeros_like(state, dtype=cache)
+        return angles, state, *(torch.zeros_like(x, dtype=activations) for x in last)
     window, state = mixer.allocate_inference_cache(batch, 1)
     return (
         torch.zeros_like(window, dtype=activations),
@@ -173,7 +200,9 @@ def _final_norm(torch, network, hidden, residual):
     )
 
 
-def _build(model: Model, precision: str, fused: bool, device: str) -> Any:
+def _build(
+    model: Model, precision: str, fused: bool, device: str, decoding: bool
+) -> Any:
     torch = import_torch()
     if not torch.cuda.is_available():
         raise UsageError(
@@ -207,6 +236,8 @@ def _build(model: Model, precision: str, fused: bool, device: str) -> Any:
     amp = precision.endswith("-amp")
     dtype = torch_dtype(torch, "fp32" if amp else precision)
     network = MambaLMHeadModel(settings, device=device, dtype=dtype)
+    if config.sublayers[0].kind == "mamba3":
+        _put_mamba3(model, network, decoding, device=device, dtype=dtype)
     network.load_state_dict(
         {
             name: torch.tensor(array)
@@ -242,6 +273,8 @@ def _settings(model: Model, fused: bool) -> dict[str, Any]:
             "use_fast_path": fused,
         }
     first, *others = config.sublayers
+    if first.kind == "mamba3" and all(one == first for one in others):
+        return {}  # its mixers are put in place after
     own = (
         first.kind == "mamba2"
         and all(one == first for one in others)
@@ -253,7 +286,7 @@ def _settings(model: Model, fused: bool) -> dict[str, Any]:
     )
     if not own:
         raise UsageError(
-            "mamba_ssm is run on plain Mamba-1 and Mamba-2 models alone",
+            "mamba_ssm is run on plain Mamba-1, Mamba-2 and Mamba-3 models alone",
             hint="--measure emulated follows its flow for the others",
         )
     return {
@@ -272,3 +305,39 @@ def _settings(model: Model, fused: bool) -> dict[str, Any]:
         "chunk_size": first.chunk,
         "use_mem_eff_path": fused,
     }
+
+
+def _put_mamba3(model: Model, network, decoding: bool, **placed: Any) -> None:
+    """Mamba-3 mixers in place: `MambaLMHeadModel` makes those of Mamba-1 and 2 alone.
+
+    **Raises:** `MissingExtraError` where a kernel asks for what is not installed.
+    """
+    from mamba_ssm.modules import mamba3
+
+    sizes = model.config.sublayers[0]
+    for needed, kernel, names in (
+        (sizes.rank is not None, "mamba3_mimo_combined", "tilelang"),
+        (decoding, "mamba3_step_fn", "nvidia-cutlass-dsl and quack-kernels"),
+    ):
+        if needed and getattr(mamba3, kernel) is None:
+            what = "decodes Mamba-3" if decoding else "runs Mamba-3 of rank above 1"
+            raise MissingExtraError(
+                f"mamba_ssm {what} with kernels that need {names}",
+                hint="install them, or --measure emulated",
+            )
+    for layer, block in enumerate(network.backbone.layers):
+        block.mixer = mamba3.Mamba3(
+            sizes.d_model,
+            d_state=sizes.d_state,
+            expand=sizes.d_inner // sizes.d_model,
+            headdim=sizes.d_inner // sizes.heads,
+            ngroups=sizes.groups,
+            rope_fraction=1.0 if 2 * sizes.angles == sizes.d_state else 0.5,
+            A_floor=sizes.least_rate,
+            is_outproj_norm=sizes.gate_norm,
+            is_mimo=sizes.rank is not None,
+            mimo_rank=sizes.rank or 1,
+            chunk_size=sizes.chunk,
+            layer_idx=layer,
+            **placed,
+        )
