@@ -95,7 +95,8 @@ def computer(function: Function, library):
         return by_triton
     functional = {"softplus", "silu"}
     place = torch.nn.functional if function.which in functional else torch
-    return lambda first, x: getattr(place, function.which)(x)
+    call = getattr(place, str(function.which))
+    return lambda first, x: call(x)
 
 
 def floats(first: int, count: int, device: str):
@@ -353,7 +354,7 @@ def run(folder: Path, budget: float) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         library = build(Path(scratch), torch.cuda.get_device_capability())
         for function in FUNCTIONS:
-            row = {"error": "no time left"}
+            row: dict = {"error": "no time left"}
             if time.time() - started < 0.8 * budget:
                 try:
                     compute = computer(function, library)
@@ -389,7 +390,7 @@ def run(folder: Path, budget: float) -> dict:
 
 def main() -> None:
     """Measure, or apply what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--budget", type=float, default=200.0)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     parser.add_argument("--apply", action="store_true")

@@ -105,7 +105,7 @@ def test_fp32_functions_are_within_the_documented_constants(function):
 )
 def test_a_function_off_by_more_than_its_constant_is_caught(name):
     function = BY_NAME[name]
-    x = np.float32(np.linspace(0.01, 3.0, 2000))
+    x = np.linspace(0.01, 3.0, 2000).astype(np.float32)
     computed = in_fp32(function.reference, x)
     found = figures(function, torch.from_numpy(x), torch.from_numpy(computed))
     # the documented constants allow 2 to 4 ulp, and the argument's: 3 |x|
@@ -117,7 +117,7 @@ def test_a_function_off_by_more_than_its_constant_is_caught(name):
 
 def test_four_ulp_off_fails_where_two_are_declared():
     function = BY_NAME["1/tl.sqrt"]
-    x = np.float32(np.linspace(1.0, 4.0, 2000))
+    x = np.linspace(1.0, 4.0, 2000).astype(np.float32)
     computed = in_fp32("rsqrt", x)
     for _ in range(4):
         computed = np.nextafter(computed, np.float32(np.inf))
@@ -127,19 +127,26 @@ def test_four_ulp_off_fails_where_two_are_declared():
 
 def test_nan_and_overflow_are_violations():
     function = BY_NAME["scan and conv silu"]
-    x = np.float32([1.0, 2.0, 3.0])
-    for bad in (np.nan, np.inf):
-        computed = torch.tensor([1.0, bad, 1.0])
+    for bad in (math.nan, math.inf):
+        computed = torch.tensor([bad, 1.0, 1.0, 1.0])
         row = study.measure(
-            function,
-            lambda first, x, y=computed: y.repeat(2)[:4],
-            [0x3F800000],
-            "cpu",
-            4,
+            function, lambda first, x, y=computed: y, [0x3F800000], "cpu", 4
         )
         assert row["violations"] > 0
         assert row["figures"]["ratio"]["largest"] == "inf"
-    assert np.isfinite(x).all()
+
+
+def test_an_exponential_above_one_or_not_flushed_is_counted():
+    function = BY_NAME["tl.exp"]
+    low = np.array([-89.0], np.float32).view(np.uint32)[0]
+    grown = study.measure(
+        function, lambda first, x: torch.exp(x) + 2.0**-24, [0x80000000], "cpu", 4
+    )
+    assert grown["broken_claims"] == 0  # rounds back to 1
+    above = lambda first, x: torch.full_like(x, 1.0 + 2.0**-23)
+    assert study.measure(function, above, [0x80000000], "cpu", 4)["broken_claims"] == 4
+    late = lambda first, x: torch.full_like(x, 2.0**-126)
+    assert study.measure(function, late, [int(low)], "cpu", 4)["broken_claims"] == 4
 
 
 def test_needed_constant_is_the_smallest_that_holds():

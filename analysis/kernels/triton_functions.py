@@ -33,8 +33,10 @@ def function_kernel(x_ptr, out_ptr, WHICH: tl.constexpr, BLOCK: tl.constexpr):
         y = 1 / tl.sqrt(x)
     elif WHICH == "tanh_approx":
         y = tanh_approx(x)
-    elif WHICH == "silu_approx":
+    elif WHICH == "mamba3_silu":
         y = silu(x)
+    elif WHICH == "tanh_gate":
+        y = (0.5 * x) * tanh_approx(0.5 * x) + 0.5 * x
     elif WHICH == "sin_approx":
         y = sin_approx(x)
     else:

@@ -52,7 +52,8 @@ def smallest_constants(document: dict, fields: dict) -> dict[str, dict[str, floa
                 hint="run python -m analysis.kernel_constants with a larger --budget",
             )
         scale = row["figures"]["scale"]["largest"]
-        wrong = row["violations"] + row["broken_claims"] > 0 or not isinstance(
+        broken = row["violations"] + row["broken_claims"]
+        wrong = broken or not isinstance(scale, (int, float))
             scale, (int, float)
         )
         if row["sets"] and (wrong or not 0.0 <= scale <= 1.0):
