@@ -54,8 +54,6 @@ def smallest_constants(document: dict, fields: dict) -> dict[str, dict[str, floa
         scale = row["figures"]["scale"]["largest"]
         broken = row["violations"] + row["broken_claims"]
         wrong = broken or not isinstance(scale, (int, float))
-            scale, (int, float)
-        )
         if row["sets"] and (wrong or not 0.0 <= scale <= 1.0):
             raise UsageError(
                 f"the documented constants of {name} do not hold: scale {scale}",
