@@ -57,17 +57,23 @@ class Function:
 
 
 _TRITON = ("STEP", "SCAN")
+# TileLang's fast math compiles to the same instructions as nvcc's
+_NVCC = ("KERNEL", "SCAN")
+_EVERY = ("KERNEL", *_TRITON)
 FUNCTIONS = (
-    Function("scan exp2f(x log2 e)", "cuda", 0, "exp", KERNEL, ("KERNEL",)),
-    Function("expf, fast math", "cuda", 1, "exp", KERNEL, ("KERNEL",)),
+    Function("scan exp2f(x log2 e)", "cuda", 0, "exp", KERNEL, _NVCC),
+    Function("expf, fast math", "cuda", 1, "exp", KERNEL, _NVCC),
     Function("scan softplus", "cuda", 2, "softplus", KERNEL, ("KERNEL",)),
     Function("scan and conv silu", "cuda", 3, "silu", KERNEL, ("KERNEL",)),
+    # the same convolution in front of Triton's kernels, whose constants are wider
+    Function("conv silu beside Triton", "cuda", 3, "silu", STEP, _TRITON),
+    Function("torch exp of A_log", "torch", "exp", "exp", KERNEL, _EVERY),
     Function("tl.exp", "triton", "exp", "exp", STEP, _TRITON),
     Function("tl.exp2(x log2 e)", "triton", "exp2", "exp", STEP, _TRITON),
     Function("triton softplus", "triton", "softplus", "softplus", STEP, ("STEP",)),
     Function("z tl.sigmoid(z)", "triton", "silu", "silu", STEP, _TRITON),
     Function("tl.sigmoid", "triton", "sigmoid", "sigmoid", STEP, _TRITON),
-    Function("1/tl.sqrt", "triton", "rsqrt", "rsqrt", STEP, ("KERNEL", *_TRITON)),
+    Function("1/tl.sqrt", "triton", "rsqrt", "rsqrt", STEP, _EVERY),
     Function("tanh.approx", "triton", "tanh_approx", "tanh", SCAN, ("SCAN",)),
     Function("mamba3 utils silu", "triton", "mamba3_silu", "silu", SCAN, ("SCAN",)),
     Function("gate by tanh.approx", "triton", "tanh_gate", "silu", _GATED, ()),

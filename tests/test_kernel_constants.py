@@ -1,5 +1,6 @@
 """The measured constants: the comparison, the file, and what the executions read."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -20,7 +21,11 @@ from analysis._kernel_functions import (  # noqa: E402
     terms,
 )
 from lyapunov._errors import UsageError  # noqa: E402
-from lyapunov.executions import mamba_ssm_decode, mamba_ssm_prefill  # noqa: E402
+from lyapunov.executions import (  # noqa: E402
+    mamba_ssm_decode,
+    mamba_ssm_prefill,
+    transformers_prefill,
+)
 from lyapunov.executions._measured import (  # noqa: E402
     MARGIN,
     documented_sets,
@@ -30,6 +35,7 @@ from lyapunov.executions._measured import (  # noqa: E402
     write_measured,
 )
 from lyapunov.executions.mamba_ssm import KERNEL, STEP  # noqa: E402
+from lyapunov.executions.transformers import TORCH  # noqa: E402
 
 
 ORACLES = {
@@ -272,6 +278,21 @@ def test_executions_take_measured_constants_and_say_so(tmp_path):
         assert taken.constants.accumulator_unit == documented.accumulator_unit
         assert taken.constants.underflow == documented.underflow
         assert "measured" in taken.assumptions[-1]
+
+
+def test_what_was_not_measured_keeps_documented_constants(tmp_path):
+    path = tmp_path / "measured.json"
+    write_measured(document(0.5), FIELDS, path)
+    torch_alone = transformers_prefill("bf16")
+    assert with_measured(torch_alone, path).constants == TORCH
+    plain = mamba_ssm_prefill("bf16")
+    hybrid = dataclasses.replace(plain, kinds={"mlp": plain, "mamba2": plain})
+    taken = with_measured(hybrid, path)
+    assert taken.of("mlp").constants == KERNEL
+    assert taken.of("mamba2").constants == taken.constants != KERNEL
+    gated = dataclasses.replace(KERNEL, silu_size=2.0**-12)
+    other = dataclasses.replace(plain, constants=gated)
+    assert with_measured(other, path).constants == gated
 
 
 @pytest.mark.parametrize(
