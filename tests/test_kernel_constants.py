@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import analysis._kernel_products as sums  # noqa: E402
 import analysis.kernel_constants as study  # noqa: E402
 from analysis._kernel_functions import (  # noqa: E402
     FIELDS,
@@ -195,17 +196,17 @@ def test_measure_names_the_worst_argument():
     assert row["figures"]["ratio"]["at"] == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", study.KINDS)
+@pytest.mark.parametrize("kind", sums.KINDS)
 def test_needed_unit_of_a_sum_in_fp32(kind):
-    a, b = (study.held_in(x, "bf16") for x in study.operands(kind, 256, 8, 0))
+    a, b = (sums.held_in(x, "bf16") for x in sums.operands(kind, 256, 8, 0))
     total = np.zeros((8, 8), np.float32)
     for i in range(256):
         total += np.outer(a.float()[:, i], b.float()[i])
-    unit = study.needed_unit(torch.from_numpy(total), a, b, 256)
+    unit = sums.needed_unit(torch.from_numpy(total), a, b, 256)
     # at most one rounding to nearest for each of 256 additions
     assert unit <= 2.0**-24
     coarse = torch.from_numpy(total).bfloat16().float()
-    assert study.needed_unit(coarse, a, b, 1) > 2.0**-23 or kind == "cancelling"
+    assert sums.needed_unit(coarse, a, b, 1) > 2.0**-23 or kind == "cancelling"
 
 
 # ---- the file
