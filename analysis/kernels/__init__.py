@@ -1,0 +1,1 @@
+"""What the compilers make of the kernels' functions, to be run on a GPU."""
