@@ -3,6 +3,8 @@
 The approximations and the softplus are mamba_ssm's own, imported from it.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from mamba_ssm.ops.triton.mamba3.utils import (
@@ -69,13 +71,13 @@ def product_kernel(
 
 def apply(which, x, out) -> None:
     """out = the function of x; lengths are multiples of 1024."""
-    function_kernel[(x.numel() // 1024,)](x, out, WHICH=which, BLOCK=1024)
+    kernel: Any = function_kernel  # triton.jit's type is known only where triton is
+    kernel[(x.numel() // 1024,)](x, out, WHICH=which, BLOCK=1024)
 
 
 def product(a, b, out, precision: str) -> None:
     """out = a b, summed in blocks of at most 64 terms."""
     rows, terms = a.shape
     block = min(64, terms)
-    product_kernel[(1,)](
-        a, b, out, terms, rows, b.shape[1], BLOCK=block, PRECISION=precision
-    )
+    kernel: Any = product_kernel
+    kernel[(1,)](a, b, out, terms, rows, b.shape[1], BLOCK=block, PRECISION=precision)
