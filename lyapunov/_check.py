@@ -71,8 +71,9 @@ def check(
       as well.
     - `state_precision`: hold the state in this format after every token.
     - `layers`: sublayers to bound and compare; None is all.
-    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch), `mamba_ssm`
-      (its CUDA kernels) or `none`.
+    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch on the CPU),
+      `transformers_cuda` (networks without recurrences), `mamba_ssm` (its CUDA
+      kernels) or `none`.
     - `against`: another checkpoint of the same network, or a folder with a LoRA
       adapter of it, whose weights are held against the model's.
     - `round_weights`: hold the model against itself with weights rounded, each

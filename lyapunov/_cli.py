@@ -228,11 +228,13 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
 )
 @click.option(
     "--measure",
-    type=click.Choice(("emulated", "transformers", "mamba_ssm", "none")),
+    type=click.Choice(
+        ("emulated", "transformers", "transformers_cuda", "mamba_ssm", "none")
+    ),
     default="emulated",
     show_default=True,
     help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
-    "another implementation, or nothing.",
+    "another implementation (mamba_ssm and transformers_cuda need a GPU), or nothing.",
 )
 @click.option(
     "--against",

@@ -184,6 +184,10 @@ def run_layers(
 
 
 def _runner(model: Model, execution: Execution, measure: str):
+    if measure == "transformers_cuda":
+        from .runners import TransformersNetwork
+
+        return TransformersNetwork(execution, device="cuda")
     if measure == "transformers":
         from .runners import Transformers, TransformersNetwork
 

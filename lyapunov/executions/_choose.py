@@ -11,10 +11,10 @@ from ._execution import Execution
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
 from .networks import mamba_ssm_network
 from .transformers import transformers_decode, transformers_prefill
-from .transformers_network import transformers_network
+from .transformers_network import transformers_cuda_network, transformers_network
 
 
-MEASURES = ("emulated", "transformers", "mamba_ssm", "none")
+MEASURES = ("emulated", "transformers", "transformers_cuda", "mamba_ssm", "none")
 MODES = ("prefill", "decode")
 
 
@@ -36,7 +36,8 @@ def executions_for(
     - `precisions`: `bf16`, `fp16`, `fp32`, and `bf16` or `fp16` with `-cast` (A_log and
       D as well) or `-amp` (fp32 weights under autocast).
     - `mode`: `prefill` (the whole sequence at once) or `decode` (from a cache).
-    - `measure`: `emulated` (mamba_ssm's flow), `transformers`, `mamba_ssm` or `none`.
+    - `measure`: `emulated` (mamba_ssm's flow), `transformers`, `transformers_cuda`
+      (the same on a GPU; networks without recurrences), `mamba_ssm` or `none`.
     - `state_precision`: of the cached state; None is the implementation's own.
 
     **Raises:** `UsageError` with a hint for what there is not.
@@ -57,12 +58,13 @@ def executions_for(
         return _of_network(
             config, architecture, precisions, mode, measure, state_precision
         )
+    if measure == "transformers_cuda":
+        raise UsageError(
+            "on a GPU transformers runs Mamba-1 in other kernels",
+            hint="--measure mamba_ssm, or --measure transformers",
+        )
     if measure == "transformers":
-        if state_precision not in (None, FP32.name):
-            raise UsageError(
-                f"transformers keeps the state in fp32, not {state_precision}",
-                hint="leave --state-precision out, or --measure emulated",
-            )
+        _fp32_state_only(state_precision)
         run = transformers_decode if mode == "decode" else transformers_prefill
         return [run(p, residual_in_fp32=config.residual_in_fp32) for p in precisions]
     if measure == "mamba_ssm":
@@ -89,19 +91,26 @@ def _of_network(
     state_precision: str | None,
 ) -> list[Execution]:
     """Of a network whose sublayers may differ."""
-    if measure == "transformers":
-        if state_precision not in (None, FP32.name):
-            raise UsageError(
-                f"transformers keeps the state in fp32, not {state_precision}",
-                hint="leave --state-precision out, or --measure emulated",
-            )
-        return [transformers_network(config, architecture, p, mode) for p in precisions]
+    if measure in ("transformers", "transformers_cuda"):
+        _fp32_state_only(state_precision)
+        cuda = measure == "transformers_cuda"
+        make = transformers_cuda_network if cuda else transformers_network
+        return [make(config, architecture, p, mode) for p in precisions]
     if measure == "mamba_ssm":
         _own_state_only(mode, state_precision)
     return [
         mamba_ssm_network(config, architecture, p, mode, state_precision)
         for p in precisions
     ]
+
+
+def _fp32_state_only(state_precision: str | None) -> None:
+    """transformers measured: its caches hold states in fp32."""
+    if state_precision not in (None, FP32.name):
+        raise UsageError(
+            f"transformers keeps the state in fp32, not {state_precision}",
+            hint="leave --state-precision out, or --measure emulated",
+        )
 
 
 def _own_state_only(mode: str, state_precision: str | None) -> None:

@@ -20,8 +20,15 @@ from ._execution import (
     one_addition,
     parse_precision,
 )
-from .transformers import transformers_decode, transformers_prefill
+from .transformers import TORCH, transformers_decode, transformers_prefill
 
+
+# torch's own CUDA kernels are built without fast math: CUDA's expf, logf and erff are
+# within 2 ulp. Tensor cores cut what they add to their sums.
+TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
+
+# Sublayers whose kernels are torch's on a GPU too.
+TORCH_ON_CUDA = ("attention", "mlp", "experts")
 
 # Weights of norms multiply in fp32, so that the result alone is rounded.
 NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
@@ -144,5 +151,37 @@ def transformers_network(
             *([assume_state(FP32)] if decode else ()),
             "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
             "square root 2 ulp",
+        ),
+    )
+
+
+def transformers_cuda_network(
+    config: NetworkConfig, architecture: str, precision: str, mode: str = "prefill"
+) -> Execution:
+    """The same torch code on an NVIDIA GPU; networks without recurrences alone.
+
+    **Raises:** `UsageError` where a sublayer would run in mamba_ssm's kernels instead,
+    and as `transformers_network`.
+    """
+    recurrent = sorted({x.kind for x in config.sublayers} - set(TORCH_ON_CUDA))
+    if recurrent:
+        raise UsageError(
+            f"on a GPU transformers runs {', '.join(recurrent)} in other kernels",
+            hint="--measure mamba_ssm, or --measure transformers",
+        )
+    execution = transformers_network(config, architecture, precision, mode)
+    there = {"constants": TORCH_CUDA}
+    return dataclasses.replace(
+        execution,
+        **there,
+        name=f"{execution.name}, on CUDA",
+        kinds={
+            kind: dataclasses.replace(one, **there)
+            for kind, one in execution.kinds.items()
+        },
+        assumptions=(
+            *execution.assumptions,
+            "on CUDA: sums of 16-bit products may be cut at a relative 2^-23; "
+            "TF32 and sums in 16 bit are off",
         ),
     )

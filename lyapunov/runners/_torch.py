@@ -58,6 +58,14 @@ def torch_dtype(torch, precision: str):
     return kinds[name]
 
 
+def exact_sums(torch) -> None:
+    """Turn off roundings that no execution declares: TF32 and sums in 16 bit."""
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 def state_dict(model: Model, embedding: str) -> Iterator[tuple[str, np.ndarray]]:
     """The checkpoint's weights in fp32, under the names of a torch module.
 

@@ -17,7 +17,7 @@ from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
 from ..models.config import Mamba1Config
-from ._torch import copied, import_torch, state_dict, torch_dtype, watched
+from ._torch import copied, exact_sums, import_torch, state_dict, torch_dtype, watched
 
 
 class MambaSsm:
@@ -217,10 +217,7 @@ def _build(
             f"mamba_ssm cannot be imported ({error})",
             hint="pip install 'lyapunov-check[cuda]'",
         ) from None
-    # partial sums in 16 bit would be roundings that no execution declares
-    matmul = torch.backends.cuda.matmul
-    matmul.allow_bf16_reduced_precision_reduction = False
-    matmul.allow_fp16_reduced_precision_reduction = False
+    exact_sums(torch)
     config = model.config
     settings = MambaConfig(
         d_model=config.d_model,

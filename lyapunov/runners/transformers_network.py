@@ -21,7 +21,7 @@ from ..checkpoints import NetworkLayout
 from ..executions import Execution
 from ..flows.residual import Stream
 from ..models import Model, Sublayer
-from ._torch import copied, import_torch, torch_dtype
+from ._torch import copied, exact_sums, import_torch, torch_dtype
 from ._transformers_steps import stepped
 
 
@@ -219,6 +219,13 @@ class TransformersNetwork:
 
     def _built(self, model: Model) -> Any:
         torch = import_torch()
+        if self._device != "cpu":
+            if not torch.cuda.is_available():
+                raise UsageError(
+                    "transformers_cuda needs an NVIDIA GPU, and torch sees none",
+                    hint="--measure transformers runs on the CPU",
+                )
+            exact_sums(torch)
         try:
             import transformers
         except ImportError as error:

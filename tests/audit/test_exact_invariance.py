@@ -56,6 +56,7 @@ def test_the_emulator_in_calls_is_rounding(audited, precision):
             assert run.z < 4
 
 
+@pytest.mark.slow
 def test_too_many_calls_through_a_narrow_cache_are_not_run(audited):
     """Assert the reason, and what to do."""
     run = audited("whole", "chunks:2", source="emulated")["chunks:2"]

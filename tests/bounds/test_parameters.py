@@ -262,7 +262,14 @@ def _no_norm(self, x, weight, bias=None):
     return Bounded(found.value, found.error * 0.02, found.norm * 0.02)
 
 
-@pytest.mark.parametrize("broken", [_half_the_change, _nothing_passed_on, _no_norm])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(_half_the_change, marks=pytest.mark.slow),
+        _nothing_passed_on,
+        _no_norm,
+    ],
+)
 def test_broken_rules_for_projections_are_caught(sublayers, broken, rng, monkeypatch):
     """Some corner of the box of out_proj, or of D, shows what the rule lost."""
     arithmetic = parameters.ParameterArithmetic

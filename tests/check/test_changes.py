@@ -73,7 +73,9 @@ def hold_to_numpy(report, base, changed, tokens, sizes=SIZES):
     assert sum(row.violations for row in report.layers) == 0
 
 
-@pytest.mark.parametrize("layout", [save_transformers, save_mamba_ssm])
+@pytest.mark.parametrize(
+    "layout", [save_transformers, pytest.param(save_mamba_ssm, marks=pytest.mark.slow)]
+)
 def test_another_checkpoint_is_measured_as_numpy_does(
     model, weights, tokens, tmp_path, layout
 ):

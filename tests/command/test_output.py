@@ -287,7 +287,9 @@ def test_ctrl_c_while_writing_leaves_nothing_half(tmp_path):
     target = tmp_path / "r.json"
     target.write_text("old")
     more = """
-    import os, time
+    import os, signal, time
+    # a shell in the background may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     def slow(handle):
         print("writing", file=sys.stderr, flush=True)
         time.sleep(30)

@@ -65,7 +65,9 @@ def test_stored_tensors_are_those_of_the_kernels(checkpoint):
             assert (apart > 0).mean() <= 0.002, site
 
 
-@pytest.mark.parametrize("measure", ["emulated", "transformers"])
+@pytest.mark.parametrize(
+    "measure", [pytest.param("emulated", marks=pytest.mark.slow), "transformers"]
+)
 @pytest.mark.parametrize("kind", ["plain", *SLOW_KINDS])
 @pytest.mark.parametrize(
     "precision", ["bf16-amp", pytest.param("fp16-amp", marks=pytest.mark.slow)]

@@ -114,7 +114,9 @@ def test_decode_is_prefill_in_exact_arithmetic(checkpoint):
     assert apart <= gamma(4 * len(tokens) + 8 * SIZES.d_model, 2.0**-53) * size
 
 
-@pytest.mark.parametrize("measure", ["emulated", "transformers"])
+@pytest.mark.parametrize(
+    "measure", ["emulated", pytest.param("transformers", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "precision", ["bf16", "fp16", pytest.param("fp32", marks=pytest.mark.slow)]
 )

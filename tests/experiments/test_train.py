@@ -39,7 +39,9 @@ def same(one, other):
         assert torch.equal(value, other.best[name]), name
 
 
-@pytest.mark.parametrize("kind", ["gpt_neox", "mamba2"])
+@pytest.mark.parametrize(
+    "kind", ["gpt_neox", pytest.param("mamba2", marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_cut_is_the_run_that_was_not(tmp_path, kind):
     """Assert it bit for bit, weights, optimizer and history, with dropout."""
     given = settings(kind)

@@ -176,6 +176,7 @@ def test_each_block_goes_by_its_own_method():
         assert np.abs(union - mean).min() <= tolerance(60, 3)
 
 
+@pytest.mark.slow
 def test_the_joint_step_of_mamba3_by_blocks():
     """Assert QR's exponents with -inf and 0, each H's once a head."""
     carried, inputs = drawn_mamba3(1)

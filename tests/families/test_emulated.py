@@ -18,7 +18,7 @@ from .test_megatron import SIZES, tensors
 
 
 NAMES = [
-    "attention with a convolution",
+    pytest.param("attention with a convolution", marks=pytest.mark.slow),
     pytest.param("MLPs, biases, positions everywhere", marks=pytest.mark.slow),
     pytest.param("LayerNorm, D of each channel", marks=pytest.mark.slow),
     pytest.param("no gated norm", marks=pytest.mark.slow),

@@ -131,7 +131,13 @@ def test_transformers_has_none(rng, tmp_path):
     assert "emulated" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["SISO, groups, norm, all pairs turn", "MIMO"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("SISO, groups, norm, all pairs turn", marks=pytest.mark.slow),
+        "MIMO",
+    ],
+)
 def test_chunks_are_steps(rng, tmp_path, name):
     """Assert one function in exact arithmetic, where a text starts and where not."""
     config = full_config({"ssm_cfg": {**CONFIGS[name], "chunk_size": 4}, "n_layer": 1})

@@ -259,6 +259,7 @@ def test_the_recipe_for_torch_works(setting, tmp_path):
     assert len(run.layers) == SIZES.layers
 
 
+@pytest.mark.slow
 def test_the_command_audits_a_dump(setting, tmp_path, capsys):
     """Assert exit codes 1 and 2, the document, and the line of an error."""
     from click.testing import CliRunner
