@@ -82,6 +82,7 @@ class BoundedPass(NamedTuple):
     """The same at the token where it is largest."""
 
 
+@jax.jit
 def without_error(x):
     """A tensor, or several, that every execution has exactly."""
     lift = lambda x: Bounded(x, jnp.zeros_like(x), jnp.zeros(x.shape[:-1]))

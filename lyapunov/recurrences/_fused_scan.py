@@ -19,9 +19,10 @@ from ..arithmetic import AbstractArithmetic, Bounded
 # Stores between the decay and the read-out: rounding to them takes XLA's loop.
 STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_sum")
 
-# States that one warp holds: two a thread. More would wait for registers, fewer
-# channels at a time would read memory in pieces below 32 bytes.
-STATES_PER_WARP = 64
+# States that one warp holds: four a thread, so that what is the channel's is found
+# once for four, and sums over states take two steps across threads. More would wait
+# for registers.
+STATES_PER_WARP = 128
 MOST_WARPS = 8
 
 
