@@ -80,7 +80,7 @@ class Exact(AbstractJaxArithmetic):
         """None are read; a kernel does not observe what formats would do."""
         return None if self._state_units or self._state_smallest else ()
 
-    def within(self, numbers, terms):
+    def within(self, numbers, terms, *, compiled=False):
         """One that observes the largest at a token."""
         return Exact(in_scan=True, in_kernel=True)
 

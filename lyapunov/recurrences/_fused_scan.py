@@ -7,7 +7,7 @@ machine. On a CPU XLA's own loop is used.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,23 @@ STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_s
 # for registers.
 STATES_PER_WARP = 128
 MOST_WARPS = 8
+
+
+class Token(NamedTuple):
+    """What one token brings to a scan, or all of them stacked."""
+
+    dt: Any
+    """(d_inner)."""
+    drive: Any
+    """dt u."""
+    u: Any
+    """None where drive and skip say it all."""
+    B: Any
+    """(d_state), or what `drive_row` made of it."""
+    C: Any
+    """(d_state), or what `read_out_row` made of it."""
+    skip: Any = None
+    """D u, if it is known already."""
 
 
 def scan(
@@ -118,35 +135,47 @@ def in_kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    *by_token, A, D, state = operands
-    seq, channels = shape_of(by_token[0])
+    dt, u, B, C, A, D, state = operands
+    seq, channels = shape_of(dt)
     states = shape_of(state)[0]
     block, warps = tile or tiling(channels, states)
     before, carrier = jax.tree.flatten(at.initial_state(state))
+    given = Token(dt, None, u, at.drive_row(B), at.read_out_row(C))
+    if isinstance(dt, Bounded):
+        # with errors a product takes longer than to read it
+        skip = at.multiply(u, D)
+        given = given._replace(drive=at.multiply(dt, u), u=None, skip=skip)
 
     along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
-    shared = pl.BlockSpec((seq, states), lambda i: (0, 0))
     single = pl.BlockSpec((block,), lambda i: (i,))
+    # (seq, d_state), or one number a token
+    shared = lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim)
     of_state = [along(x.shape[0]) if x.ndim == 2 else single for x in before]
     # one vector, of which a kernel reads scalars; an array of none is no argument
     packed = jnp.stack([jnp.asarray(x, jnp.float64) for x in (*numbers, 0.0)])
 
-    arguments = (packed, before, _parts(by_token), _parts(A), _parts(D))
+    by_token = _parts(given)
+    specs = jax.tree.map(lambda _: along(seq), by_token)
+    specs = specs._replace(
+        B=jax.tree.map(shared, by_token.B), C=jax.tree.map(shared, by_token.C)
+    )
+    arguments = (packed, before, by_token, _parts(A), _parts(D))
     in_specs = (
-        pl.BlockSpec(packed.shape, lambda i: (0,)),
+        shared(packed),
         of_state,
-        _each(by_token, [along(seq), along(seq), shared, shared]),
-        _each(A, along(shape_of(A)[0])),
-        _each(D, single),
+        specs,
+        jax.tree.map(lambda x: along(x.shape[0]), _parts(A)),
+        single,
     )
 
     def one(scalars, before, row, A, D):
         """A token on arrays alone: state, outputs and observations."""
-        inside = at.within(tuple(scalars), states)
-        (dt, u, B, C), A, D = map(_whole, (row, A, D))
+        inside = at.within(tuple(scalars), states, compiled=not interpret)
+        row, A = _whole(row), _whole(A)
         state = jax.tree.unflatten(carrier, before)
-        drive = inside.multiply(dt, u)
-        after, y = token(inside, state, (dt, drive, u, B, C), A, D)
+        if row.drive is None:
+            row = row._replace(drive=inside.multiply(row.dt, row.u))
+        after, y = token(inside, state, row, A, D)
         return jax.tree.leaves(after), _parts(y), inside.observed
 
     first = lambda by_token: jax.tree.map(lambda x: x[0], by_token)
@@ -162,10 +191,11 @@ def in_kernel(
         A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
 
         def at_token(t, state):
-            row = jax.tree.map(lambda ref: ref[t, :], by_token)
+            row = jax.tree.map(
+                lambda ref: ref[t, :] if len(ref.shape) == 2 else ref[t], by_token
+            )
             state, outputs, observed = one(scalars, state, row, A, D)
-            for ref, x in zip(y, outputs, strict=True):
-                ref[t, :] = x
+            jax.tree.map(lambda ref, x: _put(ref, t, x), y, outputs)
             for name, x in observed.items():
                 seen[name][t, 0] = x
             return state
@@ -181,12 +211,12 @@ def in_kernel(
         grid=(programs,),
         in_specs=in_specs,
         out_specs=(
-            tuple(along(seq) for _ in y_like),
+            jax.tree.map(lambda _: along(seq), y_like),
             of_state,
             {name: pl.BlockSpec((seq, 1), lambda i: (0, i)) for name in seen_like},
         ),
         out_shape=(
-            tuple(like(x, seq, channels) for x in y_like),
+            jax.tree.map(lambda x: like(x, seq, channels), y_like),
             [like(x, *x.shape) for x in before],
             {name: like(x, seq, programs) for name, x in seen_like.items()},
         ),
@@ -198,27 +228,31 @@ def in_kernel(
     return _whole(y), after, seen
 
 
+def _put(ref, t, x) -> None:
+    ref[t, :] = x
+
+
 def shape_of(x) -> tuple[int, ...]:
     """Shape of an array or of a value."""
     return jnp.shape(x.value if isinstance(x, Bounded) else x)
 
 
-def _parts(x: Any) -> Any:
-    """A value as the arrays that matter in a scan; of several values a list."""
-    if isinstance(x, list):
-        return [_parts(one) for one in x]
-    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
+class _Pair(NamedTuple):
+    """What matters of a value in a scan: no norm."""
+
+    value: Any
+    error: Any
 
 
-def _whole(parts: Any) -> Any:
-    """The value of its parts; of several a list."""
-    if isinstance(parts, list):
-        return [_whole(one) for one in parts]
-    return Bounded(*parts) if len(parts) > 1 else parts[0]
+def _parts(tree: Any) -> Any:
+    """The same in arrays alone."""
+    apart = lambda x: (
+        _Pair(x.value, x.error) if isinstance(x, Bounded) else jnp.asarray(x)
+    )
+    return jax.tree.map(apart, tree, is_leaf=lambda x: isinstance(x, Bounded))
 
 
-def _each(x: Any, spec: Any) -> Any:
-    """The specification of a value for each of its parts."""
-    if isinstance(x, list):
-        return [_each(one, its) for one, its in zip(x, spec, strict=True)]
-    return tuple(spec for _ in _parts(x))
+def _whole(tree: Any) -> Any:
+    """The values of their parts."""
+    together = lambda x: Bounded(*x) if isinstance(x, _Pair) else x
+    return jax.tree.map(together, tree, is_leaf=lambda x: isinstance(x, _Pair))
