@@ -87,7 +87,7 @@ def limits(shape: Shape) -> dict:
 
 def _interpreter(shape: Shape, execution, bounded: bool):
     if not bounded:
-        return Exact()
+        return Exact(observes=False)
     return execution.bounded(
         shape.seq, execution.site_numbers(), execution.constants.model(), centred=True
     )

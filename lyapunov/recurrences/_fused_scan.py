@@ -19,11 +19,11 @@ from ..arithmetic import AbstractArithmetic, Bounded
 # Stores between the decay and the read-out: rounding to them takes XLA's loop.
 STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_sum")
 
-# States that one warp holds: four a thread, so that what is the channel's is found
-# once for four, and sums over states take two steps across threads. More would wait
-# for registers.
-STATES_PER_WARP = 128
-MOST_WARPS = 8
+# States that one thread holds, and threads of a program. What is the channel's is found
+# once for the four of a thread, and 16 channels in a row are read as 128 bytes. More
+# states would wait for registers.
+STATES_PER_THREAD = 4
+STATES_PER_PROGRAM = 256
 
 
 class Token(NamedTuple):
@@ -108,10 +108,10 @@ def _has_triton() -> bool:
 
 def tiling(channels: int, states: int) -> tuple[int, int]:
     """(channels of one program, warps that share it)."""
-    block = max(1, STATES_PER_WARP // states)
+    block = max(1, STATES_PER_PROGRAM // states)
     while channels % block:
         block //= 2
-    warps = max(1, min(MOST_WARPS, block * states // STATES_PER_WARP))
+    warps = max(1, block * states // (32 * STATES_PER_THREAD))
     return block, warps
 
 
@@ -147,10 +147,14 @@ def in_kernel(
         given = given._replace(drive=at.multiply(dt, u), u=None, skip=skip)
 
     along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
+    spread = lambda x: (
+        pl.BlockSpec((x.shape[0], block, 2), lambda i: (0, i, 0))
+        if x.ndim == 3
+        else single
+    )
     single = pl.BlockSpec((block,), lambda i: (i,))
     # (seq, d_state), or one number a token
     shared = lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim)
-    of_state = [along(x.shape[0]) if x.ndim == 2 else single for x in before]
     # one vector, of which a kernel reads scalars; an array of none is no argument
     packed = jnp.stack([jnp.asarray(x, jnp.float64) for x in (*numbers, 0.0)])
 
@@ -159,12 +163,12 @@ def in_kernel(
     specs = specs._replace(
         B=jax.tree.map(shared, by_token.B), C=jax.tree.map(shared, by_token.C)
     )
-    arguments = (packed, before, by_token, _parts(A), _parts(D))
+    arguments = (packed, _apart(before), by_token, _apart(_parts(A)), _parts(D))
     in_specs = (
         shared(packed),
-        of_state,
+        jax.tree.map(spread, arguments[1]),
         specs,
-        jax.tree.map(lambda x: along(x.shape[0]), _parts(A)),
+        jax.tree.map(spread, arguments[3]),
         single,
     )
 
@@ -183,26 +187,43 @@ def in_kernel(
         lambda packed, before, by_token, A, D: one(
             packed[: len(numbers)], before, first(by_token), A, D
         ),
-        *arguments,
+        packed,
+        before,
+        by_token,
+        _parts(A),
+        _parts(D),
     )
 
     def selective_scan_kernel(packed, before, by_token, A, D, y, after, seen):
         scalars = [packed[i] for i in range(len(numbers))]
-        A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
+        whole = lambda ref: ref[:, :, 0] if len(ref.shape) == 3 else ref[...]
+        A, D = (jax.tree.map(whole, x) for x in (A, D))
 
-        def at_token(t, state):
-            row = jax.tree.map(
-                lambda ref: ref[t, :] if len(ref.shape) == 2 else ref[t], by_token
+        channels_own = by_token._replace(B=None, C=None)
+
+        def read(refs, t):
+            return jax.tree.map(
+                lambda ref: ref[t, :] if len(ref.shape) == 2 else ref[t], refs
             )
+
+        def at_token(t, carried):
+            state, row = carried
+            # read ahead: memory answers later than a token takes
+            ahead = read(channels_own, jnp.minimum(t + 1, seq - 1))
+            row = row._replace(B=read(by_token.B, t), C=read(by_token.C, t))
             state, outputs, observed = one(scalars, state, row, A, D)
             jax.tree.map(lambda ref, x: _put(ref, t, x), y, outputs)
             for name, x in observed.items():
                 seen[name][t, 0] = x
-            return state
+            return state, ahead
 
-        state = jax.lax.fori_loop(0, seq, at_token, [ref[...] for ref in before])
+        state = [whole(ref) for ref in before]
+        state, _ = jax.lax.fori_loop(0, seq, at_token, (state, read(channels_own, 0)))
         for ref, x in zip(after, state, strict=True):
-            ref[...] = x
+            if x.ndim == 2:
+                ref[:, :, 0] = x
+            else:
+                ref[...] = x
 
     like = lambda x, *shape: jax.ShapeDtypeStruct(shape, x.dtype)
     programs = channels // block
@@ -212,20 +233,31 @@ def in_kernel(
         in_specs=in_specs,
         out_specs=(
             jax.tree.map(lambda _: along(seq), y_like),
-            of_state,
+            jax.tree.map(spread, arguments[1]),
             {name: pl.BlockSpec((seq, 1), lambda i: (0, i)) for name in seen_like},
         ),
         out_shape=(
             jax.tree.map(lambda x: like(x, seq, channels), y_like),
-            [like(x, *x.shape) for x in before],
+            [like(x, *x.shape) for x in arguments[1]],
             {name: like(x, seq, programs) for name, x in seen_like.items()},
         ),
         compiler_params=triton.CompilerParams(num_warps=warps),
         interpret=interpret,
     )(*arguments)
+    after = [x[:, :, 0] if x.ndim == 3 else x for x in after]
     after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
     seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}
     return _whole(y), after, seen
+
+
+def _apart(tree: Any) -> Any:
+    """Matrices with every number twice in a row, so that a thread reads one at a time.
+
+    Where a thread could read two channels at once Triton would give it both, and with
+    them twice the work that is done once a channel.
+    """
+    twice = lambda x: jnp.stack([x, x], axis=-1) if x.ndim == 2 else x
+    return jax.tree.map(twice, tree)
 
 
 def _put(ref, t, x) -> None:
