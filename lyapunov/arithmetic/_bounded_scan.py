@@ -169,6 +169,7 @@ class ScanRules:
         (e + g (|h| + e)) (|c| + e_c) + |h| e_c, sorted by |h| and e.
         """
         c = self.read_out_row(c)
+        state = state if isinstance(state, BoundedState) else lift(state)
         terms = state.value.shape[0]
         growth = self._growth(terms + 1)
         size = jnp.abs(state.value)
@@ -180,7 +181,6 @@ class ScanRules:
             own = self._fused(levels, state.magnitude, state.excess)
             flushed = flushed + (1.0 + growth) * c.total * lost
         else:
-            state = lift(state)
             most, own = jnp.max(state.magnitude, axis=0), state.error
         if self._growths is None:
             value = c.value @ state.value

@@ -109,6 +109,10 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         self._growths = growths
         self._compiled = compiled
 
+    def _apart(self, *arrays):
+        """`written_out`, where norms make every array the source of several sums."""
+        return arrays if self._anchors or self._in_scan else written_out(*arrays)
+
     # ---- stores
 
     def stores(self, site):
@@ -136,13 +140,13 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number
             error = self._interval(x, x.value, numbers) + x.error * OWN_SHARE
-            self.records[site] = Bounded(x.value, error)
+            self.records[site] = Bounded(*written_out(x.value, error))
             return constant(self._anchors[site])
         if not self._centred:
             rounding = rounding_error_bound(x.magnitude, numbers)
             norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
             return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
-        value, error, flips = self._middle(x, numbers)
+        value, error, flips = self._apart(*self._middle(x, numbers))
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
         return Bounded(value, error, norm * SAFETY)
 
@@ -342,7 +346,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         size = x.magnitude
         argument = model.softplus_argument * size * jax.nn.sigmoid(x.value + x.error)
         settled = self._relative(value, error, model.softplus_relative)
-        return Bounded(value, settled.error + argument + model.softplus_absolute)
+        error = settled.error + argument + model.softplus_absolute
+        return Bounded(*self._apart(value, error))
 
     def silu(self, x):
         """The smaller of slope and curvature at v, and the global slope."""
@@ -357,7 +362,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
         rounding = rounding + self._model.silu_size * x.magnitude
         norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(value, error + rounding, norm)
+        return Bounded(*self._apart(value, error + rounding), norm)
 
     def rms_normalise(self, x, epsilon):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
@@ -400,7 +405,9 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         additions of unit u on terms whose magnitudes add up to |W_i| (|v| + e), at
         most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
         """
-        x = self._operand(x)
+        x = lift(x)
+        (own,) = written_out(x.value)
+        x = self._operand(Bounded(own, x.error, x.norm))
         matrix = weight.matrix
         rows = jnp.linalg.norm(matrix, axis=-1)
         terms = matrix.shape[-1] + (bias is not None)
@@ -450,12 +457,13 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         size = jnp.abs(value) + error
         # in L2 a tap of largest weight w passes on at most w of the norm
         norm = jnp.broadcast_to(bias.norm, (seq,))
+        largest = _largest(jnp.abs(x.value))
         for tap in range(taps):
             v, e = x.value[tap : tap + seq], x.error[tap : tap + seq]
             n = x.norm[tap : tap + seq]
             norm = norm + (
                 _largest(jnp.abs(weight.value[:, tap]) + weight.error[:, tap]) * n
-                + _largest(jnp.abs(v)) * jnp.linalg.norm(weight.error[:, tap])
+                + largest[tap : tap + seq] * jnp.linalg.norm(weight.error[:, tap])
             )
             w, d = weight.value[:, tap], weight.error[:, tap]
             value = value + v * w
@@ -465,7 +473,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         rounding = growth * size + (2 * taps) * self._model.underflow
         rounding = self._unless_overflow(size, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
+        value, error = self._apart(value, (error + rounding) * SAFETY)
+        return Bounded(value, error, norm * SAFETY)
 
     def _inside_scan(
         self, model: RoundingModel, growths=None, compiled: bool = False
@@ -481,6 +490,15 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
             growths=growths,
             compiled=compiled,
         )
+
+
+def written_out(*arrays):
+    """The arrays, on a GPU kept in memory between what makes them and what reads them.
+
+    XLA would join a chain of operations to the sums over channels behind it, and to
+    other chains that read the same, in kernels that need more registers than there are.
+    """
+    return jax.lax.optimization_barrier(arrays) if has_gpu() else arrays
 
 
 def sum_of_magnitudes(x: Float[Array, "... columns"], matrix):
