@@ -362,7 +362,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
         rounding = rounding + self._model.silu_size * x.magnitude
         norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(*self._apart(value, error + rounding), norm)
+        value, error = self._apart(value, error + rounding)
+        return Bounded(value, error, norm)
 
     def rms_normalise(self, x, epsilon):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
