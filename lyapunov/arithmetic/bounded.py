@@ -109,9 +109,9 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         self._growths = growths
         self._compiled = compiled
 
-    def _apart(self, *arrays):
-        """`written_out`, where norms make every array the source of several sums."""
-        return arrays if self._anchors or self._in_scan else written_out(*arrays)
+    def _apart(self, x: Bounded) -> Bounded:
+        """`written_out`, where norms have to be found with every value."""
+        return x if self._anchors or self._in_scan else written_out(x)
 
     # ---- stores
 
@@ -140,15 +140,17 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number
             error = self._interval(x, x.value, numbers) + x.error * OWN_SHARE
-            self.records[site] = Bounded(*written_out(x.value, error))
-            return constant(self._anchors[site])
+            # what reads the anchor waits: XLA would join it to what is before
+            value, error, anchor = written_out((x.value, error, self._anchors[site]))
+            self.records[site] = Bounded(value, error)
+            return constant(anchor)
         if not self._centred:
             rounding = rounding_error_bound(x.magnitude, numbers)
             norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
             return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
-        value, error, flips = self._apart(*self._middle(x, numbers))
+        value, error, flips = self._middle(x, numbers)
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
-        return Bounded(value, error, norm * SAFETY)
+        return self._apart(Bounded(value, error, norm * SAFETY))
 
     def may_store(self, site, x):
         """Off by as much as a store moves, wherever the value goes."""
@@ -347,7 +349,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         argument = model.softplus_argument * size * jax.nn.sigmoid(x.value + x.error)
         settled = self._relative(value, error, model.softplus_relative)
         error = settled.error + argument + model.softplus_absolute
-        return Bounded(*self._apart(value, error))
+        return self._apart(Bounded(value, error))
 
     def silu(self, x):
         """The smaller of slope and curvature at v, and the global slope."""
@@ -362,8 +364,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
         rounding = rounding + self._model.silu_size * x.magnitude
         norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
-        value, error = self._apart(value, error + rounding)
-        return Bounded(value, error, norm)
+        return self._apart(Bounded(value, error + rounding, norm))
 
     def rms_normalise(self, x, epsilon):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
@@ -407,8 +408,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
         """
         x = lift(x)
-        (own,) = written_out(x.value)
-        x = self._operand(Bounded(own, x.error, x.norm))
+        x = self._operand(Bounded(written_out(x.value), x.error, x.norm))
         matrix = weight.matrix
         rows = jnp.linalg.norm(matrix, axis=-1)
         terms = matrix.shape[-1] + (bias is not None)
@@ -474,8 +474,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         rounding = growth * size + (2 * taps) * self._model.underflow
         rounding = self._unless_overflow(size, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
-        value, error = self._apart(value, (error + rounding) * SAFETY)
-        return Bounded(value, error, norm * SAFETY)
+        error = (error + rounding) * SAFETY
+        return self._apart(Bounded(value, error, norm * SAFETY))
 
     def _inside_scan(
         self, model: RoundingModel, growths=None, compiled: bool = False
@@ -493,8 +493,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         )
 
 
-def written_out(*arrays):
-    """The arrays, on a GPU kept in memory between what makes them and what reads them.
+def written_out(arrays):
+    """Arrays, on a GPU kept in memory between what makes them and what reads them.
 
     XLA would join a chain of operations to the sums over channels behind it, and to
     other chains that read the same, in kernels that need more registers than there are.

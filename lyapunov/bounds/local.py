@@ -78,7 +78,7 @@ def compare(
     The bound has the reference's own error in it. A measured inf or NaN under a finite
     bound violates.
     """
-    (measured,) = written_out(measured)
+    measured = written_out(measured)
     norm = jnp.where(jnp.isnan(against.norm), jnp.inf, against.norm)
     distance = jnp.abs(measured - against.value)
     limit = _limit(against)

@@ -62,7 +62,7 @@ def test_barriers_change_nothing(monkeypatch):
 
 def test_a_barrier_is_there_on_a_gpu_alone(monkeypatch):
     """Assert it in the traced program, in a batch as well."""
-    run = jax.vmap(lambda x: bounded.written_out(x, 2.0 * x)[1])
+    run = jax.vmap(lambda x: bounded.written_out((x, 2.0 * x))[1])
     for gpu in (False, True):
         monkeypatch.setattr(bounded, "has_gpu", lambda gpu=gpu: gpu)
         text = str(jax.make_jaxpr(lambda x, gpu=gpu: run(x))(jnp.ones((2, 3))))
