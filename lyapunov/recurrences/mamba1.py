@@ -98,8 +98,8 @@ def scan_channels(at, dt, u, B, C, A, D, state):
 
 
 def _scan_block(at, dt, u, B, C, A, D, state):
-    body = lambda at, state, inputs: token(at, state, inputs, A, D)
-    inputs = Token(dt, at.multiply(dt, u), u, B, C)
+    body = lambda at, state, inputs: token(at, state, Token(*inputs), A, D)
+    inputs = (dt, at.multiply(dt, u), u, B, C)
     state, y = at.scan(body, at.initial_state(state), inputs)
     return y, state
 
