@@ -19,11 +19,10 @@ from ..arithmetic import AbstractArithmetic, Bounded
 # Stores between the decay and the read-out: rounding to them takes XLA's loop.
 STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_sum")
 
-# States that one thread holds, and threads of a program. What is the channel's is found
-# once for the four of a thread, and 16 channels in a row are read as 128 bytes. More
-# states would wait for registers.
-STATES_PER_THREAD = 4
-STATES_PER_PROGRAM = 256
+# States that one warp holds: four a thread, for which what is the channel's is found
+# once. With more a thread runs out of registers. A program is one warp where it can:
+# several would hand each other the rows of a token by way of shared memory.
+STATES_PER_WARP = 128
 
 
 class Token(NamedTuple):
@@ -108,10 +107,10 @@ def _has_triton() -> bool:
 
 def tiling(channels: int, states: int) -> tuple[int, int]:
     """(channels of one program, warps that share it)."""
-    block = max(1, STATES_PER_PROGRAM // states)
+    block = max(1, STATES_PER_WARP // states)
     while channels % block:
         block //= 2
-    warps = max(1, block * states // (32 * STATES_PER_THREAD))
+    warps = max(1, block * states // STATES_PER_WARP)
     return block, warps
 
 
