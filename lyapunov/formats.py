@@ -24,7 +24,6 @@ class FormatNumbers(NamedTuple):
     """Bits of an fp64 significand that the format drops."""
     unit: Float[Array, ""]
     """Unit roundoff u: |round(x) - x| <= u |x| for normal x."""
-    smallest_normal: Float[Array, ""]
     smallest: Float[Array, ""]
     """Spacing of the subnormals."""
     largest: Float[Array, ""]
@@ -85,7 +84,6 @@ class Format:
         return FormatNumbers(
             shift=jnp.asarray(53 - self.significand_bits, jnp.int64),
             unit=jnp.asarray(self.unit_roundoff, jnp.float64),
-            smallest_normal=jnp.asarray(self.smallest_normal, jnp.float64),
             smallest=jnp.asarray(self.smallest, jnp.float64),
             largest=jnp.asarray(self.largest, jnp.float64),
             overflow=jnp.asarray(self.overflow, jnp.float64),
@@ -134,28 +132,18 @@ def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..
     fp64 those go through fp32 and round twice).
     """
     x = jnp.asarray(x, jnp.float64)
-    bits = jax.lax.bitcast_convert_type(x, jnp.int64)
-    shift = numbers.shift
-    one = jnp.int64(1)
-    last = (bits >> shift) & one
-    half = jnp.where(
-        (shift > 0) & ~numbers.cut, (one << jnp.maximum(shift - 1, 0)) - 1 + last, 0
-    )
-    normal = jax.lax.bitcast_convert_type(
-        (bits + half) & ~((one << shift) - 1), jnp.float64
-    )
-    # Scaling by a power of two is exact, and round is half to even.
-    steps = x / numbers.smallest
-    steps = jnp.where(numbers.cut, jnp.trunc(steps), jnp.round(steps))
-    subnormal = steps * numbers.smallest
-    rounded = jnp.where(jnp.abs(x) < numbers.smallest_normal, subnormal, normal)
-    rounded = jnp.where(
-        jnp.abs(rounded) > numbers.largest,
-        jnp.copysign(numbers.overflow, x),
-        rounded,
-    )
-    # A NaN whose payload was cut would read as inf; fp64 itself is left alone.
-    return jnp.where(jnp.isnan(x) | (shift == 0), x, rounded)
+    # beyond every threshold of the format; of inf no spacing could be made
+    size = jnp.minimum(jnp.abs(jax.lax.stop_gradient(x)), 2.0 * numbers.largest)
+    unit = numbers.unit * jnp.where(numbers.cut, 1.0, 2.0)
+    spacing = jnp.maximum(unit * unit_in_first_place(size), numbers.smallest)
+    # Next to 1.5 * 2^52 spacings fp64's own spacing is the format's: the sum is rounded
+    # to it, ties to even, and the difference is exact.
+    shifter = 1.5 * 2.0**52 * spacing
+    rounded = (size + shifter) - shifter
+    beyond = numbers.cut & (rounded > size)
+    rounded = jnp.where(beyond, rounded - spacing, rounded)
+    rounded = jnp.where(rounded > numbers.largest, numbers.overflow, rounded)
+    return jnp.where(numbers.shift == 0, x, jnp.copysign(rounded, x))
 
 
 def rounding_error_bound(

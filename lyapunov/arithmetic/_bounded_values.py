@@ -97,6 +97,28 @@ class BoundedState(eqx.Module):
         )
 
 
+class DriveRow(eqx.Module):
+    """B at a token, or at all of them, with what all channels share of it."""
+
+    value: Float[Array, "*seq d_state"]
+    error: Float[Array, "*seq d_state"]
+    """With what reading a subnormal as 0 changes."""
+    largest: Float[Array, "*seq"]
+    """Largest magnitude that an execution can have."""
+
+
+class ReadOutRow(eqx.Module):
+    """C at a token, or at all of them, with what all channels share of it."""
+
+    value: Float[Array, "*seq d_state"]
+    of_value: Float[Array, "*seq d_state"]
+    """What the error grows by with a state's magnitude."""
+    of_error: Float[Array, "*seq d_state"]
+    """The same with a state's error."""
+    total: Float[Array, "*seq"]
+    """Sum of the largest magnitudes."""
+
+
 def constant(x) -> Bounded:
     """A value that every execution has exactly."""
     x = jnp.asarray(x, jnp.float64)

@@ -206,6 +206,23 @@ class AbstractArithmetic(abc.ABC):
     def advance(self, state: Any, a: Any, b: Any) -> Any:
         """a state + b inside `scan`, with a from `decay` and so in [0, 1]."""
 
+    def step(self, state: Any, dt: Any, drive: Any, B: Any, A: Any) -> Any:
+        """One token of a selective scan: exp(dt A) state + drive B.
+
+        `dt`, `drive`: (d_inner). `B`: (d_state), or of `drive_row`. `A`: (d_state or
+        1, d_inner). The state is (d_state, d_inner).
+        """
+        a = self.decay(dt[None, :], A)
+        return self.advance(state, a, self.multiply(drive[None, :], B[:, None]))
+
+    def drive_row(self, B: Any) -> Any:
+        """B of one token or all, with what `step` needs of it for all channels."""
+        return B
+
+    def read_out_row(self, c: Any) -> Any:
+        """c of one token or all, with what `contract` needs of it for all channels."""
+        return c
+
     @abc.abstractmethod
     def contract(self, state: Any, c: Any, start: Any = None) -> Any:
         """start + sum over the first axis of c state, summed in any order.
@@ -234,8 +251,13 @@ class AbstractArithmetic(abc.ABC):
         """
         return None
 
-    def within(self, numbers: tuple[Array, ...], terms: int) -> "AbstractArithmetic":
-        """The interpreter inside a scan, with these `scan_numbers(terms)`."""
+    def within(
+        self, numbers: tuple[Array, ...], terms: int, *, compiled: bool = False
+    ) -> "AbstractArithmetic":
+        """The interpreter inside a scan, with these `scan_numbers(terms)`.
+
+        `compiled`: inside a Triton kernel that is compiled, not interpreted.
+        """
         raise NotImplementedError
 
     def finish(self, state: Any) -> Any:
@@ -422,7 +444,7 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """The state as the inner format holds it, times c, summed."""
         held = self._settle(self._carry(state))
         if self._in_kernel:
-            total = along_states((self._carry(c), held))
+            total = along_states(self._carry(c)[:, None] * held)
         else:
             total = jnp.matmul(self._carry(c), held, precision="highest")
         return self._settle(total if start is None else total + start)
@@ -447,10 +469,6 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         return state, outputs
 
 
-def along_states(*products: tuple[Array, Array]) -> Array:
-    """Sum of c state over the states, and over all pairs c, state; for kernels.
-
-    A kernel has no product of a vector and a matrix, and adding across its threads
-    once is cheaper than once a pair.
-    """
-    return jnp.sum(jnp.asarray(sum(c[:, None] * s for c, s in products)), axis=0)
+def along_states(products: Array) -> Array:
+    """Sum over the states, for kernels, which have no product of vector and matrix."""
+    return jnp.sum(products, axis=0)

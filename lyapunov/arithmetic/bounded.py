@@ -6,7 +6,7 @@ that every execution of the declared kind computes some v' with |v' - v| <= e an
 
 Sources: the standard model of floating-point arithmetic (Higham 2002, section 2.2)
 in Rump's ufp form for stores; running error analysis (Higham, section 3.3); for the
-scan, a lemma of our own that holds in every bracketing, see `advance`.
+scan, a lemma of our own that holds in every bracketing, see `_bounded_scan.py`.
 
 One file in spite of its length: the rules lean on each other and are audited together.
 
@@ -28,8 +28,9 @@ from ..state_formats import (
     state_scale,
 )
 from ._bounded_blocks import BlockRules
+from ._bounded_scan import ScanRules
 from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
-from ._interface import AbstractArithmetic, along_states
+from ._interface import AbstractArithmetic
 
 
 # (1 + 2^-53)^(8e6) < 1 + 1e-9
@@ -44,9 +45,6 @@ OWN_SHARE = 2.0**-13
 # weights; beyond it row norms are enough, which cost one reduction.
 ELEMENTWISE_LIMIT = 2**18
 
-# exp(-88), rounded up, with the declared error of any exponential on top.
-EXP_MINUS_88 = 6.1e-39 * 1.01
-
 # What stays below this, roundings left out, does not overflow in fp32, whose largest
 # number is almost twice that.
 NO_OVERFLOW = 2.0**127
@@ -56,7 +54,7 @@ SILU_SLOPE = 1.0999
 SILU_CURVATURE = 0.5
 
 
-class BoundedArithmetic(BlockRules, AbstractArithmetic):
+class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
     """Interpret a flow with certified errors.
 
     **Arguments:**
@@ -94,6 +92,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         in_scan: bool = False,
         chunked: bool = False,
         growths: dict[int, Float[Array, ""]] | None = None,
+        compiled: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -108,12 +107,11 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         self.chunked = chunked
         # what is given once to a kernel, which would find it again at every token
         self._growths = growths
+        self._compiled = compiled
 
-    def _growth(self, roundings: int):
-        """(1 + u)^roundings - 1."""
-        if self._growths is not None and roundings in self._growths:
-            return self._growths[roundings]
-        return jnp.expm1(roundings * self._model.unit)
+    def _apart(self, x: Bounded) -> Bounded:
+        """`written_out`, where norms have to be found with every value."""
+        return x if self._anchors or self._in_scan else written_out(x)
 
     # ---- stores
 
@@ -142,15 +140,17 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number
             error = self._interval(x, x.value, numbers) + x.error * OWN_SHARE
-            self.records[site] = Bounded(x.value, error)
-            return constant(self._anchors[site])
+            # what reads the anchor waits: XLA would join it to what is before
+            value, error, anchor = written_out((x.value, error, self._anchors[site]))
+            self.records[site] = Bounded(value, error)
+            return constant(anchor)
         if not self._centred:
             rounding = rounding_error_bound(x.magnitude, numbers)
             norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
             return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
         value, error, flips = self._middle(x, numbers)
         norm = x.norm + jnp.linalg.norm(flips, axis=-1)
-        return Bounded(value, error, norm * SAFETY)
+        return self._apart(Bounded(value, error, norm * SAFETY))
 
     def may_store(self, site, x):
         """Off by as much as a store moves, wherever the value goes."""
@@ -337,29 +337,6 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         relative = self._model.exp_relative + self._model.exp_argument * x.magnitude
         return self._relative(value, value * jnp.expm1(x.error), relative)
 
-    def decay(self, dt, A):
-        """exp(dt A), at most 1 in every execution since its argument is <= 0.
-
-        expm1(e) <= e (1 + e) for e <= 1. Beyond, both values are at most 1; and they
-        are flushed where dt |A| - e > 88, since exp(-88) < 2^-126.
-        """
-        dt, A = self._operand(dt), self._operand(A)
-        model = self._model
-        size = jnp.abs(A.value)
-        # what dt |A| and the product by log2(e) in front of the exponential lose
-        coefficient = A.error + (model.unit + model.exp_argument) * (size + A.error)
-        exponent = dt.value * size
-        value = jnp.exp(-exponent)
-        error = size * dt.error + dt.magnitude * coefficient
-        spread = error * (1.0 + error)
-        relative = model.exp_relative
-        near = value * (spread * (1.0 + relative) + relative) + model.underflow
-        far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
-        bound = jnp.where(error <= 1.0, jnp.minimum(near, 1.0), far)
-        # 0 times an A that may be inf is no number; a dt that may be makes the drive so
-        known = jnp.isfinite(A.magnitude)
-        return Bounded(value, jnp.where(known, bound, jnp.inf))
-
     def softplus(self, x):
         """Slope sigmoid, increasing: at most sigmoid(v + e) on the interval."""
         x = lift(x)
@@ -371,7 +348,8 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         size = x.magnitude
         argument = model.softplus_argument * size * jax.nn.sigmoid(x.value + x.error)
         settled = self._relative(value, error, model.softplus_relative)
-        return Bounded(value, settled.error + argument + model.softplus_absolute)
+        error = settled.error + argument + model.softplus_absolute
+        return self._apart(Bounded(value, error))
 
     def silu(self, x):
         """The smaller of slope and curvature at v, and the global slope."""
@@ -386,7 +364,7 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         rounding = relative * (jnp.abs(value) + error) + 129.0 * self._model.underflow
         rounding = rounding + self._model.silu_size * x.magnitude
         norm = _largest(steepest) * x.norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(value, error + rounding, norm)
+        return self._apart(Bounded(value, error + rounding, norm))
 
     def rms_normalise(self, x, epsilon):
         """r = sqrt(mean x^2 + eps) is 1-Lipschitz in x / sqrt(n).
@@ -429,7 +407,8 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         additions of unit u on terms whose magnitudes add up to |W_i| (|v| + e), at
         most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
         """
-        x = self._operand(x)
+        x = lift(x)
+        x = self._operand(Bounded(written_out(x.value), x.error, x.norm))
         matrix = weight.matrix
         rows = jnp.linalg.norm(matrix, axis=-1)
         terms = matrix.shape[-1] + (bias is not None)
@@ -479,12 +458,13 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         size = jnp.abs(value) + error
         # in L2 a tap of largest weight w passes on at most w of the norm
         norm = jnp.broadcast_to(bias.norm, (seq,))
+        largest = _largest(jnp.abs(x.value))
         for tap in range(taps):
             v, e = x.value[tap : tap + seq], x.error[tap : tap + seq]
             n = x.norm[tap : tap + seq]
             norm = norm + (
                 _largest(jnp.abs(weight.value[:, tap]) + weight.error[:, tap]) * n
-                + _largest(jnp.abs(v)) * jnp.linalg.norm(weight.error[:, tap])
+                + largest[tap : tap + seq] * jnp.linalg.norm(weight.error[:, tap])
             )
             w, d = weight.value[:, tap], weight.error[:, tap]
             value = value + v * w
@@ -494,100 +474,12 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
         rounding = growth * size + (2 * taps) * self._model.underflow
         rounding = self._unless_overflow(size, rounding)
         norm = norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
+        error = (error + rounding) * SAFETY
+        return self._apart(Bounded(value, error, norm * SAFETY))
 
-    def contract(self, state, c, start=None):
-        """start + c state: at most terms + 1 roundings a term, any order."""
-        c = self._operand(c)
-        if isinstance(state, BoundedState):
-            parts = (state.excess, self._scan_rounding(state))
-            most = state.mass
-        else:
-            state = lift(state)
-            parts = (state.error,)
-            most = jnp.max(state.magnitude, axis=0)
-        terms = state.value.shape[0]
-        growth = self._growth(terms + 1)
-        size_c = jnp.abs(c.value) + c.error
-        # (e + g (|h| + e)) (|C| + e_C) + |h| e_C
-        of_value, of_error = growth * size_c + c.error, (1.0 + growth) * size_c
-        size, own = jnp.abs(state.value), jnp.asarray(sum(parts))
-        if self._growths is None:
-            value = c.value @ state.value
-            error = of_value @ size + of_error @ own
-        else:
-            value = along_states((c.value, state.value))
-            error = along_states((of_value, size), (of_error, own))
-        if start is not None:
-            start = lift(start)
-            value = value + start.value
-            error = error + start.error + growth * start.magnitude
-        flushed = self._model.underflow * (2 * (terms + 1) + jnp.sum(size_c))
-        # products, partial sums and the state itself
-        most = jnp.maximum(jnp.sum(size_c), 1.0) * most
-        if start is not None:
-            most = most + start.magnitude
-        flushed = self._unless_overflow(most, flushed)
-        return Bounded(value, (error + flushed) * SAFETY)
-
-    # ---- recurrences
-
-    def initial_state(self, state):
-        """An exact or bounded initial state."""
-        state = lift(state)
-        mass = jnp.max(state.magnitude, axis=0)
-        return BoundedState(state.value, state.error, state.magnitude, mass)
-
-    def advance(self, state, a, b):
-        r"""One step of $h_t = a_t h_{t-1} + b_t$, for every bracketing of the scan.
-
-        Propagated: $p_t = \hat a_t p_{t-1} + e_{a,t} |h_{t-1}| + e_{b,t}$ with
-        $\hat a = a + e_a$. Rounding (scan lemma): in any bracketing term s takes part
-        in t - s multiplications and at most D additions, so
-        $|\delta h_t| \le (1+u)^D P_t - S_t$ with $P = scan(\hat a (1+u), |b| + e_b)$
-        and $S = scan(\hat a, |b| + e_b)$. $Q = P - S$ is advanced without
-        cancellation, $Q_t = \hat a_t (Q_{t-1} + u P_{t-1})$; p and Q share their
-        decay, so `excess` holds p + Q.
-        """
-        a, b = lift(a), lift(b)
-        unit, underflow = self._model.unit, self._model.underflow
-        # a comes from `decay`: at most 1 in every execution
-        high = jnp.minimum(a.value + a.error, 1.0)
-        # A flushed product of decays loses at most 2^-126 of any earlier P, and
-        # (1 + u)^T < 2.
-        flushed = 2.0 * underflow * (1.0 + state.mass)
-        excess = (
-            high * (state.excess + unit * state.magnitude)
-            + a.error * jnp.abs(state.value)
-            + (b.error + flushed)
-        )
-        magnitude = high * (1.0 + unit) * state.magnitude + b.magnitude
-        mass = state.mass + jnp.max(b.magnitude, axis=0)
-        return BoundedState(a.value * state.value + b.value, excess, magnitude, mass)
-
-    def _scan_rounding(self, state: BoundedState):
-        # at one token a tree may flush once a level, too
-        levels = self._scan_depth + 1
-        flushed = 2.0 * levels * self._model.underflow * (1.0 + state.mass)
-        return self._growth(levels) * state.magnitude + flushed
-
-    def finish(self, state):
-        """The rounding that `advance` leaves out is added."""
-        if not isinstance(state, BoundedState):
-            return state
-        error = state.excess + self._scan_rounding(state)
-        return Bounded(state.value, error * SAFETY)
-
-    def scan(self, body, state, inputs):
-        """`jax.lax.scan` of the body with its errors, one token at a time."""
-
-        def one(state, x):
-            return body(self._inside_scan(self._model), state, x)
-
-        state, outputs = jax.lax.scan(one, state, inputs)
-        return self.finish(state), outputs
-
-    def _inside_scan(self, model: RoundingModel, growths=None) -> "BoundedArithmetic":
+    def _inside_scan(
+        self, model: RoundingModel, growths=None, compiled: bool = False
+    ) -> "BoundedArithmetic":
         return BoundedArithmetic(
             self._sites,
             model,
@@ -597,18 +489,17 @@ class BoundedArithmetic(BlockRules, AbstractArithmetic):
             centred=self._centred,
             in_scan=True,
             growths=growths,
+            compiled=compiled,
         )
 
-    def scan_numbers(self, terms):
-        """The inner arithmetic's, and what its sums grow by."""
-        depths = (terms + 1, self._scan_depth + 1)
-        return (*self._model, *(self._growth(depth) for depth in depths))
 
-    def within(self, numbers, terms):
-        """The same rules, with numbers that a kernel has read."""
-        *model, of_sum, of_scan = numbers
-        growths = {terms + 1: of_sum, self._scan_depth + 1: of_scan}
-        return self._inside_scan(RoundingModel(*model), growths)
+def written_out(arrays):
+    """Arrays, on a GPU kept in memory between what makes them and what reads them.
+
+    XLA would join a chain of operations to the sums over channels behind it, and to
+    other chains that read the same, in kernels that need more registers than there are.
+    """
+    return jax.lax.optimization_barrier(arrays) if has_gpu() else arrays
 
 
 def sum_of_magnitudes(x: Float[Array, "... columns"], matrix):

@@ -22,6 +22,7 @@ class Exact(AbstractJaxArithmetic):
       exponent, are observed as `underflow`.
     - `in_parallel`: scan in log depth instead of token by token. States are held for
       all tokens then, and not observed.
+    - `observes`: False where nobody reads `observed`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Exact(AbstractJaxArithmetic):
         in_parallel: bool = False,
         in_scan: bool = False,
         in_kernel: bool = False,
+        observes: bool = True,
     ):
         self.records = {}
         self.observed = {}
@@ -40,6 +42,7 @@ class Exact(AbstractJaxArithmetic):
         self._state_smallest = state_smallest
         self._in_scan = in_scan
         self._in_kernel = in_kernel
+        self._observes = observes
 
     def stores(self, site):
         """Never: nothing is rounded on the way."""
@@ -51,7 +54,8 @@ class Exact(AbstractJaxArithmetic):
 
     def observe(self, name, x):
         """Keep the value, or inside a scan its largest magnitude."""
-        self.observed[name] = jnp.max(jnp.abs(x)) if self._in_scan else x
+        if self._observes:
+            self.observed[name] = jnp.max(jnp.abs(x)) if self._in_scan else x
 
     def advance(self, state, a, b):
         """a state + b."""
@@ -80,9 +84,9 @@ class Exact(AbstractJaxArithmetic):
         """None are read; a kernel does not observe what formats would do."""
         return None if self._state_units or self._state_smallest else ()
 
-    def within(self, numbers, terms):
+    def within(self, numbers, terms, *, compiled=False):
         """One that observes the largest at a token."""
-        return Exact(in_scan=True, in_kernel=True)
+        return Exact(in_scan=True, in_kernel=True, observes=self._observes)
 
     def _settle(self, x):
         return x
@@ -95,6 +99,7 @@ class Exact(AbstractJaxArithmetic):
             state_units=self._state_units,
             state_smallest=self._state_smallest,
             in_scan=True,
+            observes=self._observes,
         )
 
 

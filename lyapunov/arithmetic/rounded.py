@@ -90,7 +90,7 @@ class Rounded(AbstractJaxArithmetic):
         """None are read where the inner format is native."""
         return () if self._inner is None else None
 
-    def within(self, numbers, terms):
+    def within(self, numbers, terms, *, compiled=False):
         """One that stores nothing: with stores inside there is no kernel."""
         return Rounded({}, in_scan=True, in_kernel=True)
 

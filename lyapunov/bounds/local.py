@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
+from ..arithmetic.bounded import written_out
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
@@ -77,6 +78,7 @@ def compare(
     The bound has the reference's own error in it. A measured inf or NaN under a finite
     bound violates.
     """
+    measured = written_out(measured)
     norm = jnp.where(jnp.isnan(against.norm), jnp.inf, against.norm)
     distance = jnp.abs(measured - against.value)
     limit = _limit(against)

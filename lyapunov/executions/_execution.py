@@ -1,10 +1,14 @@
 """An execution as data: formats of the stored sites, constants of what is between."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from .._devices import chosen_device
 from .._errors import UsageError
 from ..arithmetic import BoundedArithmetic, RoundingModel
 from ..formats import FORMATS, FP32, Format
@@ -37,10 +41,7 @@ class InnerConstants:
 
     def model(self) -> RoundingModel:
         """The constants as scalars that can be traced (needs 64-bit JAX)."""
-        values = dataclasses.asdict(self)
-        return RoundingModel(
-            **{name: jnp.asarray(v, jnp.float64) for name, v in values.items()}
-        )
+        return _model(self, _here())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Execution:
 
     def site_numbers(self) -> dict:
         """Numbers of the formats of all stored sites."""
-        return {name: f.numbers() for name, f in self.sites.items()}
+        here = _here()
+        return {name: _numbers(f, here) for name, f in self.sites.items()}
 
     def bounded(
         self,
@@ -116,6 +118,31 @@ class Execution:
             anchors=anchors,
             centred=centred,
             chunked=self.chunked,
+        )
+
+
+def _here() -> tuple:
+    """What arrays made now depend on: the device, and whether fp64 is on."""
+    config: Any = jax.config
+    return chosen_device(), config.jax_enable_x64
+
+
+# A number is a transfer of its own, some 0.1 ms each to a GPU, and a sublayer has about
+# seventy: they are sent once, not once a sublayer.
+@functools.lru_cache(maxsize=256)
+def _numbers(form: Format, here: tuple):
+    del here
+    with jax.ensure_compile_time_eval():
+        return form.numbers()
+
+
+@functools.lru_cache(maxsize=256)
+def _model(constants: InnerConstants, here: tuple) -> RoundingModel:
+    del here
+    values = dataclasses.asdict(constants)
+    with jax.ensure_compile_time_eval():
+        return RoundingModel(
+            **{name: jnp.asarray(v, jnp.float64) for name, v in values.items()}
         )
 
 

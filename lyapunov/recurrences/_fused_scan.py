@@ -7,7 +7,7 @@ machine. On a CPU XLA's own loop is used.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,27 @@ from ..arithmetic import AbstractArithmetic, Bounded
 # Stores between the decay and the read-out: rounding to them takes XLA's loop.
 STORED_INSIDE = ("dB", "dBx", "state", "state_read", "skip", "read_out", "skip_sum")
 
-# States that one warp holds: two a thread. More would wait for registers, fewer
-# channels at a time would read memory in pieces below 32 bytes.
-STATES_PER_WARP = 64
-MOST_WARPS = 8
+# States that one warp holds: four a thread, for which what is the channel's is found
+# once. With more a thread runs out of registers. A program is one warp where it can:
+# several would hand each other the rows of a token by way of shared memory.
+STATES_PER_WARP = 128
+
+
+class Token(NamedTuple):
+    """What one token brings to a scan, or all of them stacked."""
+
+    dt: Any
+    """(d_inner)."""
+    drive: Any
+    """dt u."""
+    u: Any
+    """None where drive and skip say it all."""
+    B: Any
+    """(d_state), or what `drive_row` made of it."""
+    C: Any
+    """(d_state), or what `read_out_row` made of it."""
+    skip: Any = None
+    """D u, if it is known already."""
 
 
 def scan(
@@ -93,7 +110,7 @@ def tiling(channels: int, states: int) -> tuple[int, int]:
     block = max(1, STATES_PER_WARP // states)
     while channels % block:
         block //= 2
-    warps = max(1, min(MOST_WARPS, block * states // STATES_PER_WARP))
+    warps = max(1, block * states // STATES_PER_WARP)
     return block, warps
 
 
@@ -117,35 +134,51 @@ def in_kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    *by_token, A, D, state = operands
-    seq, channels = shape_of(by_token[0])
+    dt, u, B, C, A, D, state = operands
+    seq, channels = shape_of(dt)
     states = shape_of(state)[0]
     block, warps = tile or tiling(channels, states)
     before, carrier = jax.tree.flatten(at.initial_state(state))
+    given = Token(dt, None, u, at.drive_row(B), at.read_out_row(C))
+    if isinstance(dt, Bounded):
+        # with errors a product takes longer than to read it
+        skip = at.multiply(u, D)
+        given = given._replace(drive=at.multiply(dt, u), u=None, skip=skip)
 
     along = lambda rows: pl.BlockSpec((rows, block), lambda i: (0, i))
-    shared = pl.BlockSpec((seq, states), lambda i: (0, 0))
+    spread = lambda x: (
+        pl.BlockSpec((x.shape[0], block, 2), lambda i: (0, i, 0))
+        if x.ndim == 3
+        else single
+    )
     single = pl.BlockSpec((block,), lambda i: (i,))
-    of_state = [along(x.shape[0]) if x.ndim == 2 else single for x in before]
+    # (seq, d_state), or one number a token
+    shared = lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim)
     # one vector, of which a kernel reads scalars; an array of none is no argument
     packed = jnp.stack([jnp.asarray(x, jnp.float64) for x in (*numbers, 0.0)])
 
-    arguments = (packed, before, _parts(by_token), _parts(A), _parts(D))
+    by_token = _parts(given)
+    specs = jax.tree.map(lambda _: along(seq), by_token)
+    specs = specs._replace(
+        B=jax.tree.map(shared, by_token.B), C=jax.tree.map(shared, by_token.C)
+    )
+    arguments = (packed, _apart(before), by_token, _apart(_parts(A)), _parts(D))
     in_specs = (
-        pl.BlockSpec(packed.shape, lambda i: (0,)),
-        of_state,
-        _each(by_token, [along(seq), along(seq), shared, shared]),
-        _each(A, along(shape_of(A)[0])),
-        _each(D, single),
+        shared(packed),
+        jax.tree.map(spread, arguments[1]),
+        specs,
+        jax.tree.map(spread, arguments[3]),
+        single,
     )
 
     def one(scalars, before, row, A, D):
         """A token on arrays alone: state, outputs and observations."""
-        inside = at.within(tuple(scalars), states)
-        (dt, u, B, C), A, D = map(_whole, (row, A, D))
+        inside = at.within(tuple(scalars), states, compiled=not interpret)
+        row, A = _whole(row), _whole(A)
         state = jax.tree.unflatten(carrier, before)
-        drive = inside.multiply(dt, u)
-        after, y = token(inside, state, (dt, drive, u, B, C), A, D)
+        if row.drive is None:
+            row = row._replace(drive=inside.multiply(row.dt, row.u))
+        after, y = token(inside, state, row, A, D)
         return jax.tree.leaves(after), _parts(y), inside.observed
 
     first = lambda by_token: jax.tree.map(lambda x: x[0], by_token)
@@ -153,25 +186,43 @@ def in_kernel(
         lambda packed, before, by_token, A, D: one(
             packed[: len(numbers)], before, first(by_token), A, D
         ),
-        *arguments,
+        packed,
+        before,
+        by_token,
+        _parts(A),
+        _parts(D),
     )
 
     def selective_scan_kernel(packed, before, by_token, A, D, y, after, seen):
         scalars = [packed[i] for i in range(len(numbers))]
-        A, D = (jax.tree.map(lambda ref: ref[...], x) for x in (A, D))
+        whole = lambda ref: ref[:, :, 0] if len(ref.shape) == 3 else ref[...]
+        A, D = (jax.tree.map(whole, x) for x in (A, D))
 
-        def at_token(t, state):
-            row = jax.tree.map(lambda ref: ref[t, :], by_token)
+        channels_own = by_token._replace(B=None, C=None)
+
+        def read(refs, t):
+            return jax.tree.map(
+                lambda ref: ref[t, :] if len(ref.shape) == 2 else ref[t], refs
+            )
+
+        def at_token(t, carried):
+            state, row = carried
+            # read ahead: memory answers later than a token takes
+            ahead = read(channels_own, jnp.minimum(t + 1, seq - 1))
+            row = row._replace(B=read(by_token.B, t), C=read(by_token.C, t))
             state, outputs, observed = one(scalars, state, row, A, D)
-            for ref, x in zip(y, outputs, strict=True):
-                ref[t, :] = x
+            jax.tree.map(lambda ref, x: _put(ref, t, x), y, outputs)
             for name, x in observed.items():
                 seen[name][t, 0] = x
-            return state
+            return state, ahead
 
-        state = jax.lax.fori_loop(0, seq, at_token, [ref[...] for ref in before])
+        state = [whole(ref) for ref in before]
+        state, _ = jax.lax.fori_loop(0, seq, at_token, (state, read(channels_own, 0)))
         for ref, x in zip(after, state, strict=True):
-            ref[...] = x
+            if x.ndim == 2:
+                ref[:, :, 0] = x
+            else:
+                ref[...] = x
 
     like = lambda x, *shape: jax.ShapeDtypeStruct(shape, x.dtype)
     programs = channels // block
@@ -180,21 +231,36 @@ def in_kernel(
         grid=(programs,),
         in_specs=in_specs,
         out_specs=(
-            tuple(along(seq) for _ in y_like),
-            of_state,
+            jax.tree.map(lambda _: along(seq), y_like),
+            jax.tree.map(spread, arguments[1]),
             {name: pl.BlockSpec((seq, 1), lambda i: (0, i)) for name in seen_like},
         ),
         out_shape=(
-            tuple(like(x, seq, channels) for x in y_like),
-            [like(x, *x.shape) for x in before],
+            jax.tree.map(lambda x: like(x, seq, channels), y_like),
+            [like(x, *x.shape) for x in arguments[1]],
             {name: like(x, seq, programs) for name, x in seen_like.items()},
         ),
         compiler_params=triton.CompilerParams(num_warps=warps),
         interpret=interpret,
     )(*arguments)
+    after = [x[:, :, 0] if x.ndim == 3 else x for x in after]
     after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
     seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}
     return _whole(y), after, seen
+
+
+def _apart(tree: Any) -> Any:
+    """Matrices with every number twice in a row, so that a thread reads one at a time.
+
+    Where a thread could read two channels at once Triton would give it both, and with
+    them twice the work that is done once a channel.
+    """
+    twice = lambda x: jnp.stack([x, x], axis=-1) if x.ndim == 2 else x
+    return jax.tree.map(twice, tree)
+
+
+def _put(ref, t, x) -> None:
+    ref[t, :] = x
 
 
 def shape_of(x) -> tuple[int, ...]:
@@ -202,22 +268,22 @@ def shape_of(x) -> tuple[int, ...]:
     return jnp.shape(x.value if isinstance(x, Bounded) else x)
 
 
-def _parts(x: Any) -> Any:
-    """A value as the arrays that matter in a scan; of several values a list."""
-    if isinstance(x, list):
-        return [_parts(one) for one in x]
-    return (x.value, x.error) if isinstance(x, Bounded) else (jnp.asarray(x),)
+class _Pair(NamedTuple):
+    """What matters of a value in a scan: no norm."""
+
+    value: Any
+    error: Any
 
 
-def _whole(parts: Any) -> Any:
-    """The value of its parts; of several a list."""
-    if isinstance(parts, list):
-        return [_whole(one) for one in parts]
-    return Bounded(*parts) if len(parts) > 1 else parts[0]
+def _parts(tree: Any) -> Any:
+    """The same in arrays alone."""
+    apart = lambda x: (
+        _Pair(x.value, x.error) if isinstance(x, Bounded) else jnp.asarray(x)
+    )
+    return jax.tree.map(apart, tree, is_leaf=lambda x: isinstance(x, Bounded))
 
 
-def _each(x: Any, spec: Any) -> Any:
-    """The specification of a value for each of its parts."""
-    if isinstance(x, list):
-        return [_each(one, its) for one, its in zip(x, spec, strict=True)]
-    return tuple(spec for _ in _parts(x))
+def _whole(tree: Any) -> Any:
+    """The values of their parts."""
+    together = lambda x: Bounded(*x) if isinstance(x, _Pair) else x
+    return jax.tree.map(together, tree, is_leaf=lambda x: isinstance(x, _Pair))

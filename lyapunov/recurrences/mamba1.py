@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Exact, Weight
 from . import _fused_scan
+from ._fused_scan import Token
 from .base import (
     AbstractDiagonalRecurrence,
     AbstractTriangularRecurrence,
@@ -97,21 +98,20 @@ def scan_channels(at, dt, u, B, C, A, D, state):
 
 
 def _scan_block(at, dt, u, B, C, A, D, state):
-    drive = at.multiply(dt, u)
-    body = lambda at, state, inputs: token(at, state, inputs, A, D)
-    state, y = at.scan(body, at.initial_state(state), (dt, drive, u, B, C))
+    body = lambda at, state, inputs: token(at, state, Token(*inputs), A, D)
+    inputs = (dt, at.multiply(dt, u), u, B, C)
+    state, y = at.scan(body, at.initial_state(state), inputs)
     return y, state
 
 
-def token(at, state, inputs, A, D):
+def token(at, state, inputs: Token, A, D):
     """One token inside a scan: (state after it, y).
 
     **Arguments:**
 
     - `state`: a carrier made by `at.initial_state`.
-    - `inputs`: dt, drive = dt u and u, of (d_inner); B and C, of (d_state).
     """
-    dt, drive, u, B, C = inputs
+    dt, drive, u, B, C, skip = inputs
     if at.stores("dB"):
         # transformers' Mamba-2: two tensors, B first
         dB = at.multiply(dt[None, :], B[:, None], alone=True)
@@ -119,12 +119,13 @@ def token(at, state, inputs, A, D):
         decay = at.decay(dt[None, :], A)
         after = at.advance(state, decay, at.store("dBx", dBx))
     else:
-        after = update(at, state, dt[None, :], drive[None, :], B[:, None], A)
+        after = at.step(state, dt, drive, B, A)
     at.observe("state", after)
     # a cache gets the state in its format; what is read out now is not from there
     carried = at.store("state", after)
     read = at.store("state_read", after)
-    skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))
+    if skip is None:
+        skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))
     if not at.stores("read_out"):
         return carried, at.contract(read, C, start=skip)
     # transformers: the contraction is a tensor of its own, D u is added later

@@ -186,8 +186,8 @@ def dropped(name: str):
     """The body with one error left out, or one input taken from the wrong place."""
 
     def body(at, state, inputs, A, D):
-        dt, drive, u, B, C = inputs
-        without = lambda x: Bounded(x.value, jnp.zeros_like(x.error))
+        dt, drive, _, B, C, skip = inputs
+        without = lambda x: Bounded(x.value, jnp.zeros_like(x.value))
         if name == "B":
             B = without(B)
         elif name == "C":
@@ -197,10 +197,12 @@ def dropped(name: str):
         elif name == "A":
             A = without(A)
         elif name == "D":
-            D = jnp.zeros_like(D)
+            skip = jax.tree.map(jnp.zeros_like, skip)
         elif name == "drive":
-            drive = u
-        return token(at, state, (dt, drive, u, B, C), A, D)
+            drive = dt
+        return token(
+            at, state, inputs._replace(dt=dt, drive=drive, B=B, C=C, skip=skip), A, D
+        )
 
     return body
 
