@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lyapunov.arithmetic.bounded import EXP_MINUS_88
+from lyapunov.arithmetic._bounded_scan import EXP_MINUS_88
 from lyapunov.executions._measured import write_measured
 
 from ._kernel_functions import FIELDS, FUNCTIONS, Function, figures
