@@ -245,10 +245,13 @@ def run_all(arguments) -> Results:
         spent = time.monotonic() - began
         late = spent > arguments.budget
         while waiting and not late and len(running) < arguments.jobs:
-            large = any(one.case.large for one in running)
-            fits = [case for case in waiting if not (large and case.large)]
+            # a large network in one process at a time: it writes its checkpoint
+            busy = {one.case.model for one in running if one.case.large}
+            fits = [case for case in waiting if case.model not in busy]
             if not fits:
                 break
+            # those that take longest first
+            fits.sort(key=lambda case: not case.large)
             waiting.remove(fits[0])
             running.append(Running(fits[0], arguments))
         for one in list(running):
