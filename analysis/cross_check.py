@@ -200,7 +200,6 @@ class Running:
         command += ["--scratch", arguments.scratch]
         command += ["--rehearse"] if arguments.rehearse else []
         environment = dict(os.environ)
-        environment.setdefault("XLA_FLAGS", "--xla_allow_excess_precision=false")
         # torch has a part of the card as well
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         if case.large:

@@ -21,10 +21,6 @@ from typing import Any
 
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_allow_excess_precision=false"
-).strip()
-
 import jax
 import jax.numpy as jnp
 import numpy as np

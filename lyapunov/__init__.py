@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from ._version import __version__
+from ._xla import set_flags
 
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ __all__ = [
     "trace",
     "write_dump",
 ]
+
+set_flags()
 
 _HOMES = {
     "AuditReport": "._audit_results",

@@ -53,6 +53,7 @@ from ._trace import HeadRecord
 from ._variants import Variant
 from ._verdict import select_findings
 from ._version import __version__
+from ._xla import demand_flags
 from .bounds.local import with_operator_norms
 from .bounds.segments import FLOW_ORDER, audit_sublayer
 from .executions import Execution
@@ -112,6 +113,7 @@ def audit(
     }
     if n_probes < 1:
         raise UsageError(f"{n_probes} probes give no sigma", hint="1 or more")
+    demand_flags()
     if not isinstance(model, Model):
         model = load(model)
     if not isinstance(model.config, Mamba1Config):

@@ -28,6 +28,7 @@ from ._results import (
 from ._run import Effort, default_readouts, run_layers
 from ._semantics import semantic_findings
 from ._version import __version__
+from ._xla import demand_flags
 from .executions import Execution
 from .exponents import gather_exponents
 from .models import Model
@@ -116,6 +117,7 @@ def check(
         "allow_partial": allow_partial,
         "exit_zero": exit_zero,
     }
+    demand_flags()
     if not isinstance(model, Model):
         model = load(model)
     if readouts is None:

@@ -314,11 +314,7 @@ def _open(source: str | None, revision: str | None) -> Any:
 
 
 def _prepare_jax() -> None:
-    """fp64, and no excess precision; the flags must stand before JAX is imported."""
-    flag = "--xla_allow_excess_precision=false"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags.split():
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    """fp64, before JAX is imported."""
     # on a GPU torch may run beside JAX, which would take most of the memory at once
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax

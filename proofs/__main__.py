@@ -66,8 +66,6 @@ def _missing() -> list[str]:
 
 
 if __name__ == "__main__":
-    # before JAX starts: its roundings are part of what is reproduced
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_allow_excess_precision=false".strip()
+    # before JAX starts
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(main())

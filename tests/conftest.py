@@ -3,11 +3,10 @@
 import os
 
 
-# Before JAX is imported anywhere: bounds are wrong under excess precision.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_allow_excess_precision=false"
-).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Sets XLA's flags, which must stand before JAX computes.
+import lyapunov  # noqa: F401, I001
 
 import equinox as eqx
 import jax

@@ -55,10 +55,7 @@ print(json.dumps({
 
 
 def run(folder, batch: int, devices: int) -> dict:
-    flags = (
-        "--xla_allow_excess_precision=false "
-        f"--xla_force_host_platform_device_count={devices}"
-    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder), str(batch)],

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from .._trace import Trace
+from .._xla import demand_flags
 from ._dump import write_dump
 from .emulated import Emulated
 from .file import File
@@ -57,6 +58,7 @@ def trace(model, tokens, *, runner=None) -> Trace:
     - `runner`: `Reference()` (default); `Emulated`, `Transformers` or `MambaSsm` of an
       execution; or a `File`.
     """
+    demand_flags()
     tokens = np.atleast_2d(np.asarray(tokens))
     runner = Reference() if runner is None else runner
     records = runner.trace(model, tokens)

@@ -1,0 +1,77 @@
+"""What XLA has to be told before it computes anything, for bounds to be bounds.
+
+XLA reads its flags once, when JAX computes for the first time, so that they are set
+where `lyapunov` is imported. Two of its liberties give wrong bounds:
+
+- excess precision: a rounding to 16 bit is left out where that seems harmless;
+- YNNPACK on CPUs: from jaxlib 0.10.2 on, chains of operations around sums and products
+  are handed to it above a certain size, and some come back wrong
+  (https://github.com/jax-ml/jax/issues/39103; also fp64 softmax over 1024 tokens).
+"""
+
+import mmap
+import os
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+from ._errors import UsageError
+
+
+EXCESS = "--xla_allow_excess_precision=false"
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+FIRST, KNOWN = (0, 10, 2), (0, 12)
+"""jaxlib from FIRST on hands work to YNNPACK. Before KNOWN it has the flag; later ones
+are searched for it, since XLA ends the process at a flag that it does not know."""
+
+
+def flags_needed() -> list[str]:
+    """The flags, as this jaxlib takes them."""
+    parts = metadata.version("jaxlib").split(".")[:3]
+    version = tuple(int(part) for part in parts if part.isdigit())
+    if version < FIRST or (version >= KNOWN and not _has_flag(YNNPACK)):
+        return [EXCESS]
+    return [EXCESS, f"--{YNNPACK}="]
+
+
+def _has_flag(name: str) -> bool:
+    found = util.find_spec("jaxlib")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    for library in folder.glob("*.so"):
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(name.encode()) >= 0:
+                return True
+    return False
+
+
+def set_flags() -> None:
+    """Put the flags into the environment, behind what is there."""
+    given = os.environ.get("XLA_FLAGS", "").split()
+    missing = [flag for flag in flags_needed() if flag not in given]
+    if missing and not _has_computed():
+        os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
+
+
+def _has_computed() -> bool:
+    """Whether JAX has read its flags."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bridge.backends_are_initialized()
+
+
+def demand_flags() -> None:
+    """Refuse to bound anything where XLA was not told.
+
+    **Raises:** `UsageError` where JAX had computed before `lyapunov` was imported.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    missing = [flag for flag in flags_needed() if flag not in given]
+    if missing:
+        raise UsageError(
+            "JAX computed before lyapunov was imported, with compiler settings under "
+            "which bounds can be wrong",
+            hint="import lyapunov first, or start Python with XLA_FLAGS="
+            f"'{' '.join([*given, *missing])}'",
+        )

@@ -1,0 +1,106 @@
+"""XLA is told what bounds need before it computes, and bounds are refused where not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lyapunov import _xla
+from lyapunov.bounds.passes import Interpreter, numbers_of
+from lyapunov.executions import mamba_ssm_prefill
+
+
+def python(code: str, flags: str | None) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    if flags is not None:
+        environment["XLA_FLAGS"] = flags
+    environment["JAX_PLATFORMS"] = "cpu"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+
+
+FLAGS = "import os, json, lyapunov; print(json.dumps(os.environ['XLA_FLAGS'].split()))"
+
+
+def test_an_import_sets_the_flags_behind_what_is_given():
+    own = "--xla_force_host_platform_device_count=2"
+    assert json.loads(python(FLAGS, None).stdout) == _xla.flags_needed()
+    assert json.loads(python(FLAGS, own).stdout) == [own, *_xla.flags_needed()]
+
+
+def test_flags_are_set_once():
+    code = f"import os, lyapunov; os.environ['X'] = os.environ['XLA_FLAGS']; {FLAGS}"
+    given = " ".join(_xla.flags_needed())
+    assert json.loads(python(code, given).stdout) == given.split()
+
+
+def test_xla_takes_the_flags():
+    code = "import lyapunov, jax; print(jax.numpy.ones(3).sum())"
+    done = python(code, None)
+    assert done.stdout.strip() == "3.0", done.stderr
+
+
+LATE = """
+import jax
+jax.numpy.ones(3).sum()
+import lyapunov
+try:
+    {call}
+except lyapunov.LyapunovError as error:
+    print(error, "|", error.hint)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "lyapunov.check(None, [1, 2, 3])",
+        "lyapunov.audit(None, [1, 2, 3])",
+        "next(lyapunov.trace(None, [1]))",
+    ],
+)
+def test_nothing_is_bounded_where_jax_had_computed_before(call):
+    done = python(LATE.format(call=call), None)
+    assert "computed before lyapunov was imported" in done.stdout, done.stderr
+    for flag in _xla.flags_needed():
+        assert flag in done.stdout
+
+
+def test_an_unknown_jaxlib_is_searched_for_the_flag(monkeypatch):
+    assert _xla._has_flag(_xla.YNNPACK)
+    assert not _xla._has_flag("xla_cpu_a_flag_that_no_version_has")
+    monkeypatch.setattr(_xla.metadata, "version", lambda _: "0.99.0")
+    monkeypatch.setattr(_xla, "_has_flag", lambda _: False)
+    assert _xla.flags_needed() == [_xla.EXCESS]
+    monkeypatch.setattr(_xla.metadata, "version", lambda _: "0.10.1")
+    assert _xla.flags_needed() == [_xla.EXCESS]
+
+
+def test_a_softmax_over_1024_tokens_is_bounded_as_it_is_written(rng):
+    """jaxlib 0.10.2 and 0.11.2 lost the scores' errors here without the flag."""
+    seq, heads = 1024, 4
+    execution = mamba_ssm_prefill("bf16")
+    interpreter = Interpreter(execution, seq, True)
+    numbers = numbers_of(execution)
+    numbers.sites.update(dict.fromkeys(("q", "k", "scores"), numbers.sites["xz"]))
+    q, k = (jnp.asarray(rng.standard_normal((seq, heads, 16))) for _ in range(2))
+
+    def bounded(q, k):
+        at = interpreter(*numbers, {})
+        product = at.einsum("lhd,shd->hls", at.store("q", q), at.store("k", k))
+        scores = at.store("scores", at.multiply(product, at.fixed(0.25)))
+        return at.softmax(scores, jnp.tril(jnp.ones((seq, seq)))).error
+
+    with jax.enable_x64(True):
+        compiled = np.asarray(jax.jit(bounded)(q, k))
+        with jax.disable_jit():
+            written = np.asarray(bounded(q, k))
+    assert written.max() > 1e-5
+    # sums of 1024 terms in another order, of numbers at most 1
+    assert np.max(np.abs(compiled - written)) <= 1024 * 2.0**-52
