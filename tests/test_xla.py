@@ -104,3 +104,13 @@ def test_a_softmax_over_1024_tokens_is_bounded_as_it_is_written(rng):
     assert written.max() > 1e-5
     # sums of 1024 terms in another order, of numbers at most 1
     assert np.max(np.abs(compiled - written)) <= 1024 * 2.0**-52
+
+
+def test_a_product_with_a_sum_behind_it_is_right():
+    """https://github.com/jax-ml/jax/issues/39103, wrong without the flag."""
+    with jax.enable_x64(True):
+        i = jnp.arange(16385.0)
+        rows = jnp.stack((i, jnp.zeros_like(i), jnp.zeros_like(i)), axis=1)
+        matrix = jnp.eye(3)
+        squared = jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))
+        assert jnp.array_equal(jax.jit(squared)(rows), i**2)
