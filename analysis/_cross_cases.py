@@ -20,6 +20,10 @@ TRAINED = {
 # d_model and layers of the published sizes
 SHAPES = {"130m": (768, 24), "2.8b": (2560, 64)}
 VOCABULARY = 50280
+MOST_EMULATED = 1024
+"""Tokens up to which the emulator runs beside the kernels."""
+LONGEST_ATTENTION = 2049
+"""Bounds of attention hold every score in fp64, several times over."""
 PLAIN = ("bf16", "fp16", "fp32")
 EVERY = ("bf16", "bf16-cast", "bf16-amp", "fp16", "fp16-amp", "fp32")
 
@@ -44,9 +48,17 @@ class Case(NamedTuple):
         return self.model.partition(" ")[2] in SHAPES
 
     @property
-    def measure(self) -> str:
-        """Whose kernels run it."""
-        return "transformers_cuda" if self.model == "gpt_neox" else "mamba_ssm"
+    def measures(self) -> list[str]:
+        """Whose kernels run it, and the emulation beside them where it is small.
+
+        transformers' flow differs from the emulator's of mamba_ssm, so its emulation
+        is that of its own execution: transformers on the CPU.
+        """
+        attention = self.model == "gpt_neox"
+        kernels = "transformers_cuda" if attention else "mamba_ssm"
+        if self.large or self.batch * self.length > MOST_EMULATED:
+            return [kernels]
+        return [kernels, "transformers" if attention else "emulated"]
 
 
 def cases() -> list[Case]:
@@ -62,6 +74,8 @@ def cases() -> list[Case]:
         (1, 8192),
     ):
         for model in trained:
+            if model == "gpt_neox" and length > LONGEST_ATTENTION:
+                continue
             every = model in ("bundled", "mamba1") and length in (512, 2049)
             found.append(
                 Case(model, "prefill", batch, length, EVERY if every else PLAIN)

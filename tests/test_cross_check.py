@@ -1,6 +1,8 @@
 """`analysis.cross_check`: what is left to run, what is kept, what is shown."""
 
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -79,8 +81,8 @@ def test_a_cut_run_goes_on_and_counts_nothing_twice(tmp_path):
 def test_half_a_precision_is_not_kept(tmp_path, lines, kept):
     """Assert it of a process that was ended between a run and its emulation."""
     one = cross_check.Running.__new__(cross_check.Running)
-    one.case, one.log = CASE, tmp_path / "log"
-    one.process = type("Ended", (), {"returncode": -9})()
+    one.case, one.wanted, one.log = CASE, 2, tmp_path / "log"
+    one.process = cast(Any, SimpleNamespace(returncode=-9))
     text = "\n".join(json.dumps(line) for line in lines)
     one.log.write_text(f"{text}\nOutOfMemoryError: 3 GiB\n")
     found, problem = one.finished()
