@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..formats import rounding_error_bound
 from ._bounded_values import Bounded, lift
 
 
@@ -26,6 +27,8 @@ class BlockRules:
     """To be mixed into `BoundedArithmetic`, whose attributes it reads."""
 
     _model: Any
+    _sites: Any
+    store: Any
     _scan_depth: int
     _accumulation_depth: Any
     _reduction_depth: Any
@@ -166,6 +169,21 @@ class BlockRules:
         own = 4.0 * unit * (angle.magnitude + 3.0 * turn) + 4.0 * self._model.underflow
         error = (angle.error + own) * SAFETY
         return Bounded(jnp.mod(angle.value, turn), error)
+
+    def store_angle(self, site, angle):
+        """As `store`; executions that may stand a turn away round that number."""
+        if site not in self._sites:
+            return angle
+        angle = lift(angle)
+        stored = self.store(site, angle)
+        turn = 2.0 * jnp.pi
+        rounding = rounding_error_bound(turn + angle.error, self._sites[site])
+        astray = (angle.value <= angle.error) | (angle.value + angle.error >= turn)
+        error = (angle.error + rounding) * SAFETY
+        return Bounded(
+            jnp.where(astray, angle.value, stored.value),
+            jnp.where(astray, error, stored.error),
+        )
 
     def tanh(self, x):
         """2 sigmoid(2 x) - 1, whose ends are those of the sigmoid's interval."""

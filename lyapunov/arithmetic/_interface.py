@@ -172,9 +172,13 @@ class AbstractArithmetic(abc.ABC):
     def wrap(self, angle: Any) -> Any:
         """An angle less as many whole turns as it holds.
 
-        Angles that are whole turns apart count as one: only `turns` and sums that are
-        wrapped again may follow.
+        Angles that are whole turns apart count as one: only `store_angle`, `turns` and
+        sums that are wrapped again may follow.
         """
+
+    def store_angle(self, site: str, angle: Any) -> Any:
+        """`store` of a wrapped angle."""
+        return self.store(site, angle)
 
     @abc.abstractmethod
     def fading(self, x: Any) -> Any:

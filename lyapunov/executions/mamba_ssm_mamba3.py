@@ -4,12 +4,13 @@ Read from the sources of mamba_ssm 2.3.2 (`modules/mamba3.py`, `ops/triton/mamba
 `ops/tilelang/mamba3/mamba3_mimo_fwd.py`, `ops/cute/mamba3/mamba3_step_fn.py`).
 
 Of rank 1 (SISO) a prefill casts what it reads to bf16, in models of every format: x, B,
-C, lambda, the angles and z before, and inside queries, weighed keys, the state handed
-to a chunk and the weights of pairs. Of higher rank (MIMO) the model's format takes that
-place, and dt, gamma and sums over ranks are in it as well. Angles are added up modulo
-2 pi, made by `tanh.approx` and read by `sin.approx` and `cos.approx`. Decoding keeps
-the state in fp32 and reads it in fp32; keys, queries and lambda are in the model's
-format, angles are not reduced and functions are accurate ones.
+C, lambda, the angles and z before, and inside the angles added up so far
+(`angle_dt_fwd` puts them into an array like what it read), queries, weighed keys, the
+state handed to a chunk and the weights of pairs. Of higher rank (MIMO) the model's
+format takes that place, and dt, gamma and sums over ranks are in it as well. Angles are
+added up modulo 2 pi, made by `tanh.approx` and read by `sin.approx` and `cos.approx`.
+Decoding keeps the state in fp32 and reads it in fp32; keys, queries and lambda are in
+the model's format, angles are not reduced and functions are accurate ones.
 
 Precisions: `bf16` keeps dt_bias, the biases of B and C, D and the matrices of MIMO in
 fp32, where they are made; `bf16-cast` casts them too; `bf16-amp` is fp32 weights under
@@ -124,7 +125,8 @@ def mamba_ssm_mamba3_prefill(
         if fmt != BF16:
             sites |= dict.fromkeys(CASTS, BF16)
             sites |= {} if gate_norm else {"z_cast": BF16}
-        sites |= dict.fromkeys(PRODUCTS, BF16)
+        # the sums of angles are put into an array of the angles' format
+        sites |= dict.fromkeys(("angle_sum", *PRODUCTS), BF16)
         if cast:
             sites |= dict.fromkeys(
                 ("B_biased", "C_biased", "CB_product", "CB", "k_turned"), fmt
@@ -132,8 +134,8 @@ def mamba_ssm_mamba3_prefill(
         else:
             sites["CB_operand"] = TF32_OPERAND
         how = (
-            f"what the scan reads and stores is rounded to bf16 in a model of any "
-            f"format; a chunk has {chunk} tokens"
+            f"what the scan reads and stores, angles as well, is rounded to bf16 in a "
+            f"model of any format; a chunk has {chunk} tokens"
         )
     else:
         sites |= dict.fromkeys(RANKED, fmt)

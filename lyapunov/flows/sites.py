@@ -42,6 +42,7 @@ FLOW_ORDER = (
     "dt_cast",
     "gamma_ahead",
     "key_weight",
+    "angle_sum",
     "dt",
     "dt_biased",
     "softplus",

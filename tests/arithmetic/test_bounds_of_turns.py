@@ -152,3 +152,24 @@ def test_an_unbounded_vector_stays_unbounded():
     v, e = np.ones((1, 4)), np.array([[1.0, np.inf, 1.0, 1.0]])
     bound = interpreter().rms_normalise(as_bounded(v, e), 1e-5)
     assert not np.isfinite(np.asarray(bound.error)).all()
+
+
+def test_stored_angles_stay_within_their_bound_next_to_whole_turns(rng):
+    """An execution that stands a turn away rounds a number of that magnitude."""
+    at = interpreter(sites={"angle": BF16.numbers()})
+    value = np.concatenate(
+        [rng.uniform(0, 1e-3, 2000), TURN - rng.uniform(0, 1e-3, 2000)]
+    )
+    value = np.concatenate([value, rng.uniform(0, TURN, 2000)])
+    error = np.full(value.size, 5e-4)
+    bound = at.store_angle("angle", as_bounded(value, error))
+    held = np.mod(value + error * rng.uniform(-1, 1, value.size), TURN)
+    stored = np.asarray(Rounded({"angle": BF16.numbers()}).store_angle("angle", held))
+    # in units of 2^-8: as far as bf16 is apart below 1
+    assert near(stored - held).max() > 2.0**-7
+    off = near(stored - np.asarray(bound.value))
+    assert (off <= np.asarray(bound.error) + OWN).all()
+    inner = (value > 5e-4) & (value < TURN - 5e-4)
+    # what came in, and bf16's spacing there
+    spacing = 2.0 ** (np.floor(np.log2(value[inner] + 5e-4)) - 7)
+    assert (np.asarray(bound.error)[inner] <= (5e-4 + spacing) * (1 + 1e-6)).all()

@@ -128,6 +128,9 @@ class Siso(Kernel):
             state = self.less_turns(state + part.sum(axis=0, dtype=F))
         return np.concatenate(out)
 
+    def stored_angle(self, angle):
+        return self.narrow(angle)
+
     def less_turns(self, x):
         return x - TURN * np.floor(x / TURN)
 
@@ -227,7 +230,7 @@ class Siso(Kernel):
         gamma, ahead = self.shares(trap, dt)
         v = x[:, None]
         own = self.of_the_token(q, k, gamma, v)
-        angle = self.angle(angle, dt)
+        angle = self.stored_angle(self.angle(angle, dt))
         k, q = self.turned(k, angle), self.narrow(self.turned(q, angle))
         if self.variant == "cast":
             k = self.low(k)
@@ -292,6 +295,9 @@ class Mimo(Siso):
     def by_rank(self, x, name):
         return x[:, None] * self.w[name].swapaxes(0, 1)
 
+    def stored_angle(self, angle):
+        return angle
+
     def shares(self, trap, dt):
         dt = self.narrow(dt)
         other = self.narrow(dt * sigmoid(-trap))
@@ -312,7 +318,7 @@ class Mimo(Siso):
         gamma, ahead = self.shares(trap, dt)
         v = self.narrow(x[:, None] * self.narrow(self.w["mimo_x"]).swapaxes(0, 1))
         own = self.of_the_token(q, k, gamma, v)
-        angle = self.angle(angle, dt)
+        angle = self.stored_angle(self.angle(angle, dt))
         k, q = (self.narrow(self.turned(a, angle)) for a in (k, q))
         weight = self.narrow(ahead + gamma)
         s |= {"q_turned": q, "k_turned": k, "v_ranked": v}
