@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import lyapunov
+from analysis._cross_cases import TRAINED
 from analysis.capture import FOLDER, LAYER, WANTED, Captured, record, write
-from analysis.cross_check import finite
 from lyapunov._trace import SublayerRecord
 from lyapunov.bounds.local import (
+    SublayerBound,
     operation_bounds,
     sublayer_bound,
     with_operator_norms,
@@ -35,7 +36,7 @@ class Run(NamedTuple):
     about: dict
     record: SublayerRecord
     t0: dict
-    t1: object
+    t1: SublayerBound
     arguments: tuple
 
 
@@ -48,9 +49,7 @@ def read(path) -> tuple[dict, dict]:
 
 def held(path) -> Run:
     about, arrays = read(path)
-    model = lyapunov.load(
-        str(FOLDER.parents[2] / "experiments/models" / about["model"])
-    )
+    model = lyapunov.load(str(TRAINED[about["model"]]))
     execution = executions_for(
         model.config,
         [about["precision"]],
@@ -107,7 +106,14 @@ def moved(run: Run, site: str) -> int:
 
 
 @pytest.mark.skipif(not FILES, reason="nothing has been captured on a GPU yet")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if rest else ())
+        for path in FILES
+        for rest in [path.stem.endswith("fp32") or "decode" in path.stem]
+    ],
+)
 def test_real_kernels_stay_within_their_bounds(path):
     """Assert it of every stored tensor, and that moved values are caught."""
     run = held(path)
@@ -120,11 +126,11 @@ def test_real_kernels_stay_within_their_bounds(path):
 def test_what_is_captured_is_read_again(tmp_path):
     """Write what the emulator did as if it were a GPU, and hold it to the bounds."""
     wanted = Captured("mamba1", "prefill", "bf16", "mamba_ssm")
-    model = lyapunov.load(str(FOLDER.parents[2] / "experiments/models/mamba1"))
+    model = lyapunov.load(str(TRAINED["mamba1"]))
     execution = executions_for(model.config, ["bf16"], measure="mamba_ssm")[0]
     arrays = record(wanted, Emulated(execution))
     about = wanted._asdict() | {"layer": LAYER}
-    path = write(tmp_path, wanted, arrays, finite(about))
+    path = write(tmp_path, wanted, arrays, about)
     checked(held(path))
 
 

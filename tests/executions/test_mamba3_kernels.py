@@ -164,6 +164,7 @@ def test_broken_prefills_are_caught_in_fp16(loaded, name):
     assert caught(loaded, PLAIN, MUTANTS[name], "fp16", "prefill")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKED)
 def test_broken_prefills_of_higher_rank_are_caught(loaded, name):
     """Assert it in bf16."""
