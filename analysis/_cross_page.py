@@ -99,7 +99,7 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = measured(rows) or rows
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     _predicted(axes[0], shown)
     _ratios(axes[1], shown)
     _growth(axes[2], shown)
@@ -120,7 +120,8 @@ def _predicted(axis, rows: list[dict]) -> None:
             if own:
                 label = model if mode == "prefill" else None
                 axis.plot(*zip(*own, strict=True), mark, color=f"C{i}", label=label)
-    known = [x for row in rows for x in (row["sigma_t3"], row["rel_l2"]) if x]
+    said = [row for row in rows if row["sigma_t3"]]
+    known = [x for row in said for x in (row["sigma_t3"], row["rel_l2"])]
     if known:
         ends = [min(known) / 2, max(known) * 2]
         axis.plot(ends, ends, color="black", linewidth=0.8)
@@ -152,7 +153,7 @@ def _ratios(axis, rows: list[dict]) -> None:
     axis.set_yticks(range(len(kinds)), [", ".join(kind) for kind in kinds], fontsize=7)
     axis.set(xscale="log", xlabel="T1 / measured, all sublayers")
     axis.set_title("The certified bound of a sublayer", fontsize=10)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper center")
 
 
 def _growth(axis, rows: list[dict]) -> None:
@@ -172,6 +173,6 @@ def _growth(axis, rows: list[dict]) -> None:
         xscale="log", yscale="log", xlabel="token", ylabel="L2 of a block of tokens"
     )
     axis.set_title(
-        "bf16, last sublayer: all before it, and (dotted) its own", fontsize=10
+        "bf16: error behind the last sublayer (dotted: its own)", fontsize=10
     )
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="lower left")
