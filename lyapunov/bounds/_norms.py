@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._devices import has_gpu
 from .operator_norm import operator_norm_bound
 
 
@@ -17,6 +18,6 @@ def norm_of(matrix: Float[Array, "rows columns"]) -> float:
     known = _FOUND.get(key)
     if known is None or known[0]() is not matrix:
         forget = lambda _, key=key: _FOUND.pop(key, None)
-        found = operator_norm_bound(np.asarray(matrix))
+        found = operator_norm_bound(np.asarray(matrix), on_device=has_gpu())
         known = _FOUND[key] = (weakref.ref(matrix, forget), found)
     return known[1]

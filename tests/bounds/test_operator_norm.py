@@ -30,22 +30,24 @@ MATRICES = {
 }
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("name", MATRICES)
-def test_bound_is_above_the_largest_singular_value(rng, name):
+def test_bound_is_above_the_largest_singular_value(rng, name, on_device):
     """Assert it against LAPACK's value and its error, and within 3 percent."""
     matrix = MATRICES[name](rng)
-    bound = operator_norm_bound(matrix)
+    bound = operator_norm_bound(matrix, on_device=on_device)
     value = np.linalg.norm(matrix, 2)
     # backward stable: off by a modest multiple of eps ||W||
     assert bound >= value * (1 - 100 * 2.0**-53)
     assert bound <= 1.03 * value
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("name", ["wide", "clustered", "all equal", "one row"])
-def test_bound_is_certified_by_exact_arithmetic(rng, name):
+def test_bound_is_certified_by_exact_arithmetic(rng, name, on_device):
     """Assert that s^2 I - W W^T has a Cholesky factor in rigorous balls."""
     matrix = MATRICES[name](rng)[:16]
-    bound = operator_norm_bound(matrix)
+    bound = operator_norm_bound(matrix, on_device=on_device)
     with flint.ctx.workprec(300):
         W = flint.arb_mat([[flint.arb(float(x)) for x in row] for row in matrix])
         n = W.nrows()
