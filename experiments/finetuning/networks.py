@@ -13,6 +13,7 @@ their own that calls every projection, then the same two kernels (`forward_mamba
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
@@ -150,6 +151,18 @@ class Tuned(torch.nn.Module):
         return self.inner(ids).logits
 
 
+def deterministic() -> None:
+    """Let the GPU add in one order where the libraries can; before any network is made.
+
+    mamba_ssm then compiles one configuration of each kernel, too, where it would time
+    a dozen. Its scan of Mamba-1 adds in no fixed order all the same.
+    """
+    os.environ.setdefault("MAMBA_DETERMINISTIC", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def load(name: str, device: torch.device) -> Tuned:
     """A checkpoint: one of experiments/models, or any that the libraries know.
 
@@ -182,9 +195,8 @@ def _own(folder: Path, settings: dict[str, Any], device: torch.device) -> Tuned:
             else weights
         )
         own = {
-            _stored_name(name, network.shape.kind): value
+            _stored_name(name, network.shape.kind): value.contiguous()
             for name, value in weights.items()
-            if not name.startswith(("lm_head.", "embed_out."))  # tied
         }
         save_file(own, where / "model.safetensors")
         (where / "config.json").write_text(json.dumps(settings))
@@ -228,8 +240,8 @@ def _library(name: str, device: torch.device) -> Tuned:
     else:
         make = transformers.AutoModelForCausalLM
         inner = make.from_pretrained(name, dtype=torch.float32)
-        tokenizer, kind = name, inner.config.model_type
-        kind = {"mamba": "mamba1"}.get(kind, kind)
+        tokenizer, known = name, {"mamba": "mamba1"}
+        kind = known.get(inner.config.model_type, str(inner.config.model_type))
     encode = transformers.AutoTokenizer.from_pretrained(tokenizer)
     return Tuned(
         inner.to(device).eval(),

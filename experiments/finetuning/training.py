@@ -20,6 +20,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SORTS = ("instructions", "instructions", "choices", "worked")  # of windows, in turn
 _WARM_UP = 0.1  # of the steps
+_LENGTHS = 64  # what is read is a multiple of this: Triton compiles for few of them
 _LARGE = 1024  # entries of a vocabulary from which fewer questions go at once
 
 
@@ -71,8 +72,8 @@ def windows(
 
 
 def loss_of(logits: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor) -> Any:
-    """Mean nats of the wanted tokens, in fp32."""
-    return F.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted])
+    """Mean nats of the wanted tokens, in fp32; logits of all tokens but the last."""
+    return F.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted])
 
 
 @dataclass
@@ -112,7 +113,7 @@ def train(
         for group in adam.param_groups:
             group["lr"] = recipe.learning_rate * _rate(step, recipe.steps)
         with autocast(device, precision):
-            logits = model(ids)
+            logits = model(ids[:, :-1])
         loss = loss_of(logits, ids, wanted)
         adam.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -152,7 +153,7 @@ def validation_loss(
             network, data, "validation", rng, recipe.batch, recipe.length
         )
         ids, wanted = ids.to(device), wanted.to(device)
-        total += loss_of(model(ids), ids, wanted).item()
+        total += loss_of(model(ids[:, :-1]), ids, wanted).item()
     return total / 4
 
 
@@ -208,6 +209,7 @@ def answer(
         group = order[at : at + size]
         at += len(group)
         longest = max(len(read[i]) + len(told[i]) for i in group)
+        longest += -longest % _LENGTHS
         ids = torch.zeros(len(group), longest, dtype=torch.long)
         for row, i in enumerate(group):
             ids[row, : len(read[i]) + len(told[i])] = torch.tensor(read[i] + told[i])
