@@ -115,10 +115,15 @@ def chosen(options: argparse.Namespace, results: Results) -> dict[tuple[str, str
                 row
                 for wanted in tuning(options, model, method)
                 for row in results.rows(**wanted)
-                if row["values"]["validation_loss"] is not None
             ]
+            good = [r for r in rows if r["values"]["validation_loss"] is not None]
             if len(rows) == len(rates(options, method)):
-                best = min(rows, key=lambda row: row["values"]["validation_loss"])
+                if not good:
+                    raise SystemExit(
+                        f"error: {model}, {method}: no loss was finite\n"
+                        "hint: give smaller --rates, and another --out"
+                    )
+                best = min(good, key=lambda row: row["values"]["validation_loss"])
                 found[_short(model), method] = best["settings"]["learning_rate"]
     return found
 

@@ -20,6 +20,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 _DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SORTS = ("instructions", "instructions", "choices", "worked")  # of windows, in turn
 _WARM_UP = 0.1  # of the steps
+_VALIDATIONS = 4  # batches
 _LENGTHS = 64  # what is read is a multiple of this: Triton compiles for few of them
 _LARGE = 1024  # entries of a vocabulary from which fewer questions go at once
 
@@ -73,7 +74,8 @@ def windows(
 
 def loss_of(logits: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor) -> Any:
     """Mean nats of the wanted tokens, in fp32; logits of all tokens but the last."""
-    return F.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted])
+    told = F.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="sum")
+    return told / wanted.sum().clamp(min=1)
 
 
 @dataclass
@@ -147,14 +149,16 @@ def validation_loss(
 ) -> float:
     """Mean nats of responses never learnt from, in fp32."""
     rng = np.random.default_rng([3, 20_262])
-    total = 0.0
-    for _ in range(4):
+    total, tokens = 0.0, 0
+    for _ in range(_VALIDATIONS):
         ids, wanted = windows(
             network, data, "validation", rng, recipe.batch, recipe.length
         )
         ids, wanted = ids.to(device), wanted.to(device)
-        total += loss_of(model(ids[:, :-1]), ids, wanted).item()
-    return total / 4
+        n = int(wanted.sum())
+        total += n * loss_of(model(ids[:, :-1]), ids, wanted).item()
+        tokens += n
+    return total / tokens if tokens else math.nan
 
 
 @dataclass
