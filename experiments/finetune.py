@@ -21,6 +21,7 @@ mamba_ssm and causal_conv1d. Writes results/finetune.json, .md and .png.
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.results import FOLDER, Results, environment
+from experiments.results import FOLDER, Results, environment, key
 
 
 MODELS = tuple(
@@ -240,8 +241,10 @@ class Unit:
         options = self.options
         rows = runs(options, model, seed, chosen(options, self.results))
         reference = self._reference(rows)
+        alone = None  # the fp32 run of the same method
         for row in rows:
             done = self.results.rows(**row)
+            file = self._kept(row | {"precision": "fp32"})
             if reference and done and _reference_of(done[0]) == reference.name:
                 continue
             if self.late():
@@ -251,14 +254,17 @@ class Unit:
             found = self._answers(adapted, network, row["precision"])
             if reference is None:
                 reference = found["answers"]
-                _keep(reference, self._kept(rows))
                 if seed == 0 and network.save is not None:
                     weights = {
                         k: v.detach().to("cpu", torch.float32, copy=True)
                         for k, v in network.inner.state_dict().items()
                     }
                     network.save(weights, options.scratch / f"{row['model']}-tuned")
-            values = self._values(found, reference)
+            if row["stage"] == "tuned":
+                if row["precision"] == "fp32":
+                    _keep(found["answers"], file)
+                alone = _kept(file)
+            values = self._values(found, reference, alone)
             values |= {"skipped": went.skipped, "losses": _thinned(went.losses)}
             values |= {"training_seconds": round(went.seconds, 2)}
             spent = time.perf_counter() - began
@@ -275,13 +281,17 @@ class Unit:
             found["in_fp32"] = answer(*ask, "fp32", self.device)
         return found
 
-    def _values(self, found: dict[str, Any], reference: Any) -> dict[str, Any]:
-        """Of the weights asked in their own precision, and asked in fp32."""
+    def _values(self, found: dict[str, Any], reference: Any, alone: Any) -> dict:
+        """Of the weights asked in their own precision, and asked in fp32.
+
+        `alone`: answers of the same method's fp32 run: what the precision alone does.
+        """
         from experiments.finetuning.training import against, described
 
         values = described(found["answers"], self.asked)
         values["against"] = against(found["answers"], reference, self.asked)
         if "in_fp32" in found:
+            values["alone"] = against(found["answers"], alone, self.asked)
             values["in_fp32"] = described(found["in_fp32"], self.asked)
             values["in_fp32"]["against"] = against(
                 found["in_fp32"], reference, self.asked
@@ -291,13 +301,10 @@ class Unit:
             )
         return values
 
-    def _kept(self, rows: list[dict]) -> Path:
-        import hashlib
-
-        from experiments.results import key
-
-        name = hashlib.sha256(key(rows[0]).encode()).hexdigest()[:16]
-        return self.options.scratch / f"reference-{name}.npz"
+    def _kept(self, row: dict) -> Path:
+        """Where a run's answers are kept for others to be compared with."""
+        name = hashlib.sha256(key(row).encode()).hexdigest()[:16]
+        return self.options.scratch / f"answers-{name}.npz"
 
     def _reference(self, rows: list[dict]) -> Any:
         """The reference's answers of an earlier call, if they are still at hand.
@@ -306,7 +313,7 @@ class Unit:
         same weights again, and rows of one unit must have one reference. A unit whose
         rows are all there is not run at all.
         """
-        file = self._kept(rows)
+        file = self._kept(rows[0])
         done = self.results.rows(**rows[0])
         if not file.exists() or not done:
             return None
