@@ -23,7 +23,10 @@ def publish(path: Path) -> None:
     rows = [r for r in results.rows() if r["settings"]["stage"] in _STAGES]
     told = cells(rows)
     stable = stability(rows) if told else []
+    beside = Results(path.with_name("inference.json")).rows(stage="predicted")
+    predicted = [row["settings"] | row["values"] for row in beside]
     results.put(cells=told, stability=stable, figures=figures(rows, stable))
+    results.put(predictions=predicted)
     content = results.read()
     write(path.with_suffix(".md"), page(content))
     if told:
@@ -154,12 +157,12 @@ def _predictions(told: list[dict]) -> list[str]:
         "`lyapunov.check` on these checkpoints: sigma is what it predicts of rounding "
         "alone, before anything runs in half precision.",
         "",
-        "| model | weights | precision | predicted | emulated | mean KL | flips |",
-        "|---|---|---|---|---|---|---|",
+        "| model | precision | predicted | emulated | mean KL | flips |",
+        "|---|---|---|---|---|---|",
     ]
     for one in told:
         lines.append(
-            f"| {one['model']} | {one['weights']} | {one['precision']} | "
+            f"| {one['model']} | {one['precision']} | "
             f"{number(one['sigma_t3'])} | {number(one['rel_l2'])} | "
             f"{number(one['kl_mean'])} | {one['flips']} of {one['tokens']} |"
         )

@@ -17,7 +17,7 @@ from .networks import Tuned
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SORTS = ("instructions", "instructions", "choices", "worked")  # of windows, in turn
 _WARM_UP = 0.1  # of the steps
 _VALIDATIONS = 4  # batches
@@ -42,7 +42,7 @@ class Recipe:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """torch's autocast of this precision; fp32 is none."""
     half = precision != "fp32"
-    return torch.autocast(device.type, _DTYPE[precision] if half else None, half)
+    return torch.autocast(device.type, DTYPES[precision] if half else None, half)
 
 
 def windows(

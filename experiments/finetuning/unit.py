@@ -99,11 +99,11 @@ class Unit:
         for row in rows:
             done = self.results.rows(**row)
             file = self._kept(row | {"precision": "fp32"})
-            kept = row["precision"] != "fp32" or row["stage"] != "tuned"
-            kept = kept or file.exists()
-            if reference and done and kept:
-                if reference_of(done[0]) == reference.name:
-                    continue
+            lost = row["stage"] == "tuned" and row["precision"] == "fp32"
+            lost = lost and not file.exists()
+            same = reference and done and reference_of(done[0]) == reference.name
+            if same and not lost:
+                continue
             if self.late():
                 return
             began = time.perf_counter()
