@@ -23,14 +23,23 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.bundled.environment import _commit, _version
+from experiments.bundled.environment import _commit
 
 
 FOLDER = Path(__file__).parent / "results"
 _MODULES = ("torch", "transformers", "peft", "mamba_ssm", "causal_conv1d", "jax")
+
+
+def _version(module: str) -> str | None:
+    """Without importing it, which takes seconds for some."""
+    try:
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -70,6 +70,7 @@ def test_saved_weights_are_read_again(saved, tmp_path):
         for weight in network.parameters():
             weight += 0.01
     state = copy.deepcopy(network.inner.state_dict())
+    assert network.save is not None
     network.save({k: v.clone() for k, v in state.items()}, tmp_path / "out")
     again = networks.load(str(tmp_path / "out"), CPU)
     ids = torch.arange(20)[None]
