@@ -179,7 +179,7 @@ def draw(content: dict, path: Path) -> None:
     told = content["cells"]
     panels = [("divergence", "published metric, percentage points", 1.0),
               ("flips", "answers that differ, %", 100.0),
-              ("kl", "KL, nats", 1.0)]  # fmt: skip
+              ("kl_alone", "KL from fp32, same method, nats", 1.0)]  # fmt: skip
     size = (4.2 * len(panels), 3.6 * len(TASKS))
     shape = (len(TASKS), len(panels))
     made, axes = pyplot.subplots(
@@ -203,7 +203,9 @@ def _panel(axis: Any, lines: list[dict], what: str, scale: float) -> None:
     models = list(dict.fromkeys(line["model"] for line in lines))
     for i, model in enumerate(models):
         for line in lines:
-            interval = line[what]
+            interval = line.get(what)
+            if what == "kl_alone" and line["stage"] != "tuned":
+                interval = line["kl"]  # of the yardsticks: from the same recipe
             if line["model"] != model or not interval:
                 continue
             x = runs.index(_run(line)) + 0.22 * (i - (len(models) - 1) / 2)
@@ -213,7 +215,7 @@ def _panel(axis: Any, lines: list[dict], what: str, scale: float) -> None:
             axis.plot(x, value, "o", color=f"C{i}", markersize=4)
         axis.plot([], [], "o", color=f"C{i}", label=model)
     axis.set_xticks(range(len(runs)), runs, rotation=60, ha="right", fontsize=7)
-    if what == "kl":
+    if what == "kl_alone":
         axis.set_yscale("log")
     else:
         axis.set_ylim(bottom=0)
