@@ -1,0 +1,1 @@
+"""Fine-tuning in several precisions: data, networks, training, and what it shows."""

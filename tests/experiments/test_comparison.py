@@ -1,0 +1,110 @@
+"""Divergences and intervals of made-up rows, against what they were made from."""
+
+import numpy as np
+import pytest
+
+from experiments.finetuning import comparison
+from experiments.finetuning.items import SHOTS, TASKS
+from experiments.finetuning.page import publish
+from experiments.results import Results
+
+
+N = 40
+
+
+def row(model, method, precision, seed, right, stage="tuned", flips=0.0, kl=0.0):
+    bits = np.broadcast_to(right, (len(TASKS), len(SHOTS), N))
+    apart = {"flips": flips, "kl": kl, "kl_max": kl, "rel_l2": kl}
+    between = {task: apart for task in TASKS} | {"reference": f"{model}{seed}"}
+    values = {
+        "right": np.packbits(bits).tobytes().hex(),
+        "answers": f"{model}{seed}",
+        "against": between,
+        "skipped": 0,
+    }
+    if precision != "fp32":
+        values |= {"alone": between, "asked_in_fp32": between}
+    settings = {
+        "stage": stage, "model": model, "method": method, "precision": precision,
+        "seed": seed, "questions": N, "learning_rate": 0.1,
+    }  # fmt: skip
+    return {"settings": settings, "values": values}
+
+
+def rows(model, lost, seeds=4):
+    """fp16 runs that have `lost` fewer right answers than the fp32 ones."""
+    right = np.arange(N) < 30
+    less = np.arange(N) < 30 - lost
+    return [
+        one
+        for seed in range(seeds)
+        for one in (
+            row(model, "full", "fp32", seed, right),
+            row(model, "full", "fp16", seed, less, flips=lost / N, kl=0.01 * lost),
+            row(model, "full", "fp32", seed, right, "noise"),
+        )
+    ]
+
+
+def test_metric_is_the_one_published():
+    both = comparison.pairs(rows("m", 4), "choices", stage="tuned", precision="fp16")
+    assert both[0].shape == (4, len(SHOTS), N)
+    assert comparison.absolute(*both) == pytest.approx(100 * 4 / N)
+
+
+def test_flips_both_ways_cancel_in_it_and_not_in_flips():
+    mine = np.zeros((1, 4, N), bool)
+    theirs = mine.copy()
+    mine[..., 0] = theirs[..., 1] = True
+    assert comparison.absolute(mine, theirs) == 0.0
+
+
+def test_interval_holds_the_value_and_covers():
+    rng = np.random.default_rng(0)
+    hits, true = 0, 100 * 0.1
+    for trial in range(40):
+        theirs = np.ones((1, 1, 200), bool)
+        mine = rng.random((1, 1, 200)) > 0.1
+        found = comparison.bootstrap([[(mine, theirs)]], [1.0], trial)
+        assert found.low <= found.value <= found.high
+        hits += found.low <= true <= found.high
+    # 95 % of 40 is 38; below 33 has a chance of 0.3 %, and always is far too wide
+    assert hits >= 33
+    assert found.high - found.low < 15
+
+
+def test_a_more_stable_mamba_is_found_and_so_is_a_less_stable_one():
+    found = comparison.stability(rows("mamba1", 2) + rows("gpt_neox", 12))
+    assert found[0]["verdict"] == "Mamba is more stable"
+    assert found[0]["difference"]["value"] == pytest.approx(100 * 10 / N)
+    assert found[0]["kl_ratio choices"]["value"] == pytest.approx(6.0)
+    found = comparison.stability(rows("mamba1", 12) + rows("gpt_neox", 2))
+    assert found[0]["verdict"] == "Mamba is less stable"
+    found = comparison.stability(rows("mamba1", 5) + rows("gpt_neox", 5))
+    assert found[0]["verdict"] == "not told apart"
+
+
+def test_rows_against_another_reference_are_left_out():
+    made = rows("m", 4)
+    made[1]["values"]["against"]["reference"] = "of another run"
+    both = comparison.pairs(made, "choices", stage="tuned", precision="fp16")
+    assert len(both[0]) == 3
+
+
+def test_page_and_picture_are_written(tmp_path):
+    path = tmp_path / "finetune.json"
+    Results(path, "python -m experiments.finetune").put(
+        rows=rows("mamba1", 2, 2) + rows("gpt_neox", 12, 2)
+    )
+    publish(path)
+    figures = Results(path).read()["figures"]
+    assert figures["finetune.fp16.mamba"]["value"] == pytest.approx(100 * 2 / N)
+    assert figures["finetune.more_stable.mamba"]["low"] > 0
+    assert "Mamba is more stable" in path.with_suffix(".md").read_text()
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_without_rows_the_page_says_so(tmp_path):
+    path = tmp_path / "finetune.json"
+    publish(path)
+    assert "none yet" in path.with_suffix(".md").read_text()

@@ -1,0 +1,59 @@
+"""Result files: whole, resumed, nothing counted twice."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from experiments.results import Results, figure, finite
+
+
+WHERE = {"device": "CPU"}
+
+
+def _many(path, which):
+    results = Results(path)
+    for i in range(20):
+        results.add({"seed": i, "method": which}, {"loss": float(i)}, 0.1, WHERE)
+
+
+def test_row_of_same_settings_takes_its_place(tmp_path):
+    results = Results(tmp_path / "one.json", "python -m experiments.one")
+    results.add({"seed": 1, "rate": 0.1}, {"loss": 2.0}, 1.0, WHERE)
+    results.add({"rate": 0.1, "seed": 1}, {"loss": 3.0}, 1.0, WHERE)
+    assert [row["values"] for row in results.rows()] == [{"loss": 3.0}]
+    assert results.has({"seed": 1, "rate": 0.1})
+    assert not results.has({"seed": 1})
+    assert results.rows(seed=1)
+    assert not results.rows(seed=2)
+
+
+def test_processes_that_add_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "one.json"
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_many, args=(path, name)) for name in ("full", "lora")
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(Results(path).rows()) == 40
+    assert len(Results(path).read()["environments"]) == 1
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    results = Results(tmp_path / "one.json")
+    results.add({"seed": 1}, {"loss": float("nan")}, 1.0, WHERE)
+    results.put(figures={"a": figure(float("inf"), "share", 1)})
+    content = json.loads((tmp_path / "one.json").read_text())
+    assert content["rows"][0]["values"] == {"loss": None}
+    assert content["figures"]["a"]["value"] is None
+    assert finite((1, float("-inf"))) == [1, None]
+
+
+def test_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="damaged"):
+        Results(path).rows()
