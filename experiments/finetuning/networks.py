@@ -160,7 +160,9 @@ def deterministic() -> None:
     os.environ.setdefault("MAMBA_DETERMINISTIC", "1")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # a property of the module's class, which a type checker does not see
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False
 
 
 def load(name: str, device: torch.device) -> Tuned:
