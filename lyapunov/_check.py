@@ -43,6 +43,7 @@ def check(
     mode: str = "prefill",
     layers: Sequence[int] | None = None,
     measure: str = "emulated",
+    constants: str = "documented",
     device: str | None = None,
     against: str | os.PathLike | None = None,
     round_weights: Sequence[str] = (),
@@ -75,6 +76,8 @@ def check(
     - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch on the CPU),
       `transformers_cuda` (networks without recurrences), `mamba_ssm` (its CUDA
       kernels) or `none`.
+    - `constants`: of the arithmetic between stores, `documented` for every GPU, or
+      `measured` over all fp32 arguments on one (`analysis.kernel_constants`).
     - `against`: another checkpoint of the same network, or a folder with a LoRA
       adapter of it, whose weights are held against the model's.
     - `round_weights`: hold the model against itself with weights rounded, each
@@ -102,6 +105,7 @@ def check(
         "mode": mode,
         "layers": None if layers is None else list(layers),
         "measure": measure,
+        "constants": constants,
         "device": device,
         "against": None if against is None else os.fspath(against),
         "round_weights": list(round_weights),
@@ -127,7 +131,7 @@ def check(
     chosen = chosen_layers(model, layers)
     with jax.enable_x64(True), jax.default_device(device_named(device)):
         executions = chosen_executions(
-            model, precisions, state_precision, mode, measure
+            model, precisions, state_precision, mode, measure, constants
         )
         changed = chosen_changes(model, against, round_weights)
         changes = parameter_changes(

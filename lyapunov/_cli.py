@@ -44,6 +44,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mode",
         "layers",
         "measure",
+        "constants",
         "against",
         "round_weights",
         "audit",
@@ -235,6 +236,14 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     show_default=True,
     help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
     "another implementation (mamba_ssm and transformers_cuda need a GPU), or nothing.",
+)
+@click.option(
+    "--constants",
+    type=click.Choice(("documented", "measured")),
+    default="documented",
+    show_default=True,
+    help="Of the arithmetic between stores: what documents promise of every GPU, or "
+    "what all fp32 arguments gave on an H200.",
 )
 @click.option(
     "--against",

@@ -24,6 +24,7 @@ def planned(model: Model, ids: np.ndarray, options: Mapping[str, Any]) -> Plan:
             options["state_precision"],
             options["mode"],
             options["measure"],
+            options["constants"],
         )
         return plan(
             model,

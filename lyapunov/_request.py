@@ -9,6 +9,7 @@ import numpy as np
 from ._errors import TokensError, UsageError
 from ._results import TokensFacts
 from .executions import Execution, executions_for
+from .executions._measured import with_measured
 from .models import Model
 
 
@@ -81,11 +82,26 @@ def device_named(name: str | None):
         ) from None
 
 
+CONSTANTS = ("documented", "measured")
+
+
 def chosen_executions(
-    model: Model, precisions, state_precision, mode: str, measure: str
+    model: Model,
+    precisions,
+    state_precision,
+    mode: str,
+    measure: str,
+    constants: str = "documented",
 ) -> list[Execution]:
-    """One execution for each precision, of whatever measures."""
-    return executions_for(
+    """One execution for each precision, of whatever measures.
+
+    **Raises:** `UsageError` for constants that there are not, and as `executions_for`.
+    """
+    if constants not in CONSTANTS:
+        raise UsageError(
+            f"no constants {constants!r}", hint=f"one of {', '.join(CONSTANTS)}"
+        )
+    executions = executions_for(
         model.config,
         precisions,
         architecture=model.layout.architecture,
@@ -93,3 +109,6 @@ def chosen_executions(
         measure=measure,
         state_precision=state_precision,
     )
+    if constants == "documented":
+        return executions
+    return [with_measured(execution) for execution in executions]

@@ -232,6 +232,7 @@ def _check(source: str | None, options: dict[str, Any]) -> Any:
             mode=options["mode"],
             layers=options["layers"],
             measure=options["measure"],
+            constants=options["constants"],
             device=options["device"],
             against=options["against"],
             round_weights=options["round_weights"],

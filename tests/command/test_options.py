@@ -21,6 +21,7 @@ def test_defaults(run, fake):
         "mode": "prefill",
         "layers": None,
         "measure": "emulated",
+        "constants": "documented",
         "device": None,
         "seed": 0,
         "fail_on": "error",
@@ -41,6 +42,7 @@ def test_every_option_reaches_the_check(run, fake):
     given = "--revision main --tokens random --length 16 --batch 3 --seed 5"
     given += " --precision fp32 --precision bf16 --precision bf16"
     given += " --state-precision bf16 --layers 4,0-2 --measure transformers"
+    given += " --constants measured"
     given += " --device cpu --fail-on warning --select lya001,LYA004 --ignore LYA008"
     given += " --exit-zero --allow-partial --against other"
     given += " --round-weights bf16 --round-weights bf16:all --round-weights fp16:D"
@@ -55,6 +57,7 @@ def test_every_option_reaches_the_check(run, fake):
         "mode": "prefill",
         "layers": (0, 1, 2, 4),
         "measure": "transformers",
+        "constants": "measured",
         "device": "cpu",
         "against": "other",
         "round_weights": ("bf16:all", "fp16:D"),
