@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from analysis._speed_inputs import SMALL, incoming, parameters, record_of, rounded
 from lyapunov.arithmetic import Exact, bounded
@@ -27,6 +28,7 @@ def alike(a, b) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_barriers_change_nothing(monkeypatch):
     """Assert the same bounds with and without, and no violation."""
     execution = mamba_ssm_prefill("bf16")

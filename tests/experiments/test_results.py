@@ -30,7 +30,8 @@ def test_row_of_same_settings_takes_its_place(tmp_path):
 
 def test_processes_that_add_at_once_lose_nothing(tmp_path):
     path = tmp_path / "one.json"
-    context = multiprocessing.get_context("fork")
+    # A fork of a process in which JAX runs threads may never end.
+    context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_many, args=(path, name)) for name in ("full", "lora")
     ]
@@ -38,6 +39,7 @@ def test_processes_that_add_at_once_lose_nothing(tmp_path):
         worker.start()
     for worker in workers:
         worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(Results(path).rows()) == 40
     assert len(Results(path).read()["environments"]) == 1
 

@@ -50,13 +50,10 @@ def hold(model, rng, mode):
             assert np.isfinite(row.bound_t1_l2)
 
 
-BOTH = pytest.mark.parametrize(
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
     "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
 )
-
-
-@pytest.mark.parametrize("name", NAMES)
-@BOTH
 def test_mamba_ssms_hybrids_stay_within_their_bounds(rng, tmp_path, name, mode):
     """Assert it of whatever stands between their mixers."""
     config = full_config(CONFIGS[name])
@@ -74,7 +71,8 @@ def test_openelm_stays_within_its_bounds(rng, tmp_path, mode):
     hold(model, rng, mode)
 
 
-@BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
 def test_megatrons_hybrids_stay_within_their_bounds(rng, tmp_path, mode):
     """Assert it of Mamba-2, attention and MLPs put together from two shards."""
     folder = megatron.save(tmp_path / "model", tensors(), 2, **SIZES)
