@@ -14,7 +14,14 @@ from .conftest import SLOW_KINDS
 
 
 FAST = ["fp8_e4m3-scaled"]
-REST = ["bf16-stochastic", "fp8_e4m3", "fp16", "fp8_e5m2", "fp8_e5m2-scaled", "fp8_e4m3-scaled-stochastic"]
+REST = [
+    "bf16-stochastic",
+    "fp8_e4m3",
+    "fp16",
+    "fp8_e5m2",
+    "fp8_e5m2-scaled",
+    "fp8_e4m3-scaled-stochastic",
+]
 CACHES = FAST + [pytest.param(c, marks=pytest.mark.slow) for c in REST]
 
 
