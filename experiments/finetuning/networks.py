@@ -188,14 +188,6 @@ def _own(folder: Path, settings: dict[str, Any], device: torch.device) -> Tuned:
 
     def save(weights: dict[str, torch.Tensor], where: Path) -> None:
         where.mkdir(parents=True, exist_ok=True)
-        own = (
-            {
-                name.replace("mixer.dt_bias", "mixer.dt_proj.bias"): weights[name]
-                for name in weights
-            }
-            if network.shape.kind == "mamba1"
-            else weights
-        )
         own = {
             _stored_name(name, network.shape.kind): value.contiguous()
             for name, value in weights.items()

@@ -111,12 +111,13 @@ class Unit:
             found = self._answers(adapted, network, row["precision"])
             if reference is None:
                 reference = found["answers"]
-                if seed == 0 and network.save is not None:
+                if network.save is not None:
                     weights = {
                         k: v.detach().to("cpu", torch.float32, copy=True)
                         for k, v in network.inner.state_dict().items()
                     }
-                    network.save(weights, options.scratch / f"{row['model']}-tuned")
+                    name = f"{row['model']}-tuned-{seed}"
+                    network.save(weights, options.scratch / name)
             if row["stage"] == "tuned":
                 if row["precision"] == "fp32":
                     _keep(found["answers"], file)

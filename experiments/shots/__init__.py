@@ -1,0 +1,1 @@
+"""Questions with choices, asked after examples: their text, their score, their gain."""
