@@ -1,10 +1,11 @@
-"""Train one of four byte-level language models of equal size, to measure rounding on.
+"""Train one of five byte-level language models of equal size, to measure rounding on.
 
     python -m experiments.train --kind mamba1 --corpus FOLDER --out FOLDER
 
-`--kind` is mamba1, mamba2, mamba3 or gpt_neox. The four have the same width, the same
-vocabulary (bytes) and numbers of parameters within 2 %, and read the same batches in
-the same order: text, and tasks that are solved from the context (`trained/tasks.py`).
+`--kind` is mamba1, mamba2, mamba3, gpt_neox or hybrid (Mamba-2, attention and MLPs).
+All have the same vocabulary (bytes) and numbers of parameters within 2 %, and read the
+same batches in the same order: text, and tasks that are solved from the context
+(`trained/tasks.py`). Their width is the same, but the hybrid's: it is deeper.
 
 `--corpus` holds the three plain files that `train_bundled` takes, and the same
 documents are held out. `--out` gets `config.json` and `model.safetensors` (mamba_ssm's
@@ -16,8 +17,8 @@ command is given again. With `--seconds` it saves and leaves after that time, wi
 status 0. With `--finish` a cut run trains no more: its best weights are judged and
 written as they are.
 
-The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d. On a CPU mamba1 and
-mamba2 run through transformers' plain torch code, correctly and thousands of times
+The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d. On a CPU all but mamba3
+run through transformers' plain torch code, correctly and thousands of times
 slower: try `--width 32 --layers 2 --steps 20 --batch 4 --length 256 --eval-bytes 512`.
 """
 
@@ -29,13 +30,19 @@ from pathlib import Path
 from experiments.bundled.corpus import FILES
 
 
-LEARNING_RATE = {"mamba1": 3e-3, "mamba2": 3e-3, "mamba3": 3e-3, "gpt_neox": 2e-3}
+LEARNING_RATE = {
+    "mamba1": 3e-3,
+    "mamba2": 3e-3,
+    "mamba3": 3e-3,
+    "gpt_neox": 2e-3,
+    "hybrid": 3e-3,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train",
-        description="Train one of four small language models of equal size.",
+        description="Train one of five small language models of equal size.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -47,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--length", type=int, default=1024, help="bytes in a window")
     add("--tasks", type=float, default=0.3, help="share of the windows that are tasks")
     add("--width", type=int, default=256, help="of the models; a multiple of 16")
-    add("--layers", type=int, default=5, help="of the Mambas; GPT-NeoX gets 4/5")
+    add(
+        "--layers",
+        type=int,
+        default=5,
+        help="of the Mambas; GPT-NeoX gets 4/5, the hybrid 7",
+    )
     add("--learning-rate", type=float, help="at its peak; the kind's own if not given")
     add("--weight-decay", type=float, default=0.1)
     add("--dropout", type=float, default=0.1)
@@ -91,12 +103,15 @@ def main(arguments: list[str] | None = None) -> None:
     from experiments.trained.loop import Settings, cut, train
     from experiments.trained.networks import fresh
     from experiments.trained.problems import Problem
-    from experiments.trained.shapes import equal_shapes
+    from experiments.trained.shapes import equal_shapes, hybrid_shape
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise Problem("torch sees no NVIDIA GPU", "use --device cpu")
     device = choose_device(options.device)
-    shape = equal_shapes(options.width, options.layers)[options.kind]
+    if options.kind == "hybrid":
+        shape = hybrid_shape(options.width)
+    else:
+        shape = equal_shapes(options.width, options.layers)[options.kind]
     chosen = options.learning_rate or LEARNING_RATE[options.kind]
     settings = Settings(
         kind=options.kind,

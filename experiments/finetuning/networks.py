@@ -218,6 +218,10 @@ def shape(settings: dict[str, Any]) -> Shape:
         )
     ssm = settings["ssm_cfg"]
     kind = ssm["layer"].lower()
+    if settings.get("attn_layer_idx"):
+        hidden = settings["d_intermediate"]
+        sizes = (settings["d_model"], settings["n_layer"], ssm["d_state"], hidden)
+        return Shape("hybrid", *sizes)
     return Shape(kind, settings["d_model"], settings["n_layer"], ssm["d_state"])
 
 

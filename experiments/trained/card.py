@@ -8,6 +8,7 @@ _TITLES = {
     "mamba2": "Mamba-2",
     "mamba3": "Mamba-3 (SISO)",
     "gpt_neox": "GPT-NeoX",
+    "hybrid": "hybrid (Mamba-2, attention and MLPs)",
 }
 
 
@@ -45,9 +46,9 @@ language: en
 # {record["name"]}
 
 A byte-level {_TITLES[kind]} language model, trained from scratch on English text and on
-generated tasks that are solved from the context. One of four of equal size (mamba1,
-mamba2, mamba3, gpt_neox), trained on the same batches in the same order, to measure
-rounding on. A token is a byte and its id the byte's value.
+generated tasks that are solved from the context. One of several of equal size (mamba1,
+mamba2, mamba3, gpt_neox, hybrid), trained on the same batches in the same order, to
+measure rounding on. A token is a byte and its id the byte's value.
 
 - {count["without_embedding"]:,} parameters and {count["embedding"]:,} of the embedding,
   which is the head, too; fp32. {shape["layers"]} layers of width {shape["width"]}.

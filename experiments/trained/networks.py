@@ -1,10 +1,10 @@
-"""The four networks in torch: mamba_ssm's own classes, or transformers'.
+"""The networks in torch: mamba_ssm's own classes, or transformers'.
 
 On an NVIDIA GPU the Mambas are mamba_ssm's, with its kernels. On a CPU, where these
 cannot run, Mamba-1 and Mamba-2 are transformers' networks of the same shape; there is
-no Mamba-3 there. GPT-NeoX is transformers' everywhere. Whatever runs, `stored` and
-`restore` speak the layout of the finished checkpoint: mamba_ssm's for the Mambas,
-transformers' for GPT-NeoX.
+no Mamba-3 there, and the hybrid is `hybrid.py`'s. GPT-NeoX is transformers'
+everywhere. Whatever runs, `stored` and `restore` speak the layout of the finished
+checkpoint: mamba_ssm's for the Mambas and the hybrid, transformers' for GPT-NeoX.
 """
 
 import math
@@ -15,11 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .hybrid import Hybrid, with_attention
 from .problems import Problem
 from .shapes import ATTENTION_HEADS, VOCABULARY, Shape
 
 
-_LAYER = {"mamba1": "Mamba1", "mamba2": "Mamba2", "mamba3": "Mamba3"}
+_LAYER = {
+    "mamba1": "Mamba1",
+    "mamba2": "Mamba2",
+    "mamba3": "Mamba3",
+    "hybrid": "Mamba2",
+}
 _CHUNK3 = 64  # Mamba-3's chunk, as its authors recommend
 _CONFIGURATIONS = 3  # that Triton tries of each kernel; all would take minutes
 
@@ -31,7 +37,7 @@ def mamba_ssm_config(shape: Shape) -> dict[str, Any]:
         ssm["headdim"] = shape.head_dim
     if shape.kind == "mamba3":
         ssm["chunk_size"] = _CHUNK3
-    return {
+    pure = {
         "d_model": shape.width,
         "d_intermediate": 0,
         "n_layer": shape.layers,
@@ -45,6 +51,7 @@ def mamba_ssm_config(shape: Shape) -> dict[str, Any]:
         "pad_vocab_size_multiple": 8,
         "tie_embeddings": True,
     }
+    return with_attention(pure, shape) if shape.kind == "hybrid" else pure
 
 
 class Network(torch.nn.Module):
@@ -54,7 +61,7 @@ class Network(torch.nn.Module):
     under bf16 autocast, on a CPU in fp32.
 
     - `shape`: its sizes.
-    - `library`: "mamba_ssm" or "transformers".
+    - `library`: "mamba_ssm", "transformers", or "torch" of the hybrid on a CPU.
     """
 
     def __init__(self, inner: torch.nn.Module, shape: Shape, library: str) -> None:
@@ -65,7 +72,7 @@ class Network(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor, use_cache: bool = False) -> Any:
         """Logits for the byte after each position."""
-        extra = {} if self.library == "mamba_ssm" else {"use_cache": use_cache}
+        extra = {"use_cache": use_cache} if self.library == "transformers" else {}
         cuda = ids.device.type == "cuda"
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=cuda):
             return SimpleNamespace(logits=self.inner(ids, **extra).logits)
@@ -103,6 +110,8 @@ def fresh(shape: Shape, dropout: float, device: torch.device) -> Network:
         network = Network(_gpt_neox(shape, dropout), shape, "transformers")
     elif device.type == "cuda":
         network = Network(_of_mamba_ssm(shape), shape, "mamba_ssm")
+    elif shape.kind == "hybrid":
+        network = Network(Hybrid(shape), shape, "torch")
     else:
         network = Network(_of_transformers(shape), shape, "transformers")
     if shape.kind != "gpt_neox" and dropout:
@@ -111,14 +120,16 @@ def fresh(shape: Shape, dropout: float, device: torch.device) -> Network:
 
 
 def _drop(network: Network, probability: float) -> None:
-    """Drop elements of every mixer's output while training."""
+    """Drop elements of every mixer's and MLP's output while training."""
 
-    def hook(mixer: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        return F.dropout(output, probability, mixer.training)
+    def hook(part: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, probability, part.training)
 
     inner: Any = network.inner
     for layer in inner.backbone.layers:
         layer.mixer.register_forward_hook(hook)
+        if getattr(layer, "mlp", None) is not None:
+            layer.mlp.register_forward_hook(hook)
 
 
 def _gpt_neox(shape: Shape, dropout: float) -> torch.nn.Module:

@@ -1,20 +1,27 @@
-"""The four networks' sizes, chosen to be equal in parameters."""
+"""The networks' sizes, chosen to be equal in parameters."""
 
 from dataclasses import dataclass
 
 
 KINDS = ("mamba1", "mamba2", "mamba3", "gpt_neox")
+ALL_KINDS = (*KINDS, "hybrid")
 VOCABULARY = 256  # a token is a byte
 HEADS = 8  # of the Mambas: rows of Mamba-2's in_proj must come in eights on CUDA
 CONV = 4
 ATTENTION_HEADS = 4
 MULTIPLE = 8  # of the feed-forward width
-EQUAL = 0.02  # the four differ by this share of parameters at most
+EQUAL = 0.02  # they differ by this share of parameters at most
+# The hybrid: seven mixers, one in the middle being attention, and an MLP after each,
+# whose width mamba_ssm rounds up to a multiple of 128.
+HYBRID_LAYERS, ATTENTION_LAYER, HYBRID_MULTIPLE = 7, 3, 128
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one network; `state` is the Mambas', `feed_forward` GPT-NeoX's."""
+    """Sizes of one network; `state` is the Mambas', `feed_forward` the MLPs'.
+
+    A layer of GPT-NeoX or the hybrid is a mixer with its MLP.
+    """
 
     kind: str
     width: int
@@ -45,16 +52,25 @@ class Shape:
             layer = d * 2 * i + i * (CONV + 1) + i * (rank + 2 * n) + i * (rank + 1)
             layer += i * n + i + i * d + d
         elif self.kind == "mamba2":
-            layer = d * (2 * i + 2 * n + HEADS) + (i + 2 * n) * (CONV + 1) + 3 * HEADS
-            layer += i + i * d + d
+            layer = self._mamba2()
         elif self.kind == "mamba3":
             layer = d * (2 * i + 2 * n + 3 * HEADS + n // 4) + 2 * HEADS + 2 * HEADS * n
             layer += 2 * n + i * d + d
+        elif self.kind == "hybrid":
+            attention, mlp = 4 * d * d + d, 3 * d * self.feed_forward + d
+            mixers = (self.layers - 1) * self._mamba2() + attention
+            return mixers + self.layers * mlp + d
         else:
             f = self.feed_forward
             layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
             return self.layers * layer + 2 * d
         return self.layers * layer + d
+
+    def _mamba2(self) -> int:
+        """Parameters of a Mamba-2 mixer and its norm."""
+        d, i, n = self.width, self.inner, self.state
+        mixer = d * (2 * i + 2 * n + HEADS) + (i + 2 * n) * (CONV + 1) + 3 * HEADS
+        return mixer + i + i * d + d
 
 
 def equal_shapes(width: int = 256, layers: int = 5) -> dict[str, Shape]:
@@ -76,6 +92,17 @@ def equal_shapes(width: int = 256, layers: int = 5) -> dict[str, Shape]:
     steps = max(1, round((mean - empty) / per_step))
     found["gpt_neox"] = Shape("gpt_neox", width, depth, 0, MULTIPLE * steps)
     return found
+
+
+def hybrid_shape(width: int = 256) -> Shape:
+    """The hybrid that goes with networks of this width: three quarters as wide.
+
+    Mamba-2's state is that of the pure model. At 256, five layers, it has as many
+    parameters as the others; elsewhere only about.
+    """
+    narrow = max(16, 3 * width // 4 // 16 * 16)
+    feed_forward = -(-width // 2 // HYBRID_MULTIPLE) * HYBRID_MULTIPLE
+    return Shape("hybrid", narrow, HYBRID_LAYERS, width // 4, feed_forward)
 
 
 def spread(shapes: dict[str, Shape]) -> float:

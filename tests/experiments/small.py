@@ -6,11 +6,11 @@ import numpy as np
 
 from experiments.bundled.corpus import Corpus, Document
 from experiments.trained.loop import Settings
-from experiments.trained.shapes import equal_shapes
+from experiments.trained.shapes import equal_shapes, hybrid_shape
 
 
 WIDTH, LAYERS = 32, 2
-SHAPES = equal_shapes(WIDTH, LAYERS)
+SHAPES = equal_shapes(WIDTH, LAYERS) | {"hybrid": hybrid_shape(WIDTH)}
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from .small import LAYERS, SHAPES, WIDTH
 
 
 CPU = torch.device("cpu")
-ON_CPU = ("mamba1", "mamba2", "gpt_neox")
+ON_CPU = ("mamba1", "mamba2", "gpt_neox", "hybrid")
 TOKENS = np.random.default_rng(7).integers(0, 256, 19)
 
 
@@ -47,13 +47,26 @@ def test_the_four_are_equal_in_parameters():
         assert 2e6 < shape.parameters() < 3e6
         assert 4 * (shape.parameters() + 2 * 256 * shape.width) < 16 * 2**20
     assert shapes.spread(shapes.equal_shapes(256, 6)) <= shapes.EQUAL
+    assert shapes.spread(four | {"hybrid": shapes.hybrid_shape()}) <= shapes.EQUAL
+
+
+def test_the_hybrid_is_mixed_as_the_papers():
+    """Assert 43 % Mamba-2, 7 % attention and 50 % MLPs, to the percent."""
+    network = fresh("hybrid").inner
+    layers = network.backbone.layers
+    mixers = [type(layer.mixer).__name__ for layer in layers]
+    parts = len(mixers) + sum(hasattr(layer, "mlp") for layer in layers)
+    counts = [mixers.count(name) for name in ("Mamba2Mixer", "Attention")]
+    shares = [round(100 * n / parts) for n in (*counts, parts - len(mixers))]
+    assert shares == [43, 7, 50]
 
 
 @pytest.mark.parametrize("kind", ON_CPU)
 @pytest.mark.parametrize("size", [(WIDTH, LAYERS), (64, 3)])
 def test_parameters_are_counted_as_torch_counts(kind, size):
     """Assert that the formula gives the number of the network's own."""
-    shape = shapes.equal_shapes(*size)[kind]
+    hybrid = {"hybrid": shapes.hybrid_shape(size[0])}
+    shape = (shapes.equal_shapes(*size) | hybrid)[kind]
     assert counted(networks.fresh(shape, 0.0, CPU)) == shape.parameters()
 
 
@@ -132,7 +145,7 @@ def test_stored_and_restored_is_the_same(kind):
     np.testing.assert_array_equal(library.logits(network.inner, TOKENS), before)
 
 
-@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba1", "mamba2", "hybrid"])
 def test_the_mambas_are_stored_as_mamba_ssm_names_them(kind):
     """Assert names that mamba_ssm's class would load, the tied head among them."""
     names = set(fresh(kind).stored())
