@@ -1,0 +1,151 @@
+"""Long copying, recall and look-up: what is asked, counted, compared."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments import hybrids
+from experiments.trained.export import write_checkpoint
+from experiments.trained.long_tasks import QUERIES, TASKS, episodes
+from experiments.trained.networks import fresh
+
+from .small import SHAPES
+
+
+CPU = torch.device("cpu")
+
+
+def told(text, answers):
+    """Every answer, found from what stands before it with a regular expression."""
+    for answer in answers:
+        before = text[: answer.start].decode()
+        if text.startswith(b'"'):
+            given = before[1 : before.index('"=')]
+            yield given[len(before) - len(given) - 3]
+        else:
+            key = before[before.rindex("?") + 1 : -1]
+            sep = "}" if text.startswith(b"{") else "?"
+            yield re.search(rf"\b{key}:(\d+)", before[: before.index(sep)])[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("context", [256, 1024, 2048])
+def test_answers_follow_from_the_context_and_fill_it(task, context):
+    for one in episodes(task, context, 4):
+        assert 0.9 * context < len(one.text) <= context
+        found = [bytes(one.text[a.start : a.stop]).decode() for a in one.answers]
+        assert found == list(told(bytes(one.text), one.answers))
+        assert len(found) == (QUERIES if task != "copy" else (context - 4) // 2)
+
+
+def test_episodes_are_the_same_at_every_call_and_differ():
+    first, again = (episodes("recall", 256, 3) for _ in range(2))
+    assert [one.text for one in first] == [one.text for one in again]
+    assert len({bytes(one.text) for one in first}) == 3
+
+
+class Oracle:
+    """Knows the episodes; of every other one it knows nothing."""
+
+    def __init__(self, known):
+        self.known = [bytes(one.text) for one in known]
+
+    def __call__(self, ids):
+        logits = torch.zeros(*ids.shape, 256)
+        for row, line in enumerate(ids.tolist()):
+            text = bytes(line)
+            if any(text.startswith(one) for one in self.known):
+                following = torch.tensor([*line[1:], 0])
+                logits[row].scatter_(1, following[:, None], 1.0)
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_known_is_counted_as_right(task):
+    known = episodes(task, 256, 6)[::2]
+    shares, most = hybrids.answered(Oracle(known), task, 256, 6, CPU)
+    assert shares == [1.0, 0.0] * 3
+    assert 240 < most <= 256
+
+
+def row(kind, task, context, by_episode):
+    own = {"kind": kind, "task": task, "context": context, "episodes": len(by_episode)}
+    return {"settings": own, "values": {"by_episode": by_episode}}
+
+
+def test_differences_are_of_the_same_tasks_and_contexts():
+    rows = [
+        row("hybrid", "copy", 512, [1.0] * 20),
+        row("mamba2", "copy", 512, [0.5] * 20),
+        row("hybrid", "recall", 512, [1.0, 0.5] * 10),
+        row("mamba2", "recall", 512, [1.0, 0.0] * 10),
+        row("hybrid", "recall", 4096, [0.0] * 20),
+        row("mamba2", "recall", 4096, [1.0] * 20),
+        row("hybrid", "copy", 1024, [0.0] * 20),  # that nobody else was asked
+    ]
+    short = hybrids.difference(rows, "hybrid", "mamba2", False)
+    assert short["value"] == pytest.approx(100 * (0.5 + 0.25) / 2)
+    assert short["low"] < short["value"] < short["high"]
+    assert short["n"] == 20
+    long = hybrids.difference(rows, "hybrid", "mamba2", True)
+    assert (long["value"], long["low"], long["high"]) == (-100, -100, -100)
+    assert hybrids.difference(rows, "hybrid", "mamba1", False) is None
+
+
+def test_command_asks_once(tmp_path):
+    for kind in ("hybrid", "mamba2"):
+        torch.manual_seed(0)
+        network = fresh(SHAPES[kind], 0.0, CPU)
+        (tmp_path / kind).mkdir()
+        write_checkpoint(tmp_path / kind, network.shape, network.stored())
+    out = tmp_path / "hybrids.json"
+    given = ["--models", str(tmp_path / "hybrid"), str(tmp_path / "mamba2")]
+    given += ["--episodes", "2", "--device", "cpu", "--out", str(out)]
+    hybrids.main([*given, "--contexts", "256"])
+    first = json.loads(out.read_text())
+    assert len(first["rows"]) == 2 * len(TASKS)
+    assert {r["settings"]["kind"] for r in first["rows"]} == {"hybrid", "mamba2"}
+    assert set(first["figures"]) == {"hybrids.recall_above_mamba2"}
+    hybrids.main([*given, "--contexts", "256", "2048", "--budget", "1e-9"])
+    second = json.loads(out.read_text())
+    assert second["rows"] == first["rows"]
+    assert second["left_out"] == ["what the budget had no time for"]
+    assert "Left out" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_memory_that_is_not_there_leaves_a_context_out(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = fresh(SHAPES["hybrid"], 0.0, CPU)
+    write_checkpoint(tmp_path, network.shape, network.stored())
+    right = hybrids.answered
+
+    def answered(network, task, context, n, device):
+        if task == "recall":
+            raise torch.OutOfMemoryError
+        return right(network, task, context, n, device)
+
+    monkeypatch.setattr(hybrids, "answered", answered)
+    out = tmp_path / "hybrids.json"
+    given = ["--models", str(tmp_path), "--episodes", "2", "--device", "cpu"]
+    hybrids.main([*given, "--contexts", "256", "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert [r["settings"]["task"] for r in content["rows"]] == ["copy", "phonebook"]
+    assert content["left_out"] == [f"{tmp_path.name} recall 256: out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--contexts", "64"], "256 or more"),
+        (["--episodes", "0"], "1 or more"),
+        (["--models", "nowhere"], "experiments.train wrote"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(tmp_path, more, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        hybrids.main(["--out", str(tmp_path / "one.json"), "--device", "cpu", *more])
+    assert says in f"{ended.value}" + capsys.readouterr().err
