@@ -69,7 +69,7 @@ def accuracies(
     shots: int = 0,
     folder: Path | None = None,
     limit: int | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """lm-eval's accuracy of each task, and its standard error.
 
     **Arguments:**
