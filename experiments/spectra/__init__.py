@@ -1,0 +1,1 @@
+"""How exponents, dt and decays move in training, and what they say of rounding."""
