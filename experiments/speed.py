@@ -18,6 +18,7 @@ the shape `tiny`. Writes results/speed.json, .md and .png.
 """
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from experiments.results import FOLDER, Results, environment
 from experiments.trained.problems import Problem
 
 
-_LEAST = 0.05  # of a row's work that does not grow with its network, in 10^9 parameters
+_LEAST = 0.4  # of a row's work that does not grow with its network, in 10^9 parameters
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,23 +108,26 @@ def measure(options: argparse.Namespace, results: Results) -> list[str]:
             waiting.append((case, missing))
     left = sum(work(case, b) for case, rows in waiting for b, _ in rows)
     total = sum(len(rows) for _, rows in waiting)
-    began, done, rows_done, failed = time.perf_counter(), 0.0, 0, []
+    began, rows_done = time.perf_counter(), 0
+    paces: list[float] = []  # their median: the first rows compile
+    failed = []
     for case, missing in waiting:
-        spent = time.perf_counter() - began
-        pace = spent / done if done else 0.0
+        start = time.perf_counter()
         cost = sum(work(case, batch) for batch, _ in missing)
-        if options.budget and spent + pace * cost > options.budget:
-            break
+        pace = statistics.median(paces) if paces else 0.0
+        spent = start - began
+        if options.budget and spent + pace * cost >= options.budget:
+            left -= cost
+            continue
         for batch, line, good in _rows(options, results, device, where, case, missing):
             rows_done += 1
             if not good:
                 failed.append(line)
-            done += work(case, batch)
-            spent = time.perf_counter() - began
-            togo = spent / done * max(0.0, left - done)
-            print(f"{rows_done} of {total}: {line}; about {togo:.0f} s left",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            left -= work(case, batch)
+            togo = f"; about {left * pace:.0f} s left" if paces else ""
+            print(f"{rows_done} of {total}: {line}{togo}", file=sys.stderr, flush=True)
         release(device)
+        paces.append((time.perf_counter() - start) / cost)
     if rows_done < total:
         print(f"{total - rows_done} rows are left; the same command goes on",
               file=sys.stderr)  # fmt: skip

@@ -182,6 +182,6 @@ def out_of_memory() -> dict[str, Any]:
 
 def release(device: torch.device) -> None:
     """Give back what dropped networks held."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

@@ -21,10 +21,13 @@ SMALL = ["--length", "16", "--steps", "3", "--batches", "2", "1", "--device", "c
 def both(tmp_path_factory):
     """The command's file, run cut in two; and the first part's rows."""
     out = tmp_path_factory.mktemp("speed") / "speed.json"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     speed.main([*SMALL, "--families", "gpt_neox", "--no-page", "--out", str(out)])
     before = Results(out).rows()
     assert not out.with_suffix(".md").exists()
     speed.main([*SMALL, "--out", str(out)])
+    torch.set_num_threads(threads)
     return out, before
 
 
@@ -43,8 +46,8 @@ def test_rows_are_whole_and_none_is_measured_again(both):
         assert values["without_gradient"] == values["zero_gradient"] == 0
         assert values["skipped"] == 0
         assert values["tf32"] is False
-        # random weights know nothing: uniform over 256 words, about
-        assert abs(values["loss"] - 5.545) < 0.5
+        # random weights know nothing: 5.5 nats of 256 words, and what their spread adds
+        assert 5.0 < values["loss"] < 7.5
 
 
 def test_counted_memory_against_sums_by_hand(both):
@@ -87,8 +90,9 @@ def test_page_has_a_line_a_row_and_no_figure_of_a_cpu(both):
 def test_adapters_without_a_gradient_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(networks, "_open", lambda inner: None)
     out = tmp_path / "speed.json"
+    call = [*SMALL, "--families", "mamba1", "--out", str(out), "--batches", "1"]
     with pytest.raises(SystemExit, match=r"get no gradient, such as .*lora_"):
-        speed.main([*SMALL, "--families", "mamba1", "--out", str(out)])
+        speed.main([*call, "--no-page"])
     methods = {row["settings"]["method"] for row in Results(out).rows()}
     assert "lora-all" not in methods  # no row of a step that trains less
     assert "full" in methods  # and the others went on
@@ -105,12 +109,13 @@ def test_out_of_memory_is_a_row_and_not_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench.Bench, "step", small)
     out = tmp_path / "speed.json"
-    speed.main([*SMALL, "--families", "gpt_neox", "--out", str(out)])
+    call = [*SMALL, "--families", "gpt_neox", "--out", str(out)]
+    speed.main([*call, "--no-page"])
+    assert len(Results(out).rows()) == 2 * 6
     for row in Results(out).rows():
         fits = row["settings"]["batch"] == 1
         assert row["values"]["out_of_memory"] is not fits
         assert (row["values"]["tokens_per_second"] is not None) is fits
-    assert out.with_suffix(".md").read_text().count("out of memory") == 6
 
 
 def made_up(card="GPU", batch=8, lost=()):
@@ -219,10 +224,11 @@ def test_bad_arguments_get_a_message(tmp_path, given, said):
     assert not out.exists()
 
 
-def test_budget_ends_in_time(tmp_path, capsys):
-    out = tmp_path / "speed.json"
-    call = [*SMALL, "--families", "gpt_neox", "--out", str(out), "--budget", "1e-9"]
-    speed.main([*call, "--no-page"])
-    rows = Results(out).rows()
-    assert len(rows) in (0, 2)
-    assert "rows are left; the same command goes on" in capsys.readouterr().err
+def test_budget_leaves_out_what_would_take_too_long(tmp_path, capsys):
+    call = [*SMALL, "--families", "gpt_neox", "--no-page"]
+    for budget, least, most in (("1e-9", 0, 0), ("600", 12, 12)):
+        out = tmp_path / f"{budget}.json"
+        speed.main([*call, "--budget", budget, "--out", str(out)])
+        assert least <= len(Results(out).rows()) <= most
+        shown = capsys.readouterr().err
+        assert ("rows are left; the same command goes on" in shown) is (most == 0)
