@@ -262,15 +262,21 @@ def draw(group: Group, path: Path) -> None:
                     markersize=5,
                 )
                 named.setdefault(case.variant, mark)
-        axis.set_xticks(
-            range(len(places)),
-            [f"{_NAMES[family]}\n{shape}" for family, shape in places],
-            fontsize=8,
-        )
+        axis.set_xticks(range(len(places)), [shape for _, shape in places], fontsize=8)
+        for family in dict.fromkeys(family for family, _ in places):
+            at = [x for x, place in enumerate(places) if place[0] == family]
+            axis.axvline(max(at) + 0.5, color="black", linewidth=0.5)
+            axis.text(fmean(at), 1.01, _NAMES[family], fontsize=9, ha="center",
+                      transform=axis.get_xaxis_transform())  # fmt: skip
+        axis.set_xlim(-0.5, len(places) - 0.5)
         axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(lambda value, _: _plain(value))
+        axis.tick_params(axis="y", which="both", labelsize=7)
         axis.grid(axis="y", which="both", linewidth=0.3)
         axis.set_ylabel(label, fontsize=9)
-    axes[0].legend(list(named.values()), list(named), fontsize=7)
+    made.legend(list(named.values()), list(named), fontsize=8, ncols=7,
+                loc="outside lower center")  # fmt: skip
     made.suptitle(group.title, fontsize=9)
     part = path.with_name(f"part.{path.name}")
     made.savefig(part, dpi=110)
