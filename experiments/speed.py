@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, results: Results) -> list[str]:
             if not good:
                 failed.append(line)
             left -= work(case, batch)
-            togo = f"; about {left * pace:.0f} s left" if paces else ""
+            togo = f"; about {max(0.0, left) * pace:.0f} s left" if paces else ""
             print(f"{rows_done} of {total}: {line}{togo}", file=sys.stderr, flush=True)
         release(device)
         paces.append((time.perf_counter() - start) / cost)

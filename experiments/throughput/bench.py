@@ -55,6 +55,9 @@ class Bench:
 
     def __init__(self, case: Case, device: torch.device, rank: int) -> None:
         torch.manual_seed(0)
+        # what was there before is in the peak, too: next to nothing, or it shows
+        cuda = device.type == "cuda"
+        self.before = torch.cuda.memory_allocated() if cuda else None
         self.case = case
         self.device = device
         self.network = network(case, device)
@@ -168,6 +171,7 @@ class Bench:
         return {
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in self.trained.values()),
+            "before_bytes": self.before,
             "peak_bytes": peak,
             "bytes_per_token": None if peak is None else peak / tokens,
             "parts": parts
