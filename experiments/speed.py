@@ -199,11 +199,13 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
     results = Results(options.out, "python -m experiments.speed")
+    if options.page_only and not results.rows():
+        raise Problem(f"{options.out} has no rows", "leave out --page-only")
     failed = [] if options.page_only else measure(options, results)
     if not options.no_page:
         from experiments.throughput.page import publish
 
-        publish(options.out)
+        publish(options.out, options.batches[0], options.length, options.rank)
     if failed:
         raise SystemExit("error: " + "\nerror: ".join(failed))
 

@@ -107,12 +107,12 @@ def mean_of(values: list[float]) -> tuple[float | None, float | None, float | No
 def figures(found: list[Group]) -> dict[str, Any]:
     """What paper.toml's rows are compared with, and the same of others beside it.
 
-    From the first batch of the GPU with most rows; of the other batches beside it. No
-    figure is of a CPU.
+    `found` as `chosen` gives them: the first group's are the figures, those of the
+    other batches stand beside them.
     """
     told: dict[str, Any] = {}
-    for group in _of_gpus(found):
-        batch = "" if not told else f".batch_{group.load['batch']}"
+    for i, group in enumerate(found):
+        batch = f".batch_{group.load['batch']}" if i else ""
         open_path = Case("mamba1", "", "full", "fp32", "open")
         for name, family, against in (
             ("", "mamba1", None),
@@ -129,13 +129,18 @@ def figures(found: list[Group]) -> dict[str, Any]:
     return told
 
 
-def _of_gpus(found: list[Group]) -> list[Group]:
-    """The groups of one GPU: that with most groups, or the first of them."""
-    cards = [group.load["card"] for group in found if group.load["card"] != "CPU"]
-    if not cards:
-        return []
-    card = max(dict.fromkeys(cards), key=cards.count)
-    return [group for group in found if group.load["card"] == card]
+def chosen(found: list[Group], batch: int, length: int, rank: int) -> list[Group]:
+    """One GPU's groups of this length and rank, that of this batch first.
+
+    Of several GPUs, that with most groups; none of a CPU, nor without this batch.
+    """
+    wanted = {"length": length, "rank": rank}.items()
+    of = [g for g in found if wanted <= g.load.items() and g.load["card"] != "CPU"]
+    cards = [group.load["card"] for group in of]
+    card = max(dict.fromkeys(cards), key=cards.count, default="")
+    of = [group for group in of if group.load["card"] == card]
+    of.sort(key=lambda group: group.load["batch"] != batch)
+    return of if of and of[0].load["batch"] == batch else []
 
 
 def _note(group: Group, shapes: list[str], without: list[str]) -> str:
@@ -284,12 +289,16 @@ def draw(group: Group, path: Path) -> None:
     part.replace(path)
 
 
-def publish(path: Path) -> None:
-    """Put the figures beside the rows; write the tables and the picture."""
+def publish(path: Path, batch: int, length: int, rank: int) -> None:
+    """Put the figures beside the rows; write the tables and the picture.
+
+    `batch`, `length`, `rank`: of the rows that the figures and the picture are of.
+    """
     results = Results(path)
     found = groups(results.rows())
     if not found:
         return
-    results.put(figures=figures(found))
+    first = chosen(found, batch, length, rank)
+    results.put(figures=figures(first))
     write(path.with_suffix(".md"), page(results.read()))
-    draw((_of_gpus(found) or found)[0], path.with_suffix(".png"))
+    draw((first or found)[0], path.with_suffix(".png"))
