@@ -127,6 +127,8 @@ class Tuned(torch.nn.Module):
     - `kind`: "mamba1", "mamba2" or "gpt_neox"; it decides what LoRA adapts.
     - `encode`: text to ids.
     - `save`: writes the weights as a checkpoint that `lyapunov.load` takes, or None.
+    - `opened`: whether adapters are to reach every projection; without, the library's
+      own forward is left, which is faster.
     """
 
     def __init__(
@@ -135,9 +137,11 @@ class Tuned(torch.nn.Module):
         kind: str,
         encode: Callable[[str], list[int]],
         save: Callable[[dict[str, torch.Tensor], Path], None] | None = None,
+        opened: bool = True,
     ) -> None:
         super().__init__()
-        _open(inner)
+        if opened:
+            _open(inner)
         settings: Any = inner.config
         if hasattr(settings, "use_cache"):  # of transformers: nothing is generated
             settings.use_cache = False
