@@ -1,0 +1,1 @@
+"""One step of generation of the 8B shapes, timed."""

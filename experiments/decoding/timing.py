@@ -1,0 +1,137 @@
+"""Seconds of a step, on a GPU as one CUDA graph; what fits; a line through it all."""
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .networks import Step
+from .shapes import Shape
+
+
+_WARM_UP = 3
+_MARGIN = 0.06  # of the device's memory, for what libraries keep
+
+
+@dataclass(frozen=True)
+class Timed:
+    """`seconds`: of every replay; `graph`: whether one launch ran the whole step."""
+
+    seconds: list[float]
+    graph: bool
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can be taken; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info()
+    reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(free + reserved - _MARGIN * total)
+
+
+def fits(
+    shape: Shape, batch: int, context: int, free: int | None, state_bytes: int
+) -> bool:
+    """Whether caches and logits fit beside weights that are there already."""
+    if free is None:
+        return True
+    weights = shape.parameters() * 2
+    return shape.held(batch, context, state_bytes) - weights <= free
+
+
+@torch.no_grad()
+def timed(
+    step: Step, shape: Shape, batch: int, caches: list[Any], device: torch.device,
+    replays: int,
+) -> Timed:  # fmt: skip
+    """Time a step; caches are written at the same place every time."""
+    ids = torch.randint(shape.vocabulary, (batch,), device=device)
+    if device.type != "cuda":
+        found = []
+        for _ in range(_WARM_UP + replays):
+            began = time.perf_counter()
+            step(ids, caches)
+            found.append(time.perf_counter() - began)
+        return Timed(found[_WARM_UP:], False)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            step(ids, caches)
+    torch.cuda.current_stream().wait_stream(side)
+    run, graph = _captured(step, ids, caches)
+    run()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    torch.cuda.synchronize()
+    between = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+    return Timed([one / 1000 for one in between], graph)
+
+
+def _captured(step: Step, ids: torch.Tensor, caches: list[Any]) -> tuple[Any, bool]:
+    """The step as a graph; eagerly if something in it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step(ids, caches)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        torch.cuda.synchronize()
+        return lambda: step(ids, caches), False
+    return graph.replay, True
+
+
+def copy_rate(device: torch.device, size: int = 2**32) -> float | None:
+    """Bytes a second that a copy on the card reads and writes together."""
+    if device.type != "cuda":
+        return None
+    one, other = (torch.empty(size, dtype=torch.uint8, device=device) for _ in "ab")
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    other.copy_(one)
+    marks[0].record()
+    for _ in range(10):
+        other.copy_(one)
+    marks[1].record()
+    torch.cuda.synchronize()
+    return 10 * 2 * size / (marks[0].elapsed_time(marks[1]) / 1000)
+
+
+@dataclass(frozen=True)
+class Line:
+    """seconds = start + batch (sequence + context token), through measured steps.
+
+    `worst`: the largest relative distance of a measured step from it.
+    """
+
+    start: float
+    sequence: float
+    token: float
+    worst: float
+
+    def seconds(self, batch: int, context: int) -> float:
+        """Of a step that was not measured."""
+        return self.start + batch * (self.sequence + context * self.token)
+
+
+def line(measured: list[tuple[int, int, float]]) -> Line | None:
+    """Least squares of relative errors over (batch, context, seconds); 4 or more."""
+    if len(measured) < 4:
+        return None
+    batch, context, seconds = (np.array(c, float) for c in zip(*measured, strict=True))
+    columns = np.stack([np.ones_like(batch), batch, batch * context], axis=1)
+    weighted = columns / seconds[:, None]
+    # columns differ by orders of magnitude: brought to one scale first
+    scale = np.maximum(np.abs(weighted).max(axis=0), 1e-300)
+    found = np.linalg.lstsq(weighted / scale, np.ones_like(seconds), rcond=None)[0]
+    found = found / scale
+    worst = float(np.max(np.abs(columns @ found / seconds - 1)))
+    start, sequence, token = found.tolist()
+    return Line(start, sequence, token, worst)
