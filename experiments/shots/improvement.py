@@ -19,11 +19,11 @@ _LEVELS = (2.5, 97.5)
 def improvement(right: np.ndarray) -> float:
     """Mean improvement over zero-shot, in per cent of it.
 
-    `right`: booleans, (seeds, tasks, shots, questions). An accuracy of nothing counts
-    as half an answer, since it is divided by.
+    `right`: booleans, (seeds, tasks, shots, questions). No accuracy counts as less than
+    half an answer, since it is divided by.
     """
-    accuracy = right.mean(axis=(0, 3))
-    none = np.maximum(accuracy[:, :1], 0.5 / right.shape[-1])
+    accuracy = np.maximum(right.mean(axis=(0, 3)), 0.5 / right.shape[-1])
+    none = accuracy[:, :1]
     return 100 * float(((accuracy[:, 1:] - none) / none).mean())
 
 

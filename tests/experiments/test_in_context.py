@@ -149,6 +149,8 @@ def test_improvement_is_relative_to_zero_shot():
         right[0, 0, k + 1, :share] = True
     right[0, 1, :, :4] = True  # 50 % throughout
     assert improvement(right) == pytest.approx((100 + 200 + 300 + 0 + 0 + 0) / 6)
+    right[0, 1] = False  # of nothing there is no improvement
+    assert improvement(right) == pytest.approx((100 + 200 + 300 + 0 + 0 + 0) / 6)
 
 
 def test_shares_are_of_the_transformer():
