@@ -91,12 +91,13 @@ class Checkpoints:
     def rows(self, model: str) -> Iterator[tuple[dict[str, Any], Path | None]]:
         """Settings, and the folder where there is one already."""
         folder, options = Path(model), self.options
-        _config(folder)
         own = {"model": folder.name, "tokens": options.tokens, "seed": 0, "factor": 1.0}
         yield own | {"stage": "trained"}, folder
         for seed in range(options.seeds):
             yield own | {"stage": "initial", "seed": seed}, None
-        for factor in FACTORS:
+        # Mamba-3's decays come from its input: there is no A to multiply
+        own_a = _config(folder)["ssm_cfg"].get("layer") != "Mamba3"
+        for factor in FACTORS if own_a else ():
             yield own | {"stage": "scaled", "factor": factor}, None
         if options.tuned is not None:
             begin = f"{folder.name}-tuned-"
