@@ -204,7 +204,8 @@ def find(options: argparse.Namespace, results: Results) -> None:
             except Problem as problem:  # Mamba-3 where there is no GPU
                 print(f"{row['model']} {row['stage']}: {problem}", file=sys.stderr)
                 continue
-            values = examined(place, tokens) | {"library": library}
+            values: dict[str, Any] = examined(place, tokens)
+            values["library"] = library
             spent = time.perf_counter() - start
             results.add(row, values, spent, where)
             total = time.perf_counter() - began

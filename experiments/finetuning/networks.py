@@ -57,13 +57,13 @@ def reference_scan(
 ) -> torch.Tensor:
     """What mamba_ssm's selective_scan_fn computes, in fp32, a step at a time."""
     x, dt = u.float(), F.softplus(delta.float() + delta_bias[:, None])
-    decay = torch.exp(dt[:, :, None, :] * A[:, :, None])
-    inflow = (dt * x)[:, :, None, :] * B.float()[:, None]
-    state = torch.zeros_like(inflow[..., 0])
-    outputs = []
-    for t in range(x.shape[-1]):
-        state = decay[..., t] * state + inflow[..., t]
-        outputs.append((state * C.float()[:, None, :, t]).sum(-1))
+    # length first: a step reads what lies together
+    steps = [one.movedim(-1, 0).contiguous() for one in (dt, dt * x, B, C)]
+    state, outputs = torch.zeros((), device=x.device), []
+    for rate, inflow, b, c in zip(*steps, strict=True):
+        decay = torch.exp(rate[..., None] * A)
+        state = decay * state + inflow[..., None] * b.float()[:, None]
+        outputs.append((state * c.float()[:, None]).sum(-1))
     y = torch.stack(outputs, -1) + x * D[:, None]
     return (y * F.silu(z.float())).to(u.dtype)
 

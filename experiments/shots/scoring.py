@@ -28,7 +28,9 @@ def log_likelihoods(
     """
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-    at, most = 0, _TOKENS
+    # a CPU's caches hold the states of few texts
+    tokens = _TOKENS if device.type == "cuda" else _TOKENS // 16
+    at, most = 0, tokens
     while at < len(order):
         length = sum(map(len, pairs[order[at]]))
         length += -length % _MULTIPLE
@@ -39,7 +41,7 @@ def log_likelihoods(
             both = [*pairs[i][0], *pairs[i][1]]
             ids[row, : len(both)] = torch.tensor(both)
         logits = network(ids.to(device))
-        most = _TOKENS if logits.shape[-1] <= _SMALL else _TOKENS // 8
+        most = tokens if logits.shape[-1] <= _SMALL else tokens // 8
         for row, i in enumerate(group):
             read, told = pairs[i]
             of = logits[row, len(read) - 1 : len(read) + len(told) - 1]
