@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
     add("--out", type=Path, default=FOLDER / "generation.json")
+    add("--no-page", action="store_true", help="rows only, no table, no picture")
     return made
 
 
@@ -86,7 +87,10 @@ def measure(options: argparse.Namespace, results: Results) -> None:
         torch.cuda.empty_cache()
     for model in options.models:
         waiting = [row for row in rows_of(options, model) if not results.has(row)]
-        if waiting:
+        if waiting and until and time.time() > until:
+            # not even its weights are made
+            print(f"{model}: {len(waiting)} rows left", file=sys.stderr)
+        elif waiting:
             _one_model(model, waiting, results, device, where, rate, until)
             gc.collect()
             if device.type == "cuda":
@@ -100,14 +104,15 @@ def _one_model(
     import torch
 
     from experiments.decoding.networks import random_step
-    from experiments.decoding.timing import fits, free_bytes, timed
+    from experiments.decoding.timing import fits, free_bytes, timed, weights_fit
 
     small = waiting[0]["tiny"]
     shape = tiny(SHAPES[model]) if small else SHAPES[model]
     dtype = torch.float32 if small else torch.bfloat16
     torch.manual_seed(0)
     began = time.perf_counter()
-    step = random_step(shape, device, dtype)
+    room = weights_fit(shape, free_bytes(device))
+    step = random_step(shape, device, dtype) if room else None
     for done, row in enumerate(waiting):
         if until and time.time() > until:
             print(f"{model}: {len(waiting) - done} rows left", file=sys.stderr)
@@ -117,7 +122,8 @@ def _one_model(
         nbytes = STATES[state]
         values: dict[str, Any] = {"fits": False}
         values["held_bytes"] = shape.held(batch, context, nbytes)
-        if fits(shape, batch, context, free_bytes(device), nbytes):
+        free = free_bytes(device)
+        if step is not None and fits(shape, batch, context, free, nbytes):
             made = {"device": device, "dtype": dtype}
             kind = None if small else {"bf16": None, "fp32": torch.float32}[state]
             try:
@@ -162,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     measure(options, results)
     from experiments.decoding.page import publish
 
-    publish(options.out)
+    publish(options.out, pages=not options.no_page)
 
 
 if __name__ == "__main__":

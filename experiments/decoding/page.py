@@ -15,16 +15,25 @@ BASE = "transformer"
 FAST = "hybrid"
 
 
-def publish(path: Path) -> None:
-    """Put what the rows say beside them; write the table and the picture."""
+def publish(path: Path, pages: bool = True) -> None:
+    """Put what the rows say beside them; write the table and the picture.
+
+    Rows of the small shapes count only where there are no others: a line through both
+    would predict neither.
+    """
     results = Results(path)
     rows = results.rows(stage="step")
+    rows = [row for row in rows if not row["settings"]["tiny"]] or rows
     lines = {model: fit for model in _models(rows) if (fit := fitted(rows, model))}
+    cards = [one["device"] for one in results.read()["environments"]]
     results.put(
-        figures=figures(rows, lines),
+        figures=figures(rows, lines, cards),
         lines={model: vars(fit) for model, fit in lines.items()},
+        predicted=predicted(rows, lines),
     )
-    write(path.with_suffix(".md"), page(results.read(), lines))
+    if not pages:
+        return
+    write(path.with_suffix(".md"), page(results.read() | {"rows": rows}, lines))
     if any(row["values"]["fits"] for row in rows):
         draw(rows, lines, path.with_suffix(".png"))
 
@@ -54,10 +63,25 @@ def fitted(rows: list[dict], model: str) -> Line | None:
     return line(own)
 
 
+def predicted(rows: list[dict], lines: dict[str, Line]) -> list[dict[str, Any]]:
+    """Steps that did not fit, by their model's line: kept apart from the rows."""
+    told = []
+    for row in rows:
+        own = row["settings"]
+        model, batch, context = own["model"], own["batch"], own["context"]
+        # the lines are of states in bf16
+        if row["values"]["fits"] or own["state"] != "bf16" or model not in lines:
+            continue
+        seconds = lines[model].seconds(batch, context)
+        at = {"model": model, "batch": batch, "context": context}
+        told.append(at | {"seconds": seconds, "tokens_per_second": batch / seconds})
+    return told
+
+
 def speedups(rows: list[dict], lines: dict[str, Line], fast: str, base: str) -> dict:
     """How many times faster, measured where both fit and predicted elsewhere."""
     places = sorted({(r["settings"]["batch"], r["settings"]["context"]) for r in rows})
-    measured, predicted = [], []
+    measured, beyond = [], []
     for batch, context in places:
         one, other = (found(rows, name, batch, context) for name in (fast, base))
         at = {"batch": batch, "context": context}
@@ -67,23 +91,30 @@ def speedups(rows: list[dict], lines: dict[str, Line], fast: str, base: str) -> 
             measured.append(at | {"times": times, "low": ends[0], "high": ends[1]})
         elif fast in lines and base in lines:
             seconds = [lines[name].seconds(batch, context) for name in (base, fast)]
-            predicted.append(at | {"times": seconds[0] / seconds[1]})
-    return {"measured": measured, "predicted": predicted}
+            beyond.append(at | {"times": seconds[0] / seconds[1]})
+    return {"measured": measured, "predicted": beyond}
 
 
-def figures(rows: list[dict], lines: dict[str, Line]) -> dict[str, Any]:
-    """What paper.toml's row is compared with; of shapes for a CPU there is none."""
+def figures(
+    rows: list[dict], lines: dict[str, Line], cards: list[str]
+) -> dict[str, Any]:
+    """What paper.toml's row is compared with; of shapes for a CPU there is none.
+
+    Its interval holds the replays' times only. `cards`: names of what it ran on.
+    """
     full = [row for row in rows if not row["settings"]["tiny"]]
     made = {}
-    for base, name in (
-        (BASE, "hybrids.generation_speed"),
-        ("transformer, 32 heads of keys", "hybrids.generation_speed.32_heads_of_keys"),
-    ):
+    for base, name, keys in (
+        (BASE, "hybrids.generation_speed", 8),
+        ("transformer, 32 heads of keys", "hybrids.generation_speed.32_heads_of_keys",
+         32),
+    ):  # fmt: skip
         told = speedups(full, lines, FAST, base)
         if not told["measured"]:
             continue
         best = max(told["measured"], key=lambda one: one["times"])
-        note = f"measured: batch {best['batch']}, context {best['context']:,}"
+        note = f"measured: batch {best['batch']}, context {best['context']:,}, "
+        note += f"{keys} heads of keys, {' and '.join(dict.fromkeys(cards))}"
         if told["predicted"]:
             most = max(told["predicted"], key=lambda one: one["times"])
             note += f"; predicted beyond the card: {most['times']:.2f} at batch "

@@ -1,6 +1,7 @@
 """Seconds of a step, on a GPU as one CUDA graph; what fits; a line through it all."""
 
 import itertools
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from .networks import Step
-from .shapes import Shape
+from .shapes import BYTES, Shape
 
 
 _WARM_UP = 3
@@ -33,13 +34,18 @@ def free_bytes(device: torch.device) -> int | None:
     return int(free + reserved - _MARGIN * total)
 
 
+def weights_fit(shape: Shape, free: int | None) -> bool:
+    """Whether the weights fit, before they are made."""
+    return free is None or shape.parameters() * BYTES <= free
+
+
 def fits(
     shape: Shape, batch: int, context: int, free: int | None, state_bytes: int
 ) -> bool:
     """Whether caches and logits fit beside weights that are there already."""
     if free is None:
         return True
-    weights = shape.parameters() * 2
+    weights = shape.parameters() * BYTES
     return shape.held(batch, context, state_bytes) - weights <= free
 
 
@@ -85,6 +91,8 @@ def _captured(step: Step, ids: torch.Tensor, caches: list[Any]) -> tuple[Any, bo
         if isinstance(error, torch.OutOfMemoryError):
             raise
         torch.cuda.synchronize()
+        reason = str(error).splitlines()[0]
+        print(f"no graph, timed launch by launch: {reason}", file=sys.stderr)
         return lambda: step(ids, caches), False
     return graph.replay, True
 
@@ -93,6 +101,7 @@ def copy_rate(device: torch.device, size: int = 2**32) -> float | None:
     """Bytes a second that a copy on the card reads and writes together."""
     if device.type != "cuda":
         return None
+    size = min(size, (free_bytes(device) or 0) // 4)  # a small card has room for less
     one, other = (torch.empty(size, dtype=torch.uint8, device=device) for _ in "ab")
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     other.copy_(one)

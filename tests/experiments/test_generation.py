@@ -10,9 +10,10 @@ import transformers
 
 from experiments import generation
 from experiments.decoding.networks import Attention, Mamba2, random_step
-from experiments.decoding.page import figures, fitted, speedups
+from experiments.decoding.page import figures, fitted, predicted, publish, speedups
 from experiments.decoding.shapes import SHAPES, tiny
-from experiments.decoding.timing import fits, line
+from experiments.decoding.timing import fits, line, weights_fit
+from experiments.results import Results
 
 from ..helpers import gamma
 
@@ -148,6 +149,10 @@ def test_what_does_not_fit_is_known_beforehand():
     assert fits(shape, 8, 2**17, room, 2) is False  # 137 GB of keys and values
     assert fits(shape, 8, 2**16, room, 2)
     assert fits(shape, 8, 2**17, None, 2)
+    weights = 2 * shape.parameters()
+    assert weights_fit(shape, weights)
+    assert not weights_fit(shape, weights - 1)
+    assert weights_fit(shape, None)
 
 
 def test_the_line_is_found_again():
@@ -193,7 +198,7 @@ def test_speedups_are_measured_or_predicted_and_never_mixed():
         (8, 8192), (32, 65536)
     ]  # fmt: skip
     assert len(told["measured"]) == 3
-    best = figures(rows, lines)["hybrids.generation_speed"]
+    best = figures(rows, lines, ["CARD"])["hybrids.generation_speed"]
     largest = seconds("transformer", 1, 65536) / seconds("hybrid", 1, 65536)
     other = seconds("transformer", 32, 2048) / seconds("hybrid", 32, 2048)
     assert best["value"] == pytest.approx(max(largest, other))
@@ -201,8 +206,14 @@ def test_speedups_are_measured_or_predicted_and_never_mixed():
     assert best["high"] == pytest.approx(best["value"] * 1.1 / 0.9)
     beyond = seconds("transformer", 32, 65536) / seconds("hybrid", 32, 65536)
     assert f"{beyond:.2f} at batch 32, context 65,536" in best["note"]
+    assert "8 heads of keys, CARD;" in best["note"]
+    apart = predicted(rows, lines)
+    assert [(o["model"], o["batch"], o["context"]) for o in apart] == [
+        ("transformer", 32, 65536)
+    ]
+    assert apart[0]["seconds"] == pytest.approx(seconds("transformer", 32, 65536))
     small = [row(m, 1, 64, seconds(m, 1, 64), True) for m in cost]
-    assert figures(small, {}) == {}
+    assert figures(small, {}, []) == {}
 
 
 def test_command_times_once_and_says_what_has_no_room(tmp_path, monkeypatch):
@@ -230,6 +241,40 @@ def test_command_times_once_and_says_what_has_no_room(tmp_path, monkeypatch):
     assert "no figures" in page
     assert np.isfinite(first["rows"][0]["values"]["seconds"])
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_card_too_small_for_weights_and_a_spent_budget(tmp_path, monkeypatch, capsys):
+    """Assert rows without room, no weights made, and no page unless asked for."""
+    from experiments.decoding import networks, timing
+
+    made = []
+    monkeypatch.setattr(timing, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(networks, "random_step", lambda *given: made.append(given))
+    out = tmp_path / "generation.json"
+    given = ["--tiny", "--device", "cpu", "--contexts", "8", "--batches", "1",
+             "--models", "hybrid", "--no-page", "--out", str(out)]  # fmt: skip
+    generation.main([*given, "--budget", "1e-9"])
+    assert "1 rows left" in capsys.readouterr().err
+    generation.main(given)
+    found = json.loads(out.read_text())["rows"]
+    assert [one["values"]["fits"] for one in found] == [False]
+    assert not made
+    assert not out.with_suffix(".md").exists()
+
+
+def test_small_shapes_do_not_bend_the_lines_of_the_large(tmp_path):
+    out = tmp_path / "generation.json"
+    places = [(b, c) for b in (1, 8) for c in (2048, 8192, 32768)]
+    for b, c in places:
+        for small, seconds in ((False, 4e-3 + b * c * 1e-8), (True, 1e-4)):
+            one = row("hybrid", b, c, seconds, small)
+            values = one["values"] | {"tokens_per_second": b / seconds}
+            values |= {"graph": True, "share_of_copy_rate": None}
+            Results(out).add(one["settings"], values, 0.0, {"device": "CARD"})
+    publish(out)
+    kept = json.loads(out.read_text())
+    assert kept["lines"]["hybrid"]["worst"] < 1e-9
+    assert len(kept["rows"]) == 2 * len(places)
 
 
 @pytest.mark.parametrize(
