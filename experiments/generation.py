@@ -6,7 +6,8 @@ arXiv:2406.07887: the hybrid generates up to 8 times faster than the Transformer
 predicted. Here one step of generation, a token a sequence, is timed for the 8B
 Transformer, hybrid and pure Mamba-2 (`decoding/shapes.py`), with random weights and
 caches in bf16, on one card. The prompt is not read: its cache is filled with random
-numbers, which cost the same. Rotary positions are left out. The step is one CUDA graph.
+numbers, which cost the same. Rotary positions are left out; attention is done by the
+fastest of torch's kernels for its sizes. The step is one CUDA graph.
 
 What does not fit the card is predicted from what does: seconds are fitted by a line in
 batch and batch times context, whose worst error stands beside it. What is measured and
@@ -104,7 +105,13 @@ def _one_model(
     import torch
 
     from experiments.decoding.networks import random_step
-    from experiments.decoding.timing import fits, free_bytes, timed, weights_fit
+    from experiments.decoding.timing import (
+        fastest_kernel,
+        fits,
+        free_bytes,
+        timed,
+        weights_fit,
+    )
 
     small = waiting[0]["tiny"]
     shape = tiny(SHAPES[model]) if small else SHAPES[model]
@@ -128,8 +135,10 @@ def _one_model(
             kind = None if small else {"bf16": None, "fp32": torch.float32}[state]
             try:
                 caches = step.caches(batch, context, kind, **made)
+                kernel = fastest_kernel(step, caches, batch, device)
                 found = timed(step, shape, batch, caches, device, row["replays"])
                 values = _values(shape, row, found, rate, nbytes, values)
+                values["attention"] = kernel.name if kernel else None
             except torch.OutOfMemoryError:
                 pass
             caches = None

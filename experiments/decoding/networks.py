@@ -4,15 +4,55 @@ Random weights and random caches in bf16: what a step costs does not depend on w
 they hold, and a prompt of 128k tokens need not be read to time the token after it.
 """
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .shapes import Shape
 
 
 _EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to attend: one of torch's kernels, None being its own choice.
+
+    `folded`: the queries that share keys are handed over as so many tokens, which
+    is the same where nothing is masked, and reads the keys once.
+    """
+
+    backend: str | None
+    folded: bool
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.backend or 'default'}{', folded' if self.folded else ''}"
+
+    def attend(self, q: Any, keys: Any, values: Any) -> torch.Tensor:
+        """q: batch x heads x head_dim; returns the same."""
+        groups = keys.shape[1]
+        q = q.unflatten(1, (groups, -1)) if self.folded else q[:, :, None]
+        chosen: Any = nullcontext()
+        if self.backend:
+            chosen = sdpa_kernel(getattr(SDPBackend, self.backend))
+        with chosen:
+            found = F.scaled_dot_product_attention(
+                q, keys, values, enable_gqa=not self.folded
+            )
+        return found.flatten(1, 2)
+
+
+KERNELS = tuple(
+    Kernel(backend, folded)
+    for backend in (None, "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
+    for folded in (True, False)
+)
 
 
 class Attention(torch.nn.Module):
@@ -29,6 +69,7 @@ class Attention(torch.nn.Module):
         self.in_proj = torch.nn.Linear(shape.width, rows, bias=False, **made)
         inner = shape.heads * shape.head_dim
         self.out_proj = torch.nn.Linear(inner, shape.width, bias=False, **made)
+        self.kernel = KERNELS[0]
 
     def cache(self, batch: int, context: int, **made: Any) -> tuple[torch.Tensor, ...]:
         """Keys and values of a context, random."""
@@ -42,9 +83,8 @@ class Attention(torch.nn.Module):
         q, k, v = self.in_proj(x).split(parts, dim=-1)
         keys[:, :, -1] = k.unflatten(-1, (s.groups, s.head_dim))
         values[:, :, -1] = v.unflatten(-1, (s.groups, s.head_dim))
-        q = q.unflatten(-1, (s.heads, s.head_dim))[:, :, None]
-        found = F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
-        return self.out_proj(found[:, :, 0].flatten(1))
+        q = q.unflatten(-1, (s.heads, s.head_dim))
+        return self.out_proj(self.kernel.attend(q, keys, values).flatten(1))
 
 
 class Mlp(torch.nn.Module):

@@ -137,7 +137,8 @@ def page(content: dict[str, Any], lines: dict[str, Line]) -> str:
         "",
         "Milliseconds of one step, a token a sequence, random weights and caches in "
         "bf16; in brackets the share of the card's copy rate at which a step moves "
-        "what it has to. `~`: does not fit, predicted by the model's line.",
+        "what it has to. `~`: does not fit, predicted by the model's line. Attention "
+        "is done by the fastest of torch's kernels for its sizes.",
         "",
     ]
     for where in content["environments"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .networks import Step
+from .networks import KERNELS, Attention, Kernel, Step
 from .shapes import BYTES, Shape
 
 
@@ -95,6 +95,47 @@ def _captured(step: Step, ids: torch.Tensor, caches: list[Any]) -> tuple[Any, bo
         print(f"no graph, timed launch by launch: {reason}", file=sys.stderr)
         return lambda: step(ids, caches), False
     return graph.replay, True
+
+
+@torch.no_grad()
+def fastest_kernel(
+    step: Step, caches: list[Any], batch: int, device: torch.device
+) -> Kernel | None:
+    """Let the step attend with the fastest of torch's kernels for these caches.
+
+    None where there is no attention. On a CPU there is nothing to choose.
+    """
+    layers: Any = step.layers
+    own = [(layer, cache) for layer, cache in zip(layers, caches, strict=True)
+           if isinstance(layer, Attention)]  # fmt: skip
+    if not own:
+        return None
+    layer, (keys, values) = own[0]
+    best = KERNELS[0]
+    if device.type == "cuda":
+        sizes = (batch, layer.shape.heads, layer.shape.head_dim)
+        q = torch.randn(sizes, device=device, dtype=keys.dtype)
+        best = min(KERNELS, key=lambda one: _kernel_seconds(one, q, keys, values))
+    for layer, _ in own:
+        layer.kernel = best
+    return best
+
+
+def _kernel_seconds(kernel: Kernel, q: Any, keys: Any, values: Any) -> float:
+    """Infinite for one that does not take these sizes."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    try:
+        for i in range(6):
+            if i == 2:
+                marks[0].record()
+            kernel.attend(q, keys, values)
+        marks[1].record()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        return float("inf")
+    return marks[0].elapsed_time(marks[1]) / 1000
 
 
 def copy_rate(device: torch.device, size: int = 2**32) -> float | None:

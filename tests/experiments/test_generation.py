@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from experiments import generation
-from experiments.decoding.networks import Attention, Mamba2, random_step
+from experiments.decoding.networks import Attention, Kernel, Mamba2, random_step
 from experiments.decoding.page import figures, fitted, predicted, publish, speedups
 from experiments.decoding.shapes import SHAPES, tiny
 from experiments.decoding.timing import fits, line, weights_fit
@@ -32,11 +32,13 @@ def drawn(layer):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize("name", ["hybrid", "transformer, 32 heads of keys"])
-def test_attention_is_the_last_row_of_the_whole(name):
+def test_attention_is_the_last_row_of_the_whole(name, folded):
     """Assert it against softmax and products written out, in fp64."""
     shape = tiny(SHAPES[name])
     layer = drawn(Attention(shape, **MADE))
+    layer.kernel = Kernel(None, folded)
     keys, values = layer.cache(2, 7, **MADE)
     x = torch.randn(2, shape.width, dtype=torch.float64)
     out = layer(x, (keys, values))
