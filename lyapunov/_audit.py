@@ -54,7 +54,7 @@ from ._variants import Variant
 from ._verdict import select_findings
 from ._version import __version__
 from ._xla import demand_flags
-from .bounds.local import with_operator_norms
+from .bounds.local import element, with_operator_norms
 from .bounds.segments import FLOW_ORDER, audit_sublayer
 from .executions import Execution
 from .models import Model
@@ -227,16 +227,10 @@ def _embedding(model: Model, ids, execution: Execution, record):
     wrong = ~(distance == 0.0)
     if not wrong.any():
         return None
-    place = np.unravel_index(np.argmax(wrong), wrong.shape)
-    first = _violation(0, "embedding", place, distance[place], 0.0)
+    place = int(np.argmax(wrong))
+    at = element(place, wrong.shape)
+    first = FirstViolation(0, "embedding", *at, float(distance.flat[place]), 0.0)
     return int(wrong.sum()), first
-
-
-def _violation(layer: int, tensor: str, place, measured, bound) -> FirstViolation:
-    batch, token, channel = (int(i) for i in place)
-    return FirstViolation(
-        layer, tensor, batch, token, channel, float(measured), float(bound)
-    )
 
 
 def _layer(record, checked, wrong) -> LayerAudit:
@@ -250,8 +244,13 @@ def _layer(record, checked, wrong) -> LayerAudit:
         count += found
         if found and first is None:
             shape = record.stored.get(name, record.output).shape
-            place = np.unravel_index(int(held.place), shape)
-            first = _violation(record.layer, name, place, held.measured, held.bound)
+            first = FirstViolation(
+                record.layer,
+                name,
+                *element(int(held.place), shape),
+                float(held.measured),
+                float(held.bound),
+            )
     place = np.unravel_index(np.argmax(checked.z), checked.z.shape)
     ratios = [float(np.max(held.ratio)) for _, held in tensors]
     return LayerAudit(

@@ -175,10 +175,18 @@ class BlockRules:
         if site not in self._sites:
             return angle
         angle = lift(angle)
-        stored = self.store(site, angle)
         turn = 2.0 * jnp.pi
+        above = angle.value <= angle.error
+        below = angle.value + angle.error >= turn
+        anchor = self._anchors.get(site)
+        if anchor is not None:
+            # what was stored says on which turn it stands
+            shift = jnp.where(above & (anchor > jnp.pi), turn, 0.0)
+            shift = shift - jnp.where(below & (anchor < jnp.pi), turn, 0.0)
+            return self.store(site, Bounded(angle.value + shift, angle.error))
+        stored = self.store(site, angle)
         rounding = rounding_error_bound(turn + angle.error, self._sites[site])
-        astray = (angle.value <= angle.error) | (angle.value + angle.error >= turn)
+        astray = above | below
         error = (angle.error + rounding) * SAFETY
         return Bounded(
             jnp.where(astray, angle.value, stored.value),

@@ -11,6 +11,7 @@ radius holds what the declared kind leaves open. Without centring every rounding
 at its worst, which is what a bound known before the run has to do.
 """
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -168,11 +169,20 @@ def first_violation(
         limit = np.asarray(_limit(against))
         violated = ~(distance <= limit) & np.isfinite(limit)
         if violated.any():
-            place = np.unravel_index(np.argmax(violated), violated.shape)
-            batch, token, channel = (int(i) for i in place)
-            found = float(distance[place]), float(limit[place])
-            return site, Violation(batch, token, channel, *found)
+            place = int(np.argmax(violated))
+            found = float(distance.flat[place]), float(limit.flat[place])
+            return site, Violation(*element(place, violated.shape), *found)
     return None
+
+
+def element(place: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Batch, token and channel of the element `place` of a flattened tensor.
+
+    Channels of several axes (rank, head, state) are counted through, the last fastest.
+    """
+    token, channel = divmod(place, math.prod(shape[2:]))
+    batch, token = divmod(token, shape[1])
+    return batch, token, channel
 
 
 class _Inputs(NamedTuple):

@@ -173,3 +173,26 @@ def test_stored_angles_stay_within_their_bound_next_to_whole_turns(rng):
     # what came in, and bf16's spacing there
     spacing = 2.0 ** (np.floor(np.log2(value[inner] + 5e-4)) - 7)
     assert (np.asarray(bound.error)[inner] <= (5e-4 + spacing) * (1 + 1e-6)).all()
+
+
+def test_a_stored_angle_is_held_to_the_turn_it_stands_on(rng):
+    """T0: bf16's own angle never leaves the interval, one between does."""
+    value = np.concatenate(
+        [rng.uniform(0, 1e-3, 2000), TURN - rng.uniform(0, 1e-3, 2000)]
+    )
+    error = np.full(value.size, 5e-4)
+    held = np.mod(value + error * rng.uniform(-1, 1, value.size), TURN)
+    stored = Rounded({"angle": BF16.numbers()}).store_angle("angle", held)
+    stored = np.asarray(stored, np.float64)
+    # some stand on the other side of the turn
+    astray = np.abs(stored - value) > np.pi
+    assert 100 < astray.sum() < astray.size - 100
+    at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
+    kept = at.store_angle("angle", as_bounded(value, error))
+    np.testing.assert_array_equal(kept.value, stored)
+    bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
+    assert (np.abs(stored - np.asarray(bound)) <= limit).all()
+    # the farthest is the end of the interval, and half of bf16's spacing at 2 pi
+    assert (limit <= (5e-4 + 2.0**-6) * (1 + 1e-6)).all()
+    wrong = np.abs(np.mod(stored + 0.04, TURN) - np.asarray(bound))
+    assert (wrong > limit).all()

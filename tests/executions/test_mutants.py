@@ -15,6 +15,7 @@ from lyapunov._trace import SublayerRecord
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.local import (
     compare,
+    element,
     first_violation,
     operation_bounds,
     sublayer_bound,
@@ -293,6 +294,15 @@ def test_one_corrupted_token_is_located(setting):
         assert not place.measured <= place.bound
     given, start = bounded_by(model, records, 0, "bf16")
     assert first_violation(*given, model.parameters(0), start) is None
+
+
+def test_elements_of_tensors_with_several_axes_of_channels_are_found():
+    """Assert batch, token and channel of every element, whatever a token holds."""
+    for shape in ((2, 3, 5), (2, 3, 4, 5), (2, 3)):
+        for place, at in enumerate(np.ndindex(*shape[:2])):
+            count = int(np.prod(shape[2:]))
+            for channel in range(count):
+                assert element(place * count + channel, shape) == (*at, channel)
 
 
 def test_comparison_counts_elements_beyond_their_bound(rng):
