@@ -217,6 +217,8 @@ def bounds(shape: Shape, precision: str, profiled: bool) -> dict:
     given = incoming(shape)
     own = [parameters(shape, seed) for seed in range(2)]
     exactly = precision == "fp32"
+    # what is compiled once for all layers is not a layer's time
+    with_operator_norms(rounded(parameters(shape, 2), execution))
     began = time.perf_counter()
     held = [with_operator_norms(rounded(p, execution)) for p in own]
     norms = (time.perf_counter() - began) / len(held) * shape.layers
@@ -255,7 +257,7 @@ def bounds(shape: Shape, precision: str, profiled: bool) -> dict:
     found = {
         "violations": violations,
         "T0 sites": sorted(first),
-        "operator norms, once a model, on the CPU, s": norms,
+        "operator norms, once a model, s": norms,
         "T0 s": seconds(t0, shape.rounds),
         "T1 s": seconds(t1, shape.rounds),
         "T0 s until all is sent": host_seconds(t0, shape.rounds),

@@ -18,6 +18,9 @@ def norm_of(matrix: Float[Array, "rows columns"]) -> float:
     known = _FOUND.get(key)
     if known is None or known[0]() is not matrix:
         forget = lambda _, key=key: _FOUND.pop(key, None)
-        found = operator_norm_bound(np.asarray(matrix), on_device=has_gpu())
+        there = has_gpu()
+        found = operator_norm_bound(
+            matrix if there else np.asarray(matrix), on_device=there
+        )
         known = _FOUND[key] = (weakref.ref(matrix, forget), found)
     return known[1]

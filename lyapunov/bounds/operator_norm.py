@@ -1,8 +1,11 @@
 """Certified upper bounds of the largest singular value of a weight matrix."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 
 # At the dense edge of a random matrix' spectrum 20 steps come within two percent.
@@ -10,7 +13,9 @@ LANCZOS_STEPS = 20
 
 
 def operator_norm_bound(
-    matrix: Float[np.ndarray, "rows columns"], *, on_device: bool = False
+    matrix: Float[np.ndarray, "rows columns"] | Float[Array, "rows columns"],
+    *,
+    on_device: bool = False,
 ) -> float:
     r"""An upper bound of $||W||_2$, usually within two percent.
 
@@ -23,23 +28,25 @@ def operator_norm_bound(
     **Arguments:**
 
     - `matrix`: finite weights.
-    - `on_device`: in fp64 by JAX, where that is a GPU's; otherwise in fp32 by NumPy.
+    - `on_device`: in fp64 by JAX, where that is a GPU's, and the matrix may be there
+      already; otherwise in fp32 by NumPy.
 
     **Returns:** the bound; inf for a matrix with non-finite entries.
     """
-    if not np.all(np.isfinite(matrix)):
-        return float("inf")
-    size = float(np.linalg.norm(matrix))
-    if size == 0.0:
-        return 0.0
-    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    rows, terms = short.shape
     own = _Jax() if on_device else _NumPy()
     unit = own.unit
+    size = own.size(matrix)
+    if not np.isfinite(size):
+        return float("inf")
+    if size == 0.0:
+        return 0.0
+    # what rounding did to the sum of the squares, and what is left of this function
+    upwards = 1.0 + 2.0**-53 * (matrix.size + 64)
+    rows, terms = sorted(matrix.shape)
     if (terms + 4) * unit > 0.1:
-        return size
+        return size * upwards
     # scaled to Frobenius norm 1, so that nothing over- or underflows
-    gram = own.gram(short / size)
+    gram = own.gram(matrix, size)
     # the cast of each entry, the products and their sum
     forming = (terms + 4) * unit / (1 - (terms + 4) * unit)
     shift = own.largest_eigenvalue_estimate(gram) * 1.03
@@ -50,8 +57,22 @@ def operator_norm_bound(
             continue
         slack = (rows + 4) * unit / (1 - (rows + 4) * unit) * trace
         bound = (shift * (1 + 2 * unit) + slack + forming) ** 0.5 * size
-        return min(bound, size) * (1 + 1e-12)
-    return size * (1 + 1e-12)
+        return min(bound, size) * upwards
+    return size * upwards
+
+
+def _start(rows: int):
+    """Of Lanczos' steps: the same for all who ask."""
+    start = np.random.default_rng(0).normal(size=rows)
+    return start / np.linalg.norm(start)
+
+
+def _largest(diagonal, off) -> float:
+    """Eigenvalue of a symmetric tridiagonal matrix, up to an off-diagonal of 0."""
+    ends = np.flatnonzero(np.asarray(off) == 0.0)
+    size = int(ends[0]) + 1 if len(ends) else len(diagonal)
+    tridiagonal = np.diag(diagonal[:size]) + np.diag(off[: size - 1], 1)
+    return float(np.linalg.eigvalsh(tridiagonal, UPLO="U")[-1])
 
 
 class _NumPy:
@@ -59,8 +80,15 @@ class _NumPy:
 
     unit = 2.0**-24
 
-    def gram(self, short):
-        narrow = short.astype(np.float32)
+    def size(self, matrix) -> float:
+        """Frobenius norm; not finite where an entry is not."""
+        if not np.all(np.isfinite(matrix)):
+            return float("inf")
+        return float(np.linalg.norm(np.asarray(matrix, np.float64)))
+
+    def gram(self, matrix, size: float):
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        narrow = (short / size).astype(np.float32)
         return narrow @ narrow.T
 
     def trace_if_definite(self, gram, shift: float) -> float | None:
@@ -74,49 +102,85 @@ class _NumPy:
         return float(np.sum(np.abs(np.diag(trial)), dtype=np.float64))
 
     def largest_eigenvalue_estimate(self, gram) -> float:
-        return _lanczos(gram, np, np.float32)
+        """Lanczos without reorthogonalisation: its largest Ritz value."""
+        vector = _start(len(gram)).astype(np.float32)
+        before, beta = np.zeros_like(vector), np.float32(0)
+        diagonal, off = [], []
+        for _ in range(min(LANCZOS_STEPS, len(gram))):
+            image = gram @ vector - beta * before
+            alpha = image @ vector
+            image = image - alpha * vector
+            diagonal.append(float(alpha))
+            beta = np.linalg.norm(image)
+            if beta <= 1e-6 * abs(alpha):
+                break
+            off.append(float(beta))
+            before, vector = vector, image / beta
+        return _largest(diagonal, off)
 
 
 class _Jax:
-    """In fp64, where JAX computes."""
+    """In fp64, where JAX computes; few words with the host, who may be busy."""
 
     unit = 2.0**-53
 
-    def gram(self, short):
-        wide = jnp.asarray(short, jnp.float64)
-        if wide.dtype != jnp.float64:
-            raise TypeError("JAX computes in fp32 here; enable fp64 around this")
-        return jnp.matmul(wide, wide.T, precision="highest")
+    def size(self, matrix) -> float:
+        """Frobenius norm; not finite where an entry is not."""
+        return float(_norm(self._wide(matrix)))
+
+    def gram(self, matrix, size: float):
+        return _gram(self._wide(matrix), size)
 
     def trace_if_definite(self, gram, shift: float) -> float | None:
         """As `_NumPy`'s; a factorisation that does not end is NaN."""
-        trial = shift * jnp.eye(len(gram)) - gram
-        factor = jnp.linalg.cholesky(trial, symmetrize_input=False)
-        if not bool(jnp.all(jnp.isfinite(factor))):
-            return None
-        return float(jnp.sum(jnp.abs(jnp.diagonal(trial))))
+        ended, trace = (np.asarray(part) for part in _definite(gram, shift))
+        return float(trace) if ended else None
 
     def largest_eigenvalue_estimate(self, gram) -> float:
-        return _lanczos(gram, jnp, jnp.float64)
+        steps = min(LANCZOS_STEPS, len(gram))
+        found = np.asarray(_lanczos(gram, jnp.asarray(_start(len(gram))), steps))
+        return _largest(found[0], found[1])
+
+    @staticmethod
+    def _wide(matrix):
+        wide = jnp.asarray(matrix, jnp.float64)
+        if wide.dtype != jnp.float64:
+            raise TypeError("JAX computes in fp32 here; enable fp64 around this")
+        return wide
 
 
-def _lanczos(gram, backend, kind) -> float:
-    """Lanczos without reorthogonalisation: its largest Ritz value."""
-    steps = min(LANCZOS_STEPS, gram.shape[0])
-    start = np.random.default_rng(0).normal(size=gram.shape[0])
-    vector = backend.asarray(start / np.linalg.norm(start), kind)
-    before, beta = backend.zeros_like(vector), 0.0
-    diagonal, off = [], []
-    for _ in range(steps):
-        image = gram @ vector - kind(beta) * before
-        alpha = float(image @ vector)
-        image = image - kind(alpha) * vector
-        diagonal.append(alpha)
-        beta = float(backend.linalg.norm(image))
-        if beta <= 1e-6 * abs(alpha):
-            break
-        off.append(beta)
-        before, vector = vector, image / kind(beta)
-    size = len(diagonal)
-    tridiagonal = np.diag(diagonal) + np.diag(off[: size - 1], 1)
-    return float(np.linalg.eigvalsh(tridiagonal, UPLO="U")[-1])
+@jax.jit
+def _norm(matrix):
+    return jnp.linalg.norm(matrix)
+
+
+@jax.jit
+def _gram(matrix, size):
+    wide = matrix / size
+    wide = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return jnp.matmul(wide, wide.T, precision="highest")
+
+
+@jax.jit
+def _definite(gram, shift):
+    trial = shift * jnp.eye(len(gram)) - gram
+    factor = jnp.linalg.cholesky(trial, symmetrize_input=False)
+    return jnp.all(jnp.isfinite(factor)), jnp.sum(jnp.abs(jnp.diagonal(trial)))
+
+
+@partial(jax.jit, static_argnames="steps")
+def _lanczos(gram, start, steps: int):
+    """Diagonal and off-diagonal of `_NumPy`'s Lanczos; 0 where it would have ended."""
+
+    def step(i, carry):
+        vector, before, beta, found = carry
+        image = gram @ vector - beta * before
+        alpha = image @ vector
+        image = image - alpha * vector
+        beta = jnp.linalg.norm(image)
+        beta = jnp.where(beta <= 1e-6 * jnp.abs(alpha), 0.0, beta)
+        after = jnp.where(beta > 0.0, image / jnp.where(beta > 0.0, beta, 1.0), 0.0)
+        return after, vector, beta, found.at[:, i].set(jnp.stack([alpha, beta]))
+
+    first = start, jnp.zeros_like(start), jnp.asarray(0.0), jnp.zeros((2, steps))
+    return jax.lax.fori_loop(0, steps, step, first)[-1]

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
 from ..arithmetic.bounded import SAFETY
 from ..flows.residual import sublayer
+from ._norms import norm_of
 from .floor import FLOOR_TOKENS, ITERATIONS
 from .local import REFERENCE_SHARE
-from .operator_norm import operator_norm_bound
 
 
 # Below this a result in fp64 may have lost all its digits.
@@ -93,9 +92,9 @@ def within(base: Any, change: Any) -> Any:
         error = jnp.abs(d.matrix) * SAFETY
         return BoundedWeight(
             a.matrix,
-            operator_norm_bound(np.asarray(a.matrix)),
+            norm_of(a.matrix),
             error,
-            operator_norm_bound(np.asarray(error)),
+            norm_of(error),
         )
 
     return jax.tree.map(one, base, change, is_leaf=_is_weight)
