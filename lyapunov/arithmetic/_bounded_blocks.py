@@ -28,6 +28,7 @@ class BlockRules:
 
     _model: Any
     _sites: Any
+    _anchors: Any
     store: Any
     _scan_depth: int
     _accumulation_depth: Any
