@@ -5,6 +5,7 @@ import pytest
 
 import lyapunov
 from lyapunov._semantics import semantic_findings
+from lyapunov.runners._transformers_cache import cache_of, given_cache
 
 from .families.configurations import BAMBA, NEMOTRON, ZAMBA2
 from .families.library import logits, make, tolerance
@@ -38,12 +39,12 @@ def stepped(network, tokens) -> np.ndarray:
         for place, token in enumerate(tokens):
             out = network(
                 torch.tensor([[int(token)]]),
-                past_key_values=cache,
+                **given_cache(network, cache),
                 use_cache=True,
                 # Bamba counts from 0 at every call that does not say
                 position_ids=torch.tensor([[place]]),
             )
-            cache = out.past_key_values
+            cache = cache_of(out)
             rows.append(out.logits[0, -1].double().numpy())
     return np.stack(rows)
 

@@ -5,6 +5,7 @@ import pytest
 
 import lyapunov
 from lyapunov._semantics import clipped_dt, semantic_findings
+from lyapunov.runners._transformers_cache import cache_of, given_cache
 
 from .families.configurations import MAMBA2
 from .families.library import logits, make, tolerance
@@ -30,7 +31,7 @@ def stepped(network, tokens) -> np.ndarray:
     with torch.no_grad():
         for token in tokens:
             out = network(torch.tensor([[int(token)]]), use_cache=True, **given)
-            given = {"cache_params": out.cache_params}
+            given = given_cache(network, cache_of(out))
             rows.append(out.logits[0, -1].double().numpy())
     return np.stack(rows)
 

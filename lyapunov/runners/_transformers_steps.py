@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import UsageError
+from ._transformers_cache import cache_argument
 
 
 def stepped(torch, network, ids, calls: dict) -> Any:
@@ -19,7 +20,7 @@ def stepped(torch, network, ids, calls: dict) -> Any:
     **Raises:** `UsageError` for a network whose cache is not known here.
     """
     names = inspect.signature(network.forward).parameters
-    slot = next((s for s in ("past_key_values", "cache_params") if s in names), None)
+    slot = cache_argument(network)
     if slot is None:
         raise UsageError(
             f"{type(network).__name__} takes no cache that is known here",

@@ -20,6 +20,7 @@ from .._trace import HeadRecord, SublayerRecord, Trace
 from ..executions import Execution
 from ..models import Model
 from ._torch import copied, import_torch, state_dict, torch_dtype, watched
+from ._transformers_cache import given_cache
 
 
 class Transformers:
@@ -120,6 +121,7 @@ def _decoded(torch, network, ids, autocast) -> Iterator[_Seen]:
     inputs, normed = [], []
     with torch.no_grad(), autocast(torch):
         cache = _empty_cache(torch, network, ids)
+        given = given_cache(network.backbone, cache)
         for t in range(ids.shape[1]):
             with ExitStack() as stack:
                 seen = [dict[str, np.ndarray]() for _ in blocks]
@@ -127,7 +129,7 @@ def _decoded(torch, network, ids, autocast) -> Iterator[_Seen]:
                     stack.enter_context(watched(block, into))
                 stream = network.backbone.embeddings(ids[:, t : t + 1])
                 inputs.append(copied(stream))
-                result = network.backbone(ids[:, t : t + 1], cache_params=cache)
+                result = network.backbone(ids[:, t : t + 1], **given)
                 normed.append(result.last_hidden_state)
             for into, step in zip(kept, seen, strict=True):
                 for name, array in step.items():

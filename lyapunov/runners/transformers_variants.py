@@ -1,7 +1,7 @@
 """transformers' own code run in several ways: in calls, padded, in a batch.
 
 The library's classes and cache are used as its users use them: `attention_mask` for
-padding, `use_cache` and `cache_params` from one call to the next, no mask for the
+padding, `use_cache` and the cache from one call to the next, no mask for the
 steps after a prompt (as `generate` does). Hooks copy what the blocks are given and
 store; only the audited text's own tokens are kept, the padding and the other rows of
 the batch are not.
@@ -24,6 +24,7 @@ from ..bounds.segments import Segment
 from ..executions import Execution
 from ..models import Model
 from ._torch import copied, watched
+from ._transformers_cache import cache_of, given_cache
 from .transformers import _build
 
 
@@ -106,7 +107,7 @@ class TransformersVariants:
         with self._torch.no_grad():
             for ids, mask, rows, columns in plan:
                 result, seen = self._call(ids, mask, cache, keep=len(plan) > 1)
-                cache = result.cache_params
+                cache = cache_of(result)
                 for into, one in zip(kept, seen, strict=True):
                     for name, array in one.items():
                         own = array[rows][:, columns].astype(np.float32)
@@ -124,8 +125,7 @@ class TransformersVariants:
                 handle = block.register_forward_pre_hook(_input_into(into))
                 stack.callback(handle.remove)
             options: dict[str, Any] = {"use_cache": keep}
-            if cache is not None:
-                options["cache_params"] = cache
+            options |= given_cache(backbone, cache)
             if mask is not None:
                 options["attention_mask"] = torch.as_tensor(mask, device=self._device)
             ids = torch.as_tensor(np.ascontiguousarray(ids), device=self._device)

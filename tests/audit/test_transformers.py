@@ -10,6 +10,7 @@ import torch
 
 from lyapunov._audit_results import BUG, CONSISTENT
 from lyapunov._audit_verdict import Z_LIMIT
+from lyapunov.runners._transformers_cache import cache_of, given_cache
 from lyapunov.runners.transformers import _build
 
 from .conftest import SEQ
@@ -59,18 +60,17 @@ def fp32_logits(model, tokens, way):
             return network(ids).logits[0].numpy()
         if way == "chunks":
             first = network(ids[:, :HALF], use_cache=True)
-            cache = first.cache_params
-            rest = network(ids[:, HALF:], cache_params=cache, use_cache=True)
+            cached = given_cache(network, cache_of(first))
+            rest = network(ids[:, HALF:], **cached, use_cache=True)
             return torch.cat([first.logits, rest.logits], 1)[0].numpy()
         pads = torch.zeros((1, 3), dtype=ids.dtype)
         mask = torch.cat([torch.ones_like(ids[:, :HALF]), pads], 1)
         given = torch.cat([ids[:, :HALF], pads], 1)
         first = network(given, attention_mask=mask, use_cache=True)
-        cache, out = first.cache_params, [first.logits[:, :HALF]]
+        cached = given_cache(network, cache_of(first))
+        out = [first.logits[:, :HALF]]
         for t in range(HALF, SEQ):
-            out.append(
-                network(ids[:, t : t + 1], cache_params=cache, use_cache=True).logits
-            )
+            out.append(network(ids[:, t : t + 1], **cached, use_cache=True).logits)
         return torch.cat(out, 1)[0].numpy()
 
 

@@ -15,6 +15,7 @@ from lyapunov.executions import (
 )
 from lyapunov.flows.mamba1 import mamba1
 from lyapunov.runners import Emulated, Transformers
+from lyapunov.runners._transformers_cache import cache_of, given_cache
 
 from ..helpers import gamma
 from . import numpy_kernel as kernel
@@ -157,8 +158,8 @@ def test_torch_really_decodes(checkpoint):
     with torch.no_grad():
         for token in tokens:
             ids = torch.tensor([[int(token)]])
-            result = network(ids, cache_params=cache, use_cache=True)
-            cache = result.cache_params
+            result = network(ids, **given_cache(network, cache), use_cache=True)
+            cache = cache_of(result)
             expected.append(result.logits[0, -1].double().numpy())
     expected = np.stack(expected)
     # its first token goes through the code for whole sequences, which adds D u in fp32

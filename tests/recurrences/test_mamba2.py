@@ -131,6 +131,7 @@ def test_a_step_is_transformers_own(tmp_path):
     pytest.importorskip("transformers")
     import lyapunov
     from lyapunov.flows.residual import Incoming, sublayer
+    from lyapunov.runners._transformers_cache import cache_of, given_cache
 
     from ..families.configurations import MAMBA2
     from ..families.library import make, save
@@ -142,8 +143,9 @@ def test_a_step_is_transformers_own(tmp_path):
         out = network(torch.tensor(tokens[None, :4]), use_cache=True)
         for t in (4, 5):
             token = torch.tensor(tokens[None, t : t + 1])
-            out = network(token, cache_params=out.cache_params, use_cache=True)
-    cache = out.cache_params
+            given = given_cache(network, cache_of(out))
+            out = network(token, **given, use_cache=True)
+    cache = cache_of(out)
     theirs = cache.layers[0].recurrent_states[0].double().numpy()[0]
     p = model.parameters(0)
     embedded = model.embed(tokens)
