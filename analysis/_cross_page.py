@@ -99,7 +99,7 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = measured(rows) or rows
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
     _predicted(axes[0], shown)
     _ratios(axes[1], shown)
     _growth(axes[2], shown)
@@ -128,7 +128,12 @@ def _predicted(axis, rows: list[dict]) -> None:
     axis.set(xscale="log", yscale="log")
     axis.set(xlabel="predicted, rel. L2 of the logits", ylabel="measured")
     axis.set_title("T3 against the kernels (triangles: decode)", fontsize=10)
-    axis.legend(fontsize=7)
+    _legend(axis)
+
+
+def _legend(axis) -> None:
+    """Under the axis, where it covers nothing."""
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def _ratios(axis, rows: list[dict]) -> None:
@@ -153,7 +158,7 @@ def _ratios(axis, rows: list[dict]) -> None:
     axis.set_yticks(range(len(kinds)), [", ".join(kind) for kind in kinds], fontsize=7)
     axis.set(xscale="log", xlabel="T1 / measured, all sublayers")
     axis.set_title("The certified bound of a sublayer", fontsize=10)
-    axis.legend(fontsize=7, loc="upper center")
+    _legend(axis)
 
 
 def _growth(axis, rows: list[dict]) -> None:
@@ -175,4 +180,4 @@ def _growth(axis, rows: list[dict]) -> None:
     axis.set_title(
         "bf16: error behind the last sublayer (dotted: its own)", fontsize=10
     )
-    axis.legend(fontsize=7, loc="lower left")
+    _legend(axis)
