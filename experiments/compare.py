@@ -228,6 +228,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.plot([end / published for end in ends], [at, at], color="C0")
         axis.plot(ours["value"] / published, at, "o", color="C0")
     axis.axvline(1, color="black", linewidth=0.8)
+    # logarithmic beyond a tenth: a hundred times and nothing at all are both there
+    axis.set_xscale("symlog", linthresh=0.1)
+    ticks = [0, 0.1, 0.3, 1, 3, 10, 30, 100]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xlim(left=-0.02)
+    axis.minorticks_off()
     axis.set_yticks(range(len(rows)), [row["key"] for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("ours / published")

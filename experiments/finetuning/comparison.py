@@ -1,48 +1,29 @@
 """What the rows of fine-tuning say: divergences, their yardsticks and intervals.
 
 The published metric: the absolute difference of accuracy, in percentage points, from
-the fp32 full fine-tune, averaged over shots (and here over seeds). It is never
-negative, and two recipes that flip as many answers to right as to wrong have none. So
-beside it stand the share of answers that differ, KL, and the distance of the logits.
+the fp32 full fine-tune, averaged over shots (and here over seeds). Two runs that turn
+as many answers right as wrong have none; by chance they rarely do, so that changed
+answers without any preference still make some (`intervals.by_chance`), the less the
+more questions there are. Whatever the metric is beyond that is a change of accuracy.
+Beside it stand the share of answers that differ, KL, and the distance of the logits.
 
-Intervals are of 95 %, from resampling seeds and questions. The same questions are asked
-of every run: they are resampled together. An absolute difference of few seeds is biased
-upwards, in the intervals too; a difference between two models much less so.
+The published metric has the *full* fine-tune as reference for LoRA, too, and counts
+what the method does beside what the precision does. `alone`: against the fp32 run of
+the same method instead.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from .intervals import Interval, by_chance, difference, mean, ratio
 from .items import SHOTS, TASKS
 
 
-_SAMPLES = 1000
-_LEVELS = (2.5, 97.5)
+HALF = ("fp16", "bf16")
 NOISE = ("noise", "again")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval; `n`: seeds behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def verdict(self) -> str:
-        """Whether it is above or below nothing, as far as the interval tells."""
-        if self.low > 0:
-            return "more"
-        return "less" if self.high < 0 else "not told apart"
-
-    def described(self) -> dict[str, float | int]:
-        """For a results file."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def right(values: dict[str, Any], questions: int) -> dict[str, np.ndarray]:
@@ -61,30 +42,33 @@ def of(rows: list[dict], **settings: Any) -> list[dict]:
 
 def pairs(
     rows: list[dict], task: str, alone: bool = False, **settings: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Answers of runs and of the fp32 full fine-tune of the same seed.
+) -> dict[int, Pair]:
+    """By seed: answers of a run, and of the run that it is compared with.
 
-    `alone`: of the fp32 run of the same method instead: what precision alone does.
+    That is the fp32 full fine-tune whose answers the row names as its reference, or
+    with `alone` the fp32 run of the same method against that reference.
 
     **Returns:**
 
-    Two arrays, seeds x shots x questions.
+    Pairs of arrays, shots x questions. Seeds whose reference is not there are left out.
     """
-    mine, theirs = [], []
+    found = {}
     for row in of(rows, **settings):
         own = row["settings"]
-        base = of(
-            rows,
-            stage="tuned",
-            model=own["model"],
-            method=own["method"] if alone else "full",
-            precision="fp32",
-            seed=own["seed"],
-        )
-        if base and _reference(base[0]) == _reference(row):
-            mine.append(right(row["values"], own["questions"])[task])
-            theirs.append(right(base[0]["values"], own["questions"])[task])
-    return np.array(mine), np.array(theirs)
+        same = {"model": own["model"], "seed": own["seed"], "precision": "fp32"}
+        if alone:
+            candidates = of(rows, stage="tuned", method=own["method"], **same)
+            base = [r for r in candidates if _reference(r) == _reference(row)]
+        else:
+            # "again" is the full fine-tune of this seed, too
+            candidates = of(rows, method="full", **same)
+            base = [r for r in candidates if r["settings"]["stage"] != "noise"
+                    and r["values"]["answers"] == _reference(row)]  # fmt: skip
+        if base:
+            mine, theirs = (right(one["values"], own["questions"])[task]
+                            for one in (row, base[0]))  # fmt: skip
+            found[own["seed"]] = (mine, theirs)
+    return found
 
 
 def _reference(row: dict) -> str:
@@ -92,78 +76,75 @@ def _reference(row: dict) -> str:
 
 
 def absolute(mine: np.ndarray, theirs: np.ndarray) -> float:
-    """The published metric, in percentage points."""
-    difference = mine.mean(-1) - theirs.mean(-1)
-    return 100 * float(np.abs(difference).mean())
+    """The published metric of one run, in percentage points."""
+    return 100 * float(np.abs(mine.mean(-1) - theirs.mean(-1)).mean())
 
 
-def bootstrap(
-    groups: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
-    weights: Sequence[float],
-    seed: int = 0,
-) -> Interval | None:
-    """A weighted sum of the metric over groups, and its interval.
+def chance(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """What the metric would be if the changed answers had no preference."""
+    return by_chance((mine != theirs).sum(-1), mine.shape[-1])
+
+
+def changed(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The share of answers that turned from wrong to right or from right to wrong."""
+    return float((mine != theirs).mean())
+
+
+def seeds(
+    rows: list[dict],
+    cells: Sequence[dict[str, Any]],
+    what: Callable[[np.ndarray, np.ndarray], float] = absolute,
+    alone: bool = False,
+) -> dict[int, float]:
+    """By seed: the mean of a metric over tasks and cells.
 
     **Arguments:**
 
-    - `groups`: each of one model: its comparisons, whose metrics are averaged; all
-      groups were asked the same questions. A model's seeds are resampled together.
-    - `weights`: of the groups: (1, -1) is a difference of two models.
+    - `cells`: settings of runs: each names one run of a seed. Seeds that lack one of
+      them are left out.
+    - `what`: of the answers of a run and its reference.
     """
-    if any(not group or any(not len(a) for a, _ in group) for group in groups):
-        return None
+    both = [pairs(rows, task, alone, **cell) for cell in cells for task in TASKS]
+    if not both:
+        return {}
+    whole = set.intersection(*(set(one) for one in both))
+    return {
+        seed: float(np.mean([what(*one[seed]) for one in both]))
+        for seed in sorted(whole)
+    }
 
-    def total(seeds: Sequence[Any], asked: Any) -> float:
-        return sum(
-            weight
-            * float(np.mean([absolute(a[s][..., asked], b[s][..., asked])
-                             for a, b in group]))
-            for weight, group, s in zip(weights, groups, seeds, strict=True)
-        )  # fmt: skip
 
-    rng = np.random.default_rng(seed)
-    least = min(len(a) for group in groups for a, _ in group)
-    sizes = [min(len(a) for a, _ in group) for group in groups]
-    n = groups[0][0][0].shape[-1]
-    value = total([np.arange(size) for size in sizes], np.arange(n))
-    drawn = [
-        total(
-            [rng.integers(size, size=size) for size in sizes], rng.integers(n, size=n)
-        )
-        for _ in range(_SAMPLES)
+def tuned(
+    rows: list[dict], model: str, precisions: Sequence[str], methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Settings of a model's fine-tunes in these precisions, by these methods."""
+    return [
+        {"stage": "tuned", "model": model, "method": method, "precision": precision}
+        for method in methods
+        for precision in precisions
     ]
-    low, high = np.percentile(drawn, _LEVELS)
-    return Interval(value, float(low), float(high), least)
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """A mean over seeds and its interval, from resampling seeds."""
-    kept = np.array([v for v in values if v is not None], float)
-    if not len(kept):
-        return None
-    rng = np.random.default_rng(seed)
-    drawn = kept[rng.integers(len(kept), size=(_SAMPLES, len(kept)))].mean(-1)
-    low, high = np.percentile(drawn, _LEVELS)
-    return Interval(float(kept.mean()), float(low), float(high), len(kept))
+def methods_of(rows: list[dict], *models: str) -> list[str]:
+    """Methods that all these models were fine-tuned by, in both half precisions.
 
-
-def ratio(mine: Sequence[float], theirs: Sequence[float]) -> Interval | None:
-    """The ratio of two means; for its interval seeds of each are resampled."""
-    a, b = (np.array([v for v in x if v is not None], float) for x in (mine, theirs))
-    if not len(a) or not len(b) or not b.mean():
-        return None
-    rng = np.random.default_rng(0)
-    top = a[rng.integers(len(a), size=(_SAMPLES, len(a)))].mean(-1)
-    bottom = b[rng.integers(len(b), size=(_SAMPLES, len(b)))].mean(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.nanpercentile(top / bottom, _LEVELS)
-    value = float(a.mean() / b.mean())
-    return Interval(value, float(low), float(high), min(len(a), len(b)))
+    Others would set one model's LoRA against another's full fine-tune.
+    """
+    every = dict.fromkeys(row["settings"]["method"] for row in rows)
+    return [
+        method
+        for method in every
+        if all(
+            of(rows, stage="tuned", model=model, method=method, precision=precision)
+            for model in models
+            for precision in HALF
+        )
+    ]
 
 
 def hidden(rows: list[dict], task: str, what: str, **settings: Any) -> list[float]:
     """`flips`, `kl` or `rel_l2` of each run against its reference."""
-    return [row["values"]["against"][task][what] for row in of(rows, **settings)]
+    return _inner(rows, "against", task, what, **settings)
 
 
 def alone(rows: list[dict], task: str, what: str, **kept: Any) -> list[float]:
@@ -196,110 +177,107 @@ def cells(rows: list[dict]) -> list[dict[str, Any]]:
             continue
         for task in TASKS:
             both = pairs(rows, task, **settings)
-            if not len(both[0]):
-                continue
-            line: dict[str, Any] = settings | {"task": task, "seeds": len(both[0])}
-            line["accuracy"] = 100 * float(both[0].mean())
-            line["accuracy_fp32_full"] = 100 * float(both[1].mean())
-            line["divergence"] = _told(bootstrap([[both]], [1.0]))
-            same = pairs(rows, task, alone=True, **settings)
-            line["divergence_alone"] = _told(bootstrap([[same]], [1.0]))
-            for what in ("flips", "kl", "rel_l2"):
-                line[what] = _told(mean(hidden(rows, task, what, **settings)))
-                if settings["precision"] != "fp32":
-                    only = alone(rows, task, what, **settings)
-                    line[f"{what}_alone"] = _told(mean(only))
-                    inside = asked_in_fp32(rows, task, what, **settings)
-                    line[f"{what}_of_asking"] = _told(mean(inside))
-            line["skipped_steps"] = sum(
-                row["values"]["skipped"] for row in of(rows, **settings)
-            )
-            found.append(line)
+            if both:
+                found.append(_line(rows, settings, task, both))
     order = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     return sorted(found, key=lambda line: order.index(line["model"]))
+
+
+def _line(
+    rows: list[dict], settings: dict[str, Any], task: str, both: dict[int, Pair]
+) -> dict[str, Any]:
+    line: dict[str, Any] = settings | {"task": task, "seeds": len(both)}
+    accuracies = np.array([[a.mean(), b.mean()] for a, b in both.values()])
+    line["accuracy"], line["accuracy_fp32_full"] = (100 * accuracies.mean(0)).tolist()
+    own = pairs(rows, task, alone=True, **settings)
+    for name, pair in (("", both), ("_alone", own)):
+        for key, what in (
+            ("divergence", absolute),
+            ("by_chance", chance),
+            ("changed", changed),
+        ):
+            values = [what(*one) for one in pair.values()]
+            line[key + name] = _told(mean(values, least=0))
+    for what in ("flips", "kl", "rel_l2"):
+        line[what] = _told(mean(hidden(rows, task, what, **settings), least=0))
+        if settings["precision"] != "fp32":
+            only = alone(rows, task, what, **settings)
+            line[f"{what}_alone"] = _told(mean(only, least=0))
+            inside = asked_in_fp32(rows, task, what, **settings)
+            line[f"{what}_of_asking"] = _told(mean(inside, least=0))
+    line["skipped_steps"] = sum(
+        row["values"]["skipped"] for row in of(rows, **settings)
+    )
+    return line
 
 
 def _told(interval: Interval | None) -> dict | None:
     return interval.described() if interval else None
 
 
-def averaged(
-    rows: list[dict], model: str, methods: Sequence[str], precisions: Sequence[str]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """All comparisons of a model's tuned runs in these precisions, on both tasks."""
-    settings: dict[str, Any] = {"stage": "tuned", "model": model}
-    found = [
-        pairs(rows, task, method=method, precision=precision, **settings)
-        for task in TASKS
-        for method in methods
-        for precision in precisions
-    ]
-    return [both for both in found if len(both[0])]
-
-
-def noise(rows: list[dict], model: str, stage: str) -> list:
-    """The same for a yardstick: another seed ("noise"), the same again ("again")."""
-    found = [pairs(rows, task, stage=stage, model=model) for task in TASKS]
-    return [both for both in found if len(both[0])]
-
-
 def stability(rows: list[dict], transformer: str = "gpt_neox") -> list[dict[str, Any]]:
     """For each Mamba: does the Transformer diverge more? With intervals.
 
+    Over the methods that both were fine-tuned by, fp16 and bf16, both tasks:
+
     - `difference`: of the published metric, Transformer less Mamba, percentage points;
       positive if Mamba is more stable.
-    - `beyond_noise`: the same after each model's own divergence between seeds.
-    - `kl_ratio`: mean KL, from the fp32 run of the same method, of the Transformer
-      over Mamba's; above 1 if Mamba is more stable; `kl_ratio_of_asking`: from the same
-      weights asked in fp32.
+    - `precision_alone`: the same, each run against the fp32 run of its own method.
+    - `beyond_chance`: of that, less what changed answers make by chance.
+    - `beyond_noise`: `difference` after each model's own divergence between seeds.
+    - `kl_ratio`: KL from the fp32 run of the same method, the Transformer's over
+      Mamba's (geometric means over seeds); above 1 if Mamba is more stable;
+      `kl_ratio_of_asking`: from the same weights asked in fp32.
     """
-    models = dict.fromkeys(row["settings"]["model"] for row in rows)
-    methods = list(dict.fromkeys(row["settings"]["method"] for row in rows))
-    half = ("fp16", "bf16")
-    theirs = averaged(rows, transformer, methods, half)
     found = []
-    for model in models:
-        mine = averaged(rows, model, methods, half)
-        if model == transformer or not mine or not theirs:
+    for model in dict.fromkeys(row["settings"]["model"] for row in rows):
+        methods = methods_of(rows, transformer, model)
+        if model == transformer or not methods:
             continue
-        line: dict[str, Any] = {"model": model, "against": transformer}
-        difference = bootstrap([theirs, mine], [1, -1])
-        line["difference"] = _told(difference)
-        line["verdict"] = _words(difference)
-        noises = [noise(rows, name, "noise") for name in (transformer, model)]
-        beyond = bootstrap([theirs, mine, *noises], [1, -1, -1, 1])
-        line["beyond_noise"] = _told(beyond)
-        line["verdict_beyond_noise"] = _words(beyond)
+        line: dict[str, Any] = {
+            "model": model, "against": transformer, "methods": methods
+        }  # fmt: skip
+        runs = [tuned(rows, name, HALF, methods) for name in (transformer, model)]
+        told = [seeds(rows, cells) for cells in runs]
+        own = [seeds(rows, cells, alone=True) for cells in runs]
+        luck = [seeds(rows, cells, chance, alone=True) for cells in runs]
+        noise = [
+            seeds(rows, [{"stage": "noise", "model": name}])
+            for name in (transformer, model)
+        ]
+        values: dict[str, list[list[float]]] = {
+            "difference": [list(one.values()) for one in told],
+            "precision_alone": [list(one.values()) for one in own],
+            "beyond_chance": [_less(*two) for two in zip(own, luck, strict=True)],
+            "beyond_noise": [_less(*two) for two in zip(told, noise, strict=True)],
+        }
+        for key, (theirs, mine) in values.items():
+            interval = difference(theirs, mine)
+            line[key] = _told(interval)
+            name = "verdict" if key == "difference" else f"verdict_{key}"
+            line[name] = _words(interval)
         for task in TASKS:
-            kl = [_kl(rows, name, half, task, alone) for name in (transformer, model)]
-            line[f"kl_ratio {task}"] = _told(ratio(*kl))
-            kl = [
-                _kl(rows, name, half, task, asked_in_fp32)
-                for name in (transformer, model)
-            ]
-            line[f"kl_ratio_of_asking {task}"] = _told(ratio(*kl))
+            for key, which in (("kl_ratio", alone), ("kl_ratio_of_asking",
+                                                     asked_in_fp32)):  # fmt: skip
+                kl = [_kl(rows, cells, task, which) for cells in runs]
+                line[f"{key} {task}"] = _told(ratio(*kl))
         found.append(line)
     return found
 
 
-def _kl(rows: list[dict], model: str, half: Sequence[str], task: str, of_what: Any):
+def _less(one: dict[int, float], other: dict[int, float]) -> list[float]:
+    return [one[seed] - other[seed] for seed in one if seed in other]
+
+
+def _kl(
+    rows: list[dict], cells: list[dict[str, Any]], task: str, of_what: Any
+) -> list[float]:
     """Of each seed, averaged over methods and precisions."""
-    seeds = sorted({row["settings"]["seed"] for row in of(rows, stage="tuned")})
+    every = sorted({row["settings"]["seed"] for row in of(rows, stage="tuned")})
     found = []
-    for seed in seeds:
-        values = [
-            value
-            for precision in half
-            for value in of_what(
-                rows,
-                task,
-                "kl",
-                stage="tuned",
-                model=model,
-                seed=seed,
-                precision=precision,
-            )
-        ]
+    for seed in every:
+        values = [v for cell in cells for v in of_what(rows, task, "kl", seed=seed,
+                                                       **cell)]  # fmt: skip
         if values:
             found.append(float(np.mean(values)))
     return found

@@ -129,7 +129,7 @@ def _scaled(rows: list[dict], models: list[str]) -> list[str]:
 def _relations(told: list[dict], models: list[str]) -> list[str]:
     lines = [
         "Spearman's rank correlation over checkpoints, with 95 % intervals from "
-        "resampling them; n checkpoints of each model. A dash: fewer than five, or "
+        "resampling them; n checkpoints of each model. A dash: fewer than ten, or "
         "nothing varies.",
         "",
         "| measured, emulated | against | all | " + " | ".join(models) + " |",
@@ -192,7 +192,9 @@ def _layers(axis: Any, rows: list[dict], model: str, key: str, sign: float) -> N
 
 
 def _scatter(axis: Any, rows: list[dict]) -> None:
-    """Measured against minus the largest exponent; filled: as predicted."""
+    """Measured against minus the largest exponent; crosses: as predicted."""
+    from matplotlib.ticker import NullFormatter
+
     stages = ("initial", "trained", "tuned", "scaled")
     for i, stage in enumerate(stages):
         own = [row for row in rows if row["settings"]["stage"] == stage]
@@ -208,4 +210,5 @@ def _scatter(axis: Any, rows: list[dict]) -> None:
     axis.plot([], [], "kx", label="as predicted")
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # its labels cover each other
     axis.set_xlabel("minus the largest exponent")

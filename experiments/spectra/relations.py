@@ -18,13 +18,13 @@ PREDICTORS = {
 }
 MEASURED = {"rel_l2": "distance of logits", "kl_mean": "KL"}
 _SAMPLES, _LEVELS = 2000, (2.5, 97.5)
-_LEAST = 5  # checkpoints
+_LEAST = 10  # checkpoints: resampling fewer says nothing of their ranks
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
     """Spearman's rank correlation and its 95 % interval, from resampling checkpoints.
 
-    None for fewer than five, or where one of the two does not vary.
+    None for fewer than ten, or where one of the two does not vary.
     """
     if len(x) < _LEAST or len(set(x)) < 2 or len(set(y)) < 2:
         return None

@@ -32,7 +32,7 @@ def row(model, method, precision, seed, right, stage="tuned", flips=0.0, kl=0.0)
 
 
 def rows(model, lost, seeds=4):
-    """fp16 runs that have `lost` fewer right answers than the fp32 ones."""
+    """Half-precision runs that have `lost` fewer right answers than the fp32 ones."""
     right = np.arange(N) < 30
     less = np.arange(N) < 30 - lost
     return [
@@ -41,6 +41,7 @@ def rows(model, lost, seeds=4):
         for one in (
             row(model, "full", "fp32", seed, right),
             row(model, "full", "fp16", seed, less, flips=lost / N, kl=0.01 * lost),
+            row(model, "full", "bf16", seed, less, flips=lost / N, kl=0.01 * lost),
             row(model, "full", "fp32", seed, right, "noise"),
         )
     ]
@@ -48,29 +49,18 @@ def rows(model, lost, seeds=4):
 
 def test_metric_is_the_one_published():
     both = comparison.pairs(rows("m", 4), "choices", stage="tuned", precision="fp16")
-    assert both[0].shape == (4, len(SHOTS), N)
-    assert comparison.absolute(*both) == pytest.approx(100 * 4 / N)
+    assert list(both) == [0, 1, 2, 3]
+    assert both[0][0].shape == (len(SHOTS), N)
+    assert comparison.absolute(*both[0]) == pytest.approx(100 * 4 / N)
+    assert comparison.changed(*both[0]) == pytest.approx(4 / N)
 
 
 def test_flips_both_ways_cancel_in_it_and_not_in_flips():
-    mine = np.zeros((1, 4, N), bool)
+    mine = np.zeros((4, N), bool)
     theirs = mine.copy()
     mine[..., 0] = theirs[..., 1] = True
     assert comparison.absolute(mine, theirs) == 0.0
-
-
-def test_interval_holds_the_value_and_covers():
-    rng = np.random.default_rng(0)
-    hits, true = 0, 100 * 0.1
-    for trial in range(40):
-        theirs = np.ones((1, 1, 200), bool)
-        mine = rng.random((1, 1, 200)) > 0.1
-        found = comparison.bootstrap([[(mine, theirs)]], [1.0], trial)
-        assert found.low <= found.value <= found.high
-        hits += found.low <= true <= found.high
-    # 95 % of 40 is 38; below 33 has a chance of 0.3 %, and always is far too wide
-    assert hits >= 33
-    assert found.high - found.low < 15
+    assert comparison.changed(mine, theirs) == pytest.approx(2 / N)
 
 
 def test_a_more_stable_mamba_is_found_and_so_is_a_less_stable_one():
@@ -84,11 +74,51 @@ def test_a_more_stable_mamba_is_found_and_so_is_a_less_stable_one():
     assert found[0]["verdict"] == "not told apart"
 
 
+def test_lora_of_one_model_is_not_set_against_a_full_fine_tune_of_the_other():
+    right, less = np.arange(N) < 30, np.arange(N) < 10
+    lora = [
+        row("gpt_neox", "lora-all", precision, seed, less if precision else right)
+        for seed in range(4)
+        for precision in ("fp32", "fp16", "bf16")
+    ]
+    both = rows("mamba1", 5) + rows("gpt_neox", 5)
+    found = comparison.stability(both + lora)[0]
+    assert found["methods"] == ["full"]
+    assert found["difference"]["value"] == pytest.approx(0)
+
+
+def test_what_a_method_does_is_not_what_a_precision_does():
+    right, less = np.arange(N) < 30, np.arange(N) < 10
+    made = [
+        row("m", method, precision, seed, less if method == "lora-all" else right)
+        for seed in range(3)
+        for method in ("full", "lora-all")
+        for precision in ("fp32", "fp16", "bf16")
+    ]
+    for seed in range(3):  # the same answers are their own reference
+        made[6 * seed]["values"]["answers"] = f"m{seed}"
+        for one in made[6 * seed + 1 : 6 * seed + 6]:
+            one["values"]["answers"] = "another"
+    cells = comparison.tuned(made, "m", ["fp16"], ["lora-all"])
+    assert set(comparison.seeds(made, cells).values()) == {100 * 20 / N}
+    assert set(comparison.seeds(made, cells, alone=True).values()) == {0.0}
+
+
 def test_rows_against_another_reference_are_left_out():
     made = rows("m", 4)
     made[1]["values"]["against"]["reference"] = "of another run"
     both = comparison.pairs(made, "choices", stage="tuned", precision="fp16")
-    assert len(both[0]) == 3
+    assert list(both) == [1, 2, 3]
+
+
+def test_the_same_recipe_again_is_a_reference_like_the_first():
+    made = rows("m", 4, seeds=1)
+    again = row("m", "full", "fp32", 0, np.arange(N) < 25, "again")
+    for one in (made[3], again):
+        one["values"]["against"]["reference"] = "later"
+    again["values"]["answers"] = "later"
+    both = comparison.pairs([*made, again], "choices", stage="noise")
+    assert comparison.absolute(*both[0]) == pytest.approx(100 * 5 / N)
 
 
 def test_page_and_picture_are_written(tmp_path):
@@ -99,6 +129,8 @@ def test_page_and_picture_are_written(tmp_path):
     publish(path)
     figures = Results(path).read()["figures"]
     assert figures["finetune.fp16.mamba"]["value"] == pytest.approx(100 * 2 / N)
+    assert figures["finetune.fp16.mamba.alone"]["value"] == pytest.approx(100 * 2 / N)
+    assert 0 < figures["finetune.fp16.mamba.alone.by_chance_of_mmlu"]["value"] < 0.2
     assert figures["finetune.more_stable.mamba"]["low"] > 0
     assert "Mamba is more stable" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").stat().st_size > 1000

@@ -39,6 +39,25 @@ def test_equal_answers_do_not_differ():
         assert found[key]["value"] == found[key]["high"] == 0.0
 
 
+def test_a_change_that_no_window_shows_is_bounded_by_the_flips():
+    """Both answers are wrong, and another: no resampled accuracy differs."""
+    logits = np.ones((4, 8), np.float32)
+    mine, theirs = said([0] * 4, logits), said([0] * 4, logits)
+    mine.words[2] = (5,)
+    found = inference.between(mine, theirs)
+    assert found["divergence"]["high"] == 0.0
+    assert found["flips"]["high"] > 0
+    told = inference.divergence(found)
+    assert (told["value"], told["low"]) == (0.0, 0.0)
+    assert told["high"] == found["flips"]["high"]
+
+
+def test_an_interval_with_a_width_stays():
+    logits = np.ones((10, 8), np.float32)
+    values = inference.between(said([1] * 8 + [0] * 2, logits), said([1] * 10, logits))
+    assert inference.divergence(values) == values["divergence"]
+
+
 def test_command_goes_on_and_counts_nothing_twice(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(inference, "_SAMPLES", 20)
     models = [str(checkpoint(tmp_path, kind)) for kind in ("mamba2", "gpt_neox")]
