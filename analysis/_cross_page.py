@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from experiments.picture import pyplot, save
+
 
 KERNELS = ("mamba_ssm", "transformers_cuda")
 
@@ -93,20 +95,12 @@ def page(result: dict) -> str:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Prediction against measurement, T1 by format, growth along a sequence."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = measured(rows) or rows
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(15, 5.4), layout="constrained")
     _predicted(axes[0], shown)
     _ratios(axes[1], shown)
     _growth(axes[2], shown)
-    part = path.with_name(f"part.{path.name}")
-    figure.savefig(part, dpi=110)
-    pyplot.close(figure)
-    part.replace(path)
+    save(figure, path)
 
 
 def _predicted(axis, rows: list[dict]) -> None:

@@ -3,8 +3,8 @@
 `python -m analysis.faults` needs an NVIDIA GPU with mamba_ssm. The trained networks run
 unbroken and then with each fault of `_kernel_faults`, which patches what mamba_ssm
 calls; the first layers' stored tensors are held to T0 and T1. Then a factor 1 + 2^-k at
-one place, for the smallest that is still caught. It writes analysis/results/faults.json
-and faults.md, each network and mode in a process of its own.
+one place, for the smallest that is still caught. It writes results/faults.json,
+.md and .png, each network and mode in a process of its own.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import pictures
 from ._cross_cases import TRAINED, Case, tokens
 from ._kernel_faults import FACTORS, FAULTS, Fault, patched
 
@@ -146,6 +147,8 @@ def page(result: dict) -> str:
         f"{LENGTHS['mamba2']}, decoding {STEPS}), the first {LAYERS} layers of the "
         "trained networks. `python -m analysis.faults`",
         "",
+        *[f"not finished: {k}: {v}" for k, v in result["problems"].items()],
+        "",
         "| network | mode | fault | violations | of | first caught at |",
         "|---|---|---|---|---|---|",
     ]
@@ -228,6 +231,7 @@ def run_all(results: Path, budget: float, only: list[str]) -> dict:
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(result, indent=1) + "\n")
     results.with_suffix(".md").write_text(page(result))
+    pictures.faults(result, results.with_suffix(".png"))
     return result
 
 

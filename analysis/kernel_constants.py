@@ -4,8 +4,8 @@
 nvcc, torch, Triton and mamba_ssm. It writes kernel_constants.json and .md (default
 analysis/results) after every function: the largest error over the bound that the
 executions declare, in ulp, the constant that would have held, the worst argument; then
-what sums inside matrix products lose. `--apply` reads that file and writes
-lyapunov/executions/measured.json (`lyapunov.executions._measured`).
+what sums inside matrix products lose, and a picture. `--apply` reads that file and
+writes lyapunov/executions/measured.json (`lyapunov.executions._measured`).
 
 All finite fp32 arguments are tried where the bound says anything; NaN and infinities
 are not. Sums are sampled, not exhaustive: they are reported and never applied.
@@ -25,6 +25,7 @@ from pathlib import Path
 from lyapunov.arithmetic._bounded_scan import EXP_MINUS_88
 from lyapunov.executions._measured import write_measured
 
+from . import pictures
 from ._kernel_functions import FIELDS, FUNCTIONS, Function, figures
 from ._kernel_products import DEPTHS, products
 
@@ -316,6 +317,7 @@ def run(folder: Path, budget: float) -> dict:
         write(document, folder)
     document["seconds"] = round(time.time() - started, 1)
     write(document, folder)
+    pictures.kernel_constants(document, folder / "kernel_constants.png")
     return document
 
 

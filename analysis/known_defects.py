@@ -13,7 +13,7 @@ have met, or that reading the kernels shows:
 
 For each the same check as any user's: violations of the bounds, the distance of the
 logits from exact arithmetic, measured and as predicted, and what the check says of it.
-It writes analysis/results/known_defects.json and .md. `--measure emulated` follows the
+It writes results/known_defects.json, .md and .png. `--measure emulated` follows the
 first three on a CPU, where a step that ignores limits is not seen.
 """
 
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from . import pictures
 from ._cross_cases import TRAINED
 
 
@@ -237,6 +238,7 @@ def main(given: list[str] | None = None) -> None:
     part.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(part, options.results)
     options.results.with_suffix(".md").write_text(page(result))
+    pictures.known_defects(result, options.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

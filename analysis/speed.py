@@ -38,6 +38,7 @@ from lyapunov.flows.mamba1 import initial_state, mamba1
 from lyapunov.recurrences import _fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
 
+from . import pictures
 from ._speed_inputs import (
     SMALL,
     Shape,
@@ -385,6 +386,7 @@ def main() -> None:
     part("scan", lambda: scans(shape, interpret))
     part("bounds: fp32", lambda: bounds(shape, "fp32", True))
     part("bounds: bf16", lambda: bounds(shape, "bf16", True))
+    pictures.speed(result, arguments.folder / "speed.png")
 
 
 if __name__ == "__main__":

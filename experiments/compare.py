@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from experiments.picture import pyplot, save
 from experiments.results import FOLDER, write
 
 
@@ -210,15 +211,10 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Ours over published, where both are numbers, with intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = [r for r in result["rows"] if r["ours"] and r.get("value")]
     if not rows:
         return
-    made, axis = pyplot.subplots(
+    made, axis = pyplot().subplots(
         figsize=(8, 1 + 0.35 * len(rows)), layout="constrained"
     )
     for at, row in enumerate(rows):
@@ -237,10 +233,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set_yticks(range(len(rows)), [row["key"] for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("ours / published")
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.picture import pyplot, save
 from experiments.results import FOLDER, Results, environment, figure, write
 from experiments.trained.long_tasks import LONGEST, TASKS, episodes
 from experiments.trained.problems import Problem
@@ -244,12 +245,9 @@ def page(content: dict[str, Any]) -> str:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Accuracy against context, a panel a task."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    made, axes = pyplot.subplots(1, len(TASKS), figsize=(12, 3.8), layout="constrained")
+    made, axes = pyplot().subplots(
+        1, len(TASKS), figsize=(12, 3.8), layout="constrained"
+    )
     kinds = list(dict.fromkeys(row["settings"]["kind"] for row in rows))
     for axis, task in zip(axes, TASKS, strict=True):
         for i, kind in enumerate(kinds):
@@ -266,10 +264,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_xlabel("bytes of context (dotted: of training)")
     axes[0].set_ylabel("answers that are right, %")
     axes[0].legend(fontsize=8)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments.finetuning.page import NAMES, number, span
 from experiments.finetuning.plan import MODELS, short
+from experiments.picture import pyplot, save
 from experiments.results import FOLDER, Results, environment, figure, write
 
 
@@ -326,15 +327,10 @@ def page(content: dict) -> str:
 
 def draw(rows: list[dict], path: Path) -> None:
     """The published metric, flips and KL, a mark for each model and precision."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     runs = list(dict.fromkeys((r["settings"]["precision"], r["settings"]["way"])
                               for r in rows))  # fmt: skip
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
-    made, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    made, axes = pyplot().subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     labels = {"divergence": _UNIT, "flips": "answers that differ, %", "kl": "KL, nats"}
     for axis, (what, label) in zip(axes, labels.items(), strict=True):
         for row in rows:
@@ -351,10 +347,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_ylabel(label, fontsize=9)
     axes[2].set_yscale("log")
     axes[0].legend(fontsize=7)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.finetuning.page import number
+from experiments.picture import pyplot, save
 from experiments.results import Results, figure, write
 
 from .timing import Line, line
@@ -204,17 +205,12 @@ def _wide_states(rows: list[dict]) -> list[str]:
 
 def draw(rows: list[dict], lines: dict[str, Line], path: Path) -> None:
     """Tokens a second against context, a panel a batch; predictions dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     # a batch that fits nowhere, with no line to predict it, has no panel
     batches = sorted(
         {r["settings"]["batch"] for r in rows if r["values"]["fits"] or lines}
     )
     contexts = sorted({row["settings"]["context"] for row in rows})
-    made, axes = pyplot.subplots(
+    made, axes = pyplot().subplots(
         1, len(batches), figsize=(4.2 * len(batches), 4), layout="constrained",
         squeeze=False,
     )  # fmt: skip
@@ -232,7 +228,4 @@ def draw(rows: list[dict], lines: dict[str, Line], path: Path) -> None:
         axis.set_xlabel("tokens of context (dashed: the line)")
     axes[0][0].set_ylabel("tokens a second")
     axes[0][0].legend(fontsize=7)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)

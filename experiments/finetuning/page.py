@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.picture import pyplot, save
 from experiments.results import Results, figure, write
 
 from .comparison import (
@@ -233,11 +234,6 @@ def _predictions(told: list[dict]) -> list[str]:
 
 def draw(content: dict, path: Path) -> None:
     """The metric beside its yardstick, and what it hides, by model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     told = content["cells"]
     panels = [("divergence", "published metric, percentage points", 1.0),
               ("divergence_alone", "from fp32, same method, perc. points", 1.0),
@@ -245,7 +241,7 @@ def draw(content: dict, path: Path) -> None:
               ("kl_alone", "KL from fp32, same method, nats", 1.0)]  # fmt: skip
     size = (4.2 * len(panels), 3.6 * len(TASKS))
     shape = (len(TASKS), len(panels))
-    made, axes = pyplot.subplots(
+    made, axes = pyplot().subplots(
         *shape, figsize=size, layout="constrained", squeeze=False
     )
     for down, task in enumerate(TASKS):
@@ -256,10 +252,7 @@ def draw(content: dict, path: Path) -> None:
             axes[down][across].set_title(task, fontsize=10)
     axes[0][0].plot([], [], "_", color="black", markersize=9, label="by chance")
     axes[0][0].legend(fontsize=7)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def _panel(axis: Any, lines: list[dict], what: str, scale: float) -> None:

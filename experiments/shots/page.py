@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.finetuning.items import SHOTS
 from experiments.finetuning.page import NAMES, number
+from experiments.picture import pyplot, save
 from experiments.results import Results, figure, write
 
 from .documents import TASKS
@@ -145,12 +146,7 @@ def _of_lm_eval(content: dict[str, Any]) -> list[str]:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Accuracy by number of examples, a panel a task; tuned models drawn through."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    made, axes = pyplot.subplots(2, 4, figsize=(13, 6), layout="constrained")
+    made, axes = pyplot().subplots(2, 4, figsize=(13, 6), layout="constrained")
     panels = [*TASKS, "all"]
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     for axis, task in zip(axes.flat, panels, strict=True):
@@ -169,7 +165,4 @@ def draw(rows: list[dict], path: Path) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy, %")
     axes.flat[-1].legend(fontsize=7)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.finetuning.page import number
+from experiments.picture import pyplot, save
 from experiments.results import Results, figure, write
 
 from .relations import MEASURED, largest, relations
@@ -151,13 +152,8 @@ def _relations(told: list[dict], models: list[str]) -> list[str]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """By layer and stage; and divergence against the exponent and the prediction."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
-    made, axes = pyplot.subplots(
+    made, axes = pyplot().subplots(
         3, len(models), figsize=(4 * len(models), 9.5), layout="constrained",
         squeeze=False,
     )  # fmt: skip
@@ -171,10 +167,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[2][0].set_ylabel("distance of logits, bf16 emulated")
     axes[0][0].legend(fontsize=8)
     axes[2][0].legend(fontsize=7)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def _layers(axis: Any, rows: list[dict], model: str, key: str, sign: float) -> None:

@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.finetuning.page import number
+from experiments.picture import pyplot, save
 from experiments.results import Results, figure, write
 
 from .shapes import HALF, SHAPES, TINY, Case, contrast, published
@@ -236,15 +237,10 @@ def _plain(value: float | None) -> str:
 
 def draw(group: Group, path: Path) -> None:
     """Tokens per second and memory per token by shape, a mark for each variant."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     places = [(family, shape) for family in SHAPES for shape in group.shapes(family)]
     colours = {"full": "C3", "lora-all": "C0", "lora-some": "C2"}
     marks = {"fp32": "s", "fp16": "^", "bf16": "o"}
-    made, axes = pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    made, axes = pyplot().subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     panels = (
         ("tokens_per_second", 1.0, "tokens per second"),
         ("bytes_per_token", 1e-6, "peak MB per token of a step"),
@@ -283,10 +279,7 @@ def draw(group: Group, path: Path) -> None:
     made.legend(list(named.values()), list(named), fontsize=8, ncols=7,
                 loc="outside lower center")  # fmt: skip
     made.suptitle(group.title, fontsize=9)
-    part = path.with_name(f"part.{path.name}")
-    made.savefig(part, dpi=110)
-    pyplot.close(made)
-    part.replace(path)
+    save(made, path)
 
 
 def publish(path: Path, batch: int, length: int, rank: int) -> None:

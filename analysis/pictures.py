@@ -1,0 +1,178 @@
+"""Pictures of the studies that ran on a GPU, from their result files.
+
+    python -m analysis.pictures
+
+Draws analysis/results/{faults,known_defects,kernel_constants,speed,cross_check}.png
+again; each study draws its own when it ends.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.picture import pyplot, save
+
+from . import _cross_page
+from ._speed_page import GOALS
+
+
+RESULTS = Path(__file__).parent / "results"
+_KINDS = (
+    "matrix products fp64",
+    "scan kernel",
+    "elementwise and reductions",
+    "matrix products, other",
+    "copies",
+)
+
+
+def faults(result: dict, path: Path) -> None:
+    """Every fault's share of elements above their bounds; right runs have none."""
+    lines = result["faults"]
+    groups = list(dict.fromkeys((line["model"], line["mode"]) for line in lines))
+    figure, axis = pyplot().subplots(
+        figsize=(9, 1.2 + 0.19 * len(lines)), layout="constrained"
+    )
+    for at, line in enumerate(lines):
+        color = f"C{groups.index((line['model'], line['mode']))}"
+        share = line["violations"] / line["elements"]
+        if share:
+            axis.barh(at, share, color=color)
+        else:
+            axis.plot(2e-7, at, "o" if line["right"] else "x", color=color)
+    for i, (model, mode) in enumerate(groups):
+        axis.barh(0, 0, color=f"C{i}", label=f"{model}, {mode}")
+    axis.plot([], [], "ko", label="right, not accused")
+    axis.plot([], [], "kx", label="fault, not caught")
+    axis.set_yticks(range(len(lines)), [line["fault"] for line in lines], fontsize=7)
+    axis.set_ylim(len(lines) - 0.3, -0.7)
+    axis.set_xscale("log")
+    axis.set_xlim(1e-7, 1)
+    axis.set_xlabel("share of elements above their bounds")
+    _legend(axis)
+    save(figure, path)
+
+
+def known_defects(result: dict, path: Path) -> None:
+    """How far each case moves the logits, as measured and as predicted."""
+    rows = [row for row in result["rows"] if "refused" not in row]
+    figure, axis = pyplot().subplots(
+        figsize=(8, 1.2 + 0.25 * len(rows)), layout="constrained"
+    )
+    for at, row in enumerate(rows):
+        color = "C3" if row["violations"] else "C0"
+        axis.plot(row["rel_l2"], at, "o", color=color)
+        if row["sigma_t3"] is not None:
+            axis.plot(row["sigma_t3"], at, "x", color="black")
+    axis.plot([], [], "o", color="C0", label="measured, within all bounds")
+    axis.plot([], [], "o", color="C3", label="measured, above bounds")
+    axis.plot([], [], "x", color="black", label="predicted of rounding")
+    axis.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("distance of the logits, relative L2")
+    _legend(axis)
+    save(figure, path)
+
+
+def kernel_constants(document: dict, path: Path) -> None:
+    """Errors over what is declared: of functions, and of sums by their length."""
+    figure, (left, right) = pyplot().subplots(
+        1, 2, figsize=(12, 5.6), layout="constrained"
+    )
+    held = {
+        name: float(one["figures"]["ratio"]["largest"])
+        for name, one in document["functions"].items()
+        if one.get("sets") and "figures" in one
+    }
+    left.barh(range(len(held)), list(held.values()), color="C0")
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_yticks(range(len(held)), list(held), fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("largest error over its bound, all fp32 arguments")
+    lines: dict[tuple[str, str], list[dict]] = {}
+    for row in (one for one in document["products"] if "ratio" in one):
+        lines.setdefault((row["program"], row["format"]), []).append(row)
+    formats = list(dict.fromkeys(name for _, name in lines))
+    for (program, name), rows in lines.items():
+        right.plot(
+            [row["terms"] for row in rows],
+            [row["ratio"] for row in rows],
+            "o-" if program == "cublas" else "^--",
+            color=f"C{formats.index(name)}",
+            markersize=4,
+            label=f"{program}, {name}",
+        )
+    right.axhline(1, color="black", linewidth=0.8)
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xlabel("terms of a sum in a matrix product")
+    right.set_ylabel("accumulator's unit needed over declared")
+    _legend(right)
+    save(figure, path)
+
+
+def speed(result: dict, path: Path) -> None:
+    """Where the time of T0 and T1 goes, in forwards of mamba_ssm."""
+    forward = result.get("mamba_ssm", {}).get("whole, s")
+    bounds = result.get("bounds", {})
+    if not forward or not bounds:
+        return
+    figure, axis = pyplot().subplots(figsize=(9, 3.2), layout="constrained")
+    names = []
+    for precision, row in bounds.items():
+        left = 0.0
+        for tier, shade in (("T0", ""), ("T1", "///")):
+            kinds = row.get(f"{tier} ms by kernel", {}).get("kinds", {})
+            for i, kind in enumerate(_KINDS):
+                width = kinds.get(kind, 0.0) / 1e3 / forward
+                axis.barh(len(names), width, left=left, color=f"C{i}", hatch=shade)
+                left += width
+        axis.plot(row["T0 and T1 s"] / forward, len(names), "kD", markersize=6)
+        names.append(precision)
+    for i, kind in enumerate(_KINDS):
+        axis.barh(0, 0, color=f"C{i}", label=kind)
+    axis.barh(0, 0, color="white", edgecolor="black", hatch="///", label="of T1")
+    axis.plot([], [], "kD", label="whole, by the clock")
+    for goal in GOALS:
+        axis.axvline(goal, color="black", linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel("T0 and T1 in forwards of mamba_ssm in fp32 (dotted: the goals)")
+    _legend(axis)
+    save(figure, path)
+
+
+def _legend(axis: Any) -> None:
+    """Under the axis, where it covers nothing."""
+    figure = axis.get_figure()
+    entries = axis.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=7)
+
+
+def cross_check(result: dict, path: Path) -> None:
+    """Prediction against measurement, T1 by format, growth along a sequence."""
+    _cross_page.draw(result["rows"], path)
+
+
+STUDIES: tuple[Callable[[dict, Path], None], ...] = (
+    faults,
+    known_defects,
+    kernel_constants,
+    speed,
+    cross_check,
+)
+
+
+def main(folder: Path = RESULTS) -> None:
+    """Draw those whose result files are there."""
+    for study in STUDIES:
+        file = folder / f"{study.__name__}.json"
+        if file.exists():
+            study(json.loads(file.read_text()), file.with_suffix(".png"))
+            print(file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
