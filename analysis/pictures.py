@@ -57,6 +57,8 @@ def faults(result: dict, path: Path) -> None:
 def known_defects(result: dict, path: Path) -> None:
     """How far each case moves the logits, as measured and as predicted."""
     rows = [row for row in result["rows"] if "refused" not in row]
+    if not rows:
+        return
     figure, axis = pyplot().subplots(
         figsize=(8, 1.2 + 0.25 * len(rows)), layout="constrained"
     )
