@@ -22,6 +22,7 @@ from experiments.results import FOLDER, write
 
 
 PAPER = Path(__file__).parent / "paper.toml"
+MODELS = Path(__file__).parent / "models"
 SURE = ("certain", "second-hand", "recalled")
 HOLD = ("interval", "above", "below", "hub")
 _NEEDED = {"key", "paper", "claim", "unit", "where", "sure", "hold", "source"}
@@ -127,7 +128,30 @@ def compare(folder: Path, paper: Path = PAPER) -> dict[str, Any]:
     lines = [judge(row, figures.get(row["key"])) for row in content["row"]]
     known = {row["key"] for row in content["row"]}
     more = {key: one for key, one in figures.items() if key not in known}
-    return {"papers": content["papers"], "rows": lines, "beside": more}
+    return {
+        "papers": content["papers"],
+        "rows": lines,
+        "beside": more,
+        "models": trained(),
+    }
+
+
+def trained(folder: Path = MODELS) -> list[dict[str, Any]]:
+    """The networks that ours are of: sizes and held-out scores, as trained."""
+    found = []
+    for file in sorted(folder.glob("*/training.json")):
+        told = json.loads(file.read_text())
+        tasks = told["held_out_tasks"].items()
+        found.append(
+            {
+                "model": file.parent.name,
+                "parameters": told["parameters"]["without_embedding"],
+                "bits_per_byte": told["held_out_bits_per_byte"],
+                "tasks": {name: one["accuracy"] for name, one in tasks},
+                "command": told["training"]["command"],
+            }
+        )
+    return found
 
 
 def number(value: float | None) -> str:
@@ -180,6 +204,7 @@ def page(result: dict[str, Any]) -> str:
         if missing:
             lines += ["", "To be had with:", ""]
             lines += [f"- {row['key']}: `{row['command']}`" for row in missing]
+    lines += _models(result["models"])
     notes = dict.fromkeys(
         row["ours"]["note"]
         for row in result["rows"]
@@ -194,8 +219,30 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _models(models: list[dict[str, Any]]) -> list[str]:
+    if not models:
+        return []
+    tasks = list(models[0]["tasks"])
+    lines = [
+        "",
+        "## The trained models",
+        "",
+        "Byte models on the same batches; parameters without the embedding, held-out "
+        "bits per byte of text, held-out accuracy of the tasks, %.",
+        "",
+        "| model | parameters | bits per byte | " + " | ".join(tasks) + " |",
+        "|---|---|---|" + "---|" * len(tasks),
+    ]
+    for one in models:
+        shares = [f"{100 * one['tasks'][task]:.1f}" for task in tasks]
+        shown = [one["model"], f"{one['parameters']:,}", f"{one['bits_per_byte']:.4f}"]
+        lines.append(f"| {' | '.join([*shown, *shares])} |")
+    lines += ["", "Made by:", ""]
+    return [*lines, *[f"- {one['model']}: `{one['command']}`" for one in models]]
+
+
 def table(result: dict[str, Any]) -> str:
-    """What is printed: a line a row."""
+    """What is printed: a line a row, and the models that ours are of."""
     rows = [
         [row["key"], _published(row), _ours(row["ours"]), number(row["difference"]),
          row["unit"], row["sure"], row["verdict"]]
@@ -203,10 +250,12 @@ def table(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     names = ["figure", "published", "ours", "difference", "unit", "sure", "verdict"]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in [names, *rows]
-    )
+    ]
+    told = ", ".join(f"{m['model']} {m['bits_per_byte']:.3f}" for m in result["models"])
+    return "\n".join([*lines, "", f"held-out bits per byte: {told or 'no models'}"])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -86,6 +86,13 @@ def test_rows_that_say_too_little_are_refused(changes, says):
     assert says in compare._problem(row(**changes), {"one": {}})
 
 
+def test_models_are_told_as_they_were_trained(tmp_path):
+    names = [one["model"] for one in compare.trained()]
+    assert {"mamba1", "mamba2", "mamba3", "gpt_neox"} <= set(names)
+    assert all(1 < one["bits_per_byte"] < 2 for one in compare.trained())
+    assert compare.trained(tmp_path) == []
+
+
 def test_command_writes_every_row(tmp_path, capsys):
     Results(tmp_path / "finetune.json").put(
         figures={
@@ -104,6 +111,9 @@ def test_command_writes_every_row(tmp_path, capsys):
     assert "agrees" in shown
     assert "another" in text
     assert "smaller" in text
+    for model in compare.trained():
+        assert f"| {model['model']} | {model['parameters']:,} |" in text
+        assert f"{model['model']} {model['bits_per_byte']:.3f}" in shown
     assert (tmp_path / "compare.png").stat().st_size > 1000
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
     assert len(rows) == len(PAPER["row"])
