@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS, D_MODEL, WIDTH, HEADS, D_HEAD = 128, 16, 16, 2, 8
@@ -179,12 +181,9 @@ def table(result: dict) -> str:
 
 def draw(result: dict, path: Path) -> None:
     """Spectra over the share of coordinates, and the largest exponent by window."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(
+        1, 2, figsize=(12, 4), layout="constrained"
+    )
     for i, row in enumerate(result["rows"]):
         exponents = np.array([np.nan if x is None else x for x in row["exponents"]])
         share = (np.arange(exponents.size) + 0.5) / exponents.size
@@ -203,8 +202,7 @@ def draw(result: dict, path: Path) -> None:
     right.set_yscale("symlog", linthresh=0.01)
     right.axhline(0, color="0.7", lw=0.6)
     right.set(xlabel="token", title="the largest over windows of 16 tokens")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

@@ -30,6 +30,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = {
@@ -348,12 +350,7 @@ def chaotic(soft: list[dict]) -> str:
 
 def draw(result: dict, path: Path) -> None:
     """Exponent over temperature; distances over tokens, loop against forced."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(13, 4), layout="constrained")
     soft, rows = result["soft"], result["damage"]
     temperatures = [row["temperature"] for row in soft]
     for i in range(result["settings"]["prompts"]):
@@ -400,8 +397,7 @@ def draw(result: dict, path: Path) -> None:
     )
     axes[2].set_ylim(bottom=1e-9)
     axes[2].legend(frameon=False, fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 STRENGTHS = [2.0**-power for power in range(0, 26)]
@@ -102,12 +104,7 @@ def shares(rows: list[dict], tier: str, precision: str) -> list[dict]:
 
 def draw(table: dict, path: Path) -> None:
     """Share caught against effect over bound: a curve for each tier and format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, tier in zip(axes, ("T0", "T1"), strict=True):
         for precision, colour in (("bf16", "tab:blue"), ("fp16", "tab:orange")):
             bins = table[f"{tier} {precision}"]
@@ -123,8 +120,7 @@ def draw(table: dict, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("broken kernels caught (%)")
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

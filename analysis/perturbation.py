@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = 256
@@ -76,12 +78,7 @@ def english(model, count: int = TOKENS) -> np.ndarray:
 
 def draw(result: dict, path: Path) -> None:
     """Bound and measured by token for each kind, all layers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for axis, kind in zip(axes, SIZES, strict=True):
         rows = [row for row in result["rows"] if row["kind"] == kind]
         for row in rows:
@@ -100,8 +97,7 @@ def draw(result: dict, path: Path) -> None:
         axis.set_xlabel("token")
     axes[0].set_ylabel("deviation of a sublayer's output (L2)")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

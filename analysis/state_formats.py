@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 TEXTS, TOKENS = 4, 512
@@ -200,12 +202,7 @@ def predicted(model, texts, records, weights: str, state: str) -> dict:
 
 def draw(result: dict, path: Path) -> None:
     """KL by format, for both weights, and flips."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     names = [r["state"] for r in result["rows"] if r["weights"] == WEIGHTS[0]]
     place = np.arange(len(names))
     for weights, shift, colour in zip(
@@ -231,8 +228,7 @@ def draw(result: dict, path: Path) -> None:
         axis.set_yticks(place, names, size=8)
         axis.invert_yaxis()
     axes[1].legend(title="weights", frameon=False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _across(axis):

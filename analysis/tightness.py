@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.picture import pyplot, save
+
 
 RESULTS = Path(__file__).parent / "results"
 DEEP = Path(__file__).parent / "models" / "mamba1-24-layers"
@@ -121,14 +123,9 @@ def finite(value):
 
 def draw(found: list[dict], path: Path) -> None:
     """T1 centred, uncentred and the floor by layer, a panel a model and format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = [row for row in found if row["precision"] != "fp32"]
     names = list(dict.fromkeys(row["model"] for row in shown))
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         len(names),
         2,
         figsize=(9, 2.2 * len(names)),
@@ -156,7 +153,7 @@ def draw(found: list[dict], path: Path) -> None:
     for line in axes:
         line[0].set_ylabel("bound / measured")
     axes[0][0].legend(fontsize=7, loc="upper left")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def main() -> None:

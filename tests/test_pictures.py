@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis import pictures
+from analysis import (
+    cells,
+    closed_loop,
+    detection,
+    perturbation,
+    pictures,
+    state_formats,
+    tightness,
+)
 
 
 RESULTS = pictures.RESULTS
@@ -19,6 +27,19 @@ def test_committed_results_are_drawn(study, tmp_path):
     study(json.loads(file.read_text()), path)
     assert path.stat().st_size > SIZE
     assert not list(Path(tmp_path).glob("part.*"))
+
+
+@pytest.mark.parametrize(
+    "study",
+    (cells, closed_loop, detection, perturbation, state_formats, tightness),
+    ids=lambda study: study.__name__,
+)
+def test_studies_of_a_cpu_are_drawn(study, tmp_path):
+    name = study.__name__.rpartition(".")[2]
+    content = json.loads((RESULTS / f"{name}.json").read_text())
+    part = {"tightness": "rows", "detection": "caught_by_effect_over_bound"}.get(name)
+    study.draw(content[part] if part else content, tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > SIZE
 
 
 def test_what_was_not_measured_is_left_out(tmp_path):
