@@ -31,7 +31,7 @@ def test_committed_results_are_drawn(study, tmp_path):
 
 @pytest.mark.parametrize(
     "study",
-    (cells, closed_loop, detection, perturbation, state_formats, tightness),
+    [cells, closed_loop, detection, perturbation, state_formats, tightness],
     ids=lambda study: study.__name__,
 )
 def test_studies_of_a_cpu_are_drawn(study, tmp_path):
