@@ -1,4 +1,4 @@
-"""A few tokens of the trained networks on real kernels, kept for tests without a GPU.
+"""A few tokens of the trained networks on real kernels, kept for machines without.
 
 `python -m analysis.capture` needs an NVIDIA GPU with mamba_ssm and transformers; it
 writes tests/data/captured/NAME.npz: what one layer read and stored, with the tokens,
@@ -110,6 +110,93 @@ def write(folder: Path, wanted: Captured, arrays: dict, about: dict) -> Path:
     np.savez_compressed(part, about=np.array(json.dumps(about)), **arrays)
     part.replace(path)
     return path
+
+
+class Held(NamedTuple):
+    """A captured sublayer, and its bounds."""
+
+    about: dict
+    record: Any
+    """What it read and stored: a `SublayerRecord`."""
+    t0: dict
+    t1: Any
+    arguments: tuple
+    """(execution of its kind, flow, parameters, original parameters, start)."""
+
+    @property
+    def t1_ratio(self) -> float:
+        """T1 over the error measured, L2."""
+        found = self.t1.comparison
+        return float(found.bound_square.sum() / found.measured_square.sum()) ** 0.5
+
+    @property
+    def violations(self) -> int:
+        """Elements above T0 or T1."""
+        every = [*self.t0.values(), self.t1.comparison]
+        return sum(int(one.violations.sum()) for one in every)
+
+
+def read(path: Path) -> tuple[dict, dict]:
+    """(about, arrays) of a file; nothing in it is code."""
+    with np.load(path, allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    return json.loads(str(arrays.pop("about"))), arrays
+
+
+def held(path: Path, constants: str = "documented") -> Held:
+    """A captured sublayer under its execution's bounds, anew.
+
+    **Arguments:**
+
+    - `constants`: `documented`, or `measured` as `lyapunov.check` has them.
+    """
+    import jax.numpy as jnp
+
+    import lyapunov
+    from lyapunov._trace import SublayerRecord
+    from lyapunov.bounds.local import (
+        operation_bounds,
+        sublayer_bound,
+        with_operator_norms,
+    )
+    from lyapunov.executions import executions_for
+    from lyapunov.executions._measured import with_measured
+
+    about, arrays = read(path)
+    model = lyapunov.load(str(TRAINED[about["model"]]))
+    execution = executions_for(
+        model.config,
+        [about["precision"]],
+        architecture=model.layout.architecture,
+        mode=about["mode"],
+        measure=about["measure"],
+    )[0]
+    if constants == "measured":
+        execution = with_measured(execution)
+    sublayer = model.sublayers[about["layer"]]
+    of = execution.of(sublayer.kind)
+    wide = lambda name: jnp.asarray(arrays[name], jnp.float64)
+    stored = {
+        name.removeprefix("stored/"): wide(name)
+        for name in arrays
+        if name.startswith("stored/")
+    }
+    one = SublayerRecord(
+        sublayer.layer,
+        sublayer.kind,
+        wide("incoming/residual"),
+        wide("incoming/hidden"),
+        wide("output"),
+        stored,
+        {},
+    )
+    parameters = with_operator_norms(model.parameters(sublayer.layer, of))
+    original = with_operator_norms(model.parameters(sublayer.layer))
+    start = model.start(parameters)
+    t0 = operation_bounds(of, sublayer.flow, one, parameters, start)
+    arguments = of, sublayer.flow, parameters, original, start
+    t1 = sublayer_bound(of, sublayer.flow, one, *arguments[2:])
+    return Held(about, one, t0, t1, arguments)
 
 
 def main() -> None:
