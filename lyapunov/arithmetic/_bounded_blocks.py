@@ -181,9 +181,12 @@ class BlockRules:
         below = angle.value + angle.error >= turn
         anchor = self._anchors.get(site)
         if anchor is not None:
-            # what was stored says on which turn it stands
-            shift = jnp.where(above & (anchor > jnp.pi), turn, 0.0)
-            shift = shift - jnp.where(below & (anchor < jnp.pi), turn, 0.0)
+            # what was stored says on which turn it stands: of those there may be, the
+            # nearest (with an error above pi all of them may be)
+            off = anchor - angle.value
+            up = above & (jnp.abs(off - turn) < jnp.abs(off))
+            down = below & (jnp.abs(off + turn) < jnp.abs(off))
+            shift = jnp.where(up, turn, jnp.where(down, -turn, 0.0))
             return self.store(site, Bounded(angle.value + shift, angle.error))
         stored = self.store(site, angle)
         rounding = rounding_error_bound(turn + angle.error, self._sites[site])

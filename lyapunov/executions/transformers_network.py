@@ -1,6 +1,7 @@
 """transformers 5 without kernels: networks of any family in plain torch operations.
 
-Read from the modeling files of transformers 5.23, with attention and experts "eager".
+Read from the modeling files of transformers 5.23 and 5.24; attention and experts are
+"eager".
 Every torch operation stores its result in the model's format. Exceptions, where a
 module works in fp32 inside: norms (what they normalise is rounded before the weight
 multiplies it, but not in OLMo 2 and Nemotron-H), the softmax of attention, the scan of
@@ -8,6 +9,7 @@ Mamba-2 from dt on to its gated norm, which is rounded once in front of out_proj
 """
 
 import dataclasses
+from importlib import metadata
 
 from .._errors import UsageError
 from ..formats import FP32
@@ -38,6 +40,8 @@ TURNS_IN_FP32 = ("olmo", "olmo2")
 
 # Parameters that stay in fp32 whatever the model's format is.
 KEPT_IN_FP32 = {"zamba": ("A_log",), "nemotron_h": ("router_bias",)}
+# And from these versions of transformers on.
+KEPT_SINCE = {"nemotron_h": ((5, 24), ("router",))}
 
 # Experts are weighed and added up in fp32.
 ROUTES_IN_FP32 = ("nemotron_h",)
@@ -93,7 +97,7 @@ def transformers_network(
         )
     make = transformers_decode if mode == "decode" else transformers_prefill
     mixer = make(precision, residual_in_fp32=config.residual_in_fp32)
-    kept = dict.fromkeys(KEPT_IN_FP32.get(architecture, ()), FP32)
+    kept = dict.fromkeys(kept_in_fp32(architecture, _installed()), FP32)
     mixer = dataclasses.replace(mixer, parameters=mixer.parameters | kept)
     around = {
         name: f
@@ -153,6 +157,22 @@ def transformers_network(
             "square root 2 ulp",
         ),
     )
+
+
+def kept_in_fp32(architecture: str, version: tuple[int, ...] | None) -> tuple[str, ...]:
+    """Parameters that this version of transformers keeps in fp32; None: the newest."""
+    since, more = KEPT_SINCE.get(architecture, ((), ()))
+    newer = version is None or version >= since
+    return KEPT_IN_FP32.get(architecture, ()) + (more if newer else ())
+
+
+def _installed() -> tuple[int, ...] | None:
+    """transformers' version, without importing it; None where there is none."""
+    try:
+        parts = metadata.version("transformers").split(".")[:2]
+    except metadata.PackageNotFoundError:
+        return None
+    return tuple(int(part) for part in parts if part.isdigit())
 
 
 def transformers_cuda_network(

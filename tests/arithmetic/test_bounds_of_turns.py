@@ -196,3 +196,17 @@ def test_a_stored_angle_is_held_to_the_turn_it_stands_on(rng):
     assert (limit <= (5e-4 + 2.0**-6) * (1 + 1e-6)).all()
     wrong = np.abs(np.mod(stored + 0.04, TURN) - np.asarray(bound))
     assert (wrong > limit).all()
+
+
+def test_with_an_error_above_pi_the_nearest_turn_counts(rng):
+    """Both turns may be, next to the value as well: the farther accuses nobody."""
+    value = rng.uniform(0, TURN, 4000)
+    error = np.full(value.size, 3.3)
+    share = rng.uniform(-1, 1, value.size) * rng.choice([1.0, 1e-3], value.size)
+    held = np.mod(value + error * share, TURN)
+    stored = Rounded({"angle": BF16.numbers()}).store_angle("angle", held)
+    stored = np.asarray(stored, np.float64)
+    at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
+    at.store_angle("angle", as_bounded(value, error))
+    bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
+    assert (np.abs(stored - np.asarray(bound)) <= limit).all()

@@ -286,3 +286,13 @@ def test_calibration_of_predicted_roundings():
     z = report.precisions[0].output.calibration_z
     assert z is not None
     assert 0.7 <= z <= 1.3
+
+
+def test_what_stays_in_fp32_depends_on_the_version():
+    from lyapunov.executions.transformers_network import kept_in_fp32
+
+    assert kept_in_fp32("nemotron_h", (5, 23)) == ("router_bias",)
+    for newer in ((5, 24), (6, 0), None):
+        assert kept_in_fp32("nemotron_h", newer) == ("router_bias", "router")
+    assert kept_in_fp32("zamba", (5, 0)) == ("A_log",)
+    assert kept_in_fp32("llama", None) == ()
