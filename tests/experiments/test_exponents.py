@@ -129,20 +129,21 @@ def row(model, top, distance, predicted):
 
 def test_relations_are_rank_correlations():
     """Assert 1 and -1 of orders known, and none of what is constant or too few."""
-    tops = [-0.6, -0.5, -0.4, -0.3, -0.2, -0.1]
+    tops = [-0.9 + 0.08 * i for i in range(11)]
     rows = [row("a", top, 1 + top, None if i == 0 else 2 - i / 10)
             for i, top in enumerate(tops)]  # fmt: skip
-    rows.append(row("b", -0.05, 3.0, 1.0))
+    # nine are too few to be resampled
+    rows += [row("b", -0.05 / i, 3.0 + i, 1.0 / i) for i in range(1, 10)]
     told = {(one["predictor"], one["measure"]): one for one in relations(rows)
             if one["precision"] == "bf16"}  # fmt: skip
     assert told["largest exponent", "rel_l2"]["a"]["rho"] == pytest.approx(1)
     assert told["median memory", "kl_mean"]["a"]["rho"] == pytest.approx(1)
     predicted = told["predicted by lyapunov-check", "rel_l2"]["a"]
     assert predicted["rho"] == pytest.approx(-1)
-    assert predicted["n"] == 5  # one has no prediction
+    assert predicted["n"] == 10  # one has no prediction
     assert told["largest dt", "rel_l2"]["a"] is None
     assert told["largest exponent", "rel_l2"]["b"] is None
-    assert told["largest exponent", "rel_l2"]["all"]["n"] == 7
+    assert told["largest exponent", "rel_l2"]["all"]["n"] == 20
 
 
 def test_rank_correlation_is_scipys():
