@@ -147,8 +147,7 @@ def page(result: dict) -> str:
         f"{LENGTHS['mamba2']}, decoding {STEPS}), the first {LAYERS} layers of the "
         "trained networks. `python -m analysis.faults`",
         "",
-        *[f"not finished: {k}: {v}" for k, v in result["problems"].items()],
-        "",
+        *[f"not finished: {k}: {v}\n" for k, v in result["problems"].items()],
         "| network | mode | fault | violations | of | first caught at |",
         "|---|---|---|---|---|---|",
     ]

@@ -12,23 +12,22 @@ is held to both, too. Needs no GPU. Writes results/measured_constants.json, .md 
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments.picture import pyplot, save
+from experiments.results import write
 
-from ._cross_cases import TRAINED, Case, tokens
+from ._cross_cases import PLAIN, Case, source, tokens
 from .capture import FOLDER, held
 
 
 RESULTS = Path(__file__).parent / "results" / "measured_constants.json"
 CONSTANTS = ("documented", "measured")
-PRECISIONS = ("bf16", "fp16", "fp32")
 CASES = tuple(
-    Case(model, "prefill", 1, length, PRECISIONS)
+    Case(model, "prefill", 1, length, PLAIN)
     for model, length in (
         ("bundled", 512),
         ("mamba1", 512),
@@ -44,8 +43,7 @@ def emulated(case: Case, constants: str) -> list[dict[str, Any]]:
     """A row a precision."""
     import lyapunov
 
-    path = TRAINED[case.model]
-    model = lyapunov.load(str(path) if path else None)
+    model = lyapunov.load(source(case.model, Path()))
     began = time.perf_counter()
     report = lyapunov.check(
         model,
@@ -188,10 +186,8 @@ def main(given: list[str] | None = None) -> None:
             "environment": environment(),
             "rows": rows,
         }
-        part = options.results.with_name(f".{options.results.name}.part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(part, options.results)
-        options.results.with_suffix(".md").write_text(page(result))
+        write(options.results, json.dumps(result, indent=1) + "\n")
+        write(options.results.with_suffix(".md"), page(result))
         if paired(rows):
             draw(result, options.results.with_suffix(".png"))
         for row in found:
