@@ -22,7 +22,6 @@ from .items import SHOTS, TASKS
 
 
 HALF = ("fp16", "bf16")
-NOISE = ("noise", "again")
 Pair = tuple[np.ndarray, np.ndarray]
 
 
