@@ -9,8 +9,8 @@ same batches in the same order: text, and tasks that are solved from the context
 
 `--corpus` holds the three plain files that `train_bundled` takes, and the same
 documents are held out. `--out` gets `config.json` and `model.safetensors` (mamba_ssm's
-layout for the Mambas, transformers' for GPT-NeoX; fp32), `training.json` and
-`README.md`.
+layout for the Mambas, transformers' for GPT-NeoX; fp32, or with `--matrices bf16` half
+the size), `training.json` and `README.md`.
 
 A run can be cut at any moment: it goes on from its last validation when the same
 command is given again. With `--seconds` it saves and leaves after that time, with
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-windows", type=int, default=16, help="of each task, in validation")
     add("--eval-batch", type=int, default=8, help="windows evaluated at a time")
     add("--finish", action="store_true", help="write what a cut run has, as it is")
+    add(
+        "--matrices",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="format that matrices are kept in; judged as they are kept",
+    )
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="cuda, cpu or auto")
     return parser
@@ -161,6 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.out,
         device,
         options.eval_batch,
+        options.matrices,
     )
     score = record["held_out_bits_per_byte"]
     shares = ", ".join(
@@ -173,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _command(options: argparse.Namespace, learning_rate: float) -> str:
     names = ("steps", "batch", "length", "tasks", "width", "layers", "weight_decay")
     names += ("dropout", "clip", "every", "seed")
+    names += ("matrices",) if options.matrices != "fp32" else ()
     settings = " ".join(
         f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names
     )

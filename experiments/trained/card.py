@@ -33,6 +33,7 @@ def card(record: dict[str, Any]) -> str:
         f"| {d['title']} | {d['bits_per_byte']:.3f} |"
         for d in data["documents"]["held_out"]
     )
+    kept = "fp32" if record["matrices"] == "fp32" else "matrices in bf16, the rest fp32"
     kernels = (
         f", mamba_ssm {where['mamba_ssm']}, causal_conv1d {where['causal_conv1d']}"
         if how["library"] == "mamba_ssm"
@@ -51,7 +52,7 @@ mamba2, mamba3, gpt_neox, hybrid), trained on the same batches in the same order
 measure rounding on. A token is a byte and its id the byte's value.
 
 - {count["without_embedding"]:,} parameters and {count["embedding"]:,} of the embedding,
-  which is the head, too; fp32. {shape["layers"]} layers of width {shape["width"]}.
+  which is the head, too; {kept}. {shape["layers"]} layers of width {shape["width"]}.
 - **Held-out bits per byte of text: {record["held_out_bits_per_byte"]:.4f}**
 - Files in {layout}'s layout; `lyapunov.load(FOLDER)` takes them.
 - Licence of the weights: Apache-2.0. The text is in the public domain.

@@ -49,6 +49,17 @@ def write_checkpoint(
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def rounded_matrices(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights with the matrices in bf16, as autocast takes them in any case.
+
+    Vectors (norms, biases, `A_log`, `dt_bias`, `D`) and convolutions stay in fp32.
+    """
+    return {
+        name: value.to(torch.bfloat16) if value.ndim == 2 else value
+        for name, value in weights.items()
+    }
+
+
 def finish(
     corpus: Corpus,
     network: Network,
@@ -58,13 +69,16 @@ def finish(
     folder: Path,
     device: torch.device,
     eval_batch: int = 8,
+    matrices: str = "fp32",
 ) -> dict[str, Any]:
     """Judge the best weights on what was held out, and write the folder.
 
     Returns what training.json holds. `command`: what was typed, for the card.
+    `matrices`: fp32 or bf16, the format they are kept in; the rounded ones are judged.
     """
     shape = network.shape
-    network.restore(outcome.best)
+    best = rounded_matrices(outcome.best) if matrices == "bf16" else outcome.best
+    network.restore(best)
     windows = 4 * settings.eval_windows
     score, each, scored = evaluate(
         network,
@@ -81,7 +95,7 @@ def finish(
         row["bits_per_byte"] = round(bits, 4)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as name:
         part = Path(name)
-        write_checkpoint(part, shape, outcome.best)
+        write_checkpoint(part, shape, best)
         record = {
             "name": f"{shape.kind}-trained",
             "kind": shape.kind,
@@ -91,6 +105,7 @@ def finish(
                 "embedding": VOCABULARY * shape.width,
             },
             "shape": vars(shape),
+            "matrices": matrices,
             "held_out_bits_per_byte": round(score, 4),
             "held_out_tasks": {
                 name: {**one.described(), "chance": tasks.CHANCE[name]}

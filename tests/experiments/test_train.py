@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lyapunov
 from experiments import train as command
@@ -231,3 +232,21 @@ def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys, rest, 
         call(monkeypatch, tmp_path / "out", rest)
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_matrices_are_kept_in_bf16_if_asked(tmp_path):
+    """Assert formats on disk, that the rounded weights were judged, and what is told."""
+    given = settings("gpt_neox")
+    outcome = run(tmp_path, given)
+    network = networks.fresh(SHAPES["gpt_neox"], 0.0, CPU)
+    record = finish(
+        corpus(), network, given, outcome, "a command", tmp_path, CPU, matrices="bf16"
+    )
+    kept = load_file(tmp_path / "model.safetensors")
+    name = "gpt_neox.embed_in.weight"
+    assert torch.equal(kept[name], outcome.best[name].bfloat16())
+    assert {v.dtype for v in kept.values() if v.ndim == 2} == {torch.bfloat16}
+    assert {v.dtype for v in kept.values() if v.ndim != 2} == {torch.float32}
+    assert torch.equal(network.inner.state_dict()[name], kept[name].float())
+    assert record["matrices"] == "bf16"
+    assert "matrices in bf16" in (tmp_path / "README.md").read_text()
