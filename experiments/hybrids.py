@@ -1,7 +1,6 @@
 """Does a little attention let Mamba-2 recall and copy? By length of context.
 
-    python -m experiments.train --kind hybrid --corpus FOLDER --out HYBRID ...
-    python -m experiments.hybrids --models experiments/models/* HYBRID
+    python -m experiments.hybrids
 
 arXiv:2406.07887: hybrids of 43 % Mamba-2, 7 % attention and 50 % MLP layers copy,
 recall and look up phone numbers where pure Mamba-2 falls behind. Here pure networks and
@@ -9,7 +8,9 @@ a hybrid of equal size and training (`experiments.train`; context 1024) are aske
 in ever longer contexts (`trained/long_tasks.py`), also beyond what they were trained
 on, where GPT-NeoX's rotary positions are ones never seen.
 
-All models are asked the same episodes. Intervals are of 95 %, from resampling them.
+All models are asked the same episodes. `--models` takes several of a kind, from
+training with other seeds. Intervals are of 95 %: Welch's over models of two kinds, and
+of single models from resampling the episodes.
 bf16 autocast on a GPU, as in training, fp32 on a CPU. The same command goes on with
 what is missing; contexts that the card cannot hold are left out, and named. Writes
 results/hybrids.json, .md and .png. The speed of the published sizes is
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.finetuning.intervals import Interval, difference as welch
 from experiments.picture import pyplot, save
 from experiments.results import FOLDER, Results, environment, figure, write
 from experiments.trained.long_tasks import LONGEST, TASKS, episodes
@@ -32,7 +34,8 @@ from experiments.trained.problems import Problem
 
 
 MODELS = tuple(
-    f"experiments/models/{name}" for name in ("mamba1", "mamba2", "mamba3", "gpt_neox")
+    f"experiments/models/{name}"
+    for name in ("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid")
 )
 TRAINED = 1024  # bytes of context
 _AT_ONCE = 2**17  # bytes read at a time
@@ -113,6 +116,24 @@ def answered(
     return shares, most
 
 
+def _note_training(
+    folder: Path, kind: str, results: Results, where: dict[str, Any]
+) -> None:
+    """A row of how the model was trained, if its folder says."""
+    row = {"stage": "trained", "model": folder.name, "kind": kind}
+    file = folder / "training.json"
+    if results.has(row) or not file.exists():
+        return
+    told = json.loads(file.read_text())
+    values = {
+        "seed": told["training"]["seed"],
+        "held_out_bits_per_byte": told["held_out_bits_per_byte"],
+        "command": told["training"]["command"],
+        "sha256": {one["name"]: one["sha256"] for one in told["files"]},
+    }
+    results.add(row, values, told["training"]["seconds"], where)
+
+
 def ask(options: argparse.Namespace, results: Results) -> list[str]:
     """The rows that are missing. Returns what the device could not hold, in words."""
     import torch
@@ -127,6 +148,7 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
     for name in options.models:
         folder = Path(name)
         kind = shape(_settings(folder)).kind
+        _note_training(folder, kind, results, where)
         network = None
         for context in sorted(options.contexts):
             for task in TASKS:
@@ -157,27 +179,48 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
     return left_out
 
 
-def difference(
-    rows: list[dict], kind: str, other: str, long: bool
-) -> dict[str, Any] | None:
-    """Mean accuracy of one kind less another's, with its interval.
+Cells = dict[tuple[str, int], np.ndarray]
 
-    The mean is over tasks and contexts that both were asked in; `long`: contexts beyond
-    training's, else those up to it. The same episodes are resampled for both.
-    """
-    cells = []
+
+def _cells(rows: list[dict], kind: str, long: bool) -> list[Cells]:
+    """Of each model of a kind: the episodes' shares by task and context."""
+    found: dict[str, Cells] = {}
     for row in rows:
         own = row["settings"]
-        if own["kind"] != kind or (own["context"] > TRAINED) != long:
-            continue
-        same = {k: own[k] for k in ("task", "context", "episodes")}
-        theirs = [r for r in rows if r["settings"]["kind"] == other
-                  and same.items() <= r["settings"].items()]  # fmt: skip
-        if theirs:
-            both = (row["values"]["by_episode"], theirs[0]["values"]["by_episode"])
-            cells.append(np.subtract(*map(np.array, both)))
-    if not cells:
+        if own["kind"] == kind and (own["context"] > TRAINED) == long:
+            model = found.setdefault(own["model"], {})
+            model[own["task"], own["context"]] = np.array(row["values"]["by_episode"])
+    return list(found.values())
+
+
+def difference(rows: list[dict], kind: str, other: str, long: bool) -> Interval | None:
+    """Mean accuracy of one kind less another's, percentage points.
+
+    The mean is over tasks and contexts that all models of both were asked in; `long`:
+    contexts beyond training's, else those up to it. With two or more models of each
+    kind the interval is Welch's over them; else from resampling the episodes, which
+    are the same for all.
+    """
+    ours, theirs = _cells(rows, kind, long), _cells(rows, other, long)
+    if not ours or not theirs:
         return None
+    shared = sorted(set.intersection(*(set(one) for one in ours + theirs)))
+    if not shared:
+        return None
+    if min(len(ours), len(theirs)) > 1:
+        means = [
+            [
+                100 * float(np.mean([one[cell].mean() for cell in shared]))
+                for one in side
+            ]
+            for side in (ours, theirs)
+        ]
+        return welch(*means)
+    cells = [
+        np.mean([one[cell] for one in ours], 0)
+        - np.mean([one[cell] for one in theirs], 0)
+        for cell in shared
+    ]
     rng = np.random.default_rng(0)
     drawn = [
         np.mean(
@@ -185,9 +228,9 @@ def difference(
         )
         for _ in range(_SAMPLES)
     ]
-    low, high = 100 * np.percentile(drawn, _LEVELS)
+    low, high = (100 * np.percentile(drawn, _LEVELS)).tolist()
     value = 100 * float(np.mean([cell.mean() for cell in cells]))
-    return {"value": value, "low": low, "high": high, "n": len(cells[0])}
+    return Interval(value, low, high, 1)
 
 
 def figures(rows: list[dict]) -> dict[str, Any]:
@@ -197,17 +240,26 @@ def figures(rows: list[dict]) -> dict[str, Any]:
         for other in ("mamba2", "mamba1", "gpt_neox"):
             one = difference(rows, "hybrid", other, long)
             if one is not None:
-                note = "one model of each kind, 2.2 million parameters; n: episodes"
+                over = "the models" if one.n > 1 else "the episodes of a single model"
+                note = f"2.2 million parameters; interval over {over}; n: models"
                 found[f"hybrids.recall_above_{other}{name}"] = figure(
-                    one["value"], _UNIT, one["n"], one["low"], one["high"], note
+                    one.value, _UNIT, one.n, one.low, one.high, note
                 )
     return found
 
 
+def _named(rows: list[dict]) -> list[tuple[str, str]]:
+    """Models and their kinds, those of a kind together."""
+    own = [row["settings"] for row in rows]
+    kinds = list(dict.fromkeys(one["kind"] for one in own))
+    found = dict.fromkeys((one["model"], one["kind"]) for one in own)
+    return sorted(found, key=lambda one: kinds.index(one[1]))
+
+
 def page(content: dict[str, Any]) -> str:
     """hybrids.md."""
-    rows = content["rows"]
-    kinds = list(dict.fromkeys(row["settings"]["kind"] for row in rows))
+    rows = [row for row in content["rows"] if row["settings"]["stage"] == "asked"]
+    models = [model for model, _ in _named(rows)]
     lines = [
         "# Copying, recall and look-up by length of context",
         "",
@@ -218,18 +270,27 @@ def page(content: dict[str, Any]) -> str:
         "several short episodes in each.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        lines.append("- " + ", ".join(shown))
+    shown = dict.fromkeys(
+        ", ".join(f"{k} {v}" for k, v in where.items() if v and k != "git_commit")
+        for where in content["environments"]
+    )
+    lines += [f"- {one}" for one in shown]
+    trained = [row for row in content["rows"] if row["settings"]["stage"] == "trained"]
+    if trained:
+        lines += ["", "| model | seed | held-out bits per byte |", "|---|---|---|"]
+    for row in trained:
+        told, name = row["values"], row["settings"]["model"]
+        bits = told["held_out_bits_per_byte"]
+        lines.append(f"| {name} | {told['seed']} | {bits:.4f} |")
     for task in TASKS:
         own = [row for row in rows if row["settings"]["task"] == task]
         contexts = sorted({row["settings"]["context"] for row in own})
-        lines += ["", f"## {task}", "", "| context | " + " | ".join(kinds) + " |"]
-        lines += ["|---|" + "---|" * len(kinds)]
+        lines += ["", f"## {task}", "", "| context | " + " | ".join(models) + " |"]
+        lines += ["|---|" + "---|" * len(models)]
         for context in contexts:
             cells = []
-            for kind in kinds:
-                wanted = {"kind": kind, "context": context}.items()
+            for model in models:
+                wanted = {"model": model, "context": context}.items()
                 found = [r for r in own if wanted <= r["settings"].items()]
                 share = 100 * found[0]["values"]["accuracy"] if found else None
                 cells.append("-" if share is None else f"{share:.1f}")
@@ -237,26 +298,33 @@ def page(content: dict[str, Any]) -> str:
     lines += ["", "Difference of mean accuracy, percentage points, 95 % intervals:", ""]
     for key, one in content.get("figures", {}).items():
         ends = f"{one['low']:.1f} to {one['high']:.1f}"
-        lines.append(f"- `{key}`: {one['value']:.1f} ({ends})")
+        lines.append(f"- `{key}`: {one['value']:.1f} ({ends}); {one['note']}")
     if content.get("left_out"):
         lines += ["", "Left out: " + "; ".join(content["left_out"]) + "."]
     return "\n".join(lines) + "\n"
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against context, a panel a task."""
+    """Accuracy against context, a panel a task; models of a kind have its colour."""
     made, axes = pyplot().subplots(
         1, len(TASKS), figsize=(12, 3.8), layout="constrained"
     )
-    kinds = list(dict.fromkeys(row["settings"]["kind"] for row in rows))
+    models = _named(rows)
+    kinds = list(dict.fromkeys(kind for _, kind in models))
     for axis, task in zip(axes, TASKS, strict=True):
-        for i, kind in enumerate(kinds):
-            wanted = {"kind": kind, "task": task}.items()
+        named = set()
+        for model, kind in models:
+            wanted = {"model": model, "task": task}.items()
             own = [row for row in rows if wanted <= row["settings"].items()]
             own.sort(key=lambda row: row["settings"]["context"])
             x = [row["settings"]["context"] for row in own]
             y = [100 * row["values"]["accuracy"] for row in own]
-            axis.plot(x, y, "o-", color=f"C{i}", markersize=4, label=kind)
+            label = None if kind in named else kind
+            named.add(kind)
+            axis.plot(
+                x, y, "o-", color=f"C{kinds.index(kind)}", markersize=4, label=label,
+                alpha=1.0 if label else 0.5,
+            )  # fmt: skip
         axis.axvline(TRAINED, color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log", base=2)
         axis.set_ylim(0, 102)
@@ -276,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser().error("--episodes must be 1 or more")
     results = Results(
         options.out,
-        "python -m experiments.hybrids --models experiments/models/* HYBRID",
+        "python -m experiments.hybrids --models experiments/models/* MORE",
     )
     left_out = ask(options, results)
     rows = results.rows(stage="asked")

@@ -71,8 +71,8 @@ def test_what_is_known_is_counted_as_right(task):
     assert 240 < most <= 256
 
 
-def row(kind, task, context, by_episode):
-    own = {"kind": kind, "task": task, "context": context, "episodes": len(by_episode)}
+def row(kind, task, context, by_episode, model=None):
+    own = {"model": model or kind, "kind": kind, "task": task, "context": context}
     return {"settings": own, "values": {"by_episode": by_episode}}
 
 
@@ -87,12 +87,33 @@ def test_differences_are_of_the_same_tasks_and_contexts():
         row("hybrid", "copy", 1024, [0.0] * 20),  # that nobody else was asked
     ]
     short = hybrids.difference(rows, "hybrid", "mamba2", False)
-    assert short["value"] == pytest.approx(100 * (0.5 + 0.25) / 2)
-    assert short["low"] < short["value"] < short["high"]
-    assert short["n"] == 20
+    assert short.value == pytest.approx(100 * (0.5 + 0.25) / 2)
+    assert short.low < short.value < short.high
+    assert short.n == 1
     long = hybrids.difference(rows, "hybrid", "mamba2", True)
-    assert (long["value"], long["low"], long["high"]) == (-100, -100, -100)
+    assert (long.value, long.low, long.high) == (-100, -100, -100)
     assert hybrids.difference(rows, "hybrid", "mamba1", False) is None
+
+
+def test_several_models_of_a_kind_are_what_the_interval_is_over():
+    """Assert Welch's interval in closed form: two models each, equal variances."""
+    rows = [
+        row("hybrid", "copy", 512, [0.9] * 4, "one"),
+        row("hybrid", "copy", 512, [0.7] * 4, "two"),
+        row("mamba2", "copy", 512, [0.5] * 4, "three"),
+        row("mamba2", "copy", 512, [0.3] * 4, "four"),
+    ]
+    found = hybrids.difference(rows, "hybrid", "mamba2", False)
+    # standard errors 10 and 10, so 2 degrees of freedom: t = 4.302653
+    half = 4.302653 * 200**0.5
+    assert (found.value, found.n) == (pytest.approx(40), 2)
+    assert found.low == pytest.approx(40 - half, rel=1e-6)
+    assert found.high == pytest.approx(40 + half, rel=1e-6)
+    told = hybrids.figures(rows)["hybrids.recall_above_mamba2"]
+    assert "interval over the models" in told["note"]
+    single = hybrids.figures(rows[1:])["hybrids.recall_above_mamba2"]
+    assert (single["n"], single["low"]) == (1, pytest.approx(30))
+    assert "episodes of a single model" in single["note"]
 
 
 def test_command_asks_once(tmp_path):
@@ -101,12 +122,16 @@ def test_command_asks_once(tmp_path):
         network = fresh(SHAPES[kind], 0.0, CPU)
         (tmp_path / kind).mkdir()
         write_checkpoint(tmp_path / kind, network.shape, network.stored())
+    told = {"seed": 7, "command": "typed", "seconds": 2.0}
+    told = {"training": told, "held_out_bits_per_byte": 7.5, "files": []}
+    (tmp_path / "hybrid" / "training.json").write_text(json.dumps(told))
     out = tmp_path / "hybrids.json"
     given = ["--models", str(tmp_path / "hybrid"), str(tmp_path / "mamba2")]
     given += ["--episodes", "2", "--device", "cpu", "--out", str(out)]
     hybrids.main([*given, "--contexts", "256"])
     first = json.loads(out.read_text())
-    assert len(first["rows"]) == 2 * len(TASKS)
+    assert len(first["rows"]) == 2 * len(TASKS) + 1
+    assert "| hybrid | 7 | 7.5000 |" in out.with_suffix(".md").read_text()
     assert {r["settings"]["kind"] for r in first["rows"]} == {"hybrid", "mamba2"}
     assert set(first["figures"]) == {"hybrids.recall_above_mamba2"}
     hybrids.main([*given, "--contexts", "256", "2048", "--budget", "1e-9"])

@@ -235,7 +235,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys, rest, 
 
 
 def test_matrices_are_kept_in_bf16_if_asked(tmp_path):
-    """Assert formats on disk, that the rounded weights were judged, and what is told."""
+    """Assert formats on disk, that the rounded weights were judged, and the card."""
     given = settings("gpt_neox")
     outcome = run(tmp_path, given)
     network = networks.fresh(SHAPES["gpt_neox"], 0.0, CPU)
