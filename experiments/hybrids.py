@@ -9,8 +9,8 @@ in ever longer contexts (`trained/long_tasks.py`), also beyond what they were tr
 on, where GPT-NeoX's rotary positions are ones never seen.
 
 All models are asked the same episodes. `--models` takes several of a kind, from
-training with other seeds. Intervals are of 95 %: Welch's over models of two kinds, and
-of single models from resampling the episodes.
+training with other seeds. Intervals are of 95 %: over models by Student's or Welch's t
+where a kind has several, else from resampling the episodes.
 bf16 autocast on a GPU, as in training, fp32 on a CPU. The same command goes on with
 what is missing; contexts that the card cannot hold are left out, and named. Writes
 results/hybrids.json, .md and .png. The speed of the published sizes is
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.finetuning.intervals import Interval, difference as welch
-from experiments.picture import pyplot, save
-from experiments.results import FOLDER, Results, environment, figure, write
+from experiments.recall.differences import figures
+from experiments.recall.page import draw, page
+from experiments.results import FOLDER, Results, environment, write
 from experiments.trained.long_tasks import LONGEST, TASKS, episodes
 from experiments.trained.problems import Problem
 
@@ -37,10 +37,7 @@ MODELS = tuple(
     f"experiments/models/{name}"
     for name in ("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid")
 )
-TRAINED = 1024  # bytes of context
 _AT_ONCE = 2**17  # bytes read at a time
-_SAMPLES, _LEVELS = 2000, (2.5, 97.5)
-_UNIT = "percentage points"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,7 +128,8 @@ def _note_training(
         "command": told["training"]["command"],
         "sha256": {one["name"]: one["sha256"] for one in told["files"]},
     }
-    results.add(row, values, told["training"]["seconds"], where)
+    trained_on = {name: told["environment"].get(name) for name in where}
+    results.add(row, values, told["training"]["seconds"], trained_on)
 
 
 def ask(options: argparse.Namespace, results: Results) -> list[str]:
@@ -177,162 +175,6 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
                 total = time.perf_counter() - began
                 print(f"{shown}, {spent:.1f} s, {total:.0f} s in all", file=sys.stderr)
     return left_out
-
-
-Cells = dict[tuple[str, int], np.ndarray]
-
-
-def _cells(rows: list[dict], kind: str, long: bool) -> list[Cells]:
-    """Of each model of a kind: the episodes' shares by task and context."""
-    found: dict[str, Cells] = {}
-    for row in rows:
-        own = row["settings"]
-        if own["kind"] == kind and (own["context"] > TRAINED) == long:
-            model = found.setdefault(own["model"], {})
-            model[own["task"], own["context"]] = np.array(row["values"]["by_episode"])
-    return list(found.values())
-
-
-def difference(rows: list[dict], kind: str, other: str, long: bool) -> Interval | None:
-    """Mean accuracy of one kind less another's, percentage points.
-
-    The mean is over tasks and contexts that all models of both were asked in; `long`:
-    contexts beyond training's, else those up to it. With two or more models of each
-    kind the interval is Welch's over them; else from resampling the episodes, which
-    are the same for all.
-    """
-    ours, theirs = _cells(rows, kind, long), _cells(rows, other, long)
-    if not ours or not theirs:
-        return None
-    shared = sorted(set.intersection(*(set(one) for one in ours + theirs)))
-    if not shared:
-        return None
-    if min(len(ours), len(theirs)) > 1:
-        means = [
-            [
-                100 * float(np.mean([one[cell].mean() for cell in shared]))
-                for one in side
-            ]
-            for side in (ours, theirs)
-        ]
-        return welch(*means)
-    cells = [
-        np.mean([one[cell] for one in ours], 0)
-        - np.mean([one[cell] for one in theirs], 0)
-        for cell in shared
-    ]
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.mean(
-            [cell[rng.integers(len(cell), size=len(cell))].mean() for cell in cells]
-        )
-        for _ in range(_SAMPLES)
-    ]
-    low, high = (100 * np.percentile(drawn, _LEVELS)).tolist()
-    value = 100 * float(np.mean([cell.mean() for cell in cells]))
-    return Interval(value, low, high, 1)
-
-
-def figures(rows: list[dict]) -> dict[str, Any]:
-    """What paper.toml's row is compared with, and the same against others."""
-    found = {}
-    for long, name in ((False, ""), (True, ".beyond_training")):
-        for other in ("mamba2", "mamba1", "gpt_neox"):
-            one = difference(rows, "hybrid", other, long)
-            if one is not None:
-                over = "the models" if one.n > 1 else "the episodes of a single model"
-                note = f"2.2 million parameters; interval over {over}; n: models"
-                found[f"hybrids.recall_above_{other}{name}"] = figure(
-                    one.value, _UNIT, one.n, one.low, one.high, note
-                )
-    return found
-
-
-def _named(rows: list[dict]) -> list[tuple[str, str]]:
-    """Models and their kinds, those of a kind together."""
-    own = [row["settings"] for row in rows]
-    kinds = list(dict.fromkeys(one["kind"] for one in own))
-    found = dict.fromkeys((one["model"], one["kind"]) for one in own)
-    return sorted(found, key=lambda one: kinds.index(one[1]))
-
-
-def page(content: dict[str, Any]) -> str:
-    """hybrids.md."""
-    rows = [row for row in content["rows"] if row["settings"]["stage"] == "asked"]
-    models = [model for model, _ in _named(rows)]
-    lines = [
-        "# Copying, recall and look-up by length of context",
-        "",
-        f"`{content['command']}`",
-        "",
-        "Answers that are right, %: of copying every byte is one, of recall a digit, "
-        "of the phonebook four digits. Training had contexts of 1024 bytes, with "
-        "several short episodes in each.",
-        "",
-    ]
-    shown = dict.fromkeys(
-        ", ".join(f"{k} {v}" for k, v in where.items() if v and k != "git_commit")
-        for where in content["environments"]
-    )
-    lines += [f"- {one}" for one in shown]
-    trained = [row for row in content["rows"] if row["settings"]["stage"] == "trained"]
-    if trained:
-        lines += ["", "| model | seed | held-out bits per byte |", "|---|---|---|"]
-    for row in trained:
-        told, name = row["values"], row["settings"]["model"]
-        bits = told["held_out_bits_per_byte"]
-        lines.append(f"| {name} | {told['seed']} | {bits:.4f} |")
-    for task in TASKS:
-        own = [row for row in rows if row["settings"]["task"] == task]
-        contexts = sorted({row["settings"]["context"] for row in own})
-        lines += ["", f"## {task}", "", "| context | " + " | ".join(models) + " |"]
-        lines += ["|---|" + "---|" * len(models)]
-        for context in contexts:
-            cells = []
-            for model in models:
-                wanted = {"model": model, "context": context}.items()
-                found = [r for r in own if wanted <= r["settings"].items()]
-                share = 100 * found[0]["values"]["accuracy"] if found else None
-                cells.append("-" if share is None else f"{share:.1f}")
-            lines.append(f"| {context:,} | " + " | ".join(cells) + " |")
-    lines += ["", "Difference of mean accuracy, percentage points, 95 % intervals:", ""]
-    for key, one in content.get("figures", {}).items():
-        ends = f"{one['low']:.1f} to {one['high']:.1f}"
-        lines.append(f"- `{key}`: {one['value']:.1f} ({ends}); {one['note']}")
-    if content.get("left_out"):
-        lines += ["", "Left out: " + "; ".join(content["left_out"]) + "."]
-    return "\n".join(lines) + "\n"
-
-
-def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against context, a panel a task; models of a kind have its colour."""
-    made, axes = pyplot().subplots(
-        1, len(TASKS), figsize=(12, 3.8), layout="constrained"
-    )
-    models = _named(rows)
-    kinds = list(dict.fromkeys(kind for _, kind in models))
-    for axis, task in zip(axes, TASKS, strict=True):
-        named = set()
-        for model, kind in models:
-            wanted = {"model": model, "task": task}.items()
-            own = [row for row in rows if wanted <= row["settings"].items()]
-            own.sort(key=lambda row: row["settings"]["context"])
-            x = [row["settings"]["context"] for row in own]
-            y = [100 * row["values"]["accuracy"] for row in own]
-            label = None if kind in named else kind
-            named.add(kind)
-            axis.plot(
-                x, y, "o-", color=f"C{kinds.index(kind)}", markersize=4, label=label,
-                alpha=1.0 if label else 0.5,
-            )  # fmt: skip
-        axis.axvline(TRAINED, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xscale("log", base=2)
-        axis.set_ylim(0, 102)
-        axis.set_title(task, fontsize=10)
-        axis.set_xlabel("bytes of context (dotted: of training)")
-    axes[0].set_ylabel("answers that are right, %")
-    axes[0].legend(fontsize=8)
-    save(made, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments import hybrids
+from experiments.recall.differences import difference, over_models
 from experiments.trained.export import write_checkpoint
 from experiments.trained.long_tasks import QUERIES, TASKS, episodes
 from experiments.trained.networks import fresh
@@ -86,13 +87,14 @@ def test_differences_are_of_the_same_tasks_and_contexts():
         row("mamba2", "recall", 4096, [1.0] * 20),
         row("hybrid", "copy", 1024, [0.0] * 20),  # that nobody else was asked
     ]
-    short = hybrids.difference(rows, "hybrid", "mamba2", False)
+    short, note = difference(rows, "hybrid", "mamba2", False)
+    assert note == "interval over episodes, 1 against 1"
     assert short.value == pytest.approx(100 * (0.5 + 0.25) / 2)
     assert short.low < short.value < short.high
     assert short.n == 1
-    long = hybrids.difference(rows, "hybrid", "mamba2", True)
+    long, _ = difference(rows, "hybrid", "mamba2", True)
     assert (long.value, long.low, long.high) == (-100, -100, -100)
-    assert hybrids.difference(rows, "hybrid", "mamba1", False) is None
+    assert difference(rows, "hybrid", "mamba1", False) is None
 
 
 def test_several_models_of_a_kind_are_what_the_interval_is_over():
@@ -103,17 +105,25 @@ def test_several_models_of_a_kind_are_what_the_interval_is_over():
         row("mamba2", "copy", 512, [0.5] * 4, "three"),
         row("mamba2", "copy", 512, [0.3] * 4, "four"),
     ]
-    found = hybrids.difference(rows, "hybrid", "mamba2", False)
+    found, note = difference(rows, "hybrid", "mamba2", False)
     # standard errors 10 and 10, so 2 degrees of freedom: t = 4.302653
     half = 4.302653 * 200**0.5
+    assert 40 + half > 100  # more than a difference of accuracies can be
     assert (found.value, found.n) == (pytest.approx(40), 2)
     assert found.low == pytest.approx(40 - half, rel=1e-6)
-    assert found.high == pytest.approx(40 + half, rel=1e-6)
-    told = hybrids.figures(rows)["hybrids.recall_above_mamba2"]
-    assert "interval over the models" in told["note"]
-    single = hybrids.figures(rows[1:])["hybrids.recall_above_mamba2"]
-    assert (single["n"], single["low"]) == (1, pytest.approx(30))
-    assert "episodes of a single model" in single["note"]
+    assert found.high == 100
+    assert note == "interval over models, 2 against 2"
+
+
+def test_a_single_model_borrows_the_spread_of_the_others():
+    """Assert Student's interval in closed form: 2 models, 1 degree of freedom."""
+    found = over_models([90.0, 70.0], [50.0])
+    half = 12.706205 * 200**0.5 * 1.5**0.5
+    assert (found.value, found.n) == (30, 1)
+    assert found.low == pytest.approx(30 - half, rel=1e-6)
+    other = over_models([50.0], [90.0, 70.0])
+    assert (other.value, other.high) == (-30, pytest.approx(-found.low))
+    assert over_models([50.0], [90.0]) is None
 
 
 def test_command_asks_once(tmp_path):
@@ -124,6 +134,7 @@ def test_command_asks_once(tmp_path):
         write_checkpoint(tmp_path / kind, network.shape, network.stored())
     told = {"seed": 7, "command": "typed", "seconds": 2.0}
     told = {"training": told, "held_out_bits_per_byte": 7.5, "files": []}
+    told |= {"environment": {"device": "a card"}}
     (tmp_path / "hybrid" / "training.json").write_text(json.dumps(told))
     out = tmp_path / "hybrids.json"
     given = ["--models", str(tmp_path / "hybrid"), str(tmp_path / "mamba2")]
@@ -131,7 +142,9 @@ def test_command_asks_once(tmp_path):
     hybrids.main([*given, "--contexts", "256"])
     first = json.loads(out.read_text())
     assert len(first["rows"]) == 2 * len(TASKS) + 1
-    assert "| hybrid | 7 | 7.5000 |" in out.with_suffix(".md").read_text()
+    text = out.with_suffix(".md").read_text()
+    assert re.search(r"\| hybrid \| 7 \| 7\.5000 \| [\d.]+ \| - \|", text)
+    assert "a card" not in text
     assert {r["settings"]["kind"] for r in first["rows"]} == {"hybrid", "mamba2"}
     assert set(first["figures"]) == {"hybrids.recall_above_mamba2"}
     hybrids.main([*given, "--contexts", "256", "2048", "--budget", "1e-9"])

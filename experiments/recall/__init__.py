@@ -1,0 +1,1 @@
+"""What `experiments.hybrids` found: differences between kinds, tables, the picture."""
