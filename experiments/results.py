@@ -92,6 +92,17 @@ def figure(
     return finite(found | ({"note": note} if note else {}))
 
 
+def machines(content: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Devices and versions that these rows are from, a line of markdown each."""
+    used = {row["environment"] for row in rows}
+    shown = dict.fromkeys(
+        ", ".join(f"{k} {v}" for k, v in where.items() if v and k != "git_commit")
+        for number, where in enumerate(content["environments"])
+        if number in used
+    )
+    return [f"- {one}" for one in shown]
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole, or leave the old one as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)

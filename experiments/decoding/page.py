@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.finetuning.page import number
 from experiments.picture import pyplot, save
-from experiments.results import Results, figure, write
+from experiments.results import Results, figure, machines, write
 
 from .timing import Line, line
 
@@ -142,9 +142,7 @@ def page(content: dict[str, Any], lines: dict[str, Line]) -> str:
         "is done by the fastest of torch's kernels for its sizes.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        told.append("- " + ", ".join(shown))
+    told += machines(content, content["rows"])
     if any(row["settings"]["tiny"] for row in rows):
         told += ["", "**Small shapes for a CPU: no figures.**"]
     places = sorted({(r["settings"]["batch"], r["settings"]["context"]) for r in rows})

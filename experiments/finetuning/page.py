@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.picture import pyplot, save
-from experiments.results import Results, figure, write
+from experiments.results import Results, figure, machines, write
 
 from .comparison import (
     HALF,
@@ -126,9 +126,7 @@ def page(content: dict) -> str:
         "are the same for all.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        lines.append("- " + ", ".join(shown))
+    lines += machines(content, content["rows"])
     for task in TASKS:
         lines += ["", f"## {task}", ""]
         lines += _table(content.get("cells", []), task)

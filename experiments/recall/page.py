@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import machines
 from experiments.trained.long_tasks import TASKS
 
 from .differences import TRAINED
@@ -72,13 +73,7 @@ def page(content: dict[str, Any]) -> str:
         "several short episodes in each.",
         "",
     ]
-    asked_on = {row["environment"] for row in rows}
-    shown = dict.fromkeys(
-        ", ".join(f"{k} {v}" for k, v in where.items() if v and k != "git_commit")
-        for number, where in enumerate(content["environments"])
-        if number in asked_on
-    )
-    lines += [f"- {one}" for one in shown]
+    lines += machines(content, rows)
     lines += _trained(content["rows"], rows)
     for task in TASKS:
         own = [row for row in rows if row["settings"]["task"] == task]

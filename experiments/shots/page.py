@@ -8,7 +8,7 @@ import numpy as np
 from experiments.finetuning.items import SHOTS
 from experiments.finetuning.page import NAMES, number
 from experiments.picture import pyplot, save
-from experiments.results import Results, figure, write
+from experiments.results import Results, figure, machines, write
 
 from .documents import TASKS
 from .improvement import shares
@@ -90,9 +90,7 @@ def page(content: dict[str, Any]) -> str:
         "taught, `numbers` is GSM8K by choice, `labels` was part of pretraining.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        lines.append("- " + ", ".join(shown))
+    lines += machines(content, content["rows"])
     lines += ["", "| model | seeds | " + " | ".join(TASKS) + " | all |"]
     lines += ["|---|---|" + "---|" * (len(TASKS) + 1)]
     for tuned in (False, True):

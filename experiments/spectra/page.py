@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.finetuning.page import number
 from experiments.picture import pyplot, save
-from experiments.results import Results, figure, write
+from experiments.results import Results, figure, machines, write
 
 from .relations import MEASURED, largest, relations
 
@@ -77,9 +77,7 @@ def page(content: dict[str, Any]) -> str:
         "weights are the recipe's, of the library that each row of the json names.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        lines.append("- " + ", ".join(shown))
+    lines += machines(content, content["rows"])
     for model in models:
         lines += ["", f"## {model}", ""]
         for key, label in _LABELS.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.finetuning.page import number
 from experiments.picture import pyplot, save
-from experiments.results import Results, figure, write
+from experiments.results import Results, figure, machines, write
 
 from .shapes import HALF, SHAPES, TINY, Case, contrast, published
 
@@ -172,9 +172,7 @@ def page(content: dict) -> str:
         "missing or zero after the last step.",
         "",
     ]
-    for where in content["environments"]:
-        shown = [f"{k} {v}" for k, v in where.items() if v and k != "git_commit"]
-        lines.append("- " + ", ".join(shown))
+    lines += machines(content, content["rows"])
     for key, one in content["figures"].items():
         ends = [number(one[k]) for k in ("value", "low", "high")]
         lines.append(

@@ -123,8 +123,10 @@ def test_the_same_recipe_again_is_a_reference_like_the_first():
 
 def test_page_and_picture_are_written(tmp_path):
     path = tmp_path / "finetune.json"
+    found = rows("mamba1", 2, 2) + rows("gpt_neox", 12, 2)
     Results(path, "python -m experiments.finetune").put(
-        rows=rows("mamba1", 2, 2) + rows("gpt_neox", 12, 2)
+        environments=[{"device": "a card"}],
+        rows=[row | {"environment": 0} for row in found],
     )
     publish(path)
     figures = Results(path).read()["figures"]
@@ -133,6 +135,7 @@ def test_page_and_picture_are_written(tmp_path):
     assert 0 < figures["finetune.fp16.mamba.alone.by_chance_of_mmlu"]["value"] < 0.2
     assert figures["finetune.more_stable.mamba"]["low"] > 0
     assert "Mamba is more stable" in path.with_suffix(".md").read_text()
+    assert "- device a card" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").stat().st_size > 1000
 
 

@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 
-from experiments.results import Results, figure, finite
+from experiments.results import Results, figure, finite, machines
 
 
 WHERE = {"device": "CPU"}
@@ -59,3 +59,18 @@ def test_damaged_file_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(SystemExit, match="damaged"):
         Results(path).rows()
+
+
+def test_machines_are_named_once_and_only_those_of_the_rows():
+    """Assert that commits do not tell machines apart, and that order is kept."""
+    content = {
+        "environments": [
+            {"device": "a card", "cuda": None, "git_commit": "one"},
+            {"device": "a card", "cuda": None, "git_commit": "two"},
+            {"device": "another", "cuda": "13"},
+        ]
+    }
+    rows = [{"environment": 1}, {"environment": 0}]
+    assert machines(content, rows) == ["- device a card"]
+    rows.append({"environment": 2})
+    assert machines(content, rows) == ["- device a card", "- device another, cuda 13"]
