@@ -15,8 +15,10 @@ divergence from another's is set beside it: rank correlations with the exponents
 memory that follows from them, and lyapunov-check's own prediction.
 
 Initial weights are mamba_ssm's on a GPU. On a CPU they are transformers', whose recipe
-for Mamba-2 differs, and there is no Mamba-3: rows name the library. The same command
-goes on with what is missing. Writes results/exponents.json, .md and .png.
+for Mamba-2 differs, and there is no Mamba-3: rows name the library. `--models` takes
+names on the Hub, too (`--models state-spaces/mamba-130m-hf`): initial weights are then
+transformers', and A is left as it is. The same command goes on with what is missing.
+Writes results/exponents.json, .md and .png.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.finetuning.plan import short
 from experiments.results import FOLDER, Results, environment
 from experiments.trained.problems import Problem
 
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
-    add("--models", nargs="+", default=list(MODELS), help="experiments.train's folders")
+    add("--models", nargs="+", default=list(MODELS), help="folders or names")
     add("--tuned", type=Path, help="folder with MODEL-tuned-SEED, of finetune")
     add("--seeds", type=int, default=5, help="of initial weights")
     add("--tokens", type=int, default=512, help="bytes that are read")
@@ -66,16 +69,40 @@ def read_tokens(n: int) -> np.ndarray:
     return np.frombuffer(text.encode()[:n], np.uint8).astype(np.int64)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def tokens_of(model: str, n: int) -> np.ndarray:
+    """`n` tokens of instructions: bytes for our own models, else the tokenizer's."""
+    if _config(model) is not None:
+        return read_tokens(n)
+    from transformers import AutoTokenizer
+
+    text = read_tokens(16 * n).astype(np.uint8).tobytes().decode()
     try:
-        settings = json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise Problem(
-            f"{folder}: {error}", "--models are folders that experiments.train wrote"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(model, error) from error
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return np.array(ids[:n], np.int64)
+
+
+def _config(model: str) -> dict[str, Any] | None:
+    """config.json of a folder that experiments.train wrote; None of any other model."""
+    try:
+        settings = json.loads((Path(model) / "config.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    if settings.get("lyapunov_tokenizer") != "bytes":
+        return None
     if "ssm_cfg" not in settings:
-        raise Problem(f"{folder} has no recurrence", "leave it out of --models")
+        raise Problem(f"{model} has no recurrence", "leave it out of --models")
     return settings
+
+
+def _not_loaded(model: str, error: Exception) -> Problem:
+    told = str(error).strip().splitlines()
+    return Problem(
+        f"{model} cannot be loaded ({told[0] if told else type(error).__name__})",
+        "--models are folders of experiments.train, or names that transformers knows",
+    )
 
 
 class Checkpoints:
@@ -88,29 +115,48 @@ class Checkpoints:
         self.scratch = scratch
         self.device = choose_device(options.device)
 
-    def rows(self, model: str) -> Iterator[tuple[dict[str, Any], Path | None]]:
-        """Settings, and the folder where there is one already."""
-        folder, options = Path(model), self.options
-        own = {"model": folder.name, "tokens": options.tokens, "seed": 0, "factor": 1.0}
-        yield own | {"stage": "trained"}, folder
+    def rows(self, model: str) -> Iterator[tuple[dict[str, Any], str | None]]:
+        """Settings, and what `lyapunov.load` takes where it is there already.
+
+        A is scaled in our own models, where it is a parameter.
+        """
+        options, settings = self.options, _config(model)
+        name = short(model)
+        own = {"model": name, "tokens": options.tokens, "seed": 0, "factor": 1.0}
+        yield own | {"stage": "trained"}, model
         for seed in range(options.seeds):
             yield own | {"stage": "initial", "seed": seed}, None
         # Mamba-3's decays come from its input: there is no A to multiply
-        own_a = _config(folder)["ssm_cfg"].get("layer") != "Mamba3"
+        own_a = settings is not None and settings["ssm_cfg"].get("layer") != "Mamba3"
         for factor in FACTORS if own_a else ():
             yield own | {"stage": "scaled", "factor": factor}, None
         if options.tuned is not None:
-            begin = f"{folder.name}-tuned-"
-            for tuned in sorted(options.tuned.glob(f"{begin}*")):
-                seed = tuned.name.removeprefix(begin)
+            for tuned in sorted(options.tuned.glob(f"{name}-tuned-*")):
+                seed = tuned.name.removeprefix(f"{name}-tuned-")
                 if seed.isdigit() and (tuned / "config.json").exists():
-                    yield own | {"stage": "tuned", "seed": int(seed)}, tuned
+                    yield own | {"stage": "tuned", "seed": int(seed)}, str(tuned)
 
     def made(self, model: str, row: dict[str, Any]) -> tuple[Path, str]:
         """The folder of an initial or scaled checkpoint, and which library made it."""
         if row["stage"] == "initial":
+            if _config(model) is None:
+                return self._initial_of_transformers(model, row["seed"])
             return self._initial(Path(model), row["seed"])
         return self._scaled(Path(model), row["factor"]), "scaled"
+
+    def _initial_of_transformers(self, model: str, seed: int) -> tuple[Path, str]:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise _not_loaded(model, error) from error
+        folder = self.scratch / f"{Path(model).name}-initial-{seed}"
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        made.save_pretrained(folder)
+        return folder, "transformers"
 
     def _initial(self, model: Path, seed: int) -> tuple[Path, str]:
         import torch
@@ -120,7 +166,9 @@ class Checkpoints:
         from experiments.trained.networks import fresh
 
         torch.manual_seed(seed)
-        network = fresh(shape(_config(model)), 0.0, self.device)
+        settings = _config(str(model))
+        assert settings is not None  # `made` looked
+        network = fresh(shape(settings), 0.0, self.device)
         folder = self.scratch / f"{model.name}-initial-{seed}"
         folder.mkdir()
         write_checkpoint(folder, network.shape, network.stored())
@@ -143,12 +191,12 @@ class Checkpoints:
         return folder
 
 
-def examined(folder: Path, tokens: np.ndarray) -> dict[str, Any]:
+def examined(place: Path | str, tokens: np.ndarray) -> dict[str, Any]:
     """Exponents of a checkpoint by layer; how far rounding moves it, and should."""
     import lyapunov
 
     report = lyapunov.check(
-        str(folder), tokens, precisions=["bf16", "fp16"], floor=False, ball=False,
+        str(place), tokens, precisions=["bf16", "fp16"], floor=False, ball=False,
         readouts=0, growth=False,
     )  # fmt: skip
     layers = []
@@ -182,7 +230,7 @@ def examined(folder: Path, tokens: np.ndarray) -> dict[str, Any]:
 def find(options: argparse.Namespace, results: Results) -> None:
     """The rows that are missing."""
     until = time.time() + options.budget if options.budget else 0.0
-    tokens, where = read_tokens(options.tokens), environment("cpu")
+    where = environment("cpu")
     with tempfile.TemporaryDirectory() as name:
         checkpoints = Checkpoints(options, Path(name))
         waiting = [
@@ -191,6 +239,10 @@ def find(options: argparse.Namespace, results: Results) -> None:
             for row, folder in checkpoints.rows(model)
             if not results.has(row)
         ]
+        tokens = {
+            model: tokens_of(model, options.tokens)
+            for model in dict.fromkeys(model for model, _, _ in waiting)
+        }
         began = time.perf_counter()
         for done, (model, row, folder) in enumerate(waiting):
             if until and time.time() > until:
@@ -204,7 +256,7 @@ def find(options: argparse.Namespace, results: Results) -> None:
             except Problem as problem:  # Mamba-3 where there is no GPU
                 print(f"{row['model']} {row['stage']}: {problem}", file=sys.stderr)
                 continue
-            values: dict[str, Any] = examined(place, tokens)
+            values: dict[str, Any] = examined(place, tokens[model])
             values["library"] = library
             spent = time.perf_counter() - start
             results.add(row, values, spent, where)

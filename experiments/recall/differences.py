@@ -53,9 +53,11 @@ def over_models(ours: list[float], theirs: list[float]) -> Interval | None:
 
 def _within(one: Interval) -> Interval:
     """The same within what a difference of accuracies can be."""
-    ends = [None if end is None else min(max(end, -100.0), 100.0)
-            for end in (one.low, one.high)]  # fmt: skip
-    return Interval(one.value, *ends, one.n)
+    low, high = (
+        None if end is None else min(max(end, -100.0), 100.0)
+        for end in (one.low, one.high)
+    )
+    return Interval(one.value, low, high, one.n)
 
 
 def difference(

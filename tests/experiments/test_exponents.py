@@ -4,8 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from experiments import exponents
 from experiments.spectra.page import figures
@@ -176,7 +182,7 @@ def test_the_largest_exponent_has_its_own_error():
         (["--tokens", "8"], "64 or more"),
         (["--seeds", "-1"], "0 or more"),
         (["--tuned", "nowhere"], "no folder"),
-        (["--models", "nowhere"], "experiments.train wrote"),
+        (["--models", "nowhere"], "nowhere cannot be loaded"),
     ],
 )
 def test_what_cannot_be_examined_is_said(tmp_path, more, says, capsys):
@@ -190,3 +196,36 @@ def test_a_model_without_recurrence_is_left_out_by_name(tmp_path):
     with pytest.raises(SystemExit, match="no recurrence"):
         exponents.main(["--models", str(tmp_path / "gpt_neox"), "--device", "cpu",
                         "--out", str(tmp_path / "one.json")])  # fmt: skip
+
+
+def test_checkpoints_of_transformers_are_examined_as_trained_and_initial(tmp_path):
+    """Assert rows, tokens of their tokenizer, and that initial weights are others."""
+    torch.manual_seed(7)
+    config = MambaConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4
+    )
+    model = MambaForCausalLM(config)
+    with torch.no_grad():
+        model.backbone.layers[0].mixer.A_log += 1.0
+    model.save_pretrained(tmp_path / "theirs")
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet())
+    made.train_from_iterator(["What is the word?"], alphabet)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    tokenizer.save_pretrained(tmp_path / "theirs")
+
+    ids = exponents.tokens_of(str(tmp_path / "theirs"), 64)
+    assert ids.shape == (64,)
+    text = exponents.read_tokens(512).astype(np.uint8).tobytes().decode()
+    assert text.startswith(tokenizer.decode(ids))
+
+    out = tmp_path / "exponents.json"
+    given = ["--models", str(tmp_path / "theirs"), "--seeds", "1", "--tokens", "64"]
+    exponents.main([*given, "--device", "cpu", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["settings"]["stage"] for row in rows] == ["trained", "initial"]
+    trained, initial = (row["values"]["layers"][0] for row in rows)
+    # A of transformers' initial weights is -1 to -4; the trained one's is e times that
+    assert trained["max"] < 1.5 * initial["max"] < 0

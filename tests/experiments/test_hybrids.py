@@ -2,12 +2,15 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from experiments import hybrids
+from experiments.recall import asking
+from experiments.recall.asking import Reader, answered, tokens_of
 from experiments.recall.differences import difference, over_models
 from experiments.trained.export import write_checkpoint
 from experiments.trained.long_tasks import QUERIES, TASKS, episodes
@@ -51,25 +54,90 @@ def test_episodes_are_the_same_at_every_call_and_differ():
 class Oracle:
     """Knows the episodes; of every other one it knows nothing."""
 
-    def __init__(self, known):
-        self.known = [bytes(one.text) for one in known]
+    def __init__(self, known, encode):
+        self.known = [tokens_of(one, encode)[0] for one in known]
 
     def __call__(self, ids):
-        logits = torch.zeros(*ids.shape, 256)
+        logits = torch.zeros(*ids.shape, 2**14)
         for row, line in enumerate(ids.tolist()):
-            text = bytes(line)
-            if any(text.startswith(one) for one in self.known):
+            if any(line[: len(one)] == one for one in self.known):
                 following = torch.tensor([*line[1:], 0])
                 logits[row].scatter_(1, following[:, None], 1.0)
-        return SimpleNamespace(logits=logits)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Byte pairs, learned from episodes: up to three digits or six letters in one."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    text = [bytes(one.text).decode() for t in TASKS for one in episodes(t, 512, 20)]
+    made.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def in_bytes(text):
+    return list(text.encode())
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_known_is_counted_as_right(task):
+@pytest.mark.parametrize("how", ["bytes", "pairs"])
+def test_what_is_known_is_counted_as_right(task, how, tokenizer):
+    encode = in_bytes if how == "bytes" else tokenizer.encode
     known = episodes(task, 256, 6)[::2]
-    shares, most = hybrids.answered(Oracle(known), task, 256, 6, CPU)
+    asked = Reader("oracle", "oracle", Oracle(known, encode), encode)
+    shares, most = answered(asked, task, 256, 6, CPU)
     assert shares == [1.0, 0.0] * 3
-    assert 240 < most <= 256
+    assert (240 if how == "bytes" else 50) < most <= 256
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tokens_of_the_answers_say_the_answers(task, tokenizer):
+    """Assert it of bytes, which the answers' places count, and of byte pairs."""
+    for one in episodes(task, 512, 3):
+        wanted = [bytes(one.text[a.start : a.stop]).decode() for a in one.answers]
+        ids, answers = tokens_of(one, in_bytes)
+        assert bytes(ids) == bytes(one.text[: len(ids)])
+        assert [(a.start, a.stop) for a in answers] == [
+            (a.start, a.stop) for a in one.answers
+        ]
+        ids, answers = tokens_of(one, tokenizer.encode)
+        assert len(ids) < 0.8 * len(one.text)
+        told = [tokenizer.decode(ids[a]) for a in answers]
+        if task == "copy":  # its tokens are the answers, not its letters
+            assert "".join(told) == "".join(wanted)
+            assert all(a.stop - a.start == 1 for a in answers)
+        else:
+            assert told == wanted
+
+
+def test_checkpoints_of_transformers_are_asked_with_their_tokenizer(
+    tmp_path, tokenizer
+):
+    """Assert a kind of its own, which no published figure is compared with."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    MambaForCausalLM(MambaConfig(vocab_size=1000, **sizes)).save_pretrained(
+        tmp_path / "theirs"
+    )
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    network = fresh(SHAPES["hybrid"], 0.0, CPU)
+    (tmp_path / "hybrid").mkdir()
+    write_checkpoint(tmp_path / "hybrid", network.shape, network.stored())
+    out = tmp_path / "hybrids.json"
+    given = ["--models", str(tmp_path / "theirs"), str(tmp_path / "hybrid")]
+    given += ["--episodes", "2", "--contexts", "256", "--device", "cpu"]
+    hybrids.main([*given, "--out", str(out)])
+    content = json.loads(out.read_text())
+    kinds = {r["settings"]["model"]: r["settings"]["kind"] for r in content["rows"]}
+    assert kinds == {"theirs": "theirs", "hybrid": "hybrid"}
+    tokens = {r["settings"]["model"]: r["values"]["tokens"] for r in content["rows"]}
+    assert tokens["theirs"] < tokens["hybrid"]
+    assert content["figures"] == {}
 
 
 def row(kind, task, context, by_episode, model=None):
@@ -159,14 +227,13 @@ def test_memory_that_is_not_there_leaves_a_context_out(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = fresh(SHAPES["hybrid"], 0.0, CPU)
     write_checkpoint(tmp_path, network.shape, network.stored())
-    right = hybrids.answered
 
-    def answered(network, task, context, n, device):
+    def scarce(network, task, context, n, device):
         if task == "recall":
             raise torch.OutOfMemoryError
-        return right(network, task, context, n, device)
+        return answered(network, task, context, n, device)
 
-    monkeypatch.setattr(hybrids, "answered", answered)
+    monkeypatch.setattr(asking, "answered", scarce)
     out = tmp_path / "hybrids.json"
     given = ["--models", str(tmp_path), "--episodes", "2", "--device", "cpu"]
     hybrids.main([*given, "--contexts", "256", "--out", str(out)])
@@ -180,7 +247,7 @@ def test_memory_that_is_not_there_leaves_a_context_out(tmp_path, monkeypatch):
     [
         (["--contexts", "64"], "256 or more"),
         (["--episodes", "0"], "1 or more"),
-        (["--models", "nowhere"], "experiments.train wrote"),
+        (["--models", "nowhere"], "nowhere cannot be loaded"),
     ],
 )
 def test_what_cannot_be_asked_is_said(tmp_path, more, says, capsys):
