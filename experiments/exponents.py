@@ -22,7 +22,6 @@ Writes results/exponents.json, .md and .png.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.finetuning.plan import short
+from experiments.finetuning.plan import not_loaded, settings_of, short
 from experiments.results import FOLDER, Results, environment
 from experiments.trained.problems import Problem
 
@@ -79,30 +78,17 @@ def tokens_of(model: str, n: int) -> np.ndarray:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise _not_loaded(model, error) from error
+        raise not_loaded(model, error) from error
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return np.array(ids[:n], np.int64)
 
 
 def _config(model: str) -> dict[str, Any] | None:
-    """config.json of a folder that experiments.train wrote; None of any other model."""
-    try:
-        settings = json.loads((Path(model) / "config.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    if settings.get("lyapunov_tokenizer") != "bytes":
-        return None
-    if "ssm_cfg" not in settings:
+    """config.json of a Mamba that experiments.train wrote; None of any other model."""
+    settings = settings_of(model)
+    if settings is not None and "ssm_cfg" not in settings:
         raise Problem(f"{model} has no recurrence", "leave it out of --models")
     return settings
-
-
-def _not_loaded(model: str, error: Exception) -> Problem:
-    told = str(error).strip().splitlines()
-    return Problem(
-        f"{model} cannot be loaded ({told[0] if told else type(error).__name__})",
-        "--models are folders of experiments.train, or names that transformers knows",
-    )
 
 
 class Checkpoints:
@@ -152,7 +138,7 @@ class Checkpoints:
         try:
             config = AutoConfig.from_pretrained(model)
         except (OSError, ValueError) as error:
-            raise _not_loaded(model, error) from error
+            raise not_loaded(model, error) from error
         folder = self.scratch / f"{Path(model).name}-initial-{seed}"
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         made.save_pretrained(folder)

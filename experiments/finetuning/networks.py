@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from experiments.trained.networks import fresh
 from experiments.trained.shapes import Shape
 
+from .plan import not_loaded, settings_of
+
 
 METHODS = ("full", "lora-all", "lora-some")
 # What `lora-some` adapts: transformers' documented example for Mamba without its
@@ -173,14 +175,18 @@ def load(name: str, device: torch.device) -> Tuned:
     """A checkpoint: one of experiments/models, or any that the libraries know.
 
     fp32, in evaluation, without adapters.
+
+    **Raises:**
+
+    Problem if there is no such model, or its tokenizer is not there.
     """
-    folder = Path(name)
-    config = folder / "config.json"
-    if config.exists():
-        settings = json.loads(config.read_text())
-        if settings.get("lyapunov_tokenizer") == "bytes":
-            return _own(folder, settings, device)
-    return _library(name, device)
+    settings = settings_of(name)
+    if settings is not None:
+        return _own(Path(name), settings, device)
+    try:
+        return _library(name, device)
+    except (OSError, ValueError) as error:
+        raise not_loaded(name, error) from error
 
 
 def _own(folder: Path, settings: dict[str, Any], device: torch.device) -> Tuned:

@@ -1,10 +1,12 @@
 """Which rows fine-tuning is to find: settings of runs, and which are missing."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from experiments.results import Results
+from experiments.trained.problems import Problem
 
 
 MODELS = tuple(
@@ -100,6 +102,24 @@ def runs(options: argparse.Namespace, model: str, seed: int, lr: dict) -> list[d
 def short(model: str) -> str:
     """A model's name in the rows: a folder's last part."""
     return Path(model).name if Path(model).exists() else model
+
+
+def settings_of(name: str) -> dict[str, Any] | None:
+    """config.json of a folder that experiments.train wrote; None of any other model."""
+    try:
+        settings = json.loads((Path(name) / "config.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return settings if settings.get("lyapunov_tokenizer") == "bytes" else None
+
+
+def not_loaded(name: str, error: Exception) -> Problem:
+    """What to say of a name that neither folder nor library has."""
+    told = str(error).strip().splitlines()
+    return Problem(
+        f"{name} cannot be loaded ({told[0] if told else type(error).__name__})",
+        "give folders of experiments.train, or names that transformers knows",
+    )
 
 
 def reference_of(row: dict[str, Any]) -> str:

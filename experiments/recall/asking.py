@@ -1,19 +1,16 @@
 """Networks that are asked, our own or the Hub's, and what they answer."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from experiments.finetuning.networks import load, shape
-from experiments.finetuning.plan import short
+from experiments.finetuning.plan import settings_of, short
 from experiments.trained.long_tasks import episodes
 from experiments.trained.networks import fresh
-from experiments.trained.problems import Problem
 from experiments.trained.tasks import Episode
 
 
@@ -36,15 +33,6 @@ class Reader:
     kind: str
     logits: Callable[[torch.Tensor], torch.Tensor]
     encode: Callable[[str], Sequence[int]]
-
-
-def settings_of(name: str) -> dict[str, Any] | None:
-    """config.json of a folder that experiments.train wrote; None of any other model."""
-    try:
-        settings = json.loads((Path(name) / "config.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    return settings if settings.get("lyapunov_tokenizer") == "bytes" else None
 
 
 def named(name: str) -> tuple[str, str]:
@@ -70,14 +58,7 @@ def reader(name: str, device: torch.device) -> Reader:
         network.restore(load_file(Path(name) / "model.safetensors"))
         network.eval()
         return Reader(own, kind, lambda ids: network(ids).logits, _bytes)
-    try:
-        tuned = load(name, device)
-    except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        raise Problem(
-            f"{name} cannot be loaded ({told[0] if told else type(error).__name__})",
-            "--models are folders of experiments.train, or names on the Hub",
-        ) from error
+    tuned = load(name, device)
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
         cuda = ids.device.type == "cuda"
