@@ -126,8 +126,12 @@ def _of_lm_eval(content: dict[str, Any]) -> list[str]:
     if local:
         differ = content.get("differs_from_lm_eval", [])
         tasks = sum(len(row["values"]["tasks"]) for row in local)
-        lines += ["", f"lm-eval asked {tasks} of these sets of questions, too, and "
-                  f"counted otherwise in {len(differ)}."]  # fmt: skip
+        each = " and ".join(
+            str(n) for n in sorted({row["settings"]["questions"] for row in local})
+        )
+        lines += ["", f"lm-eval asked {tasks} sets of {each} of these questions, too "
+                  f"(`--harness --questions {each}`), and counted otherwise in "
+                  f"{len(differ)}."]  # fmt: skip
     named = [r for r in content["rows"] if r["settings"]["stage"] == "benchmarks"]
     if named:
         lines += ["", "| model | benchmark | shots | accuracy, % | standard error |"]
