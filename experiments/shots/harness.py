@@ -90,7 +90,10 @@ def accuracies(
             f"lm-eval cannot be imported ({error})",
             "pip install 'lyapunov-check[experiments]'",
         ) from error
-    manager = TaskManager(include_path=str(folder) if folder else None)
+    # to index the thousands of its own takes lm-eval longer than to ask the local ones
+    manager = TaskManager(
+        include_path=str(folder) if folder else None, include_defaults=folder is None
+    )
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise Problem(

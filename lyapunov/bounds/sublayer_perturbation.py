@@ -71,13 +71,15 @@ def sublayer_perturbation(
         start = model.start(parameters)
         flow = model.sublayers[layer].flow
         stream = jnp.asarray(residual, jnp.float64)
+        # traced, so that another size is not compiled again
+        amount = jnp.asarray(size, jnp.float64)
         where = jnp.zeros(seq).at[token].set(1.0) if kind == "one_input" else None
         shape = start.state.shape if kind == "initial_state" else (seq, d_model)
-        by_token = np.asarray(_bound(flow, kind, size, where, stream, parameters))
+        by_token = np.asarray(_bound(flow, kind, amount, where, stream, parameters))
 
         def deviation(direction):
             return _deviation(
-                flow, kind, size, where, direction, stream, parameters, start
+                flow, kind, amount, where, direction, stream, parameters, start
             )
 
         keys = jax.random.split(jax.random.key(seed), directions + 1)

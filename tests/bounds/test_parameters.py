@@ -301,7 +301,14 @@ def test_nothing_changed_leaves_what_fp64_loses_of_the_stream(sublayers):
     assert float(np.max(change.measured_square)) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["plain", "outliers", "dt", "A", "repeated"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("outliers", "dt", "A")),
+        "repeated",
+    ],
+)
 def test_none_of_two_hundred_weight_sets_is_called_a_violation(sublayers, kind, rng):
     flow, stream, p, start = sublayers(kind)
     for i in range(200):

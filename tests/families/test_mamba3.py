@@ -143,7 +143,7 @@ def test_chunks_are_steps(rng, tmp_path, name):
     config = full_config({"ssm_cfg": {**CONFIGS[name], "chunk_size": 4}, "n_layer": 1})
     weights = drawn(numpy_mamba3.shapes(config), rng)
     model = lyapunov.load(save(tmp_path / "model", weights, config))
-    p, flow = model.parameters(0), model.sublayers[0].flow
+    p, flow = model.parameters(0), eqx.filter_jit(model.sublayers[0].flow)
     stream = jnp.asarray(rng.normal(size=(SEQ, config["d_model"])))
     _, middle = flow(Exact(), stream[:5], p, p.initial_state())
     for start, part in ((p.initial_state(), stream), (middle, stream[5:])):

@@ -240,6 +240,7 @@ def test_sizes_that_lie_take_no_memory(setting, tmp_path):
         File(tmp_path / "nothing.npz")
 
 
+@pytest.mark.slow
 def test_the_recipe_for_torch_works(setting, tmp_path):
     """Assert that the ten lines of the module's docstring give a dump that is right."""
     import torch
