@@ -9,6 +9,7 @@ import sys
 import warnings
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +80,25 @@ def operands(rng, kind: str, *, bounded: bool, channels=CHANNELS, states=STATES)
     return (*given, *plain)
 
 
-def in_kernel(at, given, tile=None, body=token):
-    numbers = at.scan_numbers(given[-1].shape[0])
+def rounded():
+    return Rounded({})
+
+
+# Compiled once for all inputs of a size. `make` gives the arithmetic.
+@eqx.filter_jit
+def in_loop(make, given):
+    """(y, state after it, what was observed)."""
+    at = make()
+    return *in_blocks(at, *given), dict(at.observed)
+
+
+@eqx.filter_jit
+def in_kernel(make, given, tile=None, body=token):
+    at, numbers = make(), make().scan_numbers(given[-1].shape[0])
     return _fused_scan.in_kernel(at, body, numbers, given, tile=tile, interpret=True)
 
 
+@eqx.filter_jit
 def magnitudes(given):
     """What adds up to y and to the state, all signs alike."""
     dt, u, B, C, A, D, state = (abs(getattr(x, "value", x)) for x in given)
@@ -107,13 +122,13 @@ def assert_alike(one, other, given):
 def test_kernel_computes_what_the_loop_does(rng, kind, bounded):
     """Assert values, bounds and observed states of the two, on every kind of input."""
     given = operands(rng, kind, bounded=bounded)
-    at = bounded_at() if bounded else Exact()
-    loop = in_blocks(at, *given)
-    y, after, observed = in_kernel(bounded_at() if bounded else Exact(), given)
+    make = bounded_at if bounded else Exact
+    *loop, wanted = in_loop(make, given)
+    y, after, observed = in_kernel(make, given)
     assert_alike((y, after), loop, given)
-    assert set(observed) == set(at.observed)
+    assert set(observed) == set(wanted)
     for name, x in observed.items():
-        np.testing.assert_allclose(x, at.observed[name], rtol=gamma(4 * SEQ, UNIT))
+        np.testing.assert_allclose(x, wanted[name], rtol=gamma(4 * SEQ, UNIT))
     if bounded:
         unknown = ~np.isfinite(y.error)
         assert unknown.any() == (kind == "far")
@@ -124,9 +139,9 @@ def test_kernel_computes_what_the_loop_does(rng, kind, bounded):
 def test_emulator_in_a_kernel(rng, kind):
     """Assert that the emulator stays in fp32, within a scan's bound either way."""
     given = operands(rng, kind, bounded=False)
-    bound = in_blocks(bounded_at(), *given)
-    loop = in_blocks(Rounded({}), *given)
-    y, after, observed = in_kernel(Rounded({}), given)
+    bound = in_loop(bounded_at, given)[:2]
+    loop = in_loop(rounded, given)[:2]
+    y, after, observed = in_kernel(rounded, given)
     assert y.dtype == loop[0].dtype == np.float32
     assert not observed
     for against, *runs in zip(bound, (y, after), loop, strict=True):
@@ -171,7 +186,7 @@ def test_kernels_bound_holds_and_says_something(rng, kind):
     Where numbers are below 2^-126 it is what every operation may flush.
     """
     given = operands(rng, kind, bounded=True)
-    y, after, _ = in_kernel(bounded_at(), given)
+    y, after, _ = in_kernel(bounded_at, given)
     worst = 0.0
     for draw in range(6):
         found = rounded_sequentially(given, rng, flush=draw % 2 == 1)
@@ -211,8 +226,8 @@ def dropped(name: str):
 def test_a_broken_kernel_is_caught(rng, name):
     """Assert that leaving out one error or one input shows in the comparison."""
     given = operands(rng, "plain", bounded=True)
-    loop = in_blocks(bounded_at(), *given)
-    broken = in_kernel(bounded_at(), given, body=dropped(name))[:2]
+    loop = in_loop(bounded_at, given)[:2]
+    broken = in_kernel(bounded_at, given, body=dropped(name))[:2]
     with pytest.raises(AssertionError):
         assert_alike(broken, loop, given)
 
@@ -221,8 +236,8 @@ def test_a_broken_kernel_is_caught(rng, name):
 def test_tiles_do_not_matter(rng, tile):
     """Assert the same bits whatever share of the channels a program has."""
     given = operands(rng, "plain", bounded=True)
-    one = in_kernel(bounded_at(), given)
-    other = in_kernel(bounded_at(), given, tile=tile)
+    one = in_kernel(bounded_at, given)
+    other = in_kernel(bounded_at, given, tile=tile)
     assert_alike(other[:2], one[:2], given)
 
 
@@ -230,9 +245,9 @@ def test_tiles_do_not_matter(rng, tile):
 def test_sizes(rng, channels, states):
     """Assert odd numbers of channels, one state and Mamba-2's many."""
     given = operands(rng, "plain", bounded=True, channels=channels, states=states)
-    loop = in_blocks(bounded_at(), *given)
+    loop = in_loop(bounded_at, given)[:2]
     own = gamma(A_TOKEN * (SEQ + states), UNIT)
-    for a, b in zip(in_kernel(bounded_at(), given)[:2], loop, strict=True):
+    for a, b in zip(in_kernel(bounded_at, given)[:2], loop, strict=True):
         assert np.all(np.abs(a.error - b.error) <= own * b.error)
 
 
@@ -241,11 +256,11 @@ def test_batches(rng):
     several = [operands(rng, kind, bounded=True) for kind in ("plain", "gates")]
     shared = several[0][4:]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[one[:4] for one in several])
-    run = lambda given: in_kernel(bounded_at(), (*given, *shared))[:2]
+    run = lambda given: in_kernel(bounded_at, (*given, *shared))[:2]
     y, after = jax.jit(jax.vmap(run))(stacked)
     for i, one in enumerate(several):
         given = (*one[:4], *shared)
-        loop = in_blocks(bounded_at(), *given)
+        loop = in_loop(bounded_at, given)[:2]
         assert_alike(jax.tree.map(lambda x, i=i: x[i], (y, after)), loop, given)
 
 
