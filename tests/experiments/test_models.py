@@ -1,0 +1,61 @@
+"""The trained models that are kept: whole, as their records say, and read by lyapunov."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lyapunov
+from experiments import hybrids
+from experiments.recall.asking import tokens_of
+from experiments.trained.long_tasks import episodes
+
+
+FOLDERS = sorted(Path(hybrids.__file__).with_name("models").iterdir())
+MOST = 60_000_000  # bytes of all
+
+
+def test_all_kinds_are_kept_and_small():
+    assert [folder.name for folder in FOLDERS] == [
+        "gpt_neox", "hybrid", "mamba1", "mamba2", "mamba3",
+    ]  # fmt: skip
+    sizes = [file.stat().st_size for folder in FOLDERS for file in folder.iterdir()]
+    assert max(sizes) <= 16 * 2**20
+    assert sum(sizes) < MOST
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_files_and_numbers_are_those_of_the_record(folder):
+    """Assert digests, parameters, and that the card tells the record's loss."""
+    record = json.loads((folder / "training.json").read_text())
+    for file in record["files"]:
+        data = (folder / file["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == file["sha256"]
+    told = f"{record['held_out_bits_per_byte']:.4f}"
+    card = (folder / "README.md").read_text()
+    assert told in card
+    assert record["training"]["command"] in card
+    # of equal size: within 2 % of 2.16 million
+    assert record["parameters"]["without_embedding"] == pytest.approx(2.16e6, rel=0.02)
+    assert record["training"]["steps_done"] == record["training"]["steps"] == 2200
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_fp64_logits_answer_what_the_networks_answered(folder):
+    """Assert recall in 256 bytes as results/hybrids.json has it of the GPU in bf16.
+
+    Of the same 4 episodes with 8 questions each; one answer may fall otherwise.
+    """
+    results = json.loads((hybrids.FOLDER / "hybrids.json").read_text())
+    wanted = {"model": folder.name, "task": "recall", "context": 256}.items()
+    (row,) = [r for r in results["rows"] if wanted <= r["settings"].items()]
+    model = lyapunov.load(folder)
+    for i, one in enumerate(episodes("recall", 256, 4)):
+        ids, answers = tokens_of(one, lambda text: list(text.encode()))
+        padded = np.array(ids + [0] * (256 - len(ids)))  # one length compiles once
+        likeliest = np.argmax(np.asarray(model.logits(padded)), axis=-1)
+        hits = likeliest[:-1] == padded[1:]
+        right = [hits[a.start - 1 : a.stop - 1].all() for a in answers]
+        assert abs(np.mean(right) - row["values"]["by_episode"][i]) <= 1 / 8
