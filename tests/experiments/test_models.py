@@ -1,4 +1,4 @@
-"""The trained models that are kept: whole, as their records say, and read by lyapunov."""
+"""The trained models that are kept: whole, as recorded, and read by lyapunov."""
 
 import hashlib
 import json
