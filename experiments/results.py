@@ -27,8 +27,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.bundled.environment import _commit
-
 
 FOLDER = Path(__file__).parent / "results"
 _MODULES = ("torch", "transformers", "peft", "mamba_ssm", "causal_conv1d", "jax")
@@ -45,6 +43,8 @@ def _version(module: str) -> str | None:
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Device, versions and code of this process; `device` is "cpu" or "cuda"."""
     import torch
+
+    from experiments.bundled.environment import _commit
 
     cuda = device.startswith("cuda")
     return {
