@@ -33,7 +33,7 @@ import numpy as np
 
 from experiments.finetuning.plan import not_loaded, settings_of, short
 from experiments.results import FOLDER, Results, environment
-from experiments.trained.problems import Problem
+from experiments.trained.problems import Problem, demand
 
 
 MODELS = tuple(f"experiments/models/{name}" for name in ("mamba1", "mamba2", "mamba3"))
@@ -259,6 +259,7 @@ def find(options: argparse.Namespace, results: Results) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch", "transformers")
     if options.tokens < 64:
         parser().error("--tokens must be 64 or more: exponents are means over tokens")
     if options.seeds < 0:

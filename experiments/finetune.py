@@ -30,6 +30,7 @@ from typing import Any
 
 from experiments.finetuning.plan import MODELS, missing
 from experiments.results import FOLDER
+from experiments.trained.problems import demand
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
+    demand("torch", "transformers", "peft")
     if options.precisions[0] != "fp32" or options.methods[0] != "full":
         parser().error("full and fp32 come first: all others are compared with them")
     if options.unit:

@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments.decoding.shapes import SHAPES, tiny
 from experiments.results import FOLDER, Results, environment
+from experiments.trained.problems import demand
 
 
 STATES = {"bf16": 2, "fp32": 4}  # bytes of a number of Mamba-2's states
@@ -168,6 +169,7 @@ def _values(
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch")
     for name in ("contexts", "batches"):
         if min(getattr(options, name)) < 1:
             parser().error(f"--{name} must be 1 or more")

@@ -32,6 +32,7 @@ from experiments.recall.differences import figures
 from experiments.recall.page import draw, page
 from experiments.results import FOLDER, Results, environment, write
 from experiments.trained.long_tasks import LONGEST, TASKS
+from experiments.trained.problems import demand
 
 
 MODELS = tuple(
@@ -123,6 +124,7 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch", "transformers")
     if min(options.contexts) < 256:
         parser().error("--contexts must be 256 or more: the questions have to fit")
     if options.episodes < 1:

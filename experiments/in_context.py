@@ -29,6 +29,7 @@ from experiments.finetuning.items import SHOTS, Data
 from experiments.finetuning.plan import MODELS, short
 from experiments.results import FOLDER, Results, environment
 from experiments.shots.documents import TASKS, task_name
+from experiments.trained.problems import demand
 
 
 _SAY_EVERY = 5.0  # seconds
@@ -175,6 +176,7 @@ def differences(results: Results) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch", "transformers")
     if options.questions < 1:
         parser().error("--questions must be 1 or more")
     if options.tuned is not None and not options.tuned.is_dir():

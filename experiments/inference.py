@@ -25,6 +25,7 @@ from experiments.finetuning.page import NAMES, number, span
 from experiments.finetuning.plan import MODELS, short
 from experiments.picture import pyplot, save
 from experiments.results import FOLDER, Results, environment, figure, write
+from experiments.trained.problems import demand
 
 
 RUNS = tuple((p, way) for p in ("fp16", "bf16") for way in ("cast", "autocast"))
@@ -353,6 +354,7 @@ def draw(rows: list[dict], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch", "transformers")
     results = Results(options.out, "python -m experiments.inference")
     for model in options.models:
         (predicted if options.predict else answered)(options, model, results)

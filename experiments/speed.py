@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import FOLDER, Results, environment
-from experiments.trained.problems import Problem
+from experiments.trained.problems import Problem, demand
 
 
 _LEAST = 0.4  # of a row's work that does not grow with its network, in 10^9 parameters
@@ -198,6 +198,7 @@ def _rows(
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
+    demand("torch")
     results = Results(options.out, "python -m experiments.speed")
     if options.page_only and not results.rows():
         raise Problem(f"{options.out} has no rows", "leave out --page-only")

@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 from experiments.bundled.corpus import FILES
+from experiments.trained.problems import demand
 
 
 LEARNING_RATE = {
@@ -99,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     parser = _parser()
     options = parser.parse_args(arguments)
+    demand("torch", "transformers")
     _check(parser, options)
 
     import torch

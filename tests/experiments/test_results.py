@@ -6,6 +6,7 @@ import multiprocessing
 import pytest
 
 from experiments.results import Results, figure, finite, machines
+from experiments.trained.problems import demand
 
 
 WHERE = {"device": "CPU"}
@@ -74,3 +75,9 @@ def test_machines_are_named_once_and_only_those_of_the_rows():
     assert machines(content, rows) == ["- device a card"]
     rows.append({"environment": 2})
     assert machines(content, rows) == ["- device a card", "- device another, cuda 13"]
+
+
+def test_what_is_not_installed_is_said():
+    demand("json", "numpy")
+    with pytest.raises(SystemExit, match="not installed: torsh, pefd\nhint: make test"):
+        demand("json", "torsh", "pefd")
