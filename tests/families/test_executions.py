@@ -27,6 +27,11 @@ SEQ = 40
 SLACK = 1 - gamma(20_000, 2.0**-53) - 2.0**-20
 # Largest T1 over what is measured. Several stores in a row stay hidden from hooks.
 LOOSEST = 100
+# Zamba's shared blocks are attention, a norm and an MLP with adapters in one sublayer:
+# five products in a row, each at its worst. Far from tight, and no more than this.
+LOOSEST_SHARED = 20_000
+# but here: test_bounds_of_zambas_shared_blocks_are_no_looser
+LOOSER = {("zamba2", "two blocks, adapters, positions", "bf16")}
 # mamba2 is in test_transformers_decode
 QUICK = {("llama", "grouped heads")}
 
@@ -97,7 +102,9 @@ def test_no_element_exceeds_its_bound(family, name, run, precision):
     for layer, operations, whole, first in held(family, name, precision, run):
         place = family, name, precision, layer.layer, layer.kind
         assert first is None, (place, first)
-        most = np.inf if layer.kind == "shared" else LOOSEST
+        most = LOOSEST_SHARED if layer.kind == "shared" else LOOSEST
+        if layer.kind == "shared" and (family, name, precision) in LOOSER:
+            most = np.inf
         assert SLACK <= ratio(whole) <= most, (place, ratio(whole))
         assert operations, place
         assert all(ratio(c) >= SLACK for c in operations.values()), place
@@ -106,12 +113,12 @@ def test_no_element_exceeds_its_bound(family, name, run, precision):
 @pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
-    reason="attention, a norm and an MLP with adapters are one sublayer, five products "
-    "in a row, each at its worst: 34,000 times the error, which says nothing",
+    reason="34,000 times the error: T1 says nothing of two shared blocks with adapters",
 )
-def test_bounds_of_zambas_shared_blocks_say_something():
-    for layer, _, whole, _ in held("zamba2", "two blocks, adapters, positions", "bf16"):
-        assert layer.kind != "shared" or ratio(whole) <= LOOSEST
+@pytest.mark.parametrize("case", LOOSER)
+def test_bounds_of_zambas_shared_blocks_are_no_looser(case):
+    for layer, _, whole, _ in held(*case):
+        assert layer.kind != "shared" or ratio(whole) <= LOOSEST_SHARED
 
 
 @pytest.mark.slow
