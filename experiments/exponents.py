@@ -125,9 +125,10 @@ class Checkpoints:
     def made(self, model: str, row: dict[str, Any]) -> tuple[Path, str]:
         """The folder of an initial or scaled checkpoint, and which library made it."""
         if row["stage"] == "initial":
-            if _config(model) is None:
+            settings = _config(model)
+            if settings is None:
                 return self._initial_of_transformers(model, row["seed"])
-            return self._initial(Path(model), row["seed"])
+            return self._initial(Path(model), settings, row["seed"])
         return self._scaled(Path(model), row["factor"]), "scaled"
 
     def _initial_of_transformers(self, model: str, seed: int) -> tuple[Path, str]:
@@ -144,7 +145,9 @@ class Checkpoints:
         made.save_pretrained(folder)
         return folder, "transformers"
 
-    def _initial(self, model: Path, seed: int) -> tuple[Path, str]:
+    def _initial(
+        self, model: Path, settings: dict[str, Any], seed: int
+    ) -> tuple[Path, str]:
         import torch
 
         from experiments.finetuning.networks import shape
@@ -152,8 +155,6 @@ class Checkpoints:
         from experiments.trained.networks import fresh
 
         torch.manual_seed(seed)
-        settings = _config(str(model))
-        assert settings is not None  # `made` looked
         network = fresh(shape(settings), 0.0, self.device)
         folder = self.scratch / f"{model.name}-initial-{seed}"
         folder.mkdir()

@@ -87,7 +87,7 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
     device = choose_device(options.device)
     where = environment(device.type)
     until = time.time() + options.budget if options.budget else 0.0
-    left_out, began, done = [], time.perf_counter(), 0
+    left_out, began = [], time.perf_counter()
     for name in options.models:
         model, kind = named(name)
         _note_training(Path(name), kind, results, where)
@@ -114,7 +114,6 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
                 values = {"accuracy": float(np.mean(shares)), "by_episode": shares}
                 spent = time.perf_counter() - start
                 results.add(row, values | {"tokens": most}, spent, where)
-                done += 1
                 shown = f"{model} {task} {context}: {100 * np.mean(shares):.1f} %"
                 total = time.perf_counter() - began
                 print(f"{shown}, {spent:.1f} s, {total:.0f} s in all", file=sys.stderr)

@@ -41,9 +41,9 @@ def _trained(every: list[dict], asked: list[dict]) -> list[str]:
         for row in every
         if row["settings"]["stage"] == "trained"
     }
-    models = [model for model, _ in _named(asked)]
-    shared = set.intersection(*(set(_shares(asked, model)) for model in models))
-    for model in models:
+    shares = {model: _shares(asked, model) for model, _ in _named(asked)}
+    shared = set.intersection(*map(set, shares.values())) if shares else set()
+    for model, by_cell in shares.items():
         told = trained.get(model)
         seed = told["seed"] if told else "-"
         bits = f"{told['held_out_bits_per_byte']:.4f}" if told else "-"
@@ -51,7 +51,7 @@ def _trained(every: list[dict], asked: list[dict]) -> list[str]:
         for long in (False, True):
             own = [
                 share
-                for cell, share in _shares(asked, model).items()
+                for cell, share in by_cell.items()
                 if cell in shared and (cell[1] > TRAINED) == long
             ]
             cells.append(f"{100 * np.mean(own):.1f}" if own else "-")
@@ -62,7 +62,7 @@ def _trained(every: list[dict], asked: list[dict]) -> list[str]:
 def page(content: dict[str, Any]) -> str:
     """hybrids.md."""
     rows = [row for row in content["rows"] if row["settings"]["stage"] == "asked"]
-    models = [model for model, _ in _named(rows)]
+    shares = {model: _shares(rows, model) for model, _ in _named(rows)}
     lines = [
         "# Copying, recall and look-up by length of context",
         "",
@@ -78,15 +78,13 @@ def page(content: dict[str, Any]) -> str:
     for task in TASKS:
         own = [row for row in rows if row["settings"]["task"] == task]
         contexts = sorted({row["settings"]["context"] for row in own})
-        lines += ["", f"## {task}", "", "| context | " + " | ".join(models) + " |"]
-        lines += ["|---|" + "---|" * len(models)]
+        lines += ["", f"## {task}", "", "| context | " + " | ".join(shares) + " |"]
+        lines += ["|---|" + "---|" * len(shares)]
         for context in contexts:
             cells = []
-            for model in models:
-                wanted = {"model": model, "context": context}.items()
-                found = [r for r in own if wanted <= r["settings"].items()]
-                share = 100 * found[0]["values"]["accuracy"] if found else None
-                cells.append("-" if share is None else f"{share:.1f}")
+            for by_cell in shares.values():
+                share = by_cell.get((task, context))
+                cells.append("-" if share is None else f"{100 * share:.1f}")
             lines.append(f"| {context:,} | " + " | ".join(cells) + " |")
     lines += ["", "Difference of mean accuracy, percentage points, 95 % intervals:", ""]
     for key, one in content.get("figures", {}).items():

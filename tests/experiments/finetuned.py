@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from experiments.trained.networks import fresh, gpt_neox_config, mamba_ssm_config
 from experiments.trained.shapes import equal_shapes
@@ -45,3 +47,15 @@ def corpus(folder: Path) -> Path:
         ]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+def byte_pairs(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of byte pairs, learned from these texts."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    made.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made)

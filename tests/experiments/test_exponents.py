@@ -7,18 +7,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
-from tokenizers import Tokenizer, decoders
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import MambaConfig, MambaForCausalLM
 
 import lyapunov
 from experiments import exponents
 from experiments.spectra.page import figures
 from experiments.spectra.relations import correlation, relations
 
-from .finetuned import checkpoint
+from .finetuned import byte_pairs, checkpoint
 
 
 FACTORS = (1 / 16, 4.0)
@@ -215,12 +211,7 @@ def test_checkpoints_of_transformers_are_examined_as_trained_and_initial(
     with torch.no_grad():
         model.backbone.layers[0].mixer.A_log += 1.0
     model.save_pretrained(tmp_path / "theirs")
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet())
-    made.train_from_iterator(["What is the word?"], alphabet)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    tokenizer = byte_pairs(["What is the word?"], 300)
     tokenizer.save_pretrained(tmp_path / "theirs")
 
     ids = exponents.tokens_of(str(tmp_path / "theirs"), 64)

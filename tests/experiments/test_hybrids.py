@@ -5,8 +5,7 @@ import re
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import MambaConfig, MambaForCausalLM
 
 from experiments import hybrids
 from experiments.recall import asking
@@ -16,6 +15,7 @@ from experiments.trained.export import write_checkpoint
 from experiments.trained.long_tasks import QUERIES, TASKS, episodes
 from experiments.trained.networks import fresh
 
+from .finetuned import byte_pairs
 from .small import SHAPES
 
 
@@ -69,15 +69,8 @@ class Oracle:
 @pytest.fixture(scope="module")
 def tokenizer():
     """Byte pairs, learned from episodes: up to three digits or six letters in one."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    text = [bytes(one.text).decode() for t in TASKS for one in episodes(t, 512, 20)]
-    made.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+    texts = [bytes(one.text).decode() for t in TASKS for one in episodes(t, 512, 20)]
+    return byte_pairs(texts, 1000)
 
 
 def in_bytes(text):
@@ -254,3 +247,9 @@ def test_what_cannot_be_asked_is_said(tmp_path, more, says, capsys):
     with pytest.raises(SystemExit) as ended:
         hybrids.main(["--out", str(tmp_path / "one.json"), "--device", "cpu", *more])
     assert says in f"{ended.value}" + capsys.readouterr().err
+
+
+def test_a_page_of_nothing_asked_is_a_page(tmp_path):
+    out = tmp_path / "hybrids.json"
+    hybrids.main(["--budget", "1e-9", "--device", "cpu", "--out", str(out)])
+    assert "what the budget had no time for" in out.with_suffix(".md").read_text()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import lyapunov
 from experiments import hybrids
-from experiments.recall.asking import tokens_of
-from experiments.trained.long_tasks import episodes
+from experiments.recall.asking import Reader, answered
 
 
 FOLDERS = sorted(Path(hybrids.__file__).with_name("models").iterdir())
@@ -52,10 +52,11 @@ def test_fp64_logits_answer_what_the_networks_answered(folder):
     wanted = {"model": folder.name, "task": "recall", "context": 256}.items()
     (row,) = [r for r in results["rows"] if wanted <= r["settings"].items()]
     model = lyapunov.load(folder)
-    for i, one in enumerate(episodes("recall", 256, 4)):
-        ids, answers = tokens_of(one, lambda text: list(text.encode()))
-        padded = np.array(ids + [0] * (256 - len(ids)))  # one length compiles once
-        likeliest = np.argmax(np.asarray(model.logits(padded)), axis=-1)
-        hits = likeliest[:-1] == padded[1:]
-        right = [hits[a.start - 1 : a.stop - 1].all() for a in answers]
-        assert abs(np.mean(right) - row["values"]["by_episode"][i]) <= 1 / 8
+
+    def logits(ids):
+        return torch.tensor(np.stack([model.logits(text) for text in ids.numpy()]))
+
+    asked = Reader(folder.name, folder.name, logits, lambda text: list(text.encode()))
+    shares, _ = answered(asked, "recall", 256, 4, torch.device("cpu"))
+    for ours, theirs in zip(shares, row["values"]["by_episode"][:4], strict=True):
+        assert abs(ours - theirs) <= 1 / 8
