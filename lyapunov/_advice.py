@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lyapunov._catalogue import ERROR
+from lyapunov._format_table import state_store
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -167,6 +168,15 @@ def _binding(precision: PrecisionReport) -> str:
     return next((word for word in BINDING_CAUSES if cause.startswith(word)), "")
 
 
+def _binds(precision: PrecisionReport) -> bool:
+    """Whether the cause speaks against the state's format. Stochastic rounding spends
+    the mantissa on noise of mean zero, which counts where it does harm."""
+    stochastic = state_store(precision.state_precision).stochastic
+    if stochastic and _binding(precision) == "mantissa":
+        return not _is_fine(precision)
+    return bool(_binding(precision))
+
+
 def _states_at_fault(
     precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
 ) -> list[PrecisionReport]:
@@ -180,7 +190,7 @@ def _states_at_fault(
         if p.state_precision not in ("fp32", "fp64") and (
             p.state_precision in marginal
             or p.precision in stagnant
-            or _binding(p)
+            or _binds(p)
             or (share >= 0.5 and not _is_fine(p))
         ):
             found.append(p)

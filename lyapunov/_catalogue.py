@@ -99,7 +99,8 @@ _KINDS = (
         "rounded away: the tokens leave no trace in the state. This is a limit of the "
         "mantissa, not of the range, so scaling does not help, and it biases the state "
         "in one direction instead of adding noise. It is why serving stacks keep the "
-        "cached state in fp32. Use --state-precision fp32, or stochastic rounding.",
+        "cached state in fp32. Use --state-precision fp32, or stochastic rounding, "
+        "under which such updates are kept on average and this is not raised.",
     ),
     FindingKind(
         "LYA008",

@@ -10,7 +10,12 @@ from typing import Any
 from lyapunov._advice import recommendation, state_to_keep, weights_to_run
 from lyapunov._benchmark_noise import benchmark_note
 from lyapunov._catalogue import CATALOGUE, ERROR, FindingKind
-from lyapunov._format_table import FORMAT_TABLE, NARROW_RANGE, half_step_below_one
+from lyapunov._format_table import (
+    FORMAT_TABLE,
+    NARROW_RANGE,
+    half_step_below_one,
+    state_store,
+)
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -128,9 +133,12 @@ def _overflowed(value: float | None) -> bool:
 
 
 def _marginal_decay(layer: LayerExponents, state: str) -> Iterator[Finding]:
-    limit = half_step_below_one(state) if state in FORMAT_TABLE else None
+    # rounded stochastically, a decay near 1 is kept on average; a scale moves no step
+    form, _, stochastic = state_store(state)
+    lost = form in FORMAT_TABLE and not stochastic
+    limit = half_step_below_one(form) if lost else None
     largest = layer.max
-    share = (layer.decay_is_one or {}).get(state, 0.0)
+    share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
     if limit is not None and largest is not None and -limit <= largest < 0:
         yield _finding(
             "LYA006",
@@ -178,8 +186,10 @@ def _of_divergence(
     if layer.violations:
         yield _violation(layer, name)
     yield from _range(layer, precision, row)
-    if layer.stagnation is not None and layer.stagnation >= STAGNANT:
-        state = precision.state_precision
+    state = precision.state_precision
+    # rounded stochastically, an update below half a unit is kept on average
+    stagnates = not state_store(state).stochastic and layer.stagnation is not None
+    if stagnates and layer.stagnation >= STAGNANT:
         yield _finding(
             "LYA007",
             layer.layer,
@@ -225,9 +235,12 @@ def _range(
         stored = {k: v for k, v in reference.items() if v is not None}
     worst: tuple[float, str, float, str] | None = None
     for tensor, value in (stored or {}).items():
-        is_state = tensor in STATE_NAMES
-        form = precision.state_precision if is_state else precision.precision
-        form = form.partition("-")[0]
+        if tensor not in STATE_NAMES:
+            form = precision.precision.partition("-")[0]
+        else:
+            form, scaled, _ = state_store(precision.state_precision)
+            if scaled:  # the scale follows the largest state
+                continue
         limit = FORMAT_TABLE[form].largest if form in FORMAT_TABLE else math.inf
         if limit > NARROW_RANGE or not math.isfinite(value):
             continue

@@ -5,7 +5,14 @@ import math
 import pytest
 
 from lyapunov import findings
+from lyapunov._cause import StateFacts, state_cause
 from lyapunov._errors import UsageError
+from lyapunov._format_table import (
+    FORMAT_TABLE,
+    NARROW_RANGE,
+    STATE_PRECISIONS,
+    state_store,
+)
 from lyapunov._results import (
     Decisions,
     Exponents,
@@ -169,6 +176,46 @@ def test_marginal_decay_without_executions_takes_the_settings_state():
 )
 def test_stagnation(share, fires):
     assert ("LYA007" in _codes(None, _execution(stagnation=share))) is fires
+
+
+LOSSES = {
+    "LYA005": {"max_abs_stored": {"state": 1e9}},
+    "LYA006": {"max": -1e-9, "decay_is_one": dict.fromkeys(FORMAT_TABLE, 0.3)},
+    "LYA007": {"stagnation": 0.4},
+}
+"""What each finding about the state's format fires on."""
+
+
+@pytest.mark.parametrize("code", LOSSES)
+@pytest.mark.parametrize("state", [s for s in STATE_PRECISIONS if s != "fp32"])
+def test_what_a_scale_and_stochastic_rounding_mend_is_not_found(code, state):
+    """Assert that a scale takes away the limit of the range, and stochastic rounding
+    those of updates and decays that rounding to nearest loses every time."""
+    form, scaled, stochastic = state_store(state)
+    loss = LOSSES[code]
+    row = {"max_abs_stored", "stagnation"} & set(loss)
+    exponents = _exponents(**({} if row else loss))
+    execution = _execution("fp32", state, **(loss if row else {}))
+    mended = {"LYA005": scaled, "LYA006": stochastic, "LYA007": stochastic}[code]
+    narrow = FORMAT_TABLE[form].largest < NARROW_RANGE or code != "LYA005"
+    assert (code in _codes(exponents, execution)) is (narrow and not mended)
+
+
+@pytest.mark.parametrize("state", [s for s in STATE_PRECISIONS if "stochastic" in s])
+def test_stochastic_rounding_is_not_advised_against_for_stagnation(state):
+    """Assert that neither the cause nor the advice calls it stagnation, and that a
+    mantissa of few bits counts only where it does harm."""
+    facts = [StateFacts(3, 1.0, 0.0, 0.4)]
+    cause = state_cause(state, facts, state_share=0.9)
+    assert cause is not None
+    assert cause.startswith("mantissa")
+    for flips, advised in ((1, False), (90, True)):
+        output = {"argmax_flips": flips, "kl_mean": 3e-3, "cause": cause}
+        execution = _execution("fp32", state, output, stagnation=0.4)
+        found = findings.find(_exponents(), [execution])
+        line = findings.recommendation(_exponents(), [execution], found)
+        assert ("Keep the state in fp32" in line) is advised
+    assert "not raised" in findings.CATALOGUE["LYA007"].explanation
 
 
 def test_lost_dynamics_carry_the_words():
