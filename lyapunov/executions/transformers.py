@@ -56,9 +56,11 @@ STORED = (
     "read_out",
     "silu_z",
     "gated",
-    "out_product",  # where out_proj has a bias: its input is a transposed view
     "out",
 )
+# Where out_proj has a bias: a whole sequence reaches it as a transposed view, of which
+# torch rounds the product before it adds the bias. A step's input is contiguous.
+STORED_OF_SEQUENCES = ("out_product",)
 
 
 # What autocast on CPU casts of fp32 parameters; the bias of dt is cast by the mixer.
@@ -124,7 +126,9 @@ def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
     if not residual_in_fp32:
         sites |= {"residual": fmt, "norm_f_hat": fmt}
     state = None
-    if mode == "decode":
+    if mode == "prefill":
+        sites |= dict.fromkeys(STORED_OF_SEQUENCES, fmt)
+    else:
         sites |= {"skip": fmt, "skip_sum": fmt, "state": FP32}
         state = FP32
     return Execution(

@@ -126,7 +126,9 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
 
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
-    if p.out_proj_bias is not None and at.stores("out_product"):
+    # one token transposed is contiguous, and rounded once with its bias
+    apart = at.stores("out_product") and residual.shape[0] > 1
+    if p.out_proj_bias is not None and apart:
         product = at.store("out_product", at.matmul(y, p.out_proj))
         out = at.add(product, p.out_proj_bias, alone=True)
     else:
