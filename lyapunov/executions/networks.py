@@ -47,7 +47,10 @@ def mamba_ssm_network(
         "fused_add_norm": config.fused_add_norm,
         "state_precision": state_precision,
     }
-    mixer = (mamba_ssm_decode if decode else mamba_ssm_prefill)(precision, **common)
+    biased = any(s.kind == "mamba1" and s.proj_bias for s in config.sublayers)
+    mixer = (mamba_ssm_decode if decode else mamba_ssm_prefill)(
+        precision, **common, biased_projections=biased
+    )
     fmt, _ = parse_precision(precision, "mamba_ssm")
     sites = mixer.sites | dict.fromkeys(BLOCK, fmt)
     if config.norm_centred:

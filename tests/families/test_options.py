@@ -1,0 +1,117 @@
+"""Unchanged transformers is accused of nothing, whatever its configuration says."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov.checkpoints._architectures import FAMILIES
+from lyapunov.executions import executions_for
+from lyapunov.executions.transformers import transformers_decode, transformers_prefill
+from lyapunov.models.config import NetworkConfig
+from lyapunov.runners import Transformers, TransformersNetwork
+
+from .library import make, save
+from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered
+from .runs import divergences
+
+
+SEQ = 12
+MODES = ("prefill", "decode")
+# all options at their first values, all at the other, and each half of them apart
+CHANGES = {"none": (10**6, 1), "all": (0, 1), "even": (0, 2), "odd": (1, 2)}
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    """fp64, as in a check."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def accused(settings, family, mode, precision, seq=SEQ):
+    """What a run of the library is accused of: layer, kind and first violation."""
+    network = make(family, **settings)
+    folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-")))
+    model = lyapunov.load(folder)
+    tokens = np.random.default_rng(3).integers(0, model.config.vocab_size, (1, seq))
+    (execution,) = executions_for(
+        model.config,
+        [precision],
+        architecture=model.layout.architecture,
+        measure="transformers",
+        mode=mode,
+    )
+    several = isinstance(model.config, NetworkConfig)
+    run = (TransformersNetwork if several else Transformers)(execution)
+    found = list(divergences(model, execution, run.trace(model, tokens)))
+    assert len(found) == len(model.sublayers)
+    return [(x.layer.layer, x.layer.kind, x.first) for x in found if x.first]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("family", FIRST)
+def test_no_option_is_an_accusation(family, change, mode):
+    """Assert no element above its bound; fp16 shows what rounds once or twice."""
+    assert accused(altered(family, *CHANGES[change]), family, mode, "fp16") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba", "zamba"])
+def test_a_single_token_with_biases_is_no_accusation(family, mode):
+    """Assert it of one token, whose transposed view is contiguous."""
+    assert accused(altered(family), family, mode, "bf16", seq=1) == []
+
+
+def test_torch_adds_a_bias_where_it_is_declared():
+    """Assert that a step's product is rounded once with its bias, a sequence's twice.
+
+    The oracle is the product in fp64, which 16-bit numbers leave exact enough.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()
+    weight, bias = draw(32, 64), draw(32)
+    for mode, given in (
+        ("decode", draw(1, 1, 64)),
+        ("decode", draw(1, 64, 1).transpose(1, 2)),
+        ("prefill", draw(1, 64, 40).transpose(1, 2)),
+    ):
+        product = given.double() @ weight.double().T
+        once = (product + bias.double()).float().bfloat16()
+        twice = product.float().bfloat16() + bias
+        found = torch.nn.functional.linear(given, weight, bias)
+        apart = (found != once).double().mean(), (found != twice).double().mean()
+        make = transformers_decode if mode == "decode" else transformers_prefill
+        declared = "out_product" in make("bf16").sites
+        assert apart[0 if declared else 1] > 0.1
+        assert apart[1 if declared else 0] == 0
+
+
+def test_every_option_of_a_configuration_is_known():
+    """Assert that each option of a class is varied, or exempt for a written reason."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    common = set(PreTrainedConfig().to_dict())
+    for family in FIRST:
+        fields = AutoConfig.for_model(family).to_dict()
+        own = set(fields) - common
+        varied, exempt = set(OPTIONS[family]), set(EXEMPT)
+        exempt |= {name for where, name in EXEMPT_IN if where == family}
+        assert own <= varied | exempt, (family, sorted(own - varied - exempt))
+        assert varied <= own | common, (family, sorted(varied - own - common))
+
+
+def test_every_family_of_transformers_is_varied():
+    """Assert it of all that are covered; others have layouts of their own."""
+    own = {"mamba1": "mamba"}
+    elsewhere = {"mamba3", "megatron", "openelm"}
+    assert {own.get(name, name) for name in set(FAMILIES) - elsewhere} == set(FIRST)
