@@ -6,17 +6,25 @@ the execution's name and the environment. `tests/bounds/test_captured.py` holds 
 the bounds anew.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.study import Study
+
 from ._cross_cases import ROOT, TRAINED, Case, tokens
 
 
 FOLDER = ROOT / "tests" / "data" / "captured"
+STUDY = Study(
+    "analysis.capture",
+    "about 5 minutes on an H200",
+    FOLDER,
+    ("mamba_ssm", "transformers"),
+    gpu=True,
+)
 LAYER = 2
 PREFILL, DECODE = 66, 24
 """Tokens: of a prefill more than the 64 of a chunk of Mamba-3."""
@@ -199,16 +207,16 @@ def held(path: Path, constants: str = "documented") -> Held:
     return Held(about, one, t0, t1, arguments)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """All that are wanted, or those named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser = STUDY.parser(__doc__, "--folder")
     parser.add_argument("names", nargs="*", help="parts of names; all by default")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    STUDY.begin(arguments.out / "captured")
     for wanted in WANTED:
         if arguments.names and not any(x in wanted.name for x in arguments.names):
             continue
-        path = write(arguments.folder, wanted, record(wanted), environment(wanted))
+        path = write(arguments.out, wanted, record(wanted), environment(wanted))
         print(f"{path.name}: {path.stat().st_size:,} bytes", flush=True)
 
 

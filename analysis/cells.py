@@ -1,6 +1,6 @@
 """Exponents of the cells that state-space models are compared with.
 
-`python -m analysis.cells` writes analysis/results/cells.{json,md,png}: the spectra of
+`python -m analysis.cells` writes cells.{json,md,png}: the spectra of
 an LSTM, a GRU, xLSTM's two cells, linear attention, RWKV-4, RWKV-6, Mamba-1 and Mamba-2
 at initialisation, all on the same random tokens. Mamba's are means of dt A; those of
 the other cells that are linear in their state are means of their log decays as well.
@@ -20,9 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.cells",
+    "about a minute on 2 cores",
+    Path(__file__).parent / "results" / "cells.json",
+    ("matplotlib",),
+)
 TOKENS, D_MODEL, WIDTH, HEADS, D_HEAD = 128, 16, 16, 2, 8
 SEED = 20240600209
 
@@ -205,14 +212,15 @@ def draw(result: dict, path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
+    out = STUDY.parser(__doc__).parse_args(given).out
+    STUDY.begin(out)
     jax.config.update("jax_enable_x64", True)
     result = study() | {"environment": environment()}
-    RESULTS.mkdir(exist_ok=True)
-    draw(result, RESULTS / "cells.png")
-    (RESULTS / "cells.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "cells.md").write_text(table(result))
+    draw(result, out.with_suffix(".png"))
+    write(out, json.dumps(result, indent=1) + "\n")
+    write(out.with_suffix(".md"), table(result))
 
 
 if __name__ == "__main__":

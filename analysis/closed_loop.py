@@ -1,6 +1,6 @@
 """A language model that feeds on itself: what the exponents of its layers don't say.
 
-`python -m analysis.closed_loop` writes analysis/results/closed_loop.{json,md,png}.
+`python -m analysis.closed_loop` writes closed_loop.{json,md,png}.
 
 The theorem on Mamba's exponents (arXiv 2406.00209) holds the inputs fixed. When a model
 generates, its output becomes its input: the map from one token to the next is another
@@ -31,9 +31,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.closed_loop",
+    "about 10 minutes on 2 cores",
+    Path(__file__).parent / "results" / "closed_loop.json",
+    ("matplotlib",),
+)
 SETTINGS = {
     "prompt_tokens": 64,
     "prompts": 3,
@@ -400,14 +407,15 @@ def draw(result: dict, path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
+    out = STUDY.parser(__doc__).parse_args(given).out
+    STUDY.begin(out)
     jax.config.update("jax_enable_x64", True)
     result = study(SETTINGS) | {"environment": environment()}
-    RESULTS.mkdir(exist_ok=True)
-    draw(result, RESULTS / "closed_loop.png")
-    (RESULTS / "closed_loop.json").write_text(json.dumps(result) + "\n")
-    (RESULTS / "closed_loop.md").write_text(table(result))
+    draw(result, out.with_suffix(".png"))
+    write(out, json.dumps(result) + "\n")
+    write(out.with_suffix(".md"), table(result))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 transformers. Trained networks (Mamba-1, -2, -3, GPT-NeoX) and random ones of the 130M
 and 2.8B shapes run on the kernels and in the emulator; every element of every stored
 tensor is held to T0 and T1, the logits to what T3 predicted. It writes
-analysis/results/cross_check.json, .md and .png, a case at a time, each in a process of
+cross_check.json, .md and .png, a case at a time, each in a process of
 its own; a run that was cut goes on where it was.
 """
 
@@ -18,12 +18,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.study import Study
+
 from ._cross_cases import Case, cases, rehearsed, source, tokens
 from ._cross_page import draw, page
 
 
 RESULTS = Path(__file__).parent / "results" / "cross_check.json"
 SCRATCH = Path(tempfile.gettempdir()) / "cross_check"
+STUDY = Study(
+    "analysis.cross_check",
+    "about 25 minutes on an H200 with 16 cores; it goes on where it ended",
+    RESULTS,
+    ("mamba_ssm", "causal_conv1d", "transformers", "matplotlib"),
+    gpu=True,
+    more="or --rehearse, which needs none of these",
+)
 
 
 def row(report, precision) -> dict:
@@ -223,7 +233,7 @@ class Running:
 
 def run_all(arguments) -> Results:
     """Every case that has no row yet, several at a time, within the budget."""
-    results = Results(arguments.results)
+    results = Results(arguments.out)
     every = rehearsed() if arguments.rehearse else cases()
     asked = [c for c in every if all(x in c.name for x in arguments.only)]
     waiting = [left for case in asked if (left := results.missing(case))]
@@ -268,10 +278,9 @@ def run_all(arguments) -> Results:
     return results
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run what is missing, or one case of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = STUDY.parser(__doc__, "--results")
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
@@ -279,17 +288,23 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="small, without a GPU")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--precisions", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.case:
         model, mode, batch, length = arguments.case
         precisions = tuple(arguments.precisions.split(","))
         case = Case(model, mode, int(batch), int(length), precisions)
         rows(case, arguments.scratch, arguments.rehearse)
         return
+    if arguments.rehearse:
+        if arguments.out == STUDY.committed:
+            parser.error("a rehearsal is not committed: leave out one of them")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        STUDY.begin(arguments.out)
     results = run_all(arguments)
     results.write()
     if results.rows:
-        draw(results.rows, arguments.results.with_suffix(".png"))
+        draw(results.rows, arguments.out.with_suffix(".png"))
     bad = sum(row["violations"] for row in results.rows)
     print(f"{bad} violations in {len(results.rows)} executions")
     for name, problem in results.failed.items():

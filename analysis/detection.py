@@ -1,7 +1,7 @@
 """How small a defect of a kernel is still caught, against the bound it hides behind.
 
 `python -m analysis.detection` runs every broken kernel of `tests/executions` at
-strengths from 1 down, in bf16 and fp16. It writes analysis/results/detection.json and a
+strengths from 1 down, in bf16 and fp16. It writes detection.json and a
 figure: the share caught against effect over bound. The effect is the largest, over all
 elements, of |broken - right| over the bound, both evaluated in fp64; for T0 at the
 stored tensor where the fault ends, for T1 in the sublayer's output. The bound of T0 is
@@ -15,9 +15,17 @@ import jax
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.detection",
+    "about 10 minutes on 2 cores",
+    Path(__file__).parent / "results" / "detection.json",
+    ("matplotlib", "torch", "transformers"),
+    more="the repository's tests",
+)
 STRENGTHS = [2.0**-power for power in range(0, 26)]
 PRECISIONS = ("bf16", "fp16")
 # of effect over bound, a factor of two wide
@@ -123,8 +131,10 @@ def draw(table: dict, path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
+    out = STUDY.parser(__doc__).parse_args(given).out
+    STUDY.begin(out)
     jax.config.update("jax_enable_x64", True)
     rows = study()
     table = {
@@ -144,8 +154,8 @@ def main() -> None:
         "at_full_strength": [row for row in rows if row["strength"] == 1],
         "missed_beyond_twice_the_bound": missed,
     }
-    draw(table, RESULTS / "detection.png")
-    (RESULTS / "detection.json").write_text(json.dumps(result) + "\n")
+    draw(table, out.with_suffix(".png"))
+    write(out, json.dumps(result) + "\n")
     for name, bins in table.items():
         above = [b for b in bins if b["at_least"] >= 2]
         caught, count = (sum(b[key] for b in above) for key in ("caught", "all"))

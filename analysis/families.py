@@ -1,7 +1,7 @@
 """Every family: loaded, traced, bounded, and run by its own library.
 
 `python -m analysis.families [FAMILY]...` makes small random models of each family, and
-writes analysis/results/families.json and families.md: how far the fp64 logits are from
+writes families.json and families.md: how far the fp64 logits are from
 the library's fp32 ones (NumPy's fp64 ones where transformers lacks the family), against
 the tolerance derived for them; the largest exponent; and for bf16 and fp16, whole
 sequences and token by token, run by transformers itself (emulated where it lacks the
@@ -17,8 +17,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study
+from experiments.trained.problems import Problem
 
-RESULTS = Path(__file__).parent / "results"
+
+STUDY = Study(
+    "analysis.families",
+    "about 2 hours on 2 cores, 5 minutes a family",
+    Path(__file__).parent / "results" / "families.json",
+    ("torch", "transformers"),
+    more="the repository's tests",
+)
 PRECISIONS = ("bf16", "fp16")
 TOKENS = 32
 MODES = ("prefill", "decode")
@@ -172,23 +182,30 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _among_others(rows: list[dict], order: list[str]) -> list[dict]:
+def _among_others(rows: list[dict], order: list[str], path: Path) -> list[dict]:
     """Rows of families that were named, in place of theirs in the last result."""
-    path = RESULTS / "families.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     anew = {row["family"] for row in rows}
     kept = [row for row in before if row["family"] not in anew and "mode" in row]
     return sorted(kept + rows, key=lambda row: order.index(row["family"]))
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("families", nargs="*", help="all by default")
+    options = parser.parse_args(given)
+    STUDY.begin(options.out)
     jax.config.update("jax_enable_x64", True)
     import transformers
 
     from tests.families.configurations import CONFIGURATIONS
 
-    chosen = sys.argv[1:] or [*CONFIGURATIONS, *OTHERS]
+    every = [*CONFIGURATIONS, *OTHERS]
+    unknown = [family for family in options.families if family not in every]
+    if unknown:
+        raise Problem(f"no family {unknown[0]!r}", f"one of {', '.join(every)}")
+    chosen = options.families or every
     rows = []
     for family in chosen:
         for mode in MODES:
@@ -198,17 +215,16 @@ def main() -> None:
     environment = rows[0]["environment"] | {"transformers": transformers.__version__}
     for row in rows:
         row.pop("environment")
-    if sys.argv[1:]:
-        rows = _among_others(rows, [*CONFIGURATIONS, *OTHERS])
+    if options.families:
+        rows = _among_others(rows, every, options.out)
     result = {
         "command": "python -m analysis.families",
         "environment": environment,
         "tokens": TOKENS,
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "families.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "families.md").write_text(table(rows))
+    write(options.out, json.dumps(result, indent=2) + "\n")
+    write(options.out.with_suffix(".md"), table(rows))
     print(table(rows))
 
 

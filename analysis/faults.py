@@ -3,7 +3,7 @@
 `python -m analysis.faults` needs an NVIDIA GPU with mamba_ssm. The trained networks run
 unbroken and then with each fault of `_kernel_faults`, which patches what mamba_ssm
 calls; the first layers' stored tensors are held to T0 and T1. Then a factor 1 + 2^-k at
-one place, for the smallest that is still caught. It writes results/faults.json,
+one place, for the smallest that is still caught. It writes faults.json,
 .md and .png, each network and mode in a process of its own.
 """
 
@@ -18,12 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study, refuse_failed
+
 from . import pictures
 from ._cross_cases import TRAINED, Case, tokens
 from ._kernel_faults import FACTORS, FAULTS, Fault, patched
 
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
+STUDY = Study(
+    "analysis.faults",
+    "about 5 minutes on an H200 with 16 cores",
+    RESULTS,
+    ("mamba_ssm", "transformers", "matplotlib"),
+    gpu=True,
+)
 BATCH, STEPS = 2, 64
 LENGTHS = {"mamba1": 300, "mamba2": 600, "mamba3": 300}
 """Tokens of a prefill: three chunks of Mamba-2, five of Mamba-3."""
@@ -227,25 +237,25 @@ def run_all(results: Path, budget: float, only: list[str]) -> dict:
         "faults": kept("faults") + [line for line in found if "fault" in line],
         "factors": kept("factors") + [line for line in found if "factor" in line],
     }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(result, indent=1) + "\n")
-    results.with_suffix(".md").write_text(page(result))
+    refuse_failed(results, [f"{name}: {why}" for name, why in problems.items()])
+    write(results, json.dumps(result, indent=1) + "\n")
+    write(results.with_suffix(".md"), page(result))
     pictures.faults(result, results.with_suffix(".png"))
     return result
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """All of it, or one network in one mode."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = STUDY.parser(__doc__, "--results")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds")
     parser.add_argument("--only", nargs="*", default=[], help="network, mode or both")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.one:
         one(*arguments.one)
         return
-    result = run_all(arguments.results, arguments.budget, arguments.only)
+    STUDY.begin(arguments.out)
+    result = run_all(arguments.out, arguments.budget, arguments.only)
     wrong = [line for line in result["faults"] if line["right"] and line["violations"]]
     broken = [line for line in result["faults"] if not line["right"]]
     caught = sum(bool(line["violations"]) for line in broken)

@@ -1,17 +1,16 @@
 """The constants behind the executions, measured on a GPU over all 2^32 floats.
 
-`python -m analysis.kernel_constants [--budget S] [--folder F]` needs an NVIDIA GPU with
-nvcc, torch, Triton and mamba_ssm. It writes kernel_constants.json and .md (default
-analysis/results) after every function: the largest error over the bound that the
-executions declare, in ulp, the constant that would have held, the worst argument; then
-what sums inside matrix products lose, and a picture. `--apply` reads that file and
-writes lyapunov/executions/measured.json (`lyapunov.executions._measured`).
+`python -m analysis.kernel_constants [--budget S]` needs an NVIDIA GPU with nvcc, torch,
+Triton and mamba_ssm. It writes kernel_constants.json and .md after every function: the
+largest error over the bound that the executions declare, in ulp, the constant that
+would have held, the worst argument; then what sums inside matrix products lose, and a
+picture. `--apply` reads the committed file and writes lyapunov/executions/measured.json
+(`lyapunov.executions._measured`).
 
 All finite fp32 arguments are tried where the bound says anything; NaN and infinities
 are not. Sums are sampled, not exhaustive: they are reported and never applied.
 """
 
-import argparse
 import ctypes
 import json
 import math
@@ -22,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.results import write as write_text
+from experiments.study import Study, promote
 from lyapunov.arithmetic._bounded_scan import EXP_MINUS_88
 from lyapunov.executions._measured import write_measured
 
@@ -31,7 +32,14 @@ from ._kernel_products import DEPTHS, products
 
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+STUDY = Study(
+    "analysis.kernel_constants",
+    "about 4 minutes on an H200",
+    HERE / "results" / "kernel_constants.json",
+    ("mamba_ssm", "triton", "matplotlib"),
+    gpu=True,
+    more="nvcc",
+)
 SOURCE = HERE / "kernels" / "functions.cu"
 FLAGS = (
     *("-O3", "-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda"),
@@ -212,12 +220,20 @@ def environment() -> dict:
     }
 
 
-def write(document: dict, folder: Path) -> None:
-    """kernel_constants.json and .md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=1) + "\n"
-    (folder / "kernel_constants.json").write_text(text)
-    (folder / "kernel_constants.md").write_text(table(document))
+def write(document: dict, out: Path) -> None:
+    """The document, and a table beside it."""
+    write_text(out, json.dumps(document, indent=1) + "\n")
+    write_text(out.with_suffix(".md"), table(document))
+
+
+def failures(document: dict) -> list[str]:
+    """What was not measured, and why."""
+    rows = [(name, row) for name, row in document["functions"].items()]
+    rows += [
+        (f"{row['program']}, {row['format']}, {row['terms']}", row)
+        for row in document["products"]
+    ]
+    return [f"{name}: {row['error']}" for name, row in rows if "error" in row]
 
 
 def _shown(x) -> str:
@@ -268,7 +284,7 @@ def table(document: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(folder: Path, budget: float) -> dict:
+def run(out: Path, budget: float) -> dict:
     """Everything, on the GPU; what no time is left for is named in the file."""
     import torch
 
@@ -296,7 +312,7 @@ def run(folder: Path, budget: float) -> dict:
                 except Exception as error:  # the others are still worth having
                     row = {"error": f"{type(error).__name__}: {error}"[:300]}
             document["functions"][function.name] = row
-            write(document, folder)
+            write(document, out)
             short = {k: v["largest"] for k, v in row.get("figures", {}).items()}
             print(
                 function.name, row.get("error", short), row.get("seconds"), flush=True
@@ -314,25 +330,31 @@ def run(folder: Path, budget: float) -> dict:
                 row = about | {"error": f"{type(error).__name__}: {error}"[:300]}
             document["products"].append(row)
             print(program, name, terms, row.get("error", row.get("ratio")), flush=True)
-        write(document, folder)
+        write(document, out)
     document["seconds"] = round(time.time() - started, 1)
-    write(document, folder)
-    pictures.kernel_constants(document, folder / "kernel_constants.png")
+    write(document, out)
+    pictures.kernel_constants(document, out.with_suffix(".png"))
     return document
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, or apply what was measured."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--budget", type=float, default=200.0)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
-    parser.add_argument("--apply", action="store_true")
-    options = parser.parse_args()
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("--budget", type=float, default=200.0, help="seconds")
+    parser.add_argument(
+        "--apply",
+        action="store_true",
+        help="measure nothing; write the committed result into the library",
+    )
+    options = parser.parse_args(given)
     if options.apply:
-        source = options.folder / "kernel_constants.json"
-        write_measured(json.loads(source.read_text()), FIELDS)
-    else:
-        run(options.folder, options.budget)
+        assert STUDY.committed is not None
+        write_measured(json.loads(STUDY.committed.read_text()), FIELDS)
+        return
+    STUDY.begin(options.out)
+    working = STUDY.working(options.out)
+    document = run(working, options.budget)
+    promote(working, options.out, failures(document))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ have met, or that reading the kernels shows:
 
 For each the same check as any user's: violations of the bounds, the distance of the
 logits from exact arithmetic, measured and as predicted, and what the check says of it.
-It writes results/known_defects.json, .md and .png. `--measure emulated` follows the
+It writes known_defects.json, .md and .png. `--measure emulated` follows the
 first three on a CPU, where a step that ignores limits is not seen.
 """
 
-import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +27,21 @@ from typing import Any
 
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study
+from experiments.trained.problems import demand
+
 from . import pictures
 from ._cross_cases import TRAINED
 
 
-RESULTS = Path(__file__).parent / "results" / "known_defects.json"
+STUDY = Study(
+    "analysis.known_defects",
+    "about 5 minutes on an H200",
+    Path(__file__).parent / "results" / "known_defects.json",
+    ("torch", "transformers", "safetensors", "matplotlib"),
+    more="an NVIDIA GPU with mamba_ssm, or --measure emulated",
+)
 LOWERED = (0.0, 6.0, 9.0, 12.0, 15.0)  # what is taken off dt's bias
 HEAD_DIMS = (128, 64, 32, 16)
 STATES = ("fp32", "bf16", "fp16")
@@ -214,13 +222,15 @@ def environment(measure: str) -> dict[str, Any]:
 
 def main(given: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = STUDY.parser(__doc__, "--results")
     kinds = ["softplus", "limits", "state", "heads"]
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--measure", default="mamba_ssm")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(given)
+    STUDY.begin(options.out)
+    if options.measure == "mamba_ssm":
+        demand("mamba_ssm", "causal_conv1d")
     text = b"We hold these truths to be self-evident, that all men are created equal. "
     ids = np.frombuffer(text * (options.tokens // len(text) + 1), np.uint8)
     ids = ids[: options.tokens].astype(np.int64)
@@ -234,11 +244,9 @@ def main(given: list[str] | None = None) -> None:
         "tokens": options.tokens,
         "rows": rows,
     }
-    part = options.results.with_name(f".{options.results.name}.part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, options.results)
-    options.results.with_suffix(".md").write_text(page(result))
-    pictures.known_defects(result, options.results.with_suffix(".png"))
+    write(options.out, json.dumps(result, indent=1) + "\n")
+    write(options.out.with_suffix(".md"), page(result))
+    pictures.known_defects(result, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 `python -m analysis.large_hybrid FOLDER [--tokens 64] [--keep]` writes a checkpoint of
 Nemotron-H's layout into FOLDER (17 GB: 24 Mamba-2 mixers, 4 attentions and 28 MLPs of
 width 4096, 256,000 tokens, bf16), runs `lyapunov-check` on it in a process of its own,
-and writes analysis/results/large_hybrid.json: verdict, time, peak memory, and what was
+and writes large_hybrid.json: verdict, time, peak memory, and what was
 found by kind of sublayer. With --keep the checkpoint stays, and is found again.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -19,8 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.results import write as write_text
+from experiments.study import Study
 
-RESULTS = Path(__file__).parent / "results"
+
+STUDY = Study(
+    "analysis.large_hybrid",
+    "about an hour on 2 cores",
+    Path(__file__).parent / "results" / "large_hybrid.json",
+    ("safetensors", "ml_dtypes"),
+    more="17 GB of disk and 16 GiB of memory",
+)
 D_MODEL, D_INNER, D_STATE, HEADS, GROUPS = 4096, 8192, 128, 128, 8
 D_HIDDEN, VOCABULARY = 16384, 256_000
 # of 56: 24 M (Mamba-2), 4 * (attention), 28 - (MLP)
@@ -140,13 +148,14 @@ def summary(report: dict) -> dict:
     return found
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Write the checkpoint, check it, write what was found."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.large_hybrid")
-    parser.add_argument("folder", type=Path)
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("folder", type=Path, help="of the checkpoint")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--keep", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoint")
+    options = parser.parse_args(given)
+    STUDY.begin(options.out)
     if not (options.folder / "config.json").exists():
         write(options.folder)
     out = options.folder / "report.json"
@@ -178,8 +187,7 @@ def main() -> None:
         "exponents": {k: report["exponents"][k] for k in ("max", "min", "n_tokens")},
         "precisions": summary(report),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "large_hybrid.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(options.out, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     if not options.keep:
         shutil.rmtree(options.folder)

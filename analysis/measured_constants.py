@@ -6,11 +6,10 @@ Documents promise constants of every GPU (PTX: tanh.approx within 2^-11); on one
 all 2^32 floats gave smaller ones (`analysis.kernel_constants`,
 `lyapunov-check --constants measured`). The trained networks are emulated under both, on
 the texts of `analysis.cross_check`; what was captured on the card (`analysis.capture`)
-is held to both, too. Needs no GPU. Writes results/measured_constants.json, .md and
+is held to both, too. Needs no GPU. Writes measured_constants.json, .md and
 .png, and goes on with what is missing.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -19,12 +18,18 @@ from typing import Any
 
 from experiments.picture import pyplot, save
 from experiments.results import write
+from experiments.study import Study
 
 from ._cross_cases import PLAIN, Case, source, tokens
 from .capture import FOLDER, held
 
 
-RESULTS = Path(__file__).parent / "results" / "measured_constants.json"
+STUDY = Study(
+    "analysis.measured_constants",
+    "about 2 hours on 2 cores; it goes on where it ended",
+    Path(__file__).parent / "results" / "measured_constants.json",
+    ("matplotlib",),
+)
 CONSTANTS = ("documented", "measured")
 CASES = tuple(
     Case(model, "prefill", 1, length, PLAIN)
@@ -168,16 +173,16 @@ def environment() -> dict[str, str]:
 
 def main(given: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser = STUDY.parser(__doc__, "--results")
     parser.add_argument("--only", nargs="*", default=[], help="parts of runs' names")
     options = parser.parse_args(given)
+    STUDY.begin(options.out)
     import jax
 
     jax.config.update("jax_enable_x64", True)
     rows: list[dict] = []
-    if options.results.exists():
-        rows = json.loads(options.results.read_text())["rows"]
+    if options.out.exists():
+        rows = json.loads(options.out.read_text())["rows"]
 
     def keep(found: list[dict]) -> None:
         rows.extend(found)
@@ -186,10 +191,10 @@ def main(given: list[str] | None = None) -> None:
             "environment": environment(),
             "rows": rows,
         }
-        write(options.results, json.dumps(result, indent=1) + "\n")
-        write(options.results.with_suffix(".md"), page(result))
+        write(options.out, json.dumps(result, indent=1) + "\n")
+        write(options.out.with_suffix(".md"), page(result))
         if paired(rows):
-            draw(result, options.results.with_suffix(".png"))
+            draw(result, options.out.with_suffix(".png"))
         for row in found:
             shown = f"{row['what']}, {row['precision']}, {row['constants']}"
             print(f"{shown}: {span(row)}, {row['violations']} violations",

@@ -1,7 +1,7 @@
 """What rounding a group of weights does to a model: by format, measured and bounded.
 
 `python -m analysis.parameter_changes [CHECKPOINT]...` writes
-analysis/results/parameter_changes.json and a table beside it; for the bundled model,
+parameter_changes.json and a table beside it; for the bundled model,
 and some groups of the one of 24 layers, where no checkpoint is given. Everything but
 the weights is exact, so the figures say what the weights alone cost.
 """
@@ -15,10 +15,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study
+
 from .perturbation import english
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.parameter_changes",
+    "about 10 minutes on 2 cores",
+    Path(__file__).parent / "results" / "parameter_changes.json",
+)
 DEEP = Path(__file__).parent / "models" / "mamba1-24-layers"
 TOKENS = 256
 GROUPS = (
@@ -100,27 +107,31 @@ measured one. Beyond about 1e4 a bound says nothing.
 """
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the studies and write their files."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument(
+        "checkpoints", nargs="*", help="the bundled model and one of 24 layers"
+    )
+    options = parser.parse_args(given)
+    STUDY.begin(options.out)
     jax.config.update("jax_enable_x64", True)
     from lyapunov._weight_groups import ROUNDED_TO
 
-    studies = [study(source, ROUNDED_TO, GROUPS) for source in sys.argv[1:]]
+    studies = [study(source, ROUNDED_TO, GROUPS) for source in options.checkpoints]
     if not studies:
         studies = [
             study(None, ROUNDED_TO, GROUPS),
             study(str(DEEP), ("bf16", "fp8_e4m3"), DEEP_GROUPS),
         ]
-    RESULTS.mkdir(exist_ok=True)
     document = {
         "command": "python -m analysis.parameter_changes",
         "environment": {"jax": jax.__version__, "numpy": np.__version__},
         "studies": studies,
     }
-    target = RESULTS / "parameter_changes.json"
-    target.write_text(json.dumps(document, allow_nan=False) + "\n")
+    write(options.out, json.dumps(document, allow_nan=False) + "\n")
     text = HEAD + "\n".join(table(one) for one in studies)
-    target.with_suffix(".md").write_text(text)
+    write(options.out.with_suffix(".md"), text)
     print(text)
 
 

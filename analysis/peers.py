@@ -2,7 +2,7 @@
 
 `python -m analysis.peers` times Lorenz-63 (RK4, step 0.01, 100,000 steps), the Henon
 map (100,000 steps) and a diagonal system driven by its inputs (1024 channels, 4096
-tokens) in every library that is installed, and writes analysis/results/peers.json,
+tokens) in every library that is installed, and writes peers.json,
 peers.md and peers.svg. `pip install lyapax chaotax clvlib lyapynov pynamicalsys jitcode
 sympy` into the environment first; those that are missing are named.
 
@@ -21,15 +21,19 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study, refuse_failed
+from experiments.trained.problems import Problem
+
 from . import _peers_cases as cases
 
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 4
 # Right: within what one trajectory is from the limit; exactly, for the diagonal one.
 ALLOWED = {"lorenz": 0.03, "henon": 0.01, "diagonal": 1e-3}
@@ -42,6 +46,13 @@ TITLES = {
 APART = (", every 10", ", split by hand")
 LARGEST = 16
 LIBRARIES = ("lyapax", "chaotax", "clvlib", "lyapynov", "pynamicalsys", "jitcode")
+STUDY = Study(
+    "analysis.peers",
+    "about 15 minutes on 2 quiet cores",
+    Path(__file__).parent / "results" / "peers.json",
+    ("matplotlib",),
+    more=f"the peers (pip install {' '.join(LIBRARIES)} sympy)",
+)
 
 
 def study(system: str, makers: dict, rounds: int, small: bool = False) -> list[dict]:
@@ -183,11 +194,45 @@ def environment() -> dict:
     return found
 
 
-def main() -> None:
+def without(makers: dict, left_out: list[str]) -> dict:
+    """The makers but those of libraries that were left out, in all their variants."""
+    return {
+        name: make
+        for name, make in makers.items()
+        if not any(name == lost or name.startswith(f"{lost},") for lost in left_out)
+    }
+
+
+def failures(systems: dict[str, list[dict]]) -> list[str]:
+    """Libraries that gave nothing, and why: `lorenz, chaotax: not installed: ...`."""
+    return [
+        f"{system}, {row['library']}: {row['failed']}"
+        for system, rows in systems.items()
+        for row in rows
+        if row["failed"]
+    ]
+
+
+def main(given: list[str] | None = None) -> None:
     """Run all and write the files."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=LIBRARIES, help="leave out"
+    )
+    options = parser.parse_args(given)
+    if options.without and options.out == STUDY.committed:
+        parser.error("--commit takes all libraries: leave out --without")
+    wanted = [name for name in LIBRARIES if name not in options.without]
+    STUDY.begin(options.out)
+    absent = [name for name in wanted if find_spec(name) is None]
+    if absent:
+        raise Problem(
+            f"not installed: {', '.join(absent)}",
+            f"pip install {' '.join(absent)}, or --without {' '.join(absent)}",
+        )
     jax.config.update("jax_enable_x64", True)
     systems = {
-        system: study(system, makers, ROUNDS)
+        system: study(system, without(makers, options.without), ROUNDS)
         for system, makers in cases.cases().items()
     }
     result = {
@@ -204,10 +249,10 @@ def main() -> None:
         },
         "systems": systems,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "peers.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "peers.md").write_text(table(systems))
-    draw(systems, RESULTS / "peers.svg")
+    refuse_failed(options.out, failures(systems))
+    write(options.out, json.dumps(result, indent=2) + "\n")
+    write(options.out.with_suffix(".md"), table(systems))
+    draw(systems, options.out.with_suffix(".svg"))
     print(table(systems))
     print(json.dumps(result["peer_over_ours"]))
 

@@ -1,6 +1,6 @@
 """Perturbation bounds of every sublayer against what perturbations really do.
 
-`python -m analysis.perturbation [CHECKPOINT]` writes analysis/results/perturbation.json
+`python -m analysis.perturbation [CHECKPOINT]` writes perturbation.json
 and a figure: for the initial state, one input and all inputs, the certified bound, the
 largest deviation found by random and searched directions, and their ratio.
 """
@@ -13,9 +13,16 @@ import jax
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.perturbation",
+    "about 3 minutes on 2 cores",
+    Path(__file__).parent / "results" / "perturbation.json",
+    ("matplotlib",),
+)
 TOKENS = 256
 TOKEN = 32
 SIZES = {"initial_state": 1e-3, "one_input": 1e-4, "all_inputs": 1e-4}
@@ -100,13 +107,16 @@ def draw(result: dict, path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("checkpoint", nargs="?", help="the bundled model by default")
+    options = parser.parse_args(given)
+    STUDY.begin(options.out)
     jax.config.update("jax_enable_x64", True)
-    result = study(sys.argv[1] if len(sys.argv) > 1 else None)
-    RESULTS.mkdir(exist_ok=True)
-    draw(result, RESULTS / "perturbation.png")
-    (RESULTS / "perturbation.json").write_text(json.dumps(result) + "\n")
+    result = study(options.checkpoint)
+    draw(result, options.out.with_suffix(".png"))
+    write(options.out, json.dumps(result) + "\n")
     for kind in SIZES:
         rows = [row for row in result["rows"] if row["kind"] == kind]
         ratios = [row["ratio"] for row in rows]

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.picture import pyplot, save
+from experiments.study import Study
 
 from . import _cross_page
 from ._speed_page import GOALS
 
 
 RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.pictures", "seconds", RESULTS, ("matplotlib",), more="the result files"
+)
 _KINDS = (
     "matrix products fp64",
     "scan kernel",
@@ -167,13 +171,20 @@ STUDIES: tuple[Callable[[dict, Path], None], ...] = (
 )
 
 
-def main(folder: Path = RESULTS) -> None:
+def main(given: list[str] | None = None) -> None:
     """Draw those whose result files are there."""
+    parser = STUDY.parser(__doc__, "--folder")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the files to draw"
+    )
+    options = parser.parse_args(given)
+    STUDY.begin(options.out / "pictures")
     for study in STUDIES:
-        file = folder / f"{study.__name__}.json"
+        file = options.results / f"{study.__name__}.json"
         if file.exists():
-            study(json.loads(file.read_text()), file.with_suffix(".png"))
-            print(file.with_suffix(".png"))
+            picture = options.out / f"{study.__name__}.png"
+            study(json.loads(file.read_text()), picture)
+            print(picture)
 
 
 if __name__ == "__main__":

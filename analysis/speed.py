@@ -1,14 +1,13 @@
 """T0 and T1 of a 130M-parameter Mamba-1 on a GPU, beside mamba_ssm's own forward.
 
 `python -m analysis.speed` needs an NVIDIA GPU and mamba_ssm; it writes
-analysis/results/speed.json and speed.md: the card's copy and matrix product rates as
+speed.json and speed.md: the card's copy and matrix product rates as
 measured here, the scan kernel with and without its error bound, T0 and T1 of 24 layers
 over 8 x 2048 tokens in forwards of mamba_ssm in fp32, and where the time goes, kernel
 by kernel. All times are warm and the smallest of several rounds. `--small` runs the
 same on a CPU with little of everything, to see that it runs.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.results import write
+from experiments.study import Study, promote
 from lyapunov.arithmetic import Exact
 from lyapunov.arithmetic.bounded import sum_of_magnitudes
 from lyapunov.bounds.local import (
@@ -52,7 +53,13 @@ from ._speed_page import page
 from ._speed_profile import by_kernel
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.speed",
+    "about 5 minutes on an H200",
+    Path(__file__).parent / "results" / "speed.json",
+    ("matplotlib",),
+    more="an NVIDIA GPU with mamba_ssm, or --small, which measures what it can",
+)
 TILES = ((4, 1), (8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 2), (32, 4))
 
 
@@ -324,43 +331,47 @@ def environment() -> dict:
     }
 
 
-def _write(result: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "speed.md").write_text(page(result))
+def _write(result: dict, out: Path) -> None:
+    write(out, json.dumps(result, indent=1) + "\n")
+    write(out.with_suffix(".md"), page(result))
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files, part by part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("--small", action="store_true", help="a network for CPUs")
     parser.add_argument("--forward", action="store_true", help="mamba_ssm's part alone")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     shape = SMALL if arguments.small else Shape()
     if arguments.forward:
         print(json.dumps(forward(shape)))
         return
+    STUDY.begin(arguments.out)
+    working = STUDY.working(arguments.out)
     began = time.perf_counter()
     result: dict[str, Any] = {"shape": shape._asdict()}
+    failed: list[str] = []
 
     def part(name: str, work: Callable) -> None:
         if time.perf_counter() - began > arguments.budget:
             print(f"no time left for {name}", flush=True)
+            failed.append(f"{name}: no time left")
             return
         try:
             found = work()
         except Exception as problem:
             found = None
             print(f"{name} failed: {problem!r}"[:2000], flush=True)
-        if found is not None:
+        if found is None:
+            failed.append(f"{name}: did not run")
+        else:
             place = result
             *above, last = name.split(": ")
             for key in above:
                 place = place.setdefault(key, {})
             place[last] = found
-        _write(result, arguments.folder)
+        _write(result, working)
         gone = time.perf_counter() - began
         print(f"{gone:.0f} s: {name}: {json.dumps(found)[:3000]}", flush=True)
 
@@ -386,7 +397,8 @@ def main() -> None:
     part("scan", lambda: scans(shape, interpret))
     part("bounds: fp32", lambda: bounds(shape, "fp32", True))
     part("bounds: bf16", lambda: bounds(shape, "bf16", True))
-    pictures.speed(result, arguments.folder / "speed.png")
+    pictures.speed(result, working.with_suffix(".png"))
+    promote(working, arguments.out, failed)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ a layer sees those below it, a state sees its window. So
   because pairs of exponents that nearly agree have sums that cross again and again:
   the largest differences at long T are theirs, which is no proof.
 
-`python -m analysis.stack_exponents` writes results/stack_exponents.json and .svg.
+`python -m analysis.stack_exponents` writes stack_exponents.json and .svg.
 """
 
 import datetime
@@ -30,12 +30,19 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from experiments.results import write
+from experiments.study import Study
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.flows.mamba1 import Mamba1Parameters, Mamba1State, mamba1
 from lyapunov.flows.residual import Incoming, sublayer
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.stack_exponents",
+    "about 5 minutes on 2 cores",
+    Path(__file__).parent / "results" / "stack_exponents.json",
+    ("matplotlib", "flint"),
+)
 SETTINGS = {
     "seed": 20240600209,
     "layers": 3,
@@ -355,13 +362,13 @@ def draw(result: dict, path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write it down."""
+    path = STUDY.parser(__doc__).parse_args(given).out
+    STUDY.begin(path)
     with jax.enable_x64(True):
         result = study(SETTINGS) | {"environment": environment()}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "stack_exponents.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write(path, json.dumps(result, indent=1) + "\n")
     draw(result, path.with_suffix(".svg"))
     print(f"{result['dimension']} coordinates; {result['structure']}")
     for row in result["eigenvalues"]:

@@ -1,7 +1,7 @@
 """What a format of the cached state costs: error, KL, flips, and what binds.
 
 `python -m analysis.state_formats [CHECKPOINT]` decodes several texts with the state
-held in every format and writes analysis/results/state_formats.json and a figure. Beside
+held in every format and writes state_formats.json and a figure. Beside
 each error stands what T3 predicts of it, with its calibration z: a report withholds the
 prediction where z says that roundings are not independent. Three comparisons name the
 cause from the measurement, beside the name that the library reads off the reference;
@@ -24,9 +24,16 @@ import jax
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.state_formats",
+    "about 10 minutes on 2 cores",
+    Path(__file__).parent / "results" / "state_formats.json",
+    ("matplotlib",),
+)
 TEXTS, TOKENS = 4, 512
 BASES = ("bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
 VARIANTS = ("", "-scaled", "-stochastic", "-scaled-stochastic")
@@ -237,12 +244,15 @@ def _across(axis):
     return blended_transform_factory(axis.transAxes, axis.transData)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study and write its files."""
-    result = study(sys.argv[1] if len(sys.argv) > 1 else None)
-    RESULTS.mkdir(exist_ok=True)
-    draw(result, RESULTS / "state_formats.png")
-    (RESULTS / "state_formats.json").write_text(json.dumps(result, indent=1) + "\n")
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("checkpoint", nargs="?", help="the bundled model by default")
+    options = parser.parse_args(given)
+    STUDY.begin(options.out)
+    result = study(options.checkpoint)
+    draw(result, options.out.with_suffix(".png"))
+    write(options.out, json.dumps(result, indent=1) + "\n")
     for row in result["rows"]:
         kl = "not finite" if row["kl_mean"] is None else f"KL {row['kl_mean']:.2e}"
         print(

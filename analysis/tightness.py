@@ -1,6 +1,6 @@
 """How tight every tier is, on trained and on random models, layer by layer.
 
-`python -m analysis.tightness` writes analysis/results/tightness.json and .png: bound
+`python -m analysis.tightness` writes tightness.json and .png: bound
 over measured for T0, for T1 centred and not, the floor, T2, T3 with its z, how far T4
 reaches, violations, where T1's radius grows, and what a check costs in fp64 forwards.
 Random models need transformers; they have the shapes of trained ones and no text.
@@ -17,9 +17,16 @@ import jax
 import numpy as np
 
 from experiments.picture import pyplot, save
+from experiments.results import write
+from experiments.study import Study
 
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Study(
+    "analysis.tightness",
+    "about 20 minutes on 2 cores",
+    Path(__file__).parent / "results" / "tightness.json",
+    ("matplotlib", "torch", "transformers"),
+)
 DEEP = Path(__file__).parent / "models" / "mamba1-24-layers"
 TOKENS = 256
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -156,8 +163,10 @@ def draw(found: list[dict], path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run the study, write table and figure."""
+    out = STUDY.parser(__doc__).parse_args(given).out
+    STUDY.begin(out)
     jax.config.update("jax_enable_x64", True)
     import lyapunov
     from analysis.perturbation import english
@@ -171,7 +180,6 @@ def main() -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (1, TOKENS))
     for width, layers in RANDOM:
         found += rows(f"random, width {width}", random_model(width, layers), drawn)
-    RESULTS.mkdir(exist_ok=True)
     result = {
         "command": "python -m analysis.tightness",
         "tokens": TOKENS,
@@ -179,8 +187,8 @@ def main() -> None:
         "rows": found,
     }
     text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
-    (RESULTS / "tightness.json").write_text(text)
-    draw(found, RESULTS / "tightness.png")
+    write(out, text)
+    draw(found, out.with_suffix(".png"))
     print(f"{sum(row['violations'] for row in found)} violations in {len(found)} rows")
 
 

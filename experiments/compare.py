@@ -1,7 +1,7 @@
 """Published, ours, difference and verdict for every row of paper.toml.
 
 `python -m experiments.compare` reads `figures` of the files in experiments/results,
-prints a table and writes results/compare.md and .json, with a picture. What a verdict
+prints a table and writes compare.md and .json, with a picture. What a verdict
 needs is in paper.toml, fixed before there were results: a row agrees or it doesn't.
 
 Verdicts: `agrees` (the published value is within our 95 % interval, or the claim is
@@ -10,7 +10,6 @@ sides our interval lies), `no interval` (one run: nothing can be said), `not run
 `needs the Hub`. Sizes and data are not the papers': a verdict is of the claim at ours.
 """
 
-import argparse
 import json
 import math
 import tomllib
@@ -19,10 +18,18 @@ from typing import Any
 
 from experiments.picture import pyplot, save
 from experiments.results import FOLDER, write
+from experiments.study import Study
 
 
 PAPER = Path(__file__).parent / "paper.toml"
 MODELS = Path(__file__).parent / "models"
+STUDY = Study(
+    "experiments.compare",
+    "seconds",
+    FOLDER / "compare.json",
+    ("matplotlib",),
+    more="the result files",
+)
 SURE = ("certain", "second-hand", "recalled")
 HOLD = ("interval", "above", "below", "hub")
 _NEEDED = {"key", "paper", "claim", "unit", "where", "sure", "hold", "source"}
@@ -287,19 +294,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
-        description="Compare published figures with those of the result files.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = STUDY.parser("Compare published figures with those of the result files.")
     parser.add_argument("--results", type=Path, default=FOLDER, help="their folder")
     options = parser.parse_args(arguments)
+    STUDY.begin(options.out)
     result = compare(options.results)
     print(table(result))
-    write(options.results / "compare.md", page(result))
+    write(options.out.with_suffix(".md"), page(result))
     kept = {"command": "python -m experiments.compare", **result}
-    write(options.results / "compare.json", json.dumps(kept, indent=1) + "\n")
-    draw(result, options.results / "compare.png")
+    write(options.out, json.dumps(kept, indent=1) + "\n")
+    draw(result, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ Initial weights are mamba_ssm's on a GPU. On a CPU they are transformers', whose
 for Mamba-2 differs, and there is no Mamba-3: rows name the library. `--models` takes
 names on the Hub, too (`--models state-spaces/mamba-130m-hf`): initial weights are then
 transformers', and A is left as it is. The same command goes on with what is missing.
-Writes results/exponents.json, .md and .png.
+Writes exponents.json, .md and .png.
 """
 
 import argparse
@@ -33,20 +33,25 @@ import numpy as np
 
 from experiments.finetuning.plan import not_loaded, settings_of, short
 from experiments.results import FOLDER, Results, environment
-from experiments.trained.problems import Problem, demand
+from experiments.study import Study
+from experiments.trained.problems import Problem
 
 
 MODELS = tuple(f"experiments/models/{name}" for name in ("mamba1", "mamba2", "mamba3"))
 FACTORS = (1 / 16, 1 / 4, 4.0, 16.0)  # of A, and so of every exponent
 
 
+STUDY = Study(
+    "experiments.exponents",
+    "about 20 minutes on 2 cores",
+    FOLDER / "exponents.json",
+    ("torch", "transformers"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.exponents",
-        description="Exponents of models before training, trained and fine-tuned.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Exponents of models before training, trained and fine-tuned.")
     add = made.add_argument
     add("--models", nargs="+", default=list(MODELS), help="folders or names")
     add("--tuned", type=Path, help="folder with MODEL-tuned-SEED, of finetune")
@@ -54,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=512, help="bytes that are read")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="makes initial weights: cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "exponents.json")
     return made
 
 
@@ -260,7 +264,7 @@ def find(options: argparse.Namespace, results: Results) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch", "transformers")
+    STUDY.begin(options.out)
     if options.tokens < 64:
         parser().error("--tokens must be 64 or more: exponents are means over tokens")
     if options.seeds < 0:

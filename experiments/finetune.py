@@ -17,7 +17,7 @@ The learning rate is tuned for each model and method in fp32, by validation loss
 of work (a model and a method to tune; a model and a seed) run in processes of their
 own, `--workers` at a time; each row is written when it is found, and the same command
 goes on with what is missing. `--budget` ends it in time. On a GPU the Mambas need
-mamba_ssm and causal_conv1d. Writes results/finetune.json, .md and .png.
+mamba_ssm and causal_conv1d. Writes finetune.json, .md and .png.
 """
 
 import argparse
@@ -30,16 +30,20 @@ from typing import Any
 
 from experiments.finetuning.plan import MODELS, missing
 from experiments.results import FOLDER
-from experiments.trained.problems import demand
+from experiments.study import Study
+
+
+STUDY = Study(
+    "experiments.finetune",
+    "hours; on an H200 about 40 minutes",
+    FOLDER / "finetune.json",
+    ("torch", "transformers", "peft"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.finetune",
-        description="Fine-tune in several precisions and compare what is answered.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Fine-tune in several precisions and compare what is answered.")
     add = made.add_argument
     add("--corpus", type=Path, required=True, help="folder with GSM8K's two files")
     add("--instructions", type=Path, help="file of items to learn from")
@@ -58,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=1, help="processes side by side")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "finetune.json")
     add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "finetune")
     add("--unit", nargs=2, metavar=("STAGE", "WHICH"), help=argparse.SUPPRESS)
     add("--until", type=float, default=0, help=argparse.SUPPRESS)
@@ -114,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
-    demand("torch", "transformers", "peft")
+    STUDY.begin(options.out)
     if options.precisions[0] != "fp32" or options.methods[0] != "full":
         parser().error("full and fp32 come first: all others are compared with them")
     if options.unit:

@@ -13,7 +13,7 @@ What does not fit the card is predicted from what does: seconds are fitted by a 
 batch and batch times context, whose worst error stands beside it. What is measured and
 what is predicted are kept apart.
 
-The same command goes on with what is missing. Writes results/generation.json, .md and
+The same command goes on with what is missing. Writes generation.json, .md and
 .png. `--tiny` runs shapes for a CPU, to try it.
 """
 
@@ -21,26 +21,29 @@ import argparse
 import gc
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.decoding.shapes import SHAPES, tiny
 from experiments.results import FOLDER, Results, environment
-from experiments.trained.problems import demand
+from experiments.study import Study
 
 
 STATES = {"bf16": 2, "fp32": 4}  # bytes of a number of Mamba-2's states
 
 
+STUDY = Study(
+    "experiments.generation",
+    "about 10 minutes on an H200; --tiny a minute on a CPU",
+    FOLDER / "generation.json",
+    ("torch",),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.generation",
-        description="Time one step of generation of the 8B shapes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Time one step of generation of the 8B shapes.")
     add = made.add_argument
     add("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     add("--contexts", type=int, nargs="+", default=[2**k for k in range(11, 18)])
@@ -50,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="shapes for a CPU, in fp32")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "generation.json")
     add("--no-page", action="store_true", help="rows only, no table, no picture")
     return made
 
@@ -169,7 +171,7 @@ def _values(
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch")
+    STUDY.begin(options.out)
     for name in ("contexts", "batches"):
         if min(getattr(options, name)) < 1:
             parser().error(f"--{name} must be 1 or more")

@@ -31,8 +31,8 @@ import numpy as np
 from experiments.recall.differences import figures
 from experiments.recall.page import draw, page
 from experiments.results import FOLDER, Results, environment, write
+from experiments.study import Study
 from experiments.trained.long_tasks import LONGEST, TASKS
-from experiments.trained.problems import demand
 
 
 MODELS = tuple(
@@ -41,20 +41,23 @@ MODELS = tuple(
 )
 
 
+STUDY = Study(
+    "experiments.hybrids",
+    "about 10 minutes on an H200",
+    FOLDER / "hybrids.json",
+    ("torch", "transformers"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.hybrids",
-        description="Copy, recall and look up, by length of context.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Copy, recall and look up, by length of context.")
     add = made.add_argument
     add("--models", nargs="+", default=list(MODELS), help="folders or names")
     add("--contexts", type=int, nargs="+", default=[2**k for k in range(8, 17)])
     add("--episodes", type=int, default=64, help="of each task and context")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "hybrids.json")
     return made
 
 
@@ -123,7 +126,7 @@ def ask(options: argparse.Namespace, results: Results) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch", "transformers")
+    STUDY.begin(options.out)
     if min(options.contexts) < 256:
         parser().error("--contexts must be 256 or more: the questions have to fit")
     if options.episodes < 1:

@@ -9,7 +9,7 @@ Transformer's: arXiv:2406.00209's 38 % for pretrained Mamba and 82 % for Mamba-2
 --scratch: its fp32 full fine-tunes, one of each seed, are what is asked afterwards.
 
 Intervals are of 95 %, from resampling questions and seeds. All in fp32. The same
-command goes on with what is missing. Writes results/in_context.json, .md and .png.
+command goes on with what is missing. Writes in_context.json, .md and .png.
 
 With `--harness` lm-evaluation-harness asks the same questions, written as local tasks.
 With `--benchmarks winogrande hellaswag piqa arc_easy arc_challenge mmlu` it asks those
@@ -29,19 +29,23 @@ from experiments.finetuning.items import SHOTS, Data
 from experiments.finetuning.plan import MODELS, short
 from experiments.results import FOLDER, Results, environment
 from experiments.shots.documents import TASKS, task_name
-from experiments.trained.problems import demand
+from experiments.study import Study
 
 
 _SAY_EVERY = 5.0  # seconds
 
 
+STUDY = Study(
+    "experiments.in_context",
+    "about 10 minutes on an H200",
+    FOLDER / "in_context.json",
+    ("torch", "transformers"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.in_context",
-        description="Ask questions after 0, 1, 3 and 5 examples.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Ask questions after 0, 1, 3 and 5 examples.")
     add = made.add_argument
     add("--corpus", type=Path, required=True, help="folder with GSM8K's two files")
     add("--models", nargs="+", default=list(MODELS), help="folders or names")
@@ -52,7 +56,6 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="questions of each benchmark")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "in_context.json")
     return made
 
 
@@ -176,7 +179,7 @@ def differences(results: Results) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch", "transformers")
+    STUDY.begin(options.out)
     if options.questions < 1:
         parser().error("--questions must be 1 or more")
     if options.tuned is not None and not options.tuned.is_dir():

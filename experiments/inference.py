@@ -11,7 +11,7 @@ answers that flip, KL and the distance of the logits at the answers, and with
 `--predict` what lyapunov-check predicts for the same checkpoint, on a CPU.
 
 Intervals are of 95 %, from resampling windows of episodes. The same command goes on
-with models that are missing. Writes results/inference.json, .md and .png.
+with models that are missing. Writes inference.json, .md and .png.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.finetuning.page import NAMES, number, span
 from experiments.finetuning.plan import MODELS, short
 from experiments.picture import pyplot, save
 from experiments.results import FOLDER, Results, environment, figure, write
-from experiments.trained.problems import demand
+from experiments.study import Study
 
 
 RUNS = tuple((p, way) for p in ("fp16", "bf16") for way in ("cast", "autocast"))
@@ -34,13 +34,17 @@ _SAMPLES = 1000
 _TOKENS = 256  # that lyapunov.check reads
 
 
+STUDY = Study(
+    "experiments.inference",
+    "about 10 minutes on an H200, an hour on 2 cores",
+    FOLDER / "inference.json",
+    ("torch", "transformers"),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.inference",
-        description="Answer the same questions in several precisions.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Answer the same questions in several precisions.")
     add = made.add_argument
     add("--models", nargs="+", default=list(MODELS), help="folders or names")
     add("--corpus", type=Path, help="folder with GSM8K's two files")
@@ -49,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
     add("--questions", type=int, default=256, help="of GSM8K, after each number shown")
     add("--predict", action="store_true", help="only what lyapunov-check predicts")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "inference.json")
     return made
 
 
@@ -354,7 +357,7 @@ def draw(rows: list[dict], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch", "transformers")
+    STUDY.begin(options.out)
     results = Results(options.out, "python -m experiments.inference")
     for model in options.models:
         (predicted if options.predict else answered)(options, model, results)

@@ -14,7 +14,7 @@ the batch grows: the figures are of the first of `--batches`, on this card.
 Each row is written when it is found, and the same command goes on with what is
 missing; a step that does not fit in memory is a row that says so. `--budget` ends it
 in time. On a GPU Mamba needs mamba_ssm and causal_conv1d; on a CPU, transformers runs
-the shape `tiny`. Writes results/speed.json, .md and .png.
+the shape `tiny`. Writes speed.json, .md and .png.
 """
 
 import argparse
@@ -22,23 +22,27 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from experiments.results import FOLDER, Results, environment
-from experiments.trained.problems import Problem, demand
+from experiments.study import Study
+from experiments.trained.problems import Problem
 
 
 _LEAST = 0.4  # of a row's work that does not grow with its network, in 10^9 parameters
 
 
+STUDY = Study(
+    "experiments.speed",
+    "about 10 minutes on an H200",
+    FOLDER / "speed.json",
+    ("torch",),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.speed",
-        description="Time training steps of published shapes, and their memory.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = STUDY.parser("Time training steps of published shapes, and their memory.")
     add = made.add_argument
     add("--families", nargs="+", default=["mamba1", "gpt_neox"],
         choices=("mamba1", "gpt_neox"))  # fmt: skip
@@ -50,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
     add("--rank", type=int, default=8, help="of LoRA")
     add("--budget", type=float, default=0, help="seconds; 0: no end")
     add("--device", default="auto", help="cuda, cpu or auto")
-    add("--out", type=Path, default=FOLDER / "speed.json")
     add("--no-page", action="store_true", help="leave out figures, .md and .png")
     add("--page-only", action="store_true", help="measure nothing")
     return made
@@ -198,7 +201,7 @@ def _rows(
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     options = parser().parse_args(arguments)
-    demand("torch")
+    STUDY.begin(options.out)
     results = Results(options.out, "python -m experiments.speed")
     if options.page_only and not results.rows():
         raise Problem(f"{options.out} has no rows", "leave out --page-only")

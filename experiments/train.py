@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 from experiments.bundled.corpus import FILES
-from experiments.trained.problems import demand
+from experiments.study import Study
 
 
 LEARNING_RATE = {
@@ -38,15 +38,18 @@ LEARNING_RATE = {
     "gpt_neox": 2e-3,
     "hybrid": 3e-3,
 }
+STUDY = Study(
+    "experiments.train",
+    "about 10 minutes on an H200",
+    modules=("torch", "transformers"),
+    more="the corpus; for Mambas mamba_ssm and causal_conv1d",
+)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.train",
-        description="Train one of five small language models of equal size.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = STUDY.parser("Train one of five small language models of equal size.")
+    add = made.add_argument
     add("--kind", choices=tuple(LEARNING_RATE), required=True)
     add("--corpus", type=Path, required=True, help=f"folder with {', '.join(FILES)}")
     add("--out", type=Path, required=True, help="folder for the model")
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0)
     add("--device", default="auto", help="cuda, cpu or auto")
-    return parser
+    return made
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -98,10 +101,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     started = time.monotonic()
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    demand("torch", "transformers")
-    _check(parser, options)
+    made = parser()
+    options = made.parse_args(arguments)
+    _check(made, options)
+    STUDY.begin(options.out / "model")
 
     import torch
 

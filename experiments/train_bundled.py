@@ -30,17 +30,23 @@ from pathlib import Path
 
 from experiments.bundled.corpus import FILES
 from experiments.bundled.export import card_again, measure_again, run
+from experiments.study import Study
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.train_bundled",
-        description="Train the byte-level Mamba-1 model that ships with lyapunov.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
+STUDY = Study(
+    "experiments.train_bundled",
+    "about 10 minutes on an H200",
+    modules=("torch", "transformers"),
+    more="the corpus",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = STUDY.parser("Train the byte-level Mamba-1 model that ships with lyapunov.")
+    add = made.add_argument
     add("--corpus", type=Path, help=f"folder with {', '.join(FILES)}")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = made.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="train; folder for the model")
     what.add_argument("--evaluate", type=Path, help="measure this model again")
     what.add_argument("--card", type=Path, help="write this model's card again")
@@ -61,18 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--record", action="store_true", help="with --evaluate: write it down, too")
     add("--note", default="", help="a remark on the run, for the card")
     add("--against", type=Path, nargs="+", help="with --card: runs not chosen")
-    return parser
+    return made
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = _parser()
-    options = parser.parse_args()
+    made = parser()
+    options = made.parse_args(arguments)
+    STUDY.begin()
     if options.card:
         card_again(options)
         return
     if options.corpus is None:
-        parser.error("--corpus is needed")
+        made.error("--corpus is needed")
     if options.evaluate:
         measure_again(options)
     else:

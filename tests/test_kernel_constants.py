@@ -325,7 +325,7 @@ def test_the_file_in_the_package_is_sound():
 
 def test_the_table_shows_failures(tmp_path):
     results = document(0.5, **{"tl.exp": {"error": "no time left"}})
-    study.write(results, tmp_path)
+    study.write(results, tmp_path / "kernel_constants.json")
     assert "not run: no time left" in (tmp_path / "kernel_constants.md").read_text()
     read = json.loads((tmp_path / "kernel_constants.json").read_text())
     assert read["functions"].keys() == {f.name for f in FUNCTIONS}

@@ -13,7 +13,7 @@ from analysis import _peers_cases as cases, peers
 @pytest.fixture(scope="module")
 def recorded():
     """The committed result."""
-    return json.loads((peers.RESULTS / "peers.json").read_text())
+    return json.loads(peers.STUDY.committed.read_text())
 
 
 def test_targets_are_met_as_recorded(recorded):
@@ -46,7 +46,7 @@ def test_columns_of_the_identity_are_found_wrong(recorded):
 
 def test_the_table_is_the_record(recorded):
     """Assert the markdown, and what took part with its version."""
-    text = (peers.RESULTS / "peers.md").read_text()
+    text = peers.STUDY.committed.with_suffix(".md").read_text()
     assert text == peers.table(recorded["systems"])
     taking_part = {
         row["library"].partition(",")[0]

@@ -55,5 +55,5 @@ def test_what_was_not_measured_is_left_out(tmp_path):
 
 def test_the_command_draws_what_is_there(tmp_path, capsys):
     (tmp_path / "faults.json").write_text((RESULTS / "faults.json").read_text())
-    pictures.main(tmp_path)
+    pictures.main(["--results", str(tmp_path), "--folder", str(tmp_path)])
     assert capsys.readouterr().out.split() == [str(tmp_path / "faults.png")]

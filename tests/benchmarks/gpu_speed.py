@@ -16,7 +16,8 @@ import pytest
 def found(tmp_path_factory) -> dict:
     """The study's results."""
     folder = tmp_path_factory.mktemp("speed")
-    command = [sys.executable, "-m", "analysis.speed", "--folder", str(folder)]
+    command = [sys.executable, "-m", "analysis.speed"]
+    command += ["--out", str(folder / "speed.json")]
     root = Path(__file__).parents[2]
     subprocess.run(command, check=True, cwd=root, timeout=600)
     return json.loads((folder / "speed.json").read_text())

@@ -102,7 +102,8 @@ def test_command_writes_every_row(tmp_path, capsys):
             "another": figure(1.0, "%", 2),
         }
     )
-    compare.main(["--results", str(tmp_path)])
+    call = ["--results", str(tmp_path), "--out", str(tmp_path / "compare.json")]
+    compare.main(call)
     shown = capsys.readouterr().out
     text = (tmp_path / "compare.md").read_text()
     for one in PAPER["row"]:
@@ -117,4 +118,6 @@ def test_command_writes_every_row(tmp_path, capsys):
     assert (tmp_path / "compare.png").stat().st_size > 1000
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]
     assert len(rows) == len(PAPER["row"])
-    compare.main(["--results", str(tmp_path)])  # its own file is not a result
+    compare.main(
+        ["--results", str(tmp_path), "--out", str(tmp_path / "compare.json")]
+    )  # its own file is not a result
