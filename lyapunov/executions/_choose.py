@@ -95,13 +95,18 @@ def _of_network(
         _fp32_state_only(state_precision)
         cuda = measure == "transformers_cuda"
         make = transformers_cuda_network if cuda else transformers_network
-        return [make(config, architecture, p, mode) for p in precisions]
-    if measure == "mamba_ssm":
-        _own_state_only(mode, state_precision)
-    return [
-        mamba_ssm_network(config, architecture, p, mode, state_precision)
-        for p in precisions
-    ]
+        found = [make(config, architecture, p, mode) for p in precisions]
+    else:
+        if measure == "mamba_ssm":
+            _own_state_only(mode, state_precision)
+        found = [
+            mamba_ssm_network(config, architecture, p, mode, state_precision)
+            for p in precisions
+        ]
+    for execution in found:
+        for sublayer in config.sublayers:
+            execution.of(sublayer.kind)
+    return found
 
 
 def _fp32_state_only(state_precision: str | None) -> None:

@@ -74,6 +74,8 @@ class Execution:
     constants: InnerConstants
     depths: Depths
     assumptions: tuple[str, ...]
+    kind: str
+    """Kind of sublayers that sites, parameters and constants are those of."""
     chunked: bool = False
     """Whether a recurrence that has a chunked form runs in it."""
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
@@ -81,8 +83,20 @@ class Execution:
     sites, parameters, constants or depths."""
 
     def of(self, kind: str) -> "Execution":
-        """What holds inside a sublayer of this kind."""
-        return self.kinds.get(kind, self)
+        """What holds inside a sublayer of this kind.
+
+        **Raises:** `UsageError` for a kind that this program does not run.
+        """
+        if kind in self.kinds:
+            return self.kinds[kind]
+        if kind == self.kind:
+            return self
+        known = ", ".join(sorted({self.kind, *self.kinds}))
+        raise UsageError(
+            f"{self.name} declares nothing for sublayers of kind {kind!r}; it has "
+            f"{known}",
+            hint="--measure emulated, or none",
+        )
 
     def parameter_format(self, name: str) -> Format:
         """The format that a parameter is held in."""

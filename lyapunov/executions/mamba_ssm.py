@@ -140,6 +140,7 @@ def mamba_ssm_prefill(
     return Execution(
         name=f"mamba_ssm prefill, {precision}",
         implementation="mamba_ssm",
+        kind="mamba1",
         mode="prefill",
         precision=precision,
         state_precision=state_precision or FP32.name,
@@ -204,6 +205,7 @@ def mamba_ssm_decode(
     return Execution(
         name=f"mamba_ssm decode, {precision}",
         implementation="mamba_ssm",
+        kind="mamba1",
         mode="decode",
         precision=precision,
         state_precision=cache,

@@ -110,6 +110,7 @@ def mamba_ssm_mamba2_prefill(
     return Execution(
         name=f"mamba_ssm prefill, {precision}",
         implementation="mamba_ssm",
+        kind="mamba2",
         mode="prefill",
         precision=precision,
         state_precision=state_precision or FP32.name,
@@ -159,6 +160,7 @@ def mamba_ssm_mamba2_decode(
     return Execution(
         name=f"mamba_ssm decode, {precision}",
         implementation="mamba_ssm",
+        kind="mamba2",
         mode="decode",
         precision=precision,
         state_precision=cache,

@@ -160,6 +160,7 @@ def mamba_ssm_mamba3_prefill(
     return Execution(
         name=f"mamba_ssm prefill, {precision}",
         implementation="mamba_ssm",
+        kind="mamba3",
         mode="prefill",
         precision=precision,
         state_precision=FP32.name,
@@ -214,6 +215,7 @@ def mamba_ssm_mamba3_decode(
     return Execution(
         name=f"mamba_ssm decode, {precision}",
         implementation="mamba_ssm",
+        kind="mamba3",
         mode="decode",
         precision=precision,
         state_precision=cache,

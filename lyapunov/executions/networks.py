@@ -63,9 +63,10 @@ def mamba_ssm_network(
     )
     aside = {"residual_aside": fmt}
     around = aside | {"beside": fmt, "logits_scaled": fmt}
-    kinds: dict[str, Execution] = dict.fromkeys(
-        ("attention", "mlp", "experts", "shared"), block
-    )
+    kinds: dict[str, Execution] = {
+        kind: dataclasses.replace(block, kind=kind)
+        for kind in ("attention", "mlp", "experts", "shared")
+    }
     second = next((s for s in config.sublayers if s.kind == "mamba2"), None)
     if second is not None:
         gate = {"gate_norm": second.gate_norm}
@@ -103,5 +104,5 @@ def _said(base: Execution, kinds: dict[str, Execution], used: set[str]):
     """Assumptions of the kinds that the network has, each once."""
     lines = []
     for kind in sorted(used):
-        lines += kinds.get(kind, base).assumptions
+        lines += (base if kind == base.kind else kinds[kind]).assumptions
     return tuple(dict.fromkeys(lines))

@@ -134,6 +134,7 @@ def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
     return Execution(
         name=f"transformers {mode}, {precision}",
         implementation="transformers",
+        kind="mamba1",
         mode=mode,
         precision=precision,
         state_precision=FP32.name,

@@ -142,7 +142,9 @@ def transformers_network(
     return dataclasses.replace(
         mixer,
         sites=sites,
-        kinds=kinds,
+        kinds={
+            kind: dataclasses.replace(one, kind=kind) for kind, one in kinds.items()
+        },
         depths=dataclasses.replace(
             mixer.depths, scan=one_addition if decode else any_order
         ),
