@@ -129,6 +129,12 @@ def _check_shape(path: Path, document: Any) -> None:
     want("tokens.sha256", document["tokens"].get("sha256"), str)
     for file in want("files", document["checkpoint"].get("files", []), list):
         want("a file", file, dict)
+    for finding in want("findings", document.get("findings", []), list):
+        want("a finding", finding, dict)
+        want("a finding's code", finding.get("code"), str)
+        for name, kind in (("layer", int), ("precision", str)):
+            if finding.get(name) is not None:
+                want(f"a finding's {name}", finding[name], kind)
     for i, entry in enumerate(want("precisions", document.get("precisions"), list)):
         place = f"precisions[{i}]"
         want(place, entry, dict)
@@ -337,23 +343,26 @@ def _finding(precision: str, worse: list[tuple[float, str]]) -> Finding:
 
 def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, str]:
     """The report with what grew as a finding, its verdict anew; and the outcome in
-    one line.
+    one line. Findings that the baseline has as well are marked and fail nothing: what
+    grows in them is a finding of its own.
 
     **Raises:** `BaselineError` where the two cannot be compared.
     """
     outcome = compare(report.to_dict(), baseline)
+    known = {_identity(finding) for finding in baseline.get("findings", ())}
     settings = report.settings
     chosen = {
         "select": settings.get("select") or (),
         "ignore": settings.get("ignore") or (),
     }
     new = select_findings(outcome.findings, **chosen)
-    findings = sorted(
-        [*report.findings, *new],
-        key=lambda f: (f.severity != ERROR, f.code),
-    )
+    told = [
+        replace(f, known=(f.code, f.layer, f.precision) in known)
+        for f in report.findings
+    ]
+    findings = sorted([*told, *new], key=lambda f: (f.severity != ERROR, f.code))
     word, code = verdict(
-        findings,
+        [finding for finding in findings if not finding.known],
         fail_on=settings.get("fail_on", ERROR),
         checked=report.summary.checked,
         skipped=report.summary.skipped,
@@ -361,8 +370,10 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
         exit_zero=bool(settings.get("exit_zero")),
         **chosen,
     )
+    grew = "" if outcome.findings else "nothing grew, "
     sentence = outcome.sentence()
-    summary = replace(report.summary, verdict=word, exit_code=code)
+    whole = "; ".join([f"{grew}{sentence}", *_familiar(told)])
+    summary = replace(report.summary, verdict=word, exit_code=code, baseline=whole)
     return (
         replace(
             report,
@@ -372,3 +383,17 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
         ),
         sentence,
     )
+
+
+def _identity(finding: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two findings one: the code, the layer and the execution."""
+    return tuple(finding.get(name) for name in ("code", "layer", "precision"))
+
+
+def _familiar(findings: list[Finding]) -> list[str]:
+    """How many findings are new, and how many the baseline has, in words."""
+    if not findings:
+        return []
+    known = sum(finding.known for finding in findings)
+    fresh = len(findings) - known
+    return [f"{fresh or 'no'} new finding{'' if fresh == 1 else 's'}, {known} known"]

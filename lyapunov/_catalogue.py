@@ -191,3 +191,12 @@ _KINDS = (
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}
+
+DOUBTS = frozenset(
+    (
+        *("LYA008", "LYA011", "LYA013", "LYA014"),
+        *("LYA016", "LYA017", "LYA018", "LYA019", "LYA020"),
+    )
+)
+"""Codes that doubt the checkpoint, the adapter or the function that was checked; the
+others tell what rounding does. No verdict reads HELD above one of these."""

@@ -156,12 +156,10 @@ def check(
             adapter_targets=[name for one in changed for name in one.adapted],
         )
         found = findings.select_findings(found, select, ignore)
-        skipped = len(model.sublayers) - len(chosen)
         verdict, exit_code = findings.verdict(
             found,
             fail_on=fail_on,
             checked=len(chosen),
-            skipped=skipped,
             allow_partial=allow_partial,
             select=select,
             ignore=ignore,
@@ -188,7 +186,8 @@ def check(
         summary=Summary(
             verdict=verdict,
             checked=len(chosen),
-            skipped=skipped,
+            skipped=0,
+            left_out=len(model.sublayers) - len(chosen),
             seconds=time.perf_counter() - began,
             exit_code=exit_code,
             **findings.advice(exponents, reports, found, changes),

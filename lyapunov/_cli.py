@@ -291,7 +291,7 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     type=click.Path(path_type=Path),
     metavar="REPORT",
     help="An earlier .json of the same checkpoint and tokens: what grew by more than "
-    "a quarter is an error.",
+    "a quarter is an error, and of the other findings only new ones count.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit code 0 in spite of findings.")
 @click.option(

@@ -54,10 +54,15 @@ def tokens_facts(ids: np.ndarray, source: str) -> TokensFacts:
 
 
 def chosen_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The sublayers to compare, ascending; None is all."""
+    """The sublayers to compare, ascending; None is all.
+
+    **Raises:** `UsageError` where one is not there, or none was chosen.
+    """
     count = len(model.sublayers)
     if layers is None:
         return tuple(range(count))
+    if not len(layers):
+        raise UsageError("no sublayer was chosen", hint="None is all of them")
     beyond = [layer for layer in layers if not 0 <= layer < count]
     if beyond:
         raise UsageError(

@@ -308,6 +308,8 @@ class Finding:
     value: float | None = None
     limit: float | None = None
     precision: str | None = None
+    known: bool = field(default=False, compare=False)
+    """Whether the baseline has it as well; then it counts against nothing."""
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,10 @@ class Summary:
     """What to give a serving stack: `stack`, `flag` and `why` each."""
     benchmark_note: str | None = None
     """What a benchmark of so many questions could not have seen."""
+    left_out: int = 0
+    """Sublayers that were not to be checked (`layers`); no failure."""
+    baseline: str | None = None
+    """What the comparison with a baseline gave, where there is one."""
 
 
 @dataclass(frozen=True)

@@ -188,8 +188,9 @@ def _of_divergence(
     yield from _range(layer, precision, row)
     state = precision.state_precision
     # rounded stochastically, an update below half a unit is kept on average
-    stagnates = not state_store(state).stochastic and layer.stagnation is not None
-    if stagnates and layer.stagnation >= STAGNANT:
+    if state_store(state).stochastic or layer.stagnation is None:
+        return
+    if layer.stagnation >= STAGNANT:
         yield _finding(
             "LYA007",
             layer.layer,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lyapunov._advice import layers_text
-from lyapunov._catalogue import CATALOGUE, ERROR
+from lyapunov._catalogue import CATALOGUE
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -32,12 +32,6 @@ GROWTH_LEGEND = (
     "what one perturbed token adds to the stream k tokens later, relative to it. "
     "Medians over the sublayers of a kind."
 )
-
-VERDICTS = {
-    "held": "every bound held and every exponent is negative",
-    "findings": "something did not hold",
-    "incomplete": "not every sublayer could be checked",
-}
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -167,25 +161,6 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
             )
         )
     return made
-
-
-def verdict_sentence(report: Report) -> str:
-    """The verdict in words, with counts; the first word says it all."""
-    summary = report.summary
-    errors = sum(finding.severity == ERROR for finding in report.findings)
-    warnings = len(report.findings) - errors
-    counts = (
-        f"{plural(errors, 'error')}, {plural(warnings, 'warning')}; "
-        f"{plural(summary.checked, 'sublayer')} checked"
-    )
-    if summary.skipped:
-        counts += f", {summary.skipped} skipped"
-    meaning = VERDICTS.get(summary.verdict, "")
-    if summary.verdict == "held" and errors:
-        meaning = "no finding that was selected counts against it"
-    elif summary.verdict == "held" and not report.precisions:
-        meaning = "every exponent is negative"
-    return f"{summary.verdict.upper()}: {meaning} ({counts}, {seconds(report)})"
 
 
 def seconds(report: Report) -> str:

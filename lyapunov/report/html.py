@@ -8,6 +8,7 @@ from lyapunov._catalogue import CATALOGUE
 from lyapunov._errors import MissingExtraError
 from lyapunov._results import ParameterChangeReport, PrecisionReport, Report
 from lyapunov.report import _words as words
+from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
@@ -75,20 +76,21 @@ def _title(entries: Sequence[Report | Mapping[str, Any]]) -> str:
         return f"lyapunov-check: {len(entries)} checkpoints"
     entry = entries[0]
     if isinstance(entry, Report):
-        return f"{entry.checkpoint.source}: {entry.summary.verdict}"
+        return f"{entry.checkpoint.source}: {headline(entry).word.lower()}"
     return f"{entry['checkpoint']['source']}: could not be checked"
 
 
 def _view(report: Report, prefix: str, drawn: Sequence[Any]) -> dict[str, Any]:
     """What the template needs, all of it already in words."""
-    verdict, _, counts = words.verdict_sentence(report).partition(" (")
+    line = headline(report)
     return {
         "failure": None,
         "prefix": prefix,
         "report": report,
-        "mark": MARKS.get(report.summary.verdict, "!"),
-        "verdict": verdict,
-        "counts": counts.rstrip(")"),
+        "style": line.style,
+        "mark": MARKS[line.style],
+        "verdict": line.sentence,
+        "counts": line.counts,
         "facts": _facts(report),
         "findings": [
             (
@@ -123,6 +125,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("tokens", words.tokens_sentence(report)),
         ("exponents", words.exponent_sentence(report.exponents)),
     ]
+    if report.summary.baseline:
+        facts.append(("baseline", report.summary.baseline))
     facts += [(p.precision, words.execution_sentence(p)) for p in report.precisions]
     return facts
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lyapunov._results import Report
 from lyapunov.report import _words as words
+from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
@@ -33,7 +34,7 @@ def _failure(entry: Mapping[str, Any]) -> str:
 def _one(report: Report) -> str:
     blocks = [
         f"# {_plain(report.checkpoint.source)}",
-        f"**{_plain(words.verdict_sentence(report))}**",
+        f"**{_plain(str(headline(report)))}**",
         _plain(report.summary.recommendation),
         _plain(report.summary.benchmark_note or ""),
         _flags(report),
@@ -64,6 +65,8 @@ def _facts(report: Report) -> str:
     facts += [
         f"{p.precision}: {words.execution_sentence(p)}" for p in report.precisions
     ]
+    if report.summary.baseline:
+        facts.append(f"baseline: {report.summary.baseline}")
     facts.append(f"{report.tool.get('name', '')} {report.tool.get('version', '')}")
     return _bullets(_plain(fact) for fact in facts)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from lyapunov._catalogue import ERROR
 from lyapunov._results import LayerDivergence, LayerExponents, Report
 from lyapunov.report import _words as words
+from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 
@@ -324,12 +325,11 @@ def _findings(console: Console, report: Report) -> None:
 
 
 def _verdict(console: Console, report: Report, glyphs: Glyphs, verbose: bool) -> None:
-    word = report.summary.verdict
-    mark = glyphs.marks.get(word, "!")
+    line = headline(report)
     console.print()
-    console.print(
-        Text(f"{mark} {words.verdict_sentence(report)}", style=STYLES.get(word, "bold"))
-    )
+    console.print(Text(f"{glyphs.marks[line.style]} {line}", style=STYLES[line.style]))
+    if report.summary.baseline:
+        console.print(Text(f"baseline: {report.summary.baseline}"))
     if report.summary.recommendation:
         console.print(Text(report.summary.recommendation))
     if report.summary.benchmark_note:

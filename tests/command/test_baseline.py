@@ -191,6 +191,58 @@ def test_verdict_and_report_follow(earlier):
     assert with_baseline(zero, earlier)[0].summary.exit_code == 0
 
 
+# --- Findings that the baseline has ----------------------------------------------
+
+LOST = [example.layer_exponents(i, suspicions=["dt_bias is zero"]) for i in range(3)]
+
+
+def _with(fail_on, **options):
+    report = example.example_report(3, **options)
+    return replace(report, settings={**report.settings, "fail_on": fail_on})
+
+
+def test_only_new_findings_count():
+    """Assert that warnings and errors of the baseline fail nothing, whether they are
+    fewer now or not, and that a new one does."""
+    lost = _with("warning", layers=LOST)
+    assert lost.findings
+    same, sentence = with_baseline(lost, lost.to_dict())
+    assert all(finding.known for finding in same.findings)
+    assert (same.summary.verdict, same.summary.exit_code) == ("held", 0)
+    assert same.summary.baseline == (
+        f"nothing grew, {sentence}; no new findings, {len(lost.findings)} known"
+    )
+    jsonschema.validate(same.to_dict(), schema())
+    healthy = _with("warning")
+    fresh, _ = with_baseline(lost, healthy.to_dict())
+    assert sum(not finding.known for finding in fresh.findings) == 3
+    assert (fresh.summary.verdict, fresh.summary.exit_code) == ("findings", 1)
+    assert "3 new findings" in str(fresh.summary.baseline)
+    fewer, _ = with_baseline(healthy, lost.to_dict())
+    assert (fewer.summary.verdict, fewer.summary.exit_code) == ("held", 0)
+
+
+def test_a_known_error_fails_when_it_grows():
+    row = example.layer_divergence(0, "bf16", violations=3)
+    entry = replace(example.precision_report("bf16", 3), layers=[row])
+    broken = _with("error", executions=[entry])
+    assert broken.summary.exit_code == 1
+    same, _ = with_baseline(broken, broken.to_dict())
+    assert (same.summary.verdict, same.summary.exit_code) == ("held", 0)
+    more = replace(entry, layers=[replace(row, violations=4)])
+    grown, _ = with_baseline(_with("error", executions=[more]), broken.to_dict())
+    assert grown.summary.exit_code == 1
+    assert [f.code for f in grown.findings if not f.known] == ["LYA010"]
+
+
+def test_a_baseline_without_findings_knows_none(earlier):
+    report = _with("warning")
+    del earlier["findings"]
+    found, _ = with_baseline(report, earlier)
+    assert found.summary.exit_code == 1
+    assert not any(finding.known for finding in found.findings)
+
+
 # --- The file --------------------------------------------------------------------
 
 
@@ -242,6 +294,9 @@ def test_files_that_are_missing_binary_or_huge_are_refused(tmp_path):
         (lambda d: d.update(precisions={}), "precisions is not a list"),
         (lambda d: d["checkpoint"].update(files=[1]), "a file is not an object"),
         (lambda d: d["tokens"].pop("sha256"), "tokens.sha256"),
+        (lambda d: d.update(findings=3), "findings is not a list"),
+        (lambda d: d.update(findings=[{}]), "a finding's code is not text"),
+        (lambda d: d["findings"][0].update(layer=[]), "a finding's layer"),
     ],
 )
 def test_fields_of_another_kind_are_refused(earlier, tmp_path, change, words):

@@ -1,0 +1,124 @@
+"""The verdict as one line: its word, what it says of what was there, and its colour.
+
+`Summary.verdict` and the exit code say whether something fails. The line says no more
+than was looked at, and does not call a check HELD whose warnings doubt the checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lyapunov._advice import layers_text, listed
+from lyapunov._catalogue import CATALOGUE, DOUBTS, ERROR
+from lyapunov._results import Finding, Report
+from lyapunov.report._words import plural, seconds
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict of a report in words."""
+
+    word: str
+    """In capitals: `HELD`, `BOUNDS HELD, BUT`, `FINDINGS`, ..."""
+    style: str
+    """The verdict whose mark and colour it has: held, findings or incomplete."""
+    meaning: str
+    counts: str
+    """Of findings and sublayers, and the time."""
+
+    @property
+    def sentence(self) -> str:
+        """The word and what it means."""
+        between = " " if self.word.endswith("BUT") else ": "
+        return f"{self.word}{between}{self.meaning}"
+
+    def __str__(self) -> str:
+        return f"{self.sentence} ({self.counts})"
+
+
+def headline(report: Report) -> Headline:
+    """The verdict in words; the first of them says it all."""
+    word, style, meaning = _verdict(report)
+    return Headline(word, style, meaning, _counts(report))
+
+
+def _verdict(report: Report) -> tuple[str, str, str]:
+    summary, findings = report.summary, report.findings
+    if summary.verdict == "incomplete":
+        nothing = summary.checked == 0
+        text = "no sublayer" if nothing else "not every sublayer"
+        return "INCOMPLETE", "incomplete", f"{text} could be checked"
+    if summary.verdict == "findings":
+        return "FINDINGS", "findings", _failing(findings)
+    if any(f.severity == ERROR and not f.known for f in findings):
+        return "HELD", "incomplete", "no finding that was selected counts against it"
+    doubts = [f for f in findings if f.code in DOUBTS]
+    if any(not f.known for f in doubts):
+        return _word_before_doubts(report), "incomplete", _doubted(doubts)
+    if doubts or any(f.severity == ERROR for f in findings):
+        return "NOTHING NEW", "incomplete", "the baseline has these findings as well"
+    held = _held(report)
+    if not held:
+        return (
+            "NOTHING TO HOLD",
+            "incomplete",
+            "no recurrence, and nothing was measured",
+        )
+    text = listed(held)
+    if report.exponents.max is None:
+        text += "; no recurrence, so no exponent"
+    return "HELD", "held", text
+
+
+def _word_before_doubts(report: Report) -> str:
+    if report.precisions:
+        return "BOUNDS HELD, BUT"
+    return "BUT" if report.exponents.max is None else "EXPONENTS NEGATIVE, BUT"
+
+
+def _held(report: Report) -> list[str]:
+    held = ["every bound held"] if report.precisions else []
+    if report.exponents.max is not None:
+        held.append("every exponent is negative")
+    return held
+
+
+def _failing(findings: Sequence[Finding]) -> str:
+    errors = {f.code for f in findings if f.severity == ERROR and not f.known}
+    if not errors:
+        new = "new " if any(f.known for f in findings) else ""
+        return f"{new}warnings count here (--fail-on warning)"
+    if errors == {"LYA010"}:
+        return "worse than the baseline"
+    return "something did not hold"
+
+
+def _doubted(doubts: Sequence[Finding]) -> str:
+    """What the warnings say, code by code: `dynamics look lost in layer 2 (LYA008)`."""
+    parts = []
+    for code in dict.fromkeys(f.code for f in doubts):
+        members = [f for f in doubts if f.code == code]
+        where = (
+            f" in {layers_text(members)}"
+            if any(f.layer is not None for f in members)
+            else ""
+        )
+        parts.append(f"{CATALOGUE[code].title}{where} ({code})")
+    return listed(parts)
+
+
+def _counts(report: Report) -> str:
+    summary = report.summary
+    errors = sum(finding.severity == ERROR for finding in report.findings)
+    warnings = len(report.findings) - errors
+    counts = f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
+    known = sum(finding.known for finding in report.findings)
+    if known:
+        counts += f", {known} of them known to the baseline"
+    total = summary.checked + summary.skipped + summary.left_out
+    if summary.left_out:
+        counts += f"; {summary.checked} of {total} sublayers checked, as asked"
+    else:
+        counts += f"; {plural(summary.checked, 'sublayer')} checked"
+    if summary.skipped:
+        counts += f", {summary.skipped} skipped"
+    return f"{counts}, {seconds(report)}"
