@@ -86,6 +86,22 @@ def _violated(findings: Sequence[Finding]) -> str:
     )
 
 
+def _worse_than_a_guess(findings: Sequence[Finding]) -> str:
+    return (
+        "Compare the checkpoint's tensors with the original, or give a text that the "
+        "model was made for: in exact arithmetic it predicts this one worse than a "
+        "uniform guess."
+    )
+
+
+def _worse_than_frequencies(findings: Sequence[Finding]) -> str:
+    return (
+        "Compare the loss with the one that is published for this model: in exact "
+        "arithmetic it predicts this text worse than the text's own frequencies do, so "
+        "that part of the checkpoint may be lost."
+    )
+
+
 def _growing(findings: Sequence[Finding]) -> str:
     return (
         f"Look at A_log and dt_bias of {layers_text(findings)}: the state never fades."
@@ -97,6 +113,8 @@ _ADVICE = (
     ("LYA003", _violated),
     ("LYA001", _growing),
     ("LYA008", _lost),
+    ("LYA016", _worse_than_a_guess),
+    ("LYA017", _worse_than_frequencies),
 )
 
 

@@ -14,6 +14,7 @@ OF_A_CHECK = (
     "plan",
     "device",
     "allow_partial",
+    "tokens_are_text",
 )
 OF_A_DUMP = ("tokens", "text", "length", "batch", "precision", "state_precision")
 

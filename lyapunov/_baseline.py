@@ -29,6 +29,7 @@ LARGEST_FILE = 32 * 2**20
 
 FIGURE, FLIPS, COUNT = "figure", "flips", "count"
 OUTPUT_FIGURES = ("measured_rel_l2", "kl_mean", "kl_max")
+LOSS = "loss_bits_per_token"
 SAMPLED_FIGURES = ("sigma_t3", "estimate_t2")
 SAMPLING = ("probes", "readouts", "seed")
 """Settings on which the sampled figures depend: with others they are not compared."""
@@ -135,6 +136,9 @@ def _check_shape(path: Path, document: Any) -> None:
         for name, kind in (("layer", int), ("precision", str)):
             if finding.get(name) is not None:
                 want(f"a finding's {name}", finding[name], kind)
+    if document.get("reference") is not None:
+        loss = want("reference", document["reference"], dict)
+        _check_numbers(path, "reference", loss)
     for i, entry in enumerate(want("precisions", document.get("precisions"), list)):
         place = f"precisions[{i}]"
         want(place, entry, dict)
@@ -157,6 +161,7 @@ def _check_numbers(path: Path, place: str, figures: Mapping[str, Any]) -> None:
         *LAYER_FIGURES,
         *LAYER_COUNTS,
         *_OUTPUT_COUNTS,
+        LOSS,
     ):
         value = figures.get(name)
         if value is not None and not (
@@ -199,6 +204,13 @@ def compare(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> Outcome:
     )
     names = (*OUTPUT_FIGURES, *(SAMPLED_FIGURES if sampled else ()))
     findings, compared, changed = [], 0, 0
+    for name, old, new, kind in _loss_figures(baseline, report):
+        compared += 1
+        changed += old != new
+        growth = _growth(old, new, kind)
+        if growth > FACTOR:
+            told = f"{name} {_short(old)} → {_short(new)}"
+            findings.append(_finding(None, [(growth, told)]))
     for key in common:
         worse: list[tuple[float, str]] = []
         rows = {row["layer"] for row in now[key]["layers"]}
@@ -294,6 +306,16 @@ def _figures(
             yield from _pair(f"{place} {name}", name, before, row, FIGURE)
 
 
+def _loss_figures(
+    earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, float, float, str]]:
+    """The reference's loss, where both have it: reports of before it was printed are
+    baselines too."""
+    old, new = earlier.get("reference"), now.get("reference")
+    if old is not None and new is not None:
+        yield from _pair("loss of the reference, bits a token", LOSS, old, new, FIGURE)
+
+
 def _pair(
     label: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], kind: str
 ) -> Iterator[tuple[str, float, float, str]]:
@@ -327,7 +349,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if whole else f"{value:.3g}"
 
 
-def _finding(precision: str, worse: list[tuple[float, str]]) -> Finding:
+def _finding(precision: str | None, worse: list[tuple[float, str]]) -> Finding:
     told = [text for _, text in worse[:4]]
     more = f", and {len(worse) - 4} more" if len(worse) > 4 else ""
     return Finding(

@@ -188,6 +188,32 @@ _KINDS = (
         "train without the fused kernels (slower, more memory), or take other "
         "targets.",
     ),
+    FindingKind(
+        "LYA016",
+        "worse than a guess",
+        ERROR,
+        "The fp64 reference predicts this text worse than a uniform guess over the "
+        "vocabulary would, by more than the standard error of its loss. That is the "
+        "checkpoint's own function, in exact arithmetic: no precision is at fault, and "
+        "every figure on rounding is about a network that does not work. Tensors that "
+        "were zeroed, swapped, transposed, negated, shifted or written in another "
+        "layout do this, and so does a text that the model was not made for (another "
+        "language, another tokenizer's ids). Compare the file with its original, and "
+        "the loss with the one that its authors publish. A network that was not "
+        "trained yet lies near the guess and is called untrained instead (LYA020).",
+    ),
+    FindingKind(
+        "LYA017",
+        "worse than the text's frequencies",
+        WARNING,
+        "The fp64 reference predicts this text worse than somebody would who knows "
+        "how often each token comes and nothing else, by more than the standard "
+        "error. A trained language model is far better on text of its kind, from some "
+        "tens of tokens on. Part of the network may be lost (a parameter zeroed or "
+        "read in another convention, a layer that adds nothing), training may have "
+        "just begun, or the text is not of its kind. Compare the loss with the one "
+        "that the model's authors publish, or give a text that it was made for.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -13,12 +13,13 @@ import numpy as np
 from . import findings
 from ._changes import chosen_changes, parameter_changes
 from ._load import load
+from ._reference_loss import reference_loss
 from ._request import (
     chosen_executions,
     chosen_layers,
     device_named,
-    given_tokens,
     tokens_facts,
+    tokens_to_check,
 )
 from ._results import (
     CheckpointFacts,
@@ -55,6 +56,8 @@ def check(
     seed: int = 0,
     progress=None,
     token_source: str = "given",
+    tokens_are_text: bool = False,
+    token_bytes: int | None = None,
     fail_on: str = "error",
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
@@ -94,6 +97,9 @@ def check(
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
     - `token_source`: what the report says of where the tokens came from.
+    - `tokens_are_text`: the tokens given are text, so that the reference's loss on
+      them is judged (LYA016, LYA017); `token_bytes`: of all but the first token of
+      each sequence, for the loss a byte.
     - `fail_on`, `select`, `ignore`, `allow_partial`, `exit_zero`: for the verdict.
 
     **Raises:** `LyapunovError` with a hint, for whatever cannot be checked.
@@ -115,6 +121,7 @@ def check(
         "ball": ball,
         "growth": growth,
         "seed": seed,
+        "tokens_are_text": tokens_are_text,
         "fail_on": fail_on,
         "select": list(select),
         "ignore": list(ignore),
@@ -127,7 +134,15 @@ def check(
     if readouts is None:
         readouts = default_readouts(model.layout.n_params)
         settings["readouts"] = readouts
-    ids, token_source = given_tokens(model, tokens, seed, token_source)
+    given = tokens_to_check(
+        model,
+        tokens,
+        seed,
+        token_source,
+        are_text=tokens_are_text,
+        n_bytes=token_bytes,
+    )
+    ids, token_source = given.ids, given.source
     chosen = chosen_layers(model, layers)
     with jax.enable_x64(True), jax.default_device(device_named(device)):
         executions = chosen_executions(
@@ -143,11 +158,19 @@ def check(
             floor=floor,
         )
         effort = Effort(floor, probes, readouts, ball, seed, growth)
-        rows, reports, clipped = run_layers(
+        rows, reports, clipped, bits = run_layers(
             model, ids, executions, chosen, measure, effort, progress
         )
+        reference = reference_loss(
+            bits,
+            ids,
+            model.config.vocab_size,
+            is_text=given.is_text,
+            source=token_source,
+            n_bytes=given.n_bytes,
+        )
         exponents = gather_exponents(rows, ids.size)
-        found = findings.find(exponents, reports, settings, changes)
+        found = findings.find(exponents, reports, settings, changes, reference)
         found += semantic_findings(
             model,
             ids.shape[1],
@@ -193,6 +216,7 @@ def check(
             **findings.advice(exponents, reports, found, changes),
         ),
         parameter_changes=changes,
+        reference=reference,
     )
 
 

@@ -37,7 +37,15 @@ Examples:
 """
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Input": ("revision", "tokens", "text", "length", "batch", "seed"),
+    "Input": (
+        "revision",
+        "tokens",
+        "tokens_are_text",
+        "text",
+        "length",
+        "batch",
+        "seed",
+    ),
     "What is checked": (
         "precision",
         "state_precision",
@@ -177,6 +185,11 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     metavar="FILE|random",
     help="A .npy of integers, (seq) or (batch, seq); a text file; or random ids.  "
     "[default: English text where there is a tokenizer, else random]",
+)
+@click.option(
+    "--tokens-are-text",
+    is_flag=True,
+    help="The ids of a .npy are text, so that the loss on them is judged.",
 )
 @click.option("--text", help="A text to check on, where there is a tokenizer.")
 @click.option(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,21 +14,48 @@ from .executions._measured import with_measured
 from .models import Model
 
 
+if TYPE_CHECKING:
+    from ._tokens import Tokens
+
+
 def given_tokens(
     model: Model, tokens, seed: int, source: str
 ) -> tuple[np.ndarray, str]:
     """Tokens as (batch, seq) with where they came from; chosen where none are given."""
-    from ._tokens import check_range, choose_tokens
+    chosen = tokens_to_check(model, tokens, seed, source)
+    return chosen.ids, chosen.source
 
+
+def tokens_to_check(
+    model: Model,
+    tokens,
+    seed: int,
+    source: str,
+    *,
+    are_text: bool = False,
+    n_bytes: int | None = None,
+) -> "Tokens":
+    """Tokens as (batch, seq), and whether they are text.
+
+    **Arguments:**
+
+    - `tokens`: (seq) or (batch, seq) integers; None chooses.
+    - `are_text`: those given are text, of which `n_bytes` are predicted.
+
+    **Raises:** `TokensError`, also where tokens that are called text were drawn.
+    """
+    from ._tokens import Tokens, called_text, check_range, choose_tokens
+
+    checkpoint = model.checkpoint
+    config = None if checkpoint is None else checkpoint.config
     if tokens is None:
-        checkpoint = model.checkpoint
-        chosen = choose_tokens(
+        return choose_tokens(
             vocab_size=model.config.vocab_size,
             seed=seed,
-            config=None if checkpoint is None else checkpoint.config,
+            config=config,
             folder=None if checkpoint is None else checkpoint.folder,
+            are_text=are_text,
         )
-        return chosen.ids, chosen.source
     ids = np.asarray(tokens)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         raise TokensError(
@@ -40,7 +68,8 @@ def given_tokens(
             f"tokens have shape {ids.shape}", hint="at least 2 tokens a sequence"
         )
     check_range(ids, model.config.vocab_size)
-    return ids.astype(np.int64), source
+    given = Tokens(ids.astype(np.int64), source, False, n_bytes)
+    return called_text(given, config) if are_text else given
 
 
 def tokens_facts(ids: np.ndarray, source: str) -> TokensFacts:

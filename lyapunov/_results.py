@@ -298,6 +298,32 @@ class ParameterChangeReport:
 
 
 @dataclass(frozen=True)
+class ReferenceLoss:
+    """How well the fp64 reference predicts the tokens it was run on, in bits."""
+
+    loss_bits_per_token: float
+    """Mean of -log2 p over every token but the first of each sequence."""
+    stderr: float | None
+    stderr_method: str | None
+    bits_per_byte: float | None
+    """Where a tokenizer or a byte-level model tells how many bytes there were."""
+    uniform_bits: float
+    """log2 of the vocabulary, without padding."""
+    unigram_bits: float | None
+    """What the text's own frequencies need, with the Good-Turing share of tokens that
+    it does not show; null where every token came once."""
+    unigram_stderr: float | None
+    """Standard error of the loss less unigram_bits, token by token."""
+    predicted: int
+    judged: bool
+    """Whether the tokens are a text that the loss can be judged on."""
+    reason: str | None = None
+    """Why not."""
+    by_text: list[float] | None = None
+    """Loss of each sequence, where there are several."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that the user should know, with a stable code."""
 
@@ -372,6 +398,7 @@ class Report:
     summary: Summary
     schema_version: int = SCHEMA_VERSION
     parameter_changes: list[ParameterChangeReport] = field(default_factory=list)
+    reference: ReferenceLoss | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""

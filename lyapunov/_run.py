@@ -14,6 +14,7 @@ from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
 from ._layer_facts import layer_facts
+from ._reference_loss import NextTokenLoss
 from ._results import (
     LayerDivergence,
     LayerExponents,
@@ -80,8 +81,11 @@ def run_layers(
     measure: str,
     effort: Effort,
     progress=None,
-) -> tuple[list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt]]:
-    """Exponents of every sublayer, a report of every execution, dt at its limits.
+) -> tuple[
+    list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt], np.ndarray
+]:
+    """Exponents of every sublayer, a report of every execution, dt at its limits, and
+    the reference's loss in bits of each token but the first, (batch, seq - 1).
 
     **Arguments:**
 
@@ -160,7 +164,7 @@ def run_layers(
             if progress is not None:
                 progress.advance(1, f"layer {sublayer.layer}")
         _collect(pending)
-    outputs = _outputs(model, next(reference), runs, estimates, ids.shape, progress)
+    outputs, bits = _outputs(model, next(reference), runs, estimates, ids, progress)
     reports = [
         PrecisionReport(
             precision=run.execution.precision,
@@ -180,7 +184,7 @@ def run_layers(
         )
         for run, (output, shares) in zip(runs, outputs, strict=True)
     ]
-    return rows, reports, clipped
+    return rows, reports, clipped, bits
 
 
 def _runner(model: Model, execution: Execution, measure: str):
@@ -219,15 +223,18 @@ def _collect(pending: list) -> None:
 
 
 def _outputs(
-    model: Model, head, runs: list[_Run], estimates: EndToEnd | None, shape, progress
-) -> list[tuple[OutputDivergence, dict[int, float]]]:
-    """The logits of each execution, and each sublayer's share of their variance."""
+    model: Model, head, runs: list[_Run], estimates: EndToEnd | None, ids, progress
+) -> tuple[list[tuple[OutputDivergence, dict[int, float]]], np.ndarray]:
+    """The logits of each execution with each sublayer's share of their variance; and
+    the reference's own loss, which needs no execution."""
     others = [next(run.trace) for run in runs]
-    sums = [_compare.no_logits(*shape) for _ in others]
+    sums = [_compare.no_logits(*ids.shape) for _ in others]
+    loss = NextTokenLoss(ids)
     if estimates is not None:
         estimates.head(head)
-    for start, stop in model.vocabulary_slices() if others else ():
+    for start, stop in model.vocabulary_slices():
         reference = head.logits(start, stop)
+        loss.add(reference, start)
         found = [other.logits(start, stop) for other in others]
         sums = [
             _compare.add_logits(before, reference, logits, start)
@@ -241,10 +248,11 @@ def _outputs(
         for layer in estimates.reverse():
             if progress is not None:
                 progress.advance(1, f"back through layer {layer}")
-    return [
+    outputs = [
         _output(model, run, done, estimates, i)
         for i, (run, done) in enumerate(zip(runs, sums, strict=True))
     ]
+    return outputs, loss.bits()
 
 
 def _output(

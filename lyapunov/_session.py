@@ -239,6 +239,8 @@ def _check(source: str | None, options: dict[str, Any]) -> Any:
             seed=options["seed"],
             progress=progress,
             token_source=tokens.source,
+            tokens_are_text=tokens.is_text,
+            token_bytes=tokens.n_bytes,
             fail_on=options["fail_on"],
             select=options["select"],
             ignore=options["ignore"],
@@ -304,6 +306,7 @@ def _tokens(model: Any, options: dict[str, Any]) -> Any:
         seed=options["seed"],
         config=getattr(checkpoint, "config", None),
         folder=getattr(checkpoint, "folder", None),
+        are_text=options["tokens_are_text"],
     )
 
 

@@ -3,9 +3,9 @@
 import importlib.resources
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -18,7 +18,16 @@ TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ""})
 NPY_MAGIC = b"\x93NUMPY"
 MADE_BY = 'np.save("tokens.npy", np.asarray(ids, dtype=np.int64))'
 
-Encode = Callable[[str], Sequence[int]]
+
+class Encoded(NamedTuple):
+    """A text's token ids, and the byte of its UTF-8 at which each ends."""
+
+    ids: Sequence[int]
+    ends: Sequence[int] | None
+    """None where the tokenizer does not tell."""
+
+
+Encode = Callable[[str], Encoded]
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,10 @@ class Tokens:
 
     ids: Int[np.ndarray, "batch seq"]
     source: str
+    is_text: bool = False
+    """Whether what follows a token is what a language model is to predict."""
+    n_bytes: int | None = None
+    """Bytes of all tokens but the first of each sequence, where they are known."""
 
 
 def choose_tokens(
@@ -39,6 +52,7 @@ def choose_tokens(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     folder: Path | None = None,
+    are_text: bool = False,
 ) -> Tokens:
     """The tokens that the options ask for.
 
@@ -51,6 +65,7 @@ def choose_tokens(
         Otherwise 512 and 1.
     - `seed`: of the random tokens.
     - `config`, `folder`: the checkpoint's, to find its tokenizer.
+    - `are_text`: a `.npy` holds text, as its user says; refused of random tokens.
 
     **Returns:**
 
@@ -66,15 +81,31 @@ def choose_tokens(
     if length is not None and length < 2:
         raise _too_short(length)
     if text is not None:
-        ids = _encode(text, _tokenizer(config, folder, needed=True))
-        return _cut(ids, "the text given with --text", length, batch, vocab_size)
+        encoded = _encode(text, _tokenizer(config, folder, needed=True))
+        return _cut(encoded, "the text given with --text", length, batch, vocab_size)
     if tokens == "random":
-        return _random(vocab_size, length, batch, seed, "random")
-    if tokens is not None:
-        return _from_file(
+        chosen = _random(vocab_size, length, batch, seed, "random")
+    elif tokens is not None:
+        chosen = _from_file(
             Path(tokens), vocab_size, length, batch, config=config, folder=folder
         )
-    return _default(vocab_size, length, batch, seed, config, folder)
+        return called_text(chosen, config) if are_text else chosen
+    else:
+        chosen = _default(vocab_size, length, batch, seed, config, folder)
+    if are_text and not chosen.is_text:
+        raise TokensError(
+            f"--tokens-are-text, and the tokens are {chosen.source}",
+            hint="give a text, or its ids with --tokens FILE.npy",
+        )
+    return chosen
+
+
+def called_text(tokens: Tokens, config: Mapping[str, Any] | None) -> Tokens:
+    """The same tokens as a text, because their user says so."""
+    n_bytes = tokens.n_bytes
+    if n_bytes is None and _is_bytes(config):
+        n_bytes = tokens.ids[:, 1:].size
+    return replace(tokens, is_text=True, n_bytes=n_bytes)
 
 
 def _default(
@@ -95,11 +126,15 @@ def _default(
     if encode is None or english is None:
         return _random(vocab_size, length, batch, seed, f"random, {why}")
     wanted = (length or DEFAULT_LENGTH) * (batch or 1)
-    ids = _encode(english[: 16 * wanted], encode)
-    if ids.size < wanted:
-        ids = _encode(english, encode)
+    encoded = _encode(english[: 16 * wanted], encode)
+    if len(encoded.ids) < wanted:
+        encoded = _encode(english, encode)
     return _cut(
-        ids, "bundled English text", length or DEFAULT_LENGTH, batch or 1, vocab_size
+        encoded,
+        "bundled English text",
+        length or DEFAULT_LENGTH,
+        batch or 1,
+        vocab_size,
     )
 
 
@@ -143,8 +178,8 @@ def _from_file(
             hint=f"give a .npy of integers, as made by {MADE_BY}, or a .txt",
         )
     text = read_text(path)
-    ids = _encode(text, _tokenizer(config, folder, needed=True))
-    return _cut(ids, str(path), length, batch, vocab_size)
+    encoded = _encode(text, _tokenizer(config, folder, needed=True))
+    return _cut(encoded, str(path), length, batch, vocab_size)
 
 
 def read_text(path: Path) -> str:
@@ -254,13 +289,14 @@ def check_range(ids: Int[np.ndarray, "batch seq"], vocab_size: int) -> None:
 
 
 def _cut(
-    ids: Int[np.ndarray, " seq"],
+    encoded: Encoded,
     source: str,
     length: int | None,
     batch: int | None,
     vocab_size: int,
 ) -> Tokens:
     """Cut a running text into `batch` passages that follow each other."""
+    ids = np.asarray(list(encoded.ids), dtype=np.int64)
     if ids.size == 0:
         raise TokensError(f"{source} is empty")
     rows = batch or 1
@@ -274,7 +310,11 @@ def _cut(
         raise _too_short(seq)
     passages = ids[: rows * seq].reshape(rows, seq)
     check_range(passages, vocab_size)
-    return Tokens(passages, source)
+    n_bytes = None
+    if encoded.ends is not None:
+        ends = np.asarray(encoded.ends, np.int64)[: rows * seq].reshape(rows, seq)
+        n_bytes = int(np.sum(ends[:, -1] - ends[:, 0]))
+    return Tokens(passages, source, True, n_bytes)
 
 
 def _too_short(length: int) -> TokensError:
@@ -285,21 +325,26 @@ def _too_short(length: int) -> TokensError:
     )
 
 
-def _encode(text: str, encode: Encode | None) -> Int[np.ndarray, " seq"]:
+def _encode(text: str, encode: Encode | None) -> Encoded:
     if encode is None:
         raise TokensError(
             "this checkpoint has no tokenizer, so text cannot be turned into tokens",
             hint=f"give ids with --tokens FILE.npy, as made by {MADE_BY}",
         )
-    return np.asarray(list(encode(text)), dtype=np.int64)
+    return encode(text)
+
+
+def _is_bytes(config: Mapping[str, Any] | None) -> bool:
+    """Whether a checkpoint's tokens are the bytes of UTF-8."""
+    return (config or {}).get("lyapunov_tokenizer") == "bytes"
 
 
 def _tokenizer(
     config: Mapping[str, Any] | None, folder: Path | None, *, needed: bool
 ) -> Encode | None:
     """What the checkpoint carries: bytes, or local tokenizer files. Never code."""
-    if (config or {}).get("lyapunov_tokenizer") == "bytes":
-        return lambda text: list(text.encode("utf-8"))
+    if _is_bytes(config):
+        return _bytes
     if folder is None or not folder.is_dir():
         return None
     file = folder / "tokenizer.json"
@@ -319,12 +364,22 @@ def _tokenizer(
         ) from error
 
 
+def _bytes(text: str) -> Encoded:
+    raw = text.encode("utf-8")
+    return Encoded(list(raw), range(1, len(raw) + 1))
+
+
 def _from_tokenizers(file: Path) -> Encode:
     _require("tokenizers")
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode(text: str) -> Encoded:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        return Encoded(found.ids, _byte_ends(text, found.offsets))
+
+    return encode
 
 
 def _from_transformers(folder: Path) -> Encode:
@@ -334,7 +389,24 @@ def _from_transformers(folder: Path) -> Encode:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+    def encode(text: str) -> Encoded:
+        # only the tokenizers written in Rust know where a token lies in the text
+        if not tokenizer.is_fast:
+            return Encoded(tokenizer.encode(text, add_special_tokens=False), None)
+        found = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return Encoded(found["input_ids"], _byte_ends(text, found["offset_mapping"]))
+
+    return encode
+
+
+def _byte_ends(text: str, spans: Sequence[tuple[int, int]]) -> Sequence[int]:
+    """Where tokens end, in bytes of UTF-8, from spans in characters."""
+    sizes = [len(sign.encode("utf-8", "surrogatepass")) for sign in text]
+    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    return [int(ends[stop]) for _, stop in spans]
 
 
 def _require(package: str) -> None:

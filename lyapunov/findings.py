@@ -16,6 +16,7 @@ from lyapunov._format_table import (
     half_step_below_one,
     state_store,
 )
+from lyapunov._reference_loss_findings import loss_findings
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -23,6 +24,7 @@ from lyapunov._results import (
     LayerExponents,
     ParameterChangeReport,
     PrecisionReport,
+    ReferenceLoss,
 )
 from lyapunov._serving import serving_flags
 from lyapunov._verdict import check_codes, select_findings, verdict
@@ -62,6 +64,7 @@ def find(
     precisions: Sequence[PrecisionReport],
     settings: Mapping[str, Any] | None = None,
     changes: Sequence[ParameterChangeReport] = (),
+    reference: ReferenceLoss | None = None,
 ) -> list[Finding]:
     """Everything that the user should know, errors first, then by code and layer.
 
@@ -72,6 +75,7 @@ def find(
     - `settings`: the check's settings; `state_precision` is read where no
         execution names the state's format.
     - `changes`: changed weight sets, for violations of their bounds.
+    - `reference`: the reference's loss on the tokens.
 
     **Returns:**
 
@@ -92,6 +96,8 @@ def find(
         found += _of_output(precision)
     for change in changes:
         found += _of_change(change)
+    if reference is not None:
+        found += loss_findings(reference)
     return sorted(found, key=_order)
 
 

@@ -14,6 +14,7 @@ from lyapunov._results import (
     LayerExponents,
     MemoryTokens,
     PrecisionReport,
+    ReferenceLoss,
     Report,
 )
 
@@ -211,6 +212,19 @@ def exponent_sentence(exponents: Exponents) -> str:
         f"largest {number(exponents.max, 3)}{error}{layer}, "
         f"smallest {number(exponents.min, 3)}{dead}"
     )
+
+
+def loss_sentence(loss: ReferenceLoss) -> str:
+    """The reference's loss beside what guessing and counting need, in bits."""
+    error = f" ± {loss.stderr:.2g}" if loss.stderr is not None else ""
+    text = f"{number(loss.loss_bits_per_token, 3)}{error} bits a token"
+    if loss.bits_per_byte is not None:
+        text += f", {number(loss.bits_per_byte, 3)} a byte"
+    guesses = [f"uniform guess {number(loss.uniform_bits, 3)}"]
+    if loss.unigram_bits is not None:
+        guesses.append(f"the text's frequencies {number(loss.unigram_bits, 3)}")
+    text += f" ({', '.join(guesses)})"
+    return text if loss.judged else f"{text}; not judged: {loss.reason}"
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     if report.summary.baseline:
         facts.append(("baseline", report.summary.baseline))
+    if report.reference is not None:
+        facts.append(("loss", words.loss_sentence(report.reference)))
     facts += [(p.precision, words.execution_sentence(p)) for p in report.precisions]
     return facts
 

@@ -62,6 +62,8 @@ def _facts(report: Report) -> str:
         f"tokens: {words.tokens_sentence(report)}",
         f"exponents: {words.exponent_sentence(report.exponents)}",
     ]
+    if report.reference is not None:
+        facts.append(f"loss: {words.loss_sentence(report.reference)}")
     facts += [
         f"{p.precision}: {words.execution_sentence(p)}" for p in report.precisions
     ]

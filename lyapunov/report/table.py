@@ -118,6 +118,8 @@ def _header(console: Console, report: Report) -> None:
     grid.add_row("", Text(words.checkpoint_sentence(report)))
     grid.add_row("tokens", Text(words.tokens_sentence(report)))
     grid.add_row("exponents", Text(words.exponent_sentence(report.exponents)))
+    if report.reference is not None:
+        grid.add_row("loss", Text(words.loss_sentence(report.reference)))
     for precision in report.precisions:
         grid.add_row(precision.precision, Text(words.execution_sentence(precision)))
     console.print(grid)

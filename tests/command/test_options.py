@@ -63,6 +63,8 @@ def test_every_option_reaches_the_check(run, fake):
         "round_weights": ("bf16:all", "fp16:D"),
         "seed": 5,
         "token_source": "random (seed 5)",
+        "tokens_are_text": False,
+        "token_bytes": None,
         "fail_on": "warning",
         "select": ("LYA001", "LYA004"),
         "ignore": ("LYA008",),

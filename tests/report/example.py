@@ -16,6 +16,7 @@ from lyapunov._results import (
     OutputDivergence,
     ParameterChangeReport,
     PrecisionReport,
+    ReferenceLoss,
     Report,
     Summary,
     TextDivergence,
@@ -135,6 +136,21 @@ def output_divergence(precision: str, **changes) -> OutputDivergence:
         sigma_by_site={"gated": 0.5, "xz": 0.25, "conv": 0.2, "logits": 0.05},
         nonlinearity=0.03,
         decisions=Decisions(512, 104, 0, 431, 0, 1),
+    )
+    return replace(row, **changes)
+
+
+def reference_loss(**changes) -> ReferenceLoss:
+    row = ReferenceLoss(
+        loss_bits_per_token=4.61,
+        stderr=0.21,
+        stderr_method="standard deviation of 23 sequence means / sqrt(23)",
+        bits_per_byte=1.04,
+        uniform_bits=math.log2(50277),
+        unigram_bits=10.2,
+        unigram_stderr=0.3,
+        predicted=511,
+        judged=True,
     )
     return replace(row, **changes)
 
@@ -261,6 +277,7 @@ def example_report(
             **advice(exponents, executions, findings, changes),
         ),
         parameter_changes=changes,
+        reference=reference_loss(),
     )
 
 
