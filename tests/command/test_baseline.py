@@ -88,7 +88,7 @@ def test_estimates_of_other_samples_are_not_compared(now, earlier):
     earlier["settings"]["seed"] = 7
     outcome = compare(now, earlier)
     assert outcome.findings == []
-    assert outcome.compared == 41 - 3
+    assert outcome.compared == 42 - 3
 
 
 def test_flips_may_move_by_a_tie_and_violations_by_none(now, earlier):
@@ -181,7 +181,7 @@ def test_verdict_and_report_follow(earlier):
     earlier["precisions"][1]["output"]["kl_mean"] /= 2
     worse, sentence = with_baseline(report, earlier)
     assert (worse.summary.verdict, worse.summary.exit_code) == ("findings", 1)
-    assert sentence.startswith("worse: 1 of 41 figures differ")
+    assert sentence.startswith("worse: 1 of 42 figures differ")
     assert worse.settings["baseline"] == sentence
     assert worse.findings[0].code == "LYA010"
     jsonschema.validate(worse.to_dict(), schema())
@@ -325,7 +325,7 @@ def test_the_command_compares_and_says_so(run, fake, tmp_path):
     path.write_text(json.dumps(document))
     equal = run("model", "--tokens", "random", "--baseline", path)
     assert equal.exit_code == 0, equal.stderr
-    assert equal.stderr == "baseline: equal: 0 of 31 figures differ\n"
+    assert equal.stderr == "baseline: equal: 0 of 32 figures differ\n"
     document["precisions"][0]["output"]["kl_mean"] /= 3
     path.write_text(json.dumps(document))
     worse = run("model", "--tokens", "random", "--baseline", path)
