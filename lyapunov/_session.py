@@ -196,7 +196,7 @@ def _validate(options: dict[str, Any]) -> list[Path]:
         if options[option]:
             raise UsageError(f"--{option} is not for --plan", hint="leave it out")
     if options["baseline"] is not None:
-        from lyapunov._baseline import read_baseline
+        from lyapunov._baseline_file import read_baseline
 
         options["baseline"] = read_baseline(options["baseline"])
     outputs = list(dict.fromkeys(options["output"]))

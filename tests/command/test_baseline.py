@@ -10,11 +10,10 @@ import pytest
 
 from lyapunov._baseline import (
     FACTOR,
-    BaselineError,
     compare,
-    read_baseline,
     with_baseline,
 )
+from lyapunov._baseline_file import BaselineError, read_baseline
 from lyapunov.report.json import schema
 
 from .conftest import example
