@@ -20,7 +20,7 @@ from ._cross_cases import ROOT, TRAINED, Case, tokens
 FOLDER = ROOT / "tests" / "data" / "captured"
 STUDY = Study(
     "analysis.capture",
-    "about 5 minutes on an H200",
+    "minutes on an H200",
     FOLDER,
     ("mamba_ssm", "transformers"),
     gpu=True,

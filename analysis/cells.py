@@ -26,7 +26,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.cells",
-    "about a minute on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "cells.json",
     ("matplotlib",),
 )

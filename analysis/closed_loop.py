@@ -37,7 +37,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.closed_loop",
-    "about 10 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "closed_loop.json",
     ("matplotlib",),
 )

@@ -21,7 +21,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.detection",
-    "about 10 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "detection.json",
     ("matplotlib", "torch", "transformers"),
     more="the repository's tests",

@@ -24,7 +24,7 @@ from experiments.trained.problems import Problem
 
 STUDY = Study(
     "analysis.families",
-    "about 2 hours on 2 cores, 5 minutes a family",
+    "hours on 2 cores",
     Path(__file__).parent / "results" / "families.json",
     ("torch", "transformers"),
     more="the repository's tests",

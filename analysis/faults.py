@@ -29,7 +29,7 @@ from ._kernel_faults import FACTORS, FAULTS, Fault, patched
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 STUDY = Study(
     "analysis.faults",
-    "about 5 minutes on an H200 with 16 cores",
+    "minutes on an H200",
     RESULTS,
     ("mamba_ssm", "transformers", "matplotlib"),
     gpu=True,

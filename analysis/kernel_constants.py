@@ -34,7 +34,7 @@ from ._kernel_products import DEPTHS, products
 HERE = Path(__file__).parent
 STUDY = Study(
     "analysis.kernel_constants",
-    "about 4 minutes on an H200",
+    "80 seconds on an H200",
     HERE / "results" / "kernel_constants.json",
     ("mamba_ssm", "triton", "matplotlib"),
     gpu=True,

@@ -37,7 +37,7 @@ from ._cross_cases import TRAINED
 
 STUDY = Study(
     "analysis.known_defects",
-    "about 5 minutes on an H200",
+    "8 minutes on an H200",
     Path(__file__).parent / "results" / "known_defects.json",
     ("torch", "transformers", "safetensors", "matplotlib"),
     more="an NVIDIA GPU with mamba_ssm, or --measure emulated",

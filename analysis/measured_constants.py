@@ -26,7 +26,7 @@ from .capture import FOLDER, held
 
 STUDY = Study(
     "analysis.measured_constants",
-    "about 2 hours on 2 cores; it goes on where it ended",
+    "20 minutes; it goes on where it ended",
     Path(__file__).parent / "results" / "measured_constants.json",
     ("matplotlib",),
 )

@@ -23,7 +23,7 @@ from .perturbation import english
 
 STUDY = Study(
     "analysis.parameter_changes",
-    "about 10 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "parameter_changes.json",
 )
 DEEP = Path(__file__).parent / "models" / "mamba1-24-layers"

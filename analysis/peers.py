@@ -48,7 +48,7 @@ LARGEST = 16
 LIBRARIES = ("lyapax", "chaotax", "clvlib", "lyapynov", "pynamicalsys", "jitcode")
 STUDY = Study(
     "analysis.peers",
-    "about 15 minutes on 2 quiet cores",
+    "minutes on quiet cores",
     Path(__file__).parent / "results" / "peers.json",
     ("matplotlib",),
     more=f"the peers (pip install {' '.join(LIBRARIES)} sympy)",

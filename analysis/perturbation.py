@@ -19,7 +19,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.perturbation",
-    "about 3 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "perturbation.json",
     ("matplotlib",),
 )

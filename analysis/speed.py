@@ -55,7 +55,7 @@ from ._speed_profile import by_kernel
 
 STUDY = Study(
     "analysis.speed",
-    "about 5 minutes on an H200",
+    "minutes on an H200",
     Path(__file__).parent / "results" / "speed.json",
     ("matplotlib",),
     more="an NVIDIA GPU with mamba_ssm, or --small, which measures what it can",

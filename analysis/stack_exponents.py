@@ -39,7 +39,7 @@ from lyapunov.flows.residual import Incoming, sublayer
 
 STUDY = Study(
     "analysis.stack_exponents",
-    "about 5 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "stack_exponents.json",
     ("matplotlib", "flint"),
 )

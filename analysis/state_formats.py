@@ -30,7 +30,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.state_formats",
-    "about 10 minutes on 2 cores",
+    "minutes",
     Path(__file__).parent / "results" / "state_formats.json",
     ("matplotlib",),
 )

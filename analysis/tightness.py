@@ -23,7 +23,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.tightness",
-    "about 20 minutes on 2 cores",
+    "tens of minutes",
     Path(__file__).parent / "results" / "tightness.json",
     ("matplotlib", "torch", "transformers"),
 )

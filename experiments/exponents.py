@@ -43,7 +43,7 @@ FACTORS = (1 / 16, 1 / 4, 4.0, 16.0)  # of A, and so of every exponent
 
 STUDY = Study(
     "experiments.exponents",
-    "about 20 minutes on 2 cores",
+    "10 minutes",
     FOLDER / "exponents.json",
     ("torch", "transformers"),
 )

@@ -35,7 +35,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "experiments.finetune",
-    "hours; on an H200 about 40 minutes",
+    "an hour of processes beside an H200",
     FOLDER / "finetune.json",
     ("torch", "transformers", "peft"),
 )

@@ -35,7 +35,7 @@ STATES = {"bf16": 2, "fp32": 4}  # bytes of a number of Mamba-2's states
 
 STUDY = Study(
     "experiments.generation",
-    "about 10 minutes on an H200; --tiny a minute on a CPU",
+    "a minute on an H200, as does --tiny on a CPU",
     FOLDER / "generation.json",
     ("torch",),
 )

@@ -43,7 +43,7 @@ MODELS = tuple(
 
 STUDY = Study(
     "experiments.hybrids",
-    "about 10 minutes on an H200",
+    "30 minutes on an H200",
     FOLDER / "hybrids.json",
     ("torch", "transformers"),
 )

@@ -37,7 +37,7 @@ _SAY_EVERY = 5.0  # seconds
 
 STUDY = Study(
     "experiments.in_context",
-    "about 10 minutes on an H200",
+    "35 minutes on an H200",
     FOLDER / "in_context.json",
     ("torch", "transformers"),
 )

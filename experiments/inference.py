@@ -36,7 +36,7 @@ _TOKENS = 256  # that lyapunov.check reads
 
 STUDY = Study(
     "experiments.inference",
-    "about 10 minutes on an H200, an hour on 2 cores",
+    "6 minutes on an H200",
     FOLDER / "inference.json",
     ("torch", "transformers"),
 )

@@ -34,7 +34,7 @@ _LEAST = 0.4  # of a row's work that does not grow with its network, in 10^9 par
 
 STUDY = Study(
     "experiments.speed",
-    "about 10 minutes on an H200",
+    "5 minutes on an H200",
     FOLDER / "speed.json",
     ("torch",),
 )

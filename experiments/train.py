@@ -40,7 +40,7 @@ LEARNING_RATE = {
 }
 STUDY = Study(
     "experiments.train",
-    "about 10 minutes on an H200",
+    "minutes on an H200",
     modules=("torch", "transformers"),
     more="the corpus; for Mambas mamba_ssm and causal_conv1d",
 )

@@ -35,7 +35,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "experiments.train_bundled",
-    "about 10 minutes on an H200",
+    "minutes on an H200",
     modules=("torch", "transformers"),
     more="the corpus",
 )
