@@ -154,6 +154,7 @@ def audit(
             n_params=model.layout.n_params,
             dtype=model.layout.dtype,
             files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+            n_blocks=model.layout.n_blocks,
         ),
         tokens=TokensFacts(
             source=token_source,

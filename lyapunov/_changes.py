@@ -67,6 +67,8 @@ class _RoundedLayout:
         self.config = base.config
         self.dtype = base.dtype
         self.n_params = base.n_params
+        self.n_blocks = base.n_blocks
+        self.modules = base.modules
 
     def _round(self, name: str, array: np.ndarray, where: str = "") -> np.ndarray:
         if not self._group.has(name):

@@ -201,6 +201,7 @@ def check(
             n_params=model.layout.n_params,
             dtype=model.layout.dtype,
             files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+            n_blocks=model.layout.n_blocks,
         ),
         tokens=tokens_facts(ids, token_source),
         exponents=exponents,

@@ -95,6 +95,9 @@ class Plan:
     checkpoint: str
     architecture: str
     n_layers: int
+    """Sublayers."""
+    n_blocks: int
+    """Layers as the checkpoint counts them."""
     n_params: int
     batch: int
     length: int
@@ -185,6 +188,7 @@ def plan(
         checkpoint=model.source,
         architecture=model.layout.architecture,
         n_layers=n_layers,
+        n_blocks=model.layout.n_blocks,
         n_params=model.layout.n_params,
         batch=batch,
         length=length,

@@ -112,6 +112,8 @@ class LayerExponents:
     multiplicity: int = 1
     """Coordinates of the state that share each exponent: those of a head, if one decay
     serves it all."""
+    module: str | None = None
+    """The sublayer's module in the checkpoint, as `model.layers.1.mamba`."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class LayerDivergence:
     """Share of T3's variance at the logits that comes from this sublayer."""
     certified_l2: float | None = None
     """T4: radius of the residual stream behind this sublayer, L2 over all tokens."""
+    module: str | None = None
+    """As `LayerExponents.module`."""
 
 
 @dataclass(frozen=True)
@@ -370,6 +374,8 @@ class CheckpointFacts:
     dtype: str
     files: list[dict[str, str]]
     """`name` and `sha256` each."""
+    n_blocks: int | None = None
+    """Layers as the checkpoint counts them; `n_layers` counts their sublayers."""
 
 
 @dataclass(frozen=True)

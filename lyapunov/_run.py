@@ -119,6 +119,7 @@ def run_layers(
     growth = effort.growth
     if growth is None:
         growth = any(not KINDS[layer.kind].recurrent for layer in model.sublayers)
+    modules = model.layout.modules
     rows: list[LayerExponents] = []
     clipped: dict[int, ClippedDt] = {}
     # While the bounds of one sublayer are at work the next one runs: bounds are
@@ -156,9 +157,10 @@ def run_layers(
             if limits is not None:
                 dt = np.asarray(record.observed["dt"])
                 clipped[sublayer.layer] = clipped_dt(dt, limits)
-            rows.append(
-                layer_facts(model, sublayer, record, growth=growth, seed=effort.seed)
+            found = layer_facts(
+                model, sublayer, record, growth=growth, seed=effort.seed
             )
+            rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
             _collect(pending)
             pending = started
             if progress is not None:
@@ -175,6 +177,7 @@ def run_layers(
             layers=[
                 dataclasses.replace(
                     row,
+                    module=modules[row.layer],
                     certified_l2=run.certified.get(row.layer),
                     sigma_share=shares.get(row.layer),
                 )

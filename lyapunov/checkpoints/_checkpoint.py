@@ -37,6 +37,7 @@ class Checkpoint:
     - `config`: `config.json`, or what says the same.
     - `files`: configuration, index where there is one, and weights.
     - `folder`: where a tokenizer may lie.
+    - `root`: what every name in the files begins with beside (Mistral's `model.`).
     """
 
     source: str
@@ -45,6 +46,7 @@ class Checkpoint:
     files: tuple[Path, ...] = field(repr=False)
     folder: Path = field(repr=False)
     tensors: dict[str, StoredTensor] = field(repr=False)
+    root: str = ""
 
     def names(self) -> tuple[str, ...]:
         """The names of the tensors."""
@@ -150,8 +152,10 @@ def open_checkpoint(
                 hint="download the shards and the index again",
             )
         tensors.update(held)
+    root = ""
     if located.config.name == PARAMS:
         config = mistral_config(config)
+        root = "model." if all(n.startswith("model.") for n in tensors) else ""
         tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
     files = (located.config, located.index_file, *located.weights)
     return Checkpoint(
@@ -161,4 +165,5 @@ def open_checkpoint(
         files=tuple(path for path in files if path is not None),
         folder=located.folder,
         tensors=tensors,
+        root=root,
     )

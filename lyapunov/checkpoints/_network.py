@@ -15,6 +15,7 @@ import numpy as np
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ._checkpoint import Checkpoint
 from ._files import listing, quote
+from ._modules import module_of
 from ._tensors import WEIGHT_DTYPES
 
 
@@ -62,6 +63,7 @@ class NetworkLayout:
     - `dtype`: the type that most weights are stored in.
     - `n_params`: number of parameters; a tied head and a shared block count once.
     - `parts`: for each sublayer its parameters by canonical name.
+    - `n_blocks`: layers as the checkpoint counts them; one may hold several sublayers.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -71,6 +73,13 @@ class NetworkLayout:
     n_params: int
     names: TopNames = field(repr=False)
     parts: tuple[dict[str, Part], ...] = field(repr=False)
+    n_blocks: int
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The name of each sublayer's module, as `model.layers.1.mamba`."""
+        root = self.checkpoint.root
+        return tuple(f"{root}{module_of(parts)}" for parts in self.parts)
 
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """The parameters of one sublayer under their canonical names.
@@ -182,6 +191,7 @@ def recognise_network(
         share.total(),
         names,
         tuple(parts),
+        len(parts) if layers is None else layers,
     )
 
 

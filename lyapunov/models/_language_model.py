@@ -54,6 +54,16 @@ class Layout(Protocol):
         """Parameters, tied ones once."""
         ...
 
+    @property
+    def n_blocks(self) -> int:
+        """Layers as the checkpoint counts them; one may hold several sublayers."""
+        ...
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The name of each sublayer's module in the checkpoint."""
+        ...
+
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """Parameters of one layer under their canonical names."""
         ...

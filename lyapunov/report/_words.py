@@ -104,6 +104,7 @@ class Row:
 
     layer: int
     kind: str
+    module: str | None
     exponents: LayerExponents | None
     divergences: list[LayerDivergence | None]
 
@@ -116,11 +117,24 @@ def rows(report: Report) -> list[Row]:
     made = []
     for layer in layers:
         found = [by_layer.get(layer) for by_layer in divergences]
-        first = next((d for d in found if d is not None), None)
-        own = exponents.get(layer)
-        kind = own.kind if own is not None else first.kind if first else NOTHING
-        made.append(Row(layer, kind, own, found))
+        known = [row for row in (exponents.get(layer), *found) if row is not None]
+        made.append(
+            Row(layer, known[0].kind, known[0].module, exponents.get(layer), found)
+        )
     return made
+
+
+def short_modules(modules: Sequence[str | None]) -> list[str]:
+    """The modules without what all their names begin with: `0.mamba`, `0.mlp`."""
+    paths = [(module or NOTHING).split(".") for module in modules]
+    shared = 0
+    while paths and all(
+        len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths
+    ):
+        shared += 1
+    if len(paths) == 1:  # nothing to tell it from
+        shared = 0
+    return [".".join(path[shared:]) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -180,9 +194,18 @@ def checkpoint_sentence(report: Report) -> str:
     """Architecture, size and stored format."""
     facts = report.checkpoint
     return (
-        f"{facts.architecture}, {plural(facts.n_layers, 'layer')}, "
+        f"{facts.architecture}, {layers(facts.n_layers, facts.n_blocks)}, "
         f"{parameters(facts.n_params)} parameters, {facts.dtype}"
     )
+
+
+def layers(n_sublayers: int, n_blocks: int | None) -> str:
+    """`24 layers`, or `2 layers of 6 sublayers` where the two are not the same."""
+    if n_blocks is None:
+        return plural(n_sublayers, "sublayer")
+    if n_blocks == n_sublayers:
+        return plural(n_blocks, "layer")
+    return f"{plural(n_blocks, 'layer')} of {n_sublayers} sublayers"
 
 
 def parameters(n: int) -> str:

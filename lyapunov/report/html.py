@@ -159,7 +159,7 @@ def _logits(report: Report) -> dict[str, Any]:
 
 
 def _exponents(report: Report) -> dict[str, Any]:
-    head = ["kind", "λ max", "± stderr", "λ min", "memory p50", "p90", "max"]
+    head = ["kind", "module", "λ max", "± stderr", "λ min", "memory p50", "p90", "max"]
     head += ["decay min", "decay max", "dt min", "dt mean", "dt max"]
     head += ["|state| max", "|output| max"]
     growth = any(row.growth for row in report.exponents.layers)
@@ -169,7 +169,7 @@ def _exponents(report: Report) -> dict[str, Any]:
     lines = []
     for row in report.exponents.layers:
         memory = row.memory_tokens
-        cells = [row.kind]
+        cells = [row.kind, row.module or words.NOTHING]
         cells += [words.number(x, 3) for x in (row.max, row.stderr, row.min)]
         cells += (
             [words.count(x) for x in (memory.p50, memory.p90, memory.max)]
@@ -195,7 +195,7 @@ def _exponents(report: Report) -> dict[str, Any]:
 
 
 def _divergences(precision: PrecisionReport) -> dict[str, Any]:
-    head = ["kind", "rel L2", "local L2", "local max", "accumulated L2"]
+    head = ["kind", "module", "rel L2", "local L2", "local max", "accumulated L2"]
     head += ["weights alone L2", "T1 bound L2", "T1 bound / measured", "floor"]
     head += ["T0 bound / measured", "T1 radius L2", "above bound", "elements"]
     head += ["largest stored", "stagnation", "bound lost at", "share of radius"]
@@ -205,6 +205,7 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
         largest = max((row.max_abs_stored or {}).values(), default=None)
         cells = [
             row.kind,
+            row.module or words.NOTHING,
             words.number(words.relative(row.local_l2, row.reference_l2), 3),
         ]
         cells += [

@@ -74,14 +74,14 @@ def _facts(report: Report) -> str:
 
 
 def _layers(report: Report) -> str:
-    head = ["#", "kind", "λ max", "λ min", "memory p90"]
+    head = ["#", "kind", "module", "λ max", "λ min", "memory p90"]
     for precision in report.precisions:
         name = precision.precision
         head += [f"{name} rel L2", f"{name} T1", f"{name} floor", f"{name} viol"]
     lines = []
     for row in words.rows(report):
         own = row.exponents
-        cells = [str(row.layer), row.kind]
+        cells = [str(row.layer), row.kind, row.module or words.NOTHING]
         cells += (
             [words.NOTHING] * 3
             if own is None
@@ -103,7 +103,7 @@ def _layers(report: Report) -> str:
                 f"{divergence.violations:,}",
             ]
         lines.append(cells)
-    return _table(head, lines, left=2)
+    return _table(head, lines, left=3)
 
 
 def _logits(report: Report) -> str:

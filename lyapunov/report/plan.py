@@ -43,7 +43,7 @@ def to_plan_table(
     head.add_row("checkpoint", Text(plan.checkpoint, style="bold"))
     head.add_row(
         "",
-        f"{plan.architecture}, {words.plural(plan.n_layers, 'layer')}, "
+        f"{plan.architecture}, {words.layers(plan.n_layers, plan.n_blocks)}, "
         f"{words.parameters(plan.n_params)} parameters",
     )
     head.add_row("tokens", f"{plan.batch} {glyphs.times} {plan.length}")

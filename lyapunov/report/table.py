@@ -129,16 +129,28 @@ def _layer_tables(
     report: Report, console: Console, width: int, glyphs: Glyphs
 ) -> list[Table]:
     """One table, airy or close, where everything fits, else one for the exponents
-    and one for each execution."""
+    and one for each execution; with the modules' names where they fit too."""
     every = list(range(len(report.precisions)))
     unbounded = console.options.update(width=10_000)
-    for gap in (1, 0):
-        table = _layers(report, glyphs, gap=gap, executions=every)
-        if Measurement.get(console, unbounded, table).maximum <= width:
-            return [table]
-    tables = [_layers(report, glyphs, executions=[])]
+    named = [row.module for row in words.rows(report)]
+    names = [list(map(str, named)), words.short_modules(named)]
+    shown = [*names, None] if any(named) else [None]
+
+    def fits(table: Table) -> bool:
+        return Measurement.get(console, unbounded, table).maximum <= width
+
+    for modules in shown:
+        for gap in (1, 0):
+            if modules is names[0] and not gap:
+                continue
+            table = _layers(report, glyphs, modules, gap=gap, executions=every)
+            if fits(table):
+                return [table]
+    made = (_layers(report, glyphs, modules, executions=[]) for modules in shown)
+    first = next(filter(fits, made), None)
+    tables = [_layers(report, glyphs, None, executions=[]) if first is None else first]
     for i in every:
-        tables.append(_layers(report, glyphs, exponents=False, executions=[i]))
+        tables.append(_layers(report, glyphs, None, exponents=False, executions=[i]))
     return tables
 
 
@@ -157,6 +169,7 @@ def frame(glyphs: Glyphs, gap: int = 1) -> Table:
 def _layers(
     report: Report,
     glyphs: Glyphs,
+    modules: list[str] | None,
     *,
     gap: int = 1,
     exponents: bool = True,
@@ -165,6 +178,8 @@ def _layers(
     table = frame(glyphs, gap)
     table.add_column("\n#", justify="right", no_wrap=True)
     table.add_column("\nkind", no_wrap=True)
+    if modules is not None:
+        table.add_column("\nmodule", no_wrap=True)
     if exponents:
         table.add_column(f"{glyphs.exponent}\nmax", justify="right", no_wrap=True)
         table.add_column(f"{glyphs.exponent}\nmin", justify="right", no_wrap=True)
@@ -173,8 +188,10 @@ def _layers(
         name = report.precisions[i].precision
         for head in (f" {name}\n rel L2", "\nT1", "\nfloor", "\nviol"):
             table.add_column(head, justify="right", no_wrap=True)
-    for row in words.rows(report):
+    for place, row in enumerate(words.rows(report)):
         cells: list[str | Text] = [str(row.layer), row.kind]
+        if modules is not None:
+            cells.append(modules[place])
         if exponents:
             cells += _exponent_cells(row.exponents)
         for i in executions:

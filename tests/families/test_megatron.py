@@ -202,7 +202,8 @@ def test_mistrals_own_layout(tmp_path):
     }  # fmt: skip
     (other / "params.json").write_text(json.dumps(params))
     for source in (other, other / "consolidated.safetensors"):
-        found = np.asarray(lyapunov.load(source).logits(TOKENS))
-        np.testing.assert_array_equal(found, ours)
+        model = lyapunov.load(source)
+        np.testing.assert_array_equal(np.asarray(model.logits(TOKENS)), ours)
+        assert model.layout.modules == ("model.backbone.layers.0.mixer",)
     (other / "params.json").write_text(json.dumps({"dim": 64, "n_heads": 4}))
     refused(other, UnsupportedCheckpointError, "Transformer")

@@ -65,6 +65,7 @@ def layer_exponents(layer: int, **changes) -> LayerExponents:
         dt_max=9.1,
         dt_mean=0.31,
         finite_time={"token": [128, 256, 384, 512], "max": [slow] * 4},
+        module=f"backbone.layers.{layer}.mixer",
     )
     return replace(row, **changes)
 
@@ -105,6 +106,7 @@ def layer_divergence(layer: int, precision: str, **changes) -> LayerDivergence:
         binding_share=rng.uniform(0.2, 0.9),
         sigma_share=rng.uniform(0.2, 1.8) / 24,
         certified_l2=local * ratio * 40**layer if layer < 3 else None,
+        module=f"backbone.layers.{layer}.mixer",
     )
     return replace(row, **changes)
 
@@ -263,6 +265,7 @@ def example_report(
             n_params=129_135_360,
             dtype="fp32",
             files=[{"name": "model.safetensors", "sha256": "ab" * 32}],
+            n_blocks=n_layers,
         ),
         tokens=TokensFacts("bundled English text", 1, 512, "cd" * 32),
         exponents=exponents,
