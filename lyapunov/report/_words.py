@@ -200,12 +200,12 @@ def checkpoint_sentence(report: Report) -> str:
 
 
 def layers(n_sublayers: int, n_blocks: int | None) -> str:
-    """`24 layers`, or `2 layers of 6 sublayers` where the two are not the same."""
+    """`24 layers`, or `2 layers, 6 sublayers` where the two are not the same."""
     if n_blocks is None:
         return plural(n_sublayers, "sublayer")
     if n_blocks == n_sublayers:
         return plural(n_blocks, "layer")
-    return f"{plural(n_blocks, 'layer')} of {n_sublayers} sublayers"
+    return f"{plural(n_blocks, 'layer')}, {n_sublayers} sublayers"
 
 
 def parameters(n: int) -> str:

@@ -82,12 +82,12 @@ def _spectrum(report: Report, prefix: str) -> Picture | None:
                 clip_on=False,
                 label="not negative",
             )
-        axes.set_xlabel("layer")
+        axes.set_xlabel("sublayer")
         axes.set_ylabel("exponent, nats per token")
         whole_numbers(axes.xaxis)
 
     sentence = words.exponent_sentence(report.exponents)
-    alt = f"Exponents of {len(layers)} layers: {sentence}."
+    alt = f"Exponents of {len(layers)} sublayers: {sentence}."
     if growing:
         alt += f" Not negative in layers {', '.join(map(str, growing))}."
     return picture(
@@ -141,7 +141,7 @@ def _decays(report: Report, prefix: str) -> Picture | None:
         )
         axes.grid(False)
         axes.set_xlabel("decay")
-        axes.set_ylabel("layer")
+        axes.set_ylabel("sublayer")
 
     slowest = max(row.decay_max or 0.0 for row in layers)
     fastest = min(1.0 if row.decay_min is None else row.decay_min for row in layers)
@@ -176,13 +176,13 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
         if above:
             x, y = zip(*above, strict=True)
             line(axes, list(x), list(y), RED, "", "above the bound", "X")
-        axes.set_xlabel("layer")
+        axes.set_xlabel("sublayer")
         axes.set_ylabel("L2 norm")
         whole_numbers(axes.xaxis)
 
     ratios = [row.bound_t1_ratio for row in layers if row.bound_t1_ratio is not None]
     broken = sum(row.violations for row in layers)
-    alt = f"Measured local divergence and T1 bound of {len(layers)} layers in {name}."
+    alt = f"Measured local divergence and T1 bound, {len(layers)} sublayers in {name}."
     if ratios:
         alt += f" Bound over measured: {min(ratios):.3g} to {max(ratios):.3g}."
     alt += f" Elements above the bound: {broken}."

@@ -94,8 +94,8 @@ def test_reports_without_names_are_shown_without_them():
     ("sublayers", "blocks", "text"),
     [
         (24, 24, "24 layers"),
-        (6, 2, "2 layers of 6 sublayers"),
-        (3, 1, "1 layer of 3 sublayers"),
+        (6, 2, "2 layers, 6 sublayers"),
+        (3, 1, "1 layer, 3 sublayers"),
         (6, None, "6 sublayers"),
     ],
 )
@@ -107,7 +107,7 @@ def test_every_form_counts_layers_and_sublayers():
     report = hybrid("bf16")
     for form in (to_table(report), to_markdown(report), to_html(report)):
         flat = form.replace("\\", "")
-        assert "falcon_h1, 2 layers of 6 sublayers" in flat
+        assert "falcon_h1, 2 layers, 6 sublayers" in flat
         assert "6 layers" not in flat
 
 
