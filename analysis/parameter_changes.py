@@ -40,7 +40,8 @@ DEEP_GROUPS = ("all", "projections", "A_log", "dt_bias")
 def study(source: str | None, formats, groups) -> dict:
     """Every group in every format; one report each."""
     import lyapunov
-    from lyapunov._changes import parameter_changes, rounded_weights
+    from lyapunov._changes import parameter_changes
+    from lyapunov._weight_sets import rounded_weights
 
     model = lyapunov.load(source)
     tokens = english(model, TOKENS)

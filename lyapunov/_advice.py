@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lyapunov._catalogue import ERROR
+from lyapunov._change_words import change_advice
 from lyapunov._format_table import state_store
 from lyapunov._results import (
     Exponents,
@@ -28,12 +29,14 @@ def recommendation(
     findings: Sequence[Finding],
     changes: Sequence[ParameterChangeReport] = (),
 ) -> str:
-    """One line that a user can act on: what to do first, or what is safe to do."""
+    """One line that a user can act on: what to do first, or what is safe to do; then
+    what each changed weight set did that was asked about."""
+    told = change_advice(changes)
     for code, advise in _ADVICE:
         concerned = [finding for finding in findings if finding.code == code]
         if concerned:
-            return advise(concerned)
-    return _choice(exponents, precisions, findings, changes)
+            return " ".join([advise(concerned), *told])
+    return " ".join([_choice(exponents, precisions, findings), *told])
 
 
 def listed(words: Sequence[str]) -> str:
@@ -122,14 +125,12 @@ def _choice(
     exponents: Exponents,
     precisions: Sequence[PrecisionReport],
     findings: Sequence[Finding],
-    changes: Sequence[ParameterChangeReport],
 ) -> str:
     """Nothing is broken: which state, which weights, what limits, in one line."""
     parts = [
         *_state(precisions, findings),
         *_range(precisions, findings),
         *_weights(precisions, findings),
-        *_changed(changes),
         *_limit(precisions),
     ]
     if not parts:
@@ -276,16 +277,6 @@ def _weights(
             yield f"weights in {p.precision} are fine: {tokens} change, {kl}"
         else:
             yield f"weights in {p.precision} change {tokens}, {kl}"
-
-
-def _changed(changes: Sequence[ParameterChangeReport]) -> Iterator[str]:
-    """The changed weight set that changes most."""
-    if changes:
-        worst = max(changes, key=lambda change: _share(change.output))
-        yield (
-            f"the weights {worst.name} change {worst.output.argmax_flips:,} of "
-            f"{worst.output.argmax_total:,} top tokens"
-        )
 
 
 def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:

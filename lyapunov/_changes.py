@@ -6,7 +6,6 @@ logits is measured on both trajectories, beside its first order: the tangent alo
 W' - W, pushed through the base.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,175 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _compare
-from ._errors import UsageError
-from ._load import load
 from ._request import chosen_layers, given_tokens
 from ._results import LayerChange, ParameterChangeReport
-from ._weight_groups import RoundedGroup, rounded_group
+from ._weight_sets import ParameterChange
 from .arithmetic import Exact
 from .bounds.parameters import change_floor, difference, sublayer_change
 from .flows.residual import Stream, final_norm, sublayer
-from .formats import format_named
 from .models import Model
-from .models.held import rounded
 from .runners import Reference
-
-
-# What must agree for two weight sets to be of one network.
-_SAME = (
-    *("padded_vocab_size", "d_model", "d_inner", "d_state", "d_conv", "dt_rank"),
-    *("n_layers", "norm_epsilon", "conv_bias", "proj_bias"),
-)
-
-
-@dataclass(frozen=True)
-class ParameterChange:
-    """A weight set to hold against a base.
-
-    **Arguments:**
-
-    - `name`: for the report. `kind`: `checkpoint`, `adapter` or `rounding`.
-    - `model`: the network with the changed weights.
-    """
-
-    name: str
-    kind: str
-    model: Model = field(repr=False)
-    files: list[dict[str, str]] = field(default_factory=list, repr=False)
-    adapted: tuple[str, ...] = ()
-    """Stored names of the weights that an adapter changes."""
-
-
-class _RoundedLayout:
-    """A model's layout whose parameters of a group are rounded to a format."""
-
-    def __init__(self, base: Any, group: RoundedGroup):
-        self._base = base
-        self._group = group
-        self._format = format_named(group.format)
-        self.architecture = base.architecture
-        self.config = base.config
-        self.dtype = base.dtype
-        self.n_params = base.n_params
-        self.n_blocks = base.n_blocks
-        self.modules = base.modules
-
-    def _round(self, name: str, array: np.ndarray, where: str = "") -> np.ndarray:
-        if not self._group.has(name):
-            return array
-        found = rounded(array, self._format)
-        if not np.all(np.isfinite(found)):
-            raise UsageError(
-                f"{name}{where} holds {np.max(np.abs(array.astype(np.float64))):.4g}, "
-                f"beyond {self._format.largest:g}, the largest number of "
-                f"{self._format.name}",
-                hint="round another group, or to bf16",
-            )
-        return found
-
-    def layer(self, i: int) -> dict[str, np.ndarray]:
-        """Parameters of one layer."""
-        return {
-            name: self._round(name, array, f" of layer {i}")
-            for name, array in self._base.layer(i).items()
-        }
-
-    def embedding(self, rows) -> np.ndarray:
-        """Rows of the embedding."""
-        return self._round("embedding", self._base.embedding(rows))
-
-    def final_norm(self) -> np.ndarray | None:
-        """Weight of the norm in front of the head, if it has one."""
-        return self._round_norm(self._base.final_norm())
-
-    def final_norm_bias(self) -> np.ndarray | None:
-        """Its bias, if it has one."""
-        return self._round_norm(self._base.final_norm_bias())
-
-    def _round_norm(self, array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else self._round("norm_f", array)
-
-    def head(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the head."""
-        return self._round("head", self._base.head(start, stop))
-
-
-def rounded_weights(model: Model, group: str) -> ParameterChange:
-    """The model's own weights, some of them rounded to a format.
-
-    **Arguments:**
-
-    - `group`: FORMAT or FORMAT:GROUP, as `bf16` or `fp8_e4m3:A_log`; formats and
-      groups are those of `_weight_groups`. A value beyond the format's largest is
-      refused when it is read.
-    """
-    wanted = rounded_group(group)
-    layout = _RoundedLayout(model.layout, wanted)
-    return ParameterChange(str(wanted), "rounding", Model(layout, model.source))
-
-
-def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
-    """Another checkpoint of the model's architecture, or a LoRA adapter of it.
-
-    **Arguments:**
-
-    - `source`: what `load` takes, or a folder with `adapter_config.json`.
-
-    **Raises:** `UsageError` where the other is of another architecture or of other
-    sizes, or the adapter of another base; `CheckpointError` where it cannot be read.
-    """
-    from .checkpoints._adapter import adapted, is_adapter, open_adapter
-
-    name = os.fsdecode(os.fspath(source))
-    if is_adapter(source):
-        layout = model.layout
-        if model.checkpoint is None:
-            raise UsageError(
-                "an adapter needs a base that was read from a checkpoint",
-                hint="give what `load` returns",
-            )
-        adapter = open_adapter(source)
-        merged = adapted(layout, adapter)  # type: ignore[arg-type]
-        return ParameterChange(
-            name,
-            "adapter",
-            Model(merged, name),
-            adapter.hashes(),
-            tuple(
-                stored for stored, one in merged.updates.items() if one.A is not None
-            ),
-        )
-    other = load(source)
-    if other.layout.architecture != model.layout.architecture:
-        raise UsageError(
-            f"{name} is {other.layout.architecture}, the base "
-            f"{model.layout.architecture}",
-            hint="give another checkpoint of the base's architecture",
-        )
-    apart = [
-        f"{key} {getattr(other.config, key)} and {getattr(model.config, key)}"
-        for key in _SAME
-        if getattr(other.config, key) != getattr(model.config, key)
-    ]
-    if apart:
-        raise UsageError(
-            f"{name} and the base are not two weight sets of one network: "
-            + ", ".join(apart),
-            hint="give a checkpoint that was trained or converted from the base",
-        )
-    files = [] if other.checkpoint is None else other.checkpoint.hashes()
-    return ParameterChange(name, "checkpoint", other, files)
-
-
-def chosen_changes(
-    model: Model, against: str | os.PathLike | None, round_weights: Sequence[str]
-) -> list[ParameterChange]:
-    """What `--against` and `--round-weights` ask for."""
-    changes = [] if against is None else [other_weights(model, against)]
-    return changes + [rounded_weights(model, group) for group in round_weights]
-
-
-# ---- the study
 
 
 @dataclass
@@ -377,7 +215,17 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         )
         ours, theirs = model.head(start, stop).matrix, changed.head(start, stop).matrix
         outside.take("head", np.asarray(theirs), np.asarray(ours))
-        sums = _add_head(sums, normed, pushed, ours, theirs - ours, reference, moved)
+        # the logits' tangent takes the multiplier that the logits themselves have
+        scale = model.config.logits_multiplier
+        sums = _add_head(
+            sums,
+            scale * normed,
+            scale * pushed,
+            ours,
+            theirs - ours,
+            reference,
+            moved,
+        )
     vocabulary = model.config.vocab_size
     total, square = np.asarray(sums).swapaxes(0, 1)
     # softmax does not see a token's mean

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import findings
-from ._changes import chosen_changes, parameter_changes
+from ._changes import parameter_changes
 from ._load import load
 from ._reference_loss import reference_loss
 from ._request import (
@@ -29,6 +29,7 @@ from ._results import (
 from ._run import Effort, default_readouts, run_layers
 from ._semantics import semantic_findings
 from ._version import __version__
+from ._weight_sets import chosen_changes
 from ._xla import demand_flags
 from .executions import Execution
 from .exponents import gather_exponents

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lyapunov._advice import layers_text, listed
 from lyapunov._catalogue import CATALOGUE, DOUBTS, ERROR
+from lyapunov._change_words import change_clause
 from lyapunov._results import Finding, Report
 from lyapunov.report._words import plural, seconds
 
@@ -38,6 +39,7 @@ class Headline:
 def headline(report: Report) -> Headline:
     """The verdict in words; the first of them says it all."""
     word, style, meaning = _verdict(report)
+    meaning += change_clause(report.parameter_changes)
     return Headline(word, style, meaning, _counts(report))
 
 
@@ -77,6 +79,8 @@ def _word_before_doubts(report: Report) -> str:
 
 def _held(report: Report) -> list[str]:
     held = ["every bound held"] if report.precisions else []
+    if report.parameter_changes and not report.precisions:
+        held.append("every bound on what the weights changed held")
     if report.exponents.max is not None:
         held.append("every exponent is negative")
     return held

@@ -192,16 +192,28 @@ def percent(value: float | None) -> str:
 def change_sentence(change: ParameterChangeReport) -> str:
     """What a changed weight set does to the logits, beside its prediction."""
     output = change.output
-    predicted = f"predicted {words.number(change.predicted_rel_l2)} to first order"
-    if change.nonlinearity is not None:
-        predicted += f", {percent(change.nonlinearity)} beyond"
-    ratios = [row.bound_ratio for row in change.layers if row.bound_ratio is not None]
     text = (
-        f"logits {words.number(output.measured_rel_l2)} ({predicted}), KL mean "
-        f"{words.number(output.kl_mean)}, flips {output.argmax_flips:,} of "
+        f"logits moved by {words.number(output.measured_rel_l2)} of their size, "
+        f"{words.number(change.predicted_rel_l2)} to first order in the change"
+    )
+    if change.nonlinearity is not None:
+        text += (
+            f" (which leaves {percent(change.nonlinearity)} of the move unexplained)"
+        )
+    text += (
+        f", KL mean {words.number(output.kl_mean)}, flips {output.argmax_flips:,} of "
         f"{output.argmax_total:,} ({words.plural(output.argmax_ties, 'tie')})"
     )
+    ratios = [row.bound_ratio for row in change.layers if row.bound_ratio is not None]
     if ratios:
-        ends = dict.fromkeys((words.ratio(min(ratios)), words.ratio(max(ratios))))
-        text += f", certified bound over measured {' to '.join(ends)} by sublayer"
+        ends = dict.fromkeys((_times(min(ratios)), _times(max(ratios))))
+        text += (
+            f"; by sublayer, weights as far apart move its output by at most "
+            f"{' to '.join(ends)} times as much (certified)"
+        )
     return text
+
+
+def _times(value: float) -> str:
+    """A factor: `1.4`, `12,000`."""
+    return f"{value:,.0f}" if 100 <= value < 1e7 else words.number(value)

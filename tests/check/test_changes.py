@@ -11,9 +11,10 @@ import pytest
 from scipy.special import log_softmax
 
 import lyapunov
-from lyapunov._changes import other_weights, parameter_changes, rounded_weights
+from lyapunov._changes import parameter_changes
 from lyapunov._errors import LyapunovError, UsageError
 from lyapunov._weight_groups import GROUPS, rounded_group
+from lyapunov._weight_sets import other_weights, rounded_weights
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
 from ..model.saved import save_mamba_ssm, save_transformers
@@ -219,7 +220,7 @@ def _other(tmp_path, sizes, **config):
         (lambda t: _other(t, Sizes(layers=3, d_model=8)), "d_model 8 and 12"),
         (lambda t: _other(t, SIZES._replace(vocab=41)), "padded_vocab_size 41 and 40"),
         (lambda t: _other(t, SIZES._replace(epsilon=1e-3)), "norm_epsilon 0.001"),
-        (lambda t: _other(t, SIZES, model_type="falcon_mamba"), "is falcon_mamba"),
+        (lambda t: _other(t, SIZES, model_type="falcon_mamba"), "(falcon_mamba and"),
         (lambda t: t / "nowhere", "no such file or folder"),
         (lambda t: adapter(t / "a", 7)[0], "layers.7.mixer.x_proj"),
         (lambda t: adapter(t / "a", 0, d_model=8)[0], "shape (8, 16); the base's"),
