@@ -6,18 +6,20 @@ from collections.abc import Iterator, Sequence
 from lyapunov._catalogue import ERROR
 from lyapunov._change_words import change_advice
 from lyapunov._format_table import state_store
+from lyapunov._logit_limits import (
+    FEWEST_TOKENS,
+    beyond,
+    changed_share,
+    is_fine,
+    within_limits,
+)
 from lyapunov._results import (
     Exponents,
     Finding,
-    OutputDivergence,
     ParameterChangeReport,
     PrecisionReport,
 )
 
-
-FINE = 0.01
-"""Share of top tokens that may change in a format that is called fine: two answers of
-a benchmark of 200, whose own noise is seven times that (`_benchmark_noise`)."""
 
 BINDING_CAUSES = ("range", "mantissa", "stagnation")
 """How a cause begins that is the state's format's; another is the model's."""
@@ -35,7 +37,7 @@ def recommendation(
     for code, advise in _ADVICE:
         concerned = [finding for finding in findings if finding.code == code]
         if concerned:
-            return " ".join([advise(concerned), *told])
+            return " ".join([advise(concerned, precisions, findings), *told])
     return " ".join([_choice(exponents, precisions, findings), *told])
 
 
@@ -65,31 +67,63 @@ def _formats(findings: Sequence[Finding]) -> str:
     return listed(sorted({f.precision for f in findings if f.precision}))
 
 
-def _not_finite(findings: Sequence[Finding]) -> str:
-    where, formats = layers_text(findings), _formats(findings)
-    if not formats:
+def _not_finite(concerned, precisions, findings) -> str:
+    where, formats = layers_text(concerned), _formats(concerned)
+    if any(finding.precision is None for finding in concerned):
+        own = [finding for finding in concerned if finding.precision is None]
         return (
-            f"The checkpoint itself is damaged: values not finite in {where}, in fp64."
+            "The checkpoint itself is damaged: values not finite in "
+            f"{layers_text(own)}, in fp64."
         )
-    safe = "bf16" if formats in ("fp16", "fp16-cast") else "fp32"
-    return f"Do not run in {formats}: values not finite in {where}. Use {safe} there."
-
-
-def _lost(findings: Sequence[Finding]) -> str:
     return (
-        f"Compare dt_bias, A_log and D of {layers_text(findings)} with the original "
+        f"Do not run in {formats}: values not finite in {where}. "
+        f"{_instead(concerned, precisions, findings)}"
+    )
+
+
+def _instead(
+    concerned: Sequence[Finding],
+    precisions: Sequence[PrecisionReport],
+    findings: Sequence[Finding],
+) -> str:
+    """Where to go from formats that failed: to one that ran here without an error,
+    else to one of more range or bits that was not tried; to none where fp32 failed."""
+    failed = {f.precision for f in findings if f.severity == ERROR and f.precision}
+    held = [p for p in precisions if p.precision not in failed]
+    if held:
+        return f"Use {min(held, key=_harm).precision} there."
+    bases = {name.partition("-")[0] for name in failed}
+    if "fp32" not in bases and "fp64" not in bases:
+        overflowed = all(finding.code == "LYA002" for finding in concerned)
+        wider = overflowed and bases <= {"fp16", "fp8_e4m3", "fp8_e5m2"}
+        return f"Use {'bf16' if wider else 'fp32'} there."
+    first = [f for f in findings if f.precision in failed and f.layer is not None]
+    place = f"those of layer {min(f.layer for f in first)}" if first else "norms first"
+    return f"No format that was tried does better: look at the weights, {place}."
+
+
+def _dead(concerned, precisions, findings) -> str:
+    return (
+        f"Do not run in {_formats(concerned)}: its logits say nothing of the "
+        f"reference's. {_instead(concerned, precisions, findings)}"
+    )
+
+
+def _lost(concerned, precisions, findings) -> str:
+    return (
+        f"Compare dt_bias, A_log and D of {layers_text(concerned)} with the original "
         "file first: they look lost."
     )
 
 
-def _violated(findings: Sequence[Finding]) -> str:
+def _violated(concerned, precisions, findings) -> str:
     return (
-        f"Look for a bug in the {_formats(findings)} execution, from "
-        f"{layers_text(findings[:1])} on: rounding does not explain the difference."
+        f"Look for a bug in the {_formats(concerned)} execution, from "
+        f"{layers_text(concerned[:1])} on: rounding does not explain the difference."
     )
 
 
-def _worse_than_a_guess(findings: Sequence[Finding]) -> str:
+def _worse_than_a_guess(concerned, precisions, findings) -> str:
     return (
         "Compare the checkpoint's tensors with the original, or give a text that the "
         "model was made for: in exact arithmetic it predicts this one worse than a "
@@ -97,7 +131,7 @@ def _worse_than_a_guess(findings: Sequence[Finding]) -> str:
     )
 
 
-def _worse_than_frequencies(findings: Sequence[Finding]) -> str:
+def _worse_than_frequencies(concerned, precisions, findings) -> str:
     return (
         "Compare the loss with the one that is published for this model: in exact "
         "arithmetic it predicts this text worse than the text's own frequencies do, so "
@@ -105,15 +139,16 @@ def _worse_than_frequencies(findings: Sequence[Finding]) -> str:
     )
 
 
-def _growing(findings: Sequence[Finding]) -> str:
+def _growing(concerned, precisions, findings) -> str:
     return (
-        f"Look at A_log and dt_bias of {layers_text(findings)}: the state never fades."
+        f"Look at A_log and dt_bias of {layers_text(concerned)}: the state never fades."
     )
 
 
 _ADVICE = (
     ("LYA002", _not_finite),
     ("LYA003", _violated),
+    ("LYA015", _dead),
     ("LYA001", _growing),
     ("LYA008", _lost),
     ("LYA016", _worse_than_a_guess),
@@ -147,14 +182,18 @@ def _choice(
 def state_to_keep(
     precisions: Sequence[PrecisionReport], findings: Sequence[Finding]
 ) -> str | None:
-    """The state's format to serve with: fp32 where a lower one was found at fault,
-    else the lowest that was checked; None where nothing was measured."""
+    """The state's format to serve with: fp32 where a lower one was found at fault or
+    several were checked, else the lowest that was checked; None where nothing was
+    measured, or the lower one is neither at fault nor fine."""
     if not precisions:
         return None
     if _states_at_fault(precisions, findings):
         return "fp32"
     low = sorted({p.state_precision for p in precisions} - {"fp32", "fp64"})
-    return low[0] if len(low) == 1 else "fp32"
+    if len(low) != 1:
+        return "fp32"
+    held = [p for p in precisions if p.state_precision == low[0]]
+    return low[0] if any(is_fine(p.output) for p in held) else None
 
 
 def weights_to_run(
@@ -164,21 +203,12 @@ def weights_to_run(
     fewest changed tokens, then the smallest KL; None where none is."""
     at_risk = {f.precision for f in findings if f.severity == ERROR}
     at_risk |= {f.precision for f in findings if f.code == "LYA005"}
-    fine = [p for p in precisions if _is_fine(p) and p.precision not in at_risk]
+    fine = [p for p in precisions if is_fine(p.output) and p.precision not in at_risk]
     return min(fine, key=_harm).precision if fine else None
 
 
-def _share(output: OutputDivergence) -> float:
-    return output.argmax_flips / output.argmax_total if output.argmax_total else 0.0
-
-
-def _is_fine(precision: PrecisionReport) -> bool:
-    kl = precision.output.kl_mean
-    return kl is not None and math.isfinite(kl) and _share(precision.output) <= FINE
-
-
 def _harm(precision: PrecisionReport) -> tuple[float, float]:
-    return _share(precision.output), precision.output.kl_mean or 0.0
+    return changed_share(precision.output), precision.output.kl_mean or 0.0
 
 
 def _binding(precision: PrecisionReport) -> str:
@@ -192,7 +222,7 @@ def _binds(precision: PrecisionReport) -> bool:
     the mantissa on noise of mean zero, which counts where it does harm."""
     stochastic = state_store(precision.state_precision).stochastic
     if stochastic and _binding(precision) == "mantissa":
-        return not _is_fine(precision)
+        return not within_limits(precision.output)
     return bool(_binding(precision))
 
 
@@ -210,7 +240,7 @@ def _states_at_fault(
             p.state_precision in marginal
             or p.precision in stagnant
             or _binds(p)
-            or (share >= 0.5 and not _is_fine(p))
+            or (share >= 0.5 and not within_limits(p.output))
         ):
             found.append(p)
     return found
@@ -226,11 +256,14 @@ def _state(
         why = f" ({listed(sorted(causes))})" if causes else ""
         yield f"keep the state in fp32, not in {names}{why}"
         return
-    low = sorted(
-        {p.state_precision for p in precisions if _is_fine(p)} - {"fp32", "fp64"}
-    )
-    if low:
-        yield f"the state in {listed(low)} is fine"
+    low = [p for p in precisions if p.state_precision not in ("fp32", "fp64")]
+    fine = sorted({p.state_precision for p in low if is_fine(p.output)})
+    if fine:
+        yield f"the state in {listed(fine)} is fine"
+    elif low and all(within_limits(p.output) for p in low):
+        names = listed(sorted({p.state_precision for p in low}))
+        total = min(p.output.argmax_total for p in low)
+        yield f"{total:,} tokens are too few to call the state in {names} fine"
 
 
 def _range(
@@ -260,7 +293,8 @@ def _weights(
         and p.output.kl_mean is not None
         and math.isfinite(p.output.kl_mean)
     ]
-    calm = [p for p in shown if _is_fine(p) and not p.output.argmax_flips]
+    still = [p for p in shown if not p.output.argmax_flips]
+    calm = [p for p in still if is_fine(p.output)]
     if calm:
         names = listed(sorted({p.precision for p in calm}))
         closest = f" for {calm[0].precision}" if len(calm) > 1 else ""
@@ -269,14 +303,24 @@ def _weights(
             f"(mean KL {calm[0].output.kl_mean:.2g} nats{closest})"
         )
     for p in shown:
-        if p in calm:
-            continue
-        kl = f"mean KL {p.output.kl_mean:.2g} nats"
-        tokens = f"{p.output.argmax_flips:,} of {p.output.argmax_total:,} top tokens"
-        if _is_fine(p):
-            yield f"weights in {p.precision} are fine: {tokens} change, {kl}"
-        else:
-            yield f"weights in {p.precision} change {tokens}, {kl}"
+        if p not in calm:
+            yield _one_weights(p)
+
+
+def _one_weights(p: PrecisionReport) -> str:
+    """What running in one format does, where not every figure of it is calm."""
+    output = p.output
+    kl = f"mean KL {output.kl_mean:.2g} nats"
+    total = output.argmax_total
+    tokens = f"{output.argmax_flips:,} of {total:,} top tokens"
+    if is_fine(output):
+        return f"weights in {p.precision} are fine: {tokens} change, {kl}"
+    if output.argmax_flips:
+        return f"weights in {p.precision} change {tokens}, {kl}"
+    unchanged = f"no top token of {total:,} changes with weights in {p.precision}"
+    if not within_limits(output):
+        return f"{unchanged}, but {beyond(output) or 'not all is known of its logits'}"
+    return f"{unchanged}; too few to say fine (at least {FEWEST_TOKENS})"
 
 
 def _limit(precisions: Sequence[PrecisionReport]) -> Iterator[str]:

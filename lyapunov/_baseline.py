@@ -271,6 +271,7 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
         skipped=report.summary.skipped,
         allow_partial=bool(settings.get("allow_partial")),
         exit_zero=bool(settings.get("exit_zero")),
+        bounded=report.summary.bounded_share,
         **chosen,
     )
     grew = "" if outcome.findings else "nothing grew, "

@@ -62,8 +62,10 @@ _KINDS = (
         "top token changes",
         WARNING,
         "At some positions the most likely next token is another one than in the fp64 "
-        "reference, so greedy decoding takes another path from there. Exact ties are "
-        "counted apart: there no token was the right one. Changes at positions where "
+        "reference, so greedy decoding takes another path from there. Of equal logits "
+        "the lowest index is taken, on both sides; a change between exactly equal "
+        "leaders of the reference is counted apart: there no token was the right one. "
+        "Changes at positions where "
         "the reference's margin is small are what any rounding does; compare the "
         "share with the margin quantiles and the KL divergence, and weigh it against "
         "the noise of your benchmark: a task score can stay still, or improve, while "
@@ -187,6 +189,20 @@ _KINDS = (
         "differs from the unmerged one. Look whether lora_B of these modules is zero; "
         "train without the fused kernels (slower, more memory), or take other "
         "targets.",
+    ),
+    FindingKind(
+        "LYA015",
+        "execution lost",
+        ERROR,
+        "The logits of the execution say nothing of the reference's: all of them are "
+        "equal at half of the tokens or more (a norm whose input overflows when it is "
+        "squared gives zeros), or their error, relative to the logits, is 0.9 or more "
+        "(logits of zeros have 1), or the mean KL is 1 nat or more (e times the "
+        "perplexity). Every value may be finite and every bound may hold: a bound that "
+        "is infinite holds nothing. Look at the first layer whose values are huge: a "
+        "scale of a quantised tensor that was lost, a norm's weight, a tensor of "
+        "another layout. If the weights are as they should be, this format does not "
+        "run this checkpoint; take one with more range or more bits.",
     ),
     FindingKind(
         "LYA016",

@@ -117,12 +117,13 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
     """
     inputs = place.flow, record.incoming, *pair
     local = bound = largest = 0.0
-    violations, worst = 0, None
+    violations, unbounded, worst = 0, 0, None
     if weights:
         found = sublayer_change(*inputs)
         local, bound = _root(found.measured_square), _root(found.bound_square)
         largest = float(jnp.max(found.measured_max))
         violations = int(jnp.sum(found.violations))
+        unbounded = int(jnp.sum(found.unbounded))
         if floor:
             searched, own = change_floor(*inputs)
             worst = float(searched / own) if own > 0 else None
@@ -139,6 +140,7 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
         elements_total=int(record.output.size),
         accumulated_l2=float(jnp.linalg.norm(other.output - record.output)),
         reference_l2=float(jnp.linalg.norm(record.output)),
+        elements_unbounded=unbounded,
     )
 
 

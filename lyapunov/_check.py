@@ -180,6 +180,7 @@ def check(
             adapter_targets=[name for one in changed for name in one.adapted],
         )
         found = findings.select_findings(found, select, ignore)
+        bounded = findings.bounded_share(reports, changes)
         verdict, exit_code = findings.verdict(
             found,
             fail_on=fail_on,
@@ -188,6 +189,7 @@ def check(
             select=select,
             ignore=ignore,
             exit_zero=exit_zero,
+            bounded=bounded,
         )
         environment = _environment()
     return Report(
@@ -215,6 +217,7 @@ def check(
             left_out=len(model.sublayers) - len(chosen),
             seconds=time.perf_counter() - began,
             exit_code=exit_code,
+            bounded_share=bounded,
             **findings.advice(exponents, reports, found, changes),
         ),
         parameter_changes=changes,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._compare import by_position
 from ._devices import chosen_device
-from ._results import LayerDivergence
+from ._results import OUTPUT, LayerDivergence
 from .bounds.floor import floor_l2
 from .bounds.local import (
     Comparison,
@@ -118,6 +118,8 @@ class SublayerDivergence:
             non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
             binding_site=binding_site,
             binding_share=binding_share,
+            elements_unbounded=sum(int(np.sum(c.unbounded)) for c in tensors),
+            unbounded=_unbounded({s: t0[s] for s in sites} | {OUTPUT: t1.comparison}),
         )
 
     def _floor_ratio(self) -> float | None:
@@ -143,6 +145,15 @@ def _root(square) -> float:
 
 def _ratio(bound: float, measured: float) -> float | None:
     return bound / measured if measured > 0 else None
+
+
+def _unbounded(tensors: dict[str, Comparison]) -> dict[str, float]:
+    """Share of a tensor's elements without a finite bound, where it has some."""
+    shares = {
+        name: int(np.sum(c.unbounded)) / (c.unbounded.size * int(c.channels))
+        for name, c in tensors.items()
+    }
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 def _l2_ratio(comparison: Comparison) -> float | None:

@@ -13,6 +13,9 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 
+OUTPUT = "sublayer output"
+"""What a sublayer's output is called where its stored tensors go by their sites."""
+
 
 @dataclass(frozen=True)
 class UpperBound:
@@ -176,6 +179,18 @@ class LayerDivergence:
     """T4: radius of the residual stream behind this sublayer, L2 over all tokens."""
     module: str | None = None
     """As `LayerExponents.module`."""
+    elements_unbounded: int = 0
+    """Of `elements_total`; those whose bound is infinite or NaN neither hold it nor
+    exceed it."""
+    elements_bounded: int = field(init=False)
+    """The others, `violations` among them."""
+    unbounded: dict[str, float] | None = None
+    """Share of elements without a finite bound, of stored tensors and of the output
+    (`sublayer output`) that have some."""
+
+    def __post_init__(self):
+        bounded = self.elements_total - self.elements_unbounded
+        object.__setattr__(self, "elements_bounded", bounded)
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,7 @@ class Decisions:
     """The margin to every other token exceeds 4 sigma of the difference."""
     predicted_flipped: int
     ties: int
+    """Changed between equal leaders of the reference, which tells none of them."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +257,14 @@ class OutputDivergence:
     """One entry a sequence, where there are several."""
     cause: str | None = None
     """What binds the state's format: range, mantissa, stagnation, or the model."""
+    reference_ties: int = 0
+    """Tokens of which the reference has several equal leaders. Choices that differ
+    between these are `argmax_ties`; every other one that differs is a flip."""
+    constant_tokens: int = 0
+    """Tokens of which the execution's logits are one value and the reference's not."""
+    non_finite: int = 0
+    """The execution's logits that are infinite or NaN."""
+    reference_non_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,6 +302,13 @@ class LayerChange:
     accumulated_l2: float
     """Distance of the two networks' outputs, each on its own trajectory."""
     reference_l2: float
+    elements_unbounded: int = 0
+    """Of `elements_total`, those whose bound is infinite or NaN."""
+    elements_bounded: int = field(init=False)
+
+    def __post_init__(self):
+        bounded = self.elements_total - self.elements_unbounded
+        object.__setattr__(self, "elements_bounded", bounded)
 
 
 @dataclass(frozen=True)
@@ -347,7 +378,7 @@ class Summary:
     """The verdict and what it rests on."""
 
     verdict: str
-    """held, findings or incomplete."""
+    """held, findings, incomplete, or unbounded: few elements have a finite bound."""
     recommendation: str
     checked: int
     skipped: int
@@ -361,6 +392,10 @@ class Summary:
     """Sublayers that were not to be checked (`layers`); no failure."""
     baseline: str | None = None
     """What the comparison with a baseline gave, where there is one."""
+    bounded_share: float | None = None
+    """Of all elements, or of the sublayers' outputs alone where that is less: the share
+    with a finite bound, which is all that a verdict of `held` speaks of. Null where
+    nothing was bounded."""
 
 
 @dataclass(frozen=True)

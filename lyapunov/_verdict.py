@@ -4,7 +4,17 @@ from collections.abc import Iterable
 
 from lyapunov._catalogue import CATALOGUE, ERROR, WARNING
 from lyapunov._errors import UsageError
-from lyapunov._results import Finding
+from lyapunov._results import (
+    OUTPUT,
+    Finding,
+    ParameterChangeReport,
+    PrecisionReport,
+)
+
+
+BOUNDED_SHARE = 0.5
+"""Share of elements with a finite bound, of all and of the sublayers' outputs, below
+which a check is not called held: most of what it would hold was held to nothing."""
 
 
 def check_codes(codes: Iterable[str]) -> tuple[str, ...]:
@@ -45,6 +55,29 @@ def select_findings(
     return kept
 
 
+def bounded_share(
+    precisions: Iterable[PrecisionReport],
+    changes: Iterable[ParameterChangeReport] = (),
+) -> float | None:
+    """Share of elements with a finite bound: of all that were compared, or of the
+    sublayers' outputs alone, whichever is less; None where none were.
+
+    Outputs are few beside all stored tensors, and their bounds (T1) the ones that say
+    something of a sublayer; each sublayer's share counts once.
+    """
+    precisions = list(precisions)
+    rows = [row for one in precisions for row in one.layers]
+    every = [*rows, *(row for change in changes for row in change.layers)]
+    total = sum(row.elements_total for row in every)
+    if not total:
+        return None
+    shares = [sum(row.elements_bounded for row in every) / total]
+    outputs = [1 - (row.unbounded or {}).get(OUTPUT, 0.0) for row in rows]
+    if outputs:
+        shares.append(sum(outputs) / len(outputs))
+    return min(shares)
+
+
 def verdict(
     findings: Iterable[Finding],
     *,
@@ -55,6 +88,7 @@ def verdict(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     exit_zero: bool = False,
+    bounded: float | None = None,
 ) -> tuple[str, int]:
     """What the findings add up to.
 
@@ -63,13 +97,16 @@ def verdict(
     - `findings`: as `find` gave them.
     - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
     - `checked`, `skipped`: sublayers that were, and that could not be, checked.
-    - `allow_partial`: skipped sublayers do not make the verdict incomplete.
+    - `allow_partial`: skipped sublayers do not make the verdict incomplete, nor
+        elements without a bound make it unbounded.
     - `select`, `ignore`: codes that count, and that do not.
     - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
+    - `bounded`: share of elements with a finite bound, as `bounded_share` gives it.
 
     **Returns:**
 
-    The verdict (`held`, `findings` or `incomplete`) and the exit code (0, 1 or 2).
+    The verdict (`held`, `findings`, `incomplete`, or `unbounded` where fewer than
+    `BOUNDED_SHARE` of the elements have a finite bound) and the exit code (0, 1, 2).
     """
     if fail_on not in (ERROR, WARNING):
         raise UsageError(
@@ -89,4 +126,6 @@ def verdict(
         return "findings", 0 if exit_zero else 1
     if skipped and not allow_partial:
         return "incomplete", 2
+    if bounded is not None and bounded < BOUNDED_SHARE and not allow_partial:
+        return "unbounded", 2
     return "held", 0

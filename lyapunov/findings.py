@@ -16,6 +16,7 @@ from lyapunov._format_table import (
     half_step_below_one,
     state_store,
 )
+from lyapunov._logit_limits import lost
 from lyapunov._reference_loss_findings import loss_findings
 from lyapunov._results import (
     Exponents,
@@ -27,13 +28,14 @@ from lyapunov._results import (
     ReferenceLoss,
 )
 from lyapunov._serving import serving_flags
-from lyapunov._verdict import check_codes, select_findings, verdict
+from lyapunov._verdict import bounded_share, check_codes, select_findings, verdict
 
 
 __all__ = [
     "CATALOGUE",
     "FindingKind",
     "advice",
+    "bounded_share",
     "check_codes",
     "find",
     "recommendation",
@@ -274,12 +276,38 @@ def _range(
 
 def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
     output, name = precision.output, precision.precision
-    numbers = (output.measured_rel_l2, output.measured_max, output.kl_max)
-    if any(_overflowed(number) for number in numbers):
+    if output.reference_non_finite:
         yield _finding(
             "LYA002",
             None,
-            f"the logits of the {name} execution are not finite",
+            f"{_are(output.reference_non_finite, 'logit')} not finite in the reference",
+            value=float(output.reference_non_finite),
+            limit=0.0,
+        )
+    elif output.non_finite or _overflowed(output.kl_max):
+        message = f"the logits of the {name} execution are not finite"
+        if output.non_finite:
+            message = (
+                f"{_are(output.non_finite, 'logit')} not finite in the {name} execution"
+            )
+        yield _finding(
+            "LYA002",
+            None,
+            message,
+            value=float(output.non_finite) or None,
+            limit=0.0,
+            precision=name,
+        )
+    reasons = lost(output)
+    if reasons:
+        _, value, limit = reasons[0]
+        yield _finding(
+            "LYA015",
+            None,
+            f"the logits of the {name} execution are lost: "
+            + ", and ".join(words for words, _, _ in reasons),
+            value=value,
+            limit=limit,
             precision=name,
         )
     decisions = output.decisions
@@ -302,7 +330,8 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
                 f"change ({share:.2%})"
             )
         if output.argmax_ties:
-            message += f"; {_counted(output.argmax_ties, 'tie')} not counted"
+            ties = _counted(output.argmax_ties, "tie")
+            message += f"; {ties} not counted, between equal leaders of the reference"
         yield _finding(
             "LYA004",
             None,
@@ -325,6 +354,10 @@ def _of_change(change: ParameterChangeReport) -> Iterator[Finding]:
                 limit=0.0,
                 precision=change.name,
             )
+
+
+def _are(n: int, noun: str) -> str:
+    return f"{_counted(n, noun)} {'is' if n == 1 else 'are'}"
 
 
 def _counted(n: int, noun: str) -> str:

@@ -37,7 +37,12 @@ def _execution(precision="bf16", state="fp32", output=None, shares=None, **field
         for layer, share in shares.items()
     ]
     output = OutputDivergence(
-        **{"argmax_total": 512, "kl_mean": 1e-5, **(output or {})}
+        **{
+            "argmax_total": 512,
+            "kl_mean": 1e-5,
+            "measured_rel_l2": 1e-3,
+            **(output or {}),
+        }
     )
     return PrecisionReport(precision, state, "flow", "prefill", "x", rows, output)
 

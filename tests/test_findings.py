@@ -82,7 +82,9 @@ def test_reference_not_finite(fields, fires):
     ("fields", "fires"),
     [
         ({"non_finite": 2}, True),
-        ({"output": {"measured_rel_l2": math.nan}}, True),
+        ({"output": {"non_finite": 1}}, True),
+        # a head of zeros: 0 / 0 is no logit that is not finite
+        ({"output": {"measured_rel_l2": math.nan, "kl_max": 0.0}}, False),
         ({"output": {"kl_max": math.inf}}, True),
         ({"output": {"kl_max": 3.0}}, False),
     ],

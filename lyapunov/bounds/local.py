@@ -50,6 +50,8 @@ class Comparison(NamedTuple):
     bound_square: Float[Array, "batch seq"]
     measured_max: Float[Array, "batch seq"]
     violations: Int[Array, "batch seq"]
+    unbounded: Int[Array, "batch seq"]
+    """Elements without a finite bound, which neither hold nor violate it."""
     largest: Float[Array, "batch seq"]
     """Largest magnitude of the execution's tensor."""
     non_finite: Int[Array, "batch seq"]
@@ -67,8 +69,10 @@ class Violation(NamedTuple):
 
 
 def _limit(against: Bounded):
-    # An overflow on the way leaves inf or inf times 0: no finite bound either way.
-    return jnp.where(jnp.isnan(against.error), jnp.inf, against.error)
+    # An overflow on the way leaves inf or inf times 0: no finite bound either way,
+    # nor around a value that is not finite itself.
+    known = jnp.isfinite(against.error) & jnp.isfinite(against.value)
+    return jnp.where(known, against.error, jnp.inf)
 
 
 def compare(
@@ -77,7 +81,7 @@ def compare(
     """Hold a tensor of an execution to its bound, element by element.
 
     The bound has the reference's own error in it. A measured inf or NaN under a finite
-    bound violates.
+    bound violates. An element whose bound is inf or NaN is unbounded, and no more.
     """
     measured = written_out(measured)
     norm = jnp.where(jnp.isnan(against.norm), jnp.inf, against.norm)
@@ -89,6 +93,7 @@ def compare(
         bound_square=norm**2,
         measured_max=jnp.max(distance, axis=-1),
         violations=jnp.sum(violated, axis=-1),
+        unbounded=jnp.sum(~jnp.isfinite(limit), axis=-1),
         largest=jnp.max(jnp.abs(measured), axis=-1),
         non_finite=jnp.sum(~jnp.isfinite(measured), axis=-1),
         channels=measured.shape[-1],

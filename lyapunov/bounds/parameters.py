@@ -166,6 +166,8 @@ class SublayerChange(NamedTuple):
     measured_max: Float[Array, "batch seq"]
     violations: Int[Array, "batch seq"]
     """Channels measured above the bound, fp64's own error allowed for."""
+    unbounded: Int[Array, "batch seq"]
+    """Channels without a finite bound."""
     channels: int
 
 
@@ -201,7 +203,8 @@ def _sublayer_change(flow, incoming, base, changed, box, start):
     apart = jnp.abs(after - before)
     own = jnp.linalg.norm(before, axis=-1) + jnp.linalg.norm(after, axis=-1)
     # an overflow on the way leaves inf or inf times 0: no finite bound either way
-    error = jnp.where(jnp.isnan(bound.error), jnp.inf, bound.error)
+    known = jnp.isfinite(bound.error) & jnp.isfinite(before)
+    error = jnp.where(known, bound.error, jnp.inf)
     norm = jnp.where(jnp.isnan(bound.norm), jnp.inf, bound.norm)
     held = apart <= error + REFERENCE_SHARE * own[..., None]
     return SublayerChange(
@@ -209,6 +212,7 @@ def _sublayer_change(flow, incoming, base, changed, box, start):
         bound_square=norm**2,
         measured_max=jnp.max(apart, axis=-1),
         violations=jnp.sum(~held & jnp.isfinite(error), axis=-1),
+        unbounded=jnp.sum(~jnp.isfinite(error), axis=-1),
         channels=apart.shape[-1],
     )
 

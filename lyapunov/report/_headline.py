@@ -4,6 +4,7 @@
 than was looked at, and does not call a check HELD whose warnings doubt the checkpoint.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,14 @@ def _verdict(report: Report) -> tuple[str, str, str]:
         nothing = summary.checked == 0
         text = "no sublayer" if nothing else "not every sublayer"
         return "INCOMPLETE", "incomplete", f"{text} could be checked"
+    if summary.verdict == "unbounded":
+        # rounded down: half is never said of less
+        share = math.floor(1000 * (summary.bounded_share or 0.0)) / 10
+        text = (
+            f"{share:g} % of the elements, or of the sublayers' outputs, have a finite "
+            "bound, and only these held"
+        )
+        return "UNBOUNDED", "incomplete", text
     if summary.verdict == "findings":
         return "FINDINGS", "findings", _failing(findings)
     if any(f.severity == ERROR and not f.known for f in findings):
@@ -78,12 +87,23 @@ def _word_before_doubts(report: Report) -> str:
 
 
 def _held(report: Report) -> list[str]:
-    held = ["every bound held"] if report.precisions else []
+    every = "every finite bound" if _unbounded(report)[0] else "every bound"
+    held = [f"{every} held"] if report.precisions else []
     if report.parameter_changes and not report.precisions:
-        held.append("every bound on what the weights changed held")
+        held.append(f"{every} on what the weights changed held")
     if report.exponents.max is not None:
         held.append("every exponent is negative")
     return held
+
+
+def _unbounded(report: Report) -> tuple[int, int]:
+    """Elements without a finite bound, and all that were compared."""
+    compared = [*report.precisions, *report.parameter_changes]
+    rows = [row for one in compared for row in one.layers]
+    return (
+        sum(row.elements_unbounded for row in rows),
+        sum(row.elements_total for row in rows),
+    )
 
 
 def _failing(findings: Sequence[Finding]) -> str:
@@ -125,4 +145,7 @@ def _counts(report: Report) -> str:
         counts += f"; {plural(summary.checked, 'sublayer')} checked"
     if summary.skipped:
         counts += f", {summary.skipped} skipped"
+    unbounded, elements = _unbounded(report)
+    if unbounded:
+        counts += f"; {unbounded:,} of {elements:,} elements without a finite bound"
     return f"{counts}, {seconds(report)}"

@@ -34,10 +34,12 @@ def output_lines(precision: PrecisionReport, n_layers: int) -> list[tuple[str, s
         ("worst case", _worst_case(output)),
         ("certified", _certified(output, n_layers)),
         ("top tokens", _decided(output.decisions)),
+        ("logits", _unusual(output)),
         ("texts", _spread(output.texts)),
         ("position", _growth(output.kl_by_position)),
         ("error from", _sources(precision)),
         ("bound lost", _lost(precision)),
+        ("no bound", _unbounded(precision)),
         ("cause", output.cause or ""),
     )
     return [(label, text) for label, text in known if text]
@@ -115,6 +117,20 @@ def _decided(decisions: Decisions | None) -> str:
     return ", ".join(parts)
 
 
+def _unusual(output: OutputDivergence) -> str:
+    """What logits hardly ever are, where they are it; empty of sound ones."""
+    counts = (
+        (output.non_finite, "{} not finite"),
+        (output.reference_non_finite, "{} not finite in the reference"),
+        (output.constant_tokens, "all equal at {} tokens where the reference's differ"),
+        (output.reference_ties, "the reference ties its leaders at {} tokens"),
+    )
+    told = [text.format(f"{count:,}") for count, text in counts if count]
+    if output.measured_rel_l2 is not None and math.isnan(output.measured_rel_l2):
+        told.append("the reference's are one value a token, so no relative distance")
+    return ", ".join(told)
+
+
 def _spread(texts: Sequence[TextDivergence] | None) -> str:
     """Least, median and most over the sequences."""
     if not texts:
@@ -124,7 +140,15 @@ def _spread(texts: Sequence[TextDivergence] | None) -> str:
         ("rel L2", [text.measured_rel_l2 for text in texts]),
         ("KL mean", [text.kl_mean for text in texts]),
     ):
-        parts.append(f"{name} {_three(values)}")
+        # of a reference of one value a token no distance is defined
+        undefined = name == "rel L2" and all(
+            math.isfinite(text.kl_mean)
+            for text in texts
+            if math.isnan(text.measured_rel_l2)
+        )
+        parts.append(
+            f"{name} {_three(values, 'not defined' if undefined else 'not finite')}"
+        )
     flips = [text.argmax_flips for text in texts]
     parts.append(
         f"flips {min(flips):,} to {statistics.median(flips):g} to {max(flips):,}"
@@ -132,12 +156,12 @@ def _spread(texts: Sequence[TextDivergence] | None) -> str:
     return f"of {len(texts)}, least to median to most: {', '.join(parts)}"
 
 
-def _three(values: Sequence[float | None]) -> str:
+def _three(values: Sequence[float | None], otherwise: str) -> str:
     known = sorted(
         value for value in values if value is not None and not math.isnan(value)
     )
     if len(known) < len(values):
-        return "not finite"
+        return otherwise
     chosen = known[0], statistics.median(known), known[-1]
     return " to ".join(words.number(value) for value in chosen)
 
@@ -180,6 +204,20 @@ def _lost(precision: PrecisionReport) -> str:
         return ""
     told = [f"{site} in {n}" for site, n in sites.most_common(4)]
     return f"mostly at {', '.join(told)} of {words.plural(sites.total(), 'sublayer')}"
+
+
+def _unbounded(precision: PrecisionReport) -> str:
+    """Elements that no finite bound holds, and the tensors that they are of."""
+    rows = [row for row in precision.layers if row.elements_unbounded]
+    if not rows:
+        return ""
+    some = sum(row.elements_unbounded for row in rows)
+    total = sum(row.elements_total for row in precision.layers)
+    tensors = Counter(name for row in rows for name in row.unbounded or {})
+    told = ", ".join(f"{name} in {n}" for name, n in tensors.most_common(4))
+    text = f"{some:,} of {total:,} elements have no finite bound"
+    of = words.plural(len(precision.layers), "sublayer")
+    return f"{text}: {told} of {of}" if told else text
 
 
 def percent(value: float | None) -> str:

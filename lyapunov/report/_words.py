@@ -25,7 +25,8 @@ LEGEND = (
     "Exponents in nats per token; memory: 90th percentile, in tokens (* some exceed "
     "the sample). rel L2: measured local divergence over the reference. T1: certified "
     "bound over measured. floor: what no bound that treats roundings as free could "
-    "beat. viol: elements above the bound."
+    "beat. viol: elements above the bound (* some elements have no finite one, a dash: "
+    "none has)."
 )
 
 GROWTH_LEGEND = (
@@ -84,6 +85,21 @@ def memory(value: MemoryTokens | None) -> str:
     if value is None:
         return NOTHING
     return f"{count(value.p90)}{'*' if value.exceeds_sample else ''}"
+
+
+def above(row: LayerDivergence, value: str) -> str:
+    """Elements above their bounds, starred where some elements have no finite bound;
+    a dash where none has.
+
+    **Arguments:**
+
+    - `value`: the number as the form at hand writes it.
+    """
+    if not row.elements_unbounded:
+        return value
+    if not row.elements_bounded and not row.violations:
+        return NOTHING
+    return f"{value}*"
 
 
 def relative(value: float | None, reference: float | None) -> float | None:

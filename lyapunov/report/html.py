@@ -198,6 +198,7 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
     head = ["kind", "module", "rel L2", "local L2", "local max", "accumulated L2"]
     head += ["weights alone L2", "T1 bound L2", "T1 bound / measured", "floor"]
     head += ["T0 bound / measured", "T1 radius L2", "above bound", "elements"]
+    head += ["without a finite bound"]
     head += ["largest stored", "stagnation", "bound lost at", "share of radius"]
     head += ["share of variance", "certified radius"]
     lines = []
@@ -218,7 +219,8 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
             for x in (row.bound_t1_ratio, row.floor_t1_ratio, row.bound_t0_ratio)
         ]
         cells += [words.number(row.radius_l2, 3), f"{row.violations:,}"]
-        cells += [f"{row.elements_total:,}", words.number(largest, 3)]
+        cells += [f"{row.elements_total:,}", f"{row.elements_unbounded:,}"]
+        cells.append(words.number(largest, 3))
         cells.append(
             words.NOTHING if row.stagnation is None else f"{row.stagnation:.2%}"
         )
@@ -230,13 +232,20 @@ def _divergences(precision: PrecisionReport) -> dict[str, Any]:
 
 def _change(change: ParameterChangeReport) -> dict[str, Any]:
     head = ["kind", "effect L2", "effect max", "bound L2", "bound / effect", "floor"]
-    head += ["above bound", "accumulated L2", "reference L2", "weights moved"]
+    head += [
+        "above bound",
+        "without a finite bound",
+        "accumulated L2",
+        "reference L2",
+        "weights moved",
+    ]
     lines = []
     for row in change.layers:
         cells = [row.kind]
         cells += [words.number(x, 3) for x in (row.local_l2, row.local_max)]
         cells += [words.number(row.bound_l2, 3), words.ratio(row.bound_ratio)]
         cells += [words.ratio(row.floor_ratio), f"{row.violations:,}"]
+        cells.append(f"{row.elements_unbounded:,}")
         cells += [words.number(x, 3) for x in (row.accumulated_l2, row.reference_l2)]
         cells.append(
             ", ".join(f"{name} {words.number(x)}" for name, x in row.weights.items())

@@ -100,7 +100,7 @@ def _layers(report: Report) -> str:
                 words.number(local),
                 words.ratio(divergence.bound_t1_ratio),
                 words.ratio(divergence.floor_t1_ratio),
-                f"{divergence.violations:,}",
+                words.above(divergence, f"{divergence.violations:,}"),
             ]
         lines.append(cells)
     return _table(head, lines, left=3)

@@ -186,6 +186,9 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
     if ratios:
         alt += f" Bound over measured: {min(ratios):.3g} to {max(ratios):.3g}."
     alt += f" Elements above the bound: {broken}."
+    unbounded = sum(row.elements_unbounded for row in layers)
+    if unbounded:
+        alt += f" Elements without a finite bound: {unbounded}."
     return picture(
         f"{prefix}layers-{name}",
         f"Predicted against measured, {name}",

@@ -212,7 +212,7 @@ def _exponent_cells(row: LayerExponents | None) -> list[str | Text]:
 def _divergence_cells(row: LayerDivergence | None, glyphs: Glyphs) -> list[str | Text]:
     if row is None:
         return [words.NOTHING] * 4
-    violations: str | Text = words.count(float(row.violations))
+    violations: str | Text = words.above(row, words.count(float(row.violations)))
     if row.violations:
         violations = Text(f"!{violations}", style="bold red")
     return [

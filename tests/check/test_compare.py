@@ -80,7 +80,8 @@ def test_slices_give_what_whole_arrays_give(rng, lengths, noise):
     assert found.measured_max == np.abs(other - reference).max()
     flips = reference.argmax(-1) != other.argmax(-1)
     assert found.argmax_flips == flips.sum()
-    assert found.argmax_ties == 0
+    assert found.argmax_ties == found.reference_ties == 0
+    assert found.non_finite == found.reference_non_finite == found.constant_tokens == 0
     assert found.argmax_total == BATCH * SEQ
     top = np.sort(reference, axis=-1)
     margins = np.quantile(top[..., -1] - top[..., -2], MARGIN_QUANTILES)
@@ -118,17 +119,82 @@ def test_lowest_index_wins_a_tie_and_ties_are_counted_apart(lengths):
     other = np.zeros((1, 6, VOCAB))
     reference[..., 7] = other[..., 7] = 3.0
     other[0, 1, 9] = 3.0  # tie after the leader: 7 still wins, no flip
-    other[0, 2, 2] = 3.0  # tie before it: 2 wins, a tie
+    other[0, 2, 2] = 3.0  # tie before it: 2 wins, a flip
     other[0, 3, 2] = 3.5  # a flip
-    reference[0, 4, 2] = 3.0  # the reference is tied, and 2 leads it
-    other[0, 5] = 0.0  # all equal: 0 leads, a tie
+    reference[0, 4, 2] = 3.0  # the reference is tied, and 2 leads it: a tie
+    other[0, 5] = 0.0  # all equal: 0 leads, a flip
     found = gather(reference, other, lengths)
-    assert found.argmax_flips == 1
-    assert found.argmax_ties == 3
+    assert found.argmax_flips == 3
+    assert found.argmax_ties == 1
     assert found.argmax_total == 6
+    assert found.reference_ties == 1
+    assert found.constant_tokens == 1
     margins = found.margin_quantiles
     assert margins["0"] == 0.0
     assert margins["0.5"] == 3.0
+
+
+@pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
+def test_changed_tokens_are_those_of_two_argmaxes_however_many_tie(rng, lengths):
+    """Assert it against NumPy's argmax for logits of a few values, where ties abound:
+    only a choice of another of the reference's own leaders is told apart."""
+    flips = ties = 0
+    for _ in range(20):
+        shape = BATCH, SEQ, VOCAB
+        reference, other = (rng.integers(0, 4, shape).astype(float) for _ in range(2))
+        found = gather(reference, other, lengths)
+        chosen, choice = reference.argmax(-1), other.argmax(-1)
+        there = np.take_along_axis(reference, choice[..., None], -1)[..., 0]
+        changed = chosen != choice
+        apart = changed & (there == reference.max(-1))
+        assert found.argmax_flips == np.sum(changed & ~apart)
+        assert found.argmax_ties == np.sum(apart)
+        leaders = np.sum(reference == reference.max(-1, keepdims=True), axis=-1)
+        assert found.reference_ties == np.sum(leaders > 1)
+        by_text = [text.argmax_flips for text in found.texts]
+        np.testing.assert_array_equal(by_text, np.sum(changed & ~apart, axis=1))
+        assert sum(text.argmax_ties for text in found.texts) == found.argmax_ties
+        flips, ties = flips + found.argmax_flips, ties + found.argmax_ties
+    assert min(flips, ties) > 20
+
+
+def test_an_execution_that_ties_where_the_reference_does_not_has_changed():
+    """Assert it for the case of a bf16 head with an offset: 77 of steps of a half."""
+    reference = np.zeros((BATCH, SEQ, VOCAB))
+    reference[..., 5], reference[..., 9] = 77.1, 77.2
+    other = np.where(reference > 0, 77.0, reference)
+    found = gather(reference, other, [VOCAB])
+    assert (found.argmax_flips, found.argmax_ties) == (BATCH * SEQ, 0)
+
+
+@pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
+def test_a_head_of_zeros_has_no_distance_and_every_logit_is_finite(lengths):
+    """Assert what a head that starts at zero (as muP has it) is told: relative L2 not
+    defined, KL 0, nothing changed, nothing infinite, for other constants too."""
+    for value in (0.0, 0.3):
+        same = np.full((BATCH, SEQ, VOCAB), value)
+        found = gather(same, same, lengths)
+        assert np.isnan(found.measured_rel_l2)
+        assert all(np.isnan(text.measured_rel_l2) for text in found.texts)
+        assert found.kl_mean == pytest.approx(0.0, abs=gamma(8 * VOCAB, UNIT))
+        assert found.argmax_flips == found.argmax_ties == 0
+        assert found.non_finite == found.constant_tokens == 0
+        assert found.reference_ties == BATCH * SEQ
+        # what has a direction where the reference has none is infinitely far from it
+        apart = same.copy()
+        apart[1, 2, 3] += 1e-3
+        assert gather(same, apart, lengths).measured_rel_l2 == np.inf
+
+
+@pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
+def test_tokens_of_one_value_are_counted_where_the_reference_has_several(rng, lengths):
+    """Assert it beside tokens that are constant in both, or in the reference alone."""
+    reference, other = pairs(rng, 0.1)
+    other[0, 1:3] = 0.0
+    reference[1, 0] = other[1, 0] = 2.5
+    reference[1, 1] = 1.0
+    found = gather(reference, other, lengths)
+    assert found.constant_tokens == 2
 
 
 @pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
@@ -147,6 +213,7 @@ def test_overflowed_logits_are_infinitely_far(rng, lengths):
             assert np.isfinite(finite).all()
             assert not np.isfinite(found.measured_max)
             assert not np.isfinite(found.measured_rel_l2)
+            assert (found.non_finite, found.reference_non_finite) == (1, 0)
 
 
 @pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)

@@ -22,7 +22,7 @@ from lyapunov._results import (
     TextDivergence,
     TokensFacts,
 )
-from lyapunov.findings import advice, find, verdict
+from lyapunov.findings import advice, bounded_share, find, verdict
 
 
 N_QUANTILES = 21
@@ -238,7 +238,10 @@ def example_report(
     exponents = example_exponents(layers)
     changes = list(changes)
     findings = find(exponents, executions, changes=changes)
-    word, code = verdict(findings, checked=len(layers) - skipped, skipped=skipped)
+    bounded = bounded_share(executions, changes)
+    word, code = verdict(
+        findings, checked=len(layers) - skipped, skipped=skipped, bounded=bounded
+    )
     return Report(
         tool={"name": "lyapunov-check", "version": "0.1.0"},
         settings={
@@ -277,6 +280,7 @@ def example_report(
             skipped=skipped,
             seconds=41.7,
             exit_code=code,
+            bounded_share=bounded,
             **advice(exponents, executions, findings, changes),
         ),
         parameter_changes=changes,

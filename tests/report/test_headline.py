@@ -9,7 +9,12 @@ from lyapunov._results import Finding, LayerExponents
 from lyapunov.report import to_html, to_markdown, to_table
 from lyapunov.report._headline import headline
 
-from .example import example_report, layer_exponents, troubled_report
+from .example import (
+    example_report,
+    layer_exponents,
+    precision_report,
+    troubled_report,
+)
 
 
 NEITHER = [LayerExponents(i, "attention", reason="not a recurrence") for i in range(2)]
@@ -161,3 +166,46 @@ def test_layer_exponents_of_a_lost_network_are_doubted():
     assert line.sentence == (
         "BOUNDS HELD, BUT dynamics look lost in layers 0-2 (LYA008)"
     )
+
+
+def without_bounds(share: float, n_layers: int = 2):
+    """A report of which so large a share of every sublayer's elements has no bound."""
+    execution = precision_report("bf16", n_layers)
+    rows = [
+        replace(
+            row,
+            elements_unbounded=round(share * row.elements_total),
+            unbounded={"sublayer output": share},
+        )
+        for row in execution.layers
+    ]
+    return example_report(n_layers, executions=[replace(execution, layers=rows)])
+
+
+def test_held_is_said_of_the_elements_that_have_a_bound_alone():
+    """Assert the words and counts at one element in eight, and `*` beside the count of
+    violations in every form."""
+    report = with_findings(without_bounds(0.125))
+    found = headline(report)
+    line = "HELD: every finite bound held and every exponent is negative"
+    assert (found.sentence, found.style) == (line, "held")
+    assert "98,304 of 786,432 elements without a finite bound" in found.counts
+    assert report.summary.bounded_share == 0.875
+    assert " 0*" in to_table(report)
+    assert " 0\\* |" in to_markdown(report)
+    assert "<td>49,152</td>" in to_html(report)
+    assert "every bound held" not in to_table(report)
+
+
+@pytest.mark.parametrize(("share", "known"), [(0.51, "49 %"), (1.0, "0 %")])
+def test_few_bounds_are_another_word_than_held(share, known):
+    """Assert the word, the share and the exit code where half has no finite bound."""
+    report = without_bounds(share)
+    assert (report.summary.verdict, report.summary.exit_code) == ("unbounded", 2)
+    found = headline(report)
+    assert found.word == "UNBOUNDED"
+    assert found.style == "incomplete"
+    assert found.sentence.startswith(f"UNBOUNDED: {known} of the elements")
+    for form in (to_table(report), to_markdown(report), to_html(report)):
+        assert "UNBOUNDED" in form
+        assert "HELD" not in form

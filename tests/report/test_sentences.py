@@ -91,6 +91,9 @@ def test_texts_are_told_as_least_median_and_most():
         "of 5, least to median to most: rel L2 0.020 to 0.030 to 0.040, KL mean "
         "1.0e-4 to 3.0e-4 to 5.0e-4, flips 0 to 6 to 12"
     )
+    flat = [replace(text, measured_rel_l2=float("nan")) for text in texts(3)]
+    line = told(output_divergence("bf16", texts=flat))["texts"]
+    assert "rel L2 not defined, KL mean 1.0e-4" in line
     broken = [replace(text, kl_mean=float("nan")) for text in texts(3)]
     assert (
         "KL mean not finite" in told(output_divergence("bf16", texts=broken))["texts"]
@@ -135,12 +138,17 @@ def test_estimates_are_never_called_bounds_nor_bounds_estimates():
 def test_every_form_tells_every_line():
     cause = "stagnation: 40 % of updates are lost"
     execution = precision_report("bf16", 3)
-    output = replace(execution.output, texts=texts(3), cause=cause)
-    execution = replace(execution, output=output)
+    odd = {"reference_ties": 3, "constant_tokens": 2}
+    output = replace(execution.output, texts=texts(3), cause=cause, **odd)
+    rows = [
+        replace(row, elements_unbounded=77, unbounded={"out": 0.1, "gated": 1e-4})
+        for row in execution.layers
+    ]
+    execution = replace(execution, output=output, layers=rows)
     change = parameter_change(n_layers=3)
     report = example_report(3, executions=[execution], changes=[change])
     lines = [text for _, text in output_lines(execution, 3)]
-    assert len(lines) == 10
+    assert len(lines) == 12
     lines.append(change_sentence(change))
     for flag in report.summary.flags:
         lines += [flag["stack"], flag["flag"]]
@@ -154,7 +162,7 @@ def test_every_form_tells_every_line():
         flat = "".join(form.split())
         for line in lines:
             assert "".join(line.split()) in flat, (name, line)
-    assert len(fields(output)) == 25, "a new field of the logits: show it here as well"
+    assert len(fields(output)) == 29, "a new field of the logits: show it here as well"
 
 
 def test_long_lines_stay_within_the_terminal():
@@ -171,3 +179,38 @@ def test_long_lines_stay_within_the_terminal():
 )
 def test_shares_are_told_in_percent(value, text):
     assert percent(value) == text
+
+
+def test_logits_that_hardly_occur_are_told_and_sound_ones_are_not():
+    """Assert the words for each count, for a head of zeros, and silence otherwise."""
+    assert "logits" not in told(output_divergence("bf16"))
+    line = told(
+        output_divergence(
+            "bf16",
+            non_finite=1234,
+            reference_non_finite=2,
+            constant_tokens=191,
+            reference_ties=3,
+        )
+    )["logits"]
+    assert line == (
+        "1,234 not finite, 2 not finite in the reference, all equal at 191 tokens "
+        "where the reference's differ, the reference ties its leaders at 3 tokens"
+    )
+    flat = told(output_divergence("bf16", measured_rel_l2=float("nan")))["logits"]
+    assert "no relative distance" in flat
+
+
+def test_elements_without_a_bound_are_told_with_their_tensors():
+    execution = precision_report("bf16", 3)
+    assert "no bound" not in dict(output_lines(execution, 3))
+    unbounded = {"sublayer output": 1.0, "out": 0.5}
+    rows = [
+        replace(row, elements_unbounded=n, unbounded=unbounded if n else {})
+        for row, n in zip(execution.layers, (0, 1000, 234), strict=True)
+    ]
+    line = dict(output_lines(replace(execution, layers=rows), 3))["no bound"]
+    assert line == (
+        "1,234 of 1,179,648 elements have no finite bound: sublayer output in 2, out "
+        "in 2 of 3 sublayers"
+    )
