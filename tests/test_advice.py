@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from lyapunov import findings
+from lyapunov._advice import state_to_keep, weights_to_run
 from lyapunov._benchmark_noise import (
     QUESTIONS,
     accuracy_half_width,
@@ -145,6 +146,95 @@ def test_a_changed_weight_set_is_told():
 def test_recommendation_without_measurements():
     assert "Every recurrence forgets" in _advice(_exponents())
     assert "No recurrence" in _advice(_exponents(max=None))
+
+
+# --- What is called fine ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ({"kl_mean": 0.01, "measured_rel_l2": 0.1}, "are fine: no top token changes"),
+        ({"kl_mean": 0.0101}, "no top token of 512 changes with weights in bf16, but"),
+        ({"kl_mean": 0.0101}, "mean KL 0.01 nats, fine up to 0.01"),
+        ({"kl_mean": 1.2e-2, "argmax_flips": 2}, "bf16 change 2 of 512 top tokens"),
+        ({"measured_rel_l2": 0.11}, "relative L2 0.11, fine up to 0.1"),
+        ({"argmax_flips": 5}, "are fine: 5 of 512 top tokens change"),
+        ({"argmax_flips": 6}, "weights in bf16 change 6 of 512 top tokens"),
+        ({"argmax_total": 100}, "are fine: no top token changes"),
+        ({"argmax_total": 99}, "no top token of 99 changes with weights in bf16; too"),
+        ({"argmax_total": 8}, "too few to say fine (at least 100)"),
+        # the reference tells no token from another, so KL decides
+        ({"measured_rel_l2": math.nan, "kl_mean": 0.0}, "are fine: no top token"),
+        ({"measured_rel_l2": None}, "not all is known of its logits"),
+    ],
+)
+def test_fine_needs_tokens_kl_distance_and_enough_of_them(output, words):
+    """Assert each limit at its edge and beyond; only what is fine gets a flag."""
+    execution = _execution(output=output)
+    line = _advice(_exponents(), execution)
+    assert words.lower() in line.lower()
+    fine = "are fine" in line
+    assert (weights_to_run([execution], []) == "bf16") is fine
+    flags = findings.advice(_exponents(), [execution], [])["flags"]
+    assert any(flag["flag"] == "--dtype bfloat16" for flag in flags) is fine
+
+
+@pytest.mark.parametrize(
+    ("output", "kept", "words"),
+    [
+        ({}, "fp16", "The state in fp16 is fine"),
+        ({"argmax_total": 8}, None, "8 tokens are too few to call the state in fp16"),
+        ({"kl_mean": 0.02}, None, "but mean KL 0.02"),
+        ({"measured_rel_l2": 0.2}, None, "but relative L2 0.2"),
+        ({"argmax_flips": 80}, None, "change 80 of 512"),
+        # most of the error is the state's
+        ({"kl_mean": 0.02, "sigma_by_site": {"state": 0.9}}, "fp32", "not in fp16"),
+    ],
+)
+def test_a_state_is_kept_where_its_execution_is_fine(output, kept, words):
+    execution = _execution("fp32", "fp16", output=output)
+    assert state_to_keep([execution], []) == kept
+    line = _advice(_exponents(), execution)
+    assert words in line
+    assert ("the state in fp16 is fine" in line.lower()) is (kept == "fp16")
+    flags = findings.advice(_exponents(), [execution], [])["flags"]
+    told = [f["flag"] for f in flags if f["flag"].startswith("--mamba-ssm-dtype")]
+    dtype = {"fp16": "float16", "fp32": "float32"}
+    assert told == ([] if kept is None else [f"--mamba-ssm-dtype {dtype[kept]}"])
+
+
+_BROKEN = {"non_finite": 9, "kl_max": math.inf, "kl_mean": math.inf}
+_LOST = {"kl_mean": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("failing", "held", "broken", "lost"),
+    [
+        (["fp16"], [], "bf16", "fp32"),
+        (["fp16"], ["bf16"], "bf16", "bf16"),
+        (["bf16"], [], "fp32", "fp32"),
+        (["bf16"], ["fp16"], "fp16", "fp16"),
+        (["bf16", "fp16"], [], "fp32", "fp32"),
+        (["bf16", "fp16"], ["fp32"], "fp32", "fp32"),
+        (["fp32"], [], None, None),
+        (["bf16", "fp32"], [], None, None),
+        (["fp16", "bf16", "fp32"], [], None, None),
+        (["fp32"], ["bf16"], "bf16", "bf16"),
+        (["fp16-cast"], ["bf16-cast"], "bf16-cast", "bf16-cast"),
+    ],
+)
+def test_advice_never_sends_to_a_format_that_failed(failing, held, broken, lost):
+    """Assert what is advised instead, for values not finite and for lost logits."""
+    for output, use in ((_BROKEN, broken), (_LOST, lost)):
+        runs = [_execution(name, output=output) for name in failing]
+        line = _advice(_exponents(), *runs, *map(_execution, held))
+        assert line.startswith("Do not run in ")
+        said = re.findall(r"Use (\S+) there", line)
+        assert said == ([] if use is None else [use])
+        assert not set(said) & set(failing)
+        if use is None:
+            assert "look at the weights" in line
 
 
 # --- The flags -------------------------------------------------------------------
