@@ -13,12 +13,14 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import _compare
+from ._arguments import progress_or_none
 from ._audit_results import (
     BUG,
     CONSISTENT,
@@ -39,6 +41,7 @@ from ._audit_verdict import (
 from ._audit_ways import (
     SOURCES,
     Way,
+    audit_source,
     not_run,
     open_dump,
     ways_of_dump,
@@ -46,11 +49,12 @@ from ._audit_ways import (
 )
 from ._check import _environment
 from ._errors import UsageError
-from ._load import load
+from ._load import model_of
 from ._request import given_tokens
 from ._results import CheckpointFacts, TokensFacts
+from ._settings import checked_settings
 from ._trace import HeadRecord
-from ._variants import Variant
+from ._variants import Variant, variants_asked
 from ._verdict import select_findings
 from ._version import __version__
 from ._xla import demand_flags
@@ -64,28 +68,27 @@ from .runners.transformers_variants import RefusedError
 
 
 def audit(
-    model: Model | str | None = None,
+    model: Any = None,
     source: str | Path = "transformers",
     tokens=None,
     *,
-    precisions: Sequence[str] = ("bf16",),
-    variants: Sequence[str | Variant] | None = None,
+    precisions: str | Sequence[str] = ("bf16",),
+    variants: str | Sequence[str | Variant] | None = None,
     state_precision: str | None = None,
     n_probes: int = 4,
     seed: int = 0,
     progress=None,
     token_source: str = "given",
     fail_on: str = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     exit_zero: bool = False,
 ) -> AuditReport:
     """Whether what an implementation does is rounding or a bug.
 
     **Arguments:**
 
-    - `model`: what `load` returns, or a path or Hub id for it; None is the bundled
-      model.
+    - `model`: as for `check`.
     - `source`: `transformers`, `emulated` or `mamba_ssm`, which are run here; or the
       path of a dump (`lyapunov.runners.file`).
     - `tokens`: (seq) or (batch, seq) integers, as for `check`; a dump has its own. Ways
@@ -99,23 +102,26 @@ def audit(
     **Raises:** `LyapunovError` with a hint, for whatever cannot be audited.
     """
     began = time.perf_counter()
-    settings = {
-        "source": str(source),
-        "precisions": list(precisions),
-        "variants": None if variants is None else [str(v) for v in variants],
-        "state_precision": state_precision,
-        "n_probes": n_probes,
-        "seed": seed,
-        "fail_on": fail_on,
-        "select": list(select),
-        "ignore": list(ignore),
-        "exit_zero": exit_zero,
-    }
-    if n_probes < 1:
-        raise UsageError(f"{n_probes} probes give no sigma", hint="1 or more")
+    settings = checked_settings(
+        {
+            "source": audit_source(source),
+            "precisions": precisions,
+            "variants": None if variants is None else variants_asked(variants),
+            "state_precision": state_precision,
+            "n_probes": n_probes,
+            "seed": seed,
+            "fail_on": fail_on,
+            "select": select,
+            "ignore": ignore,
+            "exit_zero": exit_zero,
+        }
+    )
+    precisions, variants, select, ignore = (
+        settings[name] for name in ("precisions", "variants", "select", "ignore")
+    )
+    progress = progress_or_none(progress)
     demand_flags()
-    if not isinstance(model, Model):
-        model = load(model)
+    model = model_of(model)
     if not isinstance(model.config, Mamba1Config):
         raise UsageError(
             f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",

@@ -1,10 +1,12 @@
 """Which runs an audit is made of, and what is declared of their calls."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._arguments import shown
 from ._audit_results import NOT_RUN, VariantAudit
-from ._errors import DumpError, UsageError
+from ._errors import ArgumentError, DumpError, UsageError
 from ._variants import Variant, union, usual_variants
 from .bounds.segments import Segment
 from .executions import Execution, executions_for
@@ -29,6 +31,19 @@ class Way(NamedTuple):
     precision: str
     segments: tuple[Segment, ...]
     trace: Any
+
+
+def audit_source(source: Any) -> str:
+    """The stack or the dump to audit, as text.
+
+    **Raises:** `ArgumentError` for anything else.
+    """
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        raise ArgumentError(
+            f"the source of an audit is {shown(source)}",
+            hint=f"one of {', '.join(SOURCES)}, or the path of a dump, a .npz",
+        )
+    return os.fsdecode(os.fspath(source))
 
 
 def open_dump(source: str | Path, tokens) -> File:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import findings
+from ._arguments import progress_or_none
 from ._changes import parameter_changes
-from ._load import load
+from ._load import model_of
 from ._reference_loss import reference_loss
 from ._request import (
     chosen_executions,
@@ -28,19 +29,19 @@ from ._results import (
 )
 from ._run import Effort, default_readouts, run_layers
 from ._semantics import semantic_findings
+from ._settings import checked_settings
 from ._version import __version__
 from ._weight_sets import chosen_changes
 from ._xla import demand_flags
 from .executions import Execution
 from .exponents import gather_exponents
-from .models import Model
 
 
 def check(
-    model: Model | str | None = None,
+    model: Any = None,
     tokens=None,
     *,
-    precisions: Sequence[str] = ("bf16", "fp16"),
+    precisions: str | Sequence[str] = ("bf16", "fp16"),
     state_precision: str | None = None,
     mode: str = "prefill",
     layers: Sequence[int] | None = None,
@@ -48,7 +49,7 @@ def check(
     constants: str = "documented",
     device: str | None = None,
     against: str | os.PathLike | None = None,
-    round_weights: Sequence[str] = (),
+    round_weights: str | Sequence[str] = (),
     floor: bool = True,
     probes: int = 1,
     readouts: int | None = None,
@@ -60,8 +61,8 @@ def check(
     tokens_are_text: bool = False,
     token_bytes: int | None = None,
     fail_on: str = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     allow_partial: bool = False,
     exit_zero: bool = False,
 ) -> Report:
@@ -69,12 +70,12 @@ def check(
 
     **Arguments:**
 
-    - `model`: what `load` returns, or a path or Hub id for it; None is the bundled
-      model.
+    - `model`: what `load` returns, or a path or Hub id for it; or a torch module, as
+      `from_torch` takes it; None is the bundled model.
     - `tokens`: (seq) or (batch, seq) integers; None is English text where the
       checkpoint has a tokenizer, else seeded random tokens.
     - `precisions`: of the executions, such as `bf16`; `bf16-cast` casts A_log and D
-      as well.
+      as well. Here and below, one string stands for a sequence of it alone.
     - `state_precision`: hold the state in this format after every token.
     - `layers`: sublayers to bound and compare; None is all.
     - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch on the CPU),
@@ -106,32 +107,38 @@ def check(
     **Raises:** `LyapunovError` with a hint, for whatever cannot be checked.
     """
     began = time.perf_counter()
-    settings = {
-        "precisions": list(precisions),
-        "state_precision": state_precision,
-        "mode": mode,
-        "layers": None if layers is None else list(layers),
-        "measure": measure,
-        "constants": constants,
-        "device": device,
-        "against": None if against is None else os.fspath(against),
-        "round_weights": list(round_weights),
-        "floor": floor,
-        "probes": probes,
-        "readouts": readouts,
-        "ball": ball,
-        "growth": growth,
-        "seed": seed,
-        "tokens_are_text": tokens_are_text,
-        "fail_on": fail_on,
-        "select": list(select),
-        "ignore": list(ignore),
-        "allow_partial": allow_partial,
-        "exit_zero": exit_zero,
-    }
+    settings = checked_settings(
+        {
+            "precisions": precisions,
+            "state_precision": state_precision,
+            "mode": mode,
+            "layers": layers,
+            "measure": measure,
+            "constants": constants,
+            "device": device,
+            "against": against,
+            "round_weights": round_weights,
+            "floor": floor,
+            "probes": probes,
+            "readouts": readouts,
+            "ball": ball,
+            "growth": growth,
+            "seed": seed,
+            "tokens_are_text": tokens_are_text,
+            "fail_on": fail_on,
+            "select": select,
+            "ignore": ignore,
+            "allow_partial": allow_partial,
+            "exit_zero": exit_zero,
+        }
+    )
+    precisions, layers, select, ignore = (
+        settings[name] for name in ("precisions", "layers", "select", "ignore")
+    )
+    round_weights, against = settings["round_weights"], settings["against"]
+    progress = progress_or_none(progress)
     demand_flags()
-    if not isinstance(model, Model):
-        model = load(model)
+    model = model_of(model)
     if readouts is None:
         readouts = default_readouts(model.layout.n_params)
         settings["readouts"] = readouts

@@ -7,7 +7,8 @@ class LyapunovError(Exception):
     **Arguments:**
 
     - `message`: one line: what was wrong and what was given.
-    - `hint`: one line: what to type or change; empty where nothing helps.
+    - `hint`: one line: what to type or change; empty where nothing helps. A traceback
+      shows it under the message, as a note.
     """
 
     code: str = "error"
@@ -16,6 +17,8 @@ class LyapunovError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
 
     def to_dict(self) -> dict:
         """The `error` document that `--json` prints."""
@@ -26,6 +29,10 @@ class UsageError(LyapunovError):
     """The request itself is off: an option, a name, a value."""
 
     code = "usage"
+
+
+class ArgumentError(UsageError, ValueError):
+    """An argument of a function is of the wrong type, or out of range."""
 
 
 class MissingExtraError(LyapunovError):

@@ -33,6 +33,12 @@ FORMAT_TABLE = {
     )
 }
 
+PRECISIONS = (
+    *("bf16", "fp16", "fp32"),
+    *("bf16-cast", "fp16-cast", "bf16-amp", "fp16-amp"),
+)
+"""What executions run in: with A_log and D cast as well, or under autocast."""
+
 STATE_VARIANTS = ("", "-scaled", "-stochastic", "-scaled-stochastic")
 STATE_PRECISIONS = (
     "fp32",

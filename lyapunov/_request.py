@@ -2,20 +2,24 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from ._errors import TokensError, UsageError
+from ._arguments import shown, switch, whole
+from ._errors import ArgumentError, UsageError
 from ._results import TokensFacts
+from ._settings import CONSTANTS
+from ._tokens import (
+    Tokens,
+    called_text,
+    check_range,
+    choose_tokens,
+    integer_tokens,
+)
 from .executions import Execution, executions_for
 from .executions._measured import with_measured
 from .models import Model
-
-
-if TYPE_CHECKING:
-    from ._tokens import Tokens
 
 
 def given_tokens(
@@ -34,7 +38,7 @@ def tokens_to_check(
     *,
     are_text: bool = False,
     n_bytes: int | None = None,
-) -> "Tokens":
+) -> Tokens:
     """Tokens as (batch, seq), and whether they are text.
 
     **Arguments:**
@@ -44,8 +48,13 @@ def tokens_to_check(
 
     **Raises:** `TokensError`, also where tokens that are called text were drawn.
     """
-    from ._tokens import Tokens, called_text, check_range, choose_tokens
-
+    if not isinstance(source, str):
+        raise ArgumentError(
+            f"token_source is {shown(source)}", hint="words, as token_source='my text'"
+        )
+    switch(are_text, "tokens_are_text")
+    if n_bytes is not None:
+        whole(n_bytes, "token_bytes", 1)
     checkpoint = model.checkpoint
     config = None if checkpoint is None else checkpoint.config
     if tokens is None:
@@ -56,17 +65,7 @@ def tokens_to_check(
             folder=None if checkpoint is None else checkpoint.folder,
             are_text=are_text,
         )
-    ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise TokensError(
-            f"tokens are {ids.dtype} of shape {ids.shape}",
-            hint="integers of shape (seq) or (batch, seq)",
-        )
-    ids = np.atleast_2d(ids)
-    if ids.shape[0] == 0 or ids.shape[1] < 2:
-        raise TokensError(
-            f"tokens have shape {ids.shape}", hint="at least 2 tokens a sequence"
-        )
+    ids = integer_tokens(tokens, least=2)
     check_range(ids, model.config.vocab_size)
     given = Tokens(ids.astype(np.int64), source, False, n_bytes)
     return called_text(given, config) if are_text else given
@@ -114,9 +113,6 @@ def device_named(name: str | None):
             f"no device {name!r}",
             hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
         ) from None
-
-
-CONSTANTS = ("documented", "measured")
 
 
 def chosen_executions(

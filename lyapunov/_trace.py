@@ -4,11 +4,14 @@ Every runner yields `SublayerRecord`s in order and then one `HeadRecord`; everyt
 that compares or bounds reads nothing else.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
+from ._fp64 import in_fp64
 from .flows.residual import Incoming
 
 
@@ -67,3 +70,28 @@ class HeadRecord(NamedTuple):
 
 
 Trace = Iterator[SublayerRecord | HeadRecord]
+
+
+def traced_in_fp64(trace: Callable[..., Trace]) -> Callable[..., Trace]:
+    """A runner's `trace` whose records, and the head's logits, are made in fp64.
+
+    Between two records the caller's own setting of `jax_enable_x64` holds.
+    """
+
+    def stepped(records: Trace) -> Trace:
+        while True:
+            with jax.enable_x64(True):
+                record = next(records, None)
+            if record is None:
+                return
+            if isinstance(record, HeadRecord):
+                record = record._replace(logits=in_fp64(record.logits))
+            yield record
+
+    @functools.wraps(trace)
+    def run(*arguments, **named) -> Trace:
+        with jax.enable_x64(True):
+            records = iter(trace(*arguments, **named))
+        return stepped(records)
+
+    return run

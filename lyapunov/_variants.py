@@ -6,9 +6,10 @@ In exact arithmetic all of them give the same numbers for the same tokens; what 
 execution makes of them differs by rounding and by nothing else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ._arguments import shown
 from ._errors import UsageError
 
 
@@ -173,3 +174,15 @@ def union(variants: Sequence[str | Variant]) -> tuple[Variant, ...]:
     """The variants asked for, each once."""
     parsed = [v if isinstance(v, Variant) else parse_variant(v) for v in variants]
     return tuple(dict.fromkeys(parsed))
+
+
+def variants_asked(given: object) -> list[str]:
+    """Names of the variants that were asked for, each once; one name is one of them.
+
+    **Raises:** `UsageError` for what is no name, and for none.
+    """
+    one = isinstance(given, str | Variant)
+    asked = [given] if one else list(given) if isinstance(given, Iterable) else None
+    if not asked or not all(isinstance(v, str | Variant) for v in asked):
+        raise UsageError(f"variants is {shown(given)}", hint=HINT)
+    return [str(variant) for variant in union(asked)]

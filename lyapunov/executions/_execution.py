@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from .._devices import chosen_device
 from .._errors import UsageError
+from .._format_table import PRECISIONS
 from ..arithmetic import BoundedArithmetic, RoundingModel
-from ..formats import FORMATS, FP32, Format
+from ..formats import FORMATS, Format
 from ..state_formats import StateFormat
 
 
@@ -170,14 +171,12 @@ def parse_precision(precision: str, implementation: str) -> tuple[Format, str]:
 
     **Raises:** `UsageError` for a format that no implementation runs in.
     """
-    name, _, variant = precision.partition("-")
-    reduced = name in ("bf16", "fp16")
-    known = ("", "cast", "amp") if reduced else ("",)
-    if not (reduced or name == FP32.name) or variant not in known:
+    if precision not in PRECISIONS:
         raise UsageError(
             f"{implementation} does not run in {precision}",
-            hint="one of bf16, fp16, fp32, or bf16 or fp16 with -cast or -amp",
+            hint=f"one of {', '.join(PRECISIONS)}",
         )
+    name, _, variant = precision.partition("-")
     return FORMATS[name], variant
 
 

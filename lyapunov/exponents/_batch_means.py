@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import special
 
+from .._errors import ArgumentError
+
 
 class Windows(NamedTuple):
     """Log growth over windows of tokens."""
@@ -40,7 +42,9 @@ class ErrorBars(eqx.Module):
     def half_width(self, level: float = 0.95) -> Float[Array, " k"]:
         """Of the two-sided interval, by Student's t; NaN where withheld."""
         if not 0 < level < 1:
-            raise ValueError(f"level is {level}; give a share between 0 and 1")
+            raise ArgumentError(
+                f"level is {level}", hint="give a share between 0 and 1"
+            )
         factor = jnp.full_like(self.stderr, jnp.nan)
         for count in self.counts:
             t = float(special.stdtrit(count - 1, (1 + level) / 2))
@@ -103,9 +107,9 @@ class BatchMeans(AbstractErrorBars):
 
     def __check_init__(self):
         if self.batches is not None and self.batches < 2:
-            raise ValueError(f"batches is {self.batches}; give 2 or more")
+            raise ArgumentError(f"batches is {self.batches}", hint="give 2 or more")
         if not self.needed >= 0:
-            raise ValueError(f"needed is {self.needed}; give 0 or more")
+            raise ArgumentError(f"needed is {self.needed}", hint="give 0 or more")
 
     def __call__(self, windows):
         """One column at a time."""

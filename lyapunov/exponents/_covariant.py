@@ -10,7 +10,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._errors import ArgumentError
+from .._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
+from ._given import key_given, options_given
 from ._local import check_count, system_along
 from ._methods import System
 
@@ -53,6 +56,7 @@ class CovariantVectors(eqx.Module):
         return 2 * jnp.arctan2(away, along)
 
 
+@in_fp64
 def covariant_lyapunov_vectors(
     step: Callable | AbstractRecurrence,
     state: Any,
@@ -79,23 +83,23 @@ def covariant_lyapunov_vectors(
       exp(-gap x transient), with the gap between neighbouring exponents.
     - `k`: all by default. Holds tokens x (d k + k^2) numbers.
 
-    **Raises:** `ValueError` for a state that is not float64, too few tokens, or a step
+    **Raises:** `ValueError` as in `lyapunov_spectrum`, for too few tokens, or a step
     that is singular in fp64, which is named. Under `jax.jit`, where that cannot be
     seen, the vectors are NaN from there back.
 
     ??? cite "Ginelli et al. (2007), Phys. Rev. Lett. 99, 130601"
     """
+    options_given(None, None, transient, k, ((), ()))
     system, n_tokens, inputs = system_along(step, state, inputs)
     d = system.state.size
     k = d if k is None else k
     check_count(k, d)
     if transient < 0 or n_tokens <= 2 * transient:
-        raise ValueError(
-            f"transient is {transient} and there are {n_tokens} tokens; it is needed "
-            "twice, and a token between"
+        raise ArgumentError(
+            f"transient is {transient} and there are {n_tokens} tokens",
+            hint="it is needed twice, and a token between",
         )
-    key = jax.random.key(0) if key is None else key
-    start, coefficients = jax.random.split(key)
+    start, coefficients = jax.random.split(key_given(key))
     # even all d of them at random: those along the axes might stay there
     frame = jnp.linalg.qr(jax.random.normal(start, (d, k), jnp.float64))[0]
     found = frames_along(system, inputs, n_tokens, frame)

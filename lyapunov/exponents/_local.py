@@ -8,11 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._arguments import whole
+from .._errors import ArgumentError
+from .._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
+from ._given import (
+    inputs_given,
+    key_given,
+    options_given,
+    state_given,
+    step_given,
+)
 from ._methods import AbstractMethod, System, method_for
 
 
@@ -44,6 +53,7 @@ class FiniteTimeExponents(eqx.Module):
         return (self.exponents * self.tokens[:, None]).sum(axis=0) / self.n_tokens
 
 
+@in_fp64
 def finite_time_exponents(
     step: Callable | AbstractRecurrence,
     state: Any,
@@ -70,22 +80,26 @@ def finite_time_exponents(
     **Returns:** one row a window, nats per token. A decay of 0 gives -inf in its own
     window. By `QR`, a vector that a singular step has sent to 0 says nothing later on.
 
-    **Raises:** `ValueError` for a state that is not float64, for no tokens, or a
-    method that the structure does not allow.
+    **Raises:** `ValueError` as in `lyapunov_spectrum`.
 
     ??? cite "Abarbanel, Brown and Kennel (1991), J. Nonlinear Sci. 1, 175-199"
     """
+    options_given(method, None, 0, k, (AbstractMethod, ()))
+    whole(window, "window", 1)
     system, n_tokens, inputs = system_along(step, state, inputs)
     method = method_for(system.recurrence) if method is None else method
     if window < 1 or window % method.grain:
-        raise ValueError(
-            f"window is {window}; give a positive multiple of {method.grain}, the "
-            f"tokens between two measurements of {method}"
+        raise ArgumentError(
+            f"window is {window}",
+            hint=(
+                f"give a positive multiple of {method.grain}, the "
+                f"tokens between two measurements of {method}"
+            ),
         )
     window = min(window, -(-n_tokens // method.grain) * method.grain)
     k = method.count(system) if k is None else k
     check_count(k, method.most(system))
-    key = jax.random.key(0) if key is None else key
+    key = key_given(key)
     growth = _growth(method, system, inputs, k, key, n_tokens, window)
     order = jnp.argsort(growth.sum(axis=0), descending=True)[:k]
     multiplicity = jnp.asarray(method.multiplicity(system))
@@ -111,22 +125,18 @@ def _growth(method, system, inputs, k: int, key, n_tokens: int, window: int):
 
 def system_along(step, state, inputs) -> tuple[System, int, Any]:
     """The system, how many tokens, and the stacked inputs."""
-    system = System.of(step, state)
-    if system.state.dtype != jnp.float64:
-        raise ValueError(
-            f"the state is {system.state.dtype} and products of Jacobians need "
-            "float64; give a float64 state, inside `with jax.enable_x64(True):`"
-        )
-    if isinstance(inputs, int):
-        n_tokens, inputs = inputs, None
-    else:
-        n_tokens = len(jax.tree.leaves(inputs)[0])
+    step, state = step_given(step), state_given(state)
+    n_tokens, inputs = inputs_given(inputs)
     if n_tokens < 1:
-        raise ValueError("there are no tokens, so nothing grows; give one or more")
-    return system, n_tokens, inputs
+        raise ArgumentError(
+            "there are no tokens, so nothing grows", hint="give one or more"
+        )
+    return System.of(step, state), n_tokens, inputs
 
 
 def check_count(k: int, most: int) -> None:
     """Refuse more vectors than there are."""
     if not 1 <= k <= most:
-        raise ValueError(f"k is {k} and there are {most} to be had; give 1 to {most}")
+        raise ArgumentError(
+            f"k is {k} and there are {most} to be had", hint=f"give 1 to {most}"
+        )

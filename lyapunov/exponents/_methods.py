@@ -23,12 +23,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._errors import ArgumentError
 from ..recurrences.base import (
     AbstractDiagonalRecurrence,
     AbstractRecurrence,
     AbstractScalarRecurrence,
     AbstractTriangularRecurrence,
 )
+from ._given import check_step
 
 
 class System(eqx.Module):
@@ -58,7 +60,10 @@ class _Flat(eqx.Module):
 
     def __call__(self, flat, inputs):
         one = self.step.step if isinstance(self.step, AbstractRecurrence) else self.step
-        return ravel_pytree(one(self.unravel(flat), inputs))[0]
+        before = self.unravel(flat)
+        after = one(before, inputs)
+        check_step(before, after)
+        return ravel_pytree(after)[0]
 
 
 class AbstractMethod(eqx.Module):
@@ -118,9 +123,9 @@ class ClosedForm(AbstractMethod):
         """Nothing is carried."""
         del k, key
         if not isinstance(system.recurrence, AbstractDiagonalRecurrence):
-            raise ValueError(
-                f"ClosedForm needs a diagonal recurrence and {_name(system)} is none; "
-                "use QR()"
+            raise ArgumentError(
+                f"ClosedForm needs a diagonal recurrence and {_name(system)} is none",
+                hint="use QR()",
             )
 
     def advance(self, system, carry, inputs, n_tokens, width):
@@ -167,9 +172,10 @@ class ByBlocks(AbstractMethod):
         """Each block as a system, and its method."""
         recurrence = system.recurrence
         if not isinstance(recurrence, AbstractTriangularRecurrence):
-            raise ValueError(
-                f"ByBlocks needs a block-triangular recurrence and {_name(system)} is "
-                "none; use QR()"
+            raise ArgumentError(
+                "ByBlocks needs a block-triangular recurrence and "
+                f"{_name(system)} is none",
+                hint="use QR()",
             )
         parts = recurrence.parts(system.unravel(system.state))
         return [
@@ -245,11 +251,15 @@ class TangentGrowth(AbstractMethod):
         """State and unit vector."""
         del key
         if k != 1:
-            raise ValueError(f"TangentGrowth gives 1 exponent, not {k}; use QR()")
+            raise ArgumentError(
+                f"TangentGrowth gives 1 exponent, not {k}", hint="use QR()"
+            )
         d, dtype = system.state.size, system.state.dtype
         v = jnp.full(d, 1.0, dtype) if self.v is None else jnp.asarray(self.v, dtype)
         if v.shape != (d,):
-            raise ValueError(f"v has shape {v.shape} and the state has {d} entries")
+            raise ArgumentError(
+                f"v has shape {v.shape} and the state has {d} entries", hint=f"({d},)"
+            )
         return system.state, _normalise(v)[0]
 
     def advance(self, system, carry, inputs, n_tokens, width):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractTriangularRecurrence
 from ._methods import AbstractMethod, ByBlocks, ClosedForm, windows_of
 from ._qr import QR, first_frame, orthonormalise
@@ -67,7 +68,7 @@ class ParallelInTime(AbstractMethod):
 
     def __check_init__(self):
         if self.block is not None and self.block < 1:
-            raise ValueError(f"block is {self.block}; give 1 or more")
+            raise ArgumentError(f"block is {self.block}", hint="give 1 or more")
 
     def start(self, system, k, key):
         """As the method for its structure; else QR's frame."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._errors import ArgumentError
 from ._methods import AbstractMethod, System, along
 
 
@@ -36,7 +37,7 @@ class QR(AbstractMethod):
 
     def __check_init__(self):
         if self.block < 1:
-            raise ValueError(f"block is {self.block}; give 1 or more")
+            raise ArgumentError(f"block is {self.block}", hint="give 1 or more")
 
     def start(self, system, k, key):
         """State, frame, and whether the frame's first step is behind it."""

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from .._fp64 import in_fp64
 from .._results import _plain
 from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows
 
@@ -46,12 +47,14 @@ class SpectrumResult(eqx.Module):
         return int(values.flat[0]) if alike else self.used
 
     @property
+    @in_fp64
     def history(self) -> Float[Array, "points k"]:
         """The exponents of the trajectory's first `history_tokens` tokens."""
         total = jnp.cumsum(self.growth, axis=-2)[..., self._points, :]
         return total / self.history_tokens[..., None].astype(total.dtype)
 
     @property
+    @in_fp64
     def history_tokens(self) -> Int[Array, " points"]:
         """At most 64 lengths, the last one the whole."""
         ends = jnp.asarray((self._points + 1) * self.width)
@@ -64,10 +67,12 @@ class SpectrumResult(eqx.Module):
         return np.minimum(np.arange(every, windows + every, every), windows) - 1
 
     @property
+    @in_fp64
     def repeated(self) -> Float[Array, " d"]:
         """The exponents, each as often as coordinates share it. Not under `jit`."""
         return jnp.repeat(self.exponents, np.asarray(self.multiplicity))
 
+    @in_fp64
     def error_bars(self, method: AbstractErrorBars | None = None) -> ErrorBars:
         """Standard errors with their degrees of freedom, by `BatchMeans()` or another.
 
@@ -82,6 +87,7 @@ class SpectrumResult(eqx.Module):
         """`error_bars().stderr`: NaN where withheld."""
         return self.error_bars().stderr
 
+    @in_fp64
     def interval(
         self, level: float = 0.95, method: AbstractErrorBars | None = None
     ) -> Float[Array, "k 2"]:

@@ -6,10 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arguments import positive, shown, whole
+from .._errors import ArgumentError
+from .._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractRecurrence,
     DecayAndDrive,
@@ -17,6 +19,14 @@ from ..recurrences.base import (
     GivenJacobians,
 )
 from ._batch_means import AbstractErrorBars, BatchMeans, Windows
+from ._given import (
+    inputs_given,
+    key_given,
+    numbers_given,
+    options_given,
+    state_given,
+    step_given,
+)
 from ._methods import AbstractMethod, System, method_for
 from ._result import SpectrumResult
 
@@ -46,12 +56,15 @@ class Converged(eqx.Module):
     error_bars: AbstractErrorBars = BatchMeans()
 
     def __check_init__(self):
-        if not self.stderr > 0:
-            raise ValueError(f"stderr is {self.stderr}; give more than 0")
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; give 1 token or more")
+        positive(self.stderr, "stderr")
+        whole(self.every, "every", 1)
+        if not isinstance(self.error_bars, AbstractErrorBars):
+            raise ArgumentError(
+                f"error_bars is {shown(self.error_bars)}", hint="such as BatchMeans()"
+            )
 
 
+@in_fp64
 def lyapunov_spectrum(
     step: Callable | AbstractRecurrence,
     state: Any,
@@ -70,8 +83,9 @@ def lyapunov_spectrum(
 
     **Arguments:**
 
-    - `step`: `(state, input) -> state`, or a recurrence.
-    - `state`: at the start; a float64 array or a pytree of them.
+    - `step`: `(state, input) -> state` in JAX, or a recurrence. It is given float64,
+      whatever `jax_enable_x64` is.
+    - `state`: at the start; an array or a pytree of them, of any real type.
     - `inputs`: stacked along the first axis, one entry a token. For an autonomous
       system the number of steps as an integer; `step` is then given None.
     - `k`: how many of the largest exponents; all by default.
@@ -85,29 +99,25 @@ def lyapunov_spectrum(
     **Returns:** the exponents in nats per token, the largest first, with their
     history and error bars. Batches are `jax.vmap`'s business.
 
-    **Raises:** `ValueError` for a state that is not float64, for no tokens, or a
-    method that the structure does not allow.
+    **Raises:** `ValueError` for a step that does not return such a state, for torch's
+    tensors, for no tokens, or a method that the structure does not allow.
     """
+    options_given(method, until, transient, k, (AbstractMethod, Converged))
+    step, state = step_given(step), state_given(state)
+    given, inputs = inputs_given(inputs)
+    n_tokens = _counted(given, transient, until)
     system = System.of(step, state)
     size = system.state.size
-    if system.state.dtype != jnp.float64:
-        raise ValueError(
-            f"the state is {system.state.dtype} and products of Jacobians need "
-            "float64; give a float64 state, inside `with jax.enable_x64(True):`"
-        )
     method = method_for(system.recurrence) if method is None else method
-    if isinstance(inputs, int):
-        given, inputs = inputs, None
-    else:
-        given = len(jax.tree.leaves(inputs)[0])
-    n_tokens = _counted(given, transient, until)
-    key = jax.random.key(0) if key is None else key
+    key = key_given(key)
     k = method.count(system) if k is None else k
     most = method.most(system)
     if not 1 <= k <= most:
         what = "the state has" if most == size else "the distinct exponents are"
         entries = "entries" if most == size else "in number"
-        raise ValueError(f"k is {k} and {what} {most} {entries}")
+        raise ArgumentError(
+            f"k is {k} and {what} {most} {entries}", hint=f"k from 1 to {most}"
+        )
     exponents, growth, multiplicity, used, converged, width = _run(
         method, system, inputs, k, key, transient, n_tokens, until
     )
@@ -125,6 +135,7 @@ def lyapunov_spectrum(
     )
 
 
+@in_fp64
 def lyapunov_spectrum_of(
     jacobians: Float[Any, "seq d d"] | Float[Any, "seq d"],
     *,
@@ -143,20 +154,15 @@ def lyapunov_spectrum_of(
       NumPy can read: an array, a tensor in main memory. Taken to float64, exactly.
     - The others as in `lyapunov_spectrum`.
 
-    **Raises:** `ValueError` for another shape, or outside of fp64.
+    **Raises:** `ValueError` for another shape, or for what is no array of numbers.
     """
     if not isinstance(jacobians, Array):
-        jacobians = np.asarray(jacobians)
+        jacobians = numbers_given(jacobians, "jacobians")
     shape = jacobians.shape
     if len(shape) not in (2, 3) or 0 in shape or shape[1] != shape[-1]:
-        raise ValueError(
-            f"jacobians have shape {shape}; give (tokens, d, d), or the diagonals as "
-            "(tokens, d)"
-        )
-    if jnp.zeros(()).dtype != jnp.float64:
-        raise ValueError(
-            "products of Jacobians need float64; call this inside "
-            "`with jax.enable_x64(True):`"
+        raise ArgumentError(
+            f"jacobians have shape {shape}",
+            hint="give (tokens, d, d), or the diagonals as (tokens, d)",
         )
     jacobians = jnp.asarray(jacobians).astype(jnp.float64)
     state = jnp.zeros(shape[1], jnp.float64)
@@ -180,19 +186,22 @@ def lyapunov_spectrum_of(
 def _counted(given: int, transient: int, until: Converged | None) -> int:
     """How many tokens count at most; refuse none."""
     if given < 1:
-        raise ValueError("there are no tokens, so nothing grows; give one or more")
+        raise ArgumentError(
+            "there are no tokens, so nothing grows", hint="give one or more"
+        )
     if not 0 <= transient < given:
-        raise ValueError(
-            f"transient is {transient} and there are {given} tokens; leave one or more "
-            "to count"
+        raise ArgumentError(
+            f"transient is {transient} and there are {given} tokens",
+            hint="leave one or more to count",
         )
     n_tokens = given - transient
     if until is None:
         return n_tokens
     if n_tokens < until.every:
-        raise ValueError(
+        raise ArgumentError(
             f"until checks every {until.every} tokens and there are {n_tokens} to "
-            "count; give more tokens or a smaller `every`"
+            "count",
+            hint="give more tokens or a smaller `every`",
         )
     return n_tokens // until.every * until.every
 
@@ -237,9 +246,9 @@ def _run(method, system, inputs, k, key, transient, n_tokens, until):
 def _width(every: int, grain: int) -> int:
     """Tokens a window: the largest count of windows that divides a check's tokens."""
     if every % grain:
-        raise ValueError(
-            f"until checks every {every} tokens and the method's blocks are {grain}; "
-            f"give a multiple of {grain}"
+        raise ArgumentError(
+            f"until checks every {every} tokens and the method's blocks are {grain}",
+            hint=f"give a multiple of {grain}",
         )
     units = every // grain
     windows = max(n for n in range(1, WINDOWS_A_CHECK + 1) if units % n == 0)

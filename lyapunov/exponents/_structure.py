@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from .._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractDiagonalRecurrence,
     AbstractRecurrence,
     AbstractScalarRecurrence,
     AbstractTriangularRecurrence,
 )
+from ._given import floats_in_fp64, state_given
 from ._methods import System
 
 
+@in_fp64
 def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> None:
     """Compare what a recurrence declares with its step, differentiated, at one token.
 
@@ -32,6 +35,8 @@ def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> 
     entry. For a block-triangular recurrence also where its parts do not make up the
     state, or both triangles hold entries.
     """
+    state = state_given(state)
+    inputs = floats_in_fp64(inputs)
     system = System.of(recurrence, state)
     d = system.state.size
     dense = np.asarray(jax.jacfwd(lambda x: system.step(x, inputs))(system.state))

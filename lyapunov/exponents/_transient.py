@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._arguments import switch
+from .._fp64 import in_fp64
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
 from ._local import system_along
 
@@ -38,6 +40,7 @@ class TransientGrowth(eqx.Module):
         return int(start), int(token) + 1
 
 
+@in_fp64
 def transient_growth(
     step: Callable | AbstractRecurrence,
     state: Any,
@@ -61,8 +64,9 @@ def transient_growth(
     **Returns:** log norms, in nats; -inf for a product that is 0. The product of no
     Jacobians, of norm 1, is not among them.
 
-    **Raises:** `ValueError` for a state that is not float64, or no tokens.
+    **Raises:** `ValueError` as in `lyapunov_spectrum`.
     """
+    switch(from_every_token, "from_every_token")
     system, n_tokens, inputs = system_along(step, state, inputs)
     starts = n_tokens if from_every_token else 1
     if isinstance(step, AbstractDiagonalRecurrence):

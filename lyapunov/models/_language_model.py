@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._errors import TokensError
+from .._fp64 import in_fp64
+from .._tokens import check_range, integer_tokens
 from ..arithmetic import Exact, Weight
 from ..flows.norm import Norm
 from ..flows.residual import Stream, final_norm, logits, sublayer
@@ -141,6 +143,7 @@ class Model:
             self._raw = (layer, self.layout.layer(layer))
         return self._raw[1]
 
+    @in_fp64
     def parameters(self, layer: int, formats: ParameterFormats | None = None) -> Any:
         """Parameters of one sublayer in fp64, as its flow takes them.
 
@@ -172,10 +175,12 @@ class Model:
                 self._arrays[key] = exact if same else jnp.asarray(array)
         return self._arrays[key]
 
+    @in_fp64
     def start(self, p: Any) -> Any:
         """The state before the first token of a sublayer with these parameters."""
         return p.initial_state()
 
+    @in_fp64
     def embed(
         self, tokens: Int[np.ndarray, "*batch seq"], formats=None
     ) -> Float[Array, "*batch seq d_model"]:
@@ -187,6 +192,7 @@ class Model:
         multiplier = self.config.embedding_multiplier
         return rows if multiplier == 1.0 else rows * multiplier
 
+    @in_fp64
     def final_norm(self, formats=None) -> Norm:
         """Parameters of the norm in front of the head."""
         weight, bias = (
@@ -201,10 +207,12 @@ class Model:
         for start in range(0, self.config.vocab_size, VOCABULARY_SLICE):
             yield start, min(start + VOCABULARY_SLICE, self.config.vocab_size)
 
+    @in_fp64
     def head(self, start: int, stop: int, formats=None) -> Weight:
         """Rows of the head in fp64."""
         return Weight(jnp.asarray(held(self.layout.head(start, stop), "head", formats)))
 
+    @in_fp64
     def logits(self, tokens: Int[np.ndarray, " seq"]) -> Float[Array, "seq vocab"]:
         """The fp64 reference forward of one sequence.
 
@@ -212,31 +220,34 @@ class Model:
 
         - `tokens`: (seq), integers below the vocabulary's size.
         """
-        tokens = np.asarray(tokens)
-        with jax.enable_x64(True):
-            embedded = self.embed(tokens)
-            stream = Stream.start(embedded)
-            for layer in self.sublayers:
-                p = self.parameters(layer.layer)
-                residual, output = _forward(
-                    layer.flow, stream.incoming(layer), p, self.start(p)
+        rows = integer_tokens(tokens)
+        if len(rows) > 1:
+            raise TokensError(
+                f"tokens are {len(rows)} sequences",
+                hint="one at a time: integers of shape (seq)",
+            )
+        check_range(rows, self.config.vocab_size)
+        tokens = rows[0]
+        stream = Stream.start(self.embed(tokens))
+        for layer in self.sublayers:
+            p = self.parameters(layer.layer)
+            residual, output = _forward(
+                layer.flow, stream.incoming(layer), p, self.start(p)
+            )
+            stream = stream.after(layer, residual, output, jnp.add)
+        normed = final_norm(Exact(), stream.residual, stream.hidden, self.final_norm())
+        return jnp.concatenate(
+            [
+                logits(
+                    Exact(),
+                    normed,
+                    self.head(start, stop),
+                    self.config.logits_multiplier,
                 )
-                stream = stream.after(layer, residual, output, jnp.add)
-            normed = final_norm(
-                Exact(), stream.residual, stream.hidden, self.final_norm()
-            )
-            return jnp.concatenate(
-                [
-                    logits(
-                        Exact(),
-                        normed,
-                        self.head(start, stop),
-                        self.config.logits_multiplier,
-                    )
-                    for start, stop in self.vocabulary_slices()
-                ],
-                axis=-1,
-            )
+                for start, stop in self.vocabulary_slices()
+            ],
+            axis=-1,
+        )
 
 
 @eqx.filter_jit

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-
+from .._arguments import shown
+from .._errors import ArgumentError
+from .._load import model_of
+from .._tokens import check_range, integer_tokens
 from .._trace import Trace
 from .._xla import demand_flags
 from ._dump import write_dump
@@ -51,21 +52,27 @@ def __getattr__(name):
 def trace(model, tokens, *, runner=None) -> Trace:
     """What each sublayer did: one record a sublayer, then the head.
 
+    Everything is computed in fp64, whatever `jax_enable_x64` is; operations of your own
+    on what comes out are in fp64 inside `with jax.enable_x64(True):` alone.
+
     **Arguments:**
 
-    - `model`: what `lyapunov.load` returns.
+    - `model`: what `lyapunov.load` returns, or as for `check`.
     - `tokens`: (seq) or (batch, seq), integers.
     - `runner`: `Reference()` (default); `Emulated`, `Transformers` or `MambaSsm` of an
       execution; or a `File`.
+
+    **Raises:** `LyapunovError` with a hint, at once, for a model, tokens or a runner
+    that cannot be used.
     """
     demand_flags()
-    tokens = np.atleast_2d(np.asarray(tokens))
+    model = model_of(model)
+    tokens = integer_tokens(tokens)
+    check_range(tokens, model.config.vocab_size)
     runner = Reference() if runner is None else runner
-    records = runner.trace(model, tokens)
-    while True:
-        # fp64 is for the runner alone: between records the caller's setting holds
-        with jax.enable_x64(True):
-            record = next(records, None)
-        if record is None:
-            return
-        yield record
+    if isinstance(runner, type) or not callable(getattr(runner, "trace", None)):
+        raise ArgumentError(
+            f"the runner is {shown(runner)}",
+            hint="such as Reference() or Emulated(execution), of lyapunov.runners",
+        )
+    return runner.trace(model, tokens)

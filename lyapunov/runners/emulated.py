@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from .._devices import over_batch
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..arithmetic import Rounded
 from ..executions import Execution
 from ..flows.residual import Stream, beside, final_norm, logits, sublayer
@@ -24,6 +24,7 @@ class Emulated:
         self.execution = execution
         self._seed = seed
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers with their stored tensors, then the head."""
         execution = self.execution

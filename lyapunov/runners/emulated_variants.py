@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._variants import Variant
 from ..arithmetic import Rounded
 from ..bounds.segments import Segment
@@ -26,6 +26,7 @@ class EmulatedVariants:
     name = "the emulator"
     unsupported = UNSUPPORTED
 
+    @traced_in_fp64
     def trace(
         self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
     ) -> Trace:

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import DumpError
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._variants import Variant, parse_variant
 from ..models import Model
 from ..models.config import Mamba1Config
@@ -149,6 +149,7 @@ class File:
         }
         return DumpSwitches(**given, proj_bias=config.proj_bias)
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens=None) -> Trace:
         """Records of the sublayers in the dump, and the head where it has logits.
 

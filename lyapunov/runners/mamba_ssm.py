@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import MissingExtraError, UsageError
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..executions import Execution
 from ..models import Model
 from ..models.config import Mamba1Config
@@ -39,6 +39,7 @@ class MambaSsm:
         self._fused = fused
         self._device = device
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head.
 

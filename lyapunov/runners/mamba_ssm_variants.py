@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._trace import HeadRecord, Trace
+from .._trace import HeadRecord, Trace, traced_in_fp64
 from .._variants import Variant
 from ..bounds.segments import Segment
 from ..models import Model
@@ -35,6 +35,7 @@ class MambaSsmVariants:
     def __init__(self, device: str = "cuda"):
         self._device = device
 
+    @traced_in_fp64
     def trace(
         self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
     ) -> Trace:

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._devices import over_batch
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..arithmetic import Exact
 from ..flows.residual import Stream, final_norm, logits, sublayer
 from ..models import Model
@@ -29,6 +29,7 @@ class Reference:
         self._state_units = state_units
         self._state_smallest = state_smallest
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
         stream = Stream.start(model.embed(tokens))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import MissingExtraError, UsageError
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..executions import Execution
 from ..models import Model
 from ._torch import copied, import_torch, state_dict, torch_dtype, watched
@@ -46,6 +46,7 @@ class Transformers:
         self.execution = execution
         self._device = device
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
         torch, network = _build(model, self.execution.precision, self._device)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import MissingExtraError, UsageError
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..checkpoints import NetworkLayout
 from ..executions import Execution
 from ..flows.residual import Stream
@@ -91,6 +91,7 @@ class TransformersNetwork:
         self.execution = execution
         self._device = device
 
+    @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head.
 

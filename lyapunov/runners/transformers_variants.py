@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import LyapunovError
-from .._trace import HeadRecord, SublayerRecord, Trace
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._variants import Variant
 from ..bounds.segments import Segment
 from ..executions import Execution
@@ -56,6 +56,7 @@ class TransformersVariants:
         self._device = device
         self.name = f"transformers {version('transformers')}"
 
+    @traced_in_fp64
     def trace(
         self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
     ) -> Trace:

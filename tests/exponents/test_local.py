@@ -144,7 +144,7 @@ def test_autonomous_growth_varies_where_its_mean_does_not():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"state": jnp.zeros(2, jnp.float32)}, "enable_x64"),
+        ({"state": jnp.zeros(2, jnp.complex64)}, "real numbers"),
         ({"window": 0}, "window is 0"),
         ({"k": 3}, "k is 3"),
         ({"inputs": 0}, "no tokens"),

@@ -293,7 +293,7 @@ def test_result_is_readable_and_plain():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"state": jnp.zeros(2, jnp.float32)}, "enable_x64"),
+        ({"state": jnp.zeros(2, jnp.complex64)}, "real numbers"),
         ({"k": 3}, "k is 3"),
         ({"inputs": 0}, "no tokens"),
         ({"method": "closed"}, "use QR"),

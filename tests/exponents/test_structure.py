@@ -277,14 +277,16 @@ def test_other_shapes_are_refused(shape, words):
         lyapunov_spectrum_of(np.zeros(shape))
 
 
-def test_without_x64_it_says_how_to_turn_it_on():
-    """Assert the words."""
-    with jax.enable_x64(False), pytest.raises(ValueError, match="enable_x64"):
-        lyapunov_spectrum_of(np.ones((5, 2)))
+def test_without_x64_it_is_entered():
+    """Assert an exponent of which fp32 would make 0: log(1 - 2^-40)."""
+    with jax.enable_x64(False):
+        found = lyapunov_spectrum_of(np.full((5, 1), 1 - 2.0**-40)).exponents
+    # the decay is a number of fp64; log, four sums and a division round
+    np.testing.assert_allclose(found, [np.log1p(-(2.0**-40))], rtol=8 * 2.0**-53)
 
 
 @pytest.mark.parametrize("method", [ClosedForm(), ByBlocks()])
 def test_a_method_that_the_structure_does_not_allow_is_refused(method):
     """Assert that the step and what to use are named."""
-    with pytest.raises(ValueError, match=r"GivenJacobians.*use QR"):
+    with pytest.raises(ValueError, match=r"(?s)GivenJacobians.*use QR"):
         lyapunov_spectrum_of(np.ones((5, 2, 2)), method=method)
