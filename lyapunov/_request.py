@@ -10,13 +10,8 @@ from ._arguments import shown, switch, whole
 from ._errors import ArgumentError, UsageError
 from ._results import TokensFacts
 from ._settings import CONSTANTS
-from ._tokens import (
-    Tokens,
-    called_text,
-    check_range,
-    choose_tokens,
-    integer_tokens,
-)
+from ._token_ids import check_range, integer_tokens
+from ._tokens import Tokens, called_text, choose_tokens
 from .executions import Execution, executions_for
 from .executions._measured import with_measured
 from .models import Model

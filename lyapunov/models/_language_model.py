@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._errors import TokensError
 from .._fp64 import in_fp64
-from .._tokens import check_range, integer_tokens
+from .._token_ids import check_range, integer_tokens
 from ..arithmetic import Exact, Weight
 from ..flows.norm import Norm
 from ..flows.residual import Stream, final_norm, logits, sublayer

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from .._arguments import shown
 from .._errors import ArgumentError
 from .._load import model_of
-from .._tokens import check_range, integer_tokens
+from .._token_ids import check_range, integer_tokens
 from .._trace import Trace
 from .._xla import demand_flags
 from ._dump import write_dump
