@@ -213,7 +213,7 @@ def _one(model: Model, ids, way: Way, keys, progress):
             model.sublayers[layer].flow,
             record,
             parameters,
-            None if held else model.parameters(layer),
+            None if held else model.parameters(layer, function=execution),
             model.start(parameters),
             keys,
         )

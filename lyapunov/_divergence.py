@@ -48,7 +48,9 @@ class SublayerDivergence:
         layer = sublayer.layer
         parameters = with_operator_norms(model.parameters(layer, execution))
         original = (
-            None if model.held_exactly(layer, execution) else model.parameters(layer)
+            None
+            if model.held_exactly(layer, execution)
+            else model.parameters(layer, function=execution)
         )
         start = model.start(parameters)
         self._sublayer = sublayer

@@ -107,7 +107,11 @@ FAMILIES = {
     "zamba2": Family(
         "Zamba2",
         (_transformers("zamba2"),),
-        ("shared blocks in turn, with the adapters of each layer", "positions"),
+        (
+            "shared blocks in turn, with the adapters of each layer",
+            "positions",
+            "limits of dt by time_step_limit, and not by time_step_min",
+        ),
         (_NO_EXPONENT,),
     ),
     "bamba": Family(
@@ -127,7 +131,7 @@ FAMILIES = {
         (_transformers("nemotron_h"),),
         (
             "mixers, attention, MLPs and experts in any order, latent experts",
-            "dt from time_step_min up, as in transformers (not time_step_limit)",
+            "limits of dt by time_step_limit, as the publisher's code has them",
         ),
         (
             _NO_EXPONENT,

@@ -312,8 +312,9 @@ def nemotron_h_config(config: dict[str, Any]) -> NetworkConfig:
             chunk=integer(config, "chunk_size", 128),
             norm_epsilon=epsilon,
             gate_norm_epsilon=epsilon,
-            # transformers takes time_step_min, and not time_step_limit
-            dt_limit=(positive(config, "time_step_min", 0.001), math.inf),
+            # as the publisher's code takes it, and not transformers' (to 5.24)
+            dt_limit=limits(config, "time_step_limit"),
+            transformers_dt_limit=(positive(config, "time_step_min", 0.001), math.inf),
             norm_groups=groups,
             conv_bias=switch(config, "use_conv_bias", True),
             proj_bias=switch(config, "use_bias", False),

@@ -26,6 +26,7 @@ from ._settings import (
     integer,
     layer_count,
     layer_kinds,
+    limits,
     natural,
     positive,
     rank,
@@ -86,7 +87,9 @@ def zamba2_config(config: dict[str, Any]) -> NetworkConfig:
             chunk=integer(config, "chunk_size", 256),
             norm_epsilon=epsilon,
             gate_norm_epsilon=1e-5,  # transformers fixes it
-            dt_limit=(positive(config, "time_step_min", 0.001), math.inf),
+            # as the publisher's code takes it, and not transformers' (to 5.24)
+            dt_limit=limits(config, "time_step_limit"),
+            transformers_dt_limit=(positive(config, "time_step_min", 0.001), math.inf),
             norm_groups=groups,
             proj_bias=switch(config, "add_bias_linear", False),
         )

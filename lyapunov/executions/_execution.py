@@ -77,6 +77,9 @@ class Execution:
     assumptions: tuple[str, ...]
     kind: str
     """Kind of sublayers that sites, parameters and constants are those of."""
+    dt_limit: tuple[float, float] | None = None
+    """Between which this program clips dt after softplus, whatever the model says;
+    None: as the model says. Bounds are those of the program's own function."""
     chunked: bool = False
     """Whether a recurrence that has a chunked form runs in it."""
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)

@@ -47,6 +47,10 @@ OPERANDS = ("x_operand", "B_operand", "C_operand")
 PRODUCTS = ("B_scaled", "chunk_state", "CB_decayed")
 
 
+# `step` calls its kernel without dt_limit.
+NO_LIMIT = (0.0, math.inf)
+
+
 def cumsum_depth(chunk: int) -> int:
     """Additions on the way of a term through `tl.cumsum` over a chunk.
 
@@ -168,10 +172,11 @@ def mamba_ssm_mamba2_decode(
         parameters=parameters,
         constants=STEP,
         depths=_depths(fmt, 1),
+        dt_limit=NO_LIMIT,
         assumptions=(
             assume_formats(sites, parameters),
             assume_state(sites["state"]),
-            "no dt reaches a limit: a step does not apply dt_limit",
+            "a step does not apply dt_limit",
             "between two stores the arithmetic is fp32; any multiply and add may be "
             "fused",
             f"{_adding(fmt)}; reduced-precision reductions are off",

@@ -9,7 +9,11 @@ Mamba-2 from dt on to its gated norm, which is rounded once in front of out_proj
 """
 
 import dataclasses
+import functools
+import importlib.util
+import math
 from importlib import metadata
+from pathlib import Path
 
 from .._errors import UsageError
 from ..formats import FP32
@@ -42,6 +46,11 @@ TURNS_IN_FP32 = ("olmo", "olmo2")
 KEPT_IN_FP32 = {"zamba": ("A_log",), "nemotron_h": ("router_bias",)}
 # And from these versions of transformers on.
 KEPT_SINCE = {"nemotron_h": ((5, 24), ("router",))}
+
+# Steps apply no limits of dt (`selective_state_update` in plain torch).
+NO_LIMIT = (0.0, math.inf)
+# Whole sequences limit it by time_step_min, and not by time_step_limit.
+LEAST_DT = ("nemotron_h", "zamba2")
 
 # Experts are weighed and added up in fp32.
 ROUTES_IN_FP32 = ("nemotron_h",)
@@ -123,7 +132,11 @@ def transformers_network(
     if architecture in TURNS_IN_FP32:
         turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
     decode = mode == "decode"
-    mamba2 = of((*MAMBA2, *STEP) if decode else MAMBA2, chunked=not decode)
+    mamba2 = of(
+        (*MAMBA2, *STEP) if decode else MAMBA2,
+        chunked=not decode,
+        dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
+    )
     if decode:
         mamba2.sites["state"] = FP32
     kinds = {
@@ -159,6 +172,38 @@ def transformers_network(
             "square root 2 ulp",
         ),
     )
+
+
+def _limit_of_sequences(
+    config: NetworkConfig, architecture: str
+) -> tuple[float, float] | None:
+    """Where this transformers clips dt in whole sequences; None: as the model says."""
+    given = {getattr(s, "transformers_dt_limit", None) for s in config.sublayers}
+    given -= {None}
+    if not given or not clips_at_least_dt(architecture):
+        return None
+    (limit,) = given
+    return limit
+
+
+@functools.cache
+def clips_at_least_dt(architecture: str) -> bool:
+    """Whether the installed transformers limits dt by `time_step_min` alone.
+
+    Its source is read and not run. Versions to 5.24 do so in the families of
+    `LEAST_DT`, as is assumed where none is installed.
+    """
+    if architecture not in LEAST_DT:
+        return False
+    try:
+        found = importlib.util.find_spec("transformers")
+    except (ImportError, ValueError):
+        found = None
+    for folder in [] if found is None else found.submodule_search_locations or []:
+        path = Path(folder, "models", architecture, f"modeling_{architecture}.py")
+        if path.is_file():
+            return "time_step_limit = (config.time_step_min" in path.read_text("utf-8")
+    return True
 
 
 def kept_in_fp32(architecture: str, version: tuple[int, ...] | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A checkpoint's network: which flow each sublayer follows, with which parameters."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,6 +30,16 @@ class ParameterFormats(Protocol):
 
     def parameter_format(self, name: str) -> Format:
         """The format of the parameter of that name."""
+        ...
+
+
+@runtime_checkable
+class Function(Protocol):
+    """Whatever says what a program computes otherwise than the model."""
+
+    @property
+    def dt_limit(self) -> tuple[float, float] | None:
+        """Between which dt is clipped; None: as the model says."""
         ...
 
 
@@ -144,22 +155,40 @@ class Model:
         return self._raw[1]
 
     @in_fp64
-    def parameters(self, layer: int, formats: ParameterFormats | None = None) -> Any:
+    def parameters(
+        self,
+        layer: int,
+        formats: ParameterFormats | None = None,
+        *,
+        function: Function | None = None,
+    ) -> Any:
         """Parameters of one sublayer in fp64, as its flow takes them.
 
         What formats leave as it is, is one array for all who ask for this layer.
+
+        **Arguments:**
+
+        - `formats`: an execution, in whose formats they are held and whose own
+          function they describe.
+        - `function`: an execution whose own function they describe, exactly held.
         """
         raw = self.raw_parameters(layer)
-        sizes = self.config.sublayers[layer]
+        sizes = _as_computed(self.config.sublayers[layer], function or formats)
         get = lambda name: self._array(name, formats) if name in raw else None
         return KINDS[sizes.kind].build(sizes, get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
-        """Whether the execution's formats hold this layer's parameters unchanged."""
-        return all(
+        """Whether the execution's formats hold this layer's parameters unchanged, and
+        its function is the model's."""
+        return self.same_function(layer, formats) and all(
             self._array(name, formats) is self._array(name, None)
             for name in self.raw_parameters(layer)
         )
+
+    def same_function(self, layer: int, function: Any) -> bool:
+        """Whether an execution computes this layer as the model says it."""
+        sizes = self.config.sublayers[layer]
+        return _as_computed(sizes, function) == sizes
 
     def _array(self, name: str, formats: ParameterFormats | None) -> Array:
         """A parameter of the present layer in fp64, made once for each format."""
@@ -248,6 +277,14 @@ class Model:
             ],
             axis=-1,
         )
+
+
+def _as_computed(sizes: Any, function: Any) -> Any:
+    """The sizes with an execution's own limits of dt in place of the model's."""
+    limit = getattr(function, "dt_limit", None)
+    if limit is None or not hasattr(sizes, "dt_limit"):
+        return sizes
+    return dataclasses.replace(sizes, dt_limit=limit)
 
 
 @eqx.filter_jit

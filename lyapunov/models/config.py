@@ -102,6 +102,8 @@ class Mamba2Sizes:
     - `groups`: heads of a group share B and C.
     - `chunk`: tokens of a chunk in the chunked form.
     - `dt_limit`: dt is clipped to it after softplus.
+    - `transformers_dt_limit`: to which transformers clips it instead when it reads a
+      whole sequence (Nemotron-H, Zamba2); None: to `dt_limit`.
     - `gate_norm`: whether the gated output is normalised; in `norm_groups` groups of
       channels, before or after the gate.
     - `in_multiplier`, `row_multipliers`, `out_multiplier`: of the input, of z, x, B, C
@@ -132,6 +134,7 @@ class Mamba2Sizes:
     row_multipliers: tuple[float, ...] | None = None
     out_multiplier: float = 1.0
     beside: bool = False
+    transformers_dt_limit: tuple[float, float] | None = None
 
     kind: ClassVar[str] = "mamba2"
 

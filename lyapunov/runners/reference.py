@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from .._devices import over_batch
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ..arithmetic import Exact
+from ..executions import Execution
 from ..flows.residual import Stream, final_norm, logits, sublayer
 from ..models import Model
 
@@ -19,22 +20,26 @@ class Reference:
       too small to move a state held in it is observed as `stagnation`.
     - `state_smallest`: smallest normal numbers of the same formats; what their
       subnormals cost is observed as `underflow`.
+    - `function`: an execution whose own function is run in place of the model's.
     """
 
     def __init__(
         self,
         state_units: tuple[float, ...] = (),
         state_smallest: tuple[float, ...] = (),
+        function: Execution | None = None,
     ):
         self._state_units = state_units
         self._state_smallest = state_smallest
+        self._function = function
 
     @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
         stream = Stream.start(model.embed(tokens))
         for layer in model.sublayers:
-            p = model.parameters(layer.layer)
+            own = None if self._function is None else self._function.of(layer.kind)
+            p = model.parameters(layer.layer, function=own)
             incoming = stream.incoming(layer)
             residual, output, observed = run_layer(
                 layer.flow,

@@ -25,7 +25,7 @@ def divergences(model, execution, trace):
         record, own = next(trace), execution.of(layer.kind)
         p = with_operator_norms(model.parameters(layer.layer, own))
         exactly = model.held_exactly(layer.layer, own)
-        original = None if exactly else model.parameters(layer.layer)
+        original = None if exactly else model.parameters(layer.layer, function=own)
         given, start = (own, layer.flow, record, p), model.start(p)
         operations = operation_bounds(*given, start)
         whole = sublayer_bound(*given, original, start).comparison
