@@ -39,9 +39,8 @@ OTHERS = ("mamba3 SISO", "mamba3 MIMO", "mamba_ssm hybrid", "openelm", "megatron
 def of_transformers(family: str, mode: str):
     """(model, the library's logits, what may lie between, tokens)."""
     import lyapunov
-    from tests.families.configurations import CONFIGURATIONS
+    from tests.families.configurations import CONFIGURATIONS, NO_LIMITS
     from tests.families.library import logits, make, save, tolerance
-    from tests.families.test_transformers_decode import NO_LIMITS
 
     settings = next(iter(CONFIGURATIONS[family].values()))
     if mode == "decode":

@@ -145,13 +145,15 @@ _KINDS = (
         "LYA011",
         "decode ignores the limits of dt",
         WARNING,
-        "The checkpoint limits dt (time_step_limit, dt_limit, or time_step_min in "
-        "Nemotron-H and Zamba2). The scans that read a prompt apply the limits; the "
+        "The checkpoint limits dt (time_step_limit or dt_limit). "
+        "The scans that read a prompt apply the limits; the "
         "steps that generate, of mamba_ssm and of transformers alike, do not. Where "
         "dt leaves the range on these tokens, a token that is read and the same token "
-        "generated pass through different functions, in every precision. This check "
-        "applies the limits in both modes. Compare the logits of prefill and of steps "
-        "on your own text; an implementation that limits dt in both is the remedy.",
+        "generated pass through different functions, in every precision. The fp64 "
+        "reference of this check applies the limits in both modes; with --mode decode "
+        "LYA018 says how far the steps are from it. Compare the logits of prefill and "
+        "of steps on your own text; an implementation that limits dt in both is the "
+        "remedy.",
     ),
     FindingKind(
         "LYA012",
@@ -229,6 +231,21 @@ _KINDS = (
         "read in another convention, a layer that adds nothing), training may have "
         "just begun, or the text is not of its kind. Compare the loss with the one "
         "that the model's authors publish, or give a text that it was made for.",
+    ),
+    FindingKind(
+        "LYA018",
+        "another function than the model's",
+        WARNING,
+        "The implementation that was run, or is followed, limits dt otherwise than the "
+        "checkpoint's config says, so that it computes another function of the same "
+        "weights, in every precision. transformers (to 5.24) limits dt from below at "
+        "time_step_min in Nemotron-H and Zamba2 when it reads a whole sequence, where "
+        "the publishers' code goes by time_step_limit; no implementation limits dt in "
+        "the steps that generate. The message says how far the logits of the two "
+        "functions are apart, both in fp64; roundings are held to the bounds of the "
+        "implementation's own function, so this is no violation. Compare the distance "
+        "with what the precision does. Where it is larger, take an implementation that "
+        "limits dt as the config says; neither of the two is a bug of rounding.",
     ),
 )
 

@@ -268,6 +268,24 @@ class OutputDivergence:
 
 
 @dataclass(frozen=True)
+class FunctionDistance:
+    """An execution's own function against the model's, both in fp64."""
+
+    implementation: str
+    mode: str
+    dt_limit: list[float]
+    """Between which the implementation limits dt, after softplus."""
+    model_dt_limit: list[float]
+    """Between which the checkpoint's config says to."""
+    rel_l2: float | None
+    """Of the logits, as `measured_rel_l2`."""
+    kl_mean: float | None
+    """KL(model || implementation) in nats a token."""
+    argmax_flips: int
+    argmax_total: int | None
+
+
+@dataclass(frozen=True)
 class PrecisionReport:
     """One execution, measured by one runner."""
 
@@ -278,6 +296,8 @@ class PrecisionReport:
     measured_by: str
     layers: list[LayerDivergence]
     output: OutputDivergence
+    function: FunctionDistance | None = None
+    """Where the execution computes another function than the model."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
+from ._functions import OtherFunctions
 from ._layer_facts import layer_facts
 from ._reference_loss import NextTokenLoss
 from ._results import (
@@ -113,6 +114,7 @@ def run_layers(
         for e in executions
     ]
     estimates = _estimates(model, ids, executions, effort)
+    functions = OtherFunctions(model, ids, executions)
     steps = len(model.sublayers) + 1
     if progress is not None:
         progress.start(steps + (steps if estimates else 0), "checking")
@@ -129,6 +131,7 @@ def run_layers(
         pending: list[tuple[_Run, SublayerDivergence]] = []
         for sublayer in model.sublayers:
             record: Any = next(reference)
+            functions.sublayer()
             started = []
             for run in runs:
                 other = next(run.trace)
@@ -166,7 +169,9 @@ def run_layers(
             if progress is not None:
                 progress.advance(1, f"layer {sublayer.layer}")
         _collect(pending)
-    outputs, bits = _outputs(model, next(reference), runs, estimates, ids, progress)
+    outputs, bits = _outputs(
+        model, next(reference), runs, estimates, functions, ids, progress
+    )
     reports = [
         PrecisionReport(
             precision=run.execution.precision,
@@ -184,6 +189,7 @@ def run_layers(
                 for row in run.rows
             ],
             output=output,
+            function=functions.distance(run.execution),
         )
         for run, (output, shares) in zip(runs, outputs, strict=True)
     ]
@@ -226,13 +232,20 @@ def _collect(pending: list) -> None:
 
 
 def _outputs(
-    model: Model, head, runs: list[_Run], estimates: EndToEnd | None, ids, progress
+    model: Model,
+    head,
+    runs: list[_Run],
+    estimates: EndToEnd | None,
+    functions: OtherFunctions,
+    ids,
+    progress,
 ) -> tuple[list[tuple[OutputDivergence, dict[int, float]]], np.ndarray]:
     """The logits of each execution with each sublayer's share of their variance; and
     the reference's own loss, which needs no execution."""
     others = [next(run.trace) for run in runs]
     sums = [_compare.no_logits(*ids.shape) for _ in others]
     loss = NextTokenLoss(ids)
+    functions.head()
     if estimates is not None:
         estimates.head(head)
     for start, stop in model.vocabulary_slices():
@@ -243,6 +256,7 @@ def _outputs(
             _compare.add_logits(before, reference, logits, start)
             for before, logits in zip(sums, found, strict=True)
         ]
+        functions.logits(start, stop, reference)
         if estimates is not None:
             estimates.logits(start, stop, reference, found)
     if progress is not None:

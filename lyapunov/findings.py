@@ -57,6 +57,10 @@ selective model skips a token."""
 STAGNANT = 0.05
 """Share of lost state updates from which a layer counts as stagnant."""
 
+SAME_FUNCTION = 2.0**-24
+"""Relative distance of logits up to which two fp64 runs count as one function: the
+share that the bounds add for the reference's own error."""
+
 SMALLEST_DT = 2.0**-126
 """Smallest normal fp32; the kernels compute dt in fp32 and flush what is below."""
 
@@ -96,6 +100,7 @@ def find(
         for layer in precision.layers:
             found += _of_divergence(layer, precision, rows.get(layer.layer))
         found += _of_output(precision)
+    found += _of_functions(precisions)
     for change in changes:
         found += _of_change(change)
     if reference is not None:
@@ -340,6 +345,29 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
             limit=0.0,
             precision=name,
         )
+
+
+def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
+    """Other functions than the model's, each once whatever formats it runs in."""
+    apart = [p.function for p in precisions if p.function is not None]
+    for one in {(f.implementation, f.mode, *f.dt_limit): f for f in apart}.values():
+        # fp64 rounds as well: equal functions need not agree in the last bits
+        if one.rel_l2 is None or one.rel_l2 <= SAME_FUNCTION:
+            continue
+        low, high = one.dt_limit
+        own = f"limits dt to [{low:g}, {high:g}]"
+        if (low, high) == (0.0, math.inf):
+            own = "does not limit dt"
+        message = (
+            f"{one.implementation} {own} in {one.mode}, the checkpoint's config to "
+            f"[{one.model_dt_limit[0]:g}, {one.model_dt_limit[1]:g}]: in fp64 the "
+            f"logits of the two functions are {one.rel_l2:.2g} apart (relative L2)"
+        )
+        if one.kl_mean is not None:
+            message += f", KL {one.kl_mean:.2g} nats a token"
+        if one.argmax_total:
+            message += f", {one.argmax_flips:,} of {one.argmax_total:,} top tokens"
+        yield _finding("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
 
 
 def _of_change(change: ParameterChangeReport) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Assert that each finding fires when it should and is silent when it should not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from lyapunov._results import (
     Decisions,
     Exponents,
     Finding,
+    FunctionDistance,
     LayerChange,
     LayerDivergence,
     LayerExponents,
@@ -289,6 +291,33 @@ def test_a_certified_token_that_flips_is_a_bug():
     (bug,) = [finding for finding in found if finding.code == "LYA003"]
     assert bug.message == "2 top tokens of 300 that are certified stable changed"
     assert (bug.value, bug.limit, bug.layer) == (2.0, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("rel_l2", "limit", "told"),
+    [
+        (0.036, [0.001, math.inf], "limits dt to [0.001, inf] in prefill"),
+        (0.036, [0.0, math.inf], "does not limit dt in prefill"),
+        (1e-12, [0.001, math.inf], None),
+    ],
+)
+def test_another_function_is_no_violation(rel_l2, limit, told):
+    """Assert one finding for all precisions, which names both and their distance."""
+    function = FunctionDistance(
+        "transformers", "prefill", limit, [0.0, 0.05], rel_l2, 6.4e-3, 3, 48
+    )
+    both = [
+        dataclasses.replace(_execution(name), function=function)
+        for name in ("bf16", "fp16")
+    ]
+    found = findings.find(_exponents(), both, {})
+    assert [f.code for f in found] == ["LYA018"] * (told is not None)
+    for finding in found:
+        assert told in finding.message
+        assert "[0, 0.05]: in fp64" in finding.message
+        assert "0.036 apart" in finding.message
+        assert "3 of 48 top tokens" in finding.message
+        assert (finding.severity, finding.value) == ("warning", rel_l2)
 
 
 def test_a_changed_weight_set_above_its_bound_is_a_bug():

@@ -12,13 +12,14 @@ from .families.library import logits, make, tolerance
 from .test_semantics_shown import APART, TOKENS, seen_dt
 
 
-# time_step_min is the lower limit of dt in Nemotron-H and Zamba2, by their code
+# in Nemotron-H and Zamba2 transformers takes time_step_min for the lower limit
 LIMITED = {
     "bamba": {**BAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 0.6)},
     "nemotron_h": {
         **NEMOTRON,
         "layers_block_type": ["linear_attention", "full_attention"],
         "time_step_min": 0.6,
+        "time_step_limit": (0.6, float("inf")),
     },
     "zamba2": {
         **ZAMBA2,
@@ -26,6 +27,7 @@ LIMITED = {
         "num_mem_blocks": 1,
         "layers_block_type": ["linear_attention", "hybrid"],
         "time_step_min": 0.6,
+        "time_step_limit": (0.6, float("inf")),
     },
 }
 

@@ -18,11 +18,23 @@ NEMOTRON = {
     "mamba_head_dim": 8, "n_groups": 2, "intermediate_size": 40, "chunk_size": 16,
     "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 20,
     "n_routed_experts": 4,
+    # transformers takes the first, and the publisher's code the second
+    "time_step_min": 0.001, "time_step_limit": (0.001, float("inf")),
 }  # fmt: skip
 ZAMBA2 = {
     **SMALL, "num_attention_heads": 4, "mamba_d_state": 8, "n_mamba_heads": 4,
     "intermediate_size": 48, "adapter_rank": 3, "chunk_size": 16,
+    "time_step_min": 0.001, "time_step_limit": (0.001, float("inf")),
 }  # fmt: skip
+NO_LIMITS = {
+    family: {"time_step_limit": (0.0, float("inf")), **more}
+    for families, more in (
+        (("mamba2", "bamba", "granitemoehybrid", "falcon_h1"), {}),
+        (("nemotron_h", "zamba2"), {"time_step_min": 1e-30}),
+    )
+    for family in families
+}
+"""Settings with which dt has no limits, by family; steps apply none."""
 
 CONFIGURATIONS = {
     "mamba2": {
@@ -108,6 +120,7 @@ CONFIGURATIONS = {
             **NEMOTRON, "moe_latent_size": 12, "norm_topk_prob": False,
             "layers_block_type": ["moe", "linear_attention"], "use_bias": True,
             "mlp_bias": True, "use_conv_bias": False, "time_step_min": 0.4,
+            "time_step_limit": (0.4, float("inf")),
         },
     },
     "zamba2": {
@@ -120,7 +133,7 @@ CONFIGURATIONS = {
             **ZAMBA2, "num_hidden_layers": 3, "num_mem_blocks": 1,
             "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
             "add_bias_linear": True, "tie_word_embeddings": False,
-            "time_step_min": 0.4,
+            "time_step_min": 0.4, "time_step_limit": (0.4, float("inf")),
         },
     },
     "zamba": {

@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.bounds.local import (
-    first_violation,
-    operation_bounds,
-    sublayer_bound,
-    with_operator_norms,
-)
 from lyapunov.executions import executions_for
 from lyapunov.runners import Emulated, TransformersNetwork
 
 from ..helpers import gamma
 from .configurations import CASES, CONFIGURATIONS
 from .library import make, save
+from .runs import divergences
 
 
 SEQ = 40
@@ -53,19 +48,7 @@ def held(family, name, precision, run=TransformersNetwork):
         architecture=model.layout.architecture,
         measure="transformers",
     )
-    trace = run(execution).trace(model, tokens)
-    for layer in model.sublayers:
-        record, own = next(trace), execution.of(layer.kind)
-        p = with_operator_norms(model.parameters(layer.layer, own))
-        exactly = model.held_exactly(layer.layer, own)
-        original = None if exactly else model.parameters(layer.layer)
-        given = own, layer.flow, record, p
-        start = model.start(p)
-        operations = operation_bounds(*given, start)
-        whole = sublayer_bound(*given, original, start).comparison
-        wrong = any(int(c.violations.sum()) for c in (whole, *operations.values()))
-        first = first_violation(*given, original, start) if wrong else None
-        yield layer, operations, whole, first
+    yield from divergences(model, execution, run(execution).trace(model, tokens))
 
 
 def ratio(comparison) -> float:

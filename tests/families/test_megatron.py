@@ -19,7 +19,7 @@ from lyapunov._errors import (
 
 from ..helpers import assert_within
 from . import megatron
-from .configurations import CONFIGURATIONS, NEMOTRON
+from .configurations import CONFIGURATIONS, NEMOTRON, NO_LIMITS
 from .library import logits, make, save as save_transformers, tolerance
 
 
@@ -34,7 +34,7 @@ def known():
     words = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
     kinds = [words[letter] for letter in PATTERN]
     # Megatron's mixers have no least dt
-    settings = {**NEMOTRON, "layers_block_type": kinds, "time_step_min": 1e-30}
+    settings = {**NEMOTRON, "layers_block_type": kinds, **NO_LIMITS["nemotron_h"]}
     return make("nemotron_h", **settings)
 
 

@@ -8,29 +8,16 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.bounds.local import (
-    first_violation,
-    operation_bounds,
-    sublayer_bound,
-    with_operator_norms,
-)
 from lyapunov.executions import executions_for
 from lyapunov.runners import TransformersNetwork
 
 from .configurations import CONFIGURATIONS
 from .library import make, save
+from .runs import divergences
 from .test_executions import LOOSEST, LOOSEST_SHARED, SLACK, ratio
 
 
 SEQ = 12
-# A step does not limit dt, which would be another function.
-NO_LIMITS = {
-    "mamba2": {"time_step_limit": (0.0, float("inf"))},
-    "bamba": {"time_step_limit": (0.0, float("inf"))},
-    "granitemoehybrid": {"time_step_limit": (0.0, float("inf"))},
-    "nemotron_h": {"time_step_min": 1e-30},
-    "zamba2": {"time_step_min": 1e-30},
-}
 QUICK = ("mamba2",)
 
 
@@ -54,7 +41,7 @@ def loaded(family, **changes):
 
 
 def held(model, tokens, precision):
-    """(sublayer, T0 by site, T1, first violation) of each sublayer of one run."""
+    """Each sublayer of one run against its bounds."""
     (execution,) = executions_for(
         model.config,
         [precision],
@@ -63,18 +50,9 @@ def held(model, tokens, precision):
         mode="decode",
     )
     trace = TransformersNetwork(execution).trace(model, tokens)
-    for layer in model.sublayers:
-        record, own = next(trace), execution.of(layer.kind)
-        assert record.output.shape[:2] == (1, SEQ)
-        p = with_operator_norms(model.parameters(layer.layer, own))
-        exactly = model.held_exactly(layer.layer, own)
-        original = None if exactly else model.parameters(layer.layer)
-        given, start = (own, layer.flow, record, p), model.start(p)
-        operations = operation_bounds(*given, start)
-        whole = sublayer_bound(*given, original, start).comparison
-        wrong = any(int(c.violations.sum()) for c in (whole, *operations.values()))
-        first = first_violation(*given, original, start) if wrong else None
-        yield layer, operations, whole, first
+    for found in divergences(model, execution, trace):
+        assert found.whole.measured_square.shape == (1, SEQ)
+        yield found
 
 
 @pytest.mark.parametrize(
@@ -89,26 +67,13 @@ def held(model, tokens, precision):
 )
 def test_no_element_exceeds_its_bound(family, precision):
     """Assert zero violations and tight bounds."""
-    model, tokens = loaded(family, **NO_LIMITS.get(family, {}))
+    model, tokens = loaded(family)
     for layer, operations, whole, first in held(model, tokens, precision):
         place = family, precision, layer.layer, layer.kind
         assert first is None, (place, first)
         most = LOOSEST_SHARED if layer.kind == "shared" else LOOSEST
         assert SLACK <= ratio(whole) <= most, (place, ratio(whole))
         assert operations, place
-
-
-@pytest.mark.slow
-def test_a_limit_that_steps_ignore_is_seen():
-    """Assert violations in the mixer where dt is limited, and the finding."""
-    model, tokens = loaded("nemotron_h", time_step_min=0.4)
-    found = {
-        layer.kind: first is not None
-        for layer, _, _, first in held(model, tokens, "bf16")
-    }
-    assert found == {"mamba2": True, "experts": False, "attention": False, "mlp": False}
-    report = lyapunov.check(model, tokens, measure="none")
-    assert "LYA011" in {finding.code for finding in report.findings}
 
 
 def decayed_twice(right):
@@ -150,7 +115,7 @@ def test_a_broken_step_is_caught(monkeypatch, broken):
     name = "mamba2_selective_state_update"
     right = getattr(module, name)
     monkeypatch.setattr(module, name, broken(right))
-    model, tokens = loaded("mamba2", **NO_LIMITS["mamba2"])
+    model, tokens = loaded("mamba2")
     assert any(first for *_, first in held(model, tokens, "fp16"))
 
 

@@ -56,6 +56,7 @@ def test_a_report_of_an_earlier_version_is_still_valid():
         "benchmark_note",
         "texts",
         "decisions",
+        "function",
     }
     later |= {"elements_bounded", "elements_unbounded", "unbounded", "bounded_share"}
     later |= {"reference_ties", "constant_tokens", "reference_non_finite"}
