@@ -6,9 +6,11 @@ sublayer has one of its own, `Execution.of(kind)`.
 
 import dataclasses
 
-from ..formats import FP32
+from .._errors import UsageError
+from ..formats import FP32, Format
 from ..models.config import NetworkConfig
-from ._execution import Execution, any_order, parse_precision
+from ..models.kinds import KINDS
+from ._execution import Execution, any_order, assume_formats, parse_precision
 from .mamba_ssm import mamba_ssm_decode, mamba_ssm_prefill
 from .mamba_ssm_mamba2 import mamba_ssm_mamba2_decode, mamba_ssm_mamba2_prefill
 from .mamba_ssm_mamba3 import mamba_ssm_mamba3_decode, mamba_ssm_mamba3_prefill
@@ -60,6 +62,7 @@ def mamba_ssm_network(
         mixer,
         sites=sites,
         depths=dataclasses.replace(mixer.depths, accumulation=any_order),
+        assumptions=_block_assumptions(mixer, sites),
     )
     aside = {"residual_aside": fmt}
     around = aside | {"beside": fmt, "logits_scaled": fmt}
@@ -89,14 +92,55 @@ def mamba_ssm_network(
         mixer = dataclasses.replace(
             mixer, sites=mixer.sites | dict.fromkeys(MIXER_NORMS, fmt)
         )
+    used = {s.kind for s in config.sublayers}
+    recurrent = [
+        mixer if kind == mixer.kind else kinds[kind]
+        for kind in sorted(used)
+        if KINDS[kind].recurrent
+    ]
+    sites = mixer.sites | around
+    if not recurrent:
+        refuse_state(state_precision)
+        sites.pop("state", None)
     return dataclasses.replace(
         mixer,
-        sites=mixer.sites | around,
+        name=mixer.name if recurrent else f"torch operations {mode}, {precision}",
+        state_precision=recurrent[0].state_precision if recurrent else FP32.name,
+        sites=sites,
         kinds={
             kind: dataclasses.replace(one, sites=one.sites | aside)
             for kind, one in kinds.items()
         },
-        assumptions=_said(mixer, kinds, {s.kind for s in config.sublayers}),
+        assumptions=_said(mixer, kinds, used),
+    )
+
+
+def refuse_state(state_precision: str | None) -> None:
+    """Refuse a format of the state for a network without a recurrence.
+
+    **Raises:** `UsageError`.
+    """
+    if state_precision not in (None, FP32.name):
+        raise UsageError(
+            f"this network has no recurrent state to hold in {state_precision}",
+            hint="leave --state-precision out",
+        )
+
+
+def _block_assumptions(mixer: Execution, sites: dict[str, Format]) -> tuple[str, ...]:
+    """What the declaration says of attention, MLPs and experts: the mixer's lines,
+    without those on its state, its scan and the parameters that only it has."""
+    stored = {name: form for name, form in sites.items() if name != "state"}
+    own = {k: f for k, f in mixer.parameters.items() if k not in ("A_log", "D")}
+    between, *_ = (t for t in mixer.assumptions if t.startswith("between two stores"))
+    return (
+        assume_formats(stored, own),
+        "attention, MLPs and experts run as torch operations, each of which stores its "
+        "result",
+        between,
+        "their products are summed in any order with unit at most 2^-23; "
+        "reduced-precision reductions are off",
+        mixer.assumptions[-1],
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from .._errors import UsageError
 from ..formats import FP32
 from ..models.config import NetworkConfig
+from ..models.kinds import KINDS
 from ._execution import (
     Execution,
     any_order,
@@ -128,6 +129,7 @@ def transformers_network(
         found = front | dict.fromkeys(sites, fmt)
         return dataclasses.replace(mixer, sites=found, **changes)
 
+    recurrent = any(KINDS[one.kind].recurrent for one in config.sublayers)
     turning = set(ATTENTION)
     if architecture in TURNS_IN_FP32:
         turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
@@ -166,8 +168,9 @@ def transformers_network(
             "every torch operation stores its result; inside one the arithmetic is "
             "fp32, its sums in any order",
             "attention and experts run as the model's code writes them out (eager)",
-            "norms and softmax work in fp32 inside, and scans of whole sequences",
-            *([assume_state(FP32)] if decode else ()),
+            "norms and softmax work in fp32 inside"
+            + (", and scans of whole sequences" if recurrent else ""),
+            *([assume_state(FP32)] if decode and recurrent else ()),
             "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
             "square root 2 ulp",
         ),

@@ -232,11 +232,13 @@ def parameters(n: int) -> str:
     return str(n)
 
 
-def execution_sentence(precision: PrecisionReport) -> str:
-    """How an execution's numbers came about."""
+def execution_sentence(precision: PrecisionReport, exponents: Exponents) -> str:
+    """How an execution's numbers came about; of a state where there is one."""
+    recurrent = any(row.reason is None for row in exponents.layers)
+    state = f"state {precision.state_precision}, " if recurrent else ""
     return (
-        f"{precision.execution}; state {precision.state_precision}, "
-        f"{precision.mode}, measured by: {precision.measured_by}"
+        f"{precision.execution}; {state}{precision.mode}, "
+        f"measured by: {precision.measured_by}"
     )
 
 

@@ -129,7 +129,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("baseline", report.summary.baseline))
     if report.reference is not None:
         facts.append(("loss", words.loss_sentence(report.reference)))
-    facts += [(p.precision, words.execution_sentence(p)) for p in report.precisions]
+    facts += [
+        (p.precision, words.execution_sentence(p, report.exponents))
+        for p in report.precisions
+    ]
     return facts
 
 

@@ -65,7 +65,8 @@ def _facts(report: Report) -> str:
     if report.reference is not None:
         facts.append(f"loss: {words.loss_sentence(report.reference)}")
     facts += [
-        f"{p.precision}: {words.execution_sentence(p)}" for p in report.precisions
+        f"{p.precision}: {words.execution_sentence(p, report.exponents)}"
+        for p in report.precisions
     ]
     if report.summary.baseline:
         facts.append(f"baseline: {report.summary.baseline}")

@@ -121,7 +121,10 @@ def _header(console: Console, report: Report) -> None:
     if report.reference is not None:
         grid.add_row("loss", Text(words.loss_sentence(report.reference)))
     for precision in report.precisions:
-        grid.add_row(precision.precision, Text(words.execution_sentence(precision)))
+        grid.add_row(
+            precision.precision,
+            Text(words.execution_sentence(precision, report.exponents)),
+        )
     console.print(grid)
 
 

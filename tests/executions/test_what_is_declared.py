@@ -1,0 +1,116 @@
+"""Assert that an execution declares what its network has: state, scan, kernels."""
+
+import itertools
+
+import pytest
+
+from lyapunov._errors import UsageError
+from lyapunov._results import (
+    Exponents,
+    LayerExponents,
+    OutputDivergence,
+    PrecisionReport,
+)
+from lyapunov.executions import executions_for
+from lyapunov.models.config import (
+    AttentionSizes,
+    ExpertsSizes,
+    Mamba1Sizes,
+    Mamba2Sizes,
+    Mamba3Sizes,
+    MlpSizes,
+    NetworkConfig,
+    SharedSizes,
+)
+from lyapunov.models.kinds import KINDS
+from lyapunov.report._words import execution_sentence
+
+
+ATTENTION = AttentionSizes(32, 4, 2, 8, 8, 1e4, 0.3, 1e-5)
+MLP = MlpSizes(32, 40, "silu", 1e-5)
+SIZES = {
+    "mamba1": Mamba1Sizes(32, 64, 4, 4, 2, 1e-5),
+    "mamba2": Mamba2Sizes(32, 64, 8, 8, 2, 4, 16, 1e-5, 1e-5),
+    "mamba3": Mamba3Sizes(
+        d_model=32, d_inner=64, d_state=8, heads=8, groups=2, rank=None, angles=2,
+        least_rate=1e-4, norm_epsilon=1e-5, mixer_norm_epsilon=1e-5, gate_norm=False,
+        chunk=16,
+    ),
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "experts": ExpertsSizes(32, 24, 4, 2, "softmax", True, "silu", 1e-5),
+    "shared": SharedSizes(ATTENTION, MLP),
+}  # fmt: skip
+STATELESS = sorted(kind for kind in SIZES if not KINDS[kind].recurrent)
+RECURRENT = sorted(kind for kind in SIZES if KINDS[kind].recurrent)
+OF_A_STATE = ("state", "scan", "A_log", "mamba_ssm", "tensor cores add blocks")
+
+
+def declared(kinds, mode, measure="emulated", state=None, precision="bf16"):
+    config = NetworkConfig(50, 50, 32, tuple(SIZES[kind] for kind in kinds))
+    (execution,) = executions_for(
+        config,
+        [precision],
+        architecture="llama",
+        mode=mode,
+        measure=measure,
+        state_precision=state,
+    )
+    return execution
+
+
+def sentence(execution, kinds):
+    """What the report says of it."""
+    report = PrecisionReport(
+        "bf16",
+        execution.state_precision,
+        execution.name,
+        execution.mode,
+        "emulated",
+        [],
+        OutputDivergence(),
+    )
+    rows = [
+        LayerExponents(i, kind, reason=None if KINDS[kind].recurrent else "none")
+        for i, kind in enumerate(kinds)
+    ]
+    return execution_sentence(
+        report, Exponents(None, None, 0, None, None, None, 9, rows)
+    )
+
+
+def test_every_kind_is_here():
+    assert set(SIZES) == set(KINDS)
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize("measure", ["emulated", "transformers"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_network_without_a_state_declares_none(mode, measure, precision):
+    """Assert that no word of states, scans or kernels is said of one, whatever it is
+    made of, and that a format for the state is refused."""
+    for n in (1, 2):
+        for kinds in itertools.combinations(STATELESS, n):
+            found = declared(kinds, mode, measure, precision=precision)
+            text = "; ".join([found.name, *found.assumptions, sentence(found, kinds)])
+            assert not [word for word in OF_A_STATE if word in text], text
+            assert found.state_precision == "fp32"
+            with pytest.raises(UsageError, match="state") as caught:
+                declared(kinds, mode, measure, state="fp16")
+            assert caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("state", [None, "fp32", "fp16"])
+def test_the_states_format_is_the_recurrences_own(kind, mode, state):
+    """Assert it of hybrids too, where another kind's default is another format."""
+    for kinds in ([kind], ["attention", kind, "mlp"]):
+        if (kind, mode, state) == ("mamba3", "prefill", "fp16"):
+            continue
+        found = declared(kinds, mode, state=state)
+        own = found.of(kind)
+        assert found.state_precision == own.state_precision
+        assert f"state {own.state_precision}, {mode}" in sentence(found, kinds)
+        assert found.name == f"mamba_ssm {mode}, bf16"
+        assert any("recurrent state" in text for text in found.assumptions)
