@@ -1,6 +1,7 @@
 """Lyapunov exponents: the spectrum of a recurrence and per-layer statistics."""
 
 from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars
+from ._cosines import SlowestCosines
 from ._covariant import CovariantVectors, covariant_lyapunov_vectors
 from ._dimension import kaplan_yorke_dimension
 from ._growth import perturbation_growth
@@ -34,6 +35,7 @@ __all__ = [
     "FiniteTimeExponents",
     "KreissConstant",
     "ParallelInTime",
+    "SlowestCosines",
     "SpectrumResult",
     "System",
     "TangentGrowth",

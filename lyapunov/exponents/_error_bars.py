@@ -5,40 +5,46 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from ._cosines import FEWEST_WINDOWS, USED, slowest_cosines
+
 
 FEWEST_SEQUENCES = 8
-FEWEST_BLOCKS = 20
+MOST_WINDOWS = 1024
 
 
 def stderr_of_mean(
     log_decay: Float[np.ndarray, "batch seq"],
 ) -> tuple[float | None, str]:
-    """Standard error of the mean over all tokens of a correlated series.
+    """Estimate the standard error of the mean over all tokens of a correlated series.
 
-    From batch 8 up the standard deviation of the sequence means over sqrt(batch);
-    else that of the means of blocks of floor(sqrt(seq)) tokens, over the square root
-    of their number (tokens left over at the end of a sequence are not used). Null
-    where fewer than 20 blocks stand, or where a value is not finite.
+    From batch 8 up it is the standard deviation of the sequence means over
+    sqrt(batch); else that of `SlowestCosines`, as in `SpectrumResult.stderr`, of the
+    sequences joined end to end. Null where that has no bar, or where a value is not
+    finite.
 
-    **Returns:** the standard error and how it was formed, in words.
+    **Returns:** the standard error in nats per token and how it was formed, in words.
     """
     batch, seq = log_decay.shape
+    if not np.isfinite(log_decay).all():
+        return None, "none: the exponent is not finite"
     if batch >= FEWEST_SEQUENCES:
         means = log_decay.mean(axis=1)
         method = f"standard deviation of {batch} sequence means / sqrt({batch})"
-    else:
-        width = math.isqrt(seq)
-        blocks = seq // width
-        means = log_decay[:, : blocks * width].reshape(-1, width).mean(axis=1)
-        method = (
-            f"standard deviation of {means.size} means of blocks of {width} tokens "
-            f"/ sqrt({means.size})"
+        return float(means.std(ddof=1) / math.sqrt(batch)), method
+    tokens = batch * seq
+    width = -(-tokens // MOST_WINDOWS)
+    windows = tokens // width
+    rate = log_decay.reshape(-1)[: windows * width].reshape(windows, width)
+    found = slowest_cosines(rate.mean(axis=1)[:, None], windows, np)
+    if found.given[0]:
+        # the mean is over all tokens, some of which are in no window
+        return float(np.sqrt(found.variance[0] * width / tokens)), (
+            f"power of the {USED} slowest cosines along {tokens} tokens; Student's t "
+            f"with {USED} degrees of freedom"
         )
-        if means.size < FEWEST_BLOCKS:
-            return None, (
-                f"none: {batch} sequence(s) of {seq} tokens give {means.size} blocks "
-                f"of {width}, fewer than {FEWEST_BLOCKS}"
-            )
-    if not np.isfinite(means).all():
-        return None, "none: the exponent is not finite"
-    return float(means.std(ddof=1) / math.sqrt(means.size)), method
+    if windows < FEWEST_WINDOWS:
+        return None, f"none: {tokens} tokens, fewer than {FEWEST_WINDOWS}"
+    return None, (
+        f"none: log decays drift too slowly for {tokens} tokens; about "
+        f"{found.wanted[0] * width:.2g} are needed"
+    )

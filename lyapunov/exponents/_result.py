@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._fp64 import in_fp64
 from .._results import _plain
-from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows
+from ._batch_means import AbstractErrorBars, ErrorBars, Windows
+from ._cosines import SlowestCosines
 
 
 MOST_POINTS = 64
@@ -74,12 +75,12 @@ class SpectrumResult(eqx.Module):
 
     @in_fp64
     def error_bars(self, method: AbstractErrorBars | None = None) -> ErrorBars:
-        """Standard errors with their degrees of freedom, by `BatchMeans()` or another.
+        """Standard errors with their degrees of freedom, by default `SlowestCosines()`.
 
         Where the trajectory is too short for its correlation they are withheld:
-        `ErrorBars.reasons` says why.
+        `ErrorBars.reasons` says why, and how long one would do.
         """
-        method = BatchMeans() if method is None else method
+        method = SlowestCosines() if method is None else method
         return _bars(method, Windows(self.growth, self.used, self.width))
 
     @property

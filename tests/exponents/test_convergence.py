@@ -202,7 +202,7 @@ def test_batches_are_longer_where_growth_is_correlated():
         slow[t] = 0.8 * slow[t - 1] + noise[t]
     ramp = np.linspace(-1, 1, 8192)
     result = lyapunov_spectrum_of(np.exp(0.1 * np.stack([noise, slow, ramp], 1) - 1))
-    bars = result.error_bars()
+    bars = result.error_bars(BatchMeans())
     ordered = np.argsort(-np.stack([noise, slow, ramp], 1).mean(axis=0))
     batches = dict(zip(ordered.tolist(), bars.batches.tolist(), strict=True))
     assert batches[0] == 32

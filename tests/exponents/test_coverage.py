@@ -4,12 +4,12 @@ Each system has a known exponent. 2000 runs of a fixed seed scatter by 0.49 poin
 around the true coverage, so that what is within half a point of 95 % passes 93.5 to
 96.5 % but for a seed in a hundred. Of seeds 1 to 4, in %:
 
-    autoregression 0      94.35  94.10  95.85  95.45
-    autoregression 0.5    94.55  93.80  95.80  95.45
-    autoregression 0.9    94.95  95.30  94.65  94.00
-    markov                95.65  94.25  94.40  95.40
-    turned                94.40  95.45  94.75  95.35
-    skew tent             94.65  94.80  95.50  95.65
+    autoregression 0      95.57  94.44  96.02  95.48
+    autoregression 0.5    95.52  94.44  96.02  95.58
+    autoregression 0.9    94.99  95.88  95.02  94.84
+    markov                96.10  95.43  94.89  95.42
+    turned                95.57  96.04  95.36  95.23
+    skew tent             94.58  95.73  95.79  95.83
 """
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from lyapunov.exponents._cosines import LEVEL
 from lyapunov.exponents import BatchMeans, lyapunov_spectrum, lyapunov_spectrum_of
 from lyapunov.recurrences import DecayAndDrive, DiagonalRecurrence
 
@@ -114,9 +115,10 @@ def covered(intervals, wanted):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_bars_cover_in_95_percent_of_2000_runs(name):
-    """Assert 93.5 to 96.5 %, and that hardly a bar is withheld."""
+    """Assert 93.5 to 96.5 %, and that bars are withheld in 3 % of runs, by chance."""
     given, share = covered(*SYSTEMS[name](np.random.default_rng(0), None))
-    assert (given > 0.99).all()
+    # the level of the test for drifts, and three times the scatter of 2000 runs
+    assert (given >= 1 - LEVEL - 3 * np.sqrt(LEVEL / RUNS)).all()
     assert ((share >= 0.935) & (share <= 0.965)).all(), share
 
 
@@ -143,18 +145,18 @@ def test_bars_that_take_tokens_for_independent_cover_too_little():
     assert 0.3 < share[0] < 0.4
 
 
-def test_a_series_too_short_for_its_correlation_has_no_bar():
+def test_batch_means_of_a_series_too_short_for_its_correlation_have_no_bar():
     """Assert that at rho = 0.9 and 1024 tokens, 54 correlation times, none is given."""
     rng = np.random.default_rng(0)
-    intervals, _ = autoregression(rng, None, 0.9, 1024)
+    intervals, _ = autoregression(rng, BatchMeans(), 0.9, 1024)
     assert np.isnan(np.asarray(intervals)).mean() > 0.999
 
 
-def test_bars_that_only_some_runs_get_are_a_little_short():
+def test_batch_means_that_only_some_runs_get_are_a_little_short():
     """Assert 91 to 95 % where the length is on the edge: runs whose growth happens to
     look less correlated are given bars, as documented."""
     rng = np.random.default_rng(0)
-    given, share = covered(*autoregression(rng, None, 0.9, 3072))
+    given, share = covered(*autoregression(rng, BatchMeans(), 0.9, 3072))
     assert 0.3 < given[0] < 0.5
     assert 0.91 < share[0] < 0.95
 

@@ -1,0 +1,241 @@
+"""Error bars where a slow drift lies under fast noise, and where events are rare."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from analysis.coverage import log_decays, mean_variance, windows_of
+from scipy import stats
+
+from lyapunov.exponents import (
+    BatchMeans,
+    Converged,
+    SlowestCosines,
+    lyapunov_spectrum_of,
+)
+from lyapunov.exponents._cosines import (
+    EXTRAPOLATED,
+    FEWEST_WINDOWS,
+    LARGEST_RISE,
+    slowest_cosines,
+)
+from lyapunov.exponents._error_bars import stderr_of_mean
+
+
+RUNS = 500
+
+
+def bars(tokens, share, correlation, runs=RUNS, seed=0):
+    """Of many series at once: half widths, which are given, and errors, over the ideal
+    standard error."""
+    rng = np.random.default_rng(seed)
+    series, width = windows_of(log_decays(rng, runs, tokens, share, correlation))
+    found = slowest_cosines(series.T, series.shape[1], np)
+    ideal = np.sqrt(mean_variance(tokens, share, correlation) / tokens)
+    used = series.shape[1] * width
+    half = stats.t.ppf(0.975, 12) * np.sqrt(found.variance * width / used) / ideal
+    return half, found.given, np.abs(series.mean(axis=1)) / ideal
+
+
+@pytest.mark.parametrize("tokens", [1000, 4096, 16384])
+def test_white_noise_has_bars_hardly_wider_than_ideal(tokens):
+    """Assert bars in 95 % of runs, of a mean width of at most 1.3 times 1.96 sigma
+    over the root of the tokens, that cover in 93.5 to 96.5 % of 2000."""
+    half, given, error = bars(tokens, 0, 1, runs=2000)
+    assert given.mean() >= 0.95
+    assert 1 < half[given].mean() / 1.96 <= 1.3
+    assert 0.935 <= (error <= half)[given].mean() <= 0.965
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share", "correlation"),
+    [
+        (1000, 0.003, 30),
+        (1000, 0.02, 30),
+        (4096, 0.003, 100),
+        (4096, 0.02, 100),
+        (4096, 0.003, 300),
+        (4096, 0.01, 300),
+        (4096, 0.02, 300),
+        (16384, 0.003, 300),
+        (16384, 0.02, 300),
+        (16384, 0.002, 1000),
+        (16384, 0.01, 1000),
+        (16384, 0.02, 1000),
+    ],
+)
+def test_bars_cover_under_a_drift_of_thirteen_correlation_times(
+    tokens, share, correlation
+):
+    """Assert 91 % of those given (93 % less two scatters of 500 runs), in half of the
+    runs at least."""
+    half, given, error = bars(tokens, share, correlation)
+    assert given.mean() >= 0.5
+    assert (error <= half)[given].mean() >= 0.91
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share", "correlation"),
+    [(4096, 0.01, 1000), (4096, 0.02, 1000), (16384, 0.01, 3000)],
+)
+def test_bars_are_mostly_withheld_under_a_drift_of_four_correlation_times(
+    tokens, share, correlation
+):
+    """Assert that more than half of the runs have none."""
+    _, given, _ = bars(tokens, share, correlation)
+    assert given.mean() < 0.5
+
+
+def test_batch_means_do_not_see_the_drift():
+    """Assert that the measurement can fail: by batch means, less than 88 %."""
+    rng = np.random.default_rng(0)
+    series = log_decays(rng, RUNS, 4096, 0.003, 300)
+    ends = jax.jit(
+        jax.vmap(lambda d: lyapunov_spectrum_of(d[:, None]).interval(0.95, BatchMeans()))
+    )(jnp.exp(0.3 * jnp.asarray(series) - 1))
+    low, high = np.asarray(ends)[:, 0].T
+    inside = ((low <= -1) & (high >= -1))[~np.isnan(low)]
+    assert inside.mean() < 0.88
+
+
+def test_the_variance_is_that_of_cosines_written_out():
+    """Assert power, extrapolation and the test against sums in long double."""
+    rng = np.random.default_rng(1)
+    n = 200
+    series = np.cumsum(rng.normal(size=n)) * 0.05 + rng.normal(size=n)
+    x = series.astype(np.longdouble) - series.astype(np.longdouble).mean()
+    at = (np.arange(n) + np.longdouble(0.5)) / n
+    power = [
+        2 * np.sum(x * np.cos(np.longdouble(np.pi) * j * at)) ** 2 / n
+        for j in range(1, 41)
+    ]
+    low, high = np.mean(power[:12]), np.mean(power[12:])
+    found = slowest_cosines(series[:, None], n, np)
+    wanted = low + EXTRAPOLATED * max(low - high, 0)
+    assert float(found.variance[0]) == pytest.approx(float(wanted), rel=1e-10)
+    drifts = np.mean(power[:2]) > LARGEST_RISE * np.mean(power[4:32])
+    assert bool(found.given[0]) == (not drifts)
+
+
+def test_the_same_in_numpy_and_in_jax_and_behind_what_counts():
+    """Assert equal figures of both, and that rows behind the first n are not read."""
+    rng = np.random.default_rng(2)
+    series = rng.normal(size=(300, 3)) + np.linspace(0, 3, 300)[:, None] * [0, 0.2, 2]
+    longer = np.concatenate([series, np.full((50, 3), 1e9)])
+    one = slowest_cosines(series, 300, np)
+    other = slowest_cosines(jnp.asarray(longer), jnp.asarray(300), jnp)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    assert one.given.tolist()[::2] == [True, False]
+
+
+def test_a_bar_that_is_withheld_says_how_long_a_sample_would_be_needed():
+    """Assert the reason of a ramp, of a short series, and of the estimate over a drift
+    of 300 tokens within 1024: 16 correlation times, to a factor of 4 in the median."""
+    ramp = np.exp(np.linspace(-2, -1, 1000))[:, None]
+    result = lyapunov_spectrum_of(ramp)
+    assert "1000 tokens are too few" in str(result.error_bars().reasons()[0])
+    assert "tokens are needed" in str(result.to_dict()["stderr_withheld"][0])
+    assert float(result.error_bars().wanted_tokens[0]) >= 2000
+    short = lyapunov_spectrum_of(ramp[: FEWEST_WINDOWS - 1]).error_bars()
+    assert f"about {FEWEST_WINDOWS} tokens are needed" in str(short.reasons()[0])
+    rng = np.random.default_rng(3)
+    series = log_decays(rng, RUNS, 1024, 1.0, 300)
+    wanted = slowest_cosines(series.T, 1024, np).wanted
+    assert 4 * 300 < np.nanmedian(wanted) < 64 * 300
+
+
+def test_the_reports_standard_error_is_that_of_the_spectrum():
+    """Assert one figure for both, of one sequence and of sequences end to end."""
+    rng = np.random.default_rng(4)
+    series = -1 + 0.3 * rng.normal(size=(2, 1500))
+    for rows in (series[:1], series):
+        stderr, words = stderr_of_mean(rows)
+        result = lyapunov_spectrum_of(np.exp(rows.reshape(-1, 1)))
+        assert stderr == pytest.approx(float(result.stderr[0]), rel=1e-9)
+        assert f"slowest cosines along {rows.size} tokens" in words
+    stderr, words = stderr_of_mean(np.linspace(-2, -1, 900)[None])
+    assert stderr is None
+    assert "drift too slowly for 900 tokens; about" in words
+
+
+def rare(rng, runs, tokens):
+    """Decays of 0.01, and of 50 at 0.2 % of the tokens; the exponent is -0.10998."""
+    return -np.where(rng.random((runs, tokens)) < 0.002, 50.0, 0.01)
+
+
+def test_a_run_does_not_stop_before_anything_has_happened():
+    """Assert that neither the first event nor a handful of them ends a run: at
+    stderr 0.02 true scatter needs 12,400 tokens."""
+    rng = np.random.default_rng(5)
+    rule = Converged(stderr=0.02, every=256)
+    run = jax.jit(jax.vmap(lambda d: lyapunov_spectrum_of(d, until=rule)))
+    found = run(jnp.exp(jnp.asarray(rare(rng, 40, 16384)))[..., None])
+    assert int(found.used.min()) > 5000
+    # 12 events, of which each holds a twelfth
+    seen = np.asarray(found.growth[..., 0].sum(axis=1) / found.used)
+    assert (seen < -0.05).all()
+
+
+def test_growth_that_never_varies_is_followed_to_the_end():
+    """Assert converged at the last token and not before, with the note."""
+    rule = Converged(stderr=0.02, every=256)
+    found = lyapunov_spectrum_of(np.full((2048, 1), 0.9), until=rule)
+    assert found.n_tokens == 2048
+    assert bool(found.converged)
+    assert any("events in fewer than about 3 of the 2048" in n for n in found.notes)
+
+
+STOPS = {
+    "white": (
+        lambda rng, runs, n: -1 + 0.5 * rng.normal(size=(runs, n)),
+        -1.0,
+        Converged(0.01, every=256),
+    ),
+    "log-normal": (
+        lambda rng, runs, n: -rng.lognormal(0, 1.5, size=(runs, n)),
+        -float(np.exp(1.125)),
+        Converged(0.1, every=128),
+    ),
+    "rare": (rare, -(0.002 * 50 + 0.998 * 0.01), Converged(0.02, every=256)),
+}
+
+
+def coverage_of_stops(name, runs, tokens=16384, chunk=100):
+    """Shares covered by those given, of all tokens and behind the rule."""
+    draw, wanted, rule = STOPS[name]
+    rng = np.random.default_rng(11)
+
+    def ends(until):
+        return jax.jit(
+            jax.vmap(lambda d: lyapunov_spectrum_of(d, until=until).interval(0.95)[0])
+        )
+
+    whole, stopped = [], []
+    for _ in range(runs // chunk):
+        given = jnp.exp(jnp.asarray(draw(rng, chunk, tokens)))[..., None]
+        whole.append(ends(None)(given))
+        stopped.append(ends(rule)(given))
+
+    def share(found):
+        low, high = np.concatenate(found).T
+        held = (low <= wanted) & (wanted <= high)
+        return held[~np.isnan(low)].mean()
+
+    return share(whole), share(stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOPS)
+def test_intervals_behind_a_stop_cover_as_those_of_all_tokens(name):
+    """Assert at most 2 points less, and two scatters of the difference in 1000 runs."""
+    whole, stopped = coverage_of_stops(name, 1000)
+    assert stopped >= whole - 0.02 - 2 * np.sqrt(2 * 0.06 / 1000)
+
+
+def test_other_estimators_can_be_asked_for():
+    """Assert that the default is the cosines', by equality with them."""
+    result = lyapunov_spectrum_of(np.exp(np.random.default_rng(6).normal(size=(500, 2))))
+    np.testing.assert_array_equal(
+        result.stderr, result.error_bars(SlowestCosines()).stderr
+    )
