@@ -46,9 +46,10 @@ def test_a_run_stops_when_its_bars_are_small_enough(method, matrices):
     given = dense(given) if matrices else given
     rule = Converged(stderr=0.02, every=256)
     found = lyapunov_spectrum_of(given, method=method, until=rule)
-    # 0.6 / sqrt(T) = 0.02 at T = 900; bars of 31 degrees of freedom scatter by 13 %
+    # 0.6 / sqrt(T) = 0.02 at T = 900, as windows alone say; the cosines' variance has a
+    # mean of 1.45 and scatters by half of that, and the last of three columns decides
     assert found.n_tokens % 256 == 0
-    assert 512 <= found.n_tokens <= 1792
+    assert 768 <= found.n_tokens <= 4096
     assert bool(found.converged)
     assert (np.asarray(found.stderr) <= 0.02).all()
     alone = lyapunov_spectrum_of(given[: found.n_tokens], method=method)

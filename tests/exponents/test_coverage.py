@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from lyapunov.exponents._cosines import LEVEL
 from lyapunov.exponents import BatchMeans, lyapunov_spectrum, lyapunov_spectrum_of
+from lyapunov.exponents._cosines import LEVEL
 from lyapunov.recurrences import DecayAndDrive, DiagonalRecurrence
 
 
