@@ -29,7 +29,7 @@ from experiments.study import Study
 
 STUDY = Study(
     "analysis.coverage",
-    "10 minutes on two CPU cores",
+    "about 10 minutes on a busy CPU core",
     Path(__file__).parent / "results" / "coverage.json",
     ("matplotlib",),
 )

@@ -39,10 +39,16 @@ class SlowestCosines(AbstractErrorBars):
     more than chance makes of white noise in 3 % of runs, growth drifts over a good part
     of the sample; there is no bar, and `ErrorBars.wanted_tokens` says what would do.
 
-    What `python -m analysis.coverage` measured stands in its results. A drift of fewer
-    than about ten correlation times within the sample can look like none; no rule that
-    gives white noise its bars can tell them apart, and intervals then cover too little.
-    So they do where a sample holds no, or only some, of the rare events that matter.
+    Measured by `python -m analysis.coverage`, 2000 runs a row, 95 % intervals: white
+    noise of 1000 tokens and more has a bar in 97 % of runs, 1.25 to 1.29 times as wide
+    as with a known variance; 96 % of these cover. Under drifts of 0.1 to 2 % of the
+    variance 93 to 97 % of the bars given cover where the sample holds 16 correlation
+    times of the drift or more, 90 to 94 % at 14, 89 to 94 % at 10. Below that bars are
+    withheld the more often the stronger the drift is, and those that are left, of runs
+    that look like white noise, cover too little: 66 to 87 % at 4. No rule that gives
+    white noise such bars can tell these apart; about the best that one could do
+    stands in the study's table. Neither does a sample tell of events that are too rare
+    to be in it.
 
     Where growth is a difference between two tokens (as for the logistic map at 4: log
     |f'| = ln 2 + u(f(x)) - u(x)) errors fade as 1/T, and bars, which fade as the root,

@@ -74,7 +74,8 @@ class Converged(eqx.Module):
         whole(self.every, "every", 1)
         if not isinstance(self.error_bars, AbstractErrorBars):
             raise ArgumentError(
-                f"error_bars is {shown(self.error_bars)}", hint="such as SlowestCosines()"
+                f"error_bars is {shown(self.error_bars)}",
+                hint="such as SlowestCosines()",
             )
 
 
