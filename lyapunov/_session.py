@@ -42,6 +42,7 @@ NOT_YET = {
 def architectures() -> str:
     """The families and layouts that can be read, and the planned ones, as text."""
     from lyapunov.checkpoints import list_architectures
+    from lyapunov.checkpoints._not_covered import not_covered_lines
 
     lines, planned = [], []
     for family in list_architectures():
@@ -55,6 +56,11 @@ def architectures() -> str:
                 lines += textwrap.wrap(
                     item, 80, initial_indent="    - ", subsequent_indent="      "
                 )
+    lines += ["", "Recurrent, and not covered as checkpoints:"]
+    for item in not_covered_lines():
+        lines += textwrap.wrap(
+            item, 80, initial_indent="    - ", subsequent_indent="      "
+        )
     if planned:
         lines += ["", *textwrap.wrap(f"Planned: {', '.join(planned)}", 80)]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ._architectures import FAMILIES, PLANNED
 from ._files import listing, quote
+from ._not_covered import uncovered
 
 
 LIST_HINT = "what is covered: lyapunov-check --list-architectures"
@@ -53,6 +54,14 @@ def layout_of(
         raise _unsupported(str(layer).lower(), f"layer {quote(layer)}", source, names)
     if model_type is None:
         raise _unsupported("", "config.json without a model_type", source, names)
+    found = uncovered(config)
+    if found is not None:
+        name, family = found
+        raise UnsupportedCheckpointError(
+            f"{family.title} (model_type {quote(name)}) is not covered as a"
+            f" checkpoint; it recurs by {family.recurrence}: {quote(source, 200)}",
+            hint=family.hint,
+        )
     title = f"model_type {quote(model_type)}"
     raise _unsupported(str(model_type), title, source, names)
 
@@ -87,12 +96,10 @@ def _unsupported(
             f"{PLANNED[name]} is not covered yet; it is planned: {shown}{seen}",
             hint=LIST_HINT,
         )
-    near = difflib.get_close_matches(name[:100].lower(), _MODEL_TYPES, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100].lower(), _MODEL_TYPES, n=3, cutoff=0.6)
     hint = f"nearest: {', '.join(near)}; {LIST_HINT}" if near else LIST_HINT
     if names is not None and not parts:
-        return UnsupportedCheckpointError(
-            f"no SSM layer in {shown} ({title}): nothing to check", hint=hint
-        )
+        seen = " (no SSM layer among its tensors)"
     return UnsupportedCheckpointError(
         f"{title} is not covered: {shown}{seen}", hint=hint
     )

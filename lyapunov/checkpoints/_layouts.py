@@ -77,9 +77,8 @@ def recognise(checkpoint: Checkpoint) -> NetworkLayout:
 
     **Returns:** the layout, which reads layers.
 
-    **Raises:** `UnsupportedCheckpointError` for another family, a quantised model or
-    one without an SSM layer; `CorruptCheckpointError` where configuration and tensors
-    disagree.
+    **Raises:** `UnsupportedCheckpointError` for another family or a quantised model;
+    `CorruptCheckpointError` where configuration and tensors disagree.
     """
     config = checkpoint.config
     sizes, recognised = _READERS[
