@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._results import SCHEMA_VERSION
+from ._results import SCHEMA_VERSION, Finding
 from ._run import default_readouts
 from .bounds.floor import FLOOR_TOKENS
 from .executions import Execution
@@ -109,6 +109,8 @@ class Plan:
     peak_bytes: int
     available_bytes: int | None
     """Memory that is free now; null where the system does not say."""
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    """What the configuration and the tokens' number tell before anything runs."""
 
     @property
     def fits(self) -> bool:
@@ -134,6 +136,7 @@ def plan(
     readouts: int | None = None,
     ball: bool = True,
     changes: int = 0,
+    findings: Sequence[Finding] = (),
 ) -> Plan:
     """Time and memory of a check, without running it.
 
@@ -144,6 +147,7 @@ def plan(
     - `layers`: sublayers to bound; None is all.
     - `floor`, `probes`, `readouts`, `ball`: as in `check`.
     - `changes`: changed weight sets.
+    - `findings`: known before the check, to be told with the plan.
 
     **Returns:** a `Plan`; seconds and bytes.
     """
@@ -199,6 +203,7 @@ def plan(
         seconds=sum(stage.seconds for stage in stages),
         peak_bytes=BASE_BYTES + sum(stage.bytes for stage in stages),
         available_bytes=available_memory(),
+        findings=list(findings),
     )
 
 

@@ -8,6 +8,10 @@ import numpy as np
 
 from ._plan import Plan, plan
 from ._request import chosen_executions, chosen_layers, device_named
+from ._results import Finding
+from ._semantics import semantic_findings
+from ._verdict import select_findings
+from ._weight_sets import chosen_changes
 from .models import Model
 
 
@@ -32,4 +36,26 @@ def planned(model: Model, ids: np.ndarray, options: Mapping[str, Any]) -> Plan:
             executions,
             layers=layers,
             changes=len(options["round_weights"]) + (options["against"] is not None),
+            findings=known_before(model, ids, options),
         )
+
+
+def known_before(
+    model: Model, ids: np.ndarray, options: Mapping[str, Any]
+) -> list[Finding]:
+    """The findings that configuration, adapter and the tokens' number tell alone.
+
+    Where an implementation's paths are other functions (LYA011 to LYA014) no token is
+    needed; whether limits of dt move anything on these tokens, only a check says.
+
+    **Raises:** `LyapunovError` for an adapter or checkpoint that cannot be held
+    against the model, as the check would.
+    """
+    changed = chosen_changes(model, options["against"], ())
+    found = semantic_findings(
+        model,
+        ids.shape[1],
+        ids.shape[0],
+        adapter_targets=[name for one in changed for name in one.adapted],
+    )
+    return select_findings(found, options["select"], options["ignore"])

@@ -167,6 +167,21 @@ class Group:
     findings: list[Finding]
 
 
+_OF_THE_LOGITS = ("LYA002", "LYA003", "LYA004", "LYA015")
+_OF_THE_REFERENCE = ("LYA016", "LYA017")
+_OF_THE_ADAPTER = ("LYA014", "LYA019")
+
+
+def _where(members: Sequence[Finding]) -> str:
+    """The layers of findings of one code; without any, what the code is about."""
+    code = members[0].code
+    if any(member.layer is not None for member in members) or code in _OF_THE_LOGITS:
+        return layers_text(members)
+    if code in _OF_THE_REFERENCE:
+        return "the reference's logits"
+    return "the adapter" if code in _OF_THE_ADAPTER else "the network"
+
+
 def groups(findings: Sequence[Finding]) -> list[Group]:
     """Findings by code and precision, in the order given."""
     together: dict[tuple[str, str | None], list[Finding]] = {}
@@ -186,7 +201,7 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
                 members[0].severity,
                 kind.title if kind else "",
                 precision,
-                layers_text(members),
+                _where(members),
                 message,
                 members,
             )

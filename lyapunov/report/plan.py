@@ -8,7 +8,7 @@ from rich.text import Text
 
 from lyapunov._plan import Plan
 from lyapunov.report import _words as words
-from lyapunov.report.table import frame, glyphs_for
+from lyapunov.report.table import frame, glyphs_for, show_findings
 
 
 def to_plan_table(
@@ -84,6 +84,7 @@ def to_plan_table(
             "more memory than is free: lower --length or --batch, or give one "
             "--precision at a time"
         )
+    show_findings(console, plan.findings)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
     return text.encode(encoding or "ascii", "replace").decode(encoding or "ascii")
 

@@ -1,6 +1,7 @@
 """The report on a terminal: header, one row a layer, logits, findings, verdict."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD, Box
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lyapunov._catalogue import ERROR
-from lyapunov._results import LayerDivergence, LayerExponents, Report
+from lyapunov._results import Finding, LayerDivergence, LayerExponents, Report
 from lyapunov.report import _words as words
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
@@ -100,7 +101,7 @@ def to_table(
             _losses(console, report, glyphs)
     else:
         console.print(Text(report.checkpoint.source, style="bold"))
-    _findings(console, report)
+    show_findings(console, report.findings)
     _verdict(console, report, glyphs, verbose)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
     if glyphs is PLAIN:
@@ -325,8 +326,9 @@ def _losses(console: Console, report: Report, glyphs: Glyphs) -> None:
         console.print(table)
 
 
-def _findings(console: Console, report: Report) -> None:
-    if not report.findings:
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """A line for each code and precision, behind an empty one."""
+    if not findings:
         return
     console.print()
     grid = Table.grid(padding=(0, 1))
@@ -334,7 +336,7 @@ def _findings(console: Console, report: Report) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for group in words.groups(report.findings):
+    for group in words.groups(findings):
         style = "bold red" if group.severity == ERROR else "bold yellow"
         text = Text.assemble((f"{group.where}: ", "bold"), group.message)
         grid.add_row(

@@ -5,13 +5,19 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import lyapunov
 from lyapunov._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
+from lyapunov._plan_session import known_before
+from lyapunov._results import Finding
 from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.models import Model
+from lyapunov.models.config import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from lyapunov.report.plan import duration, size, to_plan_table
 
 from ..model.numpy_mamba import Sizes, random_weights
@@ -185,3 +191,70 @@ def test_a_check_takes_about_what_was_planned(folder, length):
     planned, taken, peak, mark = json.loads(done.stdout.splitlines()[-1])
     assert mark <= peak <= 4 * mark, (peak, mark)
     assert taken / 4 <= planned <= 4 * taken, (planned, taken)
+
+
+# --- What is known before anything runs -------------------------------------------
+
+
+def planned_findings(sizes, architecture="granitemoehybrid", length=100, **options):
+    config = NetworkConfig(50, 50, 64, (sizes,))
+    layout = SimpleNamespace(
+        architecture=architecture, config=config, n_params=1, dtype="fp32", n_blocks=1
+    )
+    known = {"against": None, "select": (), "ignore": (), **options}
+    ids = np.zeros((1, length), np.int64)
+    return known_before(Model(cast(Any, layout)), ids, known)
+
+
+# A Granite-4 hybrid's mixer with 128 heads of 64 and 128 states.
+LONG = Mamba2Sizes(64, 8192, 128, 128, 1, 4, 256, 1e-5, 1e-5)
+
+
+def test_a_length_beyond_the_kernels_is_told_in_the_plan():
+    """Assert it from the configuration alone: the last token whose row of in_proj's
+    16,768 columns begins below 2^31 is number 128,071."""
+    reach = (2**31 - 1) // (2 * 8192 + 2 * 128 + 128) + 1
+    assert reach == 128_071
+    assert planned_findings(LONG, length=reach) == []
+    (found,) = planned_findings(LONG, length=200_000)
+    assert (found.code, found.value, found.limit) == ("LYA013", 200_000.0, reach)
+    assert planned_findings(LONG, length=200_000, ignore=("LYA013",)) == []
+    assert planned_findings(LONG, length=200_000, select=("LYA011",)) == []
+
+
+def test_the_other_findings_that_need_no_run_are_told_too():
+    """Assert limits of dt, the fused norms of Falcon Mamba, and adapters' targets."""
+    limited = dataclasses.replace(LONG, dt_limit=(0.1, 1.0))
+    assert [f.code for f in planned_findings(limited)] == ["LYA011"]
+    mixer = Mamba1Sizes(64, 128, 4, 4, 4, 1e-5)
+    assert [f.code for f in planned_findings(mixer, "falcon_mamba")] == ["LYA012"]
+
+
+def test_an_adapters_targets_are_told_in_the_plan(folder, tmp_path):
+    from safetensors.numpy import save_file
+
+    home = tmp_path / "adapter"
+    home.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none"}
+    settings["target_modules"] = ["dt_proj"]
+    (home / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.backbone.layers.0.mixer.dt_proj"
+    made = {
+        f"{name}.lora_A.weight": np.zeros((2, 2), np.float32),
+        f"{name}.lora_B.weight": np.zeros((32, 2), np.float32),
+    }
+    save_file(made, home / "adapter_model.safetensors")
+    model = lyapunov.load(str(folder))
+    options = {"against": str(home), "select": (), "ignore": ()}
+    found = known_before(model, np.zeros((1, 8), np.int64), options)
+    assert "LYA014" in [finding.code for finding in found]
+
+
+def test_the_plan_shows_and_writes_them(model):
+    finding = Finding("LYA013", "warning", None, "1 x 200,000 tokens: end at 9", 2e5, 9)
+    found = made(model, findings=[finding])
+    text = " ".join(to_plan_table(found).split())
+    assert "warning LYA013 the network: 1 x 200,000 tokens: end at 9" in text
+    (written,) = json.loads(json.dumps(found.to_dict()))["plan"]["findings"]
+    assert (written["code"], written["limit"]) == ("LYA013", 9)
+    assert "LYA" not in to_plan_table(made(model))
