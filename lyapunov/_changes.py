@@ -242,6 +242,9 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         nonlinearity=float(rest / whole) if whole > 0 else None,
         outside=outside.relative(),
         files=run.change.files,
+        weight_format=run.change.weight_format,
+        rounded=list(run.change.rounded),
+        kept=list(run.change.kept),
     )
 
 

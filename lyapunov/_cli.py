@@ -14,6 +14,8 @@ import click
 from lyapunov._errors import UsageError
 from lyapunov._format_table import FORMAT_TABLE, STATE_PRECISIONS
 from lyapunov._version import __version__
+from lyapunov._weight_format_table import formats_in_words
+from lyapunov._weight_groups import GROUPS as WEIGHT_GROUPS
 
 
 FORMATS = tuple(FORMAT_TABLE)
@@ -268,8 +270,10 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     "--round-weights",
     multiple=True,
     metavar="FORMAT[:GROUP]",
-    help="Hold this one against itself with weights rounded, as bf16:A_log; groups: "
-    "all, projections, conv, norms, embedding_and_head, or a parameter; repeatable.",
+    help="Hold this one against itself with weights rounded, as bf16:A_log, or as "
+    "quantisers do: int8, fp8_e4m3. Formats: "
+    f"{formats_in_words()}. Groups: {', '.join(WEIGHT_GROUPS)}, a kind of sublayer, or "
+    "a parameter; repeatable.",
 )
 @click.option(
     "--audit",

@@ -350,6 +350,12 @@ class ParameterChangeReport:
     """As `weights`, for the embedding, the final norm and the head."""
     files: list[dict[str, str]] = field(default_factory=list)
     """`name` and `sha256` of each file of the changed weight set."""
+    weight_format: str | None = None
+    """Of a rounding: what its format is, in words."""
+    rounded: list[str] = field(default_factory=list)
+    """Of a rounding: parameters that were rounded, as `kind.parameter`."""
+    kept: list[str] = field(default_factory=list)
+    """Of a rounding: parameters that it left as they are."""
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,15 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import cast
 
 from ._errors import UsageError
 from ._load import load
+from ._rounded_layout import RoundedLayout
 from ._same_network import differences
-from ._weight_groups import RoundedGroup, rounded_group
-from .formats import format_named
+from ._weight_groups import rounded_group
+from .checkpoints._network import NetworkLayout
 from .models import Model
-from .models.held import rounded
 
 
 @dataclass(frozen=True)
@@ -32,60 +30,12 @@ class ParameterChange:
     files: list[dict[str, str]] = field(default_factory=list, repr=False)
     adapted: tuple[str, ...] = ()
     """Stored names of the weights that an adapter changes."""
-
-
-class _RoundedLayout:
-    """A model's layout whose parameters of a group are rounded to a format."""
-
-    def __init__(self, base: Any, group: RoundedGroup):
-        self._base = base
-        self._group = group
-        self._format = format_named(group.format)
-        self.architecture = base.architecture
-        self.config = base.config
-        self.dtype = base.dtype
-        self.n_params = base.n_params
-        self.n_blocks = base.n_blocks
-        self.modules = base.modules
-
-    def _round(self, name: str, array: np.ndarray, where: str = "") -> np.ndarray:
-        if not self._group.has(name):
-            return array
-        found = rounded(array, self._format)
-        if not np.all(np.isfinite(found)):
-            raise UsageError(
-                f"{name}{where} holds {np.max(np.abs(array.astype(np.float64))):.4g}, "
-                f"beyond {self._format.largest:g}, the largest number of "
-                f"{self._format.name}",
-                hint="round another group, or to bf16",
-            )
-        return found
-
-    def layer(self, i: int) -> dict[str, np.ndarray]:
-        """Parameters of one layer."""
-        return {
-            name: self._round(name, array, f" of layer {i}")
-            for name, array in self._base.layer(i).items()
-        }
-
-    def embedding(self, rows) -> np.ndarray:
-        """Rows of the embedding."""
-        return self._round("embedding", self._base.embedding(rows))
-
-    def final_norm(self) -> np.ndarray | None:
-        """Weight of the norm in front of the head, if it has one."""
-        return self._round_norm(self._base.final_norm())
-
-    def final_norm_bias(self) -> np.ndarray | None:
-        """Its bias, if it has one."""
-        return self._round_norm(self._base.final_norm_bias())
-
-    def _round_norm(self, array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else self._round("norm_f", array)
-
-    def head(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the head."""
-        return self._round("head", self._base.head(start, stop))
+    weight_format: str | None = None
+    """What a rounding's format is, in words."""
+    rounded: tuple[str, ...] = ()
+    """Parameters that a rounding rounds, as `kind.parameter`."""
+    kept: tuple[str, ...] = ()
+    """Parameters that it leaves as they are."""
 
 
 def rounded_weights(model: Model, group: str) -> ParameterChange:
@@ -93,13 +43,24 @@ def rounded_weights(model: Model, group: str) -> ParameterChange:
 
     **Arguments:**
 
-    - `group`: FORMAT or FORMAT:GROUP, as `bf16` or `fp8_e4m3:A_log`; formats and
-      groups are those of `_weight_groups`. A value beyond the format's largest is
-      refused when it is read.
+    - `group`: FORMAT or FORMAT:GROUP, as `bf16` or `fp8_e4m3:in_proj`; formats are
+      those of `_weight_format_table`, groups those of `_weight_groups`. Without a
+      group it is every parameter; under a format with scales what quantisers round.
+
+    **Raises:** `UsageError` for an unknown format or group, for a group that this
+    network has not, and for vectors under a format with scales. A value beyond the
+    format's largest is refused when it is read.
     """
     wanted = rounded_group(group)
-    layout = _RoundedLayout(model.layout, wanted)
-    return ParameterChange(str(wanted), "rounding", Model(layout, model.source))
+    layout = RoundedLayout(cast(NetworkLayout, model.layout), wanted)
+    return ParameterChange(
+        str(wanted),
+        "rounding",
+        Model(layout, model.source),
+        weight_format=layout.meaning,
+        rounded=tuple(layout.rounded),
+        kept=tuple(layout.kept),
+    )
 
 
 def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
@@ -123,7 +84,7 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
                 hint="give what `load` returns",
             )
         adapter = open_adapter(source)
-        merged = adapted(layout, adapter)  # type: ignore[arg-type]
+        merged = adapted(cast(NetworkLayout, layout), adapter)
         return ParameterChange(
             name,
             "adapter",
@@ -134,7 +95,9 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             ),
         )
     other = load(source)
-    apart = differences(other.layout, model.layout)  # type: ignore[arg-type]
+    apart = differences(
+        cast(NetworkLayout, other.layout), cast(NetworkLayout, model.layout)
+    )
     if apart:
         theirs, ours = other.layout.architecture, model.layout.architecture
         families = f" ({theirs} and {ours})" if theirs != ours else ""

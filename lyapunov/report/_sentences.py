@@ -16,6 +16,7 @@ from lyapunov._results import (
     PrecisionReport,
     TextDivergence,
 )
+from lyapunov._weight_format_table import EACH_BY_ITSELF
 from lyapunov.report import _words as words
 
 
@@ -248,6 +249,11 @@ def change_sentence(change: ParameterChangeReport) -> str:
         text += (
             f"; by sublayer, weights as far apart move its output by at most "
             f"{' to '.join(ends)} times as much (certified)"
+        )
+    if change.weight_format not in (None, EACH_BY_ITSELF):
+        text += (
+            f"; {change.weight_format}: {', '.join(change.rounded)}; "
+            f"kept: {', '.join(change.kept) or 'nothing'}"
         )
     return text
 

@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 import lyapunov
 from lyapunov._changes import parameter_changes
 from lyapunov._errors import LyapunovError, UsageError
-from lyapunov._weight_groups import GROUPS, rounded_group
 from lyapunov._weight_sets import other_weights, rounded_weights
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
@@ -144,8 +143,37 @@ def test_rounded_weights_are_those_of_ml_dtypes(model, weights, tokens, group):
         assert report.layers[2].local_l2 == report.layers[2].bound_l2 == 0.0
         assert report.layers[2].accumulated_l2 > 0
     elif group != "all":
-        assert touched == set(GROUPS[group])
+        assert (
+            touched == {"A_log": {"A_log"}, "conv": {"conv_weight", "conv_bias"}}[group]
+        )
         assert report.outside == {}
+
+
+def test_matrices_under_scales_are_those_of_torch(model, weights, tokens):
+    """Without a group every projection, and the report says what is kept."""
+    torch = pytest.importorskip("torch")
+
+    def scaled(array):
+        w = torch.tensor(array)
+        scale = w.abs().max() / 448
+        return ((w / scale).to(torch.float8_e4m3fn).double() * scale.double()).numpy()
+
+    changed = {
+        name: scaled(array) if name.endswith("_proj.weight") else array
+        for name, array in weights.items()
+    }
+    change = rounded_weights(model, "fp8_e4m3")
+    (report,) = parameter_changes(model, tokens, [change])
+    hold_to_numpy(report, weights, changed, tokens)
+    assert report.name == "fp8_e4m3-tensor:all"
+    assert "one fp32 scale a matrix" in report.weight_format
+    projections = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+    assert sorted(report.rounded) == sorted(f"mamba1.{name}" for name in projections)
+    assert {"embedding", "head", "norm_f", "mamba1.A_log", "mamba1.conv_weight"} < set(
+        report.kept
+    )
+    assert all(set(row.weights) == set(projections) for row in report.layers)
+    assert report.outside == {}
 
 
 def test_an_untied_head_alone(weights, tokens, tmp_path):
@@ -239,15 +267,9 @@ def test_weights_beyond_a_format_are_refused(tokens, tmp_path):
     made = random_weights(np.random.default_rng(2), SIZES)
     made[MIXER.format(1) + "D"][4] = 500.0
     model = lyapunov.load(save_transformers(tmp_path / "model", made, SIZES))
+    change = rounded_weights(model, "fp8_e4m3-unscaled:D")
     with pytest.raises(UsageError, match="D of layer 1 holds 500, beyond 448"):
-        parameter_changes(model, tokens, [rounded_weights(model, "fp8_e4m3:D")])
-
-
-@pytest.mark.parametrize("text", ["fp32", "bf16:", "bf16:B", "", ":all", "bf16:D:D"])
-def test_unknown_formats_and_groups_are_refused(text):
-    with pytest.raises(UsageError) as caught:
-        rounded_group(text)
-    assert "one of" in caught.value.hint
+        parameter_changes(model, tokens, [change])
 
 
 def test_bad_tokens_are_refused(model):

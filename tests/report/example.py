@@ -189,7 +189,18 @@ def parameter_change(name: str = "bf16:A_log", n_layers: int = 24):
         estimate_t2=None,
         decisions=None,
     )
-    return ParameterChangeReport(name, "rounding", layers, output, 2.8e-2, 0.02, {})
+    return ParameterChangeReport(
+        name,
+        "rounding",
+        layers,
+        output,
+        2.8e-2,
+        0.02,
+        {},
+        weight_format="each number by itself",
+        rounded=["mamba1.A_log"],
+        kept=["embedding", "mamba1.in_proj"],
+    )
 
 
 def precision_report(precision: str, n_layers: int = 24, **changes) -> PrecisionReport:

@@ -1,0 +1,87 @@
+"""Formats that weights can be rounded to, as plain data: names, scales, meanings.
+
+Apart from `weight_formats` so that the command's options can name them without NumPy.
+"""
+
+from typing import NamedTuple
+
+
+class WeightFormatRow(NamedTuple):
+    """A format with scales: `rows` and `columns` of the blocks that share one; 0 is
+    all of them."""
+
+    element: str
+    rows: int
+    columns: int
+    meaning: str
+
+
+PLAIN_FORMATS = {
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "fp8_e4m3-unscaled": "fp8_e4m3",
+    "fp8_e5m2-unscaled": "fp8_e5m2",
+}
+"""Formats that round each number by itself, and the floating-point format of each."""
+
+EACH_BY_ITSELF = "each number by itself"
+
+_SCALES = {"tensor": (0, 0), "row": (1, 0), "block128": (128, 128)}
+_GROUPS = {"row": (1, 0), "group128": (1, 128), "group32": (1, 32)}
+_WORDS = {
+    "tensor": "one fp32 scale a matrix",
+    "row": "one fp32 scale a row",
+    "block128": "one fp32 scale a block of 128 x 128",
+    "group128": "one fp32 scale for 128 columns of a row",
+    "group32": "one fp32 scale for 32 columns of a row",
+}
+
+WEIGHT_FORMAT_TABLE = {
+    **{
+        f"{element}-{name}": WeightFormatRow(
+            element, *shape, f"{element} with {_WORDS[name]}"
+        )
+        for element in ("fp8_e4m3", "fp8_e5m2")
+        for name, shape in _SCALES.items()
+    },
+    **{
+        f"{element}-{name}": WeightFormatRow(
+            element, *shape, f"symmetric {element} with {_WORDS[name]}"
+        )
+        for element in ("int8", "int4")
+        for name, shape in _GROUPS.items()
+    },
+    "nf4": WeightFormatRow("nf4", 1, 64, "nf4 with one fp32 scale for 64 weights"),
+    "nvfp4": WeightFormatRow(
+        "nvfp4", 1, 16, "e2m1 with an e4m3 scale for 16 columns and a fp32 one a matrix"
+    ),
+    "mxfp4": WeightFormatRow(
+        "mxfp4", 1, 32, "e2m1 with a power of 2 as scale for 32 columns"
+    ),
+}
+"""Formats with scales: codes of matrices, as files of weights hold them."""
+
+SHORT_NAMES = {
+    "fp8_e4m3": "fp8_e4m3-tensor",
+    "fp8_e5m2": "fp8_e5m2-tensor",
+    "int8": "int8-row",
+    "int4": "int4-group128",
+}
+"""What files mostly have, where no scale is named."""
+
+WEIGHT_FORMATS = (*PLAIN_FORMATS, *SHORT_NAMES, *WEIGHT_FORMAT_TABLE)
+"""Every name that `--round-weights` takes for a format."""
+
+
+def formats_in_words() -> str:
+    """Every name once, variants behind what they are variants of, as in
+    `int8 (-row, -group128)`."""
+    variants: dict[str, list[str]] = {}
+    for name in WEIGHT_FORMATS:
+        element, dash, variant = name.partition("-")
+        variants.setdefault(element, []).extend([f"-{variant}"] * bool(dash))
+    told = [
+        f"{element} ({', '.join(found)})" if found else element
+        for element, found in variants.items()
+    ]
+    return ", ".join(told)

@@ -1,0 +1,242 @@
+"""Which parameters a group of weights holds: those of every kind, each in its own."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lyapunov._errors import UsageError
+from lyapunov._weight_format_table import PLAIN_FORMATS, WEIGHT_FORMATS
+from lyapunov._weight_groups import (
+    GROUPS,
+    OUTSIDE,
+    PARAMETERS,
+    chosen_parameters,
+    groups_of,
+    is_matrix,
+    rounded_group,
+)
+from lyapunov.arithmetic import Weight
+from lyapunov.models.config import (
+    AttentionSizes,
+    ExpertsSizes,
+    Mamba1Sizes,
+    Mamba2Sizes,
+    Mamba3Sizes,
+    MlpSizes,
+    SharedSizes,
+)
+from lyapunov.models.kinds import KINDS
+
+
+ATTENTION = AttentionSizes(8, 2, 2, 4, 0, 1.0, 1.0, 1e-5, norm_behind=True)
+MLP = MlpSizes(8, 8, "silu", 1e-5, norm_behind=True)
+SIZES = {
+    "mamba1": Mamba1Sizes(8, 8, 2, 2, 2, 1e-5, heads=2, mixer_norm_epsilon=1e-5),
+    "mamba2": Mamba2Sizes(8, 8, 2, 2, 1, 2, 4, 1e-5, 1e-5),
+    "mamba3": Mamba3Sizes(8, 8, 2, 2, 1, 2, 1, 1e-4, 1e-5, 1e-5, gate_norm=True),
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "experts": ExpertsSizes(
+        8, 8, 2, 1, "softmax", True, "silu", 1e-5,
+        shared=MlpSizes(8, 8, "silu", 1e-5, norm_front=False),
+    ),
+    "shared": SharedSizes(ATTENTION, MLP),
+}  # fmt: skip
+
+Q_K_V = "q_proj k_proj v_proj o_proj"
+OF_ATTENTION = {
+    "projections": f"{Q_K_V} q_adapter_down q_adapter_up k_adapter_down k_adapter_up "
+    "v_adapter_down v_adapter_up",
+    "biases": "q_bias k_bias v_bias o_bias",
+    "norms": "norm norm_bias norm_behind norm_behind_bias q_norm q_norm_bias k_norm "
+    "k_norm_bias",
+    "conv": "conv_weight conv_bias",
+}
+OF_MLP = {
+    "projections": "up gate down up_adapter_down up_adapter_up gate_adapter_down "
+    "gate_adapter_up",
+    "biases": "up_bias gate_bias down_bias",
+}
+EXPECTED = {
+    "mamba1": {
+        "mamba1 mixers projections": "in_proj x_proj dt_proj out_proj",
+        "mamba1 mixers biases": "in_proj_bias out_proj_bias",
+        "mamba1 mixers recurrence": "A_log dt_bias D",
+        "mamba1 mixers conv": "conv_weight conv_bias",
+        "mamba1 mixers norms": "norm norm_bias dt_norm dt_norm_bias B_norm B_norm_bias "
+        "C_norm C_norm_bias",
+    },
+    "mamba2": {
+        "mamba2 mixers projections": "in_proj out_proj",
+        "mamba2 mixers biases": "in_proj_bias out_proj_bias",
+        "mamba2 mixers recurrence": "A_log dt_bias D",
+        "mamba2 mixers conv": "conv_weight conv_bias",
+        "mamba2 mixers norms": "norm norm_bias gate_norm",
+    },
+    "mamba3": {
+        "mamba3 mixers projections": "in_proj out_proj",
+        "mamba3 mixers biases": "B_bias C_bias",
+        "mamba3 mixers recurrence": "dt_bias D mimo_x mimo_z mimo_o",
+        "mamba3 mixers norms": "norm norm_bias gate_norm B_norm B_norm_bias C_norm "
+        "C_norm_bias",
+    },
+    "attention": {f"attention {key}": names for key, names in OF_ATTENTION.items()},
+    "mlp": {
+        **{f"mlp {key}": names for key, names in OF_MLP.items()},
+        "mlp norms": "norm norm_bias norm_behind norm_behind_bias",
+    },
+    "experts": {
+        "experts projections": "up gate down to_latent from_latent",
+        "experts biases": "to_latent_bias from_latent_bias",
+        "experts norms": "norm norm_bias",
+        "router projections": "router",
+        "router biases": "router_bias",
+        "shared_experts projections": "shared_up shared_gate shared_down "
+        "shared_up_adapter_down shared_up_adapter_up shared_gate_adapter_down "
+        "shared_gate_adapter_up",
+        "shared_experts biases": "shared_up_bias shared_gate_bias shared_down_bias",
+    },
+    "shared": {
+        "shared projections": "linear",
+        **{f"shared attention {key}": names for key, names in OF_ATTENTION.items()},
+        **{f"shared mlp {key}": names for key, names in OF_MLP.items()},
+        "shared mlp norms": "mlp_norm",
+    },
+    OUTSIDE: {
+        "embedding_and_head": "embedding head",
+        "norms final_norm": "norm_f norm_f_bias",
+    },
+}
+
+
+def parameters_of(kind):
+    """All that a kind's own construction asks for, and those of them that it wraps as
+    matrices; every optional one is there."""
+    given = {}
+
+    def get(name):
+        given.setdefault(name, len(given) + 1.0)
+        return jnp.full((2, 2, 2), given[name])
+
+    with jax.enable_x64(True):
+        built = KINDS[kind].build(SIZES[kind], get)
+        leaves = jax.tree.leaves(built, is_leaf=lambda x: isinstance(x, Weight))
+        found = {float(jnp.max(x.matrix)) for x in leaves if isinstance(x, Weight)}
+    if kind == "experts":  # stacks of matrices, gathered before they multiply
+        found |= {given[name] for name in ("up", "gate", "down")}
+    return set(given), {name for name, value in given.items() if value in found}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_in_exactly_its_groups(kind):
+    """Assert it of each kind's own parameters, and that matrices are known as such."""
+    names, matrices = parameters_of(kind)
+    expected = {
+        name: {"all", name, *groups.split()}
+        for groups, members in EXPECTED[kind].items()
+        for name in members.split()
+    }
+    assert names == set(expected)
+    assert {name: set(groups_of(kind, name)) for name in names} == expected
+    assert {name for name in names if is_matrix(kind, name)} == matrices
+
+
+def test_what_stands_around_the_sublayers_has_groups_too():
+    for groups, members in EXPECTED[OUTSIDE].items():
+        for name in members.split():
+            assert groups_of(OUTSIDE, name) == {"all", name, *groups.split()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("mamba2", "q_weight"), ("gated_delta", "in_proj"), (OUTSIDE, "lm_head")],
+)
+def test_what_is_not_known_raises(kind, name):
+    with pytest.raises(KeyError):
+        groups_of(kind, name)
+
+
+def test_each_group_holds_something():
+    held = {
+        name
+        for kind, rows in EXPECTED.items()
+        for members in rows.values()
+        for parameter in members.split()
+        for name in groups_of(kind, parameter)
+    }
+    assert set(GROUPS) <= held
+    assert held - set(GROUPS) - PARAMETERS == {"mamba1", "mamba2", "mamba3"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fp32",
+        "int3",
+        "int8-block128",
+        "nf4-row",
+        "bf16:",
+        "bf16:B",
+        "",
+        ":all",
+        "a:D:D",
+    ],
+)
+def test_unknown_formats_and_groups_are_refused(text):
+    with pytest.raises(UsageError) as caught:
+        rounded_group(text)
+    assert "one of" in caught.value.hint
+    listed = GROUPS if text.startswith("bf16") else WEIGHT_FORMATS
+    assert all(name in caught.value.hint for name in listed)
+
+
+MAMBA2 = [("mamba2", name) for name in ("norm", "in_proj", "A_log", "out_proj")]
+NETWORK = [
+    (OUTSIDE, "embedding"), *MAMBA2, ("experts", "norm"), ("experts", "router"),
+    ("experts", "up"), ("mlp", "up"), ("mlp", "up_bias"), *MAMBA2, (OUTSIDE, "head"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bf16:up", "experts.up mlp.up"),
+        ("bf16:experts", "experts.norm experts.up"),
+        ("bf16:mlp", "mlp.up mlp.up_bias"),
+        ("bf16:projections",
+         "mamba2.in_proj mamba2.out_proj experts.router experts.up mlp.up"),
+        ("bf16:embedding_and_head", "embedding head"),
+        # what quantisers round, where nothing is said: no router, embedding, head
+        ("fp8_e4m3", "mamba2.in_proj mamba2.out_proj experts.up mlp.up"),
+        ("nvfp4:all", "mamba2.in_proj mamba2.out_proj experts.up mlp.up"),
+        ("int4:router", "experts.router"),
+        ("int8:head", "head"),
+        # and of a group the matrices alone
+        ("mxfp4:mlp", "mlp.up"),
+        ("nf4:experts", "experts.up"),
+    ],
+)  # fmt: skip
+def test_what_is_rounded_and_what_is_kept(text, expected):
+    rounded, kept = chosen_parameters(rounded_group(text), NETWORK)
+    assert rounded == expected.split()
+    assert len(rounded) + len(kept) == len(set(NETWORK))
+    assert not set(rounded) & set(kept)
+
+
+@pytest.mark.parametrize("text", ["bf16:x_proj", "bf16:attention", "fp8_e4m3:q_proj"])
+def test_what_this_network_lacks_is_an_error_that_lists_what_it_has(text):
+    with pytest.raises(UsageError) as caught:
+        chosen_parameters(rounded_group(text), NETWORK)
+    assert repr(text.partition(":")[2]) in caught.value.message
+    assert caught.value.hint == (
+        "it has all, projections, norms, biases, recurrence, mixers, mlp, experts, "
+        "router, embedding, head, embedding_and_head, mamba2, norm, in_proj, A_log, "
+        "out_proj, up, up_bias"
+    )
+
+
+@pytest.mark.parametrize("group", ["A_log", "norms", "up_bias", "recurrence", "biases"])
+def test_vectors_have_no_scales(group):
+    with pytest.raises(UsageError, match="holds matrices") as caught:
+        chosen_parameters(rounded_group(f"int8:{group}"), NETWORK)
+    assert all(name in caught.value.hint for name in PLAIN_FORMATS)
