@@ -17,6 +17,7 @@ from lyapunov._weight_sets import ParameterChange, other_weights
 from lyapunov.checkpoints._architectures import FAMILIES
 from lyapunov.checkpoints._network import NetworkLayout
 from lyapunov.models import Model
+from lyapunov.models._language_model import Layout
 from lyapunov.models.config import Mamba1Config
 from lyapunov.report._headline import headline
 
@@ -194,7 +195,7 @@ def test_a_small_change_is_its_first_order(pair):
     """Assert that a ten-thousandth of the change leaves next to nothing beyond it."""
     (base, *_), (changed, *_) = pair
     model, other = lyapunov.load(base), lyapunov.load(changed)
-    nearby = Model(Between(model.layout, other.layout, 1e-4), "nearby")
+    nearby = Model(cast(Layout, Between(model.layout, other.layout, 1e-4)), "nearby")
     change = ParameterChange("nearby", "checkpoint", nearby)
     (report,) = parameter_changes(model, TOKENS, [change], layers=[0], floor=False)
     # the second order of the whole change is at most some hundred times its first

@@ -6,6 +6,7 @@ import pytest
 import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov._rounded_layout import parameters_of
+from lyapunov._weight_format_table import SHORT_NAMES
 from lyapunov._weight_groups import groups_of, is_matrix
 from lyapunov._weight_sets import rounded_weights
 from lyapunov.weight_formats import dequantised
@@ -88,7 +89,7 @@ def test_experts_have_scales_of_their_own(saved):
 def test_embedding_and_head_are_rounded_where_they_are_named(saved, name):
     """Assert rows as they are asked for, in any order, as those of the whole."""
     model, tensors = saved("llama")
-    short = {"fp8_e4m3": "fp8_e4m3-tensor", "int8": "int8-row"}.get(name, name)
+    short = SHORT_NAMES.get(name, name)
     change = rounded_weights(model, f"{name}:embedding_and_head")
     whole = dequantised(tensors["model.embed_tokens.weight"], short)
     rows = np.array([31, 0, 49, 31, 7])
