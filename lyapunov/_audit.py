@@ -26,6 +26,7 @@ from ._audit_results import (
     CONSISTENT,
     NOT_RUN,
     SUSPICIOUS,
+    UNBOUNDED,
     AuditReport,
     FirstViolation,
     LayerAudit,
@@ -55,7 +56,7 @@ from ._results import CheckpointFacts, TokensFacts
 from ._settings import checked_settings
 from ._trace import HeadRecord
 from ._variants import Variant, variants_asked
-from ._verdict import select_findings
+from ._verdict import BOUNDED_SHARE, select_findings
 from ._version import __version__
 from ._xla import demand_flags
 from .bounds.local import element, with_operator_norms
@@ -243,10 +244,11 @@ def _embedding(model: Model, ids, execution: Execution, record):
 def _layer(record, checked, wrong) -> LayerAudit:
     order = [site for site in FLOW_ORDER if site in checked.tensors]
     tensors = [(site, checked.tensors[site]) for site in order]
+    output = checked.output
     first, count = None, 0
     if wrong is not None:
         count, first = wrong
-    for name, held in [*tensors, ("sublayer output", checked.output)]:
+    for name, held in [*tensors, ("sublayer output", output)]:
         found = int(np.sum(held.violations))
         count += found
         if found and first is None:
@@ -265,17 +267,32 @@ def _layer(record, checked, wrong) -> LayerAudit:
         kind=record.kind,
         violations=count,
         ratio_t0=max(ratios, default=None),
-        ratio_t1=float(np.max(checked.output.ratio)),
+        ratio_t1=float(np.max(output.ratio)),
         z=float(checked.z[place]),
         z_token=int(place[1]),
         first_violation=first,
+        elements=sum(record.stored[name].size for name, _ in tensors)
+        + record.output.size,
+        unbounded=sum(
+            int(np.sum(held.unbounded)) for held in (*checked.tensors.values(), output)
+        ),
+        output_bounded=1.0 - int(np.sum(output.unbounded)) / record.output.size,
     )
 
 
 def _variant(way: Way, layers: list[LayerAudit], tokens: int) -> VariantAudit:
     violations = sum(layer.violations for layer in layers)
     z = max(layer.z for layer in layers)
-    verdict = BUG if violations else SUSPICIOUS if z > Z_LIMIT else CONSISTENT
+    elements = sum(layer.elements for layer in layers)
+    unbounded = sum(layer.unbounded for layer in layers)
+    outputs = sum(layer.output_bounded for layer in layers) / len(layers)
+    bounded = min(1.0 - unbounded / elements, outputs)
+    if violations:
+        verdict = BUG
+    elif z > Z_LIMIT:
+        verdict = SUSPICIOUS
+    else:
+        verdict = UNBOUNDED if bounded < BOUNDED_SHARE else CONSISTENT
     return VariantAudit(
         variant=str(way.variant),
         precision=way.precision,
@@ -289,6 +306,9 @@ def _variant(way: Way, layers: list[LayerAudit], tokens: int) -> VariantAudit:
             (x.first_violation for x in layers if x.first_violation), None
         ),
         layers=layers,
+        elements=elements,
+        unbounded=unbounded,
+        bounded_share=bounded,
     )
 
 

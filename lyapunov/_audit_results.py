@@ -13,6 +13,8 @@ from ._results import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts, _pl
 BUG = "bug"
 SUSPICIOUS = "suspicious"
 CONSISTENT = "consistent with rounding"
+UNBOUNDED = "unbounded"
+"""Nothing exceeds a bound, and few elements have a finite one."""
 NOT_RUN = "not run"
 
 
@@ -45,6 +47,12 @@ class LayerAudit:
     """Largest over all tokens: the output's error in sigmas of random roundings."""
     z_token: int
     first_violation: FirstViolation | None = None
+    elements: int = 0
+    """Compared: of the stored tensors that were seen, and of the output."""
+    unbounded: int = 0
+    """Of these, without a finite bound: they neither hold it nor violate it."""
+    output_bounded: float = 1.0
+    """Share of the output's elements with a finite bound."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class LogitsAudit:
     kl_max: float | None
     flips: int
     ties: int
+    """Choices that differ between equal leaders of `against`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class VariantAudit:
     variant: str
     precision: str
     verdict: str
-    """bug, suspicious, consistent with rounding, or not run."""
+    """bug, suspicious, unbounded, consistent with rounding, or not run."""
     executions: list[str] = field(default_factory=list)
     """What was declared of its calls, in order, each once."""
     reason: str | None = None
@@ -80,6 +89,11 @@ class VariantAudit:
     first_violation: FirstViolation | None = None
     layers: list[LayerAudit] = field(default_factory=list)
     logits: list[LogitsAudit] = field(default_factory=list)
+    elements: int = 0
+    unbounded: int = 0
+    """Of `elements`, without a finite bound."""
+    bounded_share: float | None = None
+    """Of all elements or of the outputs alone, whichever is less; null if not run."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What the runs of an audit add up to: findings, one verdict, one line to act on."""
 
+import math
+
 from ._audit_results import (
     BUG,
     CONSISTENT,
     NOT_RUN,
     SUSPICIOUS,
+    UNBOUNDED,
     AuditSummary,
     VariantAudit,
 )
@@ -64,6 +67,9 @@ def audit_summary(results, findings, fail_on, exit_zero, seconds) -> AuditSummar
         verdict, named = BUG, bad
     else:
         verdict, named = (SUSPICIOUS, odd) if odd else (CONSISTENT, ran)
+        blind = [r for r in ran if r.verdict == UNBOUNDED]
+        if blind and not odd:
+            verdict, named = UNBOUNDED, blind
     failed = any(f.severity == "error" or fail_on == "warning" for f in findings)
     return AuditSummary(
         verdict=verdict,
@@ -71,7 +77,7 @@ def audit_summary(results, findings, fail_on, exit_zero, seconds) -> AuditSummar
         checked=len(ran),
         skipped=len(results) - len(ran),
         seconds=seconds,
-        exit_code=1 if failed and not exit_zero else 0,
+        exit_code=1 if failed and not exit_zero else 2 * (verdict == UNBOUNDED),
     )
 
 
@@ -80,9 +86,20 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
     names = ", ".join(dict.fromkeys(r.variant for r in named))
     if verdict == CONSISTENT:
         most = max(r.ratio or 0.0 for r in named)
-        return (
+        text = (
             f"rounding: all {ran} runs stay within their bounds, at most {most:.2g} "
             f"times the bound and {max(r.z or 0.0 for r in named):.2g} sigma"
+        )
+        unbounded = sum(r.unbounded for r in named)
+        if unbounded:
+            elements = sum(r.elements for r in named)
+            text += f"; {unbounded:,} of {elements:,} elements have no finite bound"
+        return text
+    if verdict == UNBOUNDED:
+        share = min(r.bounded_share or 0.0 for r in named)
+        return (
+            f"not decided: {names}: as few as {math.floor(100 * share)} % of the "
+            "elements have a finite bound, and none of these exceeds it"
         )
     if verdict == SUSPICIOUS:
         return f"look at {names}: within the bounds, but not like random rounding"

@@ -68,11 +68,14 @@ class Violation(NamedTuple):
     bound: float
 
 
-def _limit(against: Bounded):
-    # An overflow on the way leaves inf or inf times 0: no finite bound either way,
-    # nor around a value that is not finite itself.
-    known = jnp.isfinite(against.error) & jnp.isfinite(against.value)
-    return jnp.where(known, against.error, jnp.inf)
+def finite_limit(value, error):
+    """The error where it bounds something, else inf: an element that is unbounded.
+
+    An overflow on the way leaves inf or inf times 0 (NaN), no finite bound either way,
+    and there is none around a value that is not finite itself.
+    """
+    known = jnp.isfinite(error) & jnp.isfinite(value)
+    return jnp.where(known, error, jnp.inf)
 
 
 def compare(
@@ -86,7 +89,7 @@ def compare(
     measured = written_out(measured)
     norm = jnp.where(jnp.isnan(against.norm), jnp.inf, against.norm)
     distance = jnp.abs(measured - against.value)
-    limit = _limit(against)
+    limit = finite_limit(against.value, against.error)
     violated = ~(distance <= limit) & jnp.isfinite(limit)
     return Comparison(
         measured_square=jnp.sum(distance**2, axis=-1),
@@ -171,7 +174,7 @@ def first_violation(
         ("sublayer output", record.output, whole),
     ]:
         distance = np.asarray(jnp.abs(measured - against.value))
-        limit = np.asarray(_limit(against))
+        limit = np.asarray(finite_limit(against.value, against.error))
         violated = ~(distance <= limit) & np.isfinite(limit)
         if violated.any():
             place = int(np.argmax(violated))

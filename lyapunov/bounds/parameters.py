@@ -26,7 +26,7 @@ from ..arithmetic.bounded import SAFETY
 from ..flows.residual import sublayer
 from ._norms import norm_of
 from .floor import FLOOR_TOKENS, ITERATIONS
-from .local import REFERENCE_SHARE
+from .local import REFERENCE_SHARE, finite_limit
 
 
 # Below this a result in fp64 may have lost all its digits.
@@ -202,9 +202,7 @@ def _sublayer_change(flow, incoming, base, changed, box, start):
     before, after, bound = jax.vmap(one)(incoming)
     apart = jnp.abs(after - before)
     own = jnp.linalg.norm(before, axis=-1) + jnp.linalg.norm(after, axis=-1)
-    # an overflow on the way leaves inf or inf times 0: no finite bound either way
-    known = jnp.isfinite(bound.error) & jnp.isfinite(before)
-    error = jnp.where(known, bound.error, jnp.inf)
+    error = finite_limit(before, bound.error)
     norm = jnp.where(jnp.isnan(bound.norm), jnp.inf, bound.norm)
     held = apart <= error + REFERENCE_SHARE * own[..., None]
     return SublayerChange(

@@ -25,7 +25,7 @@ from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
 from ..formats import FP32, Format
-from .local import REFERENCE_SHARE
+from .local import REFERENCE_SHARE, finite_limit
 
 
 # What fp64 leaves of a token's output: no error below is told from none.
@@ -49,6 +49,8 @@ class Held(NamedTuple):
     """A tensor held to its bound."""
 
     violations: Int[Array, "batch seq"]
+    unbounded: Int[Array, "batch seq"]
+    """Elements without a finite bound, which neither hold nor violate it."""
     ratio: Float[Array, "batch seq"]
     """Largest measured over bound among the channels; 0 under an infinite bound."""
     place: Int[Array, ""]
@@ -202,8 +204,7 @@ def _chained(flow, plan: _Plan, inputs, at, incoming, p, start, stored=None):
 
 
 def _hold(measured, value, error) -> Held:
-    # An overflow on the way leaves inf or inf times 0: no finite bound either way.
-    limit = jnp.where(jnp.isnan(error), jnp.inf, error)
+    limit = finite_limit(value, error)
     distance = jnp.abs(measured - value)
     finite = jnp.isfinite(limit)
     violated = ~(distance <= limit) & finite
@@ -212,6 +213,7 @@ def _hold(measured, value, error) -> Held:
     place = jnp.argmax(violated.reshape(-1))
     return Held(
         jnp.sum(violated, axis=-1),
+        jnp.sum(~finite, axis=-1),
         jnp.max(ratio, axis=-1),
         place,
         distance.reshape(-1)[place],

@@ -14,6 +14,7 @@ from lyapunov._audit_results import (
     CONSISTENT,
     NOT_RUN,
     SUSPICIOUS,
+    UNBOUNDED,
     AuditReport,
     VariantAudit,
 )
@@ -21,7 +22,13 @@ from lyapunov.report import _words as words
 from lyapunov.report.table import PLAIN, glyphs_for
 
 
-STYLES = {CONSISTENT: "green", SUSPICIOUS: "yellow", BUG: "bold red", NOT_RUN: "dim"}
+STYLES = {
+    CONSISTENT: "green",
+    SUSPICIOUS: "yellow",
+    UNBOUNDED: "yellow",
+    BUG: "bold red",
+    NOT_RUN: "dim",
+}
 HEAD = ("run", "precision", "verdict", "of bound", "z", "first at")
 LEGEND = (
     "of bound: largest measured over certified bound of a sublayer's output (above 1 "
@@ -175,6 +182,12 @@ def _notes(report: AuditReport) -> list[str]:
     lines = [
         f"not run: {', '.join(dict.fromkeys(names))}: {reason}"
         for reason, names in reasons.items()
+    ]
+    lines += [
+        f"{variant.variant} in {variant.precision}: {variant.unbounded:,} of "
+        f"{variant.elements:,} elements have no finite bound"
+        for variant in report.variants
+        if variant.unbounded
     ]
     apart = [
         (logits.rel_l2 or 0.0, logits.flips, variant, logits.against)
