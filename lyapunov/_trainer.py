@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ._arguments import choice, positive, shown, whole
 from ._check import check
-from ._errors import LyapunovError, MissingExtraError, UsageError
+from ._errors import ArgumentError, LyapunovError, MissingExtraError
+from ._format_table import PRECISIONS
 from ._from_torch import from_torch
 from ._request import given_tokens
 from ._results import Report
+from ._settings import checked_settings
 
 
 try:
@@ -45,10 +49,10 @@ class StabilityCallback(TrainerCallback):
     that cannot be checked any more (NaN) are a warning and `lyapunov/failed` = 1, and
     training goes on.
 
-    Trainer hands a callback no way to its loggers. Given as `callbacks=[callback]`, the
-    figures go to `state.log_history` and to callbacks behind this one; after
-    `callback.attach(trainer)` instead, they go through `trainer.log`, to all of them
-    (TensorBoard, W&B).
+    Given to `trainer.add_callback` or as `callbacks=[callback]`, the figures go through
+    `trainer.log`: to `state.log_history` and to all loggers (TensorBoard, W&B), in an
+    entry of their own. Called by something that is no Trainer, they wait for its next
+    log and go to the callbacks behind this one.
 
     **Arguments:**
 
@@ -79,15 +83,14 @@ class StabilityCallback(TrainerCallback):
         path: str | os.PathLike | None = None,
         seed: int = 0,
     ):
-        if type(every) is not int or every < 1:
-            raise UsageError(f"every = {every!r}", hint="a number of steps, 1 or more")
-        if not 0 < budget <= 1:
-            raise UsageError(f"budget = {budget!r}", hint="a share of time, such as .1")
+        self.every = whole(every, "every", 1)
+        self.budget = positive(budget, "budget", most=1)
+        self.probes = whole(probes, "probes", 0)
+        self.precision = choice(precision, "precision", PRECISIONS)
+        checked_settings({"seed": seed})
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ArgumentError(f"path is {shown(path)}", hint='path="stability.jsonl"')
         self.tokens = tokens
-        self.every = every
-        self.precision = precision
-        self.probes = probes
-        self.budget = budget
         self.path = None if path is None else Path(path)
         self.seed = seed
         self.spent = 0.0
@@ -107,6 +110,8 @@ class StabilityCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Check the model as training begins."""
+        trainer = self._trainer()
+        self._log = self._log if trainer is None else trainer.log
         self._began = time.perf_counter()
         self.spent, self.skipped, self._checks = 0.0, 0, 0
         if not state.is_world_process_zero:
@@ -169,6 +174,20 @@ class StabilityCallback(TrainerCallback):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self._publish(logged, control)
+
+    def _trainer(self) -> Any:
+        """The Trainer that is calling, which its callbacks are not told of.
+
+        It is the `self` of a frame further up, and has this callback in its list.
+        """
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            found = frame.f_locals.get("self")
+            handler = getattr(found, "callback_handler", None)
+            if any(one is self for one in getattr(handler, "callbacks", ())):
+                return found
+            frame = frame.f_back
+        return None
 
     def _publish(self, logged: dict[str, float], control) -> None:
         if self._log is None:

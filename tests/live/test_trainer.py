@@ -119,14 +119,31 @@ def test_figures_of_every_check_are_in_the_history(tmp_path):
     for step in (2, 4):
         (line,) = [line for line in written if line["step"] == step]
         assert line["lyapunov/max_exponent"] == logged[step]["lyapunov/max_exponent"]
-    assert "loss" in logged[4]
+    # in an entry of their own, as the loss is in one
+    assert [e["step"] for e in run.state.log_history if "loss" in e] == [4]
 
 
-def test_an_attached_callback_reaches_every_logger(tmp_path, quick):
+def add(callback, run):
+    run.add_callback(callback)
+
+
+def attach(callback, run):
+    assert callback.attach(run) is callback
+
+
+def in_a_list(callback, run):
+    run.callback_handler.callbacks.insert(0, callback)
+
+
+@pytest.mark.parametrize("way", [add, attach, in_a_list])
+def test_the_callback_reaches_every_logger(tmp_path, quick, way):
+    """Assert that loggers before it are told too, wherever the callback stands."""
     watch = Watch()
     run = trainer(make("mamba", **MAMBA), tmp_path, [watch], steps=2)
-    lyapunov.StabilityCallback(TOKENS, every=1, budget=1.0).attach(run)
+    way(lyapunov.StabilityCallback(TOKENS, every=1, budget=1.0), run)
     run.train()
+    kept = [e for e in run.state.log_history if "lyapunov/max_exponent" in e]
+    assert [e["step"] for e in kept] == [0, 1, 2]
     told = [log for log in watch.logs if "lyapunov/max_exponent" in log]
     assert len(told) == 3
     assert told[0]["lyapunov/predicted_divergence"] == 0.01
@@ -197,7 +214,17 @@ def test_what_cannot_be_checked_is_told_before_training(tmp_path):
         trainer(make("mamba", **MAMBA), tmp_path, [callback]).train()
 
 
-@pytest.mark.parametrize("given", [{"every": 0}, {"every": 1.5}, {"budget": 0.0}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"every": value} for value in (0, 1.5, "9", True, None)),
+        *({"budget": value} for value in (0.0, 1.5, "1", True, float("nan"))),
+        *({"probes": value} for value in (-1, 1.5, None)),
+        *({"precision": value} for value in ("int8", ["bf16"], None)),
+        *({"seed": value} for value in (-1, 0.5)),
+        {"path": 3},
+    ],
+)
 def test_arguments_out_of_range_are_refused(given):
     with pytest.raises(UsageError):
         lyapunov.StabilityCallback(TOKENS, **given)
