@@ -48,7 +48,7 @@ from ._audit_ways import (
     ways_of_dump,
     ways_of_source,
 )
-from ._check import _environment
+from ._environment import environment
 from ._errors import UsageError
 from ._load import model_of
 from ._request import given_tokens
@@ -141,7 +141,6 @@ def audit(
                 model, str(source), ids, precisions, variants, state_precision
             )
         found = _run(model, ids, ways, n_probes, seed, progress)
-        environment = _environment()
     results = [*found, *skipped]
     if all(r.verdict == NOT_RUN for r in results):
         raise UsageError(
@@ -152,7 +151,7 @@ def audit(
     return AuditReport(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,
-        environment=environment,
+        environment=environment(),
         assumptions=assumptions(ways),
         checkpoint=CheckpointFacts(
             source=model.source,

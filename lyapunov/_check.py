@@ -1,18 +1,16 @@
 """One check: what was asked for, the run through all layers, one report."""
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from . import findings
 from ._arguments import progress_or_none
 from ._changes import parameter_changes
+from ._environment import environment
 from ._load import model_of
 from ._reference_loss import reference_loss
 from ._request import (
@@ -198,11 +196,10 @@ def check(
             exit_zero=exit_zero,
             bounded=bounded,
         )
-        environment = _environment()
     return Report(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,
-        environment=environment,
+        environment=environment(),
         assumptions=_assumptions(executions),
         checkpoint=CheckpointFacts(
             source=model.source,
@@ -233,17 +230,6 @@ def check(
 
 
 # ---- what the report says of itself
-
-
-def _environment() -> dict[str, Any]:
-    device = jnp.zeros(()).devices().pop()
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "device": str(getattr(device, "device_kind", device)),
-        "platform": platform.platform(),
-    }
 
 
 def _assumptions(executions: Sequence[Execution]) -> list[str]:

@@ -12,14 +12,12 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
-from lyapunov._format_table import FORMAT_TABLE, STATE_PRECISIONS
+from lyapunov._format_table import PRECISIONS, STATE_PRECISIONS
 from lyapunov._version import __version__
 from lyapunov._weight_format_table import formats_in_words
 from lyapunov._weight_groups import GROUPS as WEIGHT_GROUPS
 
 
-FORMATS = tuple(FORMAT_TABLE)
-PRECISIONS = (*FORMATS, "bf16-cast", "fp16-cast", "bf16-amp", "fp16-amp")
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
 
 EPILOG = """\
@@ -102,10 +100,12 @@ class CheckCommand(click.Command):
     def main(self, args: Any = None, **extra: Any) -> Any:
         """Run and turn every way to end into an exit code."""
         from lyapunov._endings import guard
+        from lyapunov._interrupt import leave
 
         arguments = list(sys.argv[1:] if args is None else args)
         standalone = extra.pop("standalone_mode", True)
         extra.setdefault("prog_name", self.name)
+        extra.setdefault("obj", arguments)
 
         def run() -> int:
             result = click.Command.main(self, arguments, standalone_mode=False, **extra)
@@ -113,6 +113,8 @@ class CheckCommand(click.Command):
 
         code = guard(run, arguments)
         if standalone:
+            if args is None:  # the process is the command's own
+                leave(code)
             sys.exit(code)
         return code
 
@@ -133,13 +135,13 @@ def _version(_: Any) -> None:
 
 
 def _explain(code: str) -> None:
-    from lyapunov._session import explain
+    from lyapunov._answers import explain
 
     click.echo(explain(code))
 
 
 def _architectures(_: Any) -> None:
-    from lyapunov._session import architectures
+    from lyapunov._answers import architectures
 
     click.echo(architectures())
 
@@ -219,8 +221,9 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     multiple=True,
     type=click.Choice(PRECISIONS),
     metavar="FORMAT",
-    help="bf16, fp16 or fp32; with -cast A_log and D are cast as well, with -amp "
-    "weights stay fp32 under autocast; repeatable.  [default: bf16 and fp16]",
+    help=f"One of {', '.join(PRECISIONS)}: with -cast A_log and D are cast as well, "
+    "with -amp weights stay fp32 under autocast; repeatable.  "
+    "[default: bf16 and fp16]",
 )
 @click.option(
     "--state-precision",

@@ -73,9 +73,12 @@ class BarProgress:
         self._color = color
         self._bar: Any = None
         self._task: Any = None
+        self._closed = False
 
     def start(self, total: int, what: str) -> None:
         """Show the bar, or start it again for another stretch."""
+        if self._closed:  # work that was left behind goes on
+            return
         if self._bar is None:
             self._bar = self._open()
             self._bar.start()
@@ -92,6 +95,7 @@ class BarProgress:
 
     def close(self) -> None:
         """Take the bar away and give the cursor back."""
+        self._closed = True
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

@@ -6,9 +6,9 @@ Apart from `_cli` so that parsing stays light: the imports of the work are insid
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from typing import Any
 
 import click
 
-from lyapunov._catalogue import CATALOGUE
 from lyapunov._endings import (
     INTERRUPTED,
     STOPPED,
@@ -27,63 +26,12 @@ from lyapunov._endings import (
     say_error,
 )
 from lyapunov._errors import UsageError
+from lyapunov._interrupt import interruptible
+from lyapunov._quiet import hush
 from lyapunov._results import Report
 
 
 BUNDLED = "the bundled model"
-
-NOT_YET = {
-    ("precision", name): (f"--precision {name}", "use bf16, fp16 or fp32")
-    for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
-}
-"""Options whose feature is announced and not there: the option, what works."""
-
-
-def architectures() -> str:
-    """The families and layouts that can be read, and the planned ones, as text."""
-    from lyapunov.checkpoints import list_architectures
-    from lyapunov.checkpoints._not_covered import not_covered_lines
-
-    lines, planned = [], []
-    for family in list_architectures():
-        if not family["layouts"]:
-            planned.append(family["title"])
-            continue
-        lines.append(f"{family['name']}: {family['title']}")
-        for key in ("layouts", "covered", "not_covered"):
-            lines.append(f"  {key.replace('_', ' ')}:")
-            for item in family[key]:
-                lines += textwrap.wrap(
-                    item, 80, initial_indent="    - ", subsequent_indent="      "
-                )
-    lines += ["", "Recurrent, and not covered as checkpoints:"]
-    for item in not_covered_lines():
-        lines += textwrap.wrap(
-            item, 80, initial_indent="    - ", subsequent_indent="      "
-        )
-    if planned:
-        lines += ["", *textwrap.wrap(f"Planned: {', '.join(planned)}", 80)]
-    return "\n".join(lines)
-
-
-def explain(code: str) -> str:
-    """What a finding's code stands for, as text; `all` for every one.
-
-    **Raises:** `UsageError` for an unknown code.
-    """
-    wanted = code.strip().upper()
-    kinds = CATALOGUE.values() if wanted == "ALL" else [CATALOGUE.get(wanted)]
-    texts = []
-    for kind in kinds:
-        if kind is None:
-            raise UsageError(
-                f"no finding has the code {code!r}",
-                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
-                "`lyapunov-check --explain all` shows them",
-            )
-        body = textwrap.fill(kind.explanation, 80)
-        texts.append(f"{kind.code}  {kind.title}  ({kind.severity})\n\n{body}")
-    return "\n\n\n".join(texts)
 
 
 # --- The run ---------------------------------------------------------------------
@@ -123,6 +71,8 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
     **Raises:** `LyapunovError` where there is one checkpoint and it cannot be
     checked, and for what is wrong with the request itself.
     """
+    if not options["verbose"]:
+        hush()
     outputs = _validate(options)
     sources: list[str | None] = list(checkpoints) or [None]
     if options["baseline"] is not None and len(sources) > 1:
@@ -137,7 +87,7 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
     for source in sources:
         name = source or BUNDLED
         try:
-            report = _check(source, options)
+            report = _with_command(_check(source, options))
         except KeyboardInterrupt:
             if not outcomes:
                 raise Interrupted from None
@@ -172,10 +122,6 @@ def _validate(options: dict[str, Any]) -> list[Path]:
 
     **Returns:** the files to write, each once.
     """
-    for (option, value), (given, works) in NOT_YET.items():
-        wanted = options[option]
-        if value == wanted or (isinstance(wanted, tuple) and value in wanted):
-            raise UsageError(f"{given} is not there yet", hint=works)
     if options["quiet"] and options["verbose"]:
         raise UsageError("-q and -v exclude each other", hint="give one of them")
     if options["tokens"] is not None and options["text"] is not None:
@@ -215,44 +161,10 @@ def _validate(options: dict[str, Any]) -> list[Path]:
 
 
 def _check(source: str | None, options: dict[str, Any]) -> Any:
-    """Load, choose the tokens, check. The seam to the library."""
-    _prepare_jax()
-    if options["audit"] is not None:
-        return _audit(source, options)
-    from lyapunov._check import check
-
+    """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for."""
+    work = _checked if options["audit"] is None else _audit
     with _progress(options) as progress:
-        model = _open(source, options["revision"])
-        tokens = _tokens(model, options)
-        if options["baseline"] is not None:
-            from lyapunov._baseline import check_tokens
-            from lyapunov._request import tokens_facts
-
-            facts = dataclasses.asdict(tokens_facts(tokens.ids, tokens.source))
-            check_tokens(facts, options["baseline"])
-        report = check(
-            model,
-            tokens.ids,
-            precisions=options["precision"],
-            state_precision=options["state_precision"],
-            mode=options["mode"],
-            layers=options["layers"],
-            measure=options["measure"],
-            constants=options["constants"],
-            device=options["device"],
-            against=options["against"],
-            round_weights=options["round_weights"],
-            seed=options["seed"],
-            progress=progress,
-            token_source=tokens.source,
-            tokens_are_text=tokens.is_text,
-            token_bytes=tokens.n_bytes,
-            fail_on=options["fail_on"],
-            select=options["select"],
-            ignore=options["ignore"],
-            allow_partial=options["allow_partial"],
-            exit_zero=options["exit_zero"],
-        )
+        report = interruptible(lambda: work(source, options, progress))
     if options["baseline"] is None:
         return report
     from lyapunov._baseline import with_baseline
@@ -263,16 +175,69 @@ def _check(source: str | None, options: dict[str, Any]) -> Any:
     return report
 
 
+def _with_command(report: Any) -> Any:
+    """The report with the line that made it."""
+    line = shlex.join(["lyapunov-check", *click.get_current_context().obj])
+    return dataclasses.replace(
+        report, environment={**report.environment, "command": line}
+    )
+
+
+def _checked(source: str | None, options: dict[str, Any], progress: Any) -> Any:
+    """The seam to the library."""
+    _prepare_jax()
+    from lyapunov._check import check
+
+    model = _open(source, options["revision"])
+    tokens = _tokens(model, options)
+    if options["baseline"] is not None:
+        from lyapunov._baseline import check_tokens
+        from lyapunov._request import tokens_facts
+
+        facts = dataclasses.asdict(tokens_facts(tokens.ids, tokens.source))
+        check_tokens(facts, options["baseline"])
+    return check(
+        model,
+        tokens.ids,
+        precisions=options["precision"],
+        state_precision=options["state_precision"],
+        mode=options["mode"],
+        layers=options["layers"],
+        measure=options["measure"],
+        constants=options["constants"],
+        device=options["device"],
+        against=options["against"],
+        round_weights=options["round_weights"],
+        seed=options["seed"],
+        progress=progress,
+        token_source=tokens.source,
+        tokens_are_text=tokens.is_text,
+        token_bytes=tokens.n_bytes,
+        fail_on=options["fail_on"],
+        select=options["select"],
+        ignore=options["ignore"],
+        allow_partial=options["allow_partial"],
+        exit_zero=options["exit_zero"],
+    )
+
+
 def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
     """What checking each would cost, shown; always 0."""
-    _prepare_jax()
-    from lyapunov._plan_session import planned
+
+    def planned_one(source: str | None) -> Any:
+        _prepare_jax()
+        from lyapunov._plan_session import planned
+
+        model = _open(source, options["revision"])
+        return planned(model, _tokens(model, options).ids, options)
 
     documents = []
     for source in sources:
-        with _progress(options):
-            model = _open(source, options["revision"])
-            made = planned(model, _tokens(model, options).ids, options)
+        try:
+            with _progress(options):
+                made = interruptible(lambda source=source: planned_one(source))
+        except KeyboardInterrupt:
+            raise Interrupted from None
         documents.append(made.to_dict())
         if not options["json_output"]:
             from lyapunov.report.plan import to_plan_table
@@ -288,14 +253,14 @@ def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
     return 0
 
 
-def _audit(source: str | None, options: dict[str, Any]) -> Any:
+def _audit(source: str | None, options: dict[str, Any], progress: Any) -> Any:
     """Load, choose the tokens where a dump has none, audit."""
+    _prepare_jax()
     from lyapunov._audit_session import is_dump, run_audit
 
-    with _progress(options) as progress:
-        model = _open(source, options["revision"])
-        tokens = None if is_dump(options["audit"]) else _tokens(model, options)
-        return run_audit(model, tokens, options, progress)
+    model = _open(source, options["revision"])
+    tokens = None if is_dump(options["audit"]) else _tokens(model, options)
+    return run_audit(model, tokens, options, progress)
 
 
 def _tokens(model: Any, options: dict[str, Any]) -> Any:

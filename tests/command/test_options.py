@@ -85,7 +85,10 @@ def test_tokens_come_from_a_file(run, fake, tmp_path):
     [
         (["--mode", "train"], "train"),
         (["--state-precision", "fp64"], "fp64"),
-        (["--precision", "fp8_e4m3"], "--precision fp8_e4m3 is not there yet"),
+        *(
+            (["--precision", name], f"'{name}' is not one of 'bf16', 'fp16', 'fp32'")
+            for name in ("fp64", "tf32", "fp8_e4m3", "fp8_e5m2")
+        ),
         (["--precision", "int8"], "int8"),
         (["--round-weights", "fp32"], "weights cannot be rounded to 'fp32'"),
         (["--round-weights", "bf16:A"], "no group of weights 'A'"),

@@ -265,7 +265,15 @@ def example_report(
             "batch": 1,
             "seed": 0,
         },
-        environment={"python": "3.11.7", "jax": "0.10.2", "device": "cpu"},
+        environment={
+            "python": "3.11.7",
+            "jax": "0.10.2",
+            "jaxlib": "0.10.2",
+            "numpy": "2.3.1",
+            "device": "cpu",
+            "date": "2026-11-29T12:00:00+00:00",
+            "command": None,
+        },
         assumptions=[
             "Rounding is to nearest, ties to even, at the named stores.",
             "The scan's depth is at most 512 and its elements are combined in fp32.",
