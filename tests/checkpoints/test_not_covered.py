@@ -8,8 +8,8 @@ import pytest
 
 import lyapunov
 from lyapunov import recurrences
+from lyapunov._answers import architectures
 from lyapunov._errors import UnsupportedCheckpointError
-from lyapunov._session import architectures
 from lyapunov.checkpoints._families import _MODEL_TYPES, layout_of
 from lyapunov.checkpoints._not_covered import NOT_COVERED, WINDOW
 
