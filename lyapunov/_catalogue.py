@@ -247,6 +247,20 @@ _KINDS = (
         "with what the precision does. Where it is larger, take an implementation that "
         "limits dt as the config says; neither of the two is a bug of rounding.",
     ),
+    FindingKind(
+        "LYA019",
+        "adapter reaches part of the network",
+        WARNING,
+        "The adapter changes some of the recurrent sublayers or none, or its settings "
+        "name modules that the base has not, or for which it has no weights, or "
+        "updates are zero (lora_B before training). PEFT passes over a name that "
+        "matches nothing as long as another matches: lists of targets made for "
+        "another family (gate_proj in a network whose MLP has no gate, q_proj alone "
+        "in a hybrid with few attention layers) train a small share of the network "
+        "without a word. Where that is meant, ignore this code; else compare "
+        "target_modules with the names of the base's modules, and look in the "
+        "report's coverage for what was reached.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lyapunov._results import ParameterChangeReport
+from lyapunov._results import AdapterCoverage, ParameterChangeReport
 
 
 def change_advice(changes: Sequence[ParameterChangeReport]) -> list[str]:
@@ -60,3 +60,26 @@ def nothing_differs(change: ParameterChangeReport) -> bool:
         *(name for row in change.layers for name in row.weights),
     ]
     return not compared and change.output.measured_rel_l2 == 0.0
+
+
+def coverage_gaps(coverage: AdapterCoverage) -> list[str]:
+    """What an adapter leaves out that its author may not know; empty where nothing.
+
+    Layers that the settings choose are no gap, unless no recurrence is among them.
+    """
+    c, gaps = coverage, []
+    meant = c.layers_chosen and c.recurrent_touched
+    if c.recurrent_touched < c.recurrent_total and not meant:
+        gaps.append(
+            f"changes {c.recurrent_touched} of {c.recurrent_total} recurrent sublayers "
+            f"({c.sublayers_touched} of {c.sublayers_total} sublayers)"
+        )
+    if c.names_absent:
+        names = ", ".join(c.names_absent)
+        gaps.append(f"its settings name {names}, no module of the base")
+    if c.names_without_weights:
+        names = ", ".join(c.names_without_weights)
+        gaps.append(f"its settings name {names}, for which it has no weights")
+    if c.zero_updates:
+        gaps.append(f"{c.zero_updates} of its {c.updates} updates are zero")
+    return gaps

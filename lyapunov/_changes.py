@@ -245,6 +245,7 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         weight_format=run.change.weight_format,
         rounded=list(run.change.rounded),
         kept=list(run.change.kept),
+        coverage=run.change.coverage,
     )
 
 

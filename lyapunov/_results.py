@@ -332,6 +332,29 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
+class AdapterCoverage:
+    """Which sublayers an adapter reaches, and which of its names reach nothing.
+
+    A sublayer is touched where some update of its weights is not zero.
+    """
+
+    recurrent_touched: int
+    recurrent_total: int
+    sublayers_touched: int
+    sublayers_total: int
+    updates: int
+    """Weights that the adapter has an update for."""
+    zero_updates: int
+    """Of those, updates that are zero: a lora_B that was never trained."""
+    names_absent: list[str]
+    """Of target_modules and modules_to_save: what is no module of the base."""
+    names_without_weights: list[str]
+    """What is one, and has no weights in the adapter."""
+    layers_chosen: bool
+    """Whether the settings restrict the layers (layers_to_transform)."""
+
+
+@dataclass(frozen=True)
 class ParameterChangeReport:
     """A weight set against the base: exact arithmetic, nothing else is rounded."""
 
@@ -356,6 +379,8 @@ class ParameterChangeReport:
     """Of a rounding: parameters that were rounded, as `kind.parameter`."""
     kept: list[str] = field(default_factory=list)
     """Of a rounding: parameters that it left as they are."""
+    coverage: AdapterCoverage | None = None
+    """Of an adapter: what it reaches."""
 
 
 @dataclass(frozen=True)

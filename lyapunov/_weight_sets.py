@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from ._adapter_coverage import adapter_coverage
 from ._errors import UsageError
 from ._load import load
+from ._results import AdapterCoverage
 from ._rounded_layout import RoundedLayout
 from ._same_network import differences
 from ._weight_groups import rounded_group
@@ -36,6 +38,8 @@ class ParameterChange:
     """Parameters that a rounding rounds, as `kind.parameter`."""
     kept: tuple[str, ...] = ()
     """Parameters that it leaves as they are."""
+    coverage: AdapterCoverage | None = None
+    """What an adapter reaches."""
 
 
 def rounded_weights(model: Model, group: str) -> ParameterChange:
@@ -93,6 +97,7 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             tuple(
                 stored for stored, one in merged.updates.items() if one.A is not None
             ),
+            coverage=adapter_coverage(merged, adapter),
         )
     other = load(source)
     apart = differences(

@@ -10,6 +10,7 @@ from typing import Any
 from lyapunov._advice import recommendation, state_to_keep, weights_to_run
 from lyapunov._benchmark_noise import benchmark_note
 from lyapunov._catalogue import CATALOGUE, ERROR, FindingKind
+from lyapunov._change_findings import change_findings
 from lyapunov._format_table import (
     FORMAT_TABLE,
     NARROW_RANGE,
@@ -102,7 +103,7 @@ def find(
         found += _of_output(precision)
     found += _of_functions(precisions)
     for change in changes:
-        found += _of_change(change)
+        found += change_findings(change)
     if reference is not None:
         found += loss_findings(reference)
     return sorted(found, key=_order)
@@ -368,20 +369,6 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
         if one.argmax_total:
             message += f", {one.argmax_flips:,} of {one.argmax_total:,} top tokens"
         yield _finding("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
-
-
-def _of_change(change: ParameterChangeReport) -> Iterator[Finding]:
-    for layer in change.layers:
-        if layer.violations:
-            yield _finding(
-                "LYA003",
-                layer.layer,
-                f"changed weights {change.name}: {layer.violations:,} of "
-                f"{layer.elements_total:,} elements above the bound",
-                value=float(layer.violations),
-                limit=0.0,
-                precision=change.name,
-            )
 
 
 def _are(n: int, noun: str) -> str:

@@ -121,6 +121,16 @@ class _Update:
     addition: StoredTensor | None = None
     """A bias of the low-rank part, added s times."""
 
+    def is_zero(self) -> bool:
+        """Whether it adds nothing: a factor of zeros, as lora_B before training."""
+        if self.replacement is not None:
+            return False
+        if self.addition is not None and self.scaling and _read(self.addition).any():
+            return False
+        if self.A is None or self.B is None:
+            return True
+        return not (self.scaling and _read(self.B).any() and _read(self.A).any())
+
 
 @dataclass(frozen=True, eq=False)
 class AdaptedLayout(NetworkLayout):
@@ -194,6 +204,11 @@ def adapted(base: NetworkLayout, adapter: Adapter) -> AdaptedLayout:
     **Raises:** `UsageError` where it was made for another base: names that the base
     does not have, or shapes that do not fit.
     """
+    if isinstance(base, AdaptedLayout):
+        raise UsageError(
+            "the base has an adapter merged in already",
+            hint=f"give the base alone; {MERGE}",
+        )
     shapes = _shapes(base)
     short = {_without_root(name): name for name in shapes}
     updates: dict[str, _Update] = {}
@@ -274,6 +289,13 @@ def _parse(name: str):
     for wrapper in (".base_layer", ".modules_to_save"):
         stored = stored.replace(wrapper, "")
     return _without_root(stored), role, module
+
+
+def adapted_module(name: str) -> str:
+    """The module of the base that a tensor of an adapter belongs to, in one spelling
+    of the module that holds the layers."""
+    stored, _, _ = _parse(name)
+    return stored.removesuffix(".weight").removesuffix(".bias")
 
 
 def _check(

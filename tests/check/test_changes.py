@@ -5,6 +5,7 @@ NumPy's network runs both weight sets whole; the study goes layer by layer.
 
 import json
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import lyapunov
 from lyapunov._changes import parameter_changes
 from lyapunov._errors import LyapunovError, UsageError
 from lyapunov._weight_sets import other_weights, rounded_weights
+from lyapunov.report.json import schema
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
 from ..model.saved import save_mamba_ssm, save_transformers
@@ -295,6 +297,11 @@ def test_check_reports_every_change_and_the_chosen_layers(model, tokens, tmp_pat
     assert report.settings["against"] == str(folder)
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert len(document["parameter_changes"]) == 3
+    coverage = document["parameter_changes"][0]["coverage"]
+    assert (coverage["recurrent_touched"], coverage["recurrent_total"]) == (1, 3)
+    (told,) = [f for f in report.findings if f.code == "LYA019"]
+    assert "changes 1 of 3 recurrent sublayers" in told.message
+    jsonschema.validate(document, schema())
 
 
 def test_the_command_ends_with_two_and_a_clear_line(model, tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_experts_have_scales_of_their_own(saved):
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2-block128", "int8", "nf4"])
-def test_embedding_and_head_are_rounded_where_they_are_named(saved, name):
+def test_embedding_and_head_are_rounded_where_they_are_named(saved, name: str):
     """Assert rows as they are asked for, in any order, as those of the whole."""
     model, tensors = saved("llama")
     short = SHORT_NAMES.get(name, name)
