@@ -66,9 +66,11 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
     if sublayer.kind == "mamba2":
         multiplicity = sizes.d_inner // sizes.heads * sizes.d_state
         dt_limit = sizes.dt_limit
-    else:
+    elif sublayer.kind == "mamba1":
         # heads one after the other, as the flow puts them
         A_log = A_log.reshape(channels, -1)
+    else:
+        raise TypeError(f"exponents of {sublayer.kind} are not found here")
     return layer_exponents(
         sublayer.layer,
         sublayer.kind,

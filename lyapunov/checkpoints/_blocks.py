@@ -43,12 +43,11 @@ def mlp_parts(
     stored: dict[str, Any],
     prefix: str,
     norm: str | None,
-    gated: bool = True,
 ) -> dict[str, Part]:
     """Parameters named gate_proj, up_proj, down_proj, with biases where stored."""
     parts = {} if norm is None else {"norm": Part(norm, (m.d_model,))}
     shapes = {"up": (m.d_hidden, m.d_model), "down": (m.d_model, m.d_hidden)}
-    if gated:
+    if m.gated:
         shapes["gate"] = (m.d_hidden, m.d_model)
     for name, shape in shapes.items():
         parts[name] = Part(f"{prefix}{name}_proj.weight", shape)
@@ -68,13 +67,13 @@ def fused_mlp_parts(m: MlpSizes, both: str, down: str) -> dict[str, Part]:
 
 
 def expert_parts(
-    e: ExpertsSizes, prefix: str, gated: bool, stored: dict[str, Any]
+    e: ExpertsSizes, prefix: str, stored: dict[str, Any]
 ) -> dict[str, Part]:
     """Experts stored one by one, or together with gate and up in one tensor."""
     width, hidden = e.width or e.d_model, e.d_hidden
     if f"{prefix}down_proj" in stored:
         parts = {"down": Part(f"{prefix}down_proj", (e.experts, width, hidden))}
-        if not gated:
+        if not e.gated:
             shape = (e.experts, hidden, width)
             return parts | {"up": Part(f"{prefix}up_proj", shape)}
         both = (e.experts, 2 * hidden, width)
@@ -82,7 +81,7 @@ def expert_parts(
             parts[name] = Part(f"{prefix}gate_up_proj", both, middle(*place))
         return parts
     shapes = {"up": (hidden, width), "down": (width, hidden)}
-    if gated:
+    if e.gated:
         shapes["gate"] = (hidden, width)
     return {
         name: Part(

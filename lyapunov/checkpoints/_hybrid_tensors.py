@@ -66,7 +66,7 @@ def _two_a_layer(
             norm = Part(f"{behind}.weight", (sizes.d_model,))
             inside = f"{prefix}feed_forward."
             router = Part(f"{inside}router.weight", (sizes.experts, sizes.d_model))
-            own = expert_parts(sizes, f"{inside}experts.", True, stored)
+            own = expert_parts(sizes, f"{inside}experts.", stored)
             parts.append({"norm": norm, "router": router, **own})
     embedding = "model.embed_tokens.weight"
     last = "model.norm" if name == "granitemoehybrid" else "model.final_layernorm"
@@ -101,7 +101,7 @@ def _granite_parts(
     inside = f"{prefix}block_sparse_moe."
     count, width, hidden = sizes.experts, sizes.d_model, sizes.d_hidden
     if f"{inside}input_linear.weight" not in stored:
-        own |= expert_parts(sizes, f"{inside}experts.", True, stored)
+        own |= expert_parts(sizes, f"{inside}experts.", stored)
         return own | {"router": Part(f"{inside}router.weight", (count, width))}
     both = (count, 2 * hidden, width)
     for key, place in (("gate", (0, hidden)), ("up", (hidden, 2 * hidden))):
@@ -126,7 +126,7 @@ def recognise_nemotron_h(
         elif isinstance(sizes, AttentionSizes):
             parts.append(attention_parts(sizes, stored, prefix, weight))
         elif isinstance(sizes, MlpSizes):
-            parts.append(mlp_parts(sizes, stored, prefix, weight, gated=False))
+            parts.append(mlp_parts(sizes, stored, prefix, weight))
         else:
             parts.append(_nemotron_expert_parts(sizes, prefix, weight, stored))
     embedding = f"{root}.embeddings.weight"
@@ -144,13 +144,13 @@ def _nemotron_expert_parts(
 ) -> dict[str, Part]:
     assert sizes.shared is not None
     d_model, shared = sizes.d_model, f"{prefix}shared_experts."
-    common = mlp_parts(sizes.shared, stored, shared, None, gated=False)
+    common = mlp_parts(sizes.shared, stored, shared, None)
     own = {
         "norm": Part(norm, (d_model,)),
         "router": Part(f"{prefix}gate.weight", (sizes.experts, d_model)),
         "router_bias": Part(f"{prefix}gate.e_score_correction_bias", (sizes.experts,)),
         **{f"shared_{key}": part for key, part in common.items()},
-        **expert_parts(sizes, f"{prefix}experts.", False, stored),
+        **expert_parts(sizes, f"{prefix}experts.", stored),
     }
     if sizes.width is not None:
         for key, name, shape in (

@@ -96,6 +96,7 @@ def jamba_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 14336),
         activation=activation(config, "silu"),
+        gated=True,
         norm_epsilon=epsilon,
     )
     experts = ExpertsSizes(
@@ -106,6 +107,7 @@ def jamba_config(config: dict[str, Any]) -> NetworkConfig:
         scoring="softmax",
         shares=False,
         activation=mlp.activation,
+        gated=True,
         norm_epsilon=epsilon,
     )
     turn = (
@@ -178,6 +180,7 @@ def bamba_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 14336),
         activation=activation(config, "silu"),
+        gated=True,
         norm_epsilon=epsilon,
     )
     attended = config.get("attn_layer_indices") or []
@@ -212,6 +215,7 @@ def granite_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "shared_intermediate_size", 1024),
         activation=activation(config, "silu"),
+        gated=True,
         norm_epsilon=epsilon,
         out_multiplier=out,
     )
@@ -226,6 +230,7 @@ def granite_config(config: dict[str, Any]) -> NetworkConfig:
                 scoring="softmax",
                 shares=True,
                 activation=mlp.activation,
+                gated=True,
                 norm_epsilon=epsilon,
                 shared=replace(mlp, norm_front=False, out_multiplier=1.0),
                 out_multiplier=out,
@@ -271,6 +276,7 @@ def falcon_h1_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 14336),
         activation=activation(config, "silu"),
+        gated=True,
         norm_epsilon=epsilon,
         gate_multiplier=gate,
         down_multiplier=down,
@@ -325,6 +331,7 @@ def nemotron_h_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 21504),
         activation=activation(config, "relu2", "mlp_hidden_act"),
+        gated=False,
         norm_epsilon=epsilon,
     )
     built: dict[str, Any] = {"mamba": mixer, "attention": attention, "mlp": mlp}
@@ -360,6 +367,7 @@ def _nemotron_experts(config: dict[str, Any], mlp: MlpSizes) -> ExpertsSizes:
             scoring="sigmoid",
             shares=switch(config, "norm_topk_prob", True),
             activation=mlp.activation,
+            gated=False,
             norm_epsilon=mlp.norm_epsilon,
             width=None if latent is None else integer(config, "moe_latent_size", 1),
             shared=replace(

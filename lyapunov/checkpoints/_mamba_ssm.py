@@ -194,6 +194,7 @@ def _network(config: dict[str, Any], mixer: Any) -> NetworkConfig:
                     # mamba_ssm rounds up to a multiple of 128
                     d_hidden=-(-integer(config, "d_intermediate", 0) // 128) * 128,
                     activation="silu",
+                    gated=True,
                     norm_epsilon=_EPSILON,
                     norm_centred=mixer.norm_centred,
                 )

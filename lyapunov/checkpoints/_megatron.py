@@ -69,7 +69,7 @@ def recognise_megatron(checkpoint: Checkpoint, args: dict[str, Any]) -> NetworkL
         if f"{prefix}mlp.linear_fc1.weight" in stored:
             mlp = _mlp_sizes(args, d_model, epsilon)
             sublayers.append(mlp)
-            parts.append(_mlp_parts(mlp, prefix, stored, bool(args.get("swiglu"))))
+            parts.append(_mlp_parts(mlp, prefix, stored))
         if len(parts) == before:
             raise CorruptCheckpointError(
                 f"no mixer, attention or MLP among the tensors of {prefix[:-1]}:"
@@ -160,6 +160,7 @@ def _mlp_sizes(args: dict, d_model: int, epsilon: float) -> MlpSizes:
         d_model=d_model,
         d_hidden=integer(args, "ffn_hidden_size", 4 * d_model),
         activation=activation,
+        gated=bool(args.get("swiglu")),
         norm_epsilon=epsilon,
     )
 
@@ -219,13 +220,13 @@ def _attention_parts(c: AttentionSizes, prefix: str, stored: dict) -> dict[str, 
     }
 
 
-def _mlp_parts(c: MlpSizes, prefix: str, stored: dict, gated: bool) -> dict[str, Part]:
+def _mlp_parts(c: MlpSizes, prefix: str, stored: dict) -> dict[str, Part]:
     first = f"{prefix}mlp.linear_fc1.weight"
     parts = {
         "norm": _norm(stored, prefix, "pre_mlp_layernorm", "mlp.linear_fc1", c.d_model),
         "down": Part(f"{prefix}mlp.linear_fc2.weight", (c.d_model, c.d_hidden)),
     }
-    if not gated:
+    if not c.gated:
         return parts | {"up": Part(first, (c.d_hidden, c.d_model))}
     shape = (2 * c.d_hidden, c.d_model)
     return parts | {

@@ -61,6 +61,7 @@ def openelm_config(config: dict[str, Any]) -> NetworkConfig:
                 d_model=d_model,
                 d_hidden=_divisible(float(width) * d_model, divisor),
                 activation=act,
+                gated=True,
                 norm_epsilon=_EPSILON,
             )
         )

@@ -47,6 +47,7 @@ def gpt_neox_config(config: dict[str, Any]) -> NetworkConfig:
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 24576),
         activation=activation(config, "gelu"),
+        gated=False,
         norm_epsilon=epsilon,
         norm_centred=True,
         beside=switch(config, "use_parallel_residual", True),
@@ -162,6 +163,7 @@ def _llama_like(config: dict[str, Any], epsilon: float, **norms: bool) -> Networ
         d_model=d_model,
         d_hidden=integer(config, "intermediate_size", 11008),
         activation=activation(config, "silu"),
+        gated=True,
         norm_epsilon=epsilon,
         **norms,
     )

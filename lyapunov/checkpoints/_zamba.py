@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,11 @@ def zamba_config(config: dict[str, Any]) -> NetworkConfig:
         "hybrid" if i % period == offset else "mamba" for i in range(layers - 3)
     ]
     kinds = layer_kinds(config, ("layers_block_type", "layer_types"), default[:layers])
-    return _network(config, epsilon, kinds, mixer, _shared_sizes(config, epsilon, None))
+    # one block for all, and nothing that a layer adds of its own
+    shared = replace(
+        _shared_sizes(config, epsilon, None), blocks=1, adapter_rank=0, adapted=False
+    )
+    return _network(config, epsilon, kinds, mixer, shared)
 
 
 def zamba2_config(config: dict[str, Any]) -> NetworkConfig:
@@ -129,6 +134,7 @@ def _shared_sizes(
             d_model=d_model,
             d_hidden=integer({"intermediate_size": hidden}, "intermediate_size", 1),
             activation=activation(config, "gelu"),
+            gated=True,
             norm_epsilon=epsilon,
         ),
         blocks=integer(config, "num_mem_blocks", 1),

@@ -99,7 +99,7 @@ class Execution:
         raise UsageError(
             f"{self.name} declares nothing for sublayers of kind {kind!r}; it has "
             f"{known}",
-            hint="--measure emulated, or none",
+            hint="--measure none, or an implementation that runs them",
         )
 
     def parameter_format(self, name: str) -> Format:

@@ -215,11 +215,17 @@ class AttentionSizes:
 
 @dataclass(frozen=True)
 class MlpSizes:
-    """One MLP with the norm before it; names as for `AttentionSizes`."""
+    """One MLP with the norm before it; names as for `AttentionSizes`.
+
+    **Arguments:**
+
+    - `gated`: whether a second projection is activated and multiplies the first.
+    """
 
     d_model: int
     d_hidden: int
     activation: str
+    gated: bool
     norm_epsilon: float
     norm_centred: bool = False
     norm_front: bool = True
@@ -241,6 +247,7 @@ class ExpertsSizes:
     - `experts`, `chosen`: how many there are, and how many a token goes through.
     - `scoring`: "softmax" or "sigmoid" of the router's output.
     - `shares`: whether weights are divided by their sum over the chosen experts.
+    - `gated`: of each expert, as in `MlpSizes`.
     - `width`: channels that the experts work on; d_model where not given.
     - `shared`: an MLP that every token goes through as well.
     """
@@ -252,6 +259,7 @@ class ExpertsSizes:
     scoring: str
     shares: bool
     activation: str
+    gated: bool
     norm_epsilon: float
     width: int | None = None
     shared: MlpSizes | None = None

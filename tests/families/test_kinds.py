@@ -1,0 +1,211 @@
+"""Every kind of sublayer, asked everything: no table passes over one in silence.
+
+A kind that is added to `KINDS` and to nothing else fails here, table by table.
+"""
+
+import functools
+import pathlib
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov._errors import UsageError
+from lyapunov._layer_facts import REASONS
+from lyapunov.executions import executions_for, mamba_ssm_prefill
+from lyapunov.executions._measured import MEASURED_KINDS
+from lyapunov.flows.sites import FLOW_ORDER
+from lyapunov.models.config import NetworkConfig
+from lyapunov.models.kinds import KINDS
+from lyapunov.models.measure import n_channels, n_states, n_weights
+from lyapunov.runners._torch import NAMES_BY_KIND
+from lyapunov.runners.transformers_network import WATCHED
+
+from . import numpy_mamba3
+from .configurations import CASES, CONFIGURATIONS
+from .library import make, save as save_transformers
+from .test_against_numpy import CONFIGS, drawn, full_config, mamba_ssm_shapes, save
+from .test_mamba3 import CONFIGS as MAMBA3
+
+
+# Together they have a sublayer of every kind, and both forms of gates and of experts.
+QUICK = {
+    ("mamba_ssm", "attention with a convolution"),
+    ("mamba_ssm", "Mamba-1 with LayerNorm, attention and MLPs"),
+    ("mamba3", "SISO, groups, norm, all pairs turn"),
+    ("mamba3", "MIMO, groups, norm"),
+    ("nemotron_h", "latent experts"),
+    ("granitemoehybrid", "experts, no positions"),
+    ("zamba", "two heads"),
+    ("zamba2", "two blocks, adapters, positions"),
+    ("gpt_neox", "parallel"),
+}
+MODELS = [
+    *(("mamba_ssm", name) for name in CONFIGS),
+    *(("mamba3", name) for name in MAMBA3),
+    *CASES,
+]
+NOT_RECURRENT = {kind for kind in KINDS if not KINDS[kind].recurrent}
+# Mamba-3 is in none of transformers' models.
+REFUSED = {"mamba3": "transformers prefill, bf16 declares nothing"}
+# These run in torch's kernels, whose constants nobody measures.
+NOT_MEASURED = NOT_RECURRENT
+
+
+def drawn_at_random(family, name):
+    """Whether a checkpoint of mamba_ssm is drawn, or transformers makes one."""
+    return family in ("mamba_ssm", "mamba3")
+
+
+@functools.cache
+def model_of(family, name):
+    """A small random model, read from its files."""
+    folder = Path(tempfile.mkdtemp(prefix="lyapunov-test-"))
+    if not drawn_at_random(family, name):
+        network = make(family, **CONFIGURATIONS[family][name])
+        return lyapunov.load(save_transformers(network, folder))
+    mamba3 = family == "mamba3"
+    config = full_config({"ssm_cfg": MAMBA3[name]} if mamba3 else CONFIGS[name])
+    shapes = (numpy_mamba3.shapes if mamba3 else mamba_ssm_shapes)(config)
+    weights = drawn(shapes, np.random.default_rng(5))
+    return lyapunov.load(save(folder, weights, config))
+
+
+@functools.cache
+def having(kind):
+    """A quick model with a sublayer of this kind."""
+    for case in sorted(QUICK):
+        if any(s.kind == kind for s in model_of(*case).config.sublayers):
+            return model_of(*case)
+    raise AssertionError(f"no quick model has a sublayer of kind {kind}")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])
+        for case in MODELS
+    ],
+)
+def test_counts_are_those_of_what_is_built(family, name):
+    """Assert weights and states equal to the parameter set's, for every sublayer."""
+    model = model_of(family, name)
+    for layer, sizes in enumerate(model.config.sublayers):
+        raw = model.raw_parameters(layer)
+        place = layer, sizes.kind
+        matrices = sum(array.size for array in raw.values() if array.ndim > 1)
+        assert n_weights(sizes) == matrices > 0, place
+        assert n_channels(sizes, 7) > 0, place
+        if KINDS[sizes.kind].recurrent:
+            start = model.start(model.parameters(layer))
+            assert n_states(sizes) == start.state.size > 0, place
+        else:
+            assert n_states(sizes) == 0, place
+
+
+def test_what_is_not_counted_raises():
+    """Assert that sizes of no known kind have no count of 0."""
+    for count in (n_weights, n_states, lambda sizes: n_channels(sizes, 7)):
+        with pytest.raises(TypeError, match="SimpleSizes has no count"):
+            count(type("SimpleSizes", (), {})())
+
+
+def executions(model, measure):
+    """Of every precision and mode that the implementation has for this model."""
+    for mode in ("prefill", "decode"):
+        for precision in ("bf16", "fp16", "fp32", "bf16-cast", "bf16-amp"):
+            try:
+                found = executions_for(
+                    model.config,
+                    [precision],
+                    architecture=model.layout.architecture,
+                    mode=mode,
+                    measure=measure,
+                )
+            except UsageError:
+                continue
+            yield found[0]
+
+
+@pytest.mark.parametrize("measure", ["emulated", "transformers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_an_execution_of_its_own(kind, measure):
+    """Assert it in every implementation, or a refusal that names the kind."""
+    model = having(kind)
+    found = list(executions(model, measure))
+    if measure == "transformers" and kind in REFUSED:
+        assert found == []
+        with pytest.raises(UsageError, match=f"{REFUSED[kind]}.*{kind!r}"):
+            executions_for(model.config, ["bf16"], measure="transformers")
+        return
+    assert {execution.mode for execution in found} == {"prefill", "decode"}
+    for execution in found:
+        own = execution.of(kind)
+        assert own.kind == kind
+        assert set(own.sites) <= set(FLOW_ORDER), (kind, own.name)
+        assert own.sites, kind
+        if KINDS[kind].recurrent and own.mode == "decode":
+            assert "state" in own.sites, (kind, own.name)
+
+
+@pytest.mark.parametrize("measure", ["emulated", "transformers"])
+@pytest.mark.parametrize("kind", ["gated_delta", "", "mamba4"])
+def test_a_kind_that_nobody_declares_is_refused(kind, measure):
+    """Assert an error that names it and what there is, and never another's stores."""
+    for case in [("mamba_ssm", name) for name in CONFIGS] + [("zamba", "two heads")]:
+        if case not in QUICK:
+            continue
+        for execution in executions(model_of(*case), measure):
+            with pytest.raises(UsageError, match=f"kind {kind!r}; it has .*mamba1"):
+                execution.of(kind)
+    assert mamba_ssm_prefill("bf16").of("mamba1").kind == "mamba1"
+    with pytest.raises(UsageError, match=r"'mamba2'; it has mamba1\n"):
+        mamba_ssm_prefill("bf16").of("mamba2")
+
+
+def test_every_kind_is_watched_or_refused():
+    """Assert modules of transformers and names of mamba_ssm, kind by kind."""
+    assert set(KINDS) == set(WATCHED) | set(REFUSED)
+    # mamba_ssm itself is run on its own mixers, and refuses all others
+    assert set(NAMES_BY_KIND) == set(KINDS) - NOT_RECURRENT
+    for kind, seen in WATCHED.items():
+        sites = {one.site for one in seen}
+        assert sites <= set(FLOW_ORDER), kind
+        assert sites & {"out", "routed", "shared"}, kind
+
+
+def test_every_kind_has_exponents_or_a_reason():
+    assert set(REASONS) == NOT_RECURRENT
+
+
+def test_constants_are_measured_or_not_by_kind():
+    assert set(MEASURED_KINDS) | NOT_MEASURED == set(KINDS)
+    assert not set(MEASURED_KINDS) & NOT_MEASURED
+
+
+def test_every_stored_site_is_in_the_order():
+    """Assert it of each name that a flow writes out, or makes of another name."""
+    home = pathlib.Path(lyapunov.__file__).parent
+    stored = re.compile(r'\.(?:may_store|store_angle|stores?)\(\s*(f?)"([^"]+)"')
+    found = set()
+    for folder in ("flows", "recurrences"):
+        for path in sorted((home / folder).glob("*.py")):
+            for formatted, name in stored.findall(path.read_text("utf-8")):
+                found.add(name)
+                form = (
+                    re.sub(r"\{[^}]*\}", ".+", name) if formatted else re.escape(name)
+                )
+                known = [site for site in FLOW_ORDER if re.fullmatch(form, site)]
+                assert known, (path.name, name)
+    assert {"xz", "state", "out", "norm_input", "scores"} <= found
+    assert len(found) > 80
+
+
+def test_every_network_says_what_its_sublayers_are():
+    """Assert that the quick models have every kind between them."""
+    kinds = {s.kind for case in QUICK for s in model_of(*case).config.sublayers}
+    assert kinds == set(KINDS)
+    assert isinstance(having("shared").config, NetworkConfig)
