@@ -97,8 +97,9 @@ def _instead(
         overflowed = all(finding.code == "LYA002" for finding in concerned)
         wider = overflowed and bases <= {"fp16", "fp8_e4m3", "fp8_e5m2"}
         return f"Use {'bf16' if wider else 'fp32'} there."
-    first = [f for f in findings if f.precision in failed and f.layer is not None]
-    place = f"those of layer {min(f.layer for f in first)}" if first else "norms first"
+    layers = [f.layer for f in findings if f.precision in failed]
+    first = min((layer for layer in layers if layer is not None), default=None)
+    place = "norms first" if first is None else f"those of layer {first}"
     return f"No format that was tried does better: look at the weights, {place}."
 
 

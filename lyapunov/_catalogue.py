@@ -134,7 +134,8 @@ _KINDS = (
         ERROR,
         "A figure grew beyond a factor of 1.25 of what the report given by --baseline "
         "says for the same tokens and the same execution: the measured divergence, "
-        "KL, changed top tokens, a certified bound, or any violation more. The "
+        "KL, changed top tokens, a certified bound, elements without one, or any "
+        "violation more. The "
         "figures are deterministic on one machine; another machine or library "
         "version may move the last digits and a token near a tie, which the factor "
         "allows. Look at what changed between the two: the checkpoint's files, the "

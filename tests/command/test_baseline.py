@@ -37,10 +37,10 @@ def test_the_same_report_is_equal_in_every_figure(now, earlier):
     outcome = compare(now, earlier)
     assert outcome.findings == outcome.notes == []
     assert outcome.changed == 0
-    # 5 figures and the flips of the logits, 5 of each of 3 layers; no sigma for fp16;
-    # the reference's loss
-    assert outcome.compared == 2 * (6 + 3 * 5) - 1 + 1
-    assert outcome.sentence() == "equal: 0 of 42 figures differ"
+    # 5 figures, the flips and 3 counts of the logits, 6 of each of 3 layers; no sigma
+    # for fp16; the reference's loss
+    assert outcome.compared == 2 * (9 + 3 * 6) - 1 + 1
+    assert outcome.sentence() == "equal: 0 of 54 figures differ"
 
 
 def test_time_and_place_never_count(now, earlier):
@@ -87,7 +87,7 @@ def test_estimates_of_other_samples_are_not_compared(now, earlier):
     earlier["settings"]["seed"] = 7
     outcome = compare(now, earlier)
     assert outcome.findings == []
-    assert outcome.compared == 42 - 3
+    assert outcome.compared == 54 - 3
 
 
 def test_flips_may_move_by_a_tie_and_violations_by_none(now, earlier):
@@ -103,6 +103,58 @@ def test_flips_may_move_by_a_tie_and_violations_by_none(now, earlier):
     (finding,) = compare(later, earlier).findings
     assert finding.message == "grew since the baseline: layer 0 violations 100 → 101"
     assert finding.value == math.inf
+
+
+def test_ties_of_an_earlier_version_are_changed_tokens(now, earlier):
+    """Assert that a report of the rule before this one, which counted a changed token
+    as a tie where the execution's leader is shared, is no better for it."""
+    output = earlier["precisions"][0]["output"]
+    assert output["argmax_flips"] == 7
+    for rule, flips, ties, worse in (
+        ("old", 1, 6, False),
+        ("old", 1, 5, False),
+        ("old", 1, 3, True),
+        ("new", 1, 6, True),
+        ("new", 7, 0, False),
+    ):
+        output |= {"argmax_flips": flips, "argmax_ties": ties, "reference_ties": 0}
+        if rule == "old":
+            del output["reference_ties"]
+        assert bool(compare(now, earlier).findings) is worse, (rule, flips, ties)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("output", "non_finite"),
+        ("output", "reference_non_finite"),
+        ("output", "constant_tokens"),
+        ("layers", "elements_unbounded"),
+    ],
+)
+def test_bounds_and_logits_that_were_lost_since_are_worse(now, earlier, place, name):
+    """Assert one of each, where there was none; and that a baseline from before they
+    were counted says nothing of them."""
+    later = copy.deepcopy(now)
+    find = lambda document: document["precisions"][0][place]
+    pick = lambda part: part[1] if place == "layers" else part
+    pick(find(later))[name] = 1
+    (finding,) = compare(later, earlier).findings
+    assert finding.code == "LYA010"
+    assert f"{name} 0 → 1" in finding.message
+    for part in find(earlier) if place == "layers" else [find(earlier)]:
+        del part[name]
+    assert compare(later, earlier).findings == []
+
+
+def test_a_verdict_anew_keeps_what_the_check_rests_on():
+    """Assert that a check of few bounds is not called held beside its own report."""
+    report = example.example_report(3)
+    few = replace(
+        report, findings=[], summary=replace(report.summary, bounded_share=0.2)
+    )
+    shown, _ = with_baseline(few, few.to_dict())
+    assert (shown.summary.verdict, shown.summary.exit_code) == ("unbounded", 2)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +232,7 @@ def test_verdict_and_report_follow(earlier):
     earlier["precisions"][1]["output"]["kl_mean"] /= 2
     worse, sentence = with_baseline(report, earlier)
     assert (worse.summary.verdict, worse.summary.exit_code) == ("findings", 1)
-    assert sentence.startswith("worse: 1 of 42 figures differ")
+    assert sentence.startswith("worse: 1 of 54 figures differ")
     assert worse.settings["baseline"] == sentence
     assert worse.findings[0].code == "LYA010"
     jsonschema.validate(worse.to_dict(), schema())
@@ -324,7 +376,7 @@ def test_the_command_compares_and_says_so(run, fake, tmp_path):
     path.write_text(json.dumps(document))
     equal = run("model", "--tokens", "random", "--baseline", path)
     assert equal.exit_code == 0, equal.stderr
-    assert equal.stderr == "baseline: equal: 0 of 32 figures differ\n"
+    assert equal.stderr == "baseline: equal: 0 of 42 figures differ\n"
     document["precisions"][0]["output"]["kl_mean"] /= 3
     path.write_text(json.dumps(document))
     worse = run("model", "--tokens", "random", "--baseline", path)
