@@ -32,13 +32,18 @@ GROUPS = (
     *("all", "projections", "conv", "norms", "embedding_and_head"),
     *("A_log", "dt_bias", "D"),
 )
-
-
+SCALED = ("fp8_e4m3", "int8", "int4", "nf4", "nvfp4", "mxfp4")
+MATRICES = ("embedding_and_head",)
 DEEP_GROUPS = ("all", "projections", "A_log", "dt_bias")
 
 
-def study(source: str | None, formats, groups) -> dict:
-    """Every group in every format; one report each."""
+def crossed(formats, groups) -> list[str]:
+    """FORMAT:GROUP of every pair, format by format."""
+    return [f"{fmt}:{group}" for fmt in formats for group in groups]
+
+
+def study(source: str | None, roundings: list[str]) -> dict:
+    """One report a rounding, as `bf16:A_log`."""
     import lyapunov
     from lyapunov._changes import parameter_changes
     from lyapunov._weight_sets import rounded_weights
@@ -46,18 +51,17 @@ def study(source: str | None, formats, groups) -> dict:
     model = lyapunov.load(source)
     tokens = english(model, TOKENS)
     changes = []
-    for fmt in formats:
-        for group in groups:
-            began = time.perf_counter()
-            try:
-                change = rounded_weights(model, f"{fmt}:{group}")
-                (report,) = parameter_changes(model, tokens, [change])
-            except lyapunov.LyapunovError as error:
-                changes.append({"name": f"{fmt}:{group}", "refused": error.message})
-                continue
-            found = dataclasses.asdict(report)
-            changes.append(found | {"seconds": time.perf_counter() - began})
-            print(f"{model.source}: {report.name}", file=sys.stderr)
+    for rounding in roundings:
+        began = time.perf_counter()
+        try:
+            change = rounded_weights(model, rounding)
+            (report,) = parameter_changes(model, tokens, [change])
+        except lyapunov.LyapunovError as error:
+            changes.append({"name": rounding, "refused": error.message})
+            continue
+        found = dataclasses.asdict(report)
+        changes.append(found | {"seconds": time.perf_counter() - began})
+        print(f"{model.source}: {report.name}", file=sys.stderr)
     return {
         "checkpoint": model.source if source is None else Path(source).name,
         "tokens": TOKENS,
@@ -117,14 +121,14 @@ def main(given: list[str] | None = None) -> None:
     options = parser.parse_args(given)
     STUDY.begin(options.out)
     jax.config.update("jax_enable_x64", True)
-    from lyapunov._weight_groups import ROUNDED_TO
+    from lyapunov._weight_format_table import PLAIN_FORMATS
 
-    studies = [study(source, ROUNDED_TO, GROUPS) for source in options.checkpoints]
+    # a format with scales is one of matrices: of the other groups there are none
+    every = crossed(PLAIN_FORMATS, GROUPS) + crossed(SCALED, ("all", *MATRICES))
+    studies = [study(source, every) for source in options.checkpoints]
     if not studies:
-        studies = [
-            study(None, ROUNDED_TO, GROUPS),
-            study(str(DEEP), ("bf16", "fp8_e4m3"), DEEP_GROUPS),
-        ]
+        few = crossed(("bf16", "fp8_e4m3-unscaled"), DEEP_GROUPS)
+        studies = [study(None, every), study(str(DEEP), few)]
     document = {
         "command": "python -m analysis.parameter_changes",
         "environment": {"jax": jax.__version__, "numpy": np.__version__},

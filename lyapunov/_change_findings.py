@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lyapunov._catalogue import CATALOGUE
 from lyapunov._change_words import coverage_gaps
-from lyapunov._results import Finding, ParameterChangeReport
+from lyapunov._results import AdapterCoverage, Finding, ParameterChangeReport
 
 
 def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
@@ -21,14 +21,19 @@ def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
                 limit=0.0,
                 precision=change.name,
             )
-    coverage = change.coverage
-    if coverage is not None and (gaps := coverage_gaps(coverage)):
+    if change.coverage is not None:
+        yield from coverage_findings(change.name, change.coverage)
+
+
+def coverage_findings(name: str, coverage: AdapterCoverage) -> Iterator[Finding]:
+    """What an adapter leaves out; known without a token."""
+    if gaps := coverage_gaps(coverage):
         yield Finding(
             "LYA019",
             CATALOGUE["LYA019"].severity,
             None,
-            f"the adapter {change.name}: {'; '.join(gaps)}",
+            f"the adapter {name}: {'; '.join(gaps)}",
             value=float(coverage.recurrent_touched),
             limit=float(coverage.recurrent_total),
-            precision=change.name,
+            precision=name,
         )

@@ -6,6 +6,7 @@ logits is measured on both trajectories, beside its first order: the tangent alo
 W' - W, pushed through the base.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -238,7 +239,8 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         kind=run.change.kind,
         layers=run.rows,
         output=_compare.output_divergence(logits, vocabulary),
-        predicted_rel_l2=float(first / size),
+        # a head of zeros (as muP begins) has no logits to be relative to
+        predicted_rel_l2=float(first / size) if size > 0 else math.nan,
         nonlinearity=float(rest / whole) if whole > 0 else None,
         outside=outside.relative(),
         files=run.change.files,

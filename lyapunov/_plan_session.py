@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ._change_findings import coverage_findings
 from ._plan import Plan, plan
 from ._request import chosen_executions, chosen_layers, device_named
 from ._results import Finding
@@ -45,17 +46,21 @@ def known_before(
 ) -> list[Finding]:
     """The findings that configuration, adapter and the tokens' number tell alone.
 
-    Where an implementation's paths are other functions (LYA011 to LYA014) no token is
-    needed; whether limits of dt move anything on these tokens, only a check says.
+    Where an implementation's paths are other functions (LYA011 to LYA014), and for
+    what an adapter leaves out (LYA019), no token is needed; whether limits of dt move
+    anything on these tokens, only a check says.
 
     **Raises:** `LyapunovError` for an adapter or checkpoint that cannot be held
     against the model, as the check would.
     """
-    changed = chosen_changes(model, options["against"], ())
+    changed = chosen_changes(model, options["against"], options["round_weights"])
     found = semantic_findings(
         model,
         ids.shape[1],
         ids.shape[0],
         adapter_targets=[name for one in changed for name in one.adapted],
     )
+    for one in changed:
+        if one.coverage is not None:
+            found += coverage_findings(one.name, one.coverage)
     return select_findings(found, options["select"], options["ignore"])

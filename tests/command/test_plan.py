@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import lyapunov
+from lyapunov._errors import UsageError
 from lyapunov._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
 from lyapunov._plan_session import known_before
 from lyapunov._results import Finding
@@ -201,9 +202,9 @@ def planned_findings(sizes, architecture="granitemoehybrid", length=100, **optio
     layout = SimpleNamespace(
         architecture=architecture, config=config, n_params=1, dtype="fp32", n_blocks=1
     )
-    known = {"against": None, "select": (), "ignore": (), **options}
+    known = {"against": None, "round_weights": (), "select": (), "ignore": ()}
     ids = np.zeros((1, length), np.int64)
-    return known_before(Model(cast(Any, layout)), ids, known)
+    return known_before(Model(cast(Any, layout)), ids, known | options)
 
 
 # A Granite-4 hybrid's mixer with 128 heads of 64 and 128 states.
@@ -245,9 +246,14 @@ def test_an_adapters_targets_are_told_in_the_plan(folder, tmp_path):
     }
     save_file(made, home / "adapter_model.safetensors")
     model = lyapunov.load(str(folder))
-    options = {"against": str(home), "select": (), "ignore": ()}
-    found = known_before(model, np.zeros((1, 8), np.int64), options)
-    assert "LYA014" in [finding.code for finding in found]
+    options = {"against": str(home), "round_weights": (), "select": (), "ignore": ()}
+    ids = np.zeros((1, 8), np.int64)
+    found = known_before(model, ids, options)
+    assert {"LYA014", "LYA019"} <= {finding.code for finding in found}
+    # and what the check would refuse, the plan refuses
+    options |= {"against": None, "round_weights": ("bf16:q_proj",)}
+    with pytest.raises(UsageError, match="no weights of the group 'q_proj'"):
+        known_before(model, ids, options)
 
 
 def test_the_plan_shows_and_writes_them(model):
