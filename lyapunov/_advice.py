@@ -35,9 +35,9 @@ def recommendation(
     what each changed weight set did that was asked about."""
     told = change_advice(changes)
     for code, advise in _ADVICE:
-        concerned = [finding for finding in findings if finding.code == code]
+        concerned = [f for f in findings if f.code == code and not f.hint]
         if concerned:
-            return " ".join([advise(concerned, precisions, findings), *told])
+            return " ".join([advise(concerned, exponents, precisions, findings), *told])
     return " ".join([_choice(exponents, precisions, findings), *told])
 
 
@@ -67,7 +67,7 @@ def _formats(findings: Sequence[Finding]) -> str:
     return listed(sorted({f.precision for f in findings if f.precision}))
 
 
-def _not_finite(concerned, precisions, findings) -> str:
+def _not_finite(concerned, exponents, precisions, findings) -> str:
     where, formats = layers_text(concerned), _formats(concerned)
     if any(finding.precision is None for finding in concerned):
         own = [finding for finding in concerned if finding.precision is None]
@@ -103,28 +103,41 @@ def _instead(
     return f"No format that was tried does better: look at the weights, {place}."
 
 
-def _dead(concerned, precisions, findings) -> str:
+def _dead(concerned, exponents, precisions, findings) -> str:
     return (
         f"Do not run in {_formats(concerned)}: its logits say nothing of the "
         f"reference's. {_instead(concerned, precisions, findings)}"
     )
 
 
-def _lost(concerned, precisions, findings) -> str:
+def _lost(concerned, exponents, precisions, findings) -> str:
+    layers = {finding.layer for finding in concerned}
+    names = dict.fromkeys(
+        name for row in exponents.layers if row.layer in layers for name in row.suspects
+    )
+    what = f"{listed(list(names))} of {layers_text(concerned)}"
+    if not names:
+        what = f"the parameters of {layers_text(concerned)}"
+    they = "it looks" if len(names) == 1 and len(layers) == 1 else "they look"
+    return f"Compare {what} with the original file first: {they} lost."
+
+
+def _untrained(concerned, exponents, precisions, findings) -> str:
     return (
-        f"Compare dt_bias, A_log and D of {layers_text(concerned)} with the original "
-        "file first: they look lost."
+        "Load trained weights before anything is concluded: these are as a constructor "
+        "makes them, so that rounding errors and exponents say nothing about a trained "
+        "model."
     )
 
 
-def _violated(concerned, precisions, findings) -> str:
+def _violated(concerned, exponents, precisions, findings) -> str:
     return (
         f"Look for a bug in the {_formats(concerned)} execution, from "
         f"{layers_text(concerned[:1])} on: rounding does not explain the difference."
     )
 
 
-def _worse_than_a_guess(concerned, precisions, findings) -> str:
+def _worse_than_a_guess(concerned, exponents, precisions, findings) -> str:
     return (
         "Compare the checkpoint's tensors with the original, or give a text that the "
         "model was made for: in exact arithmetic it predicts this one worse than a "
@@ -132,7 +145,7 @@ def _worse_than_a_guess(concerned, precisions, findings) -> str:
     )
 
 
-def _worse_than_frequencies(concerned, precisions, findings) -> str:
+def _worse_than_frequencies(concerned, exponents, precisions, findings) -> str:
     return (
         "Compare the loss with the one that is published for this model: in exact "
         "arithmetic it predicts this text worse than the text's own frequencies do, so "
@@ -140,7 +153,7 @@ def _worse_than_frequencies(concerned, precisions, findings) -> str:
     )
 
 
-def _growing(concerned, precisions, findings) -> str:
+def _growing(concerned, exponents, precisions, findings) -> str:
     return (
         f"Look at A_log and dt_bias of {layers_text(concerned)}: the state never fades."
     )
@@ -151,6 +164,7 @@ _ADVICE = (
     ("LYA003", _violated),
     ("LYA015", _dead),
     ("LYA001", _growing),
+    ("LYA020", _untrained),
     ("LYA008", _lost),
     ("LYA016", _worse_than_a_guess),
     ("LYA017", _worse_than_frequencies),

@@ -109,11 +109,13 @@ _KINDS = (
         "dynamics look lost",
         WARNING,
         "dt_bias, A_log or D look zeroed, re-initialised or stored in a lower "
-        "precision than training left them in, judged from the values and from what "
-        "the layer does with data. Loaders have done this silently: an initialiser "
-        "that runs after loading, a key that does not match, a cast of the whole "
-        "model. The model still produces text, only worse. Compare these parameters "
-        "with the original file. Unusual values alone do not raise this.",
+        "precision than training left them in, or a sublayer adds nothing, judged from "
+        "the values and from what the layer does with data. Loaders have done this "
+        "silently: an initialiser that runs after loading, a key that does not match, "
+        "a cast of the whole model. The model still produces text, only worse. Compare "
+        "the named parameters with the original file. Unusual values alone do not "
+        "raise this; what begins with `hint:` is no sign of damage by itself. Where "
+        "the whole network is as before training, LYA020 is said instead.",
     ),
     FindingKind(
         "LYA009",
@@ -261,6 +263,18 @@ _KINDS = (
         "without a word. Where that is meant, ignore this code; else compare "
         "target_modules with the names of the base's modules, and look in the "
         "report's coverage for what was reached.",
+    ),
+    FindingKind(
+        "LYA020",
+        "looks untrained",
+        WARNING,
+        "Norms, D and matrices of every sublayer are as a constructor makes them: "
+        "weights of norms and D are exactly 1, matrices have the fourth moment of a "
+        "normal or uniform draw. This is a network made from a config, or a file that "
+        "was written before anything was loaded into it. Bounds and exponents are "
+        "right, and say nothing about a trained model; its loss is not judged. If a "
+        "trained model was meant, look at how the weights were loaded: transformers "
+        "names keys that it had to initialise anew.",
     ),
 )
 

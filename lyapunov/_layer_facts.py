@@ -9,6 +9,8 @@ import numpy as np
 
 from ._results import LayerExponents
 from .exponents import layer_exponents, perturbation_growth
+from .exponents._initialisation import at_initialisation
+from .exponents._suspicions import HINT, adds_nothing, suspects, suspicions_of
 from .models import Model, Sublayer
 from .models.kinds import KINDS
 
@@ -33,6 +35,17 @@ def layer_facts(
       directions drawn with `seed`.
     """
     facts = _facts(model, sublayer, record)
+    raw = model.raw_parameters(sublayer.layer)
+    silent = adds_nothing(record.output, raw)
+    facts = dataclasses.replace(
+        facts,
+        suspicions=sorted(
+            [*(str(one) for one in silent), *facts.suspicions],
+            key=lambda text: text.startswith(HINT),
+        ),
+        suspects=list(dict.fromkeys([*suspects(silent), *facts.suspects])),
+        at_initialisation=at_initialisation(raw),
+    )
     if not growth:
         return facts
     p = model.parameters(sublayer.layer)
@@ -84,6 +97,7 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         stored_dtype=model.layout.dtype,
         multiplicity=multiplicity,
         dt_limit=dt_limit,
+        per_head=sublayer.kind == "mamba2",
     )
 
 
@@ -106,8 +120,22 @@ def _mamba3(model: Model, sublayer: Sublayer, record, largest: float) -> LayerEx
         stored_dtype=model.layout.dtype,
         multiplicity=sizes.d_inner // sizes.heads * sizes.d_state,
     )
+    raw = model.raw_parameters(sublayer.layer)
+    mean_dt = dt.mean(axis=(0, 1))
+    lost = suspicions_of(
+        dt,
+        # the rate that gives each head its exponent
+        (log_decay.mean(axis=(0, 1)) / mean_dt)[:, None],
+        dt_bias=raw["dt_bias"],
+        D=raw["D"],
+        stored_dtype=model.layout.dtype,
+        ones={name: raw[name] for name in ("B_bias", "C_bias")},
+        per_head=True,
+    )
     return dataclasses.replace(
         found,
+        suspicions=[str(one) for one in lost],
+        suspects=suspects(lost),
         dt_min=float(dt.min()),
         dt_max=float(dt.max()),
         dt_mean=float(dt.mean()),

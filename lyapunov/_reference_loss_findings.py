@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lyapunov._catalogue import CATALOGUE
-from lyapunov._results import Finding, ReferenceLoss
+from lyapunov._results import Exponents, Finding, ReferenceLoss
 
 
 def loss_findings(loss: ReferenceLoss, *, untrained: bool = False) -> Iterator[Finding]:
@@ -37,6 +37,25 @@ def loss_findings(loss: ReferenceLoss, *, untrained: bool = False) -> Iterator[F
             mean,
             loss.unigram_bits,
         )
+
+
+def looks_untrained(exponents: Exponents, loss: ReferenceLoss | None) -> bool:
+    """Whether every sublayer that tells is at its initialisation, and no loss on text
+    says that the network learnt something."""
+    told = [
+        layer.at_initialisation
+        for layer in exponents.layers
+        if layer.at_initialisation is not None
+    ]
+    if not told or not all(told):
+        return False
+    learnt = (
+        loss is not None
+        and loss.judged
+        and loss.unigram_bits is not None
+        and loss.loss_bits_per_token < loss.unigram_bits
+    )
+    return not learnt
 
 
 def _finding(code: str, message: str, value: float, limit: float) -> Finding:

@@ -109,7 +109,13 @@ class LayerExponents:
     finite_time: dict[str, list[float]] | None = None
     """`token` (ends of windows) and `max` (largest exponent of the window)."""
     suspicions: list[str] = field(default_factory=list)
-    """Why the dynamics look lost, in words; empty for a model that merely works."""
+    """Why the sublayer looks lost, in words; empty for a model that merely works. One
+    that starts with `hint:` is no sign of damage by itself."""
+    suspects: list[str] = field(default_factory=list)
+    """Parameters that the suspicions are about."""
+    at_initialisation: bool | None = None
+    """Whether norms, D and matrices are all as before training; null where nothing
+    tells."""
     growth: LayerGrowth | None = None
     """Of perturbations; found where a network has sublayers without exponents."""
     multiplicity: int = 1
@@ -422,6 +428,8 @@ class Finding:
     precision: str | None = None
     known: bool = field(default=False, compare=False)
     """Whether the baseline has it as well; then it counts against nothing."""
+    hint: bool = False
+    """Whether it is no sign of damage by itself, and doubts nothing."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lyapunov._format_table import (
     state_store,
 )
 from lyapunov._logit_limits import lost
-from lyapunov._reference_loss_findings import loss_findings
+from lyapunov._reference_loss_findings import looks_untrained, loss_findings
 from lyapunov._results import (
     Exponents,
     Finding,
@@ -50,6 +50,9 @@ STATE_NAMES = frozenset({"state", "states", "h", "ssm_state"})
 HEADROOM = 8.0
 """Range is at risk below this factor to overflow: three binades, about what
 separates the largest activation of one text from that of another."""
+
+DAMAGED = ("LYA008", "LYA017", "LYA020")
+"""Warnings about a checkpoint that nobody should serve as it is, in any format."""
 
 DECAYS_AT_ONE = 0.01
 """Share of decays equal to 1 from which a layer counts as marginal. Less is how a
@@ -92,8 +95,11 @@ def find(
     if not states:
         states = [(settings or {}).get("state_precision") or "fp32"]
     found: list[Finding] = []
+    untrained = looks_untrained(exponents, reference)
+    if untrained:
+        found.append(_untrained(len(exponents.layers)))
     for layer in exponents.layers:
-        found += _of_exponents(layer)
+        found += _of_exponents(layer, untrained)
         for state in states:
             found += _marginal_decay(layer, state)
     for precision in precisions:
@@ -105,7 +111,7 @@ def find(
     for change in changes:
         found += change_findings(change)
     if reference is not None:
-        found += loss_findings(reference)
+        found += loss_findings(reference, untrained=untrained)
     return sorted(found, key=_order)
 
 
@@ -118,7 +124,19 @@ def _finding(code: str, layer: int | None, message: str, **more: Any) -> Finding
     return Finding(code, CATALOGUE[code].severity, layer, message, **more)
 
 
-def _of_exponents(layer: LayerExponents) -> Iterator[Finding]:
+def _untrained(sublayers: int) -> Finding:
+    return _finding(
+        "LYA020",
+        None,
+        f"norms, D and matrices of {_all(sublayers)} are as before training",
+    )
+
+
+def _all(sublayers: int) -> str:
+    return "the one sublayer" if sublayers == 1 else f"all {sublayers:,} sublayers"
+
+
+def _of_exponents(layer: LayerExponents, untrained: bool) -> Iterator[Finding]:
     largest = layer.max
     if largest is not None and largest >= 0:
         yield _finding(
@@ -138,8 +156,13 @@ def _of_exponents(layer: LayerExponents) -> Iterator[Finding]:
         yield _finding(
             "LYA002", layer.layer, f"{' and '.join(bad)} is not finite in the reference"
         )
-    if layer.suspicions:
-        yield _finding("LYA008", layer.layer, "; ".join(layer.suspicions))
+    if layer.suspicions and not untrained:
+        yield _finding(
+            "LYA008",
+            layer.layer,
+            "; ".join(layer.suspicions),
+            hint=all(text.startswith("hint:") for text in layer.suspicions),
+        )
 
 
 def _overflowed(value: float | None) -> bool:
@@ -387,7 +410,9 @@ def advice(
 ) -> dict[str, Any]:
     """What to do, as fields of `Summary`: `recommendation`, `flags` and
     `benchmark_note`. Flags are given only where nothing is broken."""
-    broken = any(finding.severity == ERROR for finding in findings)
+    broken = any(
+        f.severity == ERROR or (f.code in DAMAGED and not f.hint) for f in findings
+    )
     state, weights = (
         (None, None)
         if broken

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -22,6 +23,7 @@ from lyapunov._results import (
     OutputDivergence,
     ParameterChangeReport,
     PrecisionReport,
+    ReferenceLoss,
 )
 from lyapunov._serving import serving_flags
 
@@ -78,6 +80,68 @@ def _advice(exponents, *executions, changes=()):
 )
 def test_recommendation_names_the_first_thing_to_do(exponents, execution, words):
     assert words in _advice(_exponents(**exponents), _execution(**execution))
+
+
+@pytest.mark.parametrize("suspects", [["D"], ["A_log", "dt_bias", "D"], ["out_proj"]])
+def test_what_looks_lost_is_named_and_nothing_else(suspects):
+    """Assert the parameters that were found in the advice, and no flags to serve."""
+    exponents = _exponents(suspicions=["x"], suspects=suspects)
+    line = _advice(exponents, _execution())
+    for name in ("A_log", "dt_bias", "D ", "out_proj"):
+        assert (name in line) == (name.strip() in suspects)
+    assert "of layer 3" in line
+    found = findings.find(exponents, [_execution()])
+    assert not findings.advice(exponents, [_execution()], found)["flags"]
+
+
+def test_a_hint_is_found_and_decides_nothing():
+    """Assert LYA008 as a hint that leaves advice and flags alone, unless damage is there too."""
+    exponents = _exponents(suspicions=["hint: rounded once"], suspects=["A_log"])
+    (finding,) = findings.find(exponents, [_execution()])
+    assert (finding.code, finding.hint) == ("LYA008", True)
+    assert "no top token changes" in _advice(exponents, _execution())
+    assert findings.advice(exponents, [_execution()], [finding])["flags"]
+    both = _exponents(suspicions=["D is 0", "hint: rounded once"], suspects=["D"])
+    (finding,) = findings.find(both, [_execution()])
+    assert not finding.hint
+    assert "D of layer 3" in _advice(both, _execution())
+
+
+def test_an_untrained_network_is_not_lost():
+    """Assert LYA020 once where every sublayer that tells is at its start, and LYA008
+    where one is not; and that a loss better than counting refutes it."""
+    first = {"suspicions": ["as before training"], "at_initialisation": True}
+    fresh = _exponents(**first)
+    row = fresh.layers[0]
+    many = replace(fresh, layers=[row, replace(row, layer=4, at_initialisation=None)])
+    codes = lambda *given: [f.code for f in findings.find(*given)]
+    assert codes(many, []) == ["LYA020"]
+    assert "trained weights" in _advice(many, _execution())
+    assert not findings.advice(many, [], findings.find(many, []))["flags"]
+    moved = replace(row, layer=4, at_initialisation=False)
+    assert codes(replace(fresh, layers=[row, moved]), []) == ["LYA008", "LYA008"]
+    for loss, judged, expected in (
+        (3.0, True, ["LYA008"]),
+        (3.0, False, ["LYA020"]),
+        (9.0, True, ["LYA020"]),
+    ):
+        reference = ReferenceLoss(loss, 0.1, "", None, 8.0, 4.5, 0.1, 500, judged)
+        assert codes(fresh, [], None, (), reference) == expected
+
+
+def test_a_loss_worse_than_guessing_is_what_the_advice_is_about():
+    """Assert the order: parameters that look lost first, then the loss, then formats;
+    and no flags above either."""
+    loss = lambda bits: ReferenceLoss(bits, 0.1, "", None, 8.0, 4.5, 0.1, 500, True)
+    for bits, words in ((9.0, "a uniform guess"), (6.0, "own frequencies")):
+        for fields, expected in (({}, words), ({"suspicions": ["x"]}, "original file")):
+            exponents = _exponents(**fields)
+            found = findings.find(exponents, [_execution()], None, (), loss(bits))
+            told = findings.advice(exponents, [_execution()], found)
+            assert expected in told["recommendation"]
+            assert not told["flags"]
+    found = findings.find(_exponents(), [_execution()], None, (), loss(4.0))
+    assert found == []
 
 
 def test_recommendation_tells_state_weights_and_limit_in_one_line():

@@ -10,7 +10,7 @@ from .._results import Exponents, LayerExponents, MemoryTokens
 from ..formats import format_named
 from ._decays import Decays
 from ._error_bars import stderr_of_mean
-from ._suspicions import lost_dynamics
+from ._suspicions import suspects, suspicions_of
 
 
 MOST_WINDOWS = 64
@@ -32,6 +32,7 @@ def layer_exponents(
     stored_dtype: str = "fp32",
     multiplicity: int = 1,
     dt_limit: tuple[float, float] = (0.0, math.inf),
+    per_head: bool = False,
 ) -> LayerExponents:
     r"""Lyapunov exponents of a recurrence with decays $a_t = e^{\Delta_t A}$.
 
@@ -52,6 +53,7 @@ def layer_exponents(
     - `multiplicity`: coordinates of the state that share each decay, head_dim x
       d_state where it is one a head. Quantiles are the same with and without.
     - `dt_limit`: between which the model clips dt.
+    - `per_head`: channels of `dt` and `A` are heads.
 
     **Returns:** every field of `LayerExponents`. Quantiles and memory are over
     channels and states; finite-time exponents over windows of the sequence, pooled
@@ -72,6 +74,16 @@ def layer_exponents(
     largest = float(exponents[channel, state])
     finite = exponents[np.isfinite(exponents)]
     decays = Decays(dt, A)
+    lost = suspicions_of(
+        dt,
+        A,
+        dt_bias=dt_bias,
+        A_log=A_log,
+        D=D,
+        stored_dtype=stored_dtype,
+        dt_limit=dt_limit,
+        per_head=per_head,
+    )
     ones, zeros = decays.shares_rounded([format_named(name) for name in formats])
     return LayerExponents(
         layer=layer,
@@ -94,15 +106,8 @@ def layer_exponents(
         dt_max=float(dt.max()),
         dt_mean=float(mean_dt.mean()),
         finite_time=finite_time(dt, A),
-        suspicions=lost_dynamics(
-            dt,
-            A,
-            dt_bias=dt_bias,
-            A_log=A_log,
-            D=D,
-            stored_dtype=stored_dtype,
-            dt_limit=dt_limit,
-        ),
+        suspicions=[str(one) for one in lost],
+        suspects=suspects(lost),
         multiplicity=multiplicity,
     )
 

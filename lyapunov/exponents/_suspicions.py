@@ -2,28 +2,69 @@
 
 Only what a trained model does not do is reported. A checkpoint at unusual values
 that works (no dt bias to speak of, dt about 0.7 at it) must pass, so everything
-here is either a coincidence of bits or backed by what dt does on the tokens.
+here is either a coincidence of bits, or a hint and called so.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..formats import FORMATS
+from ._initialisation import (
+    bias_at_start,
+    bias_log_uniform,
+    rates_at_start,
+    rates_in_range,
+)
 
 
 FEWEST_CHANNELS = 4
-FEWEST_FOR_SHAPE = 64
-"""Channels below which the distribution of dt_bias says nothing."""
 FEWEST_DISTINCT = 8
-DT_RANGE = (1e-3, 1e-1)
-"""mamba_ssm's dt_min and dt_max at initialisation."""
-DT_FLOOR = 1e-4
+SHARE_ZERO = 1 / 8
+"""Part of the channels or heads at exactly 0 from which a parameter is named. No
+gradient leaves a number at 0."""
+SMALL_BIAS = 1.0
+"""Magnitude below which softplus(dt_bias) lies within a factor of two of 0.69."""
+NARROW = 3.0
+"""Ratio of the 95th to the 5th percentile of dt below which it hardly depends on the
+text."""
+FORGETFUL = 3.0
+"""Tokens: the longest memory of a layer that remembers nothing."""
+
+HINT = "hint: "
+"""How a reason begins that is no sign of damage by itself."""
+
+OUTPUTS = ("out_proj", "o_proj", "down")
+"""Matrices whose columns read the channels of a sublayer."""
 
 
-def lost_dynamics(
+class Suspicion(NamedTuple):
+    """Why a sublayer looks lost."""
+
+    text: str
+    parameters: tuple[str, ...]
+    """To compare with the original file, under their canonical names."""
+    hint: bool = False
+    """No sign of damage by itself."""
+
+    def __str__(self) -> str:
+        return f"{HINT}{self.text}" if self.hint else self.text
+
+
+def lost_dynamics(dt, A, **parameters) -> list[str]:
+    """Why the dynamics look lost, in words; empty for a model that merely works.
+
+    A reason that starts with "hint:" is no sign of damage by itself. Arguments are
+    those of `suspicions_of`.
+    """
+    return [str(one) for one in suspicions_of(dt, A, **parameters)]
+
+
+def suspicions_of(
     dt: Float[np.ndarray, "batch seq d_inner"],
     A: Float[np.ndarray, "d_inner d_state"],
     *,
@@ -32,10 +73,10 @@ def lost_dynamics(
     D: Float[Array | np.ndarray, " d_inner"] | None = None,
     stored_dtype: str = "fp32",
     dt_limit: tuple[float, float] = (0.0, math.inf),
-) -> list[str]:
-    """Why the dynamics look lost, in words; empty for a model that merely works.
-
-    A reason that starts with "hint:" is no sign of damage by itself.
+    ones: Mapping[str, np.ndarray] | None = None,
+    per_head: bool = False,
+) -> list[Suspicion]:
+    """Why the dynamics look lost, damage first; empty for a model that merely works.
 
     **Arguments:**
 
@@ -43,88 +84,143 @@ def lost_dynamics(
     - `dt_bias`, `A_log`, `D`: as stored, in any dtype that holds them exactly.
     - `stored_dtype`: the format of the checkpoint's tensors.
     - `dt_limit`: between which the model clips dt, which then says less of its bias.
+    - `ones`: further parameters that are 1 before training, by name.
+    - `per_head`: a head has one dt and one rate (Mamba-2, Mamba-3), and d_inner of the
+      shapes above is the number of heads.
     """
     unit = FORMATS[stored_dtype].unit_roundoff if stored_dtype in FORMATS else 2.0**-24
-    reasons = []
     bias = None if dt_bias is None else np.asarray(dt_bias, np.float64).reshape(-1)
+    skip = None if D is None else np.asarray(D, np.float64).reshape(-1)
     logs = None
     if A_log is not None:
         logs = np.asarray(A_log, np.float64)
         logs = logs.reshape(logs.shape[0], -1)
-    skip = None if D is None else np.asarray(D, np.float64).reshape(-1)
-
-    if bias is not None and bias.size >= FEWEST_CHANNELS:
-        if np.all(bias == 0):
-            reasons.append(
-                "dt_bias is 0 in every channel: it was zeroed or never loaded"
-            )
-        elif np.all(bias == bias[0]):
-            reasons.append(f"dt_bias is {bias[0]:.4g} in every channel")
-        elif dt_limit == (0.0, math.inf) and _dt_never_leaves(bias, dt, A):
-            reasons.append(
-                f"dt stays between {dt.min():.2g} and {dt.max():.2g} on these tokens, "
-                "about softplus(0) = 0.69 where a lost dt_bias leaves it, and no "
-                "state remembers beyond a few tokens"
-            )
-    if logs is not None and logs.size >= FEWEST_CHANNELS and np.all(logs == logs[0, 0]):
-        at_init = logs.shape[1] == 1 and logs[0, 0] == 0
-        if not at_init:
-            word = "0" if logs[0, 0] == 0 else f"{logs[0, 0]:.4g}"
-            reasons.append(f"A_log is {word} in every channel and state")
-    if logs is not None and bias is not None and skip is not None:
-        reasons += _at_initialisation(bias, logs, skip, unit)
+    found = _at_start(bias, logs, skip, unit, ones or {}, per_head)
+    named = {name for one in found for name in one.parameters}
+    noun = "head" if per_head else "channel"
+    if bias is not None and "dt_bias" not in named:
+        found += _one_number("dt_bias", bias, noun, never=())
+    if logs is not None and "A_log" not in named:
+        found += _rates(logs, noun)
+    if skip is not None and "D" not in named:
+        found += _one_number("D", skip, noun, never=(1.0,))
+    if bias is not None and not found and dt_limit == (0.0, math.inf):
+        found += _dt_never_leaves(bias, dt, A)
     if logs is not None and stored_dtype == "fp32":
-        reasons += _downcast(logs)
-    return reasons
+        found += _downcast(logs)
+    return sorted(found, key=lambda one: one.hint)
 
 
-def _dt_never_leaves(bias, dt, A) -> bool:
-    """A lost dt_bias on data: small, dt hardly depends on the text, no memory."""
-    small = np.abs(bias).max() < 1
-    narrow = dt.max() < 3 * dt.min()
-    forgetful = dt.min() * np.abs(A).min() > 1 / 3
-    return bool(small and narrow and forgetful)
+def _one_number(
+    name: str, values: np.ndarray, noun: str, never: tuple[float, ...]
+) -> list[Suspicion]:
+    """A parameter that is one number everywhere, or 0 in a part of the channels.
+
+    **Arguments:**
+
+    - `never`: numbers that it may be everywhere.
+    """
+    if values.size < FEWEST_CHANNELS:
+        return []
+    zeros = int(np.sum(values == 0))
+    if zeros == values.size:
+        why = f"{name} is 0 in every {noun}: it was zeroed or never loaded"
+    elif np.all(values == values[0]) and values[0] not in never:
+        why = f"{name} is {values[0]:.4g} in every {noun}"
+    elif zeros >= max(2, SHARE_ZERO * values.size):
+        why = f"{name} is 0 in {zeros:,} of {values.size:,} {noun}s"
+    else:
+        return []
+    return [Suspicion(why, (name,))]
 
 
-def _at_initialisation(bias, logs, skip, unit) -> list[str]:
-    """A_log, dt_bias and D where mamba_ssm puts them before training.
+def _rates(logs: np.ndarray, noun: str) -> list[Suspicion]:
+    """A_log of one number. A first state or head at 0 is how it begins."""
+    if logs.size < FEWEST_CHANNELS:
+        return []
+    if np.all(logs == logs[0, 0]):
+        if logs[0, 0] == 0 and logs.shape[1] == 1 and noun == "channel":
+            return []  # log(1..1), where it begins
+        word = "0" if logs[0, 0] == 0 else f"{logs[0, 0]:.4g}"
+        of = f"{noun} and state" if logs.shape[1] > 1 else noun
+        return [Suspicion(f"A_log is {word} in every {of}", ("A_log",))]
+    if logs.shape[1] == 1 and noun == "channel":
+        return []
+    zeros = int(np.sum(np.all(logs == 0, axis=1)))
+    if zeros >= max(2, SHARE_ZERO * len(logs)):
+        why = f"A_log is 0 in {zeros:,} of {len(logs):,} {noun}s"
+        return [Suspicion(why, ("A_log",))]
+    return []
+
+
+def _dt_never_leaves(bias, dt, A) -> list[Suspicion]:
+    """A lost dt_bias on data: small, dt hardly depends on the text, no memory.
+
+    A hint: there are networks that were trained so, and work.
+    """
+    rate = np.abs(np.asarray(A, np.float64).reshape(dt.shape[-1], -1)).min(axis=1)
+    slowest = float((dt.mean(axis=(0, 1)) * rate).min())
+    if bias.size < FEWEST_CHANNELS or np.abs(bias).max() >= SMALL_BIAS:
+        return []
+    low, high = np.quantile(dt, (0.05, 0.95))
+    if not (high < NARROW * low and slowest * FORGETFUL > 1):
+        return []
+    return [
+        Suspicion(
+            f"dt_bias lies within {np.abs(bias).max():.2g} of 0, dt between {low:.2g} "
+            f"and {high:.2g} for 90 % of the tokens and channels, about softplus(0) = "
+            "0.69 where a lost dt_bias leaves it, and no state remembers beyond "
+            f"{1 / slowest:.2g} tokens",
+            ("dt_bias",),
+            hint=True,
+        )
+    ]
+
+
+def _at_start(bias, logs, skip, unit, ones, per_head) -> list[Suspicion]:
+    """A_log, dt_bias and D where a constructor puts them.
 
     A_log alone at log(1..N) is normal: it is often frozen, and moves little.
     """
-    s4d = np.log(np.arange(1, logs.shape[1] + 1))
-    if not np.all(np.abs(logs - s4d) <= 2 * unit * s4d):
+    if bias is None or skip is None or bias.size < FEWEST_CHANNELS:
         return []
-    dt = np.logaddexp(0, bias)
-    slack = 1 + 8 * unit + 1e-6
-    low, high = DT_RANGE
-    # the format rounds dt_bias, so log dt moves by unit |dt_bias| more
-    slack *= math.exp(unit * np.abs(bias).max())
-    untouched = bool(np.all((dt >= DT_FLOOR / slack) & (dt <= high * slack)))
-    if np.all(skip == 1) and untouched:
+    if not bias_at_start(bias, unit):
+        return []
+    others = tuple(name for name, array in ones.items() if np.all(array == 1))
+    rates = logs is not None and rates_at_start(logs, unit, per_head)
+    if np.all(skip == 1) and (rates or others):
+        names = (*(("A_log",) if rates else ()), "dt_bias", "D", *others)
+        told = f"{', '.join(names[:-1])} and {names[-1]}"
         return [
-            "A_log, dt_bias and D are exactly as before training: re-initialised "
-            "after loading, or never trained"
+            Suspicion(
+                f"{told} are exactly as before training: re-initialised after "
+                "loading, or never trained",
+                names,
+            )
         ]
-    inside = untouched and bool(np.all(dt >= low / slack))
-    if inside and bias.size >= FEWEST_FOR_SHAPE and _log_uniform(dt):
+    if rates and bias_log_uniform(bias, unit):
         return [
-            "A_log and dt_bias are distributed exactly as before training while D "
-            "is not: re-initialised after loading, or frozen"
+            Suspicion(
+                "A_log and dt_bias are distributed exactly as before training while D "
+                "is not: re-initialised after loading, or frozen",
+                ("A_log", "dt_bias"),
+            )
+        ]
+    drawn = per_head and (logs is None or rates_in_range(logs))
+    if np.all(skip == 1) and drawn and not np.all(bias == bias[0]):
+        names = ("dt_bias", "D") if logs is None else ("A_log", "dt_bias", "D")
+        return [
+            Suspicion(
+                f"D is exactly 1, and {' and '.join(names[:-1])} lie where they are "
+                "drawn before training: never loaded, or D was frozen",
+                names,
+                hint=True,
+            )
         ]
     return []
 
 
-def _log_uniform(dt) -> bool:
-    """Kolmogorov-Smirnov at 1 %: log dt uniform over mamba_ssm's range."""
-    low, high = np.log(DT_RANGE)
-    place = np.clip(np.sort((np.log(dt) - low) / (high - low)), 0, 1)
-    count = place.size
-    above = np.arange(1, count + 1) / count - place
-    below = place - np.arange(count) / count
-    return bool(max(above.max(), below.max()) * math.sqrt(count) < 1.63)
-
-
-def _downcast(logs) -> list[str]:
+def _downcast(logs) -> list[Suspicion]:
     """fp32 values that are all numbers of a 16-bit format went through it."""
     if np.unique(logs).size < FEWEST_DISTINCT:
         return []
@@ -132,7 +228,57 @@ def _downcast(logs) -> list[str]:
         with np.errstate(over="ignore"):
             if np.array_equal(logs.astype(dtype).astype(np.float64), logs):
                 return [
-                    f"hint: A_log is stored in fp32 and holds {name} numbers only: "
-                    f"it was rounded to {name} at some time"
+                    Suspicion(
+                        f"A_log is stored in fp32 and holds {name} numbers only: it "
+                        f"was rounded to {name} at some time",
+                        ("A_log",),
+                        hint=True,
+                    )
                 ]
     return []
+
+
+def suspects(found: Sequence[Suspicion]) -> list[str]:
+    """Parameters to compare with the original file: those of damage, or, where there
+    are hints alone, theirs."""
+    damage = [one for one in found if not one.hint] or found
+    return list(dict.fromkeys(name for one in damage for name in one.parameters))
+
+
+def adds_nothing(
+    output: Float[Array | np.ndarray, "batch seq d_model"],
+    parameters: Mapping[str, np.ndarray],
+) -> list[Suspicion]:
+    """Why a sublayer of any kind adds nothing, or hears nothing of some channels.
+
+    **Arguments:**
+
+    - `output`: of the sublayer, on the tokens.
+    - `parameters`: as stored, under their canonical names.
+    """
+    if not np.any(np.asarray(output)):
+        zero = tuple(
+            name
+            for name, array in parameters.items()
+            if not name.endswith("_bias") and not np.any(np.asarray(array))
+        )
+        why = f": {' and '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0"
+        return [
+            Suspicion(
+                f"the sublayer adds nothing on these tokens{why if zero else ''}", zero
+            )
+        ]
+    found = []
+    for name in OUTPUTS:
+        matrix = np.asarray(parameters.get(name, np.ones((1, 1))))
+        silent = int(np.sum(~np.any(matrix, axis=tuple(range(matrix.ndim - 1)))))
+        if silent >= max(2, SHARE_ZERO * matrix.shape[-1]):
+            found.append(
+                Suspicion(
+                    f"{name} is 0 for {silent:,} of {matrix.shape[-1]:,} channels, "
+                    "pruned or never loaded",
+                    (name,),
+                    hint=True,
+                )
+            )
+    return found

@@ -62,7 +62,7 @@ def _verdict(report: Report) -> tuple[str, str, str]:
         return "FINDINGS", "findings", _failing(findings)
     if any(f.severity == ERROR and not f.known for f in findings):
         return "HELD", "incomplete", "no finding that was selected counts against it"
-    doubts = [f for f in findings if f.code in DOUBTS]
+    doubts = [f for f in findings if f.code in DOUBTS and not f.hint]
     if any(not f.known for f in doubts):
         return _word_before_doubts(report), "incomplete", _doubted(doubts)
     if doubts or any(f.severity == ERROR for f in findings):

@@ -147,3 +147,183 @@ def test_nothing_given_nothing_said():
     from lyapunov.exponents import lost_dynamics
 
     assert lost_dynamics(np.ones((1, 5, 8)), -np.ones((8, 1))) == []
+
+
+# ---- one value a head, and what a part of the channels lost
+
+
+HEADS = 24
+
+
+def trained_heads(seed=0):
+    """As `trained`, with one dt, A and D a head."""
+    held = trained(seed)
+    rng = np.random.default_rng(seed + 50)
+    return {
+        "dt": held["dt"][..., :HEADS],
+        "dt_bias": held["dt_bias"][:HEADS],
+        "A_log": np.log(rng.uniform(1, 16, (HEADS, 1)))
+        + rng.normal(0, 0.3, (HEADS, 1)),
+        "D": held["D"][:HEADS],
+    }
+
+
+def start_of_heads(library, seed=0):
+    """As transformers and mamba_ssm begin Mamba-2."""
+    rng = np.random.default_rng(seed)
+    dt = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), HEADS))
+    logs = np.log(np.arange(1, HEADS + 1) if library == "transformers" else
+                  rng.uniform(1, 16, HEADS))  # fmt: skip
+    return {
+        "dt_bias": softplus_inverse(dt),
+        "A_log": logs[:, None],
+        "D": np.ones(HEADS),
+    }
+
+
+def found(per_head, dtype="fp32", **changes):
+    """Suspicions of a trained layer of either kind with some parameters replaced."""
+    from lyapunov.exponents._suspicions import suspicions_of
+
+    held = (trained_heads() if per_head else trained()) | changes
+    cast = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}[dtype]
+    parameters = {k: held[k].astype(cast) for k in ("dt_bias", "A_log", "D")}
+    A = -np.exp(parameters["A_log"].astype(float))
+    return suspicions_of(
+        held["dt"], A, stored_dtype=dtype, per_head=per_head, **parameters
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_trained_heads_raise_no_suspicion(dtype):
+    """Assert that nothing is said of them, nor of A or D alone at their start."""
+    assert found(True, dtype) == []
+    start = start_of_heads("transformers")
+    assert found(True, dtype, A_log=start["A_log"]) == []
+    assert found(True, dtype, D=start["D"]) == []
+    assert found(True, dtype, dt_bias=start["dt_bias"]) == []
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("name", ["dt_bias", "A_log", "D"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_each_parameter_that_is_0_is_named_alone(per_head, name, dtype):
+    """Assert its name and no other, zeroed whole, in a third of the channels or heads,
+    and as another number everywhere."""
+    held = (trained_heads() if per_head else trained())[name]
+    noun = "head" if per_head else "channel"
+    part = held.copy()
+    part[: len(part) // 3] = 0
+    for value, words in (
+        (np.zeros_like(held), f"{name} is 0 in every {noun}"),
+        (part, f"{name} is 0 in {len(part) // 3} of {len(part)} {noun}s"),
+        (np.full_like(held, 0.3125), f"{name} is 0.3125 in every {noun}"),
+    ):
+        (one,) = found(per_head, dtype, **{name: value})
+        assert one.text.startswith(words), one.text
+        assert one.parameters == (name,)
+        assert not one.hint
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_mamba2_initialised_anew_is_named(dtype):
+    """Assert transformers' start by name; mamba_ssm's, which draws A too, as a hint."""
+    names = ("A_log", "dt_bias", "D")
+    (one,) = found(True, dtype, **start_of_heads("transformers"))
+    assert "exactly as before training" in one.text
+    assert (one.parameters, one.hint) == (names, False)
+    (one,) = found(True, dtype, **start_of_heads("mamba_ssm"))
+    assert (one.parameters, one.hint) == (names, True)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_families_that_begin_with_a_constant_bias_are_known(per_head, bias):
+    """Assert that Jamba's 0 and Bamba's 1 count as a start, where A and D do too."""
+    start = start_of_heads("transformers") if per_head else initial()
+    start["dt_bias"] = np.full_like(start["dt_bias"], bias)
+    (one,) = found(per_head, **start)
+    assert "exactly as before training" in one.text
+
+
+def test_mamba3_has_no_A_and_biases_of_keys_instead():
+    """Assert damage where these are 1 as well, a hint where D and dt_bias are alone,
+    and nothing where D moved."""
+    from lyapunov.exponents._suspicions import suspicions_of
+
+    start = start_of_heads("mamba_ssm")
+    dt, A = trained_heads()["dt"], -np.ones((HEADS, 1))
+    ask = lambda D, ones: suspicions_of(
+        dt, A, dt_bias=start["dt_bias"], D=D, ones=ones, per_head=True
+    )
+    ones = {"B_bias": np.ones((HEADS, 1, 4)), "C_bias": np.ones((HEADS, 1, 4))}
+    (one,) = ask(start["D"], ones)
+    assert one.parameters == ("dt_bias", "D", "B_bias", "C_bias")
+    assert not one.hint
+    moved = {name: 0.9 * array for name, array in ones.items()}
+    (one,) = ask(start["D"], moved)
+    assert one.hint
+    assert ask(trained_heads()["D"], ones) == []
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_dt_without_a_bias_is_told_by_its_bulk_and_is_a_hint(per_head):
+    """Assert a hint where single tokens leave a factor of three and 90 % do not, none
+    where the bulk moves, and none where one channel remembers."""
+    rng = np.random.default_rng(4)
+    channels = HEADS if per_head else D_INNER
+    bias = rng.uniform(-0.08, 0.08, channels)
+    held = (trained_heads() if per_head else trained())["A_log"]
+    fast = np.log(rng.uniform(0.62, 8, held.shape))
+    dt = np.logaddexp(0, bias + rng.normal(0, 0.3, (1, 400, channels)))
+    assert dt.max() > 3 * dt.min()
+    (one,) = found(per_head, dt=dt, dt_bias=bias, A_log=fast)
+    assert one.hint
+    assert "90 % of the tokens" in one.text
+    assert one.parameters == ("dt_bias",)
+    moving = np.logaddexp(0, bias + rng.normal(0, 1.0, (1, 400, channels)))
+    assert found(per_head, dt=moving, dt_bias=bias, A_log=fast) == []
+    slow = fast.copy()
+    slow[0] -= np.log(1e4)
+    assert found(per_head, dt=dt, dt_bias=bias, A_log=slow) == []
+
+
+def test_damage_comes_before_hints_and_names_the_suspects():
+    """Assert the order, and that hints name parameters only where they are alone."""
+    from lyapunov.exponents._suspicions import suspects
+
+    downcast = trained()["A_log"].astype(ml_dtypes.bfloat16).astype(float)
+    both = found(False, A_log=downcast, D=np.zeros(D_INNER))
+    assert [one.hint for one in both] == [False, True]
+    assert suspects(both) == ["D"]
+    assert suspects(found(False, A_log=downcast)) == ["A_log"]
+    assert suspects([]) == []
+
+
+# ---- sublayers that add nothing
+
+
+@pytest.mark.parametrize("name", ["out_proj", "o_proj", "down"])
+def test_a_sublayer_that_adds_nothing_is_told(name):
+    """Assert the parameter that is 0, none where none is, and silence otherwise."""
+    from lyapunov.exponents._suspicions import adds_nothing
+
+    rng = np.random.default_rng(5)
+    shape = (3, 4, 16) if name == "down" else (4, 16)
+    held = {"norm": np.ones(4), name: rng.normal(size=shape), "conv_bias": np.zeros(9)}
+    output = rng.normal(size=(1, 5, 4))
+    assert adds_nothing(output, held) == []
+    (one,) = adds_nothing(0 * output, held | {name: np.zeros(shape)})
+    assert one.text.endswith(f"adds nothing on these tokens: {name} is 0")
+    assert (one.parameters, one.hint) == ((name,), False)
+    (one,) = adds_nothing(0 * output, held | {"norm": np.zeros(4)})
+    assert one.parameters == ("norm",)
+    (one,) = adds_nothing(0 * output, held)
+    assert one.parameters == ()
+    pruned = held[name].copy()
+    pruned[..., :4] = 0
+    (one,) = adds_nothing(output, held | {name: pruned})
+    assert one.hint
+    assert f"{name} is 0 for 4 of 16 channels" in one.text
+    pruned[:1] += 1  # one row of it reads them
+    assert adds_nothing(output, held | {name: pruned}) == []
