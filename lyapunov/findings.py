@@ -11,12 +11,14 @@ from lyapunov._advice import recommendation, state_to_keep, weights_to_run
 from lyapunov._benchmark_noise import benchmark_note
 from lyapunov._catalogue import CATALOGUE, ERROR, FindingKind
 from lyapunov._change_findings import change_findings
-from lyapunov._format_table import (
-    FORMAT_TABLE,
-    NARROW_RANGE,
-    half_step_below_one,
-    state_store,
+from lyapunov._exponent_findings import (
+    decay_findings,
+    exponent_findings,
+    finding_of,
+    overflowed,
+    untrained_finding,
 )
+from lyapunov._format_table import FORMAT_TABLE, NARROW_RANGE, state_store
 from lyapunov._logit_limits import lost
 from lyapunov._reference_loss_findings import looks_untrained, loss_findings
 from lyapunov._results import (
@@ -54,19 +56,12 @@ separates the largest activation of one text from that of another."""
 DAMAGED = ("LYA008", "LYA017", "LYA020")
 """Warnings about a checkpoint that nobody should serve as it is, in any format."""
 
-DECAYS_AT_ONE = 0.01
-"""Share of decays equal to 1 from which a layer counts as marginal. Less is how a
-selective model skips a token."""
-
 STAGNANT = 0.05
 """Share of lost state updates from which a layer counts as stagnant."""
 
 SAME_FUNCTION = 2.0**-24
 """Relative distance of logits up to which two fp64 runs count as one function: the
 share that the bounds add for the reference's own error."""
-
-SMALLEST_DT = 2.0**-126
-"""Smallest normal fp32; the kernels compute dt in fp32 and flush what is below."""
 
 
 def find(
@@ -97,11 +92,11 @@ def find(
     found: list[Finding] = []
     untrained = looks_untrained(exponents, reference)
     if untrained:
-        found.append(_untrained(len(exponents.layers)))
+        found.append(untrained_finding(len(exponents.layers)))
     for layer in exponents.layers:
-        found += _of_exponents(layer, untrained)
+        found += exponent_findings(layer, untrained)
         for state in states:
-            found += _marginal_decay(layer, state)
+            found += decay_findings(layer, state)
     for precision in precisions:
         rows = {layer.layer: layer for layer in exponents.layers}
         for layer in precision.layers:
@@ -120,98 +115,12 @@ def _order(finding: Finding) -> tuple[bool, str, str, int]:
     return finding.severity != ERROR, finding.code, finding.precision or "", layer
 
 
-def _finding(code: str, layer: int | None, message: str, **more: Any) -> Finding:
-    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
-
-
-def _untrained(sublayers: int) -> Finding:
-    return _finding(
-        "LYA020",
-        None,
-        f"norms, D and matrices of {_all(sublayers)} are as before training",
-    )
-
-
-def _all(sublayers: int) -> str:
-    return "the one sublayer" if sublayers == 1 else f"all {sublayers:,} sublayers"
-
-
-def _of_exponents(layer: LayerExponents, untrained: bool) -> Iterator[Finding]:
-    largest = layer.max
-    if largest is not None and largest >= 0:
-        yield _finding(
-            "LYA001",
-            layer.layer,
-            f"largest exponent {largest:+.3g} nats per token is not negative",
-            value=largest,
-            limit=0.0,
-        )
-    named = {
-        "the largest exponent": layer.max,
-        "the state": layer.max_abs_state,
-        "the output": layer.max_abs_output,
-    }
-    bad = [name for name, value in named.items() if _overflowed(value)]
-    if bad:
-        yield _finding(
-            "LYA002", layer.layer, f"{' and '.join(bad)} is not finite in the reference"
-        )
-    if layer.suspicions and not untrained:
-        yield _finding(
-            "LYA008",
-            layer.layer,
-            "; ".join(layer.suspicions),
-            hint=all(text.startswith("hint:") for text in layer.suspicions),
-        )
-
-
-def _overflowed(value: float | None) -> bool:
-    return value is not None and (math.isnan(value) or value == math.inf)
-
-
-def _marginal_decay(layer: LayerExponents, state: str) -> Iterator[Finding]:
-    # rounded stochastically, a decay near 1 is kept on average; a scale moves no step
-    form, _, stochastic = state_store(state)
-    lost = form in FORMAT_TABLE and not stochastic
-    limit = half_step_below_one(form) if lost else None
-    largest = layer.max
-    share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
-    if limit is not None and largest is not None and -limit <= largest < 0:
-        yield _finding(
-            "LYA006",
-            layer.layer,
-            f"the slowest channel's mean decay is 1 in {state}: "
-            f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}",
-            value=largest,
-            limit=-limit,
-            precision=state,
-        )
-    elif share >= DECAYS_AT_ONE:
-        yield _finding(
-            "LYA006",
-            layer.layer,
-            f"{share:.1%} of the decays are 1 in {state}, the state's format",
-            value=share,
-            limit=DECAYS_AT_ONE,
-            precision=state,
-        )
-    if layer.dt_min is not None and layer.dt_min < SMALLEST_DT:
-        yield _finding(
-            "LYA006",
-            layer.layer,
-            f"dt underflows in fp32: its smallest value is {layer.dt_min:.2g}",
-            value=layer.dt_min,
-            limit=SMALLEST_DT,
-            precision=state,
-        )
-
-
 def _of_divergence(
     layer: LayerDivergence, precision: PrecisionReport, row: LayerExponents | None
 ) -> Iterator[Finding]:
     name = precision.precision
     if layer.non_finite:
-        yield _finding(
+        yield finding_of(
             "LYA002",
             layer.layer,
             f"{_counted(layer.non_finite, 'value')} of the {name} execution "
@@ -228,7 +137,7 @@ def _of_divergence(
     if state_store(state).stochastic or layer.stagnation is None:
         return
     if layer.stagnation >= STAGNANT:
-        yield _finding(
+        yield finding_of(
             "LYA007",
             layer.layer,
             f"{layer.stagnation:.1%} of the state's updates are below half a unit in "
@@ -257,7 +166,7 @@ def _violation(layer: LayerDivergence, name: str) -> Finding:
         message += f"; first in {first.get('tensor', 'the output')} at {where}"
         if value is not None and limit is not None:
             message += f": measured {value:.3g}, bound {limit:.3g}"
-    return _finding(
+    return finding_of(
         "LYA003", layer.layer, message, value=value, limit=limit, precision=name
     )
 
@@ -293,7 +202,7 @@ def _range(
             if used < 1
             else f"beyond the largest value of {form}"
         )
-        yield _finding(
+        yield finding_of(
             "LYA005",
             layer.layer,
             f"{tensor} reaches {value:.3g}, {far} ({FORMAT_TABLE[form].largest:g})",
@@ -306,20 +215,20 @@ def _range(
 def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
     output, name = precision.output, precision.precision
     if output.reference_non_finite:
-        yield _finding(
+        yield finding_of(
             "LYA002",
             None,
             f"{_are(output.reference_non_finite, 'logit')} not finite in the reference",
             value=float(output.reference_non_finite),
             limit=0.0,
         )
-    elif output.non_finite or _overflowed(output.kl_max):
+    elif output.non_finite or overflowed(output.kl_max):
         message = f"the logits of the {name} execution are not finite"
         if output.non_finite:
             message = (
                 f"{_are(output.non_finite, 'logit')} not finite in the {name} execution"
             )
-        yield _finding(
+        yield finding_of(
             "LYA002",
             None,
             message,
@@ -330,7 +239,7 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
     reasons = lost(output)
     if reasons:
         _, value, limit = reasons[0]
-        yield _finding(
+        yield finding_of(
             "LYA015",
             None,
             f"the logits of the {name} execution are lost: "
@@ -341,7 +250,7 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
         )
     decisions = output.decisions
     if decisions is not None and decisions.certified_flipped:
-        yield _finding(
+        yield finding_of(
             "LYA003",
             None,
             f"{_counted(decisions.certified_flipped, 'top token')} of "
@@ -361,7 +270,7 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
         if output.argmax_ties:
             ties = _counted(output.argmax_ties, "tie")
             message += f"; {ties} not counted, between equal leaders of the reference"
-        yield _finding(
+        yield finding_of(
             "LYA004",
             None,
             message,
@@ -391,7 +300,7 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
             message += f", KL {one.kl_mean:.2g} nats a token"
         if one.argmax_total:
             message += f", {one.argmax_flips:,} of {one.argmax_total:,} top tokens"
-        yield _finding("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
+        yield finding_of("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
 
 
 def _are(n: int, noun: str) -> str:

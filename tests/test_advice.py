@@ -95,7 +95,7 @@ def test_what_looks_lost_is_named_and_nothing_else(suspects):
 
 
 def test_a_hint_is_found_and_decides_nothing():
-    """Assert LYA008 as a hint that leaves advice and flags alone, unless damage is there too."""
+    """Assert LYA008 as a hint that changes no advice, unless damage is beside it."""
     exponents = _exponents(suspicions=["hint: rounded once"], suspects=["A_log"])
     (finding,) = findings.find(exponents, [_execution()])
     assert (finding.code, finding.hint) == ("LYA008", True)
