@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from .._results import Decisions, OutputDivergence
 from ..executions import Execution
@@ -40,6 +40,8 @@ from .probes import LAST, Probes
 CALIBRATED = (0.7, 1.3)
 # Blocks of tokens whose errors count as independent in sigma's own standard error.
 ERROR_BLOCKS = 16
+# Tokens that are alike with so many in front of them count as copies of each other.
+CONTEXT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,7 @@ class EndToEnd:
     ):
         batch, seq = np.shape(tokens)
         self._model = model
+        self._contexts = _contexts(np.asarray(tokens))
         self._executions = list(executions)
         self._vocabulary = model.config.vocab_size
         self._n_probes = n_probes
@@ -200,6 +203,7 @@ class EndToEnd:
         with np.errstate(invalid="ignore", divide="ignore"):
             sigma = float(np.sqrt((shift + drawn) / size))
             spread = _relative_error_of(by_token) * drawn / (shift + drawn)
+            spread *= _widening(np.mean(by_token, axis=0), self._contexts)
             weights = float(np.sqrt(shift / size))
         z = _calibration(error) if self._ran else None
         effects = None if self._adjoints is None else self._adjoints.effects[i]
@@ -242,7 +246,8 @@ def _of_head(sites: dict) -> dict:
 def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:
     """Standard error of the mean over draws of a sum of squares, over that mean.
 
-    From the spread over draws and blocks of tokens, which are taken as independent.
+    From the spread over draws and blocks of tokens, which are independent, as draws
+    are anew at every token (a run's are not where its text repeats: `_widening`).
     For a single block of a single draw it is the limit sqrt(2), that of one Gaussian
     number.
     """
@@ -253,6 +258,33 @@ def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:
         return math.sqrt(2 / len(squares))
     relative = blocks / np.mean(blocks, axis=0) if len(squares) > 2 else blocks
     return float(np.std(relative, ddof=1) / np.mean(relative) / np.sqrt(blocks.size))
+
+
+def _contexts(tokens: Int[np.ndarray, "batch seq"]) -> Int[np.ndarray, "batch seq"]:
+    """Number the tokens by what they are and by those in front of them."""
+    batch, seq = tokens.shape
+    padded = np.full((batch, CONTEXT - 1 + seq), -1, tokens.dtype)
+    padded[:, CONTEXT - 1 :] = tokens
+    each = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT, axis=1)
+    _, numbers = np.unique(each.reshape(-1, CONTEXT), axis=0, return_inverse=True)
+    return numbers.reshape(batch, seq)
+
+
+def _widening(
+    squares: Float[np.ndarray, "batch seq"], contexts: Int[np.ndarray, "batch seq"]
+) -> float:
+    """How much more a run's sum of squares scatters than that of distinct tokens.
+
+    A probe draws anew at every token; a run rounds the same values in the same way
+    wherever a text repeats itself, so that the squares of one context rise and fall
+    together. The effective number of tokens is Kish's, (sum)^2 over the sum of
+    squares, once by context and once by token.
+
+    ??? cite "Kish (1965), Survey Sampling, section 11.7"
+    """
+    together = np.bincount(np.ravel(contexts), np.ravel(squares))
+    apart = np.sum(squares**2)
+    return math.sqrt(np.sum(together**2) / apart) if apart > 0 else 1.0
 
 
 def _calibration(error: RandomError) -> float:
@@ -282,7 +314,14 @@ def _why_withheld(sigma: float, z: float | None) -> str | None:
         else "less than independent roundings of the stored tensors make: values that "
         "are stored without rounding, or roundings that cancel"
     )
-    return f"z is {z:.2g}, outside {low} to {high}: the run moved {kind}"
+    return f"z is {_shown_apart(z)}, outside {low} to {high}: the run moved {kind}"
+
+
+def _shown_apart(z: float) -> str:
+    """As few digits as show that z is outside."""
+    low, high = CALIBRATED
+    shown = (f"{z:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in shown if not low <= float(text) <= high), repr(z))
 
 
 def _worst_case(effects: Effects, tokens: int, size: float, shift: float):
