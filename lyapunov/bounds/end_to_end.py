@@ -278,12 +278,13 @@ def _widening(
     A probe draws anew at every token; a run rounds the same values in the same way
     wherever a text repeats itself, so that the squares of one context rise and fall
     together. The effective number of tokens is Kish's, (sum)^2 over the sum of
-    squares, once by context and once by token.
+    squares, once by context and once by token, each as large as its context's mean.
 
     ??? cite "Kish (1965), Survey Sampling, section 11.7"
     """
+    counts = np.bincount(np.ravel(contexts))
     together = np.bincount(np.ravel(contexts), np.ravel(squares))
-    apart = np.sum(squares**2)
+    apart = np.sum(together**2 / counts)
     return math.sqrt(np.sum(together**2) / apart) if apart > 0 else 1.0
 
 

@@ -12,6 +12,7 @@ from .._errors import ArgumentError
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractTriangularRecurrence
 from ._methods import AbstractMethod, ByBlocks, ClosedForm, windows_of
 from ._qr import QR, first_frame, orthonormalise
+from ._singular import recovered
 
 
 FAR = 40.0
@@ -129,7 +130,10 @@ class ParallelInTime(AbstractMethod):
 
         starts = jnp.broadcast_to(frame, (blocks, *frame.shape))
         growth, last = _until_they_meet(through, starts, tokens, length)
-        growth = _undifferentiated(growth.reshape(blocks * length, k)[:n_tokens])
+        growth = growth.reshape(blocks * length, k)[:n_tokens]
+        if k == state.size:
+            growth = _with_the_lost(system, states, inputs, growth)
+        growth = _undifferentiated(growth)
         return (end, last, jnp.ones_like(turned)), windows_of(growth, width)
 
     def notes(self, system, k):
@@ -151,6 +155,25 @@ class ParallelInTime(AbstractMethod):
         if isinstance(system.recurrence, AbstractTriangularRecurrence):
             return ByBlocks(self)
         return None
+
+
+def _with_the_lost(system, states, inputs, growth):
+    """Growth at every token, that which rounding lost by the determinants."""
+
+    def one(given):
+        state, u, growth = given
+
+        def jacobian():
+            push = jax.linearize(lambda x: system.step(x, u), state)[1]
+            return jax.vmap(push, 1, 1)(jnp.eye(state.size, dtype=state.dtype))
+
+        return recovered(growth, jacobian)
+
+    def all_tokens():
+        return jax.lax.map(one, (states, inputs, growth))
+
+    lost = jnp.any(jnp.isneginf(growth))
+    return jax.lax.cond(lost, all_tokens, lambda: growth)
 
 
 @jax.custom_jvp

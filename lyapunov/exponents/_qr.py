@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._errors import ArgumentError
 from ._methods import AbstractMethod, System, along
+from ._singular import recovered
 
 
 SMALL = 4
@@ -22,13 +23,15 @@ class QR(AbstractMethod):
     first k coordinates. Turning takes a few tokens, a bias of order 1/T.
 
     A vector that a step sends to within rounding of the span of those before it has
-    exponent -inf: the step is singular in fp64. (Not at the first step from a random
-    start, where the vectors have not yet turned.)
+    lost its growth (not at the first step from a random start, where the vectors have
+    not yet turned). With all d vectors, and where it is the only one, the determinant
+    of the step less the others gives it. Else its exponent is -inf, and the result's
+    `notes` say whether a step is exactly singular.
 
     **Arguments:**
 
-    - `block`: steps between orthonormalisations. More is faster, and loses the small
-      exponents once vectors align to rounding within a block.
+    - `block`: steps between orthonormalisations. More is faster. Where vectors align
+      to rounding within a block, that block is gone through again step by step.
 
     ??? cite "Benettin et al. (1980), Meccanica 15, 9-20 and 21-30"
     """
@@ -46,20 +49,36 @@ class QR(AbstractMethod):
     def advance(self, system, carry, inputs, n_tokens, width):
         """Blocks of steps, then those left over."""
 
+        whole = carry[1].shape[1] == system.state.size
+
         def push(carry, u):
             state, frame = carry
             state, tangent = jax.linearize(lambda x: system.step(x, u), state)
             return (state, jax.vmap(tangent, 1, 1)(frame)), None
 
-        def one(carry, inputs, length):
+        def single(carry, u):
             state, frame, turned = carry
-            if length == 1:
-                first = jax.tree.map(lambda x: x[0], inputs)
-                (state, frame), _ = push((state, frame), first)
-            else:
-                (state, frame), _ = jax.lax.scan(push, (state, frame), inputs, length)
-            frame, growth = orthonormalise(frame, turned)
+            state, tangent = jax.linearize(lambda x: system.step(x, u), state)
+            frame, growth = orthonormalise(jax.vmap(tangent, 1, 1)(frame), turned)
+            if whole:
+                eye = jnp.eye(state.size, dtype=frame.dtype)
+                growth = recovered(growth, lambda: jax.vmap(tangent, 1, 1)(eye))
             return (state, frame, jnp.ones_like(turned)), growth
+
+        def one(carry, inputs, length):
+            if length == 1:
+                return single(carry, jax.tree.map(lambda x: x[0], inputs))
+            state, frame, turned = carry
+            (state, frame), _ = jax.lax.scan(push, (state, frame), inputs, length)
+            frame, growth = orthonormalise(frame, turned)
+            after = state, frame, jnp.ones_like(turned)
+
+            def again():
+                end, each = jax.lax.scan(single, carry, inputs, length)
+                return end, each.sum(axis=0)
+
+            lost = jnp.any(jnp.isneginf(growth))
+            return jax.lax.cond(lost, again, lambda: (after, growth))
 
         block = min(self.block, n_tokens)
         blocks, rest = divmod(n_tokens, block)

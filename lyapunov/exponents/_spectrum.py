@@ -28,8 +28,9 @@ from ._given import (
     state_given,
     step_given,
 )
-from ._methods import AbstractMethod, System, method_for
+from ._methods import AbstractMethod, ClosedForm, System, method_for
 from ._result import SpectrumResult
+from ._singular import why_minus_infinity
 
 
 # Error bars want a few hundred windows; many exponents would make many numbers of more.
@@ -138,6 +139,9 @@ def lyapunov_spectrum(
     )
     if until is not None and not isinstance(used, Tracer) and jnp.ndim(used) == 0:
         growth = growth[: -(-int(used) // width)]  # what lies behind is empty
+    notes = method.notes(system, k) + _unseen(until, used)
+    if not isinstance(method, ClosedForm) and _any_minus_infinity(exponents):
+        notes += (why_minus_infinity(system, inputs, given),)
     return SpectrumResult(
         exponents=exponents,
         growth=growth,
@@ -145,9 +149,15 @@ def lyapunov_spectrum(
         width=width,
         multiplicity=multiplicity,
         method=str(method),
-        notes=method.notes(system, k) + _unseen(until, used),
+        notes=notes,
         converged=converged,
     )
+
+
+def _any_minus_infinity(exponents) -> bool:
+    """Whether there is one, where that can be seen: not under `jit`."""
+    seen = not isinstance(exponents, Tracer)
+    return seen and bool(jnp.any(jnp.isneginf(exponents)))
 
 
 def _unseen(until: Converged | None, used) -> tuple[str, ...]:
