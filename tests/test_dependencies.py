@@ -1,0 +1,131 @@
+"""Assert that what is imported is declared, and what is declared is imported."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"lyapunov", "analysis", "experiments", "proofs", "tests"}
+RUNTIME = ("hub", "report", "symbolic", "torch", "cuda")
+
+MODULES = {
+    "causal-conv1d": "causal_conv1d",
+    "import-linter": "importlinter",
+    "lm-eval": "lm_eval",
+    "mamba-ssm": "mamba_ssm",
+    "python-flint": "flint",
+    "pytest-benchmark": "pytest_benchmark",
+    "pytest-xdist": "xdist",
+}
+"""Distributions whose module has another name."""
+
+NOT_IMPORTED = {
+    "causal-conv1d": "mamba_ssm's kernels load it",
+    "hatchling": "runs in a process of its own",
+    "import-linter": "a command",
+    "pyright": "a command",
+    "pytest-benchmark": "a plugin",
+    "pytest-xdist": "a plugin",
+    "ruff": "a command",
+}
+GIVEN = {"peft": "whoever hands over a module of PEFT's has it"}
+PEERS = {"chaotax", "clvlib", "jitcode", "lyapax", "lyapynov", "pynamicalsys"}
+"""Libraries that `analysis.peers` looks for and says when they are missing."""
+ON_A_GPU = {"triton": "comes with torch where there is a GPU"}
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Distributions, those of our own extras among them."""
+    found = set()
+    for one in requirements:
+        name, extras = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?", one).groups()
+        if name == PROJECT["name"]:
+            for extra in extras.split(","):
+                found |= names(PROJECT["optional-dependencies"][extra])
+        else:
+            found.add(name)
+    return found
+
+
+CORE = names(PROJECT["dependencies"])
+EXTRA = {name: names(given) for name, given in PROJECT["optional-dependencies"].items()}
+
+
+def modules(distributions: set[str]) -> set[str]:
+    return {MODULES.get(name, name).replace("-", "_") for name in distributions}
+
+
+def imported(node: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]:
+    """Top-level packages, and whether a function or a `try` is around the import."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name.split(".")[0], guarded) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            if not child.level:
+                yield child.module.split(".")[0], guarded
+        else:
+            around = isinstance(child, ast.FunctionDef | ast.Try)
+            around |= isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child)
+            yield from imported(child, guarded or around)
+
+
+def imports(folder: str) -> dict[str, set[tuple[str, bool]]]:
+    """Other people's packages by name: where, and whether guarded."""
+    found: dict[str, set[tuple[str, bool]]] = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for name, guarded in imported(ast.parse(path.read_text("utf-8"))):
+            if name not in sys.stdlib_module_names | OURS:
+                where = str(path.relative_to(ROOT))
+                found.setdefault(name, set()).add((where, guarded))
+    return found
+
+
+def test_the_library_imports_what_it_declares():
+    """Assert the core at any place, and the extras where they may be missing."""
+    core, optional = modules(CORE), modules(set().union(*(EXTRA[e] for e in RUNTIME)))
+    for name, places in imports("lyapunov").items():
+        if name in core:
+            continue
+        assert name in optional | set(GIVEN), (name, places)
+        assert all(guarded for _, guarded in places), (name, places)
+
+
+def test_the_library_imports_all_that_it_declares():
+    """Assert it of the core and of each extra that it has."""
+    found = set(imports("lyapunov"))
+    for extra, declared in {"core": CORE, **{e: EXTRA[e] for e in RUNTIME}}.items():
+        unused = {d for d in declared if not modules({d}) & found} - set(NOT_IMPORTED)
+        assert not unused, (extra, unused)
+
+
+@pytest.mark.parametrize("folder", ["analysis", "experiments", "proofs", "tests"])
+def test_the_other_folders_import_what_is_declared(folder):
+    allowed = modules(CORE | EXTRA["tests"] | EXTRA["cuda"])
+    allowed |= PEERS | set(ON_A_GPU)
+    found = imports(folder)
+    assert not {name: found[name] for name in set(found) - allowed}
+
+
+def test_what_only_the_repository_needs_is_used_by_it():
+    found = set()
+    for folder in sorted(OURS):
+        found |= set(imports(folder))
+    for extra in ("experiments", "tests", "dev"):
+        own = EXTRA[extra] - set(NOT_IMPORTED)
+        unused = {
+            d for d in own if not modules({d}) & (found | set(imports("lyapunov")))
+        }
+        assert not unused, (extra, unused)
+
+
+def test_exceptions_are_still_exceptions():
+    """Assert that each is of something that is declared."""
+    declared = CORE.union(*EXTRA.values())
+    assert set(NOT_IMPORTED) | set(MODULES) | set(GIVEN) <= declared
