@@ -27,6 +27,45 @@ def beside(rows: list[dict], one: dict) -> dict | None:
     )
 
 
+def changed(row: dict) -> int:
+    """Top tokens that changed: choices, by lowest index, that differ.
+
+    Rows without `reference_ties` are of the rule before: a change where the execution's
+    leader is shared was counted as a tie. The references of these are of trained or
+    random weights in fp64, where two leading logits are not equal.
+    """
+    return row["flips"] + (0 if "reference_ties" in row else row.get("ties", 0))
+
+
+def promised(rows: list[dict]) -> str:
+    """Tokens that were predicted stable at 4 sigma, and how many changed."""
+    told = [row for row in rows if row.get("predicted_stable") is not None]
+    if not told:
+        return ""
+    stable = sum(row["predicted_stable"] for row in told)
+    flipped = sum(row["predicted_flipped"] for row in told)
+    text = f"Predicted stable at 4 sigma: {stable:,} tokens, {flipped:,} changed"
+    earlier = [row for row in told if "reference_ties" not in row]
+    unseen = sum(
+        min(row["ties"], row["predicted_stable"] - row["predicted_flipped"])
+        for row in earlier
+    )
+    if unseen:
+        text += (
+            ", counted under the earlier rule: one that changed into a token that "
+            f"shares its largest logit is not among them (at most {unseen:,} more)"
+        )
+    return f"{text}."
+
+
+def _elements(rows: list[dict]) -> str:
+    """What the column of elements counts."""
+    if all("unbounded" in row for row in rows):
+        unbounded = sum(row["unbounded"] for row in rows)
+        return f"Elements have a finite bound; {unbounded:,} more have none."
+    return "Elements: all, and the L2 bound of every tensor is finite."
+
+
 def _number(value) -> str:
     return "-" if value is None else f"{value:.2g}"
 
@@ -66,7 +105,7 @@ def page(result: dict) -> str:
             for row in kernels
             if (row["model"], row["mode"], row["precision"]) == (model, mode, precision)
         ]
-        flips, of = (sum(row[key] for row in own) for key in ("flips", "tokens"))
+        flips, of = sum(map(changed, own)), sum(row["tokens"] for row in own)
         lines.append(
             f"| {model} | {mode} | {precision} | {len(own)} "
             f"| {sum(row['elements'] for row in own):,} "
@@ -75,6 +114,10 @@ def page(result: dict) -> str:
             f"| {_span(own, 'kl_mean')} | {flips} of {of} |"
         )
     lines += [
+        "",
+        f"{_elements(kernels)} Of equal logits the lowest index is the top token, on "
+        "both sides.",
+        promised(kernels),
         "",
         "| case | format | measured | predicted (T3) | emulated | z | KL | emulated "
         "| T1 / measured | emulated | violations |",

@@ -140,13 +140,22 @@ def run(family: str, mode: str) -> dict:
         "exponent_max": report.exponents.max,
         "kinds": kinds,
         "elements": sum(
-            row.elements_total for p in report.precisions for row in p.layers
+            row.elements_bounded for p in report.precisions for row in p.layers
+        ),
+        "unbounded": sum(
+            row.elements_unbounded for p in report.precisions for row in p.layers
         ),
         "calibration_z": {
             p.precision: p.output.calibration_z for p in report.precisions
         },
         "environment": report.environment,
     }
+
+
+def _unbounded(row: dict) -> str:
+    """Elements without a finite bound, which neither hold nor exceed it."""
+    unbounded = row.get("unbounded", 0)
+    return f" ({unbounded:,} have none)" if unbounded else ""
 
 
 def table(rows: list[dict]) -> str:
@@ -174,7 +183,7 @@ def table(rows: list[dict]) -> str:
             row["mode"] + (", emulated" if row["measured_by"] == "emulation" else ""),
             f"{row['logits_off']:.1e} / {row['tolerance']:.1e}",
             "none" if exponent is None else f"{exponent:.2g}",
-            f"{above} of {row['elements']:,}",
+            f"{above} of {row['elements']:,}" + _unbounded(row),
             *(spans[p] for p in PRECISIONS),
         ]
         lines.append(f"| {' | '.join(cells)} |")

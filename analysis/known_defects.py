@@ -152,7 +152,8 @@ def looked_for(
         "case": name,
         "execution": one.execution,
         "violations": sum(layer.violations for layer in one.layers),
-        "elements": sum(layer.elements_total for layer in one.layers),
+        "elements": sum(layer.elements_bounded for layer in one.layers),
+        "unbounded": sum(layer.elements_unbounded for layer in one.layers),
         "first": next(
             (la.first_violation for la in one.layers if la.first_violation), None
         ),
@@ -160,6 +161,7 @@ def looked_for(
         "sigma_t3": one.output.sigma_t3,
         "kl_mean": one.output.kl_mean,
         "flips": one.output.argmax_flips,
+        "reference_ties": one.output.reference_ties,
         "tokens": one.output.argmax_total,
         "stagnation": max((la.stagnation or 0.0 for la in one.layers), default=0.0),
         "dt_min": min(least, default=None),
@@ -200,6 +202,14 @@ def page(result: dict) -> str:
         cells += [number(row[key]) for key in ("rel_l2", "sigma_t3", "kl_mean")]
         cells += [f"{row['flips']} of {row['tokens']}", number(row["dt_min"])]
         lines.append(f"| {' | '.join([*cells, number(row['stagnation'])])} |")
+    ran = [row for row in result["rows"] if "refused" not in row]
+    if any("reference_ties" not in row for row in ran):
+        lines += [
+            "",
+            "Flips and findings under the rule of an earlier version: a top token that "
+            "changed into one of several equal logits of the execution was counted "
+            "apart, as a tie, and is not among the flips.",
+        ]
     lines += ["", "What the check says of each:", ""]
     for row in result["rows"]:
         told = "; ".join(row.get("findings", [])) or "nothing"

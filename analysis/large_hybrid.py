@@ -126,14 +126,18 @@ def write(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
+COUNTS = {"sublayers": 0, "violations": 0, "unbounded": 0}
+
+
 def summary(report: dict) -> dict:
     """What the report says, by kind of sublayer."""
     found = {}
     for precision in report["precisions"]:
         kinds: dict[str, dict] = {}
         for row in precision["layers"]:
-            kind = kinds.setdefault(row["kind"], {"sublayers": 0, "violations": 0})
+            kind = kinds.setdefault(row["kind"], dict(COUNTS))
             kind["sublayers"] += 1
+            kind["unbounded"] += row.get("elements_unbounded", 0)
             kind["violations"] += row["violations"]
             kind.setdefault("t1_ratio", []).append(row["bound_t1_ratio"])
         for kind in kinds.values():

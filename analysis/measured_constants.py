@@ -70,7 +70,8 @@ def emulated(case: Case, constants: str) -> list[dict[str, Any]]:
             "measured_by": one.measured_by,
             "t1_ratios": [layer.bound_t1_ratio for layer in one.layers],
             "violations": sum(layer.violations for layer in one.layers),
-            "elements": sum(layer.elements_total for layer in one.layers),
+            "elements": sum(layer.elements_bounded for layer in one.layers),
+            "unbounded": sum(layer.elements_unbounded for layer in one.layers),
             "seconds": round(spent / len(case.precisions), 1),
         }
         for one in report.precisions

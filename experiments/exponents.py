@@ -213,6 +213,7 @@ def examined(place: Path | str, tokens: np.ndarray) -> dict[str, Any]:
         outputs[one.precision] = {
             "rel_l2": told.measured_rel_l2, "sigma_t3": told.sigma_t3,
             "kl_mean": told.kl_mean, "flips": told.argmax_flips,
+            "reference_ties": told.reference_ties,
             "violations": sum(layer.violations for layer in one.layers),
         }  # fmt: skip
     return {"layers": layers, "precisions": outputs}

@@ -259,6 +259,7 @@ def predicted(options: argparse.Namespace, model: str, results: Results) -> None
             "rel_l2": output.measured_rel_l2,
             "kl_mean": output.kl_mean,
             "flips": output.argmax_flips,
+            "reference_ties": output.reference_ties,
         }
         spent = time.perf_counter() - began
         results.add(row, values, spent, where)

@@ -102,6 +102,33 @@ def test_violations_and_emulation_are_shown_beside(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_ties_of_an_earlier_rule_are_changed_tokens_and_promises_are_marked():
+    """Assert the recount of rows that told a change into a shared leader apart, that of
+    rows that do not, and what is said of tokens that were predicted stable."""
+    promise = {"predicted_stable": 500, "predicted_flipped": 1}
+    earlier = row(ties=5, **promise)
+    now = row("fp16", ties=5, reference_ties=5, unbounded=3, **promise)
+    text = page({"environments": [], "failed": {}, "rows": [earlier]})
+    assert "| 7 of 512 |" in text
+    assert "500 tokens, 1 changed, counted under the earlier rule" in text
+    assert "at most 5 more" in text
+    assert "Elements: all, and the L2 bound of every tensor is finite." in text
+    text = page({"environments": [], "failed": {}, "rows": [now]})
+    assert "| 2 of 512 |" in text
+    assert "500 tokens, 1 changed." in text
+    assert "earlier rule" not in text
+    assert "3 more have none" in text
+
+
+def test_the_committed_page_is_of_the_committed_rows():
+    path = cross_check.RESULTS
+    result = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == page(result)
+    told = [one for one in result["rows"] if one["t0_ratio"] and one["t1_ratio"]]
+    assert len(told) == len(result["rows"])
+    assert all(None not in one["t0_ratio"] + one["t1_ratio"] for one in told)
+
+
 @pytest.mark.parametrize("family", ["mamba1", "mamba2"])
 def test_random_checkpoints_are_mamba_ssms(tmp_path, monkeypatch, family):
     """Assert that they load whole, with decays and steps as training begins."""

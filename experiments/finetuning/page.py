@@ -227,6 +227,12 @@ def _predictions(told: list[dict]) -> list[str]:
             f"{number(one['sigma_t3'])} | {number(one['rel_l2'])} | "
             f"{number(one['kl_mean'])} | {one['flips']} of {one['tokens']} |"
         )
+    if any("reference_ties" not in one for one in told):
+        lines += [
+            "",
+            "Flips under the rule of an earlier version: a top token that changed into "
+            "one of several equal logits of the execution is not among them.",
+        ]
     return lines
 
 
