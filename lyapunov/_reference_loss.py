@@ -50,8 +50,10 @@ class NextTokenLoss:
         self._chosen = np.where(inside, picked, self._chosen)
         with np.errstate(invalid="ignore"):
             top = np.maximum(self._top, logits.max(axis=-1))
-            weight = np.exp(logits - top[..., None]).sum(axis=-1)
-            self._weight = self._weight * np.exp(self._top - top) + weight
+            power = logits - top[..., None]
+            np.exp(power, out=power)
+            self._weight *= np.exp(self._top - top)
+            self._weight += power.sum(axis=-1)
         self._top = top
 
     def bits(self) -> Float[np.ndarray, "batch predicted"]:

@@ -297,7 +297,7 @@ def _cut(
     n_bytes = None
     if encoded.ends is not None:
         ends = np.asarray(encoded.ends, np.int64)[: rows * seq].reshape(rows, seq)
-        n_bytes = int(np.sum(ends[:, -1] - ends[:, 0]))
+        n_bytes = int(np.sum(ends[:, -1] - ends[:, 0])) or None
     return Tokens(passages, source, True, n_bytes)
 
 

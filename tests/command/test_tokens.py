@@ -210,6 +210,29 @@ def test_tokenizers_of_the_checkpoint_are_used(tokenizer, english):
     assert chosen.ids.tolist() == [[0, 0, 1, 2, 0, 3]]
 
 
+def test_bytes_of_a_text_are_counted_by_where_its_tokens_lie(tokenizer):
+    """Assert bytes of UTF-8 from the first token's end to the last one's, by either
+    library; of passages that follow each other each on its own."""
+    pytest.importorskip("tokenizers")
+    text = "naïve best of — times"
+    chosen = _choose(text=text, folder=tokenizer)
+    assert chosen.is_text
+    assert chosen.n_bytes == len(text.encode()) - len("naïve".encode())
+    halves = _choose(text="the best of times", folder=tokenizer, batch=2)
+    assert halves.ids.tolist() == [[1, 2], [0, 3]]
+    assert halves.n_bytes == len(" best") + len(" times")
+    pytest.importorskip("transformers")
+    from transformers import PreTrainedTokenizerFast
+
+    from lyapunov._tokens import _from_transformers
+
+    made = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"))
+    made.save_pretrained(tokenizer / "saved")
+    encoded = _from_transformers(tokenizer / "saved")(text)
+    assert list(encoded.ids) == chosen.ids[0].tolist()
+    assert encoded.ends[-1] - encoded.ends[0] == chosen.n_bytes
+
+
 def test_a_missing_tokenizer_library_is_named(tokenizer, english, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="tokenizers"):
