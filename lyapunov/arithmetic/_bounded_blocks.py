@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from ..formats import rounding_error_bound
-from ._bounded_values import Bounded, lift
-
-
-SAFETY = 1.0 + 1e-9
+from ._bounded_values import SAFETY, Bounded, lift, where_known
 
 
 # sup |gelu'| = 1.12890 at sqrt(2); sup |gelu''| = 2 phi(0) = 0.79789 at 0. The
 # approximation by tanh stays within 0.0005 of slope and 0.004 of curvature.
 GELU_SLOPE = 1.13
 GELU_CURVATURE = 0.803
+
+# Nonnegative terms that add up to more are not all flushed to 0 in an execution.
+LEAST_SUM = 2.0**-100
 
 
 class BlockRules:
@@ -35,6 +35,7 @@ class BlockRules:
     _reduction_depth: Any
     _settle: Any
     _operand: Any
+    _unless_overflow: Any
     rms_normalise: Any
 
     def carry(self, x):
@@ -48,14 +49,21 @@ class BlockRules:
         return Bounded(f(x.value), f(x.error))
 
     def clip(self, x, low, high):
-        """Clipping brings two numbers closer together, never further apart."""
+        """Clipping brings two numbers closer together, never further apart.
+
+        What may be NaN stays so: an error that is not finite stays as it is.
+        """
         x = lift(x)
         return Bounded(jnp.clip(x.value, low, high), x.error, x.norm)
 
     def mask(self, x, keep):
-        """Kept entries keep their errors; the others are 0 in every execution."""
+        """Kept entries keep their errors; the others are 0 in every execution.
+
+        But for what may be no number: executions that multiply by the mask, or by
+        exponentials of -inf, make NaN of it.
+        """
         x = lift(x)
-        return Bounded(x.value * keep, x.error * keep)
+        return Bounded(x.value * keep, where_known(x.known, x.error * keep))
 
     def cumsum(self, x, *, serial=False):
         """Errors add up; a term goes through at most `scan_depth` additions."""
@@ -67,12 +75,14 @@ class BlockRules:
         total = jnp.cumsum(x.magnitude, axis=0)
         error = jnp.cumsum(x.error, axis=0) + growth * total
         flushed = 2.0 * x.shape[0] * self._model.underflow
+        flushed = self._unless_overflow(total, flushed)
         return Bounded(jnp.cumsum(x.value, axis=0), (error + flushed) * SAFETY)
 
     def fading(self, x):
         """exp(min(v, 0)) is 1-Lipschitz in v, at most 1, and its slope is its value.
 
-        |exp(v') - exp(v)| <= exp(v) expm1(e), and at most 1 since both lie in [0, 1].
+        |exp(v') - exp(v)| <= exp(v) expm1(e), and at most 1 since both lie in [0, 1]
+        for every v' that is a number; inf - inf, of sums that overflowed, is none.
         """
         x = lift(x)
         exponent = jnp.minimum(x.value, 0.0)
@@ -83,7 +93,8 @@ class BlockRules:
         )
         spread = value * jnp.expm1(jnp.minimum(x.error, 700.0))
         error = spread * (1.0 + relative) + relative * value + model.underflow
-        return Bounded(value, jnp.minimum(error, 1.0) * SAFETY)
+        error = jnp.minimum(error, 1.0) * SAFETY
+        return Bounded(value, where_known(x.known, error))
 
     def einsum(self, subscripts, x, y, start=None):
         """Product rule elementwise; the sum as in `matmul`.
@@ -108,7 +119,8 @@ class BlockRules:
             summed = summed + start.magnitude
         depth = self._accumulation_depth(terms)
         summing = jnp.expm1(depth * self._model.accumulator_unit) * summed
-        flushed = 2.0 * terms * self._model.underflow
+        # partial sums may overflow where all of them together cancel
+        flushed = self._unless_overflow(summed, 2.0 * terms * self._model.underflow)
         settled = self._settle(value, (error + summing + flushed) * SAFETY)
         return Bounded(settled.value, settled.error)
 
@@ -125,25 +137,29 @@ class BlockRules:
         error = steepest * x.error
         # left of 0 the factor 1 + erf(x) cancels: its error is relative to 1
         rounding = self._model.silu_relative * x.magnitude + self._model.underflow
+        rounding = self._unless_overflow(x.magnitude, rounding)
         norm = jnp.max(steepest, axis=-1) * x.norm + jnp.linalg.norm(rounding, axis=-1)
-        return Bounded(value, error + rounding, norm)
+        return Bounded(value, where_known(x.known, error + rounding), norm)
 
     def relu_squared(self, x):
         """|max(v', 0)^2 - max(v, 0)^2| <= e (2 max(v, 0) + e)."""
         x = lift(x)
         positive = jnp.maximum(x.value, 0.0)
         error = x.error * (2.0 * positive + x.error)
-        return self._settle(positive**2, error)
+        return self._settle(positive**2, where_known(x.known, error))
 
     def fixed(self, value):
         """Off by one rounding, unless fp32 holds it."""
         value = jnp.asarray(value, jnp.float64)
         held = value == jnp.asarray(jnp.asarray(value, jnp.float32), jnp.float64)
         unit = jnp.where(held, 0.0, self._model.unit)
-        return Bounded(value, unit * jnp.abs(value))
+        size = jnp.abs(value)
+        # what fp32 holds did not overflow
+        error = jnp.where(held, 0.0, self._unless_overflow(size, unit * size))
+        return Bounded(value, where_known(jnp.isfinite(value), error))
 
     def turns(self, angle, roundings):
-        """Both are 1-Lipschitz in the angle; at most 2 apart."""
+        """Both are 1-Lipschitz in the angle; at most 2 apart, of angles that exist."""
         angle = lift(angle)
         off = angle.error + jnp.expm1(roundings * self._model.unit) * angle.magnitude
 
@@ -152,7 +168,7 @@ class BlockRules:
             own = self._model.exp_relative * (jnp.abs(value) + off)
             own = own + self._model.turn_absolute
             error = jnp.minimum(off, 2.0) + own + self._model.underflow
-            return Bounded(value, error * SAFETY)
+            return Bounded(value, where_known(jnp.isfinite(off), error * SAFETY))
 
         return bound(jnp.cos), bound(jnp.sin)
 
@@ -198,7 +214,10 @@ class BlockRules:
         )
 
     def tanh(self, x):
-        """2 sigmoid(2 x) - 1, whose ends are those of the sigmoid's interval."""
+        """2 sigmoid(2 x) - 1, whose ends are those of the sigmoid's interval.
+
+        Results of numbers are at most 2 apart; of NaN there is none.
+        """
         x = lift(x)
         value = jnp.tanh(x.value)
         share = -jnp.expm1(-2.0 * x.error)
@@ -212,14 +231,15 @@ class BlockRules:
         model = self._model
         relative = jnp.maximum(model.tanh_relative, model.exp_relative)
         rounding = relative * (jnp.abs(value) + error) + model.underflow
-        return Bounded(value, (error + rounding) * SAFETY)
+        return Bounded(value, where_known(x.known, (error + rounding) * SAFETY))
 
     # ---- what routers of experts compute
 
     def sigmoid(self, x):
         """s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) for the sigmoid s, increasing.
 
-        So the interval's ends are the farthest, and nothing cancels.
+        So the interval's ends are the farthest, and nothing cancels. That is of
+        numbers; of NaN there is no result in [0, 1].
         """
         x = lift(x)
         value = jax.nn.sigmoid(x.value)
@@ -230,13 +250,15 @@ class BlockRules:
         model = self._model
         relative = model.silu_relative + model.silu_argument * x.magnitude
         rounding = relative * (value + error) + 129.0 * model.underflow
-        return Bounded(value, (error + rounding) * SAFETY)
+        return Bounded(value, where_known(x.known, (error + rounding) * SAFETY))
 
     def largest(self, x, count):
         """The reference's choice; 1 off where an execution may choose otherwise.
 
         An entry is chosen for sure where fewer than `count` others reach its lower
-        end, and is not for sure where `count` others stay above its upper end.
+        end, and is not for sure where `count` others stay above its upper end. Where
+        NaN stands in an order no implementation says: a row that may have one has no
+        bound.
         """
         x = lift(x)
         _, places = jax.lax.top_k(x.value, count)
@@ -247,13 +269,16 @@ class BlockRules:
         above = (low[..., None, :] > high[..., :, None]) * others
         chosen = jnp.sum(reach, axis=-1) < count
         left = jnp.sum(above, axis=-1) >= count
-        return Bounded(value, jnp.where(chosen | left, 0.0, 1.0))
+        known = jnp.all(x.known, axis=-1, keepdims=True)
+        return Bounded(value, where_known(known, jnp.where(chosen | left, 0.0, 1.0)))
 
     def shares(self, x):
         r"""$y'_i - y_i = (d_i (1 - y_i) - y_i \sum_{j \ne i} d_j) / s'$, |d| <= e.
 
-        s' is the sum in an execution, at least s less the sum of all errors.
-        At most 1 apart, both being shares of a sum of nonnegative terms.
+        s' is the sum in an execution, at least s less the sum of all errors. At most 1
+        apart, both being shares of a sum of nonnegative terms: of numbers, that is, and
+        of a sum in fp32's range. (An execution's terms are not all 0: where they are
+        the scores of other entries than here, these are of the size of s.)
         """
         x = lift(x)
         total = jnp.sum(x.value, axis=-1, keepdims=True)
@@ -266,13 +291,22 @@ class BlockRules:
         depth = self._reduction_depth(x.shape[-1]) + 2
         growth = jnp.expm1(depth * self._model.unit)
         rounding = growth * (value + error) + self._model.underflow
-        return Bounded(value, (jnp.minimum(error, 1.0) + rounding) * SAFETY)
+        rounding = self._unless_overflow(total + off, rounding)
+        error = (jnp.minimum(error, 1.0) + rounding) * SAFETY
+        known = jnp.all(x.known, axis=-1, keepdims=True) & (total > LEAST_SUM)
+        return Bounded(value, where_known(known, error))
 
     def softmax(self, x, keep):
         r"""$p'_i / p_i = e^{d_i} / \sum_j p_j e^{d_j}$ with |d| <= e.
 
         Between $e^{-e_i} / (1 + \sum p_j (e^{e_j} - 1))$ and
         $e^{e_i} / (1 - \sum p_j (1 - e^{-e_j}))$; at most 1 apart.
+
+        One entry of a row that may be no number makes NaN of all of it: inf - inf is
+        the shift by the largest, and the sum is everyone's. A masked one, too, since
+        executions add -inf, or their lowest number, to what they computed there. So a
+        finite difference to the largest may become -inf, and its exponential 0; a mask
+        of -inf is exact.
         """
         x = lift(x)
         value = jax.nn.softmax(jnp.where(keep > 0, x.value, -jnp.inf), axis=-1)
@@ -294,10 +328,15 @@ class BlockRules:
         rounding = jnp.expm1(jnp.minimum(relative, 300.0)) * (value + error)
         flushed = (2.0 + value.shape[-1]) * model.underflow * (keep > 0)
         total = jnp.minimum(error + rounding + flushed, 1.0) * (keep > 0)
-        return Bounded(value, total * SAFETY)
+        legal = x.known | ((x.value == -jnp.inf) & (keep == 0) & (x.error == 0))
+        known = jnp.all(legal, axis=-1, keepdims=True)
+        return Bounded(value, where_known(known, total * SAFETY))
 
     def layer_normalise(self, x, epsilon):
-        """As `rms_normalise`, on x - mean: removing the mean is a projection."""
+        """As `rms_normalise`, on x - mean: removing the mean is a projection.
+
+        Where the sum may overflow, or the difference to a mean that did, there is none.
+        """
         x = lift(x)
         size = x.shape[-1]
         model = self._model
@@ -307,6 +346,8 @@ class BlockRules:
         lost = jnp.expm1(depth * model.unit) * jnp.mean(
             x.magnitude, axis=-1, keepdims=True
         )
+        largest_sum = jnp.sum(x.magnitude, axis=-1, keepdims=True)
+        lost = self._unless_overflow(largest_sum, lost)
         subtraction = lost + model.unit * (jnp.abs(value) + x.error + lost)
         error = x.error + jnp.mean(x.error, axis=-1, keepdims=True) + subtraction
         norm = x.norm + jnp.linalg.norm(subtraction, axis=-1)

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._bounded_values import (
+    SAFETY,
     Bounded,
     BoundedState,
     DriveRow,
     ReadOutRow,
     RoundingModel,
     lift,
+    where_known,
 )
 from ._interface import along_states
 
-
-SAFETY = 1.0 + 1e-9
 
 # exp(-88), rounded up, with the declared error of any exponential on top.
 EXP_MINUS_88 = 6.1e-39 * 1.01
@@ -54,8 +54,13 @@ class ScanRules:
         """exp(dt A), at most 1 in every execution since its argument is <= 0.
 
         expm1(e) <= e (1 + e) for e <= 1. Beyond, both values are at most 1; and they
-        are flushed where dt |A| - e > 88, since exp(-88) < 2^-126.
+        are flushed where dt |A| - e > 88, since exp(-88) < 2^-126. A product beyond
+        fp32 is -inf, whose exponential is the 0 that it stands for; a factor that is no
+        number leaves e none.
         """
+        if not isinstance(A, Bounded):
+            # one that is no number shows in e: nothing to ask at every token
+            A = Bounded(A, jnp.zeros_like(A))
         dt, A = self._operand(dt), self._operand(A)
         model = self._model
         size = jnp.abs(A.value)
@@ -70,9 +75,7 @@ class ScanRules:
         near = at_most_one(self._fused(value, near, model.underflow))
         far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
         bound = jnp.where(error <= 1.0, near, far)
-        # 0 times an A that may be inf is no number; a dt that may be makes the drive so
-        known = jnp.isfinite(A.magnitude)
-        return Bounded(value, jnp.where(known, bound, jnp.inf))
+        return Bounded(value, where_known(jnp.isfinite(error), bound))
 
     def initial_state(self, state):
         """An exact or bounded initial state."""
@@ -214,6 +217,8 @@ class ScanRules:
         if not isinstance(state, BoundedState):
             return state
         error = state.excess + self._scan_rounding(state)
+        # partial sums of any bracketing stay within the mass
+        error = self._unless_overflow(state.mass, error)
         return Bounded(state.value, error * SAFETY)
 
     def scan(self, body, state, inputs):

@@ -4,7 +4,13 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+
+# All bounds are sums and products of nonnegative fp64 numbers, each off by 2^-53 of
+# itself at most, so that one of n chained operations is at least (1 - 2^-53)^n of what
+# it stands for. (1 + 2^-53)^(8e6) < 1 + 1e-9: eight million of them are covered.
+SAFETY = 1.0 + 1e-9
 
 
 class RoundingModel(NamedTuple):
@@ -41,7 +47,11 @@ class RoundingModel(NamedTuple):
 
 
 class Bounded(eqx.Module):
-    """A value with its elementwise error and the L2 norm of that error."""
+    """A value with its elementwise error and the L2 norm of that error.
+
+    Where an execution may have an infinity or a NaN the error is not finite, nor is the
+    norm of a vector that has such an entry.
+    """
 
     value: Float[Array, "*shape"]
     error: Float[Array, "*shape"]
@@ -51,7 +61,9 @@ class Bounded(eqx.Module):
         own = jnp.linalg.norm(error, axis=-1) if error.ndim else jnp.abs(error)
         self.value = value
         self.error = error
-        self.norm = own if norm is None else jnp.minimum(norm, own)
+        if norm is not None:
+            own = jnp.where(jnp.isfinite(own), jnp.minimum(norm, own), own)
+        self.norm = own
 
     def __getitem__(self, index) -> "Bounded":
         # A slice of the last axis keeps the norm as a bound: a part is no longer
@@ -75,6 +87,11 @@ class Bounded(eqx.Module):
     def magnitude(self) -> Float[Array, "*shape"]:
         """The largest magnitude that an execution can have here."""
         return jnp.abs(self.value) + self.error
+
+    @property
+    def known(self) -> Bool[Array, "*shape"]:
+        """Where every execution has a number, neither an infinity nor a NaN."""
+        return jnp.isfinite(self.magnitude)
 
 
 class BoundedState(eqx.Module):
@@ -120,9 +137,18 @@ class ReadOutRow(eqx.Module):
 
 
 def constant(x) -> Bounded:
-    """A value that every execution has exactly."""
+    """A value that every execution has exactly; unbounded where it is no number."""
     x = jnp.asarray(x, jnp.float64)
-    return Bounded(x, jnp.zeros_like(x))
+    return Bounded(x, where_known(jnp.isfinite(x), jnp.zeros_like(x)))
+
+
+def where_known(known: Bool[Array, "..."], error: Float[Array, "..."]):
+    """The error where all that it was found from are numbers, else inf.
+
+    A rule that clips an error, since its function's results lie in an interval, would
+    otherwise call NaN a member of that interval.
+    """
+    return jnp.where(known, error, jnp.inf)
 
 
 def lift(x) -> Bounded:

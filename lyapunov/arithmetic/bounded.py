@@ -10,8 +10,9 @@ scan, a lemma of our own that holds in every bracketing, see `_bounded_scan.py`.
 
 One file in spite of its length: the rules lean on each other and are audited together.
 
-All bounds are sums and products of nonnegative fp64 numbers, so their own rounding
-is a relative 2^-53 an operation; `SAFETY` covers eight million chained ones.
+What the bounds themselves lose in fp64 is `SAFETY`'s. Behind a value that may be an
+infinity or a NaN, or an operation that may overflow, the error is inf, unless a rule
+says why not.
 """
 
 import jax
@@ -29,17 +30,22 @@ from ..state_formats import (
 )
 from ._bounded_blocks import BlockRules
 from ._bounded_scan import ScanRules
-from ._bounded_values import Bounded, BoundedState, RoundingModel, constant, lift
+from ._bounded_values import (
+    SAFETY,
+    Bounded,
+    BoundedState,
+    RoundingModel,
+    constant,
+    lift,
+    where_known,
+)
 from ._interface import AbstractArithmetic
 
-
-# (1 + 2^-53)^(8e6) < 1 + 1e-9
-SAFETY = 1.0 + 1e-9
 
 # An fp64 value with T chained operations is off by T 2^-53 of its magnitude, its
 # fp32 error at least 2^-24: this share covers sequences of 2^12 tokens and sums of as
 # many terms sixteen times over.
-OWN_SHARE = 2.0**-13
+FP64_SHARE_OF_ERROR = 2.0**-13
 
 # For T0, where what comes in has no error, products |W| |x| are formed up to this many
 # weights; beyond it row norms are enough, which cost one reduction.
@@ -48,6 +54,9 @@ ELEMENTWISE_LIMIT = 2**18
 # What stays below this, roundings left out, does not overflow in fp32, whose largest
 # number is almost twice that.
 NO_OVERFLOW = 2.0**127
+
+# Of a mean square and epsilon that fp32 holds as a normal number.
+LEAST_ROOT = 2.0**-63
 
 # sup |silu'| = 1.09984 at x = 2.3994; sup |silu''| = 1/2 at 0.
 SILU_SLOPE = 1.0999
@@ -139,7 +148,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         if site in self._anchors and not self._in_scan:
             # v itself is off by fp64's own errors, which matter where it happens to
             # lie next to a stored number
-            error = self._interval(x, x.value, numbers) + x.error * OWN_SHARE
+            error = self._interval(x, x.value, numbers)
+            error = error + x.error * FP64_SHARE_OF_ERROR
             # what reads the anchor waits: XLA would join it to what is before
             value, error, anchor = written_out((x.value, error, self._anchors[site]))
             self.records[site] = Bounded(value, error)
@@ -164,7 +174,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
     def _ends(self, x, numbers):
         """What the ends of [v - e, v + e] are stored as."""
         # fp64's own errors in v are far below fp32's in e
-        error = x.error * (1.0 + OWN_SHARE)
+        error = x.error * (1.0 + FP64_SHARE_OF_ERROR)
         return round_to(x.value - error, numbers), round_to(x.value + error, numbers)
 
     def _middle(self, x, numbers):
@@ -381,11 +391,12 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         value = x.value / radius
         error = x.error / low + jnp.abs(x.value) * spread / (radius * low)
         norm = x.norm / low[..., 0]
-        known = jnp.isfinite(x.norm)
+        # where the root may be of 0 its inverse is inf, and inf times 0 is no number
+        known = jnp.isfinite(x.norm) & (low[..., 0] >= LEAST_ROOT)
         most = jnp.abs(value) + size**0.5
-        error = jnp.where(known[..., None], jnp.minimum(error, most), error)
+        error = where_known(known[..., None], jnp.minimum(error, most))
         most = jnp.linalg.norm(value, axis=-1) + size**0.5
-        norm = jnp.where(known, jnp.minimum(norm, most), norm)
+        norm = where_known(known, jnp.minimum(norm, most))
         # A relative error d of the mean (its squares, its sum, its division, epsilon
         # added) makes 1 / sqrt(1 - d) of the factor; the product with x rounds again.
         unit = self._model.unit
@@ -424,7 +435,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         value = jnp.matmul(x.value, matrix.T, precision="highest")
         most = rows * length[..., None]
         # an unknown operator norm is inf, and inf times an error of 0 is no number
-        by_norm = jnp.where(x.norm > 0, weight.operator_norm * x.norm, 0.0)
+        by_norm = jnp.where(x.norm == 0, 0.0, weight.operator_norm * x.norm)
         by_norm = by_norm + growth * jnp.linalg.norm(rows) * length
         if bias is not None:
             value = value + bias

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
+from ..arithmetic.bounded import SAFETY
 from ..executions import Execution
 from ..flows.residual import Stream, beside, final_norm, logits
 from ..flows.sites import FLOW_ORDER
@@ -33,10 +34,6 @@ from ..models import Model, Sublayer
 from .head import logit_roundings
 from .local import REFERENCE_SHARE, with_operator_norms
 from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error
-
-
-# What the fp64 sums of bounds lose, as in `arithmetic.bounded`.
-SAFETY = 1.0 + 1e-9
 
 
 class Certified(NamedTuple):
@@ -281,7 +278,7 @@ def _own(model, stores: _Stores, normed: Bounded, value: Bounded, moved) -> _Own
     # The sum's bound grows with the length of what is summed, which may be n longer
     # than the centre's.
     length = jnp.linalg.norm(normed.value, axis=-1)
-    longer = 1.0 + jnp.where(normed.norm > 0, normed.norm / length, 0.0)
+    longer = 1.0 + jnp.where(normed.norm == 0, 0.0, normed.norm / length)
     extra = value.value.ndim - longer.ndim
     longer = longer.reshape(longer.shape + (1,) * extra)
     error = value.error * longer + 2.0 * model.unit * moved
@@ -306,9 +303,10 @@ def _leads(normed: Bounded, leader_rows, leader: _Own, rows, own: _Own):
     by_token = lambda e, n, r: jax.lax.map(lambda x: one(*x), (e, n, r))
     moved = jax.vmap(by_token)(normed.error, normed.norm, leader_rows)
     bound = (moved + leader.error[..., None] + own.error) * SAFETY
-    # fp64's own error in the two sums of the centre
+    # fp64's own error in the two sums of the centre, of so many products each
     fp64 = (
-        2.0**-40
+        (rows.shape[-1] + 8)
+        * 2.0**-53
         * jnp.linalg.norm(normed.value, axis=-1)[..., None]
         * (
             jnp.linalg.norm(rows, axis=-1)

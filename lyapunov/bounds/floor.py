@@ -18,7 +18,7 @@ from ..formats import rounding_error_bound
 # Tokens of the first sequence that the search looks at; a prefix is self-contained.
 FLOOR_TOKENS = 256
 # Each iteration is a forward and a backward; the third moves the result by < 2 %.
-ITERATIONS = 3
+SIGN_ITERATIONS = 3
 
 
 def floor_l2(execution: Execution, flow, record, parameters, original, start):
@@ -83,5 +83,5 @@ def _floor(flow, sites, chunked, incoming, output, parameters, original, start):
         name: size[name] * jax.random.rademacher(key, size[name].shape, jnp.float64)
         for name, key in zip(sorted(sites), keys, strict=True)
     }
-    offsets = jax.lax.fori_loop(0, ITERATIONS, improve, offsets)
+    offsets = jax.lax.fori_loop(0, SIGN_ITERATIONS, improve, offsets)
     return jnp.linalg.norm(distance(offsets)), jnp.linalg.norm(output - exact)

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
-from ..arithmetic.bounded import SAFETY
+from ..arithmetic.bounded import SAFETY, where_known
 from ..flows.residual import sublayer
 from ._norms import norm_of
-from .floor import FLOOR_TOKENS, ITERATIONS
+from .floor import FLOOR_TOKENS, SIGN_ITERATIONS
 from .local import REFERENCE_SHARE, finite_limit
 
 
@@ -143,7 +143,8 @@ class ParameterArithmetic(BoundedArithmetic):
         rise = jnp.where(up <= 1.0, small, jnp.exp(up - exponent) - value)
         fall = -value * jnp.expm1(-down)
         error = jnp.maximum(rise, fall) * SAFETY
-        return Bounded(value, error + jnp.where(shift > 0.0, UNDERFLOW, 0.0))
+        error = error + jnp.where(shift > 0.0, UNDERFLOW, 0.0)
+        return Bounded(value, where_known(dt.known & A.known, error))
 
     def scan(self, body, state, inputs):
         """One token at a time, with the same interpreter inside."""
@@ -252,5 +253,5 @@ def _floor(flow, incoming, base, change, start):
         )
 
     own = jnp.linalg.norm(distance(change))
-    found = jax.lax.fori_loop(0, ITERATIONS, improve, change)
+    found = jax.lax.fori_loop(0, SIGN_ITERATIONS, improve, change)
     return jnp.maximum(jnp.linalg.norm(distance(found)), own), own

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from .._devices import over_batch
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
+from ..arithmetic.bounded import constant
 from ..executions import Execution
 from ..flows.residual import Incoming, sublayer
 from ..flows.sites import FLOW_ORDER
@@ -85,8 +86,7 @@ class BoundedPass(NamedTuple):
 @jax.jit
 def without_error(x):
     """A tensor, or several, that every execution has exactly."""
-    lift = lambda x: Bounded(x, jnp.zeros_like(x), jnp.zeros(x.shape[:-1]))
-    return jax.tree.map(lift, x)
+    return jax.tree.map(constant, x)
 
 
 @eqx.filter_jit
@@ -117,13 +117,13 @@ def bounded_pass(
 
 def _share(x: Bounded):
     radius = jnp.linalg.norm(x.norm)
-    return jnp.where(radius > 0, radius / jnp.linalg.norm(x.value), 0.0)
+    return jnp.where(radius == 0, 0.0, radius / jnp.linalg.norm(x.value))
 
 
 def _by_token(x: Bounded):
     """A tensor of zeros without error has 0."""
     length = jnp.linalg.norm(x.value, axis=-1)
-    return jnp.where(x.norm > 0, x.norm / length, 0.0)
+    return jnp.where(x.norm == 0, 0.0, x.norm / length)
 
 
 @eqx.filter_jit

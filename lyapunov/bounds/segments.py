@@ -29,7 +29,7 @@ from .local import REFERENCE_SHARE, finite_limit
 
 
 # What fp64 leaves of a token's output: no error below is told from none.
-OWN_SHARE = 2.0**-40
+FP64_SHARE_OF_OUTPUT = 2.0**-40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool
         return jnp.sum((drawn - exact) ** 2, axis=-1)
 
     square = jnp.mean(jax.lax.map(probe, keys), axis=0)
-    own = OWN_SHARE * jnp.linalg.norm(exact, axis=-1)
+    own = FP64_SHARE_OF_OUTPUT * jnp.linalg.norm(exact, axis=-1)
     error = jnp.linalg.norm(inputs.output - exact, axis=-1)
     z = error / jnp.sqrt(square + own**2)
     # no sigma where a value may overflow, nor where exact arithmetic itself fails

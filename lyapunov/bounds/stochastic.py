@@ -34,11 +34,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..arithmetic.bounded import SAFETY
 from ..state_formats import SMALLEST_SCALE, StateNumbers, state_error_bound
-
-
-# What fp64's own rounding may take from the sums below, many times over.
-SAFETY = 1.0 + 1e-9
 
 
 class ReadOutBound(NamedTuple):

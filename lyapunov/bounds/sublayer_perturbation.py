@@ -24,7 +24,7 @@ from .local import with_operator_norms
 
 KINDS = ("initial_state", "one_input", "all_inputs")
 # The direction of largest effect: iterations of a power method on J^T J.
-ITERATIONS = 4
+POWER_ITERATIONS = 4
 
 
 class SublayerPerturbation(NamedTuple):
@@ -164,4 +164,4 @@ def _search(flow, kind, where, direction, residual, parameters, start):
         )
         return pull(push)[0]
 
-    return jax.lax.fori_loop(0, ITERATIONS, improve, direction)
+    return jax.lax.fori_loop(0, POWER_ITERATIONS, improve, direction)
