@@ -105,11 +105,18 @@ def state_cause(
                 f"range: up to {share:.0%} of the error of a store (layer {layer}) are "
                 f"states below {form.smallest_normal:g}, {name}'s smallest normal"
             )
+    integer = variant is not None and variant.integer
+    unit = "step" if integer else "unit"
     layer, share = _largest(facts, "stagnation")
     if share >= STAGNATION and not stochastic:
         return (
             f"stagnation: {share:.0%} of the updates of layer {layer} are below half a "
-            f"unit of {name}"
+            f"{unit} of {name}"
+        )
+    if integer:
+        return (
+            f"mantissa: {name} keeps {form.largest:.0f} steps up to the largest state of "
+            "a channel"
         )
     return f"mantissa: {name} keeps {form.significand_bits} bits of a state"
 

@@ -12,7 +12,11 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
-from lyapunov._format_table import PRECISIONS, STATE_PRECISIONS
+from lyapunov._format_table import (
+    PRECISIONS,
+    STATE_PRECISIONS,
+    STATE_PRECISIONS_TOLD,
+)
 from lyapunov._version import __version__
 from lyapunov._weight_format_table import formats_in_words
 from lyapunov._weight_groups import GROUPS as WEIGHT_GROUPS
@@ -229,8 +233,8 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     "--state-precision",
     type=click.Choice(STATE_PRECISIONS),
     metavar="FORMAT",
-    help="Of the recurrent state in its cache: fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2; "
-    "with -scaled, -stochastic or both.  [default: the implementation's]",
+    help=f"Of the recurrent state in its cache: {STATE_PRECISIONS_TOLD}.  "
+    "[default: the implementation's]",
 )
 @click.option(
     "--mode",

@@ -39,6 +39,16 @@ PRECISIONS = (
 )
 """What executions run in: with A_log and D cast as well, or under autocast."""
 
+# Whole multiples of a scale, held in a state's cache alone. As a floating-point format:
+# numbers up to the largest are a spacing of 1 apart, and beyond it stays the largest.
+INTEGER_TABLE = {
+    row.name: row
+    for row in (
+        FormatRow("int8", 7, 6, 127.0, 127.0),
+        FormatRow("int16", 15, 14, 32767.0, 32767.0),
+    )
+}
+
 STATE_VARIANTS = ("", "-scaled", "-stochastic", "-scaled-stochastic")
 STATE_PRECISIONS = (
     "fp32",
@@ -47,8 +57,20 @@ STATE_PRECISIONS = (
         for name in ("bf16", "fp16", "fp8_e4m3", "fp8_e5m2")
         for variant in STATE_VARIANTS
     ),
+    *(
+        name + variant
+        for name in INTEGER_TABLE
+        for variant in STATE_VARIANTS
+        if "-scaled" in variant
+    ),
 )
 """Formats of a cached state: with one scale a channel, rounded stochastically."""
+
+STATE_PRECISIONS_TOLD = (
+    "fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2, but for fp32 with -scaled, -stochastic or "
+    "-scaled-stochastic behind it; int8 or int16 with -scaled or -scaled-stochastic"
+)
+"""The same in words."""
 
 
 class StateStore(NamedTuple):

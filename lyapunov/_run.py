@@ -30,7 +30,7 @@ from .models import Model
 from .models.config import NetworkConfig
 from .models.kinds import KINDS
 from .runners import Emulated, Reference
-from .state_formats import state_format_named
+from .state_formats import StateFormat, state_format_named
 
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
@@ -100,6 +100,9 @@ def run_layers(
     reference = Reference(
         tuple(f.unit_roundoff for f in formats),
         tuple(f.smallest_normal for f in formats),
+        state_steps=tuple(
+            f.step if isinstance(f, StateFormat) else 0.0 for f in formats
+        ),
     ).trace(model, ids)
     places = {name: i for i, name in enumerate(states)}
     runs = [

@@ -7,7 +7,9 @@ pull requests 22928, 29978, 39032, 41680, 35753); SGLang `--mamba-ssm-dtype` and
 `--enable-mamba-cache-stochastic-rounding` (sgl-project/sglang pull requests 10258,
 18444, 26929; Mamba-1 since 34556). mamba_ssm has one `dtype` for the state and the
 convolution's window, and its kernel wants the window in the activations' format;
-transformers 5 keeps the state in fp32.
+transformers 5 keeps the state in fp32. int8 and int16 under a scale are FlashInfer's
+alone: no flag of either server reaches them (vllm-project/vllm pull request 40012 is
+open).
 """
 
 from collections.abc import Sequence

@@ -23,7 +23,10 @@ from jaxtyping import Array, Float
 from .._devices import has_gpu
 from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
 from ..state_formats import (
-    StateNumbers,
+    LEAST_ROW,
+    integer_ends,
+    integer_scales,
+    is_state_numbers,
     round_state,
     state_error_bound,
     state_scale,
@@ -140,7 +143,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         if isinstance(x, BoundedState):
             return self._store_state(x, numbers)
         x = lift(x)
-        if isinstance(numbers, StateNumbers):
+        if is_state_numbers(numbers):
             mass = jnp.max(x.magnitude, axis=0)
             state = BoundedState(x.value, x.error, x.magnitude, mass)
             stored = self._store_state(state, numbers)
@@ -208,7 +211,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         """
         value, error = x.value, x.excess + self._scan_rounding(x)
         rounding = state_error_bound(jnp.abs(value) + error, numbers)
-        if not isinstance(numbers, StateNumbers):
+        if not is_state_numbers(numbers):
             if self._centred:
                 value, error, _ = self._middle(Bounded(x.value, error), numbers)
             else:
@@ -222,17 +225,32 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         return BoundedState(value, error, jnp.abs(value) + error, x.mass)
 
     def _under_a_scale(self, exact, error, rounding, numbers):
-        """Monotone rounding where the channel's scale is certain, else its worst."""
-        size = jnp.abs(exact)
+        """Monotone rounding where the channel's scale is known, else its worst.
+
+        A power of two is known where both ends of the channel's largest have the same;
+        that of integers lies between theirs.
+        """
+        size, fmt = jnp.abs(exact), numbers.format
         value = round_state(exact, numbers)
         least = jnp.max(jnp.maximum(size - error, 0.0), axis=0)
-        least = state_scale(least, numbers.format)
-        scale = state_scale(jnp.max(size + error, axis=0), numbers.format)
-        interval = scale * self._interval(
-            Bounded(exact / scale, error / scale), value / scale, numbers.format
-        )
+        most = jnp.max(size + error, axis=0)
+        if numbers.integer:
+            wide = error * (1.0 + FP64_SHARE_OF_ERROR)
+            scales = integer_scales(least, most, fmt)
+            low, high = integer_ends(exact - wide, exact + wide, scales, fmt)
+            interval = jnp.maximum(jnp.abs(high - value), jnp.abs(value - low))
+            known = least >= LEAST_ROW
+        else:
+            scale = state_scale(most, fmt)
+            interval = scale * self._interval(
+                Bounded(exact / scale, error / scale), value / scale, fmt
+            )
+            known = state_scale(least, fmt) == scale
         free = error + rounding + jnp.abs(value - exact)
-        return value, jnp.where(least == scale, jnp.fmin(interval, free), free)
+        # a channel whose scale may come from what is no number is without any
+        known = known & jnp.isfinite(most)
+        value = jnp.where(jnp.isfinite(value), value, exact)
+        return value, jnp.where(known, jnp.fmin(interval, free), free)
 
     # ---- one rounding an operation
 

@@ -20,6 +20,9 @@ class Exact(AbstractJaxArithmetic):
     - `state_smallest`: smallest normal numbers of the same formats. For each the sum of
       squared spacings at the states, and what subnormals add to it over an unlimited
       exponent, are observed as `underflow`.
+    - `state_steps`: of the same formats, the distance of two numbers over the largest
+      of a channel, which a state is held in steps of; 0, or none given, where formats
+      have an exponent. Half of it, too, is too small to move a state.
     - `in_parallel`: scan in log depth instead of token by token. States are held for
       all tokens then, and not observed.
     - `observes`: False where nobody reads `observed`.
@@ -30,6 +33,7 @@ class Exact(AbstractJaxArithmetic):
         *,
         state_units: tuple[float, ...] = (),
         state_smallest: tuple[float, ...] = (),
+        state_steps: tuple[float, ...] = (),
         in_parallel: bool = False,
         in_scan: bool = False,
         in_kernel: bool = False,
@@ -40,6 +44,7 @@ class Exact(AbstractJaxArithmetic):
         self.in_parallel = in_parallel
         self._state_units = state_units
         self._state_smallest = state_smallest
+        self._state_steps = state_steps or (0.0,) * len(state_units)
         self._in_scan = in_scan
         self._in_kernel = in_kernel
         self._observes = observes
@@ -62,11 +67,13 @@ class Exact(AbstractJaxArithmetic):
         after = a * state + b
         if self._state_units:
             place, size = unit_in_first_place(after), jnp.abs(b)
+            most = jnp.max(jnp.abs(after), axis=0)
+            halves = [
+                step / 2 * most if step else unit * place
+                for unit, step in zip(self._state_units, self._state_steps, strict=True)
+            ]
             self.observed["stagnation"] = jnp.stack(
-                [
-                    jnp.mean((size > 0) & (size <= unit * place))
-                    for unit in self._state_units
-                ]
+                [jnp.mean((size > 0) & (size <= half)) for half in halves]
             )
         if self._state_smallest:
             place = unit_in_first_place(after)
@@ -98,6 +105,7 @@ class Exact(AbstractJaxArithmetic):
         return Exact(
             state_units=self._state_units,
             state_smallest=self._state_smallest,
+            state_steps=self._state_steps,
             in_scan=True,
             observes=self._observes,
         )

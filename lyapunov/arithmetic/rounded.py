@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..formats import FormatNumbers, round_to
-from ..state_formats import StateNumbers, round_state
+from ..state_formats import StateNumbers, is_state_numbers, round_state
 from ._interface import AbstractJaxArithmetic
 
 
@@ -96,7 +96,7 @@ class Rounded(AbstractJaxArithmetic):
 
     def _token_keys(self, tokens):
         draws = any(
-            isinstance(numbers, StateNumbers) and numbers.stochastic
+            is_state_numbers(numbers) and numbers.stochastic
             for numbers in self._sites.values()
         )
         if self._key is None or not draws:

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..formats import FormatNumbers
-from ..state_formats import StateNumbers, round_state, state_error_bound
+from ..state_formats import (
+    StateNumbers,
+    is_held,
+    is_state_numbers,
+    round_state,
+    state_error_bound,
+)
 from ._interface import AbstractJaxArithmetic
 
 
@@ -66,11 +72,11 @@ class Sampled(AbstractJaxArithmetic):
         return self.store(site, x)
 
     def _round(self, x, numbers):
-        if isinstance(numbers, StateNumbers) and numbers.stochastic:
+        if is_state_numbers(numbers) and numbers.stochastic:
             offset = round_state(x, numbers, self._next_key()) - x
         else:
             offset = self._draw(x.shape) * jnp.where(
-                round_state(x, numbers) == x,
+                is_held(x, numbers),
                 0.0,
                 state_error_bound(jnp.abs(x), numbers),
             )
@@ -125,7 +131,7 @@ def holds_numbers_of(
     numbers: FormatNumbers | StateNumbers, before: FormatNumbers | StateNumbers
 ) -> Bool[Array, ""]:
     """Whether every finite number of the format `before` is one of `numbers`."""
-    if isinstance(numbers, StateNumbers) or isinstance(before, StateNumbers):
+    if is_state_numbers(numbers) or is_state_numbers(before):
         return jnp.asarray(False)
     return (
         (numbers.shift <= before.shift)

@@ -29,7 +29,7 @@ from ..executions import Execution
 from ..flows.residual import Incoming, final_norm, sublayer
 from ..formats import FormatNumbers
 from ..models import Model, Sublayer
-from ..state_formats import StateNumbers, state_error_bound
+from ..state_formats import StateNumbers, is_state_numbers, state_error_bound
 from .head import logit_roundings
 
 
@@ -268,7 +268,7 @@ def _error_bound(value, numbers: FormatNumbers | StateNumbers):
     """What a store may move a value by; overflow is told elsewhere, not here."""
     bound = lambda value: state_error_bound(jnp.abs(value), numbers)
     # a state inside a scan has its tokens in front
-    size = jax.vmap(bound)(value) if isinstance(numbers, StateNumbers) else bound(value)
+    size = jax.vmap(bound)(value) if is_state_numbers(numbers) else bound(value)
     return jnp.where(jnp.isfinite(size), size, 0.0)
 
 
@@ -278,7 +278,7 @@ def _variance_share(numbers: FormatNumbers | StateNumbers) -> float:
     1/3 for a uniform one. Stochastic rounding has f (1 - f) of a spacing squared, 1/6
     for f uniform, and its largest size is the spacing.
     """
-    stochastic = isinstance(numbers, StateNumbers) and numbers.stochastic
+    stochastic = is_state_numbers(numbers) and numbers.stochastic
     return 1 / 6 if stochastic else 1 / 3
 
 

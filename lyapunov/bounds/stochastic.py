@@ -35,7 +35,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic.bounded import SAFETY
-from ..state_formats import SMALLEST_SCALE, StateNumbers, state_error_bound
+from ..state_formats import (
+    INTEGER_ROUNDINGS,
+    SMALLEST_SCALE,
+    StateNumbers,
+    is_state_numbers,
+    state_error_bound,
+)
 
 
 class ReadOutBound(NamedTuple):
@@ -77,7 +83,7 @@ def read_out_bound(
     **Raises:** `ValueError` for a format that is rounded to nearest, or a delta that is
     no probability.
     """
-    if not (isinstance(numbers, StateNumbers) and numbers.stochastic):
+    if not (is_state_numbers(numbers) and numbers.stochastic):
         raise ValueError("the state's format is not rounded stochastically")
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta is a probability between 0 and 1, not {delta}")
@@ -100,6 +106,9 @@ def read_out_bound(
         # a state that may overflow has no variance
         mean = jnp.where(jnp.isfinite(certain), mean, jnp.inf)
         after = error + certain, variance + mean / 4, proxy + likely**2 / 4
+        if numbers.integer:
+            # roundings of the scale are no draws
+            fp32 = fp32 + INTEGER_ROUNDINGS * jnp.max(size + error, axis=0)
         return (h, fp32, *after), out
 
     zero = jnp.zeros_like(state)
@@ -113,10 +122,15 @@ def _mean_square(square: Float[Array, "d_state channels"], numbers: StateNumbers
 
     The spacing is at most 2 u |s|, or the smallest times a scale; a scale is at most
     twice the channel's largest over the format's, and the largest square at most the
-    sum of all.
+    sum of all. Integers have the smallest alone, under a scale that is no more than the
+    largest over the format's but for its roundings.
     """
     fmt = numbers.format
     smallest = fmt.smallest**2
+    if numbers.integer:
+        scale = jnp.sum(square, axis=0) / fmt.largest**2
+        scale = jnp.maximum(scale, SMALLEST_SCALE**2)
+        return jnp.broadcast_to(scale * (1.0 + INTEGER_ROUNDINGS) ** 2, square.shape)
     if numbers.scaled:
         scale = 4.0 * jnp.sum(square, axis=0) / fmt.largest**2
         smallest = smallest * jnp.maximum(scale, SMALLEST_SCALE**2)

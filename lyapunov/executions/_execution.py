@@ -205,7 +205,12 @@ def assume_state(state: Format | None) -> str:
         how = ", to nearest even"
     else:
         how = ", stochastically" if state.stochastic else ", to nearest even"
-        if state.scaled:
+        if state.integer:
+            how += (
+                ", under one fp32 scale a channel chosen at each store, its largest "
+                f"state over {state.largest:.0f}"
+            )
+        elif state.scaled:
             how += (
                 ", under one power of two a channel chosen at each store so that the "
                 "largest state just fits"

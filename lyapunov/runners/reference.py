@@ -21,6 +21,8 @@ class Reference:
     - `state_smallest`: smallest normal numbers of the same formats; what their
       subnormals cost is observed as `underflow`.
     - `function`: an execution whose own function is run in place of the model's.
+    - `state_steps`: of formats that hold a channel in equal steps, over its largest
+      state; 0 for the others.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class Reference:
         state_units: tuple[float, ...] = (),
         state_smallest: tuple[float, ...] = (),
         function: Execution | None = None,
+        state_steps: tuple[float, ...] = (),
     ):
         self._state_units = state_units
         self._state_smallest = state_smallest
         self._function = function
+        self._state_steps = state_steps
 
     @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
@@ -48,6 +52,7 @@ class Reference:
                 model.start(p),
                 self._state_units,
                 self._state_smallest,
+                self._state_steps,
             )
             yield SublayerRecord.of(layer, incoming, output, {}, observed)
             stream = stream.after(layer, residual, output, jnp.add)
@@ -61,11 +66,17 @@ class Reference:
 
 
 @eqx.filter_jit
-def run_layer(flow, incoming, p, start, state_units=(), state_smallest=()):
+def run_layer(
+    flow, incoming, p, start, state_units=(), state_smallest=(), state_steps=()
+):
     """One sublayer over a batch: stream, output, observations."""
 
     def one(incoming):
-        at = Exact(state_units=state_units, state_smallest=state_smallest)
+        at = Exact(
+            state_units=state_units,
+            state_smallest=state_smallest,
+            state_steps=state_steps,
+        )
         residual, output, _ = sublayer(at, flow, incoming, p, start)
         return residual, output, at.observed
 

@@ -14,7 +14,12 @@ from lyapunov.state_formats import state_format_named
 
 SEEDS = 2000
 SEQ, STATES, CHANNELS = 24, 3, 4
-CACHES = ["bf16-stochastic", "fp8_e4m3-scaled-stochastic", "fp8_e5m2-stochastic"]
+CACHES = [
+    "bf16-stochastic",
+    "fp8_e4m3-scaled-stochastic",
+    "fp8_e5m2-stochastic",
+    "int8-scaled-stochastic",
+]
 
 
 def layer(rng, *, repeated=False):

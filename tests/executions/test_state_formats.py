@@ -21,6 +21,10 @@ REST = [
     "fp8_e5m2",
     "fp8_e5m2-scaled",
     "fp8_e4m3-scaled-stochastic",
+    "int8-scaled",
+    "int16-scaled",
+    "int8-scaled-stochastic",
+    "int16-scaled-stochastic",
 ]
 CACHES = FAST + [pytest.param(c, marks=pytest.mark.slow) for c in REST]
 
@@ -186,6 +190,13 @@ def test_causes_are_read_off_the_reference(checkpoint):
     assert cause("bf16", stagnation=0.3).startswith("stagnation: 30%")
     assert cause("bf16-stochastic", stagnation=0.3).startswith("mantissa")
     assert cause("fp16").startswith("mantissa: fp16 keeps 11 bits")
+    # integers follow the largest state, and have no subnormals
+    assert cause("int8-scaled", largest=1e9, underflow=0.9).startswith(
+        "mantissa: int8 keeps 127 steps"
+    )
+    assert cause("int8-scaled", stagnation=0.3).endswith("below half a step of int8")
+    drawn = cause("int16-scaled-stochastic", stagnation=0.3)
+    assert drawn.startswith("mantissa: int16 keeps 32767 steps")
     assert cause("bf16", moved=False).startswith("the model")
     assert cause("bf16", stagnation=0.3, state_share=0.1).startswith("the model")
     assert cause("fp8_e4m3", largest=np.nan).startswith("range")
