@@ -115,8 +115,8 @@ def state_cause(
         )
     if integer:
         return (
-            f"mantissa: {name} keeps {form.largest:.0f} steps up to the largest state of "
-            "a channel"
+            f"mantissa: {name} keeps {form.largest:.0f} steps up to the largest state "
+            "of a channel"
         )
     return f"mantissa: {name} keeps {form.significand_bits} bits of a state"
 

@@ -6,26 +6,29 @@ the products with either are rounded to fp32, in whatever form they are written.
 
 from fractions import Fraction
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lyapunov import state_formats
 from lyapunov._errors import UsageError
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
 from lyapunov.formats import FP32, FP64, FormatNumbers
 from lyapunov.state_formats import (
     STATE_FORMATS,
     StateFormat,
-    is_held,
     is_state_numbers,
-    round_state,
-    state_error_bound,
     state_format_named,
 )
 
 from .exact import round_exactly
 
+
+round_state = eqx.filter_jit(state_formats.round_state)
+state_error_bound = eqx.filter_jit(state_formats.state_error_bound)
+is_held = eqx.filter_jit(state_formats.is_held)
 
 LARGEST = {"int8": 127, "int16": 32767}
 NAMES = [name for name in STATE_FORMATS if name.startswith("int")]
@@ -56,6 +59,13 @@ def towards_zero(x):
     return np.trunc(x)
 
 
+@eqx.filter_jit
+def store(x: Bounded, numbers, centred: bool) -> Bounded:
+    """A state's store without any rounding around it."""
+    at = BoundedArithmetic({"state": numbers}, RoundingModel.none(), centred=centred)
+    return at.store("state", x)
+
+
 def channels(rng, rows=64, columns=48):
     """Channels of very different sizes, ties among their states; fp32."""
     x = rng.normal(size=(rows, columns)) * 2.0 ** rng.integers(-60, 60, columns)
@@ -69,7 +79,7 @@ def channels(rng, rows=64, columns=48):
 def test_they_exist_under_a_scale_alone():
     """Assert the four names, and that neither has an exponent."""
     variants = ("-scaled", "-scaled-stochastic")
-    assert NAMES == [base + v for base in LARGEST for v in variants]
+    assert [base + v for base in LARGEST for v in variants] == NAMES
     for name in NAMES:
         form = state_format_named(name)
         assert isinstance(form, StateFormat)
@@ -188,11 +198,8 @@ def test_a_channel_without_a_scale_has_no_bound_in_any_format():
             bound = np.asarray(state_error_bound(size, form.numbers()))
             assert not np.isfinite(bound[:, 0]).any(), name
             assert np.isfinite(bound[:, 1]).all(), name
-            at = BoundedArithmetic(
-                {"state": form.numbers()}, RoundingModel.none(), centred=True
-            )
             error = jnp.array([[0.0, 0.0], [unknown, 0.0]])
-            stored = at.store("state", Bounded(jnp.ones((2, 2)), error))
+            stored = store(Bounded(jnp.ones((2, 2)), error), form.numbers(), True)
             assert not np.isfinite(stored.error[:, 0]).any(), name
             assert np.isfinite(stored.error[:, 1]).all(), name
 
@@ -206,10 +213,7 @@ def test_a_store_of_uncertain_states_is_within_its_bound(rng, name, centred):
     drawn = "stochastic" in name
     for share in (0.0, 1e-7, 1e-3, 0.7):
         e = share * np.abs(x)
-        at = BoundedArithmetic(
-            {"state": numbers}, RoundingModel.none(), centred=centred
-        )
-        stored = at.store("state", Bounded(jnp.asarray(x), jnp.asarray(e)))
+        stored = store(Bounded(jnp.asarray(x), jnp.asarray(e)), numbers, centred)
         value, error = np.asarray(stored.value), np.asarray(stored.error)
         for signs in (rng.uniform(-1, 1, x.shape), np.sign(x), -np.sign(x)):
             moved = x + signs * e
@@ -257,5 +261,6 @@ def test_updates_below_half_a_step_of_a_channels_largest_are_counted(rng):
         np.mean((b != 0) & (np.abs(b) <= places * 2.0**-8)),
         np.mean((b != 0) & (np.abs(b) <= most / 254)),
     ]
-    np.testing.assert_array_equal(at.observed["stagnation"], expected)
+    # a mean of zeros and ones in fp32
+    np.testing.assert_allclose(at.observed["stagnation"], expected, rtol=2.0**-22)
     assert expected[0] < expected[1]
