@@ -67,8 +67,8 @@ STATE_PRECISIONS = (
 """Formats of a cached state: with one scale a channel, rounded stochastically."""
 
 STATE_PRECISIONS_TOLD = (
-    "fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2, but for fp32 with -scaled, -stochastic or "
-    "-scaled-stochastic behind it; int8 or int16 with -scaled or -scaled-stochastic"
+    "fp32, bf16, fp16, fp8_e4m3 or fp8_e5m2, all but fp32 also with -scaled, "
+    "-stochastic or both; int8 or int16 with -scaled or with both"
 )
 """The same in words."""
 

@@ -18,6 +18,7 @@ state is an integer itself, and all others are held in equal steps.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -36,6 +37,9 @@ from .formats import (
     unit_in_first_place,
 )
 
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 # Scales are held in 8 bits of exponent, as an fp32 or an E8M0 number has them.
 SMALLEST_SCALE = 2.0**-126
@@ -59,7 +63,9 @@ class StateNumbers(eqx.Module):
     """Held in equal steps, a share of the channel's largest."""
 
 
-def is_state_numbers(numbers: FormatNumbers | StateNumbers) -> bool:
+def is_state_numbers(
+    numbers: FormatNumbers | StateNumbers,
+) -> "TypeIs[StateNumbers]":
     """Tell the numbers of a state's own format from those that any tensor may have.
 
     **Raises:** `TypeError` for what is neither.
