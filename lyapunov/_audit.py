@@ -50,6 +50,7 @@ from ._audit_ways import (
 )
 from ._environment import environment
 from ._errors import UsageError
+from ._known_defects import with_known
 from ._load import model_of
 from ._request import given_tokens
 from ._results import CheckpointFacts, TokensFacts
@@ -141,6 +142,9 @@ def audit(
                 model, str(source), ids, precisions, variants, state_precision
             )
         found = _run(model, ids, ways, n_probes, seed, progress)
+    if dump is None:
+        family = model.layout.architecture
+        found = with_known(found, str(source), family, ids.shape[1])
     results = [*found, *skipped]
     if all(r.verdict == NOT_RUN for r in results):
         raise UsageError(

@@ -33,6 +33,28 @@ class FirstViolation:
 
 
 @dataclass(frozen=True)
+class KnownDefect:
+    """What is known of a defect that a run met."""
+
+    implementation: str
+    since: str
+    """The first version in which it was seen."""
+    until: str
+    """The last one; whether a later version has it, nobody has looked."""
+    what: str
+    source: str
+
+    def __str__(self) -> str:
+        seen = (
+            self.since if self.since == self.until else f"{self.since} to {self.until}"
+        )
+        return (
+            f"a known defect of {self.implementation} (seen in {seen}): {self.what} "
+            f"({self.source})"
+        )
+
+
+@dataclass(frozen=True)
 class LayerAudit:
     """One sublayer of one run."""
 
@@ -94,6 +116,8 @@ class VariantAudit:
     """Of `elements`, without a finite bound."""
     bounded_share: float | None = None
     """Of all elements or of the outputs alone, whichever is less; null if not run."""
+    known: KnownDefect | None = None
+    """What is known of the bug; None where nothing is."""
 
 
 @dataclass(frozen=True)

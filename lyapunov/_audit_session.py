@@ -1,9 +1,12 @@
 """The command's part of an audit: what is refused, what is handed over."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from lyapunov._errors import UsageError
+import click
+
+from lyapunov._errors import OutputError, UsageError
 
 
 OF_A_CHECK = (
@@ -22,8 +25,22 @@ OF_A_DUMP = ("tokens", "text", "length", "batch", "precision", "state_precision"
 def validate_audit(options: dict[str, Any], outputs: list[Path]) -> None:
     """Refuse what an audit does not look at, and what a dump has of its own.
 
-    **Raises:** `UsageError`.
+    **Raises:** `UsageError`; `OutputError` for a script that cannot be written.
     """
+    target = options.get("reproduce")
+    if target is not None:
+        if options["audit"] != "transformers":
+            raise UsageError(
+                "--reproduce shows what --audit transformers finds",
+                hint=f"--audit transformers --reproduce {target}",
+            )
+        if target.suffix != ".py" or target.is_dir() or not target.parent.is_dir():
+            raise OutputError(
+                f"cannot write a script to {target}",
+                hint="name a file that ends in .py, in a folder that is there",
+            )
+    if options["audit"] is None:
+        return
     refused = [(name, "is not for --audit") for name in OF_A_CHECK]
     if is_dump(options["audit"]):
         refused += [
@@ -53,7 +70,8 @@ def run_audit(model: Any, tokens: Any, options: dict[str, Any], progress: Any) -
     """
     from lyapunov._audit import audit
 
-    return audit(
+    place = None if options["reproduce"] is None else _place(model)
+    report = audit(
         model,
         options["audit"],
         None if tokens is None else tokens.ids,
@@ -67,3 +85,45 @@ def run_audit(model: Any, tokens: Any, options: dict[str, Any], progress: Any) -
         ignore=options["ignore"],
         exit_zero=options["exit_zero"],
     )
+    if place is not None:
+        _write_scripts(report, tokens.ids[0], place, options)
+    return report
+
+
+def _place(model: Any) -> tuple[str, str | None]:
+    """What `from_pretrained` is to be given: a path, or a Hub id and its revision.
+
+    **Raises:** `UsageError` where transformers does not read the checkpoint.
+    """
+    checkpoint = model.checkpoint
+    if checkpoint is None or "model_type" not in checkpoint.config:
+        raise UsageError(
+            "--reproduce needs a checkpoint in transformers' layout; this is "
+            f"{model.source}",
+            hint="save it with save_pretrained first",
+        )
+    if checkpoint.revision is not None:
+        return model.source.partition("@")[0], checkpoint.revision
+    return os.path.abspath(checkpoint.folder), None
+
+
+def _write_scripts(
+    report: Any, tokens: Any, place: tuple[str, str | None], options: dict[str, Any]
+) -> None:
+    """A script for each kind of way that was found wrong: the first under the name
+    that was given, the others with the kind behind it."""
+    from lyapunov._reproduce import bugs, script
+    from lyapunov.report._write import write
+
+    target: Path = options["reproduce"]
+    kinds: dict[str, str] = {}
+    for way in bugs(report):
+        kinds.setdefault(way.partition(":")[0], way)
+    told = [] if kinds else ["no run is a bug: there is nothing to reproduce"]
+    for i, (kind, way) in enumerate(kinds.items()):
+        path = target.with_stem(f"{target.stem}-{kind}") if i else target
+        source, revision = place
+        write(path, script(report, tokens, way, model=source, revision=revision))
+        told.append(f"wrote {path}, which shows {way}")
+    if not options["quiet"]:
+        click.echo("\n".join(told), err=True)

@@ -106,10 +106,12 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
     first = named[0].first_violation
     assert first is not None
     times = first.measured / first.bound if first.bound > 0 else float("inf")
-    return (
+    text = (
         f"not rounding: {names}; first at layer {first.layer}, token {first.token}, "
         f"{first.tensor}: {times:.2g} times its bound"
     )
+    known = list(dict.fromkeys(r.variant for r in named if r.known is not None))
+    return f"{text}; a known defect: {', '.join(known)}" if known else text
 
 
 def assumptions(ways: list[Way]) -> list[str]:

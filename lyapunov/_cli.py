@@ -60,6 +60,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "against",
         "round_weights",
         "audit",
+        "reproduce",
         "device",
         "plan",
     ),
@@ -288,6 +289,13 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in a "
     "batch, each held to its bounds: transformers, emulated, mamba_ssm or a dump, "
     "FILE.npz.",
+)
+@click.option(
+    "--reproduce",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="With --audit transformers: write what was found wrong as a script that needs "
+    "torch and transformers alone.",
 )
 @click.option("--device", metavar="NAME", help="Where it runs.  [default: JAX's]")
 @click.option(

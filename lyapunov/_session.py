@@ -127,11 +127,10 @@ def _validate(options: dict[str, Any]) -> list[Path]:
     if options["tokens"] is not None and options["text"] is not None:
         raise UsageError("--tokens and --text exclude each other", hint="give one")
     options["precision"] = tuple(dict.fromkeys(options["precision"]))
-    if options["audit"] is not None:
-        from lyapunov._audit_session import validate_audit
+    from lyapunov._audit_session import validate_audit
 
-        validate_audit(options, options["output"])
-    else:
+    validate_audit(options, options["output"])
+    if options["audit"] is None:
         options["precision"] = options["precision"] or ("bf16", "fp16")
     if options["round_weights"]:
         from lyapunov._weight_groups import rounded_group

@@ -189,6 +189,7 @@ def _notes(report: AuditReport) -> list[str]:
         for variant in report.variants
         if variant.unbounded
     ]
+    lines += _known(report)
     apart = [
         (logits.rel_l2 or 0.0, logits.flips, variant, logits.against)
         for variant in report.variants
@@ -203,6 +204,15 @@ def _notes(report: AuditReport) -> list[str]:
             "changed"
         )
     return lines
+
+
+def _known(report: AuditReport) -> list[str]:
+    """What is known of the bugs, each defect once with the ways that met it."""
+    ways: dict[str, list[str]] = {}
+    for variant in report.variants:
+        if variant.known is not None:
+            ways.setdefault(str(variant.known), []).append(variant.variant)
+    return [f"{', '.join(dict.fromkeys(v))}: {text}" for text, v in ways.items()]
 
 
 def _plain(text: str) -> str:
