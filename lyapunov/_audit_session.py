@@ -85,7 +85,7 @@ def run_audit(model: Any, tokens: Any, options: dict[str, Any], progress: Any) -
         ignore=options["ignore"],
         exit_zero=options["exit_zero"],
     )
-    if place is not None:
+    if place is not None and tokens is not None:
         _write_scripts(report, tokens.ids[0], place, options)
     return report
 

@@ -7,6 +7,9 @@ the logits are apart.
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from ._audit_results import BUG, AuditReport
 from ._variants import Variant, parse_variant
 
@@ -18,9 +21,7 @@ ROUNDING = 14
 SCRIPT = '''\
 """{title}
 
-Runs one text whole and as {way}: {how}.
-In exact arithmetic the logits are the same; in fp32 they differ by rounding, some 1e-6
-of the largest one.{known}
+{about}{known}
 """
 
 import inspect
@@ -62,8 +63,8 @@ with torch.no_grad():
 apart = (whole - other).abs().amax(-1) / whole.abs().max()
 beyond = (apart > 2.0**-{rounding}).nonzero().flatten().tolist()
 changed = (whole.argmax(-1) != other.argmax(-1)).sum().item()
-print("transformers", transformers.__version__, type(model).__name__, "fp32, {way}")
-print("logits differ by up to", apart.max().item(), "of the largest")
+print("transformers", transformers.__version__, type(model).__name__, "in fp32")
+print("{way}: logits differ by up to", apart.max().item(), "of the largest")
 print(changed, "of", len(TOKENS), "top tokens change")
 print(f"DIFFERS from token {{beyond[0]}} on" if beyond else "agrees within rounding")
 '''
@@ -89,7 +90,7 @@ def bugs(report: AuditReport) -> list[str]:
 
 def script(
     report: AuditReport,
-    tokens: Sequence[int],
+    tokens: Sequence[int] | Int[np.ndarray, " seq"],
     way: str,
     *,
     model: str,
@@ -111,7 +112,12 @@ def script(
     return SCRIPT.format(
         title=f"transformers gives other logits for a text that it runs as {way}.",
         way=way,
-        how=_HOW[variant.kind],
+        about=textwrap.fill(
+            f"Runs one text whole and as {way}: {_HOW[variant.kind]}. In exact"
+            " arithmetic the logits are the same; in fp32 they differ by rounding,"
+            " some 1e-6 of the largest one.",
+            88,
+        ),
         known="\n".join(textwrap.fill(line, 88) for line in source.split("\n")),
         model=model,
         revision="" if revision is None else f", revision={revision!r}",
