@@ -1,6 +1,7 @@
 """Assert that what is imported is declared, and what is declared is imported."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -62,20 +63,22 @@ def modules(distributions: set[str]) -> set[str]:
     return {MODULES.get(name, name).replace("-", "_") for name in distributions}
 
 
-def imported(node: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]:
+def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
     """Top-level packages, and whether a function or a `try` is around the import."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from ((alias.name.split(".")[0], guarded) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            if not child.level:
-                yield child.module.split(".")[0], guarded
-        else:
-            around = isinstance(child, ast.FunctionDef | ast.Try)
-            around |= isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child)
-            yield from imported(child, guarded or around)
+    waiting = [(tree, False)]
+    while waiting:
+        node, guarded = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], guarded) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0], guarded
+        elif not isinstance(node, ast.expr):  # holds no statement
+            guarded |= isinstance(node, ast.FunctionDef | ast.Try)
+            guarded |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node)
+            waiting += [(child, guarded) for child in ast.iter_child_nodes(node)]
 
 
+@functools.cache
 def imports(folder: str) -> dict[str, set[tuple[str, bool]]]:
     """Other people's packages by name: where, and whether guarded."""
     found: dict[str, set[tuple[str, bool]]] = {}
