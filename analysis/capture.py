@@ -143,6 +143,12 @@ class Held(NamedTuple):
         every = [*self.t0.values(), self.t1.comparison]
         return sum(int(one.violations.sum()) for one in every)
 
+    @property
+    def unbounded(self) -> int:
+        """Elements without a finite bound."""
+        every = [*self.t0.values(), self.t1.comparison]
+        return sum(int(one.unbounded.sum()) for one in every)
+
 
 def read(path: Path) -> tuple[dict, dict]:
     """(about, arrays) of a file; nothing in it is code."""

@@ -90,7 +90,8 @@ def captured(path: Path, constants: str) -> dict[str, Any]:
         "gpu": run.about["gpu"],
         "t1_ratios": [run.t1_ratio],
         "violations": run.violations,
-        "elements": sum(int(array.size) for array in every),
+        "elements": sum(int(array.size) for array in every) - run.unbounded,
+        "unbounded": run.unbounded,
     }
 
 

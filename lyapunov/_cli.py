@@ -29,7 +29,8 @@ EPILOG = """\
 Exit codes:
   0    all checks held
   1    findings at or above --fail-on
-  2    could not check: usage, an unreadable or unknown checkpoint, a missing extra
+  2    could not check: usage, an unreadable or unknown checkpoint, a missing extra,
+       or fewer than half of the elements have a finite bound
   130  interrupted
 
 \b

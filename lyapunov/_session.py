@@ -108,6 +108,11 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
         outcomes.append(_Outcome(name, report))
         if report.summary.verdict == "incomplete" and report.summary.checked:
             click.echo("hint: --allow-partial accepts skipped sublayers", err=True)
+        elif report.summary.verdict == "unbounded":
+            click.echo(
+                "hint: another precision may have bounds; --allow-partial accepts few",
+                err=True,
+            )
         if not options["json_output"]:
             _show(report, options)
     try:

@@ -361,7 +361,7 @@ def decided(
     """Greedy tokens, counted.
 
     A certified token may not even tie; a predicted one counts as flipped where the
-    leader is another and not shared.
+    choice is another, and not one of several equal leaders of the reference.
 
     **Arguments:**
 

@@ -1,5 +1,6 @@
 """Assert what goes to stdout, to stderr and into files, with which exit code."""
 
+import dataclasses
 import json
 import os
 import re
@@ -313,3 +314,14 @@ def test_ascii_terminals_get_ascii():
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert output.decode("ascii").count("HELD") == 1
+
+
+def test_few_bounds_are_exit_code_2_with_a_hint(run, fake):
+    summary = dataclasses.replace(
+        fake.default.summary, verdict="unbounded", exit_code=2, bounded_share=0.3
+    )
+    fake.default = dataclasses.replace(fake.default, summary=summary)
+    told = run("model")
+    assert told.exit_code == 2
+    assert "UNBOUNDED: 30 % of the elements" in " ".join(told.stdout.split())
+    assert "--allow-partial accepts few" in told.stderr
