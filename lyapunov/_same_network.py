@@ -21,6 +21,7 @@ _NO_PART_OF_THE_FUNCTION = frozenset(
         "fused_add_norm",
         "tie_embeddings",
         "chunk",
+        "transformers_dt_limit",  # what one library does; the network's is dt_limit
         "sublayers",  # one by one below
     }
 )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -12,11 +12,11 @@ from scipy.special import log_softmax
 import lyapunov
 from lyapunov._changes import parameter_changes
 from lyapunov._errors import UsageError
-from lyapunov._same_network import differences
+from lyapunov._same_network import _NO_PART_OF_THE_FUNCTION, differences
 from lyapunov._weight_sets import ParameterChange, other_weights
 from lyapunov.checkpoints._architectures import FAMILIES
 from lyapunov.checkpoints._network import NetworkLayout
-from lyapunov.models import Model
+from lyapunov.models import Model, config as configs
 from lyapunov.models._language_model import Layout
 from lyapunov.models.config import Mamba1Config
 from lyapunov.report._headline import headline
@@ -335,3 +335,29 @@ def test_a_tie_may_be_untied(known, tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     assert other_weights(lyapunov.load(base), other).kind == "checkpoint"
+
+
+def test_layouts_of_one_network_are_held_against_each_other(tmp_path):
+    """Megatron's checkpoint and the one converted from it: other names, one network."""
+    words = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+    kinds = [words[letter] for letter in "M*-M"]
+    # neither limits dt: Megatron has no key for it
+    settings = {**NEMOTRON, "time_step_limit": (0.0, float("inf"))}
+    network = make("nemotron_h", **settings, layers_block_type=kinds)
+    converted = save_transformers(network, tmp_path / "converted")
+    tensors = megatron.names(network.state_dict(), "M*-M")
+    shape = {"inner": 32, "wide": 16, "heads": 4}
+    base = lyapunov.load(megatron.save(tmp_path / "megatron", tensors, 1, **shape))
+    change = other_weights(base, converted)
+    for layer in range(4):
+        ours, theirs = (m.raw_parameters(layer) for m in (base, change.model))
+        assert set(ours) == set(theirs)
+        for name, array in ours.items():
+            np.testing.assert_array_equal(theirs[name], array, name)
+
+
+def test_what_is_left_out_of_the_comparison_is_there():
+    """Assert that each name is still a field of some configuration."""
+    kinds = [value for value in vars(configs).values() if is_dataclass(value)]
+    names = {field.name for kind in kinds for field in fields(kind)}
+    assert names >= _NO_PART_OF_THE_FUNCTION
