@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lyapunov._advice import layers_text
@@ -172,9 +172,13 @@ _OF_THE_REFERENCE = ("LYA016", "LYA017")
 _OF_THE_ADAPTER = ("LYA014", "LYA019")
 
 
-def _where(members: Sequence[Finding]) -> str:
+def _where(members: Sequence[Finding], modules: Mapping[int, str]) -> str:
     """The layers of findings of one code; without any, what the code is about."""
     code = members[0].code
+    layers = {member.layer for member in members if member.layer is not None}
+    (only,) = layers if len(layers) == 1 else (None,)
+    if only in modules:
+        return f"{layers_text(members)} ({modules[only]})"
     if any(member.layer is not None for member in members) or code in _OF_THE_LOGITS:
         return layers_text(members)
     if code in _OF_THE_REFERENCE:
@@ -182,8 +186,24 @@ def _where(members: Sequence[Finding]) -> str:
     return "the adapter" if code in _OF_THE_ADAPTER else "the network"
 
 
-def groups(findings: Sequence[Finding]) -> list[Group]:
-    """Findings by code and precision, in the order given."""
+def modules_of(report: Report) -> dict[int, str]:
+    """The sublayers' modules by number, where a number alone would be taken for a layer
+    of config.json: of networks whose layers hold several sublayers."""
+    facts = report.checkpoint
+    if facts.n_blocks in (None, facts.n_layers):
+        return {}
+    return {row.layer: row.module for row in rows(report) if row.module}
+
+
+def groups(
+    findings: Sequence[Finding], modules: Mapping[int, str] | None = None
+) -> list[Group]:
+    """Findings by code and precision, in the order given.
+
+    **Arguments:**
+
+    - `modules`: by sublayer, to be named where findings are of one.
+    """
     together: dict[tuple[str, str | None], list[Finding]] = {}
     for finding in findings:
         together.setdefault((finding.code, finding.precision), []).append(finding)
@@ -201,7 +221,7 @@ def groups(findings: Sequence[Finding]) -> list[Group]:
                 members[0].severity,
                 kind.title if kind else "",
                 precision,
-                _where(members),
+                _where(members, modules or {}),
                 message,
                 members,
             )

@@ -97,7 +97,7 @@ def _view(report: Report, prefix: str, drawn: Sequence[Any]) -> dict[str, Any]:
                 group,
                 CATALOGUE[group.code].explanation if group.code in CATALOGUE else "",
             )
-            for group in words.groups(report.findings)
+            for group in words.groups(report.findings, words.modules_of(report))
         ],
         "pictures": drawn,
         "logits": _logits(report),

@@ -176,7 +176,7 @@ def _findings(report: Report) -> str:
     if not report.findings:
         return "None."
     lines = []
-    for group in words.groups(report.findings):
+    for group in words.groups(report.findings, words.modules_of(report)):
         place = f"{group.precision}, {group.where}" if group.precision else group.where
         lines.append(
             f"**{group.code}** {group.title} ({group.severity}; {place}): "

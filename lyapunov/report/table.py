@@ -1,7 +1,7 @@
 """The report on a terminal: header, one row a layer, logits, findings, verdict."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD, Box
@@ -101,7 +101,7 @@ def to_table(
             _losses(console, report, glyphs)
     else:
         console.print(Text(report.checkpoint.source, style="bold"))
-    show_findings(console, report.findings)
+    show_findings(console, report.findings, words.modules_of(report))
     _verdict(console, report, glyphs, verbose)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
     if glyphs is PLAIN:
@@ -326,8 +326,12 @@ def _losses(console: Console, report: Report, glyphs: Glyphs) -> None:
         console.print(table)
 
 
-def show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """A line for each code and precision, behind an empty one."""
+def show_findings(
+    console: Console,
+    findings: Sequence[Finding],
+    modules: Mapping[int, str] | None = None,
+) -> None:
+    """A line for each code and precision; `modules` are by sublayer."""
     if not findings:
         return
     console.print()
@@ -336,7 +340,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for group in words.groups(findings):
+    for group in words.groups(findings, modules):
         style = "bold red" if group.severity == ERROR else "bold yellow"
         text = Text.assemble((f"{group.where}: ", "bold"), group.message)
         grid.add_row(

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from lyapunov._results import Finding
 from lyapunov.report import to_html, to_markdown, to_table
-from lyapunov.report._words import layers, rows, short_modules
+from lyapunov.report._words import groups, layers, modules_of, rows, short_modules
 
 from .example import example_report, precision_report
 
@@ -109,6 +110,21 @@ def test_every_form_counts_layers_and_sublayers():
         flat = form.replace("\\", "")
         assert "falcon_h1, 2 layers, 6 sublayers" in flat
         assert "6 layers" not in flat
+
+
+def test_a_finding_of_one_sublayer_names_its_module():
+    """Assert it of hybrids, where `layer 3` is not config.json's; and of no other."""
+    report = hybrid("bf16")
+    one = Finding("LYA008", "warning", 3, "dt_bias is zero")
+    more = [replace(one, layer=i, code="LYA006") for i in (0, 3)]
+    logits = replace(one, layer=None, code="LYA004")
+    report = replace(report, findings=[one, *more, logits])
+    where = [g.where for g in groups(report.findings, modules_of(report))]
+    assert where == ["layer 3 (model.layers.1.mamba)", "layers 0, 3", "the logits"]
+    for form in (to_table(report, quiet=True), to_markdown(report), to_html(report)):
+        flat = " ".join(form.replace("\\", "").split())
+        assert "layer 3 (model.layers.1.mamba)" in flat
+    assert modules_of(example_report(2)) == {}
 
 
 def test_short_names_keep_what_tells_them_apart():
