@@ -177,7 +177,7 @@ def _where(members: Sequence[Finding], modules: Mapping[int, str]) -> str:
     code = members[0].code
     layers = {member.layer for member in members if member.layer is not None}
     (only,) = layers if len(layers) == 1 else (None,)
-    if only in modules:
+    if only is not None and only in modules:
         return f"{layers_text(members)} ({modules[only]})"
     if any(member.layer is not None for member in members) or code in _OF_THE_LOGITS:
         return layers_text(members)
