@@ -40,6 +40,7 @@ TORCH = InnerConstants(
     silu_relative=2.0**-21,
     silu_argument=0.0,
     rsqrt_relative=2.0**-22,
+    tanh_relative=2.0**-22,
 )
 
 STORED = (

@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 from .._errors import UsageError
-from ..formats import FP32
+from ..flows.sites import GELU_NEW
+from ..formats import FP16, FP32
 from ..models.config import NetworkConfig
 from ..models.kinds import KINDS
 from ._execution import (
@@ -39,6 +40,9 @@ TORCH_ON_CUDA = ("attention", "mlp", "experts")
 
 # Weights of norms multiply in fp32, so that the result alone is rounded.
 NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
+
+# Of the gated norm of a step as well.
+GATE_NORM_ROUNDS_ONCE = ("falcon_h1",)
 
 # Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
 TURNS_IN_FP32 = ("olmo", "olmo2")
@@ -130,12 +134,17 @@ def transformers_network(
         return dataclasses.replace(mixer, sites=found, **changes)
 
     recurrent = any(KINDS[one.kind].recurrent for one in config.sublayers)
+    parts = [part for part in GELU_NEW if part != "square" or fmt != FP16]
+    written = [f"activated_{part}" for part in parts]
     turning = set(ATTENTION)
     if architecture in TURNS_IN_FP32:
         turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
     decode = mode == "decode"
+    step = set(STEP)
+    if architecture in GATE_NORM_ROUNDS_ONCE:
+        step -= {"gate_norm_hat"}
     mamba2 = of(
-        (*MAMBA2, *STEP) if decode else MAMBA2,
+        (*MAMBA2, *step) if decode else MAMBA2,
         chunked=not decode,
         dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
     )
@@ -144,11 +153,12 @@ def transformers_network(
     kinds = {
         "mamba2": mamba2,
         "attention": of(turning),
-        "mlp": of(MLP),
+        "mlp": of((*MLP, *written)),
         "experts": of(
-            set(EXPERTS) - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
+            {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
+            - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
         ),
-        "shared": of(SHARED),
+        "shared": of((*SHARED, *written)),
     }
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
     sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)

@@ -58,10 +58,10 @@ def experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start=None):
         y = at.store("latent", at.matmul(x, p.to_latent, p.to_latent_bias))
     up = at.store("expert_up", at.einsum("sd,ehd->seh", y, p.up))
     if p.gate is None:
-        hidden = at.store("expert_activated", activate(at, up, p.activation))
+        hidden = activate(at, up, p.activation, "expert_activated")
     else:
         gate = at.store("expert_gate", at.einsum("sd,ehd->seh", y, p.gate))
-        gate = at.store("expert_activated", activate(at, gate, p.activation))
+        gate = activate(at, gate, p.activation, "expert_activated")
         hidden = at.store("expert_hidden", at.multiply(up, gate))
     each = at.store("expert_out", at.einsum("seh,edh->sed", hidden, p.down))
     each = at.multiply(each, at.view(lambda a: a[..., None], weight))

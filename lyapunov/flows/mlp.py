@@ -1,5 +1,7 @@
 """Feed-forward sublayers, plain and gated."""
 
+import math
+
 import equinox as eqx
 from jaxtyping import Array, Float
 
@@ -7,16 +9,37 @@ from ..arithmetic import AbstractArithmetic, Weight
 from .norm import Norm, normalise, scaled
 
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu_squared")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_new", "relu_squared")
 
 
-def activate(at: AbstractArithmetic, x, name: str):
-    """The activation of that name."""
+def activate(at: AbstractArithmetic, x, name: str, site: str):
+    """Compute the activation of that name and store it at the site.
+
+    `gelu_new` is `gelu_tanh` written out in operations, of which each may be stored.
+    """
     if name == "silu":
-        return at.silu(x)
+        return at.store(site, at.silu(x))
     if name == "relu_squared":
-        return at.relu_squared(x)
-    return at.gelu(x, tanh=name == "gelu_tanh")
+        return at.store(site, at.relu_squared(x))
+    if name == "gelu_new" and at.stores(f"{site}_cube"):
+        return at.store(site, _gelu_new(at, x, site))
+    return at.store(site, at.gelu(x, tanh=name != "gelu"))
+
+
+def _gelu_new(at: AbstractArithmetic, x, site: str):
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), an operation at a time."""
+    kept = at.stores(f"{site}_square")
+    square = at.store(f"{site}_square", at.multiply(x, x, alone=kept))
+    cube = at.store(f"{site}_cube", at.multiply(square, x, alone=kept))
+    cubic = at.multiply(cube, at.fixed(0.044715), alone=True)
+    total = at.add(x, at.store(f"{site}_cubic", cubic), alone=True)
+    total = at.store(f"{site}_sum", total)
+    argument = at.multiply(total, at.fixed(math.sqrt(2 / math.pi)), alone=True)
+    tanh = at.tanh(at.store(f"{site}_argument", argument))
+    tanh = at.store(f"{site}_tanh", tanh)
+    whole = at.store(f"{site}_whole", at.add(tanh, at.fixed(1.0), alone=True))
+    half = at.store(f"{site}_half", at.multiply(x, at.fixed(0.5), alone=True))
+    return at.multiply(half, whole, alone=True)
 
 
 class LowRank(eqx.Module):
@@ -80,11 +103,11 @@ def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
     """The MLP on a normalised input."""
     up = projected(at, x, p.up, p.up_bias, p.up_adapter, "up")
     if p.gate is None:
-        hidden = at.store("activated", activate(at, up, p.activation))
+        hidden = activate(at, up, p.activation, "activated")
     else:
         gate = projected(at, x, p.gate, p.gate_bias, p.gate_adapter, "gate")
         gate = scaled(at, gate, p.gate_multiplier, "gate_scaled")
-        gate = at.store("activated", activate(at, gate, p.activation))
+        gate = activate(at, gate, p.activation, "activated")
         hidden = at.store("hidden", at.multiply(up, gate, alone=at.stores("activated")))
     out = at.matmul(hidden, p.down, p.down_bias)
     if p.down_multiplier != 1.0:

@@ -1,5 +1,8 @@
 """Names of stored tensors, in the order in which the flows come to them."""
 
+GELU_NEW = (*("square", "cube", "cubic", "sum", "argument", "tanh", "whole", "half"),)
+"""What `gelu_new` is made of, where every operation stores its result."""
+
 FLOW_ORDER = (
     "embedding",
     "residual",
@@ -112,12 +115,14 @@ FLOW_ORDER = (
     "gate_own",
     "gate",
     "gate_scaled",
+    *(f"activated_{part}" for part in GELU_NEW),
     "activated",
     "hidden",
     "down",
     "mlp_out",
     "expert_up",
     "expert_gate",
+    *(f"expert_activated_{part}" for part in GELU_NEW),
     "expert_activated",
     "expert_hidden",
     "expert_out",
