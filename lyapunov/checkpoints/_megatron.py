@@ -137,7 +137,7 @@ def _attention_sizes(args: dict, d_model: int, epsilon: float) -> AttentionSizes
             "partial_rotary_factor": args.get("rotary_percent"),
             "rope_theta": args.get("rotary_base"),
         }
-        turning = rotary(rope, head_dim)
+        turning = rotary(rope, head_dim, share=1.0)
     return AttentionSizes(
         d_model=d_model,
         heads=heads,

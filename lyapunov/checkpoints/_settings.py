@@ -45,13 +45,18 @@ def silu_only(config: dict[str, Any], key: str = "hidden_act") -> None:
 
 
 def rotary(
-    config: dict[str, Any], head_dim: int, share: float = 1.0, theta: float = 10000.0
+    config: dict[str, Any],
+    head_dim: int,
+    share: float | None = None,
+    theta: float = 10000.0,
 ) -> tuple[int, float]:
     """Channels of a head that turn with position, and the base of their rates.
 
     **Arguments:**
 
-    - `share`, `theta`: where config.json does not say.
+    - `share`, `theta`: where config.json does not say. With None for `share` whole
+      heads turn, whatever it says of `partial_rotary_factor`, which the code of most
+      families does not read.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -62,7 +67,9 @@ def rotary(
             f"positions of rope_type {quote(kind)} are not covered", hint=LIST_HINT
         )
     merged = {k: v for k, v in {**config, **rope}.items() if v is not None}
-    part = positive(merged, "partial_rotary_factor", share)
+    part = 1.0
+    if share is not None:
+        part = positive(merged, "partial_rotary_factor", share)
     return int(head_dim * part), positive(merged, "rope_theta", theta)
 
 

@@ -96,6 +96,33 @@ def test_torch_adds_a_bias_where_it_is_declared():
         assert apart[1 if declared else 0] == 0
 
 
+@pytest.mark.parametrize(
+    "family", ["bamba", "falcon_h1", "granitemoehybrid", "gpt_neox", "llama", "olmo2"]
+)
+def test_as_much_of_a_head_turns_as_in_the_library(family):
+    """Assert it where the configuration has a share, which few families' code reads."""
+    rope = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    settings = FIRST[family] | {"rope_parameters": rope}
+    if family == "granitemoehybrid":
+        settings |= {"position_embedding_type": "rope"}
+    network = make(family, **settings)
+    (rates,) = {
+        module.inv_freq.shape[0]
+        for module in network.modules()
+        if hasattr(module, "inv_freq")
+    }
+    folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-")))
+    sizes = lyapunov.load(folder).config.sublayers
+    assert {s.rotary for s in sizes if s.kind == "attention"} == {2 * rates}
+    assert (4 * rates == sizes_of_head(network)) == (family in ("bamba", "gpt_neox"))
+
+
+def sizes_of_head(network):
+    config = network.config
+    heads = config.num_attention_heads
+    return getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 def test_every_option_of_a_configuration_is_known():
     """Assert that each option of a class is varied, or exempt for a written reason."""
     from transformers import AutoConfig, PreTrainedConfig
