@@ -84,7 +84,8 @@ def check(
     - `against`: another checkpoint of the same network, or a folder with a LoRA
       adapter of it, whose weights are held against the model's.
     - `round_weights`: hold the model against itself with weights rounded, each
-      FORMAT or FORMAT:GROUP, as `bf16:A_log`.
+      FORMAT or FORMAT:GROUP, as `bf16:A_log`; `fp8_e4m3` and other formats with
+      scales round matrices as quantisers do.
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `probes`: runs with random roundings behind T3, the predicted divergence of the
