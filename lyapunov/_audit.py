@@ -51,7 +51,7 @@ from ._audit_ways import (
 from ._environment import environment
 from ._errors import UsageError
 from ._known_defects import with_known
-from ._load import model_of
+from ._load import demand_head, model_of
 from ._request import given_tokens
 from ._results import CheckpointFacts, TokensFacts
 from ._settings import checked_settings
@@ -124,6 +124,7 @@ def audit(
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)
+    demand_head(model)
     if not isinstance(model.config, Mamba1Config):
         raise UsageError(
             f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",

@@ -11,7 +11,7 @@ from . import findings
 from ._arguments import progress_or_none
 from ._changes import parameter_changes
 from ._environment import environment
-from ._load import model_of
+from ._load import demand_head, model_of
 from ._reference_loss import reference_loss
 from ._request import (
     chosen_executions,
@@ -138,6 +138,8 @@ def check(
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)
+    if measure != "none" or against or round_weights:
+        demand_head(model)
     if readouts is None:
         readouts = default_readouts(model.layout.n_params)
         settings["readouts"] = readouts
@@ -168,14 +170,16 @@ def check(
         rows, reports, clipped, bits = run_layers(
             model, ids, executions, chosen, measure, effort, progress
         )
-        reference = reference_loss(
-            bits,
-            ids,
-            model.config.vocab_size,
-            is_text=given.is_text,
-            source=token_source,
-            n_bytes=given.n_bytes,
-        )
+        reference = None
+        if model.has_head:
+            reference = reference_loss(
+                bits,
+                ids,
+                model.config.vocab_size,
+                is_text=given.is_text,
+                source=token_source,
+                n_bytes=given.n_bytes,
+            )
         exponents = gather_exponents(rows, ids.size)
         found = findings.find(exponents, reports, settings, changes, reference)
         found += semantic_findings(

@@ -17,7 +17,15 @@ import ml_dtypes
 import numpy as np
 
 from ._errors import UnsupportedCheckpointError, UsageError
-from .checkpoints import Checkpoint, NetworkLayout, recognise
+from ._torch_modules import (
+    WANTED,
+    as_in_a_whole,
+    is_backbone,
+    is_of_transformers,
+    recognised,
+    refuse_a_part,
+)
+from .checkpoints import Checkpoint, NetworkLayout
 from .checkpoints._adapter import Adapter, adapted
 from .checkpoints._adapter_settings import MERGE, refuse_other_kinds, scaling
 from .checkpoints._families import refuse_quantised
@@ -26,7 +34,6 @@ from .checkpoints._tensors import StoredTensor
 from .models import Model
 
 
-WANTED = "give a model of transformers, PEFT or mamba_ssm"
 _GATHER = "gather its parameters first, or give the module before it is wrapped"
 
 # torch's names of types, and the report's
@@ -52,15 +59,16 @@ def from_torch(module) -> Model:
 
     **Arguments:**
 
-    - `module`: a model of transformers of any family that `load` reads, one that PEFT
-      wraps (its LoRA adapter is merged in fp64, W + s B A, while it is read), or
+    - `module`: a model of transformers of any family that `load` reads, with its head
+      or without (then there are traces and exponents, and no logits); one that PEFT
+      wraps (its LoRA adapter is merged in fp64, W + s B A, while it is read); or
       mamba_ssm's `MambaLMHeadModel`. DistributedDataParallel and `torch.compile` are
       looked through.
 
     **Returns:** a `Model`, whose `logits` are those of `load` on what
     `save_pretrained` writes.
 
-    **Raises:** `UsageError` for what is no such module;
+    **Raises:** `UsageError` for what is no such module, or a part of one;
     `UnsupportedCheckpointError` for a family, an adapter or a quantisation that is not
     covered, and for weights that are not there (meta device, offloaded, sharded).
     """
@@ -69,7 +77,11 @@ def from_torch(module) -> Model:
     config = _config(wrapped)
     refuse_quantised(config)
     source = _name(wrapped)
+    refuse_a_part(wrapped)
     tensors = _tensors(wrapped, source)
+    if peft is None and is_backbone(wrapped):
+        embedding = _live(wrapped.get_input_embeddings().weight)
+        tensors = as_in_a_whole(wrapped, tensors, source, embedding)
     checkpoint = Checkpoint(
         source=source,
         revision=None,
@@ -78,7 +90,7 @@ def from_torch(module) -> Model:
         folder=Path(),
         tensors=cast(dict[str, StoredTensor], tensors),
     )
-    layout: NetworkLayout = recognise(checkpoint)
+    layout = recognised(checkpoint, wrapped)
     if peft is not None:
         layout = _with_adapter(layout, tensors, peft, source)
     return Model(layout, source)
@@ -235,7 +247,7 @@ def _tensors(module, source: str) -> dict[str, LiveTensor]:
             if name not in replaced
         }
     _refuse_absent(held.items(), source)
-    if _is_of_transformers(module):
+    if is_of_transformers(module):
         from transformers.core_model_loading import revert_weight_conversion
         from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
@@ -244,11 +256,6 @@ def _tensors(module, source: str) -> dict[str, LiveTensor]:
         held = remove_tied_weights_from_state_dict(held, module)
         held = revert_weight_conversion(module, held)
     return {name: _live(tensor) for name, tensor in held.items()}
-
-
-def _is_of_transformers(module) -> bool:
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
 
 
 def _of_adapter(name: str) -> bool:

@@ -64,3 +64,12 @@ def model_of(given: Any) -> Model:
         f"the model is {shown(given)}",
         hint="what lyapunov.load gives, a torch module, a path or a Hub id",
     )
+
+
+def demand_head(model: Model) -> None:
+    """Refuse a model without logits where they are compared.
+
+    **Raises:** `UsageError` that says what can be done without.
+    """
+    if not model.has_head:
+        model.head(0, 1)

@@ -81,6 +81,11 @@ class NetworkLayout:
         root = self.checkpoint.root
         return tuple(f"{root}{module_of(parts)}" for parts in self.parts)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether there are logits: not in a live model that was given without."""
+        return self.checkpoint.tensors[self.names.head].size > 0
+
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """The parameters of one sublayer under their canonical names.
 

@@ -231,8 +231,18 @@ class Model:
         config = self.config
         return Norm(weight, bias, config.norm_epsilon, config.norm_centred)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether there are logits."""
+        return getattr(self.layout, "has_head", True)
+
     def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
-        """Slices of the vocabulary, padding excluded, as (start, stop)."""
+        """Slices of the vocabulary, padding excluded, as (start, stop).
+
+        None where there is no head.
+        """
+        if not self.has_head:
+            return
         for start in range(0, self.config.vocab_size, VOCABULARY_SLICE):
             yield start, min(start + VOCABULARY_SLICE, self.config.vocab_size)
 
@@ -249,6 +259,8 @@ class Model:
 
         - `tokens`: (seq), integers below the vocabulary's size.
         """
+        if not self.has_head:
+            self.head(0, 1)  # which says so
         rows = integer_tokens(tokens)
         if len(rows) > 1:
             raise TokensError(
