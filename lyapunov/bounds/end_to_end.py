@@ -59,7 +59,8 @@ class EndToEndEstimate:
     """Tokens at which z was taken."""
     n_probes: int
     nonlinearity: float | None
-    weights_rel_l2: float
+    weights_rel_l2: float | None
+    """None where the reference's logits are one value a token, as T2 and the shares."""
     sigma_by_site: dict[str, float] | None
     """Share of the variance of random roundings, by site."""
     sigma_share: dict[int, float] | None
@@ -214,12 +215,16 @@ class EndToEnd:
         )
         by_site, by_layer = (None, None) if effects is None else _shares(effects)
         withheld = _why_withheld(sigma, z)
+        if not size > 0:
+            # a head of zeros, as muP starts: nothing has a size relative to nothing
+            withheld = "the reference's logits are one value a token, without a size"
+            t2 = t2_stderr = by_site = by_layer = None
         stable = predicted_stable(self._sums[i], self._vocabulary)
         return EndToEndEstimate(
             estimate_t2=t2,
             estimate_t2_stderr=t2_stderr,
             sigma_t3=sigma,
-            sigma_t3_stderr=float(sigma * spread / 2),
+            sigma_t3_stderr=float(sigma * spread / 2) if size > 0 else None,
             sigma_withheld=withheld,
             calibration_z=z,
             n_readouts=error.shift.size,
@@ -227,7 +232,7 @@ class EndToEnd:
             nonlinearity=(
                 error.nonlinearity if self._probes[i].has_antithetic else None
             ),
-            weights_rel_l2=weights,
+            weights_rel_l2=weights if size > 0 else None,
             sigma_by_site=by_site,
             sigma_share=by_layer,
             predicted_stable=stable & (withheld is None),

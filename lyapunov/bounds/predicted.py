@@ -185,8 +185,11 @@ def random_error(sums: RandomSums, vocabulary: int) -> RandomError:
         store = host.store * (1 - 1 / vocabulary)
         odd = np.sum(_square(host.odd, vocabulary))
         even = np.sum(_square(host.even, vocabulary))
+        # of logits that are all equal only rounding is left of the two sums
+        size = _square(host.size, vocabulary)
+        noise = vocabulary * 2.0**-52 * host.size[..., 1, :, :]
         return RandomError(
-            size=_square(host.size, vocabulary),
+            size=np.where(size > noise, size, 0.0),
             shift=_square(host.shift, vocabulary),
             drawn=_square(host.probes, vocabulary) + store,
             rest=_square(host.rest, vocabulary),

@@ -48,7 +48,8 @@ def output_lines(precision: PrecisionReport, n_layers: int) -> list[tuple[str, s
 
 def _measured(output: OutputDivergence) -> str:
     """Only beside something to compare it with; the table has it anyway."""
-    if output.weights_rel_l2 is None or output.measured_rel_l2 is None:
+    measured = output.measured_rel_l2
+    if output.weights_rel_l2 is None or measured is None or math.isnan(measured):
         return ""
     return (
         f"{words.number(output.measured_rel_l2)}; rounding the weights alone moves "

@@ -138,6 +138,17 @@ def test_a_logit_that_may_overflow_is_stable_nowhere(logits):
     assert not np.isfinite(random_error(sums, VOCABULARY).drawn[1, 0, 3])
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 77.7])
+def test_logits_of_one_value_have_no_size(logits, value):
+    """Assert that what rounding leaves of two sums is not taken for a size."""
+    _, shifted, probes, norms, other = logits
+    flat = np.full_like(shifted, value)
+    sums = summed((flat, shifted, probes, norms, other), (64,))
+    assert np.all(random_error(sums, VOCABULARY).size == 0)
+    sound = summed(logits, (64,))
+    assert np.all(random_error(sound, VOCABULARY).size > 0)
+
+
 def test_promises_are_counted_with_ties_apart():
     """Assert each count on five tokens; a certified token may not even tie."""
     yes, no = True, False

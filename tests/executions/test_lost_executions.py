@@ -23,16 +23,16 @@ MEASURES = ["emulated", "transformers"]
 UNTIED = SIZES._replace(tied=False)
 
 
-def check(folder, tokens, precision="bf16", measure="emulated", **options):
+def check(folder, tokens, precision="bf16", measure="emulated", probes=0):
     return lyapunov.check(
         str(folder),
         tokens,
         precisions=[precision],
         measure=measure,
         floor=False,
-        probes=0,
+        probes=probes,
+        readouts=1,
         ball=False,
-        **options,
     )
 
 
@@ -90,13 +90,14 @@ def test_overflow_leaves_elements_without_a_bound(checkpoint, measure):
     assert "elements have no finite bound" in text
 
 
-def test_a_head_of_zeros_is_finite_and_holds(tmp_path, tokens):
+@pytest.mark.parametrize("probes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_head_of_zeros_is_finite_and_holds(tmp_path, tokens, probes):
     """Assert what a network that was set up as muP has it is told: no distance is
     defined, and nothing is wrong."""
     weights = random_weights(np.random.default_rng(0), UNTIED)
     weights["lm_head.weight"] *= 0
     save_transformers(tmp_path / "model", weights, UNTIED)
-    report = check(tmp_path / "model", tokens)
+    report = check(tmp_path / "model", tokens, probes=probes)
     output = report.precisions[0].output
     assert np.isnan(output.measured_rel_l2)
     assert output.kl_mean == output.kl_max == output.measured_max == 0
@@ -109,9 +110,15 @@ def test_a_head_of_zeros_is_finite_and_holds(tmp_path, tokens):
     shown = document["precisions"][0]["output"]
     assert shown["measured_rel_l2"] is None
     assert shown["measured_rel_l2_flag"] == "nan"
+    # nor is any estimate relative to nothing, and nothing is said to overflow
+    assert output.sigma_t3 is output.estimate_t2 is output.weights_rel_l2 is None
+    assert output.sigma_by_site is None
+    if probes:
+        assert "one value a token" in output.sigma_withheld
     text = " ".join(to_table(report, width=200).split())
     assert "no relative distance" in text
-    assert "not finite" not in text
+    for wrong in ("not finite", "overflow", "limit: the head"):
+        assert wrong not in text
 
 
 @pytest.mark.parametrize("measure", MEASURES)
