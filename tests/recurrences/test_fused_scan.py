@@ -33,7 +33,7 @@ UNIT = 2.0**-53
 # decay's and the drive's rules, `advance`, `contract`. Both sides do the same ones and
 # differ in how sums are bracketed and products are fused.
 A_TOKEN = 64
-KINDS = ["plain", "gates", "slow", "subnormal", "outliers", "far", "exact"]
+KINDS = ["plain", "gates", "slow", "subnormal", "outliers", "far", "exact", "unknown"]
 
 
 def bounded_at(seq=SEQ, precision="fp32"):
@@ -76,6 +76,13 @@ def operands(rng, kind: str, *, bounded: bool, channels=CHANNELS, states=STATES)
         return Bounded(x, relative * jnp.abs(x)) if bounded else x
 
     given = [value(x) for x in (dt, u, B, C, A)]
+    if kind == "unknown" and bounded:
+        # two dt and one B of which nothing is known
+        dt, B = given[0], given[2]
+        given[0] = Bounded(
+            dt.value, dt.error.at[25, 1].set(jnp.inf).at[30, 2].set(jnp.nan)
+        )
+        given[2] = Bounded(B.value, B.error.at[40, 3].set(jnp.nan))
     plain = [jnp.asarray(np.asarray(x, np.float32), jnp.float64) for x in (D, state)]
     return (*given, *plain)
 
@@ -131,8 +138,13 @@ def test_kernel_computes_what_the_loop_does(rng, kind, bounded):
         np.testing.assert_allclose(x, wanted[name], rtol=gamma(4 * SEQ, UNIT))
     if bounded:
         unknown = ~np.isfinite(y.error)
-        assert unknown.any() == (kind == "far")
+        assert unknown.any() == (kind in ("far", "unknown"))
         assert not unknown[: SEQ // 2].any()
+        if kind == "unknown":
+            assert unknown[25:, 1].all()
+            assert unknown[30:, 2].all()
+            assert unknown[40:].all()
+            assert not unknown[:40, 3:].any()
 
 
 @pytest.mark.parametrize("kind", ["plain", "gates", "slow", "outliers"])
