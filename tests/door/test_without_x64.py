@@ -1,0 +1,95 @@
+"""Assert that the public API computes in fp64 where JAX's 64-bit types are off."""
+
+import importlib
+import inspect
+import pkgutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov import runners
+from lyapunov.executions import executions_for
+from lyapunov.exponents import finite_time_exponents, transient_growth
+from lyapunov.recurrences import GivenJacobians
+
+
+TOKENS = np.array([[3, 1, 4, 1, 5]])
+
+
+@pytest.fixture
+def without_x64():
+    """As a user's Python starts, with JAX's word on lost digits as an error."""
+    with jax.enable_x64(False), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jnp.zeros(()).dtype == jnp.float32
+        yield
+
+
+def everything() -> list[np.ndarray]:
+    """Figures of each public function, through NumPy."""
+    model = lyapunov.load()
+    found = [model.parameters(0).D, model.embed(TOKENS), model.head(0, 4).matrix]
+    found += [model.final_norm().weight, model.logits(TOKENS[0])]
+    (execution,) = executions_for(model.config, ["bf16"])
+    for runner in (None, runners.Emulated(execution)):
+        *_, head = lyapunov.trace(model, TOKENS, runner=runner)
+        found += [head.residual, head.hidden, head.logits(0, 8)]
+    for runner in (runners.Reference(), runners.Emulated(execution)):
+        *_, head = runner.trace(model, TOKENS)
+        found += [head.residual, head.logits(0, 8)]
+    step = lambda x, u: jnp.tanh(0.7 * x[::-1] + u)
+    state, inputs = np.full(2, 0.1, np.float32), jnp.ones((64, 2), jnp.float32)
+    spectrum = lyapunov.lyapunov_spectrum(step, state, inputs)
+    found += [spectrum.exponents, spectrum.stderr, spectrum.interval(0.9)]
+    found += [spectrum.history, spectrum.repeated]
+    decays = 1 - np.arange(1, 65)[:, None] * 2.0**-40
+    found.append(lyapunov.lyapunov_spectrum_of(decays).exponents)
+    found.append(finite_time_exponents(step, state, inputs).exponents)
+    found.append(transient_growth(step, state, inputs).log_norms)
+    matrices = np.full((8, 1, 1), 1 - 2.0**-40)
+    found.append(transient_growth(GivenJacobians(), np.ones(1), matrices).log_norms)
+    return [np.asarray(x) for x in found]
+
+
+def test_every_figure_is_that_of_fp64(without_x64):
+    ours = everything()
+    with jax.enable_x64(True):
+        theirs = everything()
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.dtype == b.dtype == np.float64, i
+        np.testing.assert_array_equal(a, b, err_msg=str(i))
+
+
+def test_what_was_read_without_it_is_not_kept_in_fp32(without_x64):
+    """Assert that a parameter asked for first does not shorten the logits later."""
+    model = lyapunov.load()
+    with jax.enable_x64(True):
+        wanted = np.asarray(lyapunov.load().logits(TOKENS[0]))
+    model.parameters(0)
+    assert np.array_equal(np.asarray(model.logits(TOKENS[0])), wanted)
+
+
+def test_the_setting_is_given_back_between_records(without_x64):
+    records = []
+    for record in lyapunov.trace(lyapunov.load(), TOKENS):
+        assert jnp.zeros(()).dtype == jnp.float32
+        records.append(record)
+    assert records[-1].logits(0, 4).dtype == np.float64
+    assert jnp.zeros(()).dtype == jnp.float32
+
+
+def test_every_runner_enters_it():
+    """Assert that no runner's trace is left without, present ones and new ones."""
+    found = 0
+    for module in pkgutil.iter_modules(runners.__path__, "lyapunov.runners."):
+        for _, kind in inspect.getmembers(
+            importlib.import_module(module.name), inspect.isclass
+        ):
+            if kind.__module__ == module.name and "trace" in vars(kind):
+                assert hasattr(vars(kind)["trace"], "__wrapped__"), kind
+                found += 1
+    assert found >= 8
