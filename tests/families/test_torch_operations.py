@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Rounded
-from lyapunov.executions.transformers_network import GATE_NORM_ROUNDS_ONCE
+from lyapunov.executions.transformers_network import (
+    GATE_NORM_ROUNDS_ONCE,
+    transformers_network,
+)
 from lyapunov.flows.mlp import activate
 from lyapunov.flows.sites import GELU_NEW
 from lyapunov.formats import BF16, FP16
+
+from .test_limits import FAMILIES, case, execution_of
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +80,27 @@ def test_gated_norms_of_steps_round_as_declared(family):
     # sums of fp32 in another order move a number near a tie
     assert apart(expected) < 0.01
     assert apart(other) > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_declare_what_their_norms_round(family):
+    """Assert it of the execution that a check takes."""
+    _, model = case(family)
+    rounds = "gate_norm_hat" in execution_of(model, "decode").sites
+    assert rounds == (family not in GATE_NORM_ROUNDS_ONCE)
+    assert "gate_norm_hat" not in execution_of(model, "prefill").sites
+
+
+@pytest.mark.parametrize("kind", ["mlp", "experts", "shared"])
+def test_each_operation_of_gelu_new_is_declared(kind):
+    """Assert its stores in every kind that has an activation, but those of fp32."""
+    _, model = case("nemotron_h")
+    for fmt in (BF16, FP16):
+        network = transformers_network(model.config, "nemotron_h", fmt.name)
+        parts = {part for part in GELU_NEW if part != "square" or fmt is BF16}
+        found = network.of(kind).sites
+        begins = ["activated_"] + ["expert_activated_"] * (kind == "experts")
+        for begin in begins:
+            assert parts == {
+                name.removeprefix(begin) for name in found if name.startswith(begin)
+            }
