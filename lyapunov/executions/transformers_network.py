@@ -57,6 +57,9 @@ NO_LIMIT = (0.0, math.inf)
 # Whole sequences limit it by time_step_min, and not by time_step_limit.
 LEAST_DT = ("nemotron_h", "zamba2")
 
+# No module reads residual_in_fp32.
+RESIDUAL_AS_IT_IS = ("nemotron_h",)
+
 # Experts are weighed and added up in fp32.
 ROUTES_IN_FP32 = ("nemotron_h",)
 IN_FP32 = {"router", "expert_weight", "expert_weighed", "routed_sum"}
@@ -110,7 +113,8 @@ def transformers_network(
             f"{precision} is followed for Mamba-1 alone", hint=f"--precision {fmt.name}"
         )
     make = transformers_decode if mode == "decode" else transformers_prefill
-    mixer = make(precision, residual_in_fp32=config.residual_in_fp32)
+    wide = config.residual_in_fp32 and architecture not in RESIDUAL_AS_IT_IS
+    mixer = make(precision, residual_in_fp32=wide)
     kept = dict.fromkeys(kept_in_fp32(architecture, _installed()), FP32)
     mixer = dataclasses.replace(mixer, parameters=mixer.parameters | kept)
     around = {

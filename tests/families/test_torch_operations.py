@@ -1,5 +1,6 @@
 """What torch and transformers round inside one module, against what is declared."""
 
+import dataclasses
 import importlib
 import inspect
 
@@ -9,6 +10,7 @@ import pytest
 from lyapunov.arithmetic import Rounded
 from lyapunov.executions.transformers_network import (
     GATE_NORM_ROUNDS_ONCE,
+    RESIDUAL_AS_IT_IS,
     transformers_network,
 )
 from lyapunov.flows.mlp import activate
@@ -89,6 +91,18 @@ def test_steps_declare_what_their_norms_round(family):
     rounds = "gate_norm_hat" in execution_of(model, "decode").sites
     assert rounds == (family not in GATE_NORM_ROUNDS_ONCE)
     assert "gate_norm_hat" not in execution_of(model, "prefill").sites
+
+
+@pytest.mark.parametrize("family", ["mamba2", "falcon_mamba", "nemotron_h"])
+def test_the_residual_has_the_format_that_modules_give_it(family):
+    """Assert it where a configuration has the switch, which Nemotron-H does not read."""
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    read = "residual_in_fp32" in inspect.getsource(module)
+    _, model = case("nemotron_h")
+    config = dataclasses.replace(model.config, residual_in_fp32=True)
+    residual = transformers_network(config, family, "bf16").sites["residual"]
+    assert (residual.name == "fp32") == read
+    assert read == (family not in RESIDUAL_AS_IT_IS)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "experts", "shared"])
