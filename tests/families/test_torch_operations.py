@@ -95,7 +95,7 @@ def test_steps_declare_what_their_norms_round(family):
 
 @pytest.mark.parametrize("family", ["mamba2", "falcon_mamba", "nemotron_h"])
 def test_the_residual_has_the_format_that_modules_give_it(family):
-    """Assert it where a configuration has the switch, which Nemotron-H does not read."""
+    """Assert it where there is the switch, which Nemotron-H does not read."""
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     read = "residual_in_fp32" in inspect.getsource(module)
     _, model = case("nemotron_h")
