@@ -36,7 +36,10 @@ NOT_IMPORTED = {
     "pytest-xdist": "a plugin",
     "ruff": "a command",
 }
-GIVEN = {"peft": "whoever hands over a module of PEFT's has it"}
+GIVEN = {
+    "peft": "whoever hands over a module of PEFT's has it",
+    "typing_extensions": "names of types, read by type checkers and never loaded",
+}
 PEERS = {"chaotax", "clvlib", "jitcode", "lyapax", "lyapynov", "pynamicalsys"}
 """Libraries that `analysis.peers` looks for and says when they are missing."""
 ON_A_GPU = {"triton": "comes with torch where there is a GPU"}

@@ -61,7 +61,7 @@ except lyapunov.LyapunovError as error:
     "call",
     [
         "lyapunov.check(None, [1, 2, 3])",
-        "lyapunov.audit(None, [1, 2, 3])",
+        "lyapunov.audit(None, 'emulated', [1, 2, 3])",
         "next(lyapunov.trace(None, [1]))",
     ],
 )

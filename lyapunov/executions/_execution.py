@@ -99,7 +99,7 @@ class Execution:
         raise UsageError(
             f"{self.name} declares nothing for sublayers of kind {kind!r}; it has "
             f"{known}",
-            hint="--measure none, or an implementation that runs them",
+            hint="--measure emulated, or --measure none for the exponents alone",
         )
 
     def parameter_format(self, name: str) -> Format:

@@ -34,5 +34,5 @@ def test_measured_constants_give_smaller_bounds_that_hold():
 
 
 def test_other_constants_are_refused():
-    with pytest.raises(UsageError, match="no constants 'guessed'"):
+    with pytest.raises(UsageError, match="constants is 'guessed'"):
         lyapunov.check(None, [1, 2, 3], constants="guessed")

@@ -27,7 +27,7 @@ from lyapunov.report._words import execution_sentence
 
 
 ATTENTION = AttentionSizes(32, 4, 2, 8, 8, 1e4, 0.3, 1e-5)
-MLP = MlpSizes(32, 40, "silu", 1e-5)
+MLP = MlpSizes(32, 40, "silu", True, 1e-5)
 SIZES = {
     "mamba1": Mamba1Sizes(32, 64, 4, 4, 2, 1e-5),
     "mamba2": Mamba2Sizes(32, 64, 8, 8, 2, 4, 16, 1e-5, 1e-5),
@@ -38,7 +38,7 @@ SIZES = {
     ),
     "attention": ATTENTION,
     "mlp": MLP,
-    "experts": ExpertsSizes(32, 24, 4, 2, "softmax", True, "silu", 1e-5),
+    "experts": ExpertsSizes(32, 24, 4, 2, "softmax", True, "silu", True, 1e-5),
     "shared": SharedSizes(ATTENTION, MLP),
 }  # fmt: skip
 STATELESS = sorted(kind for kind in SIZES if not KINDS[kind].recurrent)
