@@ -397,7 +397,3 @@ def main(checkpoints: tuple[str, ...], **options: Any) -> int:
     from lyapunov._session import run_checks
 
     return run_checks(checkpoints, **options)
-
-
-if __name__ == "__main__":
-    main()

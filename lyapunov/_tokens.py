@@ -388,8 +388,7 @@ def _from_transformers(folder: Path) -> Encode:
 
 def _byte_ends(text: str, spans: Sequence[tuple[int, int]]) -> Sequence[int]:
     """Where tokens end, in bytes of UTF-8, from spans in characters."""
-    sizes = [len(sign.encode("utf-8", "surrogatepass")) for sign in text]
-    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    ends = np.cumsum([0, *(len(s.encode("utf-8", "surrogatepass")) for s in text)])
     return [int(ends[stop]) for _, stop in spans]
 
 
