@@ -182,6 +182,7 @@ def _choice(
         *_range(precisions, findings),
         *_weights(precisions, findings),
         *_limit(precisions),
+        *_without_a_head(precisions),
     ]
     if not parts:
         if exponents.max is None:
@@ -237,7 +238,7 @@ def _binds(precision: PrecisionReport) -> bool:
     the mantissa on noise of mean zero, which counts where it does harm."""
     stochastic = state_store(precision.state_precision).stochastic
     if stochastic and _binding(precision) == "mantissa":
-        return not within_limits(precision.output)
+        return precision.output.compared and not within_limits(precision.output)
     return bool(_binding(precision))
 
 
@@ -320,6 +321,16 @@ def _weights(
     for p in shown:
         if p not in calm:
             yield _one_weights(p)
+
+
+def _without_a_head(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
+    """What the sublayers alone do not tell."""
+    unknown = sorted({p.precision for p in precisions if not p.output.compared})
+    if unknown:
+        yield (
+            f"sublayers alone do not tell whether {listed(unknown)} will do: the model "
+            "was given without a head, give the whole to compare logits"
+        )
 
 
 def _one_weights(p: PrecisionReport) -> str:

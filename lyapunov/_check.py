@@ -69,7 +69,8 @@ def check(
     **Arguments:**
 
     - `model`: what `load` returns, or a path or Hub id for it; or a torch module, as
-      `from_torch` takes it; None is the bundled model.
+      `from_torch` takes it; None is the bundled model. Without a head sublayers are
+      compared and bounded, and nothing is said of logits (T2, T3 and T4 are left out).
     - `tokens`: (seq) or (batch, seq) integers; None is English text where the
       checkpoint has a tokenizer, else seeded random tokens.
     - `precisions`: of the executions, such as `bf16`; `bf16-cast` casts A_log and D
@@ -138,8 +139,12 @@ def check(
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)
-    if measure != "none" or against or round_weights:
+    if against or round_weights or measure not in ("emulated", "none"):
         demand_head(model)
+    if not model.has_head:
+        # all of these are of the logits
+        probes = readouts = settings["probes"] = settings["readouts"] = 0
+        ball = settings["ball"] = False
     if readouts is None:
         readouts = default_readouts(model.layout.n_params)
         settings["readouts"] = readouts

@@ -60,7 +60,7 @@ def from_torch(module) -> Model:
     **Arguments:**
 
     - `module`: a model of transformers of any family that `load` reads, with its head
-      or without (then there are traces and exponents, and no logits); one that PEFT
+      or without (then sublayers are bounded and there are no logits); one that PEFT
       wraps (its LoRA adapter is merged in fp64, W + s B A, while it is read); or
       mamba_ssm's `MambaLMHeadModel`. DistributedDataParallel and `torch.compile` are
       looked through.

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _compare
 from ._results import FunctionDistance
+from ._trace import HeadRecord
 from .executions import Execution
 from .models import Model
 from .runners import Reference
@@ -19,7 +20,8 @@ class OtherFunctions:
     """Run each execution's own function beside the reference, where it is another.
 
     In order: `sublayer` for each of the model's, `head`, `logits` for each slice of the
-    vocabulary, then `distance`. Executions that share a function share its run.
+    vocabulary (or `stream`, where there is no head), then `distance`. Executions that
+    share a function share its run.
 
     **Arguments:**
 
@@ -36,6 +38,7 @@ class OtherFunctions:
                 self._traces[limit] = run.trace(model, ids)
         self._sums = {limit: _compare.no_logits(*ids.shape) for limit in self._traces}
         self._heads: dict[Any, Any] = {}
+        self._apart: dict[Any, float] = {}
 
     def sublayer(self) -> None:
         """Run the next sublayer of each."""
@@ -45,6 +48,18 @@ class OtherFunctions:
     def head(self) -> None:
         """Run the norm in front of the head."""
         self._heads = {limit: next(trace) for limit, trace in self._traces.items()}
+
+    def stream(self, reference: HeadRecord) -> None:
+        """Compare what comes out of the last sublayer, where there is no head.
+
+        **Arguments:**
+
+        - `reference`: the model's own.
+        """
+        there = np.asarray(reference.residual + reference.hidden)
+        for limit, head in self._heads.items():
+            apart = np.asarray(head.residual + head.hidden) - there
+            self._apart[limit] = float(np.linalg.norm(apart) / np.linalg.norm(there))
 
     def logits(self, start: int, stop: int, reference) -> None:
         """Compare a slice of the vocabulary.
@@ -63,14 +78,25 @@ class OtherFunctions:
         limit = _own_limit(self._model, execution)
         if limit is None:
             return None
+        about = {
+            "implementation": execution.implementation,
+            "mode": execution.mode,
+            "dt_limit": list(limit),
+            "model_dt_limit": list(_limits(self._model)[0]),
+        }
+        if limit in self._apart:
+            return FunctionDistance(
+                **about,
+                rel_l2=self._apart[limit],
+                kl_mean=None,
+                argmax_flips=0,
+                argmax_total=None,
+            )
         found = _compare.output_divergence(
             self._sums[limit], self._model.config.vocab_size
         )
         return FunctionDistance(
-            implementation=execution.implementation,
-            mode=execution.mode,
-            dt_limit=list(limit),
-            model_dt_limit=list(_limits(self._model)[0]),
+            **about,
             rel_l2=found.measured_rel_l2,
             kl_mean=found.kl_mean,
             argmax_flips=found.argmax_flips,

@@ -39,7 +39,8 @@ class FunctionDistance:
     model_dt_limit: list[float]
     """Between which the checkpoint's config says to."""
     rel_l2: float | None
-    """Of the logits, as `measured_rel_l2`."""
+    """Of the logits, as `measured_rel_l2`; of a model without a head (`argmax_total`
+    is null), of the stream behind the last sublayer."""
     kl_mean: float | None
     """KL(model || implementation) in nats a token."""
     argmax_flips: int

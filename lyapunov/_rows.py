@@ -267,3 +267,9 @@ class OutputDivergence:
     non_finite: int = 0
     """The execution's logits that are infinite or NaN."""
     reference_non_finite: int = 0
+
+    @property
+    def compared(self) -> bool:
+        """Whether there were logits to compare: not in a model without a head, whose
+        figures here are all null and whose tokens are 0."""
+        return self.argmax_total > 0 or self.measured_rel_l2 is not None

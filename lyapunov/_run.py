@@ -86,7 +86,8 @@ def run_layers(
     list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt], np.ndarray
 ]:
     """Exponents of every sublayer, a report of every execution, dt at its limits, and
-    the reference's loss in bits of each token but the first, (batch, seq - 1).
+    the reference's loss in bits of each token but the first, (batch, seq - 1). Without
+    a head outputs have no figures, and the loss is NaN.
 
     **Arguments:**
 
@@ -249,6 +250,11 @@ def _outputs(
     sums = [_compare.no_logits(*ids.shape) for _ in others]
     loss = NextTokenLoss(ids)
     functions.head()
+    if not model.has_head:
+        functions.stream(head)
+        if progress is not None:
+            progress.advance(1, "end")
+        return [(_no_output(run), {}) for run in runs], loss.bits()
     if estimates is not None:
         estimates.head(head)
     for start, stop in model.vocabulary_slices():
@@ -273,6 +279,15 @@ def _outputs(
         for i, (run, done) in enumerate(zip(runs, sums, strict=True))
     ]
     return outputs, loss.bits()
+
+
+def _no_output(run: _Run) -> OutputDivergence:
+    """Of a model without a head. That a state leaves its format's range or stands still
+    is known all the same; whether its bits are enough, only logits tell."""
+    cause = state_cause(run.execution.state_precision, run.facts)
+    if cause is not None and cause.startswith("mantissa"):
+        cause = None
+    return OutputDivergence(cause=cause)
 
 
 def _output(

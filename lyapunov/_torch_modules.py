@@ -89,9 +89,9 @@ class NoHead:
         """**Raises:** `UsageError`, always."""
         raise UsageError(
             f"{self.source} has no head, so that there are no logits",
-            hint="trace(model, tokens) gives what each sublayer did, check(model, "
-            'measure="none") the exponents; for logits give the whole model, such as '
-            "AutoModelForCausalLM makes",
+            hint="check(model, tokens) bounds the sublayers, emulated, and gives the "
+            "exponents, trace(model, tokens) what each sublayer did; for logits give "
+            "the whole model, such as AutoModelForCausalLM makes",
         )
 
     def read_rows(self, start, stop: int | None = None) -> np.ndarray:

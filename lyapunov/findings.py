@@ -24,6 +24,7 @@ from lyapunov._reference_loss_findings import looks_untrained, loss_findings
 from lyapunov._results import (
     Exponents,
     Finding,
+    FunctionDistance,
     LayerDivergence,
     LayerExponents,
     ParameterChangeReport,
@@ -294,13 +295,20 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
         message = (
             f"{one.implementation} {own} in {one.mode}, the checkpoint's config to "
             f"[{one.model_dt_limit[0]:g}, {one.model_dt_limit[1]:g}]: in fp64 the "
-            f"logits of the two functions are {one.rel_l2:.2g} apart (relative L2)"
+            f"{_what_is_apart(one)} of the two functions are {one.rel_l2:.2g} apart "
+            "(relative L2)"
         )
         if one.kl_mean is not None:
             message += f", KL {one.kl_mean:.2g} nats a token"
         if one.argmax_total:
             message += f", {one.argmax_flips:,} of {one.argmax_total:,} top tokens"
         yield finding_of("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
+
+
+def _what_is_apart(distance: FunctionDistance) -> str:
+    if distance.argmax_total is None:
+        return "streams behind the last sublayer"
+    return "logits"
 
 
 def _are(n: int, noun: str) -> str:

@@ -146,6 +146,8 @@ def _logits(report: Report) -> dict[str, Any]:
     lines = []
     for precision in report.precisions:
         output = precision.output
+        if not output.compared:
+            continue
         cells = [
             words.number(output.measured_rel_l2, 3),
             words.number(output.measured_max, 3),

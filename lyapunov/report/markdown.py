@@ -44,8 +44,9 @@ def _one(report: Report) -> str:
         *_losses(report),
         words.LEGEND.replace("*", "\\*"),
     ]
-    if report.precisions:
-        blocks += ["## Logits", _logits(report), *_estimates(report)]
+    if any(precision.output.compared for precision in report.precisions):
+        blocks += ["## Logits", _logits(report)]
+    blocks += _estimates(report)
     if report.parameter_changes:
         blocks += ["## Changed weights", _changes(report)]
     blocks += ["## Findings", _findings(report)]
@@ -121,6 +122,7 @@ def _logits(report: Report) -> str:
             f"{p.output.argmax_total:,}",
         ]
         for p in report.precisions
+        if p.output.compared
     ]
     return _table(head, lines, left=1)
 

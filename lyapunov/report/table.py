@@ -92,10 +92,10 @@ def to_table(
             console.print(table)
         console.print(Text(words.LEGEND, style="dim"))
         _growth(console, report, glyphs)
-        if report.precisions:
+        if any(precision.output.compared for precision in report.precisions):
             console.print()
             console.print(_logits(report, glyphs))
-            _estimates(console, report)
+        _estimates(console, report)
         _changes(console, report)
         if verbose:
             _losses(console, report, glyphs)
@@ -234,6 +234,8 @@ def _logits(report: Report, glyphs: Glyphs) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for precision in report.precisions:
         output = precision.output
+        if not output.compared:
+            continue
         table.add_row(
             precision.precision,
             words.number(output.measured_rel_l2),
@@ -276,7 +278,8 @@ def _estimates(console: Console, report: Report) -> None:
         lines = output_lines(precision, report.checkpoint.n_layers)
         if lines:
             console.print()
-            console.print(_block(f"{precision.precision} logits", lines))
+            what = "logits" if precision.output.compared else "sublayers"
+            console.print(_block(f"{precision.precision} {what}", lines))
 
 
 def _changes(console: Console, report: Report) -> None:

@@ -1,10 +1,19 @@
 """Assert that models without a head, and modules as they are, are taken for such."""
 
+import json
+
+import jsonschema
 import numpy as np
 import pytest
 
 import lyapunov
 from lyapunov._errors import LyapunovError, UsageError
+from lyapunov._results import Exponents, OutputDivergence
+from lyapunov._run import Effort, run_layers
+from lyapunov.executions.transformers_network import transformers_network
+from lyapunov.findings import find
+from lyapunov.report import to_json
+from lyapunov.report.json import schema
 from lyapunov.runners import Reference
 
 from ..families.configurations import CONFIGURATIONS, QUICK
@@ -12,6 +21,7 @@ from ..families.library import make
 
 
 TOKENS = np.array([3, 1, 4, 1, 5])
+NOTHING = Exponents(None, None, 0, None, None, None, 5, [])
 SMALL = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -48,13 +58,83 @@ def test_a_backbone_of_every_family_has_its_sublayers(family, name):
     for ask in (
         lambda: bare.logits(TOKENS),
         lambda: bare.head(0, 1),
-        lambda: lyapunov.check(backbone, TOKENS),
+        lambda: lyapunov.check(backbone, TOKENS, measure="transformers"),
         lambda: lyapunov.check(bare, TOKENS, measure="none", round_weights="bf16"),
     ):
         with pytest.raises(UsageError, match="has no head") as caught:
             ask()
         assert "trace(model, tokens)" in caught.value.hint
         assert type(backbone).__name__ in caught.value.message
+
+
+SMALL_LLAMA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mamba2", "llama"])
+def test_its_sublayers_are_checked_as_those_of_the_whole(family):
+    """Assert every figure of every sublayer, none of any logit, and what is said."""
+    if family == "mamba2":
+        network = make("mamba2", **SMALL, num_heads=4, head_dim=8, n_groups=1)
+        network.config.tie_word_embeddings = False
+    else:
+        network = make("llama", **SMALL_LLAMA)
+    asked = {"precisions": ["bf16", "fp16"], "floor": False, "growth": False}
+    less = {"probes": 0, "readouts": 0, "ball": False}
+    whole = lyapunov.check(network, TOKENS, **asked, **less)
+    bare = lyapunov.check(network.base_model, TOKENS, **asked)
+    assert bare.exponents == whole.exponents
+    for ours, theirs in zip(bare.precisions, whole.precisions, strict=True):
+        assert ours.layers == theirs.layers
+        assert all(row.local_l2 > 0 and row.bound_t1_ratio >= 1 for row in ours.layers)
+        assert theirs.output.compared
+        assert theirs.output.argmax_total == 5
+        assert ours.output == OutputDivergence()
+        assert not ours.output.compared
+    assert bare.reference is None
+    assert {name: bare.settings[name] for name in less} == less
+    assert bare.summary.verdict == "held"
+    assert bare.summary.bounded_share == 1
+    assert "without a head" in bare.summary.recommendation
+    assert "fine" not in bare.summary.recommendation
+    assert bare.summary.benchmark_note is None
+    jsonschema.validate(json.loads(to_json(bare)), schema())
+
+
+def test_a_function_of_its_own_is_measured_on_the_stream():
+    """Assert LYA018 of a backbone, with what is apart in words."""
+    small = {**SMALL, "num_hidden_layers": 2}
+    network = make("mamba2", **small, num_heads=4, head_dim=8, n_groups=1)
+    network.config.tie_word_embeddings = False
+    network.config.time_step_limit = (0.0, 1e-3)
+    bare = lyapunov.from_torch(network.base_model)
+    executions = [transformers_network(bare.config, "mamba2", "fp32", "decode")]
+    effort = Effort(floor=False, probes=0, readouts=0, ball=False, growth=False)
+    _, (run,), _, bits = run_layers(
+        bare, TOKENS[None], executions, (), "emulated", effort
+    )
+    distance = run.function
+    streams = [
+        list(Reference(function=own).trace(bare, TOKENS[None]))[-1]
+        for own in (None, executions[0])
+    ]
+    model, own = (np.asarray(end.residual + end.hidden) for end in streams)
+    expected = np.linalg.norm(own - model) / np.linalg.norm(model)
+    assert distance.rel_l2 == pytest.approx(expected, rel=1e-12)
+    assert expected > 1e-6
+    assert distance.argmax_total is None
+    assert run.output == OutputDivergence()
+    assert np.isnan(bits).all()
+    (told,) = (f for f in find(NOTHING, [run]) if f.code == "LYA018")
+    assert "streams behind the last sublayer of the two functions" in told.message
 
 
 def test_its_trace_is_that_of_the_whole():
@@ -87,6 +167,10 @@ def test_a_module_is_checked_and_audited_as_it_is(monkeypatch):
     network = make("mamba", **SMALL)
     with pytest.raises(Begun):
         lyapunov.check(network, TOKENS, precisions="bf16")
+    small = make("llama", **SMALL_LLAMA).base_model
+    with pytest.raises(Begun):
+        lyapunov.check(small, TOKENS)
+    assert not seen.pop().has_head
     with pytest.raises(Begun):
         lyapunov.audit(network, "emulated", TOKENS, variants="steps")
     for model in seen:
