@@ -65,6 +65,12 @@ class BlockRules:
         x = lift(x)
         return Bounded(x.value * keep, where_known(x.known, x.error * keep))
 
+    def reached(self, x, through):
+        """No bound where 0 times an infinity or a NaN may have been added."""
+        x = lift(x)
+        known = jnp.all(lift(through).known, axis=-1)
+        return Bounded(x.value, where_known(known, x.error))
+
     def cumsum(self, x, *, serial=False):
         """Errors add up; a term goes through at most `scan_depth` additions."""
         x = self._operand(x)

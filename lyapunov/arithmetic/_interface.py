@@ -49,6 +49,9 @@ class AbstractArithmetic(abc.ABC):
     """Whether a recurrence may run over all tokens at once, in arrays."""
     chunked: bool = False
     """Whether a recurrence that has a chunked form runs in it."""
+    chunks_at_once: bool = False
+    """Whether that form hands states on in one product over all chunks, later ones
+    times an exact 0; see `reached`."""
 
     @abc.abstractmethod
     def stores(self, site: str) -> bool:
@@ -160,6 +163,14 @@ class AbstractArithmetic(abc.ABC):
     @abc.abstractmethod
     def mask(self, x: Any, keep: Any) -> Any:
         """x where `keep` is 1, and 0 where it is 0; exact."""
+
+    def reached(self, x: Any, through: Any) -> Any:
+        """x of a program that made it by a sum with 0 times each entry of `through`.
+
+        Numbers change nothing; an infinity or a NaN makes NaN of x. The last axis of
+        `through` is summed over, and its others are broadcast to those of x.
+        """
+        return x
 
     @abc.abstractmethod
     def cumsum(self, x: Any, *, serial: bool = False) -> Any:

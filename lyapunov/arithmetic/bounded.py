@@ -87,6 +87,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
       execution leaves open: orders of sums, last bits of exponentials, and values
       close enough to a rounding tie to fall on the other side.
     - `chunked`: run a recurrence that has a chunked form in it.
+    - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
     """
 
     channel_block = 512
@@ -103,6 +104,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         centred: bool = False,
         in_scan: bool = False,
         chunked: bool = False,
+        chunks_at_once: bool = False,
         growths: dict[int, Float[Array, ""]] | None = None,
         compiled: bool = False,
     ):
@@ -117,6 +119,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         self._centred = centred
         self._in_scan = in_scan
         self.chunked = chunked
+        self.chunks_at_once = chunks_at_once
         # what is given once to a kernel, which would find it again at every token
         self._growths = growths
         self._compiled = compiled
@@ -517,6 +520,7 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
             scan_depth=self._scan_depth,
             centred=self._centred,
             in_scan=True,
+            chunks_at_once=self.chunks_at_once,
             growths=growths,
             compiled=compiled,
         )

@@ -27,6 +27,7 @@ class Rounded(AbstractJaxArithmetic):
     - `key`: for a state that is rounded stochastically; without one it is rounded to
       nearest.
     - `chunked`: run a recurrence that has a chunked form in it.
+    - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
 
     `records` gets every stored tensor outside scans, as fp64.
     """
@@ -40,6 +41,7 @@ class Rounded(AbstractJaxArithmetic):
         in_scan: bool = False,
         in_kernel: bool = False,
         chunked: bool = False,
+        chunks_at_once: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -49,6 +51,7 @@ class Rounded(AbstractJaxArithmetic):
         self._in_scan = in_scan
         self._in_kernel = in_kernel
         self.chunked = chunked
+        self.chunks_at_once = chunks_at_once
 
     def stores(self, site):
         """Whether the execution names this site."""
@@ -70,6 +73,10 @@ class Rounded(AbstractJaxArithmetic):
             return x
         wide = jnp.asarray(x, jnp.float64)
         return self._carry(round_state(wide, self._sites[site], self._key))
+
+    def reached(self, x, through):
+        """NaN where something of `through` is no number."""
+        return jnp.where(jnp.all(jnp.isfinite(through), axis=-1), x, jnp.nan)
 
     def _settle(self, x):
         return x if self._inner is None else round_to(x, self._inner)
@@ -104,4 +111,10 @@ class Rounded(AbstractJaxArithmetic):
         return jax.random.split(self._key, tokens)
 
     def _inside_scan(self, key):
-        return Rounded(self._sites, self._inner, key=key, in_scan=True)
+        return Rounded(
+            self._sites,
+            self._inner,
+            key=key,
+            in_scan=True,
+            chunks_at_once=self.chunks_at_once,
+        )

@@ -30,7 +30,8 @@ class Interpreter:
 
     def __init__(self, execution: Execution, seq: int, centred: bool):
         self._execution = execution
-        self._key = (execution.depths, seq, centred, execution.chunked)
+        form = execution.chunked, execution.chunks_at_once
+        self._key = (execution.depths, seq, centred, form)
 
     def __call__(
         self, sites, model, anchors=None, kind: type = BoundedArithmetic

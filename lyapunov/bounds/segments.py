@@ -117,9 +117,10 @@ class _Plan:
         self._key = (
             self.spans,
             tuple(
-                (d.accumulation, d.reduction, d.scan(s.stop - s.start))
+                (d.accumulation, d.reduction, d.scan(s.stop - s.start), *form)
                 for s in segments
                 for d in (s.execution.depths,)
+                for form in ((s.execution.chunked, s.execution.chunks_at_once),)
             ),
         )
 

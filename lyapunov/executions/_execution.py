@@ -82,6 +82,9 @@ class Execution:
     None: as the model says. Bounds are those of the program's own function."""
     chunked: bool = False
     """Whether a recurrence that has a chunked form runs in it."""
+    chunks_at_once: bool = False
+    """Whether that form hands states on in one product over all chunks, later ones
+    times an exact 0, so that what is no number reaches earlier tokens, too."""
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
     """Of the same program, for kinds of sublayers that differ from this one: other
     sites, parameters, constants or depths."""
@@ -136,6 +139,7 @@ class Execution:
             anchors=anchors,
             centred=centred,
             chunked=self.chunked,
+            chunks_at_once=self.chunks_at_once,
         )
 
 

@@ -150,6 +150,8 @@ def transformers_network(
     mamba2 = of(
         (*MAMBA2, *step) if decode else MAMBA2,
         chunked=not decode,
+        # `mamba2_chunk_scan` sums all chunks' states times exp of masked sums
+        chunks_at_once=not decode,
         dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
     )
     if decode:

@@ -6,6 +6,12 @@ kernels round (`ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_chunk_scan.py`
 mamba_ssm 2.3.2): B times its scale, the state handed to a chunk, and the weights of
 pairs; in fp32 models also x, B and C as tensor cores read them. transformers' torch
 code computes the same in fp32 and stores none of them.
+
+Where what overflowed goes differs, too. mamba_ssm passes states in a loop over chunks
+(`_state_passing_fwd_kernel`), which no later chunk enters; transformers multiplies all
+of them by a matrix of decays in which later ones have an exact 0, and x by dt first
+(`mamba2_chunk_scan` of its 5.23 and 5.24): 0 times inf makes NaN of every token.
+Within a chunk both sum masked pairs times x, as is done here.
 """
 
 import jax.numpy as jnp
@@ -35,7 +41,11 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     after, y = at.scan(
         lambda at, state, inputs: _one_chunk(at, state, inputs, A), start, pieces
     )
-    y = at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq].reshape(x.shape), y)
+    y = at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq], y)
+    if at.chunks_at_once:
+        # a state that was no number once is none at the end, whatever it fades by
+        y = at.reached(y, after)
+    y = at.view(lambda a: a.reshape(x.shape), y)
     y = at.add(y, at.multiply(x, D))
     return y, at.view(lambda a: a.transpose(2, 0, 1).reshape(state.shape), after)
 
@@ -61,6 +71,9 @@ def _one_chunk(at, state, inputs, A):
     scale = at.view(lambda a: a[..., None], at.multiply(left, dt))
     driven = at.store("B_scaled", at.multiply(at.view(repeat, B), scale))
     made = at.einsum("shn,shp->hpn", driven, read_x)
+    if at.chunks_at_once:
+        drive = at.multiply(read_x, at.view(lambda a: a[..., None], dt))
+        made = at.reached(made, at.view(_tokens_last, drive))
     kept = at.view(lambda a: a[:, None, None], at.fading(elapsed[-1]))
     after = at.add(at.multiply(state, kept), made)
 
@@ -88,6 +101,11 @@ def _one_chunk(at, state, inputs, A):
 def repeat_last(times: int):
     """Repeat the entries of the last axis."""
     return lambda a: jnp.repeat(a, times, axis=-1)
+
+
+def _tokens_last(a):
+    """(tokens, heads, head_dim) -> (heads, head_dim, 1 for all states, tokens)."""
+    return a.transpose(1, 2, 0)[:, :, None]
 
 
 def _as_source(a):

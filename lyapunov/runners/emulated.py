@@ -43,6 +43,7 @@ class Emulated:
                 model.start(p),
                 key,
                 own.chunked,
+                own.chunks_at_once,
             )
             yield SublayerRecord.of(layer, incoming, output, stored, {})
             together = lambda one, other: _run_together(sites, one, other)
@@ -61,9 +62,9 @@ class Emulated:
 
 
 @eqx.filter_jit
-def _run_layer(flow, sites, incoming, p, start, key, chunked):
+def _run_layer(flow, sites, incoming, p, start, key, chunked, chunks_at_once):
     def one(incoming, key):
-        at = Rounded(sites, key=key, chunked=chunked)
+        at = Rounded(sites, key=key, chunked=chunked, chunks_at_once=chunks_at_once)
         residual, output, _ = sublayer(at, flow, incoming, p, start)
         return residual, output, at.records
 

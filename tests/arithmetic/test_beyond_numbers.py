@@ -200,6 +200,12 @@ CASES = {
     "mask": Case(
         lambda at, x: at.mask(x, CAUSAL), lambda x: x * CAUSAL.astype(x.dtype)
     ),
+    "reached": Case(
+        lambda at, x, y: at.reached(x, y),
+        lambda x, y: x + total(x.dtype.type(0) * y, -1),
+        ((3, 4), (4, 5)),
+        ("any", "any"),
+    ),
     "cumsum": Case(lambda at, x: at.cumsum(x), lambda x: np.cumsum(x, 0, x.dtype)),
     "cumsum serial": Case(
         lambda at, x: at.cumsum(x, serial=True), lambda x: np.cumsum(x, 0, x.dtype)

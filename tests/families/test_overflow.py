@@ -72,21 +72,9 @@ def not_finite(model, run, precision="fp16") -> int:
     return found
 
 
-# transformers hands states from chunk to chunk by a product with masked decays, so that
-# an inf in a later chunk makes NaN of the tokens before it: 0 times inf. No rule knows.
-BACKWARDS = pytest.mark.xfail(
-    strict=True, reason="an inf in a later chunk reaches earlier tokens in transformers"
-)
-FAMILIES = [
-    pytest.param(family, run, marks=[BACKWARDS] if known else [])
-    for family in CONFIGURATIONS
-    for run in (TransformersNetwork, Emulated)
-    for known in [family == "mamba2" and run is TransformersNetwork]
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "run"), FAMILIES)
+@pytest.mark.parametrize("family", CONFIGURATIONS)
+@pytest.mark.parametrize("run", [TransformersNetwork, Emulated])
 def test_no_family_is_accused_of_its_overflows(family, run):
     """Assert it of every change, and that one of them overflows."""
     found = [not_finite(changed(family, change), run) for change in CHANGES]
