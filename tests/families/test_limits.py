@@ -59,6 +59,19 @@ FAMILIES = {
 }  # fmt: skip
 
 
+# the cache of transformers asks an attention how much was read
+WITH_ATTENTION = {
+    "bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1]},
+    "granitemoehybrid": {
+        "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+    },
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"]},
+    "zamba2": {
+        "num_hidden_layers": 2, "layers_block_type": ["linear_attention", "hybrid"],
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def wide():
     """fp64, as in a check."""
@@ -69,9 +82,11 @@ def wide():
 
 
 @functools.cache
-def case(family):
+def case(family, mode="prefill"):
     """transformers' network with two limits that differ, and ours of its files."""
     settings = {**FAMILIES[family][0], "time_step_limit": GIVEN, "time_step_min": LEAST}
+    if mode == "decode":
+        settings |= WITH_ATTENTION.get(family, {})
     network = make(family, **settings)
     folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-")))
     return network, lyapunov.load(folder)
@@ -207,7 +222,7 @@ def test_the_same_function_is_not_run_twice():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_function_is_no_violation(family, mode):
     """Assert LYA018 and never LYA003 of unchanged code, in a whole check."""
-    _, model = case(family)
+    _, model = case(family, mode)
     report = lyapunov.check(
         model, TOKENS, precisions=["bf16"], measure="transformers", mode=mode,
         floor=False, probes=0, readouts=0, ball=False, growth=False,
