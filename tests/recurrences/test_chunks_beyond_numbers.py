@@ -7,6 +7,7 @@ too.
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def one_chunk(elapsed, dt, x, B, C, of_x):
     return read, made
 
 
-def chunks(dt, x, B, C, of_x):
+def chunks(dt, x, B, C, of_x) -> Iterator[tuple[np.ndarray, ...]]:
     """Of each chunk: sums of log decays, C, its own read-out and the state made."""
     for one_dt, one_x, one_B, one_C in zip(*map(cut, (dt, x, B, C)), strict=True):
         elapsed = np.cumsum(one_dt * np.float32(A), axis=0, dtype=np.float32)
