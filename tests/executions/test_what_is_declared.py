@@ -1,5 +1,6 @@
 """Assert that an execution declares what its network has: state, scan, kernels."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -11,7 +12,10 @@ from lyapunov._results import (
     OutputDivergence,
     PrecisionReport,
 )
+from lyapunov.bounds.passes import Interpreter
+from lyapunov.bounds.segments import Segment, _Plan
 from lyapunov.executions import executions_for
+from lyapunov.formats import FP32
 from lyapunov.models.config import (
     AttentionSizes,
     ExpertsSizes,
@@ -114,3 +118,24 @@ def test_the_states_format_is_the_recurrences_own(kind, mode, state):
         assert f"state {own.state_precision}, {mode}" in sentence(found, kinds)
         assert found.name == f"mamba_ssm {mode}, bf16"
         assert any("recurrent state" in text for text in found.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("measure", "mode", "expected"),
+    [
+        ("transformers", "prefill", True),
+        ("transformers", "decode", False),
+        ("mamba_ssm", "prefill", False),
+        ("mamba_ssm", "decode", False),
+    ],
+)
+def test_who_hands_states_on_in_one_product(measure, mode, expected):
+    """Assert that it is transformers alone, and that it shapes what is compiled."""
+    own = declared(["mamba2"], mode, measure).of("mamba2")
+    assert own.chunks_at_once is expected
+    other = dataclasses.replace(own, chunks_at_once=not expected)
+    assert own.bounded(4, {}, None).chunks_at_once is expected
+    assert other.bounded(4, {}, None).chunks_at_once is not expected
+    assert Interpreter(own, 4, True) != Interpreter(other, 4, True)
+    one, two = (_Plan([Segment(0, 4, each, FP32)]) for each in (own, other))
+    assert one != two

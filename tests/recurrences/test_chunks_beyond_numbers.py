@@ -124,9 +124,9 @@ def transformers(dt, x, B, C):
     """The library's own function."""
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
-    given = (torch.as_tensor(a)[None] for a in (x, dt, np.float32(A)[None], B, C))
-    x, dt, rates, B, C = given
-    y = modeling.mamba2_chunk_scan(x, dt, rates[0, 0], B, C, chunk_size=CHUNK)
+    x, dt, B, C = (torch.as_tensor(a)[None] for a in (x, dt, B, C))
+    rates = torch.as_tensor(A.astype(np.float32))
+    y = modeling.mamba2_chunk_scan(x, dt, rates, B, C, chunk_size=CHUNK)
     return y[0].reshape(TOKENS, -1).numpy()
 
 
