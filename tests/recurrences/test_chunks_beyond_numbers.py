@@ -19,6 +19,8 @@ from lyapunov.arithmetic.bounded import constant
 from lyapunov.executions.transformers import TORCH
 from lyapunov.flows.ssd import chunked_scan
 
+from ..families.configurations import NO_LIMITS
+
 
 TOKENS, CHUNK, HEADS, HEAD_DIM, STATES = 11, 4, 2, 3, 2
 AT = 5, 1, 2
@@ -120,10 +122,10 @@ def at_once(dt, x, B, C):
     return read_out(parts, np.einsum("czh,zhpn->chpn", decays, made))
 
 
-def transformers(dt, x, B, C):
-    """The library's own function."""
+def transformers(dt, x, B, C, family="mamba2"):
+    """The library's own function, which every family has a copy of."""
     torch = pytest.importorskip("torch")
-    modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+    modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
     x, dt, B, C = (torch.as_tensor(a)[None] for a in (x, dt, B, C))
     rates = torch.as_tensor(A.astype(np.float32))
     y = modeling.mamba2_chunk_scan(x, dt, rates, B, C, chunk_size=CHUNK)
@@ -188,6 +190,20 @@ def test_what_is_no_number_is_unbounded_wherever_it_goes(change, program, togeth
         assert kept[:, 1, :2].all()
     if change is infinite_C:
         assert kept[8:].all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(NO_LIMITS) - {"mamba2"}))
+def test_every_family_passes_states_at_once(family):
+    """Assert that the copies' infinities are where Mamba-2's are, and unbounded."""
+    for change in CHANGES:
+        given = drawn()
+        change(*given)
+        own = transformers(*given, family=family)
+        np.testing.assert_array_equal(own, transformers(*given))
+        value, error, _ = bounded(True, given)
+        assert not np.isfinite(own).all()
+        assert not outside(own, value, error).any()
 
 
 @pytest.mark.parametrize("change", [infinite_x, nan_of_x, infinite_B])
