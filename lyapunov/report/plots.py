@@ -191,7 +191,7 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
         alt += f" Elements without a finite bound: {unbounded}."
     return picture(
         f"{prefix}layers-{name}",
-        f"Predicted against measured, {name}",
+        f"Certified bound and measured, {name}",
         "Each layer on its own input (local) under its certified bound; and the "
         "divergence from the reference trajectory (accumulated), which has no bound "
         "here.",
