@@ -106,7 +106,15 @@ class Execution:
         )
 
     def parameter_format(self, name: str) -> Format:
-        """The format that a parameter is held in."""
+        """The format that a parameter is held in.
+
+        **Raises:** `UsageError` for one of which nobody said whether autocast casts it.
+        """
+        if name not in self.parameters and self.precision.endswith("-amp"):
+            raise UsageError(
+                f"{self.name} does not say whether {name!r} of {self.kind} is cast",
+                hint=f"--precision {self.precision.removesuffix('-amp')}",
+            )
         return self.parameters.get(name, self.parameters["default"])
 
     def site_numbers(self) -> dict:

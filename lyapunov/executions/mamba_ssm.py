@@ -18,6 +18,7 @@ import math
 from .._errors import UsageError
 from ..formats import FP32, Format
 from ..state_formats import state_format_named
+from ._autocast import autocast_parameters
 from ._execution import (
     Depths,
     Execution,
@@ -55,17 +56,6 @@ STEP = dataclasses.replace(
     underflow=2.0**-100,
     softplus_absolute=2.0**-24 * (1 + 2.0**-20),
     silu_relative=2.0**-20,
-)
-
-# What autocast casts of fp32 parameters.
-AUTOCAST = (
-    "in_proj",
-    "in_proj_bias",
-    "x_proj",
-    "dt_proj",
-    "out_proj",
-    "out_proj_bias",
-    "head",
 )
 
 # What the layer stores in the activations' format, in order.
@@ -124,7 +114,7 @@ def mamba_ssm_prefill(
     **Raises:** `UsageError` for a precision that there is not.
     """
     fmt, sites, parameters = activation_formats(
-        precision, residual_in_fp32, fused_add_norm
+        precision, residual_in_fp32, fused_add_norm, "mamba1"
     )
     if biased_projections:
         # out_proj's bias is fused into the product, in_proj's is not
@@ -190,7 +180,7 @@ def mamba_ssm_decode(
     """
     del biased_projections
     fmt, sites, parameters = activation_formats(
-        precision, residual_in_fp32, fused_add_norm
+        precision, residual_in_fp32, fused_add_norm, "mamba1"
     )
     cache = state_precision or parameters["default"].name
     sites["state"] = state_format_named(cache)
@@ -230,8 +220,15 @@ def mamba_ssm_decode(
     )
 
 
-def activation_formats(precision: str, residual_in_fp32: bool, fused_add_norm: bool):
-    """The activations' format, the sites and the parameters of a precision."""
+def activation_formats(
+    precision: str, residual_in_fp32: bool, fused_add_norm: bool, kind: str
+):
+    """The activations' format, the sites and the parameters of a precision.
+
+    **Arguments:**
+
+    - `kind`: of the sublayer whose parameters autocast meets.
+    """
     fmt, variant = parse_precision(precision, "mamba_ssm")
     if variant == "amp" and not residual_in_fp32:
         raise UsageError(
@@ -243,7 +240,7 @@ def activation_formats(precision: str, residual_in_fp32: bool, fused_add_norm: b
     sites |= {"norm_f": fmt, "logits": fmt}
     sites["residual"] = FP32 if residual_in_fp32 else fmt
     if variant == "amp":
-        parameters = {"default": FP32} | {name: fmt for name in AUTOCAST}
+        parameters = autocast_parameters(kind, fmt)
         return fmt, sites | {"embedding": FP32}, parameters
     if not fused_add_norm:
         sites["norm_input"] = fmt

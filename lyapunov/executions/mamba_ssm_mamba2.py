@@ -222,12 +222,13 @@ def _formats(
 ):
     """The activations' format, the sites and the parameters of a precision."""
     fmt, sites, parameters = activation_formats(
-        precision, residual_in_fp32, fused_add_norm
+        precision, residual_in_fp32, fused_add_norm, "mamba2"
     )
     # no dt and B, C projections of their own; A_log has the weights' format
     for site in ("x_proj", "dt"):
         sites.pop(site)
     if gate_norm:
         sites["scan_output"] = fmt
-    parameters.pop("A_log", None)
+    if not precision.endswith("-amp"):
+        parameters.pop("A_log", None)
     return fmt, sites, parameters

@@ -268,7 +268,7 @@ def _formats(precision: str, residual_in_fp32: bool, fused_add_norm: bool):
             hint="fp16, or bf16-cast",
         )
     fmt, sites, parameters = activation_formats(
-        precision, residual_in_fp32, fused_add_norm
+        precision, residual_in_fp32, fused_add_norm, "mamba3"
     )
     for site in ("conv", "x_proj", "dt"):
         sites.pop(site)

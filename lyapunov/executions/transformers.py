@@ -15,6 +15,7 @@ meet (on CUDA autocast lifts them to fp32, which is another execution).
 
 from .._errors import UsageError
 from ..formats import FP32, Format
+from ._autocast import autocast_parameters
 from ._execution import (
     Depths,
     Execution,
@@ -64,19 +65,8 @@ STORED = (
 STORED_OF_SEQUENCES = ("out_product",)
 
 
-# What autocast on CPU casts of fp32 parameters; the bias of dt is cast by the mixer.
-AUTOCAST = (
-    "in_proj",
-    "in_proj_bias",
-    "conv_weight",
-    "conv_bias",
-    "x_proj",
-    "dt_proj",
-    "dt_bias",
-    "out_proj",
-    "out_proj_bias",
-    "head",
-)
+# What autocast on CPU casts besides matrices; the bias of dt is cast by the mixer.
+AUTOCAST = ("conv_weight", "conv_bias", "dt_bias")
 
 
 def transformers_prefill(precision: str, *, residual_in_fp32: bool = True) -> Execution:
@@ -118,7 +108,7 @@ def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
     sites |= {"embedding": fmt, "norm_f": fmt, "logits": fmt, "residual": FP32}
     parameters = {"default": fmt}
     if variant == "amp":
-        parameters = {"default": FP32} | {name: fmt for name in AUTOCAST}
+        parameters = autocast_parameters("mamba1", fmt, AUTOCAST)
         # the norm is fp32 throughout; what in_proj reads of it is cast
         sites |= {"embedding": FP32, "norm_hat": FP32}
     else:
