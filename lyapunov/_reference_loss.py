@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ._results import ReferenceLoss
+from .exponents._error_bars import stderr_of_mean
 
 
 FEWEST_TOKENS = 64
 """Predicted tokens below which nothing is judged: the first of a text have no context,
 and their loss is not the model's."""
-FEWEST_BLOCKS = 8
-"""Means behind a standard error."""
+PARTS = 4
+"""Of a text whose loss drifts; few, so that each is long."""
 LEAST_ENTROPY = 1.0
 """Bits: a text of lower plug-in entropy repeats itself, and what a model that has seen
 nothing like it makes of it says nothing about the model."""
@@ -126,27 +127,34 @@ def _not_judged(bits, codes, stderr, method, is_text, source) -> str | None:
 def stderr_of_loss(
     bits: Float[np.ndarray, "batch predicted"],
 ) -> tuple[float | None, str]:
-    """Standard error of the mean over correlated tokens, and how it was formed.
+    r"""Standard error of the mean over correlated tokens, and how it was formed.
 
-    Standard deviation over the root of the number of sequence means, from 8 sequences
-    on; else of the means of blocks of floor(sqrt(predicted)) tokens of each sequence,
-    so long that neighbouring blocks hardly know of each other. Tokens left over at the
-    end of a sequence are in the mean and not in its error. None below 8 means.
+    That of `stderr_of_mean`: of sequence means from 8 sequences on, else from the
+    slowest cosines along all tokens. Where these give none (the loss drifts over a good
+    part of the text, or there are fewer than 80 tokens), the range R of the means of 3
+    parts stands in: the last of 4 equal ones, since the first has little context, and
+    what is lost may take its tokens to show. R is at least $\sqrt 3$ standard
+    deviations s of such a mean ($2 s^2 = \sum (m_i - m)^2 \le \frac{2}{3} R^2$, which
+    two at one end reach). Independent parts would leave s / 2 of all 4, parts that all
+    drift together s: R is too large an error, and a finding that exceeds it stands. Of
+    a drift that is longer than the text no part of the text tells.
+
+    **Returns:** None below 64 tokens, or where some loss is not finite.
     """
-    batch, predicted = bits.shape
-    if batch >= FEWEST_BLOCKS:
-        means, what = bits.mean(axis=1), f"{batch} sequence means"
-    else:
-        width = max(1, math.isqrt(predicted))
-        blocks = predicted // width
-        means = bits[:, : blocks * width].reshape(-1, width).mean(axis=1)
-        what = f"{means.size} means of blocks of {width} tokens"
-    if means.size < FEWEST_BLOCKS:
-        return None, f"{what} are too few for a standard error"
-    if not np.isfinite(means).all():
+    if not np.isfinite(bits).all():
         return None, "the loss is not finite"
-    error = float(means.std(ddof=1) / math.sqrt(means.size))
-    return error, f"standard deviation of {what} / sqrt({means.size})"
+    error, method = stderr_of_mean(bits)
+    if error is not None:
+        return error, method
+    if bits.size < FEWEST_TOKENS:
+        return None, f"{bits.size} tokens are too few for a standard error"
+    parts = np.array_split(bits.reshape(-1), PARTS)[1:]
+    means = [float(part.mean()) for part in parts]
+    why = method.removeprefix("none: ").replace("log decays drift", "it drifts")
+    return max(means) - min(means), (
+        f"largest less smallest of {len(means)} means of {bits.size // PARTS} tokens "
+        f"each, no standard error but more ({why})"
+    )
 
 
 def code_lengths(
