@@ -102,7 +102,7 @@ def _view(report: Report, prefix: str, drawn: Sequence[Any]) -> dict[str, Any]:
         "pictures": drawn,
         "logits": _logits(report),
         "estimates": [
-            (p.precision, lines)
+            (f"{p.precision}: {_beyond_numbers(p)}", lines)
             for p in report.precisions
             if (lines := output_lines(p, report.checkpoint.n_layers))
         ],
@@ -134,6 +134,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         for p in report.precisions
     ]
     return facts
+
+
+def _beyond_numbers(precision: PrecisionReport) -> str:
+    if not precision.output.compared:
+        return "sublayers"
+    return "logits, predicted and certified"
 
 
 def _logits(report: Report) -> dict[str, Any]:

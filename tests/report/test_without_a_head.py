@@ -86,6 +86,8 @@ def test_the_page_has_sublayers_and_no_logits(headless):
     pytest.importorskip("jinja2")
     text = to_html(headless)
     assert "Logits against the fp64 reference" not in text
+    assert "logits, predicted" not in text
+    assert "<h3>bf16: sublayers</h3>" in text
     assert "layers" in text.lower()
     assert "bound lost" in text
 
