@@ -278,23 +278,25 @@ class BlockRules:
         known = jnp.all(x.known, axis=-1, keepdims=True)
         return Bounded(value, where_known(known, jnp.where(chosen | left, 0.0, 1.0)))
 
-    def shares(self, x):
+    def shares(self, x, floor: float = 0.0):
         r"""$y'_i - y_i = (d_i (1 - y_i) - y_i \sum_{j \ne i} d_j) / s'$, |d| <= e.
 
-        s' is the sum in an execution, at least s less the sum of all errors. At most 1
+        s is the sum with the floor: an exact number beside the terms, so that the same
+        holds of it. s' is the sum in an execution, at least s less the sum of all
+        errors; the floor costs it a rounding of its own and one more sum. At most 1
         apart, both being shares of a sum of nonnegative terms: of numbers, that is, and
         of a sum in fp32's range. (An execution's terms are not all 0: where they are
         the scores of other entries than here, these are of the size of s.)
         """
         x = lift(x)
-        total = jnp.sum(x.value, axis=-1, keepdims=True)
+        total = jnp.sum(x.value, axis=-1, keepdims=True) + floor
         off = jnp.sum(x.error, axis=-1, keepdims=True)
         value = x.value / total
         left = total - off
         spread = x.error * (1.0 - value) + value * (off - x.error)
         spread = spread / jnp.where(left > 0, left, 1.0)
         error = jnp.where(left > 0, spread, 1.0)
-        depth = self._reduction_depth(x.shape[-1]) + 2
+        depth = self._reduction_depth(x.shape[-1]) + (4 if floor else 2)
         growth = jnp.expm1(depth * self._model.unit)
         rounding = growth * (value + error) + self._model.underflow
         rounding = self._unless_overflow(total + off, rounding)

@@ -125,8 +125,8 @@ class AbstractArithmetic(abc.ABC):
         """1 at the `count` largest entries of the last axis, 0 at the others."""
 
     @abc.abstractmethod
-    def shares(self, x: Any) -> Any:
-        """x over its sum along the last axis, for x >= 0."""
+    def shares(self, x: Any, floor: float = 0.0) -> Any:
+        """x over its sum along the last axis and `floor`, for x >= 0."""
 
     @abc.abstractmethod
     def softmax(self, x: Any, keep: Any) -> Any:
@@ -348,9 +348,9 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         _, places = jax.lax.top_k(x, count)
         return self._carry(jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2))
 
-    def shares(self, x):
+    def shares(self, x, floor: float = 0.0):
         """The sum in fp64, rounded once."""
-        total = jnp.sum(jnp.asarray(x, jnp.float64), axis=-1, keepdims=True)
+        total = jnp.sum(jnp.asarray(x, jnp.float64), axis=-1, keepdims=True) + floor
         return self._settle(self._carry(x) / self._settle(self._carry(total)))
 
     def softmax(self, x, keep):

@@ -106,10 +106,11 @@ class Symbolic(AbstractArithmetic):
         np.put_along_axis(keep, places, 1, axis=-1)
         return keep
 
-    def shares(self, x):
-        """x over its sum."""
+    def shares(self, x, floor=0.0):
+        """x over its sum and the floor."""
         x = _array(x)
-        return x / x.sum(axis=-1, keepdims=True)
+        total = x.sum(axis=-1, keepdims=True)
+        return x / (total + floor if floor else total)
 
     def softmax(self, x, keep):
         """exp(x) over its sum."""

@@ -37,6 +37,11 @@ from ._settings import (
 )
 
 
+# Beside the sum of the chosen experts' sigmoids, in Nemotron-H's router: it matters
+# where a bias chooses experts that the token itself does not ask for.
+SHARE_FLOOR = 1e-20
+
+
 def _network(
     config: dict[str, Any], sublayers: list[Any], epsilon: float, **others: Any
 ) -> NetworkConfig:
@@ -366,6 +371,7 @@ def _nemotron_experts(config: dict[str, Any], mlp: MlpSizes) -> ExpertsSizes:
             chosen=integer(config, "num_experts_per_tok", 2),
             scoring="sigmoid",
             shares=switch(config, "norm_topk_prob", True),
+            share_floor=SHARE_FLOOR,
             activation=mlp.activation,
             gated=False,
             norm_epsilon=mlp.norm_epsilon,

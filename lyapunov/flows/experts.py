@@ -39,6 +39,8 @@ class ExpertsParameters(eqx.Module):
     """"softmax" or "sigmoid" of the router's output."""
     shares: bool = eqx.field(static=True)
     """Whether weights are divided by their sum over the chosen experts."""
+    share_floor: float = eqx.field(static=True, default=0.0)
+    """What is added to that sum."""
     routed_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the weights."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
@@ -103,5 +105,5 @@ def route(at: AbstractArithmetic, x, p: ExpertsParameters):
     ranked = scores if p.router_bias is None else at.add(scores, p.router_bias)
     weight = at.multiply(scores, at.largest(ranked, p.chosen))
     if p.shares:
-        weight = at.shares(weight)
+        weight = at.shares(weight, p.share_floor)
     return at.store("expert_weight", scaled(at, weight, p.routed_multiplier, "routing"))

@@ -246,7 +246,8 @@ class ExpertsSizes:
 
     - `experts`, `chosen`: how many there are, and how many a token goes through.
     - `scoring`: "softmax" or "sigmoid" of the router's output.
-    - `shares`: whether weights are divided by their sum over the chosen experts.
+    - `shares`: whether weights are divided by their sum over the chosen experts, and
+      `share_floor`: what is added to that sum.
     - `gated`: of each expert, as in `MlpSizes`.
     - `width`: channels that the experts work on; d_model where not given.
     - `shared`: an MLP that every token goes through as well.
@@ -265,6 +266,7 @@ class ExpertsSizes:
     shared: MlpSizes | None = None
     routed_multiplier: float = 1.0
     out_multiplier: float = 1.0
+    share_floor: float = 0.0
 
     kind: ClassVar[str] = "experts"
 

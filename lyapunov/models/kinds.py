@@ -220,6 +220,7 @@ def _experts(sizes: ExpertsSizes, get: Get) -> experts.ExpertsParameters:
         chosen=sizes.chosen,
         scoring=sizes.scoring,
         shares=sizes.shares,
+        share_floor=sizes.share_floor,
         routed_multiplier=sizes.routed_multiplier,
         out_multiplier=sizes.out_multiplier,
     )

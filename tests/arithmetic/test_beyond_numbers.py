@@ -176,6 +176,11 @@ CASES = {
         lambda x: x / total(x, -1)[..., None],
         domains=(">=0",),
     ),
+    "shares with a floor": Case(
+        lambda at, x: at.shares(x, 0.5),
+        lambda x: x / (total(x, -1)[..., None] + x.dtype.type(0.5)),
+        domains=(">=0",),
+    ),
     "softmax": Case(lambda at, x: at.softmax(x, CAUSAL), eager_softmax),
     "layer_normalise": Case(
         lambda at, x: at.layer_normalise(x, 1e-5), lambda x: normalised(x, True)

@@ -56,26 +56,29 @@ def test_sigmoid_is_rounded(rng):
     assert (np.asarray(bound.error) <= lost * 1.01).all()
 
 
-def test_shares(rng):
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_shares(rng, floor):
     """Assert extremes: one term at its upper end, the others at their lower ends."""
     best = 0.0
     for scale in (1e-9, 1e-6, 1e-3, 0.05, 0.3, 2.0):
         v = rng.uniform(0.0, 1.0, 7)
         e = scale * rng.uniform(0.2, 1.0, 7) * v
-        bound = EXACT.shares(bounded(v, e))
+        bound = EXACT.shares(bounded(v, e), floor)
+        np.testing.assert_allclose(bound.value, v / (v.sum() + floor), rtol=1e-15)
         for i in range(7):
             for sign in (1.0, -1.0):
                 w = np.maximum(v - sign * e, 0.0)
                 w[i] = max(v[i] + sign * e[i], 0.0)
-                before = Fraction(v[i]) / sum(map(Fraction, v))
-                distance = abs(Fraction(w[i]) / sum(map(Fraction, w)) - before)
+                before = Fraction(v[i]) / sum(map(Fraction, [*v, floor]))
+                after = Fraction(w[i]) / sum(map(Fraction, [*w, floor]))
+                distance = abs(after - before)
                 # fp64 loses something of v + e, too
                 allowed = float(bound.error[i]) * OWN + 7 * 2.0**-53 * v.max()
                 assert distance <= allowed
                 best = max(best, float(distance) / allowed)
         for _ in range(200):
             w = np.maximum(v + e * rng.uniform(-1, 1, 7), 0.0)
-            distance = np.abs(w / w.sum() - v / v.sum())
+            distance = np.abs(w / (w.sum() + floor) - v / (v.sum() + floor))
             assert (distance <= np.asarray(bound.error) * OWN).all()
     assert best > 0.99
 
