@@ -77,7 +77,9 @@ def hold(given, sizes, precision, mode, kind="plain", order=ORDERS[0], seq=SEQ):
 @pytest.mark.parametrize(
     "precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("mode", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    "mode", ["prefill", pytest.param("decode", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "shape",
     [s if s == "SISO" else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES],

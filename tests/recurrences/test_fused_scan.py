@@ -253,7 +253,14 @@ def test_tiles_do_not_matter(rng, tile):
     assert_alike(other[:2], one[:2], given)
 
 
-@pytest.mark.parametrize(("channels", "states"), [(6, 16), (3, 4), (8, 1), (2, 128)])
+@pytest.mark.parametrize(
+    ("channels", "states"),
+    [
+        (3, 4),
+        *(pytest.param(*size, marks=pytest.mark.slow) for size in ((6, 16), (8, 1))),
+        pytest.param(2, 128, marks=pytest.mark.slow),
+    ],
+)
 def test_sizes(rng, channels, states):
     """Assert odd numbers of channels, one state and Mamba-2's many."""
     given = operands(rng, "plain", bounded=True, channels=channels, states=states)

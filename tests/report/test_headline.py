@@ -65,8 +65,10 @@ def test_every_code_is_of_rounding_or_a_doubt():
 
 @pytest.mark.parametrize("code", sorted(DOUBTS & set(CATALOGUE)))
 @pytest.mark.parametrize("executions", [None, []])
-def test_nothing_reads_held_above_a_doubt(code, executions):
+def test_nothing_reads_held_above_a_doubt(code, executions, monkeypatch):
     """Assert another word and another colour in every form, verdict and code apart."""
+    # figures say nothing of the verdict, and take most of the time
+    monkeypatch.setattr("lyapunov.report.plots.pictures", lambda *_: [])
     doubt = Finding(code, "warning", 1, "m")
     report = with_findings(example_report(2, executions=executions), doubt)
     assert (report.summary.verdict, report.summary.exit_code) == ("held", 0)
