@@ -1,5 +1,6 @@
 """What `analysis.cross_check` runs: networks, lengths, batches, modes, precisions."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +94,22 @@ def cases() -> list[Case]:
             Case(f"{family} 2.8b", "prefill", 1, 2049, PLAIN),
         ]
     return found
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a study runs one case in a process of its own."""
+    parser.add_argument("--rehearse", action="store_true", help="small, without a GPU")
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--precisions", help=argparse.SUPPRESS)
+
+
+def case_of(arguments: argparse.Namespace) -> Case | None:
+    """The case that was asked for by these options."""
+    if not arguments.case:
+        return None
+    model, mode, batch, length = arguments.case
+    precisions = tuple(arguments.precisions.split(","))
+    return Case(model, mode, int(batch), int(length), precisions)
 
 
 def rehearsed() -> list[Case]:

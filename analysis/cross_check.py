@@ -8,7 +8,6 @@ cross_check.json, .md and .png, a case at a time, each in a process of
 its own; a run that was cut goes on where it was.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from experiments.study import Study
 
-from ._cross_cases import Case, cases, rehearsed, source, tokens
+from ._cross_cases import Case, add_case, case_of, cases, rehearsed, source, tokens
 from ._cross_page import draw, page
 
 
@@ -287,14 +286,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
     parser.add_argument("--only", nargs="*", default=[], help="parts of cases' names")
-    parser.add_argument("--rehearse", action="store_true", help="small, without a GPU")
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--precisions", help=argparse.SUPPRESS)
+    add_case(parser)
     arguments = parser.parse_args(given)
-    if arguments.case:
-        model, mode, batch, length = arguments.case
-        precisions = tuple(arguments.precisions.split(","))
-        case = Case(model, mode, int(batch), int(length), precisions)
+    if case := case_of(arguments):
         rows(case, arguments.scratch, arguments.rehearse)
         return
     if arguments.rehearse:

@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments.results import write
 from experiments.study import Study
 
-from ._cross_cases import Case, cases, rehearsed, source, tokens
+from ._cross_cases import Case, add_case, case_of, cases, rehearsed, source, tokens
 
 
 STUDY = Study(
@@ -183,14 +183,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds")
     parser.add_argument("--only", nargs="*", default=[], help="parts of cases' names")
-    parser.add_argument("--rehearse", action="store_true", help="small, without a GPU")
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--precisions", help=argparse.SUPPRESS)
+    add_case(parser)
     options = parser.parse_args(given)
-    if options.case:
-        model, mode, batch, length = options.case
-        precisions = tuple(options.precisions.split(","))
-        case = Case(model, mode, int(batch), int(length), precisions)
+    if case := case_of(options):
         count(case, options.scratch, options.rehearse)
         return
     if options.rehearse and options.out == STUDY.committed:
