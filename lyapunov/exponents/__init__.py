@@ -1,19 +1,23 @@
-"""Lyapunov exponents: the spectrum of a recurrence and per-layer statistics."""
+"""Lyapunov exponents: spectra of a recurrence, and what they say of a layer."""
 
-from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars
+from ._automatic import Automatic
+from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows
+from ._by_blocks import ByBlocks
+from ._closed_form import ClosedForm
 from ._cosines import SlowestCosines
 from ._covariant import CovariantVectors, covariant_lyapunov_vectors
 from ._dimension import kaplan_yorke_dimension
 from ._growth import perturbation_growth
 from ._layer import gather_exponents, layer_exponents
 from ._local import FiniteTimeExponents, finite_time_exponents
-from ._methods import AbstractMethod, ByBlocks, ClosedForm, System, TangentGrowth
+from ._method import AbstractChoice, AbstractMethod, System, by_structure
 from ._parallel import ParallelInTime
 from ._qr import QR
 from ._result import SpectrumResult
 from ._spectrum import Converged, lyapunov_spectrum, lyapunov_spectrum_of
 from ._structure import check_structure
 from ._suspicions import lost_dynamics
+from ._tangent import TangentGrowth
 from ._transient import (
     KreissConstant,
     TransientGrowth,
@@ -22,34 +26,43 @@ from ._transient import (
 )
 
 
-__all__ = [
-    "QR",
-    "AbstractErrorBars",
-    "AbstractMethod",
-    "BatchMeans",
-    "ByBlocks",
-    "ClosedForm",
-    "Converged",
-    "CovariantVectors",
-    "ErrorBars",
-    "FiniteTimeExponents",
-    "KreissConstant",
-    "ParallelInTime",
-    "SlowestCosines",
-    "SpectrumResult",
-    "System",
-    "TangentGrowth",
-    "TransientGrowth",
-    "check_structure",
-    "covariant_lyapunov_vectors",
-    "finite_time_exponents",
-    "gather_exponents",
-    "kaplan_yorke_dimension",
-    "kreiss_constant",
-    "layer_exponents",
-    "lost_dynamics",
+__all__ = [  # noqa: RUF022
+    # spectra
     "lyapunov_spectrum",
     "lyapunov_spectrum_of",
-    "perturbation_growth",
+    "SpectrumResult",
+    "Converged",
+    "kaplan_yorke_dimension",
+    # methods
+    "Automatic",
+    "ClosedForm",
+    "ByBlocks",
+    "QR",
+    "ParallelInTime",
+    "TangentGrowth",
+    "AbstractMethod",
+    "AbstractChoice",
+    "System",
+    "by_structure",
+    "check_structure",
+    # error bars
+    "SlowestCosines",
+    "BatchMeans",
+    "AbstractErrorBars",
+    "ErrorBars",
+    "Windows",
+    # growth at finite times
+    "finite_time_exponents",
+    "FiniteTimeExponents",
+    "covariant_lyapunov_vectors",
+    "CovariantVectors",
     "transient_growth",
+    "TransientGrowth",
+    "kreiss_constant",
+    "KreissConstant",
+    # layers of a network
+    "layer_exponents",
+    "gather_exponents",
+    "perturbation_growth",
+    "lost_dynamics",
 ]

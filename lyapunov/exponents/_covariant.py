@@ -15,7 +15,7 @@ from .._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
 from ._given import key_given, options_given
 from ._local import check_count, system_along
-from ._methods import System
+from ._method import System
 
 
 SMALLEST_QUOTIENT = 1e-290

@@ -15,6 +15,7 @@ from .._arguments import whole
 from .._errors import ArgumentError
 from .._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
+from ._automatic import Automatic
 from ._given import (
     inputs_given,
     key_given,
@@ -22,7 +23,7 @@ from ._given import (
     state_given,
     step_given,
 )
-from ._methods import AbstractMethod, System, method_for
+from ._method import AbstractMethod, System
 
 
 class FiniteTimeExponents(eqx.Module):
@@ -87,18 +88,18 @@ def finite_time_exponents(
     options_given(method, None, 0, k, (AbstractMethod, ()))
     whole(window, "window", 1)
     system, n_tokens, inputs = system_along(step, state, inputs)
-    method = method_for(system.recurrence) if method is None else method
-    if window < 1 or window % method.grain:
+    method = Automatic() if method is None else method
+    grain = method.grain(system)
+    if window % grain:
         raise ArgumentError(
             f"window is {window}",
             hint=(
-                f"give a positive multiple of {method.grain}, the "
-                f"tokens between two measurements of {method}"
+                f"give a positive multiple of {grain}, the "
+                f"tokens between two measurements of {method.name(system)}"
             ),
         )
-    window = min(window, -(-n_tokens // method.grain) * method.grain)
-    k = method.count(system) if k is None else k
-    check_count(k, method.most(system))
+    window = min(window, -(-n_tokens // grain) * grain)
+    k = method.number(system, k)
     key = key_given(key)
     growth = _growth(method, system, inputs, k, key, n_tokens, window)
     order = jnp.argsort(growth.sum(axis=0), descending=True)[:k]
@@ -113,7 +114,7 @@ def finite_time_exponents(
         multiplicity=multiplicity[:k],
         window=window,
         n_tokens=n_tokens,
-        method=str(method),
+        method=method.name(system),
     )
 
 

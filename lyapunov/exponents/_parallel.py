@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import ArgumentError
-from ..recurrences.base import AbstractDiagonalRecurrence, AbstractTriangularRecurrence
-from ._methods import AbstractMethod, ByBlocks, ClosedForm, windows_of
-from ._qr import QR, first_frame, orthonormalise
+from ._method import AbstractChoice, AbstractMethod
+from ._qr import QR, FrameCarry, first_frame, orthonormalise
 from ._singular import recovered
+from ._windows import windows_of
 
 
 FAR = 40.0
@@ -21,7 +21,7 @@ LOWEST = -650.0
 """In nats: e^-650 squared may vanish, itself it does not."""
 
 
-class ParallelInTime(AbstractMethod):
+class ParallelInTime(AbstractChoice):
     r"""QR's exponents, tokens in parallel; equal to `QR()`, not an approximation.
 
     Diagonal recurrences: sums of logs. Block-triangular ones: block by block. Dense
@@ -71,18 +71,22 @@ class ParallelInTime(AbstractMethod):
         if self.block is not None and self.block < 1:
             raise ArgumentError(f"block is {self.block}", hint="give 1 or more")
 
+    def dense(self):
+        """Make the rounds over blocks of tokens."""
+        return _Rounds(self.block)
+
+
+class _Rounds(AbstractMethod[FrameCarry]):
+    """What `ParallelInTime` does where no structure is declared."""
+
+    block: int | None = eqx.field(static=True)
+
     def start(self, system, k, key):
-        """As the method for its structure; else QR's frame."""
-        other = self._by_structure(system)
-        if other is not None:
-            return other.start(system, k, key)
+        """Make the state and QR's first frame."""
         return system.state, *first_frame(system, k, key)
 
     def advance(self, system, carry, inputs, n_tokens, width):
-        """Trajectory, then rounds."""
-        other = self._by_structure(system)
-        if other is not None:
-            return other.advance(system, carry, inputs, n_tokens, width)
+        """Find the trajectory, then go through blocks of it in rounds."""
         state, frame, turned = carry
         length = self.block or math.isqrt(n_tokens - 1) + 1
         length = min(length, n_tokens)
@@ -137,24 +141,8 @@ class ParallelInTime(AbstractMethod):
         return (end, last, jnp.ones_like(turned)), windows_of(growth, width)
 
     def notes(self, system, k):
-        """Those of the method that it equals."""
-        other = self._by_structure(system)
-        return (other or QR()).notes(system, k)
-
-    def count(self, system):
-        """All, as the method for its structure counts them."""
-        return (self._by_structure(system) or QR()).count(system)
-
-    def multiplicity(self, system):
-        """As the method for its structure counts them."""
-        return (self._by_structure(system) or QR()).multiplicity(system)
-
-    def _by_structure(self, system) -> AbstractMethod | None:
-        if isinstance(system.recurrence, AbstractDiagonalRecurrence):
-            return ClosedForm()
-        if isinstance(system.recurrence, AbstractTriangularRecurrence):
-            return ByBlocks(self)
-        return None
+        """Say what `QR`, which it equals, says."""
+        return QR().notes(system, k)
 
 
 def _with_the_lost(system, states, inputs, growth):

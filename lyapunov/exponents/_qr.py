@@ -1,20 +1,27 @@
 """Benettin's method, one token after the other."""
 
+from typing import TypeAlias
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._errors import ArgumentError
-from ._methods import AbstractMethod, System, along
+from ._method import AbstractMethod, System
 from ._singular import recovered
+from ._windows import along
 
 
 SMALL = 4
 """Columns up to which Gram-Schmidt, unrolled, is faster than LAPACK's QR."""
 
 
-class QR(AbstractMethod):
+FrameCarry: TypeAlias = tuple[Float[Array, " d"], Float[Array, "d k"], Bool[Array, ""]]
+"""State, frame, and whether the frame's first step is behind it."""
+
+
+class QR(AbstractMethod[FrameCarry]):
     """Benettin's method: carry k orthonormal tangent vectors, orthonormalise again.
 
     With all k = d vectors the start is the identity, which is exact on a diagonal
@@ -43,12 +50,11 @@ class QR(AbstractMethod):
             raise ArgumentError(f"block is {self.block}", hint="give 1 or more")
 
     def start(self, system, k, key):
-        """State, frame, and whether the frame's first step is behind it."""
+        """Make the state and its first frame."""
         return system.state, *first_frame(system, k, key)
 
     def advance(self, system, carry, inputs, n_tokens, width):
-        """Blocks of steps, then those left over."""
-
+        """Go along blocks of steps, then along those left over."""
         whole = carry[1].shape[1] == system.state.size
 
         def push(carry, u):
@@ -99,7 +105,7 @@ class QR(AbstractMethod):
         return carry, growth
 
     def notes(self, system, k):
-        """The bias of a random start."""
+        """Say what bias a random start has."""
         if k == system.state.size:
             return ()
         return (
@@ -107,16 +113,18 @@ class QR(AbstractMethod):
             "the leading directions",
         )
 
-    @property
-    def grain(self):
-        """Growth is known at the orthonormalisations."""
+    def grain(self, system):
+        """Tokens between orthonormalisations, at which alone growth is known."""
         return self.block
 
 
 def first_frame(
     system: System, k: int, key: PRNGKeyArray
 ) -> tuple[Float[Array, "d k"], Bool[Array, ""]]:
-    """The identity; with k < d a random frame, which has yet to turn."""
+    """Make the frame to start from: the identity; with k < d a random one.
+
+    **Returns:** the frame, and whether it has no need to turn.
+    """
     d, dtype = system.state.size, system.state.dtype
     if k == d:
         return jnp.eye(d, dtype=dtype), jnp.asarray(True)
@@ -125,7 +133,7 @@ def first_frame(
 
 
 def orthonormalise(frame, check):
-    """An orthonormal frame of the same spans, and the logs of the growth.
+    """Find an orthonormal frame of the same spans, and the logs of the growth.
 
     The frame is the one whose triangle has a diagonal of at least 0: without a choice
     of signs, frames found in two ways could not be compared. Where `check` holds,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._methods import System
+from ._method import System
 
 
 MOST_ENTRIES = 256

@@ -18,7 +18,9 @@ from ..recurrences.base import (
     DiagonalRecurrence,
     GivenJacobians,
 )
+from ._automatic import Automatic
 from ._batch_means import AbstractErrorBars, Windows, is_constant
+from ._closed_form import ClosedForm
 from ._cosines import SlowestCosines
 from ._given import (
     inputs_given,
@@ -28,7 +30,7 @@ from ._given import (
     state_given,
     step_given,
 )
-from ._methods import AbstractMethod, ClosedForm, System, method_for
+from ._method import AbstractMethod, System
 from ._result import SpectrumResult
 from ._singular import why_minus_infinity
 
@@ -124,24 +126,17 @@ def lyapunov_spectrum(
     given, inputs = inputs_given(inputs)
     n_tokens = _counted(given, transient, until)
     system = System.of(step, state)
-    size = system.state.size
-    method = method_for(system.recurrence) if method is None else method
+    method = Automatic() if method is None else method
     key = key_given(key)
-    k = method.count(system) if k is None else k
-    most = method.most(system)
-    if not 1 <= k <= most:
-        what = "the state has" if most == size else "the distinct exponents are"
-        entries = "entries" if most == size else "in number"
-        raise ArgumentError(
-            f"k is {k} and {what} {most} {entries}", hint=f"k from 1 to {most}"
-        )
+    k = method.number(system, k)
     exponents, growth, multiplicity, used, converged, width = _run(
         method, system, inputs, k, key, transient, n_tokens, until
     )
     if until is not None and not isinstance(used, Tracer) and jnp.ndim(used) == 0:
         growth = growth[: -(-int(used) // width)]  # what lies behind is empty
     notes = method.notes(system, k) + _unseen(until, used)
-    if not isinstance(method, ClosedForm) and _any_minus_infinity(exponents):
+    exact = isinstance(method.chosen(system), ClosedForm)
+    if not exact and _any_minus_infinity(exponents):
         notes += (why_minus_infinity(system, inputs, given),)
     return SpectrumResult(
         exponents=exponents,
@@ -149,7 +144,7 @@ def lyapunov_spectrum(
         used=used,
         width=width,
         multiplicity=multiplicity,
-        method=str(method),
+        method=method.name(system),
         notes=notes,
         converged=converged,
     )
@@ -247,25 +242,20 @@ def _counted(given: int, transient: int, until: Converged | None) -> int:
 @eqx.filter_jit
 def _run(method, system, inputs, k, key, transient, n_tokens, until):
     """Transient, all tokens or chunks until the rule is met, and the k largest."""
-    carry = method.start(system, k, key)
+    carry, grain = method.start(system, k, key), method.grain(system)
     if transient:
         first = jax.tree.map(lambda x: x[:transient], inputs)
-        carry, _ = method.advance(
-            system,
-            carry,
-            first,
-            transient,
-            -(-transient // method.grain) * method.grain,
-        )
+        whole_of_it = -(-transient // grain) * grain
+        carry, _ = method.advance(system, carry, first, transient, whole_of_it)
         inputs = jax.tree.map(lambda x: x[transient:], inputs)
     multiplicity = jnp.asarray(method.multiplicity(system))
     if until is None:
         windows = min(MOST_WINDOWS, max(LEAST_WINDOWS, MOST_NUMBERS // k))
-        width = -(-n_tokens // (windows * method.grain)) * method.grain
+        width = -(-n_tokens // (windows * grain)) * grain
         _, growth = method.advance(system, carry, inputs, n_tokens, width)
         used, converged = jnp.asarray(n_tokens), None
     else:
-        width = _width(until.every, method.grain)
+        width = _width(until.every, grain)
         growth, used, converged = _until(
             method, system, carry, inputs, n_tokens, until, width
         )

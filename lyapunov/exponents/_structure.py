@@ -15,7 +15,7 @@ from ..recurrences.base import (
     AbstractTriangularRecurrence,
 )
 from ._given import floats_in_fp64, state_given
-from ._methods import System
+from ._method import System
 
 
 @in_fp64

@@ -7,7 +7,7 @@ import pytest
 
 from lyapunov.exponents import covariant_lyapunov_vectors
 from lyapunov.exponents._covariant import backward, frames_along
-from lyapunov.exponents._methods import System
+from lyapunov.exponents._method import System
 
 from .tolerance import tolerance
 
