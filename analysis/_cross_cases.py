@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ MOST_EMULATED = 1024
 LONGEST_ATTENTION = 2049
 """Bounds of attention hold every score in fp64, several times over."""
 PLAIN = ("bf16", "fp16", "fp32")
+ROW = '{"case"'
+"""With which a line begins that a case's process prints for a row."""
 EVERY = ("bf16", "bf16-cast", "bf16-amp", "fp16", "fp16-amp", "fp32")
 
 
@@ -110,6 +114,37 @@ def case_of(arguments: argparse.Namespace) -> Case | None:
     model, mode, batch, length = arguments.case
     precisions = tuple(arguments.precisions.split(","))
     return Case(model, mode, int(batch), int(length), precisions)
+
+
+def own_process(
+    study: str, case: Case, arguments: argparse.Namespace
+) -> tuple[list[str], dict[str, str]]:
+    """The command that runs one case of a study's module, and its environment.
+
+    torch has a part of the card as well. A large network is worth the card; bounds of
+    small ones are computed on the cores, in many processes of one thread each.
+    """
+    command = [sys.executable, "-m", study, "--case", *map(str, case[:4])]
+    command += ["--precisions", ",".join(case.precisions)]
+    command += ["--scratch", str(arguments.scratch)]
+    command += ["--rehearse"] if arguments.rehearse else []
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if case.large:
+        environment["JAX_PLATFORMS"] = "cuda,cpu"
+    else:
+        environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    return command, environment
+
+
+def told(out: str, said: str, returncode: int | None) -> tuple[list[dict], str]:
+    """The rows that a case printed, a line each, and what ended it early, or nothing:
+    the last line of what it said besides."""
+    rows = [line for line in out.splitlines() if line.startswith(ROW)]
+    found = [json.loads(line) for line in rows]
+    if not returncode:
+        return found, ""
+    lines = [x for x in said.splitlines() if x.strip() and not x.startswith(ROW)]
+    return found, lines[-1][:500] if lines else f"exit {returncode}"
 
 
 def rehearsed() -> list[Case]:

@@ -19,7 +19,17 @@ from pathlib import Path
 
 from experiments.study import Study
 
-from ._cross_cases import Case, add_case, case_of, cases, rehearsed, source, tokens
+from ._cross_cases import (
+    Case,
+    add_case,
+    case_of,
+    cases,
+    own_process,
+    rehearsed,
+    source,
+    tokens,
+    told,
+)
 from ._cross_page import draw, page
 
 
@@ -196,39 +206,24 @@ class Running:
         self.case = case
         self.wanted = 1 if arguments.rehearse else len(case.measures)
         self.log = arguments.scratch / f"{case.name.replace(' ', '-')}.log"
-        command = [sys.executable, "-m", "analysis.cross_check", "--case", *case[:4]]
-        command += ["--precisions", ",".join(case.precisions)]
-        command += ["--scratch", arguments.scratch]
-        command += ["--rehearse"] if arguments.rehearse else []
-        environment = dict(os.environ)
-        # torch has a part of the card as well
-        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        if case.large:
-            environment["JAX_PLATFORMS"] = "cuda,cpu"
-        else:
-            # small bounds: many processes on the cores, one thread each
-            environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        command, environment = own_process("analysis.cross_check", case, arguments)
         self.began = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in command],
+                command,
                 stdout=log,
                 stderr=log,
                 env=environment,
             )
 
-    def finished(self) -> tuple[list[dict], str | None]:
+    def finished(self) -> tuple[list[dict], str]:
         """Its whole precisions, and what went wrong."""
-        lines = self.log.read_text().splitlines()
-        found = [json.loads(line) for line in lines if line.startswith('{"case"')]
-        problem = None
-        if self.process.returncode:
-            told = [line for line in lines if line and not line.startswith('{"case"')]
-            problem = told[-1][:500] if told else f"exit {self.process.returncode}"
-            if found:
-                last = found[-1]["precision"]
-                if sum(one["precision"] == last for one in found) < self.wanted:
-                    found = [one for one in found if one["precision"] != last]
+        log = self.log.read_text()
+        found, problem = told(log, log, self.process.returncode)
+        if problem and found:
+            last = found[-1]["precision"]
+            if sum(one["precision"] == last for one in found) < self.wanted:
+                found = [one for one in found if one["precision"] != last]
         return found, problem
 
 

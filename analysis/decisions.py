@@ -20,7 +20,17 @@ from pathlib import Path
 from experiments.results import write
 from experiments.study import Study
 
-from ._cross_cases import Case, add_case, case_of, cases, rehearsed, source, tokens
+from ._cross_cases import (
+    Case,
+    add_case,
+    case_of,
+    cases,
+    own_process,
+    rehearsed,
+    source,
+    tokens,
+    told,
+)
 
 
 STUDY = Study(
@@ -81,31 +91,20 @@ def in_a_process(case: Case, options: argparse.Namespace) -> tuple[list[dict], s
     left = options.until - time.monotonic()
     if left < 5:
         return [], "no time left"
-    command = [sys.executable, "-m", "analysis.decisions", "--case", *case[:4]]
-    command += ["--precisions", ",".join(case.precisions)]
-    command += ["--scratch", options.scratch]
-    command += ["--rehearse"] if options.rehearse else []
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    # many small processes share the cores; a large network is worth the card
-    environment["JAX_PLATFORMS"] = "cuda,cpu" if case.large else "cpu"
-    environment["OMP_NUM_THREADS"] = "1"
+    command, environment = own_process("analysis.decisions", case, options)
     process = subprocess.Popen(
-        [str(part) for part in command],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
     try:
-        out, told = process.communicate(timeout=left)
+        out, said = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         process.kill()
-        out, told = process.communicate()[0], "out of time"
-    rows = [json.loads(line) for line in out.splitlines() if line.startswith('{"case"')]
-    if not process.returncode:
-        return rows, ""
-    lines = [line for line in told.splitlines() if line.strip()]
-    return rows, lines[-1][:500] if lines else f"exit {process.returncode}"
+        out, said = process.communicate()[0], "out of time"
+    return told(out, said, process.returncode)
 
 
 def run_all(options: argparse.Namespace) -> dict:

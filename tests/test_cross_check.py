@@ -1,5 +1,6 @@
 """`analysis.cross_check`: what is left to run, what is kept, what is shown."""
 
+import argparse
 import json
 from types import SimpleNamespace
 from typing import Any, cast
@@ -88,6 +89,23 @@ def test_half_a_precision_is_not_kept(tmp_path, lines, kept):
     found, problem = one.finished()
     assert [line["precision"] for line in found] == kept
     assert problem == "OutOfMemoryError: 3 GiB"
+
+
+@pytest.mark.parametrize("study", ["analysis.cross_check", "analysis.decisions"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_case_reaches_its_process_whole(tmp_path, study, large):
+    """Assert that the command's options give the case back, for both studies."""
+    case = CASE._replace(model="mamba2 130m") if large else CASE
+    given = SimpleNamespace(scratch=tmp_path, rehearse=True)
+    command, environment = _cross_cases.own_process(study, case, cast(Any, given))
+    assert command[1:3] == ["-m", study]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scratch")
+    _cross_cases.add_case(parser)
+    options = parser.parse_args(command[3:])
+    assert _cross_cases.case_of(options) == case
+    assert (options.scratch, options.rehearse) == (str(tmp_path), True)
+    assert environment["JAX_PLATFORMS"] == ("cuda,cpu" if large else "cpu")
 
 
 def test_violations_and_emulation_are_shown_beside(tmp_path):

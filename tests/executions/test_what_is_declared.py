@@ -16,42 +16,20 @@ from lyapunov.bounds.passes import Interpreter
 from lyapunov.bounds.segments import Segment, _Plan
 from lyapunov.executions import executions_for
 from lyapunov.formats import FP32
-from lyapunov.models.config import (
-    AttentionSizes,
-    ExpertsSizes,
-    Mamba1Sizes,
-    Mamba2Sizes,
-    Mamba3Sizes,
-    MlpSizes,
-    NetworkConfig,
-    SharedSizes,
-)
+from lyapunov.models.config import NetworkConfig
 from lyapunov.models.kinds import KINDS
 from lyapunov.report._words import execution_sentence
 
+from ..model.every_kind import SIZES
 
-ATTENTION = AttentionSizes(32, 4, 2, 8, 8, 1e4, 0.3, 1e-5)
-MLP = MlpSizes(32, 40, "silu", True, 1e-5)
-SIZES = {
-    "mamba1": Mamba1Sizes(32, 64, 4, 4, 2, 1e-5),
-    "mamba2": Mamba2Sizes(32, 64, 8, 8, 2, 4, 16, 1e-5, 1e-5),
-    "mamba3": Mamba3Sizes(
-        d_model=32, d_inner=64, d_state=8, heads=8, groups=2, rank=None, angles=2,
-        least_rate=1e-4, norm_epsilon=1e-5, mixer_norm_epsilon=1e-5, gate_norm=False,
-        chunk=16,
-    ),
-    "attention": ATTENTION,
-    "mlp": MLP,
-    "experts": ExpertsSizes(32, 24, 4, 2, "softmax", True, "silu", True, 1e-5),
-    "shared": SharedSizes(ATTENTION, MLP),
-}  # fmt: skip
+
 STATELESS = sorted(kind for kind in SIZES if not KINDS[kind].recurrent)
 RECURRENT = sorted(kind for kind in SIZES if KINDS[kind].recurrent)
 OF_A_STATE = ("state", "scan", "A_log", "mamba_ssm", "tensor cores add blocks")
 
 
 def declared(kinds, mode, measure="emulated", state=None, precision="bf16"):
-    config = NetworkConfig(50, 50, 32, tuple(SIZES[kind] for kind in kinds))
+    config = NetworkConfig(50, 50, 8, tuple(SIZES[kind] for kind in kinds))
     (execution,) = executions_for(
         config,
         [precision],

@@ -16,32 +16,10 @@ from lyapunov._weight_groups import (
     rounded_group,
 )
 from lyapunov.arithmetic import Weight
-from lyapunov.models.config import (
-    AttentionSizes,
-    ExpertsSizes,
-    Mamba1Sizes,
-    Mamba2Sizes,
-    Mamba3Sizes,
-    MlpSizes,
-    SharedSizes,
-)
 from lyapunov.models.kinds import KINDS
 
+from .every_kind import SIZES
 
-ATTENTION = AttentionSizes(8, 2, 2, 4, 0, 1.0, 1.0, 1e-5, norm_behind=True)
-MLP = MlpSizes(8, 8, "silu", True, 1e-5, norm_behind=True)
-SIZES = {
-    "mamba1": Mamba1Sizes(8, 8, 2, 2, 2, 1e-5, heads=2, mixer_norm_epsilon=1e-5),
-    "mamba2": Mamba2Sizes(8, 8, 2, 2, 1, 2, 4, 1e-5, 1e-5),
-    "mamba3": Mamba3Sizes(8, 8, 2, 2, 1, 2, 1, 1e-4, 1e-5, 1e-5, gate_norm=True),
-    "attention": ATTENTION,
-    "mlp": MLP,
-    "experts": ExpertsSizes(
-        8, 8, 2, 1, "softmax", True, "silu", True, 1e-5,
-        shared=MlpSizes(8, 8, "silu", True, 1e-5, norm_front=False),
-    ),
-    "shared": SharedSizes(ATTENTION, MLP),
-}  # fmt: skip
 
 Q_K_V = "q_proj k_proj v_proj o_proj"
 OF_ATTENTION = {

@@ -1,0 +1,27 @@
+"""Sizes of one small sublayer of every kind, with every optional parameter."""
+
+from lyapunov.models.config import (
+    AttentionSizes,
+    ExpertsSizes,
+    Mamba1Sizes,
+    Mamba2Sizes,
+    Mamba3Sizes,
+    MlpSizes,
+    SharedSizes,
+)
+
+
+ATTENTION = AttentionSizes(8, 2, 2, 4, 0, 1.0, 1.0, 1e-5, norm_behind=True)
+MLP = MlpSizes(8, 8, "silu", True, 1e-5, norm_behind=True)
+SIZES = {
+    "mamba1": Mamba1Sizes(8, 8, 2, 2, 2, 1e-5, heads=2, mixer_norm_epsilon=1e-5),
+    "mamba2": Mamba2Sizes(8, 8, 2, 2, 1, 2, 4, 1e-5, 1e-5),
+    "mamba3": Mamba3Sizes(8, 8, 2, 2, 1, 2, 1, 1e-4, 1e-5, 1e-5, gate_norm=True),
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "experts": ExpertsSizes(
+        8, 8, 2, 1, "softmax", True, "silu", True, 1e-5,
+        shared=MlpSizes(8, 8, "silu", True, 1e-5, norm_front=False),
+    ),
+    "shared": SharedSizes(ATTENTION, MLP),
+}  # fmt: skip
