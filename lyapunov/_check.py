@@ -196,10 +196,12 @@ def check(
         )
         found = findings.select_findings(found, select, ignore)
         bounded = findings.bounded_share(reports, changes)
+        skipped = len(findings.unchecked(reports, changes))
         verdict, exit_code = findings.verdict(
             found,
             fail_on=fail_on,
-            checked=len(chosen),
+            checked=len(chosen) - skipped,
+            skipped=skipped,
             allow_partial=allow_partial,
             select=select,
             ignore=ignore,
@@ -226,8 +228,8 @@ def check(
         findings=found,
         summary=Summary(
             verdict=verdict,
-            checked=len(chosen),
-            skipped=0,
+            checked=len(chosen) - skipped,
+            skipped=skipped,
             left_out=len(model.sublayers) - len(chosen),
             seconds=time.perf_counter() - began,
             exit_code=exit_code,

@@ -197,6 +197,8 @@ class Summary:
     recommendation: str
     checked: int
     skipped: int
+    """Sublayers that could not be checked: in no run and no changed weight set has an
+    element of their output a finite bound."""
     seconds: float
     exit_code: int
     flags: list[dict[str, str]] = field(default_factory=list)

@@ -78,6 +78,27 @@ def bounded_share(
     return min(shares)
 
 
+def unchecked(
+    precisions: Iterable[PrecisionReport],
+    changes: Iterable[ParameterChangeReport] = (),
+) -> set[int]:
+    """Find the layers that could not be checked: some run or changed weight set was to
+    be held against a bound of theirs, and in none has an element of the sublayer's
+    output a finite one."""
+    seen, held = set(), set()
+    for one in precisions:
+        for row in one.layers:
+            seen.add(row.layer)
+            if (row.unbounded or {}).get(OUTPUT, 0.0) < 1:
+                held.add(row.layer)
+    for change in changes:
+        for row in change.layers:
+            seen.add(row.layer)
+            if row.elements_bounded or not row.elements_total:
+                held.add(row.layer)
+    return seen - held
+
+
 def verdict(
     findings: Iterable[Finding],
     *,
@@ -118,13 +139,12 @@ def verdict(
         for finding in select_findings(findings, select, ignore)
         if fail_on == WARNING or finding.severity == ERROR
     ]
-    if checked == 0:
-        return "incomplete", 2
+    incomplete = checked == 0 or bool(skipped and not allow_partial)
     if failing:
-        if exit_zero and skipped and not allow_partial:
-            return "findings", 2
-        return "findings", 0 if exit_zero else 1
-    if skipped and not allow_partial:
+        # what was found counts, also where nothing has a bound
+        code = 0 if exit_zero else 1
+        return "findings", 2 if exit_zero and incomplete else code
+    if incomplete:
         return "incomplete", 2
     if bounded is not None and bounded < BOUNDED_SHARE and not allow_partial:
         return "unbounded", 2

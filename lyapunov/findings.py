@@ -32,7 +32,13 @@ from lyapunov._results import (
     ReferenceLoss,
 )
 from lyapunov._serving import serving_flags
-from lyapunov._verdict import bounded_share, check_codes, select_findings, verdict
+from lyapunov._verdict import (
+    bounded_share,
+    check_codes,
+    select_findings,
+    unchecked,
+    verdict,
+)
 
 
 __all__ = [
@@ -44,6 +50,7 @@ __all__ = [
     "find",
     "recommendation",
     "select_findings",
+    "unchecked",
     "verdict",
 ]
 

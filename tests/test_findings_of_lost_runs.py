@@ -104,6 +104,45 @@ def test_held_is_not_said_where_few_elements_have_a_bound(shares, bounded, word)
     assert findings.verdict([], checked=1, bounded=found)[0] == word
 
 
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([], set()),
+        ([[(0.0, 0.0), (0.9, 0.99)]], set()),
+        # stored tensors have bounds and the output has none
+        ([[(0.0, 0.0), (0.1, 1.0)]], {1}),
+        # another precision's output has some
+        ([[(0.0, 0.0), (0.1, 1.0)], [(0.0, 0.0), (0.1, 0.5)]], set()),
+        ([[(1.0, 1.0), (0.1, 1.0)], [(1.0, 1.0), (0.1, 1.0)]], {0, 1}),
+    ],
+)
+def test_a_sublayer_without_any_bound_of_its_output_was_not_checked(runs, expected):
+    """Assert which are counted, and that they are never a 0 unless that is accepted."""
+    reports = [_rows(*shares) for shares in runs]
+    skipped = findings.unchecked(reports)
+    assert skipped == expected
+    counts = {"checked": 2 - len(skipped), "skipped": len(skipped)}
+    found = findings.verdict([], **counts)
+    assert found == (("incomplete", 2) if expected else ("held", 0))
+    error = Finding("LYA003", "error", 0, "x")
+    assert findings.verdict([error], **counts) == ("findings", 1)
+    accepted = findings.verdict([], **counts, allow_partial=True)
+    assert accepted == (("incomplete", 2) if len(expected) == 2 else ("held", 0))
+
+
+@pytest.mark.parametrize(("unbounded", "expected"), [(99, set()), (100, {0})])
+def test_a_change_without_any_bound_was_not_checked_either(unbounded, expected):
+    row = LayerChange(
+        0, "mamba1", {}, 1.0, 1.0, 1.0, 1.0, None, 0, 100, 1.0, 1.0, unbounded
+    )
+    change = ParameterChangeReport(
+        "bf16", "rounding", [row], OutputDivergence(), 0.1, None, {}
+    )
+    assert findings.unchecked([], [change]) == expected
+    # a run beside it, whose bounds are finite, checks the sublayer
+    assert findings.unchecked([_rows((0.0, 0.0))], [change]) == set()
+
+
 def test_the_share_with_a_bound_is_null_where_nothing_was_bounded():
     assert findings.bounded_share([]) is None
     assert findings.verdict([], checked=1, bounded=None) == ("held", 0)

@@ -85,59 +85,6 @@ def test_the_loss_of_a_checkpoint_is_that_of_numpy(tmp_path, batch):
     assert decode.reference.judged
 
 
-def _correlated(rng, shape, correlation):
-    """A stationary series of variance 1 along the last axis."""
-    white = rng.normal(size=shape)
-    series = np.empty(shape)
-    series[:, 0] = white[:, 0]
-    for t in range(1, shape[1]):
-        fresh = math.sqrt(1 - correlation**2) * white[:, t]
-        series[:, t] = correlation * series[:, t - 1] + fresh
-    return series
-
-
-def test_the_standard_error_is_that_of_the_mean_of_correlated_tokens():
-    """Assert the root mean square of the errors over the spread of 400 means: of 12
-    sequence means within 15 % of 1; of one or two sequences, whose bars from 12 cosines
-    are wider and whose withheld bars are ranges, not below 0.85 and not above 2.2."""
-    rng = np.random.default_rng(7)
-    for correlation, shape, most in (
-        (0, (1, 400), 2.2),
-        (0, (12, 40), 1.15),
-        (0.5, (2, 400), 2.2),
-    ):
-        means, errors = [], []
-        for _ in range(400):
-            series = _correlated(rng, shape, correlation)
-            means.append(series.mean())
-            errors.append(stderr_of_loss(series)[0])
-        ratio = math.sqrt(np.mean(np.square(errors))) / np.std(means)
-        assert 0.85 < ratio < most, (correlation, shape, ratio)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.8])
-def test_a_slow_drift_does_not_pass_for_a_loss_above_its_mean(share):
-    """Assert that of 400 means under a drift over a quarter of the text no more exceed
-    the truth by more than the error than are due of a Gaussian: 64, and 3 standard
-    deviations of 7.3; blocks of the root of the length had 132 to 180."""
-    rng = np.random.default_rng(11)
-    tokens, drift = 511, math.exp(-4 / 511)
-    above, ranges = 0, 0
-    for _ in range(400):
-        slow = _correlated(rng, (1, tokens), drift)
-        white = rng.normal(size=(1, tokens))
-        series = math.sqrt(share) * slow + math.sqrt(1 - share) * white
-        error, method = stderr_of_loss(series)
-        above += series.mean() > error
-        if method.startswith("largest less smallest"):
-            ranges += 1
-            parts = [part.mean() for part in np.array_split(series[0], 4)[1:]]
-            assert error == pytest.approx(max(parts) - min(parts), rel=1e-12)
-            assert error >= math.sqrt(3) * np.std(parts, ddof=1) * (1 - 1e-12)
-    assert ranges > 100
-    assert above <= 85
-
-
 def test_a_loss_that_drifts_is_judged_all_the_same():
     """Assert LYA016 and LYA017 where the error is a range, and none inside it."""
     drift = np.linspace(-1, 1, len(TEXT))[None]
