@@ -1,9 +1,9 @@
 """transformers 5 without kernels: Mamba-1 in plain torch operations.
 
-Read from `models/mamba/modeling_mamba.py` of transformers 5.23. Every torch operation
-stores its result, so there are more sites than in the kernels: the conv before its
-activation, dt with its bias, softplus, the state before the read-out, silu(z).
-`torch_dtype=` casts every parameter, A_log and D too.
+Read from `models/mamba/modeling_mamba.py` of transformers 5.17 to 5.24. Every torch
+operation stores its result, so there are more sites than in the kernels: the conv
+before its activation, dt with its bias, softplus, the state before the read-out,
+silu(z). `torch_dtype=` casts every parameter, A_log and D too.
 
 Decoding keeps the state in fp32 in its cache, whatever the model's format, and rounds
 D u and its sum, which a whole sequence adds in fp32.
@@ -26,6 +26,7 @@ from ._execution import (
     one_addition,
     parse_precision,
 )
+from ._transformers_source import assume_version, refuse_older
 
 
 # torch on CPU: vectorised functions within 2 ulp, sums of fp32 in any order.
@@ -77,7 +78,8 @@ def transformers_prefill(precision: str, *, residual_in_fp32: bool = True) -> Ex
     - `precision`: `bf16`, `fp16`, `fp32`, or `bf16-amp` and `fp16-amp`.
     - `residual_in_fp32`: of the checkpoint's config.
 
-    **Raises:** `UsageError` for a precision that there is not.
+    **Raises:** `UsageError` for a precision that there is not, or where a version of
+    transformers is installed that is older than what was read.
     """
     return _execution(precision, residual_in_fp32, "prefill")
 
@@ -87,12 +89,13 @@ def transformers_decode(precision: str, *, residual_in_fp32: bool = True) -> Exe
 
     **Arguments:** as for `transformers_prefill`; there is no autocast here.
 
-    **Raises:** `UsageError` for a precision that there is not.
+    **Raises:** as `transformers_prefill`.
     """
     return _execution(precision, residual_in_fp32, "decode")
 
 
 def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
+    refuse_older()
     fmt, variant = parse_precision(precision, "transformers")
     if variant == "cast":
         raise UsageError(
@@ -140,6 +143,7 @@ def _execution(precision: str, residual_in_fp32: bool, mode: str) -> Execution:
         assumptions=(
             assume_formats(sites, parameters),
             assume_state(state),
+            assume_version(),
             "every torch operation stores its result; inside one the arithmetic is "
             "fp32, its sums in any order",
             "the scan runs token by token in fp32",

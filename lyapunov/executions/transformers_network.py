@@ -1,7 +1,7 @@
 """transformers 5 without kernels: networks of any family in plain torch operations.
 
-Read from the modeling files of transformers 5.23 and 5.24; attention and experts are
-"eager".
+Read from the modeling files of transformers 5.17 to 5.24; attention and experts are
+"eager". What differs among them is read from the installed one.
 Every torch operation stores its result in the model's format. Exceptions, where a
 module works in fp32 inside: norms (what they normalise is rounded before the weight
 multiplies it, but not in OLMo 2 and Nemotron-H), the softmax of attention, the scan of
@@ -10,10 +10,7 @@ Mamba-2 from dt on to its gated norm, which is rounded once in front of out_proj
 
 import dataclasses
 import functools
-import importlib.util
 import math
-from importlib import metadata
-from pathlib import Path
 
 from .._errors import UsageError
 from ..flows.sites import GELU_NEW
@@ -28,6 +25,13 @@ from ._execution import (
     one_addition,
     parse_precision,
 )
+from ._transformers_source import (
+    assume_version,
+    installed,
+    refuse_other_functions,
+    rounds_before_weight,
+    source,
+)
 from .transformers import TORCH, transformers_decode, transformers_prefill
 
 
@@ -38,7 +42,8 @@ TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
 # Sublayers whose kernels are torch's on a GPU too.
 TORCH_ON_CUDA = ("attention", "mlp", "experts")
 
-# Weights of norms multiply in fp32, so that the result alone is rounded.
+# Weights of norms multiply in fp32, so that the result alone is rounded; Nemotron-H's
+# do so from 5.18 on.
 NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
 
 # Of the gated norm of a step as well.
@@ -105,8 +110,10 @@ def transformers_network(
     - `precision`: `bf16`, `fp16` or `fp32`.
     - `mode`: `decode` is one token a call, from a cache of no token.
 
-    **Raises:** `UsageError` for a precision that is not followed.
+    **Raises:** `UsageError` for a precision that is not followed, and where the
+    installed version computes another function than the checkpoint says.
     """
+    refuse_other_functions(architecture, config.sublayers)
     fmt, variant = parse_precision(precision, "transformers")
     if variant:
         raise UsageError(
@@ -115,7 +122,7 @@ def transformers_network(
     make = transformers_decode if mode == "decode" else transformers_prefill
     wide = config.residual_in_fp32 and architecture not in RESIDUAL_AS_IT_IS
     mixer = make(precision, residual_in_fp32=wide)
-    kept = dict.fromkeys(kept_in_fp32(architecture, _installed()), FP32)
+    kept = dict.fromkeys(kept_in_fp32(architecture, installed()), FP32)
     mixer = dataclasses.replace(mixer, parameters=mixer.parameters | kept)
     around = {
         name: f
@@ -123,13 +130,14 @@ def transformers_network(
         if name in ("embedding", "residual", "norm_f", "norm_f_hat", "logits")
     }
     around |= dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
+    once = config.norm_centred or (
+        architecture in NORM_ROUNDS_ONCE and not rounds_before_weight(architecture)
+    )
     norms = {}
     for name in NORMS:
         norms[name] = fmt
-        if not config.norm_centred and architecture not in NORM_ROUNDS_ONCE:
+        if not once:
             norms[f"{name}_hat"] = fmt
-    if config.norm_centred or architecture in NORM_ROUNDS_ONCE:
-        around.pop("norm_f_hat", None)
     front = {name: around[name] for name in ("residual", "residual_aside")}
     front |= {"norm_input": fmt} | norms
 
@@ -168,8 +176,8 @@ def transformers_network(
     }
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
     sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)
-    if "norm_hat" not in norms:
-        sites.pop("norm_hat", None)
+    for name in ("norm_hat", "norm_f_hat") if once else ():
+        sites.pop(name, None)
     return dataclasses.replace(
         mixer,
         sites=sites,
@@ -181,6 +189,7 @@ def transformers_network(
         ),
         assumptions=(
             assume_formats(sites, mixer.parameters),
+            assume_version(),
             "every torch operation stores its result; inside one the arithmetic is "
             "fp32, its sums in any order",
             "attention and experts run as the model's code writes them out (eager)",
@@ -214,15 +223,8 @@ def clips_at_least_dt(architecture: str) -> bool:
     """
     if architecture not in LEAST_DT:
         return False
-    try:
-        found = importlib.util.find_spec("transformers")
-    except (ImportError, ValueError):
-        found = None
-    for folder in [] if found is None else found.submodule_search_locations or []:
-        path = Path(folder, "models", architecture, f"modeling_{architecture}.py")
-        if path.is_file():
-            return "time_step_limit = (config.time_step_min" in path.read_text("utf-8")
-    return True
+    code = source(architecture)
+    return code is None or "time_step_limit = (config.time_step_min" in code
 
 
 def kept_in_fp32(architecture: str, version: tuple[int, ...] | None) -> tuple[str, ...]:
@@ -230,15 +232,6 @@ def kept_in_fp32(architecture: str, version: tuple[int, ...] | None) -> tuple[st
     since, more = KEPT_SINCE.get(architecture, ((), ()))
     newer = version is None or version >= since
     return KEPT_IN_FP32.get(architecture, ()) + (more if newer else ())
-
-
-def _installed() -> tuple[int, ...] | None:
-    """transformers' version, without importing it; None where there is none."""
-    try:
-        parts = metadata.version("transformers").split(".")[:2]
-    except metadata.PackageNotFoundError:
-        return None
-    return tuple(int(part) for part in parts if part.isdigit())
 
 
 def transformers_cuda_network(

@@ -205,10 +205,13 @@ def router_shares(network):
 
     router = layer_of(network).block_sparse_moe.router
 
+    right = router.forward
+
     def whole(hidden):
         scores = torch.nn.functional.linear(hidden, router.weight).float()
-        weights, places = scores.softmax(-1).topk(router.top_k, dim=-1)
-        return scores, weights.type_as(hidden), places
+        weights = scores.softmax(-1).topk(router.top_k, dim=-1)[0].type_as(hidden)
+        # scores and places stand in another order before 5.21
+        return tuple(weights if i == 1 else x for i, x in enumerate(right(hidden)))
 
     router.forward = whole
 
