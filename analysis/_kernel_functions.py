@@ -9,9 +9,9 @@ measured error for it.
 import dataclasses
 import math
 
-from lyapunov.executions.mamba_ssm import KERNEL, STEP
-from lyapunov.executions.mamba_ssm_mamba3 import GATE, SCAN
-from lyapunov.executions.transformers import TORCH
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, STEP
+from lyapunov.implementations.mamba_ssm.mamba3 import GATE, SCAN
+from lyapunov.implementations.transformers.mamba1 import TORCH
 
 
 OWN = 2.0**-49

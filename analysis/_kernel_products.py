@@ -4,8 +4,8 @@ The inequality of `matmul` in `lyapunov/arithmetic/bounded.py`, against fp64 sum
 the same operands: ((1 + unit)^depth - 1) sum |a b|. Data is sampled, not exhaustive.
 """
 
-from lyapunov.executions._execution import any_order
-from lyapunov.executions.mamba_ssm import KERNEL, tensor_core_depth
+from lyapunov.implementations._execution import any_order
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, tensor_core_depth
 
 
 DEPTHS = (16, 64, 128, 256, 768, 1536, 2560, 5120)

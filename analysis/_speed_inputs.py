@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lyapunov._trace import SublayerRecord
 from lyapunov.arithmetic import Bounded, Rounded, Weight
-from lyapunov.flows.mamba1 import Mamba1Parameters, initial_state, mamba1
-from lyapunov.flows.residual import Incoming, sublayer
+from lyapunov.implementations._trace import SublayerRecord
+from lyapunov.sublayers.mamba1 import Mamba1Parameters, initial_state, mamba1
+from lyapunov.sublayers.residual import Incoming, sublayer
 
 
 class Shape(NamedTuple):

@@ -67,9 +67,9 @@ def record(wanted: Captured, runner: Any = None) -> dict[str, np.ndarray]:
 
     jax.config.update("jax_enable_x64", True)
     import lyapunov
-    from lyapunov._run import _runner
-    from lyapunov._trace import HeadRecord
-    from lyapunov.executions import executions_for
+    from lyapunov.implementations import executions_for
+    from lyapunov.implementations._trace import HeadRecord
+    from lyapunov.questions._layers import _runner
 
     model = lyapunov.load(str(TRAINED[wanted.model]))
     length = PREFILL if wanted.mode == "prefill" else DECODE
@@ -167,14 +167,14 @@ def held(path: Path, constants: str = "documented") -> Held:
     import jax.numpy as jnp
 
     import lyapunov
-    from lyapunov._trace import SublayerRecord
     from lyapunov.bounds.local import (
         operation_bounds,
         sublayer_bound,
         with_operator_norms,
     )
-    from lyapunov.executions import executions_for
-    from lyapunov.executions._measured import with_measured
+    from lyapunov.implementations import executions_for
+    from lyapunov.implementations._constants import with_measured
+    from lyapunov.implementations._trace import SublayerRecord
 
     about, arrays = read(path)
     model = lyapunov.load(str(TRAINED[about["model"]]))

@@ -84,7 +84,7 @@ class Loop(eqx.Module):
     ) -> tuple[list[Any], Float[Array, " vocab"]]:
         """States after one token, and the logits of the next."""
         from lyapunov.arithmetic import Exact
-        from lyapunov.flows.residual import Incoming, final_norm, logits, sublayer
+        from lyapunov.sublayers.residual import Incoming, final_norm, logits, sublayer
 
         at, after = Exact(), []
         residual = embedded[None]

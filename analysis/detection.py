@@ -49,7 +49,7 @@ def study() -> list[dict]:
 def rows_of(model, weights) -> list[dict]:
     """The mutants in layer 1 of this model."""
     from lyapunov.bounds.local import with_operator_norms
-    from lyapunov.executions import mamba_ssm_prefill
+    from lyapunov.implementations import mamba_ssm_prefill
     from tests.executions import numpy_kernel as kernel
     from tests.executions.conftest import SEQ, tokens_for
     from tests.executions.elementwise import Elementwise, exceeding

@@ -51,7 +51,7 @@ class Bench:
         jax.config.update("jax_enable_x64", True)
         import lyapunov
         from lyapunov.bounds.local import with_operator_norms
-        from lyapunov.executions import executions_for
+        from lyapunov.implementations import executions_for
 
         self.model = lyapunov.load(str(TRAINED[name]))
         length = LENGTHS[name] if mode == "prefill" else STEPS
@@ -73,7 +73,7 @@ class Bench:
 
     def records(self) -> list:
         """What the first layers did."""
-        from lyapunov.runners.mamba_ssm import MambaSsm
+        from lyapunov.implementations.mamba_ssm.runner import MambaSsm
 
         run = MambaSsm(self.execution).trace(self.model, self.ids)
         return [next(run) for _ in range(LAYERS)]
@@ -81,7 +81,7 @@ class Bench:
     def verdict(self, records: list) -> dict:
         """Violations by stored tensor, and the first in the order of the flow."""
         from lyapunov.bounds.local import operation_bounds, sublayer_bound
-        from lyapunov.flows.sites import FLOW_ORDER
+        from lyapunov.sublayers.sites import FLOW_ORDER
 
         found: dict[str, int] = {}
         first = None

@@ -4,8 +4,8 @@
 Triton and mamba_ssm. It writes kernel_constants.json and .md after every function: the
 largest error over the bound that the executions declare, in ulp, the constant that
 would have held, the worst argument; then what sums inside matrix products lose, and a
-picture. `--apply` reads the committed file and writes lyapunov/executions/measured.json
-(`lyapunov.executions._measured`).
+picture. `--apply` reads the committed file and writes
+lyapunov/implementations/measured.json (`lyapunov.implementations._constants`).
 
 All finite fp32 arguments are tried where the bound says anything; NaN and infinities
 are not. Sums are sampled, not exhaustive: they are reported and never applied.
@@ -24,7 +24,7 @@ from pathlib import Path
 from experiments.results import write as write_text
 from experiments.study import Study, promote
 from lyapunov.arithmetic._bounded_scan import EXP_MINUS_88
-from lyapunov.executions._measured import write_measured
+from lyapunov.implementations._constants import write_measured
 
 from . import pictures
 from ._kernel_functions import FIELDS, FUNCTIONS, Function, figures

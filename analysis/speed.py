@@ -28,16 +28,12 @@ from experiments.results import write
 from experiments.study import Study, promote
 from lyapunov.arithmetic import Exact
 from lyapunov.arithmetic.bounded import sum_of_magnitudes
-from lyapunov.bounds.local import (
-    operation_bounds,
-    sublayer_bound,
-    with_operator_norms,
-)
+from lyapunov.bounds.local import operation_bounds, sublayer_bound, with_operator_norms
 from lyapunov.bounds.passes import exact_pass
-from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import initial_state, mamba1
+from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
 from lyapunov.recurrences import _fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
+from lyapunov.sublayers.mamba1 import initial_state, mamba1
 
 from . import pictures
 from ._speed_inputs import (

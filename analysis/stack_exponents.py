@@ -33,8 +33,8 @@ from jaxtyping import Array, Float
 from experiments.results import write
 from experiments.study import Study
 from lyapunov.arithmetic import Exact, Weight
-from lyapunov.flows.mamba1 import Mamba1Parameters, Mamba1State, mamba1
-from lyapunov.flows.residual import Incoming, sublayer
+from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
+from lyapunov.sublayers.residual import Incoming, sublayer
 
 
 STUDY = Study(

@@ -43,10 +43,8 @@ WEIGHTS = ("fp32", "bf16")
 def study(source: str | None) -> dict:
     """Every state format under fp32 and bf16 weights; one row each."""
     import lyapunov
-    from lyapunov.executions import mamba_ssm_decode
-    from lyapunov.formats import Format
-    from lyapunov.runners import Emulated, Reference
-    from lyapunov.state_formats import state_format_named
+    from lyapunov.formats import Format, state_format_named
+    from lyapunov.implementations import Emulated, Reference, mamba_ssm_decode
 
     model = lyapunov.load(source)
     texts = passages(model)
@@ -172,7 +170,7 @@ def measured_cause(row, variant: str, found: dict, unlimited: dict, wide: dict) 
 
 def library_cause(records, index: int, name: str, row: dict, wide: dict) -> str | None:
     """The cause as the library names it, from the reference and the two errors."""
-    from lyapunov._cause import state_cause, state_facts
+    from lyapunov.questions._cause import state_cause, state_facts
 
     share = None
     if row["kl_mean"] is not None:
@@ -191,8 +189,7 @@ def library_cause(records, index: int, name: str, row: dict, wide: dict) -> str 
 def predicted(model, texts, records, weights: str, state: str) -> dict:
     """T3 of the logits, its calibration, and whether a report would withhold it."""
     from lyapunov.bounds.end_to_end import EndToEnd
-    from lyapunov.executions import mamba_ssm_decode
-    from lyapunov.runners import Emulated, Reference
+    from lyapunov.implementations import Emulated, Reference, mamba_ssm_decode
 
     execution = mamba_ssm_decode(weights, state_precision=state)
     with jax.enable_x64(True):

@@ -53,8 +53,7 @@ def random_model(width: int, layers: int):
 def uncentred(model, ids, precision: str) -> list[float]:
     """T1 over measured by layer, every rounding at its worst."""
     from lyapunov.bounds.local import sublayer_bound, with_operator_norms
-    from lyapunov.executions import mamba_ssm_prefill
-    from lyapunov.runners import Emulated
+    from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
     execution = mamba_ssm_prefill(precision)
     trace = Emulated(execution).trace(model, ids)

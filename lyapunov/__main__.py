@@ -1,6 +1,6 @@
 """`python -m lyapunov` is `lyapunov-check`."""
 
-from lyapunov._cli import main
+from lyapunov.command._cli import main
 
 
 if __name__ == "__main__":

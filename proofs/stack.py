@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import lyapunov
 from lyapunov.arithmetic import Exact
-from lyapunov.flows.mamba1 import Mamba1State, mamba1
+from lyapunov.sublayers.mamba1 import Mamba1State, mamba1
 
 from ._check import counterexample, identity, induction, is_zero, lemma, limit
 from ._layers import UNIT
@@ -213,7 +213,7 @@ def _two_layers(seed, fed_back):
 def _parameters(rng):
     """A small layer with the bundled model's parameters' form: d_model 4, d_inner 6."""
     from lyapunov.arithmetic import Weight
-    from lyapunov.flows.mamba1 import Mamba1Parameters
+    from lyapunov.sublayers.mamba1 import Mamba1Parameters
 
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     return Mamba1Parameters(

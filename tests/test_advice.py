@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from lyapunov import findings
-from lyapunov._advice import state_to_keep, weights_to_run
-from lyapunov._benchmark_noise import (
+from lyapunov.findings import _rules as findings
+from lyapunov.findings._advice import state_to_keep, weights_to_run
+from lyapunov.findings._benchmark_noise import (
     QUESTIONS,
     accuracy_half_width,
     benchmark_note,
     questions_to_see,
     unseen_share,
 )
-from lyapunov._results import (
+from lyapunov.implementations._flags import serving_flags
+from lyapunov.results._check import (
     Exponents,
     LayerDivergence,
     LayerExponents,
@@ -25,7 +26,6 @@ from lyapunov._results import (
     PrecisionReport,
     ReferenceLoss,
 )
-from lyapunov._serving import serving_flags
 
 
 def _exponents(**fields) -> Exponents:

@@ -5,16 +5,16 @@ import math
 
 import pytest
 
-from lyapunov import findings
-from lyapunov._cause import StateFacts, state_cause
 from lyapunov._errors import UsageError
-from lyapunov._format_table import (
+from lyapunov.findings import _rules as findings
+from lyapunov.formats._table import (
     FORMAT_TABLE,
     NARROW_RANGE,
     STATE_PRECISIONS,
     state_store,
 )
-from lyapunov._results import (
+from lyapunov.questions._cause import StateFacts, state_cause
+from lyapunov.results._check import (
     Decisions,
     Exponents,
     Finding,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lyapunov import findings
-from lyapunov._results import (
+from lyapunov.findings import _rules as findings
+from lyapunov.results._check import (
     Finding,
     LayerChange,
     LayerDivergence,

@@ -22,12 +22,12 @@ from analysis._kernel_functions import (  # noqa: E402
     terms,
 )
 from lyapunov._errors import UsageError  # noqa: E402
-from lyapunov.executions import (  # noqa: E402
+from lyapunov.implementations import (  # noqa: E402
     mamba_ssm_decode,
     mamba_ssm_prefill,
     transformers_prefill,
 )
-from lyapunov.executions._measured import (  # noqa: E402
+from lyapunov.implementations._constants import (  # noqa: E402
     MARGIN,
     documented_sets,
     read_measured,
@@ -35,8 +35,8 @@ from lyapunov.executions._measured import (  # noqa: E402
     with_measured,
     write_measured,
 )
-from lyapunov.executions.mamba_ssm import KERNEL, STEP  # noqa: E402
-from lyapunov.executions.transformers import TORCH  # noqa: E402
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, STEP  # noqa: E402
+from lyapunov.implementations.transformers.mamba1 import TORCH  # noqa: E402
 
 
 ORACLES = {

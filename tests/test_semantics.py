@@ -6,9 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lyapunov._catalogue import CATALOGUE
-from lyapunov._semantics import ClippedDt, clipped_dt, kernel_reach, semantic_findings
-from lyapunov.models.config import AttentionSizes, Mamba1Sizes, Mamba2Sizes
+from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.findings._semantics import (
+    ClippedDt,
+    clipped_dt,
+    kernel_reach,
+    semantic_findings,
+)
+from lyapunov.sublayers.config import AttentionSizes, Mamba1Sizes, Mamba2Sizes
 
 
 def model(*sublayers, architecture="mamba2", config=None):

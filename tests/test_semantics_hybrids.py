@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._semantics import semantic_findings
-from lyapunov.runners._transformers_cache import cache_of, given_cache
+from lyapunov.findings._semantics import semantic_findings
+from lyapunov.implementations.transformers._cache import cache_of, given_cache
 
 from .families.configurations import BAMBA, NEMOTRON, ZAMBA2
 from .families.library import logits, make, tolerance

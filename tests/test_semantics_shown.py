@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._semantics import clipped_dt, semantic_findings
-from lyapunov.runners._transformers_cache import cache_of, given_cache
+from lyapunov.findings._semantics import clipped_dt, semantic_findings
+from lyapunov.implementations.transformers._cache import cache_of, given_cache
 
 from .families.configurations import MAMBA2
 from .families.library import logits, make, tolerance
@@ -42,7 +42,7 @@ def seen_dt(model, tokens):
 
     counts = {}
     with jax.enable_x64(True):
-        for record in lyapunov.runners.Reference().trace(model, tokens[None]):
+        for record in lyapunov.implementations.Reference().trace(model, tokens[None]):
             if "dt" in getattr(record, "observed", {}):
                 limits = model.config.sublayers[record.layer].dt_limit
                 dt = np.asarray(record.observed["dt"])

@@ -17,8 +17,8 @@ import numpy as np
 jax.config.update("jax_enable_x64", True)
 import lyapunov
 from lyapunov.bounds.local import operation_bounds, sublayer_bound, with_operator_norms
-from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
-from lyapunov.runners import Emulated, Reference
+from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
+from lyapunov.implementations import Emulated, Reference
 
 folder, batch = sys.argv[1], int(sys.argv[2])
 model = lyapunov.load(folder)

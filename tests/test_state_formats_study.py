@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from analysis.state_formats import compare
-from lyapunov._compare import add_logits, no_logits, output_divergence
+from lyapunov.questions._compare import add_logits, no_logits, output_divergence
 
 
 RESULTS = Path(__file__).parents[1] / "analysis" / "results" / "state_formats.json"

@@ -12,7 +12,7 @@ import pytest
 
 from lyapunov import _xla
 from lyapunov.bounds.passes import Interpreter, numbers_of
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.implementations import mamba_ssm_prefill
 
 
 def python(code: str, flags: str | None) -> subprocess.CompletedProcess:

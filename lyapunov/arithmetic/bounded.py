@@ -21,13 +21,16 @@ from jax.lax import DotAlgorithmPreset
 from jaxtyping import Array, Float
 
 from .._devices import has_gpu
-from ..formats import FP32, FormatNumbers, round_to, rounding_error_bound
-from ..state_formats import (
+from ..formats import (
+    FP32,
     LEAST_ROW,
+    FormatNumbers,
     integer_ends,
     integer_scales,
     is_state_numbers,
     round_state,
+    round_to,
+    rounding_error_bound,
     state_error_bound,
     state_scale,
 )

@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..formats import FormatNumbers, round_to
-from ..state_formats import StateNumbers, is_state_numbers, round_state
+from ..formats import (
+    FormatNumbers,
+    StateNumbers,
+    is_state_numbers,
+    round_state,
+    round_to,
+)
 from ._interface import AbstractJaxArithmetic
 
 

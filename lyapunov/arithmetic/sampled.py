@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..formats import FormatNumbers
-from ..state_formats import (
+from ..formats import (
+    FormatNumbers,
     StateNumbers,
     is_held,
     is_state_numbers,

@@ -25,11 +25,10 @@ from jaxtyping import Array, Float
 
 from ..arithmetic import Perturbed
 from ..arithmetic.sampled import holds_numbers_of
-from ..executions import Execution
-from ..flows.residual import Incoming, final_norm, sublayer
-from ..formats import FormatNumbers
+from ..formats import FormatNumbers, StateNumbers, is_state_numbers, state_error_bound
+from ..implementations import Execution
 from ..models import Model, Sublayer
-from ..state_formats import StateNumbers, is_state_numbers, state_error_bound
+from ..sublayers.residual import Incoming, final_norm, sublayer
 from .head import logit_roundings
 
 

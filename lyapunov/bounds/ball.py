@@ -26,11 +26,11 @@ from jaxtyping import Array, Bool, Float, Int
 from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
 from ..arithmetic.bounded import SAFETY
-from ..executions import Execution
-from ..flows.residual import Stream, beside, final_norm, logits
-from ..flows.sites import FLOW_ORDER
 from ..formats import FormatNumbers
+from ..implementations import Execution
 from ..models import Model, Sublayer
+from ..sublayers.residual import Stream, beside, final_norm, logits
+from ..sublayers.sites import FLOW_ORDER
 from .head import logit_roundings
 from .local import REFERENCE_SHARE, with_operator_norms
 from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error

@@ -22,17 +22,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .._results import Decisions, OutputDivergence
-from ..executions import Execution
+from ..implementations import Execution
 from ..models import Model, Sublayer
+from ..results._check import Decisions, OutputDivergence
 from .adjoint import Adjoints, Effects
-from .predicted import (
-    RandomError,
-    add_logits,
-    no_sums,
-    predicted_stable,
-    random_error,
-)
+from .predicted import RandomError, add_logits, no_sums, predicted_stable, random_error
 from .probes import LAST, Probes
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ..arithmetic import Exact, Perturbed
-from ..executions import Execution
-from ..flows.residual import sublayer
 from ..formats import rounding_error_bound
+from ..implementations import Execution
+from ..sublayers.residual import sublayer
 
 
 # Tokens of the first sequence that the search looks at; a prefix is self-contained.

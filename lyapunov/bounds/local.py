@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, Int
 from .._devices import over_batch
 from ..arithmetic import Bounded, Weight
 from ..arithmetic.bounded import written_out
-from ..executions import Execution
-from ..flows.residual import Incoming, sublayer
-from ..flows.sites import FLOW_ORDER
+from ..implementations import Execution
+from ..sublayers.residual import Incoming, sublayer
+from ..sublayers.sites import FLOW_ORDER
 from ._norms import norm_of
 from .passes import (
     Interpreter,

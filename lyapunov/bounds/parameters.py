@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
 from ..arithmetic.bounded import SAFETY, where_known
-from ..flows.residual import sublayer
+from ..sublayers.residual import sublayer
 from ._norms import norm_of
 from .floor import FLOOR_TOKENS, SIGN_ITERATIONS
 from .local import REFERENCE_SHARE, finite_limit

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from .._devices import over_batch
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
 from ..arithmetic.bounded import constant
-from ..executions import Execution
-from ..flows.residual import Incoming, sublayer
-from ..flows.sites import FLOW_ORDER
+from ..implementations import Execution
+from ..sublayers.residual import Incoming, sublayer
+from ..sublayers.sites import FLOW_ORDER
 
 
 # Relative error of rounding, rms over numbers whose logarithms are uniform, in units:

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._results import UpperBound
+from ..results._check import UpperBound
 
 
 UNIT = 2.0**-53

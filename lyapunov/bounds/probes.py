@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
-from ..executions import Execution
-from ..flows.residual import Incoming, Stream, beside, final_norm, logits, sublayer
 from ..formats import FP32
+from ..implementations import Execution
 from ..models import Model, Sublayer
+from ..sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
 
 
 # Sites behind the last one that a probe draws for: their effect has a closed form.

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic.bounded import SAFETY
-from ..state_formats import (
+from ..formats import (
     INTEGER_ROUNDINGS,
     SMALLEST_SCALE,
     StateNumbers,

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .._errors import UsageError
-from .._results import UpperBound
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
-from ..flows.mamba1 import Mamba1State
+from ..results._check import UpperBound
+from ..sublayers.mamba1 import Mamba1State
 from .local import with_operator_norms
 
 

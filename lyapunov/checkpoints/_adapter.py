@@ -20,18 +20,13 @@ from .._errors import (
     UnsupportedCheckpointError,
     UsageError,
 )
-from ._adapter_settings import (
-    ADAPTER_CONFIG,
-    MERGE,
-    refuse_other_kinds,
-    scaling,
-)
+from ._adapter_settings import ADAPTER_CONFIG, MERGE, refuse_other_kinds, scaling
 from ._checkpoint import file_hashes
-from ._files import MAX_CONFIG_BYTES, listing, quote, read_json_object
-from ._kinds import read_tensors
-from ._locate import WEIGHTS
 from ._network import NetworkLayout, finite
-from ._tensors import WEIGHT_DTYPES, StoredTensor
+from .files._file_formats import read_tensors
+from .files._files import MAX_CONFIG_BYTES, listing, quote, read_json_object
+from .files._locate import WEIGHTS
+from .files._tensors import WEIGHT_DTYPES, StoredTensor
 
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ._files import quote
+from .files._files import quote
 
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..models.config import AttentionSizes, ExpertsSizes, MlpSizes
+from ..sublayers.config import AttentionSizes, ExpertsSizes, MlpSizes
 from ._network import Part
 
 

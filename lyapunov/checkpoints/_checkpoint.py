@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from .._errors import CorruptCheckpointError
-from ._files import (
+from .families._mistral import mistral_config
+from .files._file_formats import read_tensors
+from .files._files import (
     MAX_CONFIG_BYTES,
     listing,
     open_regular,
@@ -19,11 +21,9 @@ from ._files import (
     read_json_object,
     reading,
 )
-from ._kinds import read_tensors
-from ._locate import PARAMS, locate
-from ._megatron_shards import read_shards
-from ._mistral import mistral_config
-from ._tensors import StoredTensor
+from .files._locate import PARAMS, locate
+from .files._megatron_shards import read_shards
+from .files._tensors import StoredTensor
 
 
 @dataclass(frozen=True, eq=False)

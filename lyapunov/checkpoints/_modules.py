@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .._errors import CorruptCheckpointError
-from ._files import quote
+from .files._files import quote
 
 
 if TYPE_CHECKING:

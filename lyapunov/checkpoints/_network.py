@@ -14,9 +14,9 @@ import numpy as np
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ._checkpoint import Checkpoint
-from ._files import listing, quote
 from ._modules import module_of
-from ._tensors import WEIGHT_DTYPES
+from .files._files import listing, quote
+from .files._tensors import WEIGHT_DTYPES
 
 
 _CHUNK_ROWS = 4096

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ._families import LIST_HINT
-from ._files import quote
+from .families._families import LIST_HINT
+from .files._files import quote
 
 
 _MAX_SIZE = 2**31 - 1

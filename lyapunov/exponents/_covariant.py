@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._errors import ArgumentError
-from .._fp64 import in_fp64
+from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
 from ._given import key_given, options_given
 from ._local import check_count, system_along

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._results import LayerGrowth
 from ..arithmetic import Exact
-from ..flows.residual import Incoming, sublayer
+from ..results._check import LayerGrowth
+from ..sublayers.residual import Incoming, sublayer
 
 
 DIRECTIONS = 4

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._results import Exponents, LayerExponents, MemoryTokens
 from ..formats import format_named
+from ..results._check import Exponents, LayerExponents, MemoryTokens
 from ._decays import Decays
 from ._error_bars import stderr_of_mean
 from ._suspicions import suspects, suspicions_of

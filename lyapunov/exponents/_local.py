@@ -13,16 +13,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._arguments import whole
 from .._errors import ArgumentError
-from .._fp64 import in_fp64
+from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
 from ._automatic import Automatic
-from ._given import (
-    inputs_given,
-    key_given,
-    options_given,
-    state_given,
-    step_given,
-)
+from ._given import inputs_given, key_given, options_given, state_given, step_given
 from ._method import AbstractMethod, System
 
 

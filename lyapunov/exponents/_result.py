@@ -8,8 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._fp64 import in_fp64
-from .._results import _plain
+from ..arithmetic._fp64 import in_fp64
+from ..results._check import _plain
 from ._batch_means import AbstractErrorBars, ErrorBars, Windows
 from ._cosines import SlowestCosines
 

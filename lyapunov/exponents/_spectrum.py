@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import positive, shown, whole
 from .._errors import ArgumentError
-from .._fp64 import in_fp64
+from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractRecurrence,
     DecayAndDrive,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._fp64 import in_fp64
+from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractDiagonalRecurrence,
     AbstractRecurrence,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._arguments import switch
-from .._fp64 import in_fp64
+from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
 from ._local import system_along
 

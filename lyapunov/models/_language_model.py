@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._errors import TokensError
-from .._fp64 import in_fp64
-from .._token_ids import check_range, integer_tokens
 from ..arithmetic import Exact, Weight
-from ..flows.norm import Norm
-from ..flows.residual import Stream, final_norm, logits, sublayer
+from ..arithmetic._fp64 import in_fp64
 from ..formats import Format
+from ..sublayers.kinds import KINDS
+from ..sublayers.norm import Norm
+from ..sublayers.residual import Stream, final_norm, logits, sublayer
+from ._token_ids import check_range, integer_tokens
 from .held import held
-from .kinds import KINDS
 
 
 # Rows of the head that are held in fp64 at once: 16 MiB at d_model 1024.

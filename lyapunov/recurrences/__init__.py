@@ -27,12 +27,7 @@ from .mamba1 import (
     StateAndWindow,
 )
 from .mamba2 import Mamba2Inputs, Mamba2Recurrence
-from .mamba3 import (
-    Mamba3Carried,
-    Mamba3Inputs,
-    Mamba3JointRecurrence,
-    Mamba3Recurrence,
-)
+from .mamba3 import Mamba3Carried, Mamba3Inputs, Mamba3JointRecurrence, Mamba3Recurrence
 
 
 __all__ = [

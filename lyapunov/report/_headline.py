@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lyapunov._advice import layers_text, listed
-from lyapunov._catalogue import CATALOGUE, DOUBTS, ERROR
-from lyapunov._change_words import change_clause
-from lyapunov._results import Finding, Report
+from lyapunov.findings._advice import layers_text, listed
+from lyapunov.findings._catalogue import CATALOGUE, DOUBTS, ERROR
+from lyapunov.findings._change_words import change_clause
 from lyapunov.report._words import plural, seconds
+from lyapunov.results._check import Finding, Report
 
 
 @dataclass(frozen=True)

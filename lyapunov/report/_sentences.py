@@ -9,15 +9,15 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from lyapunov._results import (
+from lyapunov.formats._weight_table import EACH_BY_ITSELF
+from lyapunov.report import _words as words
+from lyapunov.results._check import (
     Decisions,
     OutputDivergence,
     ParameterChangeReport,
     PrecisionReport,
     TextDivergence,
 )
-from lyapunov._weight_format_table import EACH_BY_ITSELF
-from lyapunov.report import _words as words
 
 
 def output_lines(precision: PrecisionReport, n_layers: int) -> list[tuple[str, str]]:

@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lyapunov._advice import layers_text
-from lyapunov._catalogue import CATALOGUE
-from lyapunov._results import (
+from lyapunov.findings._advice import layers_text
+from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.results._check import (
     Exponents,
     Finding,
     LayerDivergence,

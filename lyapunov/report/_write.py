@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lyapunov._audit_results import AuditReport
 from lyapunov._errors import MissingExtraError, OutputError
-from lyapunov._results import Report
+from lyapunov.results._audit import AuditReport
+from lyapunov.results._check import Report
 
 
 SUFFIXES = (".json", ".html", ".md")

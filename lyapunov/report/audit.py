@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lyapunov._audit_results import (
+from lyapunov.report import _words as words
+from lyapunov.report.table import PLAIN, glyphs_for
+from lyapunov.results._audit import (
     BUG,
     CONSISTENT,
     NOT_RUN,
@@ -18,8 +20,6 @@ from lyapunov._audit_results import (
     AuditReport,
     VariantAudit,
 )
-from lyapunov.report import _words as words
-from lyapunov.report.table import PLAIN, glyphs_for
 
 
 STYLES = {

@@ -4,12 +4,12 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lyapunov._catalogue import CATALOGUE
 from lyapunov._errors import MissingExtraError
-from lyapunov._results import ParameterChangeReport, PrecisionReport, Report
+from lyapunov.findings._catalogue import CATALOGUE
 from lyapunov.report import _words as words
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
+from lyapunov.results._check import ParameterChangeReport, PrecisionReport, Report
 
 
 MARKS = {"held": "✓", "findings": "✗", "incomplete": "!"}

@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lyapunov._audit_results import AuditReport
-from lyapunov._results import SCHEMA_VERSION, Report
+from lyapunov.results._audit import AuditReport
+from lyapunov.results._check import SCHEMA_VERSION, Report
 
 
 def to_json(report: Report) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lyapunov._results import Report
 from lyapunov.report import _words as words
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
+from lyapunov.results._check import Report
 
 
 def to_markdown(entries: Report | Sequence[Report | Mapping[str, Any]]) -> str:

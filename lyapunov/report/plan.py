@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lyapunov._plan import Plan
+from lyapunov.questions._plan import Plan
 from lyapunov.report import _words as words
 from lyapunov.report.table import frame, glyphs_for, show_findings
 

@@ -4,7 +4,6 @@ import itertools
 import math
 from typing import Any
 
-from lyapunov._results import LayerDivergence, LayerExponents, PrecisionReport, Report
 from lyapunov.report import _words as words
 from lyapunov.report._drawing import (
     BLUE,
@@ -21,6 +20,12 @@ from lyapunov.report._drawing import (
     whole_numbers,
 )
 from lyapunov.report._sentences import percent
+from lyapunov.results._check import (
+    LayerDivergence,
+    LayerExponents,
+    PrecisionReport,
+    Report,
+)
 
 
 def pictures(report: Report, prefix: str = "") -> list[Picture]:

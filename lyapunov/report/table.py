@@ -10,11 +10,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lyapunov._catalogue import ERROR
-from lyapunov._results import Finding, LayerDivergence, LayerExponents, Report
+from lyapunov.findings._catalogue import ERROR
 from lyapunov.report import _words as words
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence, output_lines, percent
+from lyapunov.results._check import Finding, LayerDivergence, LayerExponents, Report
 
 
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)

@@ -24,8 +24,8 @@ from lyapunov.arithmetic import (
     Weight,
 )
 from lyapunov.arithmetic.bounded import constant
-from lyapunov.executions.mamba_ssm import KERNEL
 from lyapunov.formats import FORMATS
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
 
 
 LARGEST = 3e38

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel, Weight
-from lyapunov.executions.mamba_ssm import KERNEL
 from lyapunov.formats import FORMATS
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
 
 from ..helpers import gamma
 from .balls import BITS, above, arb, choices, silu, softplus

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel, Weight
-from lyapunov.flows.experts import ExpertsParameters, route
+from lyapunov.sublayers.experts import ExpertsParameters, route
 
 from ..helpers import gamma
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel
-from lyapunov.executions.mamba_ssm import KERNEL
 from lyapunov.formats import FORMATS
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
 
 from .balls import choices
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Exact, Perturbed, Sampled
-from lyapunov.formats import BF16, FP16, FP32
+from lyapunov.formats import BF16, FP16, FP32, state_format_named
 from lyapunov.recurrences.mamba1 import selective_scan
-from lyapunov.state_formats import state_format_named
 
 from ..helpers import assert_within, gamma
 

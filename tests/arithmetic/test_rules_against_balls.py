@@ -18,9 +18,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel
-from lyapunov.executions.mamba_ssm import KERNEL, STEP
-from lyapunov.executions.transformers import TORCH
 from lyapunov.formats import FORMATS, FP32
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, STEP
+from lyapunov.implementations.transformers.mamba1 import TORCH
 
 from ..formats.exact import round_exactly
 from .balls import BITS, arb, silu, softplus

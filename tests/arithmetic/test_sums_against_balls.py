@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, Weight
-from lyapunov.executions.mamba_ssm import KERNEL
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
 
 from ..bounds import scan_orders
 from ..helpers import gamma

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov._audit_results import CONSISTENT
-from lyapunov._variants import parse_variant
 from lyapunov.arithmetic import Exact
 from lyapunov.bounds.local import REFERENCE_SHARE
-from lyapunov.flows.residual import Incoming, sublayer
+from lyapunov.implementations._ways import parse_variant
+from lyapunov.results._audit import CONSISTENT
+from lyapunov.sublayers.residual import Incoming, sublayer
 
 from .conftest import SEQ
 

@@ -14,22 +14,27 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lyapunov import _audit_session
-from lyapunov._audit_results import (
+from lyapunov._errors import OutputError, UsageError
+from lyapunov.command import _audit_session
+from lyapunov.findings._known_defects import (
+    DEFECTS,
+    installed,
+    known_defect,
+    with_known,
+)
+from lyapunov.implementations._ways import KINDS, parse_variant
+from lyapunov.questions._audit_verdict import audit_findings, audit_summary
+from lyapunov.report import audit_to_table
+from lyapunov.report._reproduce import _HOW, bugs, script
+from lyapunov.report.audit import audit_to_markdown
+from lyapunov.results._audit import (
     BUG,
     CONSISTENT,
     AuditReport,
     FirstViolation,
     VariantAudit,
 )
-from lyapunov._audit_verdict import audit_findings, audit_summary
-from lyapunov._errors import OutputError, UsageError
-from lyapunov._known_defects import DEFECTS, installed, known_defect, with_known
-from lyapunov._reproduce import _HOW, bugs, script
-from lyapunov._results import CheckpointFacts, TokensFacts
-from lyapunov._variants import KINDS, parse_variant
-from lyapunov.report import audit_to_table
-from lyapunov.report.audit import audit_to_markdown
+from lyapunov.results._check import CheckpointFacts, TokensFacts
 
 
 SEQ = 40
@@ -118,7 +123,7 @@ def bug(way, token, tensor, **more):
 
 
 def test_every_form_says_what_is_known(monkeypatch):
-    monkeypatch.setattr("lyapunov._known_defects.installed", lambda name: SEEN)
+    monkeypatch.setattr("lyapunov.findings._known_defects.installed", lambda name: SEEN)
     right = VariantAudit("whole", "bf16", CONSISTENT, ratio=0.4, z=1.0)
     met = with_known(
         [right, bug(CHUNKS, 7, "gated"), bug("batched:1", 3, "conv")],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.mamba import modeling_mamba
 
-from lyapunov._audit_results import BUG, CONSISTENT, SUSPICIOUS
+from lyapunov.results._audit import BUG, CONSISTENT, SUSPICIOUS
 
 from .conftest import SEQ
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lyapunov._audit_results import BUG, CONSISTENT
-from lyapunov._audit_verdict import Z_LIMIT
-from lyapunov._known_defects import installed
-from lyapunov.runners._transformers_cache import cache_of, given_cache
-from lyapunov.runners.transformers import _build
+from lyapunov.findings._known_defects import installed
+from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from lyapunov.implementations.transformers.runner import _build
+from lyapunov.questions._audit_verdict import Z_LIMIT
+from lyapunov.results._audit import BUG, CONSISTENT
 
 from .conftest import SEQ
 

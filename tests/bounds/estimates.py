@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 import lyapunov
-from lyapunov import _compare
 from lyapunov.bounds.end_to_end import EndToEnd, EndToEndEstimate
-from lyapunov.runners import Emulated, Reference
+from lyapunov.implementations import Emulated, Reference
+from lyapunov.questions import _compare
 
 
 class Estimated(NamedTuple):

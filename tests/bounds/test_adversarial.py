@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov._trace import SublayerRecord
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.bounds.local import (
     REFERENCE_SHARE,
@@ -20,9 +19,10 @@ from lyapunov.bounds.local import (
     sublayer_bound,
     with_operator_norms,
 )
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import Mamba1Parameters, Mamba1State, mamba1
-from lyapunov.flows.residual import Incoming, sublayer
+from lyapunov.implementations import mamba_ssm_prefill
+from lyapunov.implementations._trace import SublayerRecord
+from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
+from lyapunov.sublayers.residual import Incoming, sublayer
 
 from ..arithmetic.balls import BITS, above, arb, silu, softplus
 from ..executions import numpy_kernel as kernel

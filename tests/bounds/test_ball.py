@@ -10,9 +10,14 @@ import lyapunov
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.ball import Ball
 from lyapunov.bounds.local import sublayer_bound, with_operator_norms
-from lyapunov.executions import mamba_ssm_prefill, transformers_prefill
 from lyapunov.formats import round_to
-from lyapunov.runners import Emulated, Reference, Transformers
+from lyapunov.implementations import (
+    Emulated,
+    Reference,
+    Transformers,
+    mamba_ssm_prefill,
+    transformers_prefill,
+)
 
 from ..executions import numpy_kernel as kernel
 from ..executions.conftest import SIZES, hard_weights, tokens_for

@@ -12,8 +12,7 @@ import lyapunov
 from analysis._cross_cases import TRAINED
 from analysis.capture import FOLDER, LAYER, WANTED, Captured, Held, held, record, write
 from lyapunov.bounds.local import operation_bounds
-from lyapunov.executions import executions_for
-from lyapunov.runners import Emulated
+from lyapunov.implementations import Emulated, executions_for
 
 
 FILES = sorted(FOLDER.glob("*.npz"))

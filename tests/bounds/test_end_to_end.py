@@ -13,12 +13,11 @@ from lyapunov.arithmetic import Rounded, Weight
 from lyapunov.bounds import adjoint
 from lyapunov.bounds.adjoint import HEAD, Adjoints
 from lyapunov.bounds.probes import Probes
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.flows.norm import Norm
-from lyapunov.flows.residual import Incoming, final_norm, sublayer
 from lyapunov.formats import BF16, FP16, round_to
+from lyapunov.implementations import Reference, mamba_ssm_prefill
 from lyapunov.models import Sublayer
-from lyapunov.runners import Reference
+from lyapunov.sublayers.norm import Norm
+from lyapunov.sublayers.residual import Incoming, final_norm, sublayer
 
 from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma
@@ -282,11 +281,11 @@ def test_roundings_of_one_sign_are_withheld(small):
     )
     assert 0.7 <= honest.calibration_z <= 1.3
     assert honest.sigma_withheld is None
-    assert honest.into(lyapunov._results.OutputDivergence()).sigma_t3 is not None
+    assert honest.into(lyapunov.results._check.OutputDivergence()).sigma_t3 is not None
     # truncation errs by up to 2 b with mean b: twice the rms even without its mean
     assert biased.calibration_z > 1.6
     assert "one sign" in biased.sigma_withheld
-    shown = biased.into(lyapunov._results.OutputDivergence())
+    shown = biased.into(lyapunov.results._check.OutputDivergence())
     assert shown.sigma_t3 is None
     # nothing is predicted by a sigma that is not shown
     assert not biased.predicted_stable.any()

@@ -10,8 +10,8 @@ import functools
 import numpy as np
 import pytest
 
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import mamba1
+from lyapunov.implementations import mamba_ssm_prefill
+from lyapunov.sublayers.mamba1 import mamba1
 
 from ..executions import numpy_kernel as kernel
 from ..executions.elementwise import Elementwise, exceeding

@@ -25,7 +25,7 @@ from lyapunov.bounds.parameters import (
     sublayer_change,
     within,
 )
-from lyapunov.flows.residual import sublayer
+from lyapunov.sublayers.residual import sublayer
 
 from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma

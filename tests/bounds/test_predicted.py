@@ -16,8 +16,8 @@ from lyapunov.bounds.predicted import (
     predicted_stable,
     random_error,
 )
-from lyapunov.executions import mamba_ssm_prefill
 from lyapunov.formats import BF16
+from lyapunov.implementations import mamba_ssm_prefill
 
 from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma

@@ -13,7 +13,7 @@ import pytest
 import lyapunov
 from lyapunov.arithmetic import BoundedArithmetic, Exact, RoundingModel
 from lyapunov.bounds.local import REFERENCE_SHARE, with_operator_norms
-from lyapunov.flows.mamba1 import mamba1
+from lyapunov.sublayers.mamba1 import mamba1
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
 from ..model.saved import save_transformers
@@ -88,7 +88,7 @@ def test_reference_of_the_bundled_model_is_within_its_share():
         model = lyapunov.load()
     except lyapunov.LyapunovError:
         pytest.skip("the bundled model is not here")
-    from lyapunov._request import given_tokens
+    from lyapunov.questions._request import given_tokens
 
     ids, _ = given_tokens(model, None, 0, "")
     found = shares(model, ids[0], len(model.sublayers))

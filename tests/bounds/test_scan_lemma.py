@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import BoundedArithmetic, RoundingModel
-from lyapunov.executions.mamba_ssm import scan_depth
+from lyapunov.implementations.mamba_ssm.mamba1 import scan_depth
 
 from ..helpers import gamma
 from . import scan_orders as orders

@@ -7,9 +7,8 @@ import pytest
 
 from lyapunov.arithmetic import Rounded
 from lyapunov.bounds.stochastic import projected, read_out_bound, tail
-from lyapunov.formats import FP64
+from lyapunov.formats import FP64, state_format_named
 from lyapunov.recurrences.mamba1 import selective_scan
-from lyapunov.state_formats import state_format_named
 
 
 SEEDS = 2000

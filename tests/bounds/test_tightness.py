@@ -12,8 +12,7 @@ import pytest
 
 import lyapunov
 from lyapunov.bounds.local import sublayer_bound, with_operator_norms
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.runners import Emulated
+from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
 
 TOKENS = 128

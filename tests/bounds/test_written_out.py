@@ -10,9 +10,9 @@ from analysis._speed_inputs import SMALL, incoming, parameters, record_of, round
 from lyapunov.arithmetic import Exact, bounded
 from lyapunov.bounds import local
 from lyapunov.bounds.passes import Interpreter, bounded_pass, numbers_of, without_error
-from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import initial_state, mamba1
-from lyapunov.flows.residual import sublayer
+from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
+from lyapunov.sublayers.mamba1 import initial_state, mamba1
+from lyapunov.sublayers.residual import sublayer
 
 from ..helpers import gamma
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov import findings
-from lyapunov._change_findings import change_findings
-from lyapunov._change_words import coverage_gaps
 from lyapunov._errors import UsageError
-from lyapunov._results import OutputDivergence, ParameterChangeReport
-from lyapunov._weight_sets import other_weights
+from lyapunov.findings import _rules as findings
+from lyapunov.findings._change_findings import change_findings
+from lyapunov.findings._change_words import coverage_gaps
+from lyapunov.questions._weight_sets import other_weights
+from lyapunov.results._check import OutputDivergence, ParameterChangeReport
 
 from ..families.configurations import BAMBA
 from ..families.library import make, save

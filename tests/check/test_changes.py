@@ -12,9 +12,9 @@ import pytest
 from scipy.special import log_softmax
 
 import lyapunov
-from lyapunov._changes import parameter_changes
 from lyapunov._errors import LyapunovError, UsageError
-from lyapunov._weight_sets import other_weights, rounded_weights
+from lyapunov.questions._changes import parameter_changes
+from lyapunov.questions._weight_sets import other_weights, rounded_weights
 from lyapunov.report.json import schema
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
@@ -305,7 +305,7 @@ def test_check_reports_every_change_and_the_chosen_layers(model, tokens, tmp_pat
 
 
 def test_the_command_ends_with_two_and_a_clear_line(model, tmp_path, capsys):
-    from lyapunov._cli import main
+    from lyapunov.command._cli import main
 
     other = _other(tmp_path, SIZES._replace(layers=2))
     base = str(model.checkpoint.folder)

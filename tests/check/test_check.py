@@ -122,8 +122,7 @@ def test_accumulated_divergence_is_against_the_reference_run(checkpoint, report)
     Layer 0 reads the embedding rounded, so its own input differs already.
     """
     folder, _, tokens = checkpoint
-    from lyapunov.executions import mamba_ssm_prefill
-    from lyapunov.runners import Emulated
+    from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
     model = lyapunov.load(folder)
     reference = list(lyapunov.trace(model, tokens))
@@ -144,8 +143,7 @@ def test_logits_are_compared_with_the_reference(checkpoint, report):
     """Assert the relative L2 and KL of the logits, whole arrays in NumPy."""
     from scipy.special import log_softmax
 
-    from lyapunov.executions import mamba_ssm_prefill
-    from lyapunov.runners import Emulated
+    from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
     folder, _, tokens = checkpoint
     model = lyapunov.load(folder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from lyapunov._compare import (
+from lyapunov.questions._compare import (
     MARGIN_QUANTILES,
     add_logits,
     by_position,

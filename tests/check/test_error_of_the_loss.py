@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lyapunov._reference_loss import stderr_of_loss
 from lyapunov.exponents._cosines import ALL, EXTRAPOLATED, LEVEL, USED
+from lyapunov.questions._reference_loss import stderr_of_loss
 
 
 def _correlated(rng, shape, correlation):

@@ -9,15 +9,15 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import TokensError
-from lyapunov._reference_loss import (
+from lyapunov.findings._reference_loss_findings import loss_findings
+from lyapunov.models._tokens import choose_tokens
+from lyapunov.questions._reference_loss import (
     NextTokenLoss,
     code_lengths,
     frequencies_need,
     reference_loss,
     stderr_of_loss,
 )
-from lyapunov._reference_loss_findings import loss_findings
-from lyapunov._tokens import choose_tokens
 
 from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
 from ..model.saved import save_transformers
@@ -341,7 +341,7 @@ def test_copies_of_the_bundled_model_that_do_not_work_are_told(damaged, name):
 @pytest.mark.parametrize("name", ["B and C swapped", "layers swapped"])
 def test_a_baseline_tells_what_the_text_alone_cannot(damaged, name):
     """Assert LYA010 for a loss of 1.36 and 1.63 times the baseline's, none for it."""
-    from lyapunov._baseline import with_baseline
+    from lyapunov.findings._baseline import with_baseline
 
     earlier = json.loads(json.dumps(damaged("untouched").to_dict()))
     worse, sentence = with_baseline(damaged(name), earlier)

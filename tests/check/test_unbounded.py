@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov._audit import _variant
-from lyapunov._audit_results import CONSISTENT, UNBOUNDED, LayerAudit
-from lyapunov._audit_verdict import audit_findings, audit_summary
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.local import compare
 from lyapunov.bounds.segments import _hold
+from lyapunov.questions._audit import _variant
+from lyapunov.questions._audit_verdict import audit_findings, audit_summary
+from lyapunov.results._audit import CONSISTENT, UNBOUNDED, LayerAudit
 
 
 SHAPE = 2, 6, 5

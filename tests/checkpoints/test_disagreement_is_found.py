@@ -5,10 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from lyapunov._errors import (
-    CorruptCheckpointError,
-    UnsupportedCheckpointError,
-)
+from lyapunov._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from lyapunov.checkpoints import open_checkpoint, recognise
 
 

@@ -8,10 +8,10 @@ import pytest
 
 import lyapunov
 from lyapunov import recurrences
-from lyapunov._answers import architectures
 from lyapunov._errors import UnsupportedCheckpointError
-from lyapunov.checkpoints._families import _MODEL_TYPES, layout_of
-from lyapunov.checkpoints._not_covered import NOT_COVERED, WINDOW
+from lyapunov.checkpoints.families._families import _MODEL_TYPES, layout_of
+from lyapunov.checkpoints.families._not_covered import NOT_COVERED, WINDOW
+from lyapunov.command._answers import architectures
 
 
 # What a recurrence, or a window of a convolution, is called in a modeling file.

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from lyapunov._errors import LyapunovError
-from lyapunov.checkpoints._kinds import read_tensors
-from lyapunov.checkpoints._pickle import read_pickle
+from lyapunov.checkpoints.files._file_formats import read_tensors
+from lyapunov.checkpoints.files._pickle import read_pickle
 
 
 MEMORY = 16 * 2**20

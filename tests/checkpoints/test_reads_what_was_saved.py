@@ -208,7 +208,7 @@ def test_views_of_shared_memory(tmp_path):
     """Assert that transposed, sliced, scalar and empty tensors in a .bin are read."""
     import torch
 
-    from lyapunov.checkpoints._kinds import read_tensors
+    from lyapunov.checkpoints.files._file_formats import read_tensors
 
     base = torch.arange(60.0).reshape(5, 12)
     state = {
@@ -238,7 +238,7 @@ def test_every_pickle_protocol(tmp_path, protocol):
     """Assert that `torch.save` with any protocol is understood."""
     import torch
 
-    from lyapunov.checkpoints._kinds import read_tensors
+    from lyapunov.checkpoints.files._file_formats import read_tensors
 
     state = torch.nn.Linear(3, 2).state_dict()
     torch.save(state, tmp_path / "x.bin", pickle_protocol=protocol)
@@ -249,7 +249,7 @@ def test_every_pickle_protocol(tmp_path, protocol):
 
 def test_rows_are_read_alone(saved, monkeypatch):
     """Assert that gathering rows reads their bytes once each and no others."""
-    from lyapunov.checkpoints import _tensors
+    from lyapunov.checkpoints.files import _tensors
 
     _, folder = saved()
     layout = recognise(open_checkpoint(folder))

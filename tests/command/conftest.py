@@ -52,10 +52,10 @@ class FakeCheck:
 def fake(monkeypatch):
     """The command over a fake check."""
     made = FakeCheck()
-    module = types.ModuleType("lyapunov._check")
+    module = types.ModuleType("lyapunov.questions._check")
     module.check = made.check
-    monkeypatch.setitem(sys.modules, "lyapunov._check", module)
-    monkeypatch.setattr("lyapunov._session._open", made.open)
+    monkeypatch.setitem(sys.modules, "lyapunov.questions._check", module)
+    monkeypatch.setattr("lyapunov.command._session._open", made.open)
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     for name in ("NO_COLOR", "FORCE_COLOR", "LYAPUNOV_DEBUG"):
         monkeypatch.delenv(name, raising=False)
@@ -65,7 +65,7 @@ def fake(monkeypatch):
 @pytest.fixture
 def run(fake):
     """Run the command in this process: `run("--json", "x").exit_code`."""
-    from lyapunov._cli import main
+    from lyapunov.command._cli import main
 
     def invoke(*arguments, **options):
         return CliRunner().invoke(main, [str(a) for a in arguments], **options)

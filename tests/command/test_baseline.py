@@ -8,12 +8,8 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from lyapunov._baseline import (
-    FACTOR,
-    compare,
-    with_baseline,
-)
-from lyapunov._baseline_file import BaselineError, read_baseline
+from lyapunov.findings._baseline import FACTOR, compare, with_baseline
+from lyapunov.findings._baseline_file import BaselineError, read_baseline
 from lyapunov.report.json import schema
 
 from .conftest import example
@@ -367,7 +363,7 @@ def test_the_command_compares_and_says_so(run, fake, tmp_path):
     assert run("model", "--tokens", "random", "-o", path).exit_code == 0
     # the fake check's report is of tokens of its own
     document = json.loads(path.read_text())
-    from lyapunov._request import tokens_facts
+    from lyapunov.questions._request import tokens_facts
 
     _, ids, _ = fake.calls[0]
     facts = tokens_facts(ids, "random")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lyapunov._interrupt import interruptible
+from lyapunov.command._interrupt import interruptible
 
 
 COMMAND = """
@@ -22,7 +22,7 @@ def work(source, options, progress):
     {work}
 _session._checked = work
 {more}
-from lyapunov._cli import main
+from lyapunov.command._cli import main
 main()
 """
 
@@ -96,7 +96,8 @@ def test_a_second_one_does_not_wait_for_the_first():
     """Assert it while what was done before is still being told."""
     slow = "import time; _session.say_error = lambda *_: time.sleep(60)\n"
     slow += (
-        "import lyapunov._endings as endings; endings.say_error = _session.say_error"
+        "import lyapunov.command._endings as endings; "
+        "endings.say_error = _session.say_error"
     )
     process = started(POOL, "model", "other", more=slow)
     process.send_signal(signal.SIGINT)

@@ -123,7 +123,7 @@ def test_bad_requests_end_with_2_one_line_and_a_hint(run, fake, arguments, says)
     assert fake.calls == []
 
 
-SLIM = "import sys; sys.argv[1:] = {args!r}\nfrom lyapunov._cli import main\n"
+SLIM = "import sys; sys.argv[1:] = {args!r}\nfrom lyapunov.command._cli import main\n"
 SLIM += "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
 SLIM += "heavy = {{'jax', 'numpy', 'matplotlib', 'rich', 'torch'}} & set(sys.modules)\n"
 SLIM += "assert not heavy, heavy\nassert code == {code}, code\n"

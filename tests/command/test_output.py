@@ -247,14 +247,14 @@ import sys, types
 sys.path.insert(0, {tests!r})
 import conftest
 fake = conftest.FakeCheck()
-module = types.ModuleType("lyapunov._check")
+module = types.ModuleType("lyapunov.questions._check")
 module.check = fake.check
-sys.modules["lyapunov._check"] = module
+sys.modules["lyapunov.questions._check"] = module
 from lyapunov import _session
 _session._open = fake.open
 _session._prepare_jax = lambda: None
 {more}
-from lyapunov._cli import main
+from lyapunov.command._cli import main
 main()
 """
 

@@ -13,13 +13,13 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
-from lyapunov._plan_session import known_before
-from lyapunov._results import Finding
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.command._plan_session import known_before
+from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
-from lyapunov.models.config import Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from lyapunov.questions._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
 from lyapunov.report.plan import duration, size, to_plan_table
+from lyapunov.results._check import Finding
+from lyapunov.sublayers.config import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 
 from ..model.numpy_mamba import Sizes, random_weights
 from ..model.saved import save_transformers
@@ -123,7 +123,7 @@ def test_sizes_are_round():
 
 
 def test_the_command_plans_and_checks_nothing(run, fake, monkeypatch, model):
-    monkeypatch.setattr("lyapunov._session._open", lambda *_: model)
+    monkeypatch.setattr("lyapunov.command._session._open", lambda *_: model)
     result = run("m", "--tokens", "random", "--length", 16, "--plan")
     assert result.exit_code == 0, result.stderr
     assert "T0 and T1" in result.stdout
@@ -162,8 +162,8 @@ PROGRAM = """
 import json, sys, time
 import numpy as np
 import lyapunov
-from lyapunov._plan import plan
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.questions._plan import plan
+from lyapunov.implementations import mamba_ssm_prefill
 
 model = lyapunov.load(sys.argv[1])
 ids = np.random.default_rng(0).integers(0, 50, (1, int(sys.argv[2])))

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from lyapunov._progress import (
+from lyapunov.command._progress import (
     BarProgress,
     LineProgress,
     SilentProgress,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import MissingExtraError, TokensError
-from lyapunov._tokens import bundled_text, choose_tokens
+from lyapunov.models._tokens import bundled_text, choose_tokens
 
 
 BYTES = {"lyapunov_tokenizer": "bytes"}
@@ -19,7 +19,7 @@ def _choose(**options):
 
 @pytest.fixture
 def english(monkeypatch):
-    monkeypatch.setattr("lyapunov._tokens.bundled_text", lambda: ENGLISH)
+    monkeypatch.setattr("lyapunov.models._tokens.bundled_text", lambda: ENGLISH)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_bytes_of_a_text_are_counted_by_where_its_tokens_lie(tokenizer):
     pytest.importorskip("transformers")
     from transformers import PreTrainedTokenizerFast
 
-    from lyapunov._tokens import _from_transformers
+    from lyapunov.models._tokens import _from_transformers
 
     made = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"))
     made.save_pretrained(tokenizer / "saved")

@@ -11,12 +11,12 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import ArgumentError, LyapunovError, UsageError
-from lyapunov._settings import checked_settings
 from lyapunov.exponents import (
     covariant_lyapunov_vectors,
     finite_time_exponents,
     transient_growth,
 )
+from lyapunov.questions._settings import checked_settings
 
 
 SEQUENCES = [3, {"bf16": 1}, [1], ["bf16", None], b"bf16", True]
@@ -107,9 +107,9 @@ def no_work(monkeypatch):
     def run(*arguments, **named):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("lyapunov._check.run_layers", run)
-    monkeypatch.setattr("lyapunov._check.parameter_changes", run)
-    monkeypatch.setattr("lyapunov._audit._run", run)
+    monkeypatch.setattr("lyapunov.questions._check.run_layers", run)
+    monkeypatch.setattr("lyapunov.questions._check.parameter_changes", run)
+    monkeypatch.setattr("lyapunov.questions._audit._run", run)
 
 
 @pytest.mark.parametrize(("name", "value"), cases(lyapunov.check))
@@ -162,7 +162,7 @@ def test_trace_and_logits_refuse_tokens(value, bundled):
     refused(bundled.logits, value)
 
 
-@pytest.mark.parametrize("value", [3, "Reference", lyapunov.runners.Reference])
+@pytest.mark.parametrize("value", [3, "Reference", lyapunov.implementations.Reference])
 def test_trace_refuses_a_runner(value, bundled):
     refused(lyapunov.trace, bundled, [1, 2], runner=value)
 

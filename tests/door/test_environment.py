@@ -11,7 +11,7 @@ from importlib import metadata
 import jsonschema
 import pytest
 
-from lyapunov._environment import DISTRIBUTIONS, environment
+from lyapunov.questions._environment import DISTRIBUTIONS, environment
 from lyapunov.report.json import schema
 
 from ..command.conftest import example
@@ -58,7 +58,7 @@ def work(source, options, progress):
     from conftest import example
     return example.example_report(1)
 _session._checked = work
-from lyapunov._cli import main
+from lyapunov.command._cli import main
 main()
 """
 

@@ -6,13 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from lyapunov import load
-from lyapunov._cli import main
 from lyapunov._errors import UsageError
-from lyapunov._format_table import PRECISIONS, STATE_PRECISIONS
-from lyapunov._settings import checked_settings
-from lyapunov.executions import executions_for
-from lyapunov.executions._execution import parse_precision
-from lyapunov.state_formats import STATE_FORMATS, state_format_named
+from lyapunov.command._cli import main
+from lyapunov.formats import STATE_FORMATS, state_format_named
+from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS
+from lyapunov.implementations import executions_for
+from lyapunov.implementations._execution import parse_precision
+from lyapunov.questions._settings import checked_settings
 
 
 def section(option: str) -> str:

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 import lyapunov
-from lyapunov._cli import main
+from lyapunov.command._cli import main
 
 from ..command.conftest import FakeCheck
 from ..families.library import make, save
@@ -67,10 +67,10 @@ def place(tmp_path_factory):
     ids = np.arange(8) % 40
     np.save(folder / "ids.npy", ids)
     model = lyapunov.load(folder / "model")
-    (execution,) = lyapunov.executions.executions_for(
+    (execution,) = lyapunov.implementations.executions_for(
         model.config, ["bf16"], measure="emulated"
     )
-    runner = lyapunov.runners.Emulated(execution)
+    runner = lyapunov.implementations.Emulated(execution)
     lyapunov.write_dump(
         folder / "dump.npz",
         lyapunov.trace(model, ids, runner=runner),
@@ -102,9 +102,9 @@ def test_the_options_of_every_line_are_there(command, place, monkeypatch):
     """Assert that files are read and options taken, all but the long work."""
     monkeypatch.chdir(place)
     words = names_of(command, place)
-    monkeypatch.setattr("lyapunov._check.check", FakeCheck().check)
-    monkeypatch.setattr("lyapunov._audit.audit", lambda *_, **__: reported())
-    monkeypatch.setattr("lyapunov._session._show", lambda *_: None)
+    monkeypatch.setattr("lyapunov.questions._check.check", FakeCheck().check)
+    monkeypatch.setattr("lyapunov.questions._audit.audit", lambda *_, **__: reported())
+    monkeypatch.setattr("lyapunov.command._session._show", lambda *_: None)
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     if "-o" in words:
@@ -162,7 +162,8 @@ class NoTrainer:
 def test_the_calls_of_every_block_are_there(block, place, monkeypatch):
     """Assert names and arguments, all but the long work."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("lyapunov._check.check", create_autospec(lyapunov.check))
+    asked = create_autospec(lyapunov.check)
+    monkeypatch.setattr("lyapunov.questions._check.check", asked)
     given = {"tokens": np.arange(8) % 40, "trainer": NoTrainer()}
     exec(compile(block, "README.md", "exec"), given)
     assert lyapunov.check.call_count == block.count("lyapunov.check(")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov import runners
-from lyapunov.executions import executions_for
+from lyapunov import implementations
 from lyapunov.exponents import finite_time_exponents, transient_growth
+from lyapunov.implementations import executions_for
 
 
 TOKENS = np.array([[3, 1, 4, 1, 5]])
@@ -34,7 +34,7 @@ def of_a_model() -> list:
     found = [model.parameters(0).D, model.embed(TOKENS), model.head(0, 4).matrix]
     found += [model.final_norm().weight, model.logits(TOKENS[0])]
     (execution,) = executions_for(model.config, ["bf16"])
-    runner = runners.Emulated(execution)
+    runner = implementations.Emulated(execution)
     *_, head = lyapunov.trace(model, TOKENS, runner=runner)
     return [*found, head.residual, head.hidden, head.logits(0, 8)]
 
@@ -83,7 +83,9 @@ def test_the_setting_is_given_back_between_records(without_x64):
 def test_every_runner_enters_it():
     """Assert that no runner's trace is left without, present ones and new ones."""
     found = 0
-    for module in pkgutil.iter_modules(runners.__path__, "lyapunov.runners."):
+    for module in pkgutil.walk_packages(
+        implementations.__path__, "lyapunov.implementations."
+    ):
         for _, kind in inspect.getmembers(
             importlib.import_module(module.name), inspect.isclass
         ):

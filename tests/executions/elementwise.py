@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lyapunov.arithmetic import Bounded, Exact
-from lyapunov.flows.residual import Incoming, sublayer
 from lyapunov.formats import rounding_error_bound
+from lyapunov.sublayers.residual import Incoming, sublayer
 
 
 class Elementwise:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from lyapunov.executions import executions_for
+from lyapunov.implementations import executions_for
 
 from ..families import numpy_mamba3 as layout
 from . import numpy_kernel as kernel, numpy_mamba3 as mamba3

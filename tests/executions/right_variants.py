@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lyapunov.executions.mamba_ssm import KERNEL, scan_depth
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, scan_depth
 
 from ..bounds import scan_orders
 from . import numpy_kernel as kernel

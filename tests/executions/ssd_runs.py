@@ -3,13 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lyapunov._trace import SublayerRecord
-from lyapunov.bounds.local import (
-    operation_bounds,
-    sublayer_bound,
-    with_operator_norms,
-)
-from lyapunov.executions.mamba_ssm_mamba2 import (
+from lyapunov.bounds.local import operation_bounds, sublayer_bound, with_operator_norms
+from lyapunov.implementations._trace import SublayerRecord
+from lyapunov.implementations.mamba_ssm.mamba2 import (
     mamba_ssm_mamba2_decode,
     mamba_ssm_mamba2_prefill,
 )

@@ -5,8 +5,11 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.executions import mamba_ssm_prefill, transformers_prefill
-from lyapunov.runners import Transformers
+from lyapunov.implementations import (
+    Transformers,
+    mamba_ssm_prefill,
+    transformers_prefill,
+)
 
 from . import numpy_kernel as kernel
 from .conftest import SLOW_KINDS

@@ -12,11 +12,10 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.executions import executions_for
-from lyapunov.executions._autocast import CAST, KEPT, autocast_parameters
 from lyapunov.formats import BF16, FP32
-from lyapunov.models.kinds import KINDS
-from lyapunov.runners import TransformersNetwork
+from lyapunov.implementations import TransformersNetwork, executions_for
+from lyapunov.implementations._autocast import CAST, KEPT, autocast_parameters
+from lyapunov.sublayers.kinds import KINDS
 
 from ..families.configurations import CASES, CONFIGURATIONS
 from ..families.library import make, save

@@ -8,14 +8,15 @@ import pytest
 import lyapunov
 from lyapunov.arithmetic import Exact
 from lyapunov.bounds.local import operation_bounds, sublayer_bound
-from lyapunov.executions import (
+from lyapunov.implementations import (
+    Emulated,
+    Transformers,
     mamba_ssm_decode,
     mamba_ssm_prefill,
     transformers_decode,
 )
-from lyapunov.flows.mamba1 import mamba1
-from lyapunov.runners import Emulated, Transformers
-from lyapunov.runners._transformers_cache import cache_of, given_cache
+from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from lyapunov.sublayers.mamba1 import mamba1
 
 from ..helpers import gamma
 from . import numpy_kernel as kernel

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.runners import Emulated
+from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
 from . import numpy_kernel as kernel
 from .conftest import SIZES

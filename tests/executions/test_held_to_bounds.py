@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov import _results
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.implementations import mamba_ssm_prefill
+from lyapunov.results import _check as _results
 
 from ..helpers import gamma
 from ..model.saved import save_transformers

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._trace import SublayerRecord
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.local import (
     compare,
@@ -21,7 +20,8 @@ from lyapunov.bounds.local import (
     sublayer_bound,
     with_operator_norms,
 )
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.implementations import mamba_ssm_prefill
+from lyapunov.implementations._trace import SublayerRecord
 
 from . import numpy_kernel as kernel
 from .conftest import SEQ, SIZES

@@ -10,7 +10,7 @@ import pytest
 
 import lyapunov
 from lyapunov.bounds.local import with_operator_norms
-from lyapunov.executions import mamba_ssm_prefill
+from lyapunov.implementations import mamba_ssm_prefill
 
 from . import numpy_kernel as kernel
 from .conftest import SEQ

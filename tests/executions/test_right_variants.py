@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.executions.mamba_ssm import KERNEL, scan_depth
+from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, scan_depth
 
 from . import numpy_kernel as kernel, right_variants as right
 from .conftest import SEQ, SIZES

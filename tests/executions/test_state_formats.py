@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._cause import StateFacts, state_cause, state_facts
 from lyapunov._errors import UsageError
-from lyapunov.executions import executions_for, mamba_ssm_decode
-from lyapunov.runners import Emulated, Reference
-from lyapunov.state_formats import state_format_named
+from lyapunov.formats import state_format_named
+from lyapunov.implementations import (
+    Emulated,
+    Reference,
+    executions_for,
+    mamba_ssm_decode,
+)
+from lyapunov.questions._cause import StateFacts, state_cause, state_facts
 
 from .conftest import SLOW_KINDS
 

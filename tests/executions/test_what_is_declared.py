@@ -6,19 +6,20 @@ import itertools
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov._results import (
+from lyapunov.bounds.passes import Interpreter
+from lyapunov.bounds.segments import _Plan
+from lyapunov.formats import FP32
+from lyapunov.implementations import executions_for
+from lyapunov.implementations._segment import Segment
+from lyapunov.report._words import execution_sentence
+from lyapunov.results._check import (
     Exponents,
     LayerExponents,
     OutputDivergence,
     PrecisionReport,
 )
-from lyapunov.bounds.passes import Interpreter
-from lyapunov.bounds.segments import Segment, _Plan
-from lyapunov.executions import executions_for
-from lyapunov.formats import FP32
-from lyapunov.models.config import NetworkConfig
-from lyapunov.models.kinds import KINDS
-from lyapunov.report._words import execution_sentence
+from lyapunov.sublayers.config import NetworkConfig
+from lyapunov.sublayers.kinds import KINDS
 
 from ..model.every_kind import SIZES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lyapunov.exponents import perturbation_growth
-from lyapunov.flows.residual import Incoming
+from lyapunov.sublayers.residual import Incoming
 
 from ..helpers import assert_within
 

@@ -253,8 +253,8 @@ def test_dt_of_the_wrong_shape_is_refused():
 
 def test_gathered_exponents_name_the_layer_of_the_largest():
     """Assert max, min, counts and the error bar of the largest over layers."""
-    from lyapunov._results import LayerExponents
     from lyapunov.exponents import gather_exponents
+    from lyapunov.results._check import LayerExponents
 
     rows = [
         LayerExponents(0, "mamba1", max=-0.5, min=-7.0, stderr=0.1, n_minus_inf=2),
@@ -269,8 +269,8 @@ def test_gathered_exponents_name_the_layer_of_the_largest():
 
 def test_gathered_nan_counts_as_largest_and_nothing_gives_nulls():
     """Assert that a NaN layer is the one named, and that no recurrence gives null."""
-    from lyapunov._results import LayerExponents
     from lyapunov.exponents import gather_exponents
+    from lyapunov.results._check import LayerExponents
 
     rows = [
         LayerExponents(0, "mamba1", max=-0.5, min=-7.0),

@@ -31,8 +31,8 @@ def stack():
 def test_step_of_the_stack_is_the_network_run_token_by_token(stack):
     """Assert that stepping gives the windows and states of a whole-sequence run."""
     from lyapunov.arithmetic import Exact
-    from lyapunov.flows.mamba1 import initial_state, mamba1
-    from lyapunov.flows.residual import Incoming, sublayer
+    from lyapunov.sublayers.mamba1 import initial_state, mamba1
+    from lyapunov.sublayers.residual import Incoming, sublayer
 
     made, xs, *_ = stack
     state, _ = jax.lax.scan(lambda h, x: (made.step(h, x), None), made.start(), xs)

@@ -10,16 +10,17 @@ import pytest
 from scipy.special import log_softmax
 
 import lyapunov
-from lyapunov._changes import parameter_changes
 from lyapunov._errors import UsageError
-from lyapunov._same_network import _NO_PART_OF_THE_FUNCTION, differences
-from lyapunov._weight_sets import ParameterChange, other_weights
-from lyapunov.checkpoints._architectures import FAMILIES
 from lyapunov.checkpoints._network import NetworkLayout
-from lyapunov.models import Model, config as configs
+from lyapunov.checkpoints.families._architectures import FAMILIES
+from lyapunov.models import Model
 from lyapunov.models._language_model import Layout
-from lyapunov.models.config import Mamba1Config
+from lyapunov.questions._changes import parameter_changes
+from lyapunov.questions._same_network import _NO_PART_OF_THE_FUNCTION, differences
+from lyapunov.questions._weight_sets import ParameterChange, other_weights
 from lyapunov.report._headline import headline
+from lyapunov.sublayers import config as configs
+from lyapunov.sublayers.config import Mamba1Config
 
 from . import megatron, numpy_mamba3
 from .configurations import CASES, CONFIGURATIONS, NEMOTRON, SMALL

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.executions import executions_for
-from lyapunov.runners import Emulated, TransformersNetwork
+from lyapunov.implementations import Emulated, TransformersNetwork, executions_for
 
 from ..helpers import gamma
 from .configurations import CASES, CONFIGURATIONS
@@ -303,7 +302,7 @@ def test_calibration_of_predicted_roundings():
 
 
 def test_what_stays_in_fp32_depends_on_the_version():
-    from lyapunov.executions.transformers_network import kept_in_fp32
+    from lyapunov.implementations.transformers.networks import kept_in_fp32
 
     assert kept_in_fp32("nemotron_h", (5, 23)) == ("router_bias",)
     for newer in ((5, 24), (6, 0), None):

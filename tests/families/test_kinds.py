@@ -14,15 +14,15 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov._layer_facts import REASONS
-from lyapunov.executions import executions_for, mamba_ssm_prefill
-from lyapunov.executions._measured import MEASURED_KINDS
-from lyapunov.flows.sites import FLOW_ORDER
-from lyapunov.models.config import NetworkConfig
-from lyapunov.models.kinds import KINDS
-from lyapunov.models.measure import n_channels, n_states, n_weights
-from lyapunov.runners._torch import NAMES_BY_KIND
-from lyapunov.runners.transformers_network import WATCHED
+from lyapunov.implementations import executions_for, mamba_ssm_prefill
+from lyapunov.implementations._constants import MEASURED_KINDS
+from lyapunov.implementations._torch import NAMES_BY_KIND
+from lyapunov.implementations.transformers.network_runner import WATCHED
+from lyapunov.questions._layer_facts import REASONS
+from lyapunov.sublayers.config import NetworkConfig
+from lyapunov.sublayers.counts import n_channels, n_states, n_weights
+from lyapunov.sublayers.kinds import KINDS
+from lyapunov.sublayers.sites import FLOW_ORDER
 
 from . import numpy_mamba3
 from .configurations import CASES, CONFIGURATIONS

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._functions import OtherFunctions
-from lyapunov._trace import HeadRecord
-from lyapunov.executions import executions_for
-from lyapunov.executions.transformers_network import LEAST_DT, clips_at_least_dt
-from lyapunov.runners import Reference
+from lyapunov.implementations import Reference, executions_for
+from lyapunov.implementations._trace import HeadRecord
+from lyapunov.implementations.transformers.networks import LEAST_DT, clips_at_least_dt
+from lyapunov.questions._functions import OtherFunctions
 
 from .configurations import BAMBA, MAMBA2, NEMOTRON, ZAMBA2
 from .library import logits, make, save

@@ -74,7 +74,7 @@ def test_any_way_of_naming_it(tmp_path):
 
 def test_a_wrong_way_to_put_shards_together_is_noticed(tmp_path, monkeypatch):
     """Assert that joining ranks without their components gives another network."""
-    from lyapunov.checkpoints import _megatron_shards
+    from lyapunov.checkpoints.files import _megatron_shards
 
     folder = megatron.save(tmp_path / "model", tensors(), 2, **SIZES)
     monkeypatch.setattr(_megatron_shards, "_components", lambda *_: ())

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import lyapunov
-from lyapunov.checkpoints._architectures import FAMILIES
+from lyapunov.checkpoints.families._architectures import FAMILIES
 
 from . import megatron, numpy_mamba3
 from .configurations import CASES, CONFIGURATIONS

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.checkpoints._architectures import FAMILIES
-from lyapunov.executions import executions_for
-from lyapunov.executions.transformers import transformers_decode, transformers_prefill
-from lyapunov.models.config import NetworkConfig
-from lyapunov.runners import Transformers, TransformersNetwork
+from lyapunov.checkpoints.families._architectures import FAMILIES
+from lyapunov.implementations import Transformers, TransformersNetwork, executions_for
+from lyapunov.implementations.transformers.mamba1 import (
+    transformers_decode,
+    transformers_prefill,
+)
+from lyapunov.sublayers.config import NetworkConfig
 
 from .library import make, save
 from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lyapunov
-from lyapunov.runners import Emulated, TransformersNetwork
+from lyapunov.implementations import Emulated, TransformersNetwork
 
 from .configurations import CONFIGURATIONS
 from .library import make, save

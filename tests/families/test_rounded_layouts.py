@@ -5,11 +5,11 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov._rounded_layout import parameters_of
-from lyapunov._weight_format_table import SHORT_NAMES
-from lyapunov._weight_groups import groups_of, is_matrix
-from lyapunov._weight_sets import rounded_weights
-from lyapunov.weight_formats import dequantised
+from lyapunov.formats import dequantised
+from lyapunov.formats._weight_table import SHORT_NAMES
+from lyapunov.models._rounded_layout import parameters_of
+from lyapunov.questions._weight_sets import rounded_weights
+from lyapunov.sublayers.groups import groups_of, is_matrix
 
 from .configurations import CASES, CONFIGURATIONS
 from .library import make, save

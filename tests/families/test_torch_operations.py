@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Rounded
-from lyapunov.executions.transformers_network import (
+from lyapunov.formats import BF16, FP16
+from lyapunov.implementations.transformers.networks import (
     GATE_NORM_ROUNDS_ONCE,
     RESIDUAL_AS_IT_IS,
     transformers_network,
 )
-from lyapunov.flows.mlp import activate
-from lyapunov.flows.sites import GELU_NEW
-from lyapunov.formats import BF16, FP16
+from lyapunov.sublayers.mlp import activate
+from lyapunov.sublayers.sites import GELU_NEW
 
 from .test_limits import FAMILIES, case, execution_of
 

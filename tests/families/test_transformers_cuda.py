@@ -5,7 +5,7 @@ import torch
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.executions import executions_for
+from lyapunov.implementations import executions_for
 
 from .test_executions import SEQ, model_of
 

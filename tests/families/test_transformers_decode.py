@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.executions import executions_for
-from lyapunov.runners import TransformersNetwork
+from lyapunov.implementations import TransformersNetwork, executions_for
 
 from .configurations import CONFIGURATIONS
 from .library import make, save

@@ -9,10 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from lyapunov._errors import UsageError
-from lyapunov.executions import executions_for
-from lyapunov.executions._transformers_source import (
+from lyapunov.implementations._transformers_source import (
     READ,
     RIGHT,
     assume_version,
@@ -22,8 +19,11 @@ from lyapunov.executions._transformers_source import (
     rounds_before_weight,
     source,
 )
-from lyapunov.executions.transformers_network import NORM_ROUNDS_ONCE
-from lyapunov.models.config import Mamba2Sizes, NetworkConfig
+
+from lyapunov._errors import UsageError
+from lyapunov.implementations import executions_for
+from lyapunov.implementations.transformers.networks import NORM_ROUNDS_ONCE
+from lyapunov.sublayers.config import Mamba2Sizes, NetworkConfig
 
 
 ROOT = Path(__file__).parents[2]

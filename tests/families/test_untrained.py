@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._layer_facts import layer_facts
 from lyapunov.exponents._initialisation import at_initialisation
-from lyapunov.models.kinds import KINDS
+from lyapunov.questions._layer_facts import layer_facts
+from lyapunov.sublayers.kinds import KINDS
 
 from .configurations import CONFIGURATIONS, SMALL
 from .library import make, redraw, save

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov import state_formats
+from lyapunov import formats as state_formats
 from lyapunov._errors import UsageError
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
-from lyapunov.formats import FP32, FP64, FormatNumbers
-from lyapunov.state_formats import (
+from lyapunov.formats import (
+    FP32,
+    FP64,
     STATE_FORMATS,
+    FormatNumbers,
     StateFormat,
     is_state_numbers,
     state_format_named,

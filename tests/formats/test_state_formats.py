@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lyapunov._errors import UsageError
-from lyapunov.formats import FORMATS, Format
-from lyapunov.state_formats import (
+from lyapunov.formats import (
+    FORMATS,
     SMALLEST_SCALE,
     STATE_FORMATS,
+    Format,
     StateFormat,
     round_state,
     round_stochastically,

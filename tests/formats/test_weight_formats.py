@@ -4,14 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lyapunov._weight_format_table import WEIGHT_FORMAT_TABLE
-from lyapunov.weight_formats import (
-    E2M1_LARGEST,
-    NF4,
-    dequantised,
-    needs_largest,
-    row_period,
-)
+from lyapunov.formats import E2M1_LARGEST, NF4, dequantised, needs_largest, row_period
+from lyapunov.formats._weight_table import WEIGHT_FORMAT_TABLE
 
 
 SHAPES = [(5, 64), (130, 300), (3, 40), (1, 1), (256, 128)]

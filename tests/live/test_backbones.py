@@ -8,13 +8,13 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import LyapunovError, UsageError
-from lyapunov._results import Exponents, OutputDivergence
-from lyapunov._run import Effort, run_layers
-from lyapunov.executions.transformers_network import transformers_network
-from lyapunov.findings import find
+from lyapunov.findings._rules import find
+from lyapunov.implementations import Reference
+from lyapunov.implementations.transformers.networks import transformers_network
+from lyapunov.questions._layers import Effort, run_layers
 from lyapunov.report import to_json
 from lyapunov.report.json import schema
-from lyapunov.runners import Reference
+from lyapunov.results._check import Exponents, OutputDivergence
 
 from ..families.configurations import CONFIGURATIONS, QUICK
 from ..families.library import make
@@ -162,8 +162,8 @@ def test_a_module_is_checked_and_audited_as_it_is(monkeypatch):
         seen.append(model)
         raise Begun
 
-    monkeypatch.setattr("lyapunov._check.run_layers", begin)
-    monkeypatch.setattr("lyapunov._audit._run", begin)
+    monkeypatch.setattr("lyapunov.questions._check.run_layers", begin)
+    monkeypatch.setattr("lyapunov.questions._audit._run", begin)
     network = make("mamba", **SMALL)
     with pytest.raises(Begun):
         lyapunov.check(network, TOKENS, precisions="bf16")

@@ -80,7 +80,7 @@ def quick(monkeypatch):
             findings=[],
         )
 
-    monkeypatch.setattr("lyapunov._trainer.check", check)
+    monkeypatch.setattr("lyapunov.questions._training.check", check)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Sizes of one small sublayer of every kind, with every optional parameter."""
 
-from lyapunov.models.config import (
+from lyapunov.sublayers.config import (
     AttentionSizes,
     ExpertsSizes,
     Mamba1Sizes,

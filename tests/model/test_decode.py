@@ -9,8 +9,8 @@ import pytest
 
 import lyapunov
 from lyapunov.arithmetic import Exact, Rounded
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import initial_state, mamba1
+from lyapunov.implementations import mamba_ssm_prefill
+from lyapunov.sublayers.mamba1 import initial_state, mamba1
 
 from ..helpers import assert_within, gamma
 from .numpy_mamba import Sizes, random_weights

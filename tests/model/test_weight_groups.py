@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov._weight_format_table import PLAIN_FORMATS, WEIGHT_FORMATS
-from lyapunov._weight_groups import (
+from lyapunov.arithmetic import Weight
+from lyapunov.formats._weight_table import PLAIN_FORMATS, WEIGHT_FORMATS
+from lyapunov.sublayers.groups import (
     GROUPS,
     OUTSIDE,
     PARAMETERS,
@@ -15,8 +16,7 @@ from lyapunov._weight_groups import (
     is_matrix,
     rounded_group,
 )
-from lyapunov.arithmetic import Weight
-from lyapunov.models.kinds import KINDS
+from lyapunov.sublayers.kinds import KINDS
 
 from .every_kind import SIZES
 

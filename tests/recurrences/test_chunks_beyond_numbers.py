@@ -16,8 +16,8 @@ import pytest
 
 from lyapunov.arithmetic import BoundedArithmetic, Rounded
 from lyapunov.arithmetic.bounded import constant
-from lyapunov.executions.transformers import TORCH
-from lyapunov.flows.ssd import chunked_scan
+from lyapunov.implementations.transformers.mamba1 import TORCH
+from lyapunov.sublayers.ssd import chunked_scan
 
 from ..families.configurations import NO_LIMITS
 

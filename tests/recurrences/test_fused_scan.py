@@ -17,12 +17,12 @@ import pytest
 
 from lyapunov.arithmetic import Bounded, Exact, Rounded, Weight
 from lyapunov.bounds.passes import exact_pass
-from lyapunov.executions.mamba_ssm import mamba_ssm_prefill
-from lyapunov.flows.mamba1 import Mamba1Parameters, initial_state, mamba1
-from lyapunov.flows.residual import Incoming
+from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
 from lyapunov.recurrences import _fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, scan_channels, selective_scan, token
 from lyapunov.recurrences.mamba2 import head_scan
+from lyapunov.sublayers.mamba1 import Mamba1Parameters, initial_state, mamba1
+from lyapunov.sublayers.residual import Incoming
 
 from ..helpers import gamma
 

@@ -14,7 +14,7 @@ D_INNER, D_STATE, D_CONV, RANK = 3, 2, 4, 2
 
 def random_layer(seed, d_model=4):
     from lyapunov.arithmetic import Weight
-    from lyapunov.flows.mamba1 import Mamba1Parameters
+    from lyapunov.sublayers.mamba1 import Mamba1Parameters
 
     rng = np.random.default_rng(seed)
 
@@ -114,8 +114,8 @@ def test_joint_step_jacobian_is_block_triangular_with_a_nilpotent_window(seed):
 def test_joint_step_is_the_flow_of_the_layer():
     """Assert that stepping the joint recurrence gives the flow's window and state."""
     from lyapunov.arithmetic import Exact
-    from lyapunov.flows.mamba1 import initial_state, mamba1
     from lyapunov.recurrences import StateAndWindow
+    from lyapunov.sublayers.mamba1 import initial_state, mamba1
 
     p = random_layer(7)
     residual = jnp.asarray(np.random.default_rng(8).normal(size=(9, 4)))

@@ -8,9 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from lyapunov.arithmetic import Exact
 from lyapunov.exponents import QR, lyapunov_spectrum
-from lyapunov.flows.ssd import chunked_scan
 from lyapunov.recurrences import Mamba2Inputs, Mamba2Recurrence
 from lyapunov.recurrences.mamba2 import head_scan
+from lyapunov.sublayers.ssd import chunked_scan
 
 from ..exponents.tolerance import tolerance
 from ..helpers import assert_within
@@ -130,8 +130,8 @@ def test_a_step_is_transformers_own(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     import lyapunov
-    from lyapunov.flows.residual import Incoming, sublayer
-    from lyapunov.runners._transformers_cache import cache_of, given_cache
+    from lyapunov.implementations.transformers._cache import cache_of, given_cache
+    from lyapunov.sublayers.residual import Incoming, sublayer
 
     from ..families.configurations import MAMBA2
     from ..families.library import make, save

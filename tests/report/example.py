@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lyapunov._results import (
+from lyapunov.findings._rules import advice, bounded_share, find, verdict
+from lyapunov.results._check import (
     CheckpointFacts,
     Decisions,
     Exponents,
@@ -22,7 +23,6 @@ from lyapunov._results import (
     TextDivergence,
     TokensFacts,
 )
-from lyapunov.findings import advice, bounded_share, find, verdict
 
 
 N_QUANTILES = 21

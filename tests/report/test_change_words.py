@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from lyapunov._change_words import change_advice, change_clause
-from lyapunov._results import Finding
-from lyapunov.findings import recommendation
+from lyapunov.findings._change_words import change_advice, change_clause
+from lyapunov.findings._rules import recommendation
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence
+from lyapunov.results._check import Finding
 
 from .example import example_report, parameter_change
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from lyapunov._catalogue import CATALOGUE, DOUBTS
-from lyapunov._results import Finding, LayerExponents
+from lyapunov.findings._catalogue import CATALOGUE, DOUBTS
 from lyapunov.report import to_html, to_markdown, to_table
 from lyapunov.report._headline import headline
+from lyapunov.results._check import Finding, LayerExponents
 
 from .example import (
     example_report,

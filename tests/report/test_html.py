@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from lyapunov._errors import MissingExtraError
-from lyapunov._results import LayerExponents
 from lyapunov.report import to_html
+from lyapunov.results._check import LayerExponents
 
 from .example import (
     example_report,

@@ -7,10 +7,10 @@ import math
 import jsonschema
 import pytest
 
-from lyapunov import _results
-from lyapunov._results import LayerExponents
 from lyapunov.report import to_json
 from lyapunov.report.json import combined, dump, schema
+from lyapunov.results import _check as _results
+from lyapunov.results._check import LayerExponents
 
 from .example import example_report, layer_exponents
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from lyapunov._results import Finding
 from lyapunov.report import to_html, to_markdown, to_table
 from lyapunov.report._words import groups, layers, modules_of, rows, short_modules
+from lyapunov.results._check import Finding
 
 from .example import example_report, precision_report
 

@@ -4,14 +4,14 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lyapunov._results import (
+from lyapunov.report import to_html, to_markdown, to_table
+from lyapunov.report._sentences import change_sentence, output_lines, percent
+from lyapunov.results._check import (
     Decisions,
     LayerDivergence,
     OutputDivergence,
     PrecisionReport,
 )
-from lyapunov.report import to_html, to_markdown, to_table
-from lyapunov.report._sentences import change_sentence, output_lines, percent
 
 from .example import (
     example_report,

@@ -6,13 +6,13 @@ import json
 import jsonschema
 import pytest
 
-from lyapunov._baseline import compare
-from lyapunov._baseline_file import read_baseline
-from lyapunov._results import OutputDivergence
-from lyapunov._trainer import _figures
-from lyapunov.findings import advice, find
+from lyapunov.findings._baseline import compare
+from lyapunov.findings._baseline_file import read_baseline
+from lyapunov.findings._rules import advice, find
+from lyapunov.questions._training import _figures
 from lyapunov.report import to_html, to_json, to_markdown, to_table
 from lyapunov.report.json import schema
+from lyapunov.results._check import OutputDivergence
 
 from .example import example_report
 

@@ -9,9 +9,8 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import DumpError
-from lyapunov._trace import HeadRecord
-from lyapunov.executions import mamba_ssm_prefill
-from lyapunov.runners import Emulated, File, write_dump
+from lyapunov.implementations import Emulated, File, mamba_ssm_prefill, write_dump
+from lyapunov.implementations._trace import HeadRecord
 
 from ..executions import numpy_kernel as kernel
 from ..executions.conftest import SIZES, checkpoint
@@ -245,8 +244,8 @@ def test_the_recipe_for_torch_works(setting, tmp_path):
     """Assert that the ten lines of the module's docstring give a dump that is right."""
     import torch
 
-    from lyapunov.runners import file
-    from lyapunov.runners.transformers import _build
+    from lyapunov.implementations.dump import file
+    from lyapunov.implementations.transformers.runner import _build
 
     model, _, tokens = setting
     network = _build(model, "bf16", "cpu")[1]
@@ -265,7 +264,7 @@ def test_the_command_audits_a_dump(setting, tmp_path, capsys):
     """Assert exit codes 1 and 2, the document, and the line of an error."""
     from click.testing import CliRunner
 
-    from lyapunov._cli import main
+    from lyapunov.command._cli import main
 
     model, weights, tokens = setting
     path = tmp_path / "dump.npz"

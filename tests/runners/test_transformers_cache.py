@@ -2,7 +2,11 @@
 
 import pytest
 
-from lyapunov.runners._transformers_cache import cache_argument, cache_of, given_cache
+from lyapunov.implementations.transformers._cache import (
+    cache_argument,
+    cache_of,
+    given_cache,
+)
 
 
 class Newer:

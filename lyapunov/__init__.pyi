@@ -1,0 +1,50 @@
+from . import (
+    arithmetic as arithmetic,
+    bounds as bounds,
+    checkpoints as checkpoints,
+    exponents as exponents,
+    findings as findings,
+    formats as formats,
+    implementations as implementations,
+    models as models,
+    questions as questions,
+    recurrences as recurrences,
+    report as report,
+    results as results,
+    sublayers as sublayers,
+    symbolic as symbolic,
+)
+from ._errors import LyapunovError as LyapunovError
+from .exponents import (
+    QR as QR,
+    ClosedForm as ClosedForm,
+    Converged as Converged,
+    ParallelInTime as ParallelInTime,
+    SpectrumResult as SpectrumResult,
+    TangentGrowth as TangentGrowth,
+    lyapunov_spectrum as lyapunov_spectrum,
+    lyapunov_spectrum_of as lyapunov_spectrum_of,
+)
+from .formats import Format as Format
+from .implementations import (
+    Execution as Execution,
+    HeadRecord as HeadRecord,
+    SublayerRecord as SublayerRecord,
+    executions_for as executions_for,
+    trace as trace,
+    write_dump as write_dump,
+)
+from .models import Model as Model, from_torch as from_torch, load as load
+from .questions import (
+    StabilityCallback as StabilityCallback,
+    audit as audit,
+    check as check,
+)
+from .results import (
+    AuditReport as AuditReport,
+    Estimate as Estimate,
+    Finding as Finding,
+    Measured as Measured,
+    Report as Report,
+    UpperBound as UpperBound,
+)

@@ -1,0 +1,1 @@
+"""What each family of models writes into its settings and calls its tensors."""

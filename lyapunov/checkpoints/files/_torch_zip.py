@@ -1,0 +1,257 @@
+"""`pytorch_model.bin` and its kin, read without torch and without unpickling.
+
+torch (1.6 on) writes a zip archive of uncompressed members: NAME/data.pkl describes
+the tensors, NAME/data/KEY holds the memory of each. The members lie in the file as
+they are, so a tensor is read where it lies, a slice at a time.
+"""
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from ..._errors import (
+    CorruptCheckpointError,
+    LyapunovError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+)
+from ._files import human_bytes, listing, open_regular, quote, reading
+from ._pickle import Inert, TensorRecord, read_pickle
+from ._tensors import DTYPES, StoredTensor, check_shape
+
+
+MAX_PICKLE_BYTES = 16 * 2**20
+MAX_DIRECTORY_BYTES = 32 * 2**20
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_AGAIN = "download the file again; its size should match the source's"
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    OverflowError,
+    IndexError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+)
+
+
+def read_archive(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a file that torch saved lies."""
+    return _read(path, training=False)[0]
+
+
+def read_training_archive(path: Path) -> tuple[dict[str, StoredTensor], dict]:
+    """Where the tensors of a training checkpoint's model lie, and its arguments.
+
+    Megatron's `model_optim_rng.pt` is meant: a dictionary with `model`, the tensors by
+    name, and `args`, a namespace of plain values. What else it holds is passed over.
+    """
+    return _read(path, training=True)
+
+
+def _read(path: Path, training: bool) -> tuple[dict[str, StoredTensor], dict]:
+    shown = quote(path, 200)
+    with open_regular(path) as (file, size):
+        try:
+            with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
+                return _read_members(path, file, size, archive, training)
+        except LyapunovError:
+            raise
+        except _ZIP_ERRORS as e:
+            raise CorruptCheckpointError(
+                f"{shown} is a broken zip archive: {quote(e)}", hint=_AGAIN
+            ) from e
+
+
+class _Bounded:
+    """A file whose reads at once are limited: a directory of 4 GB is no checkpoint."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, n: int = -1) -> bytes:
+        """Read `n` bytes, or to the end of the file."""
+        if n < 0:
+            here = self._file.tell()
+            n = self._file.seek(0, 2) - here
+            self._file.seek(here)
+        if n > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a record of {human_bytes(n)}")
+        chunks = []
+        while n > 0 and (chunk := self._file.read(n)):
+            chunks.append(chunk)
+            n -= len(chunk)
+        return b"".join(chunks)
+
+
+def _read_members(
+    path: Path, file: BinaryIO, size: int, archive: zipfile.ZipFile, training: bool
+) -> tuple[dict[str, StoredTensor], dict]:
+    shown = quote(path, 200)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        if info.filename in members:
+            raise CorruptCheckpointError(
+                f"{shown} holds two members named {quote(info.filename)}"
+            )
+        members[info.filename] = info
+    pickles = [
+        name for name in members if name == "data.pkl" or name.endswith("/data.pkl")
+    ]
+    if len(pickles) != 1:
+        what = "no data.pkl" if not pickles else "more than one data.pkl"
+        raise UnsupportedCheckpointError(
+            f"{shown} is a zip archive with {what}, so not weights saved by torch",
+            hint=f"it holds {listing(list(members))}" if members else "it is empty",
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    if f"{root}constants.pkl" in members:
+        raise UnsupportedCheckpointError(
+            f"{shown} is a TorchScript program, not a state dict",
+            hint="save the weights: torch.save(model.state_dict(), ...)",
+        )
+
+    def content(name: str, limit: int) -> bytes:
+        start = _where(path, file, size, members[name])
+        length = members[name].file_size
+        if length > limit:
+            raise CorruptCheckpointError(
+                f"{shown}: {quote(name)} is {human_bytes(length)} long;"
+                f" at most {human_bytes(limit)} is plausible"
+            )
+        with reading(path):
+            file.seek(start)
+            data = file.read(length) or b""
+        if len(data) != length or zlib.crc32(data) != members[name].CRC:
+            raise CorruptCheckpointError(
+                f"{shown}: {quote(name)} does not match its checksum", hint=_AGAIN
+            )
+        return data
+
+    if f"{root}byteorder" in members and content(f"{root}byteorder", 64) != b"little":
+        raise UnsupportedCheckpointError(
+            f"{shown} was saved on a big-endian machine, which is not covered",
+            hint="save it again on a little-endian one",
+        )
+    described = content(pickles[0], MAX_PICKLE_BYTES)
+    state, _ = read_pickle(described, shown, training=training)
+    if not isinstance(state, dict):
+        raise UnsupportedCheckpointError(
+            f"{shown} holds a {type(state).__name__} where a state dict is needed",
+            hint="save the weights: torch.save(model.state_dict(), ...)",
+        )
+    settings: dict = {}
+    if training:
+        args, state = state.get("args"), state.get("model")
+        settings = args.attributes if isinstance(args, Inert) else {}
+        if not isinstance(state, dict) or not settings:
+            raise UnsupportedCheckpointError(
+                f"{shown} holds no model with the arguments that it was trained with",
+                hint="Megatron's model_optim_rng.pt has model and args",
+            )
+    tensors = {}
+    for name, record in state.items():
+        if isinstance(record, TensorRecord):
+            tensors[str(name)] = _tensor(path, file, size, members, root, name, record)
+    if not tensors:
+        keys = listing([str(key) for key in state]) or "nothing"
+        raise UnsupportedCheckpointError(
+            f"{shown} holds no tensor by name; it holds {keys}",
+            hint="save the weights alone: torch.save(model.state_dict(), ...)",
+        )
+    return tensors, settings
+
+
+def _where(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> int:
+    """The byte at which a member's content begins; refuses all but stored members."""
+    what = f"{quote(path, 200)}: {quote(info.filename)}"
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
+        raise UnsupportedCheckpointError(
+            f"{what} is compressed or encrypted; torch stores weights as they are",
+            hint="save it again with torch.save",
+        )
+    if info.compress_size != info.file_size:
+        raise CorruptCheckpointError(f"{what} has two different sizes", hint=_AGAIN)
+    if not 0 <= info.header_offset < size:
+        raise CorruptCheckpointError(f"{what} is not in the file", hint=_AGAIN)
+    with reading(path):
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER.size) or b""
+    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+        raise CorruptCheckpointError(f"{what} is not where it should be", hint=_AGAIN)
+    _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    if start + info.file_size > size:
+        raise CorruptCheckpointError(f"{what} runs past the end", hint=_AGAIN)
+    return start
+
+
+def _tensor(
+    path: Path,
+    file: BinaryIO,
+    size: int,
+    members: dict[str, zipfile.ZipInfo],
+    root: str,
+    name: object,
+    record: TensorRecord,
+) -> StoredTensor:
+    what = f"{quote(path, 200)}: {quote(name)}"
+    storage = record.storage
+    info = members.get(f"{root}data/{storage.key}")
+    if info is None:
+        raise CorruptCheckpointError(f"{what} has no data in the archive", hint=_AGAIN)
+    itemsize = DTYPES[storage.dtype].itemsize
+    if storage.size < 0 or storage.size * itemsize != info.file_size:
+        raise CorruptCheckpointError(
+            f"{what} claims {storage.size} elements of {storage.dtype};"
+            f" the archive holds {info.file_size} bytes of them",
+            hint=_AGAIN,
+        )
+    shape = check_shape(record.shape, what)
+    strides = check_shape(record.strides, what)
+    start = _where(path, file, size, info) + record.offset * itemsize
+    n, dense = 1, []
+    for length in reversed(shape):
+        dense.append(n)
+        n *= length
+    if len(strides) != len(shape):
+        raise CorruptCheckpointError(f"{what} has as many strides as it should not")
+    last = record.offset + sum(
+        (length - 1) * stride for length, stride in zip(shape, strides, strict=True)
+    )
+    if n and (record.offset < 0 or last >= storage.size or n > storage.size):
+        raise CorruptCheckpointError(
+            f"{what} of shape {shape} reaches outside of its storage", hint=_AGAIN
+        )
+    plain = n == 0 or all(
+        length == 1 or stride == unit
+        for length, stride, unit in zip(shape, strides, reversed(dense), strict=True)
+    )
+    return StoredTensor(path, storage.dtype, shape, start, None if plain else strides)
+
+
+def refuse_plain_pickle(path: Path) -> None:
+    """Say what is wrong with a file that is a bare pickle; always raises."""
+    shown = quote(path, 200)
+    with open_regular(path) as (file, size), reading(path):
+        data = file.read(min(size, MAX_PICKLE_BYTES)) or b""
+    at = 0
+    try:
+        for _ in range(4):  # torch before 1.6: magic number, protocol, system, weights
+            _, at = read_pickle(data, shown, at)
+    except UnsafeCheckpointError:
+        raise
+    except LyapunovError:
+        pass
+    raise UnsupportedCheckpointError(
+        f"{shown} is a pickle in the layout of torch before 1.6, which is not covered",
+        hint="save it again: torch.save(torch.load(path, weights_only=True), path)",
+    )

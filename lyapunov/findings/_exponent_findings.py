@@ -1,0 +1,109 @@
+"""What exponents, decays and parameters of sublayers say: functions of the report."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.formats._table import FORMAT_TABLE, half_step_below_one, state_store
+from lyapunov.results._check import Finding, LayerExponents
+
+
+DECAYS_AT_ONE = 0.01
+"""Share of decays equal to 1 from which a layer counts as marginal. Less is how a
+selective model skips a token."""
+
+SMALLEST_DT = 2.0**-126
+"""Smallest normal fp32; the kernels compute dt in fp32 and flush what is below."""
+
+
+def finding_of(code: str, layer: int | None, message: str, **more: Any) -> Finding:
+    """A finding with the severity that the catalogue gives its code."""
+    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
+
+
+def untrained_finding(sublayers: int) -> Finding:
+    """LYA020, of a network of so many sublayers."""
+    return finding_of(
+        "LYA020",
+        None,
+        f"norms, D and matrices of {_all(sublayers)} are as before training",
+    )
+
+
+def _all(sublayers: int) -> str:
+    return "the one sublayer" if sublayers == 1 else f"all {sublayers:,} sublayers"
+
+
+def exponent_findings(layer: LayerExponents, untrained: bool) -> Iterator[Finding]:
+    """Exponents that are not negative, values that are not finite, and parameters that
+    look lost, unless the whole network is `untrained`."""
+    largest = layer.max
+    if largest is not None and largest >= 0:
+        yield finding_of(
+            "LYA001",
+            layer.layer,
+            f"largest exponent {largest:+.3g} nats per token is not negative",
+            value=largest,
+            limit=0.0,
+        )
+    named = {
+        "the largest exponent": layer.max,
+        "the state": layer.max_abs_state,
+        "the output": layer.max_abs_output,
+    }
+    bad = [name for name, value in named.items() if overflowed(value)]
+    if bad:
+        yield finding_of(
+            "LYA002", layer.layer, f"{' and '.join(bad)} is not finite in the reference"
+        )
+    if layer.suspicions and not untrained:
+        yield finding_of(
+            "LYA008",
+            layer.layer,
+            "; ".join(layer.suspicions),
+            hint=all(text.startswith("hint:") for text in layer.suspicions),
+        )
+
+
+def overflowed(value: float | None) -> bool:
+    """Whether a figure is there and is NaN or inf."""
+    return value is not None and (math.isnan(value) or value == math.inf)
+
+
+def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
+    """Decays that are 1 in the state's format, and dt that underflows."""
+    # rounded stochastically, a decay near 1 is kept on average; a scale moves no step
+    form, _, stochastic = state_store(state)
+    lost = form in FORMAT_TABLE and not stochastic
+    limit = half_step_below_one(form) if lost else None
+    largest = layer.max
+    share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
+    if limit is not None and largest is not None and -limit <= largest < 0:
+        yield finding_of(
+            "LYA006",
+            layer.layer,
+            f"the slowest channel's mean decay is 1 in {state}: "
+            f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}",
+            value=largest,
+            limit=-limit,
+            precision=state,
+        )
+    elif share >= DECAYS_AT_ONE:
+        yield finding_of(
+            "LYA006",
+            layer.layer,
+            f"{share:.1%} of the decays are 1 in {state}, the state's format",
+            value=share,
+            limit=DECAYS_AT_ONE,
+            precision=state,
+        )
+    if layer.dt_min is not None and layer.dt_min < SMALLEST_DT:
+        yield finding_of(
+            "LYA006",
+            layer.layer,
+            f"dt underflows in fp32: its smallest value is {layer.dt_min:.2g}",
+            value=layer.dt_min,
+            limit=SMALLEST_DT,
+            precision=state,
+        )

@@ -1,0 +1,151 @@
+"""Which findings count, and what they add up to."""
+
+from collections.abc import Iterable
+
+from lyapunov._errors import UsageError
+from lyapunov.findings._catalogue import CATALOGUE, ERROR, WARNING
+from lyapunov.results._check import (
+    OUTPUT,
+    Finding,
+    ParameterChangeReport,
+    PrecisionReport,
+)
+
+
+BOUNDED_SHARE = 0.5
+"""Share of elements with a finite bound, of all and of the sublayers' outputs, below
+which a check is not called held: most of what it would hold was held to nothing."""
+
+
+def check_codes(codes: Iterable[str]) -> tuple[str, ...]:
+    """Codes or their beginnings (`LYA`, `LYA00`), in capitals.
+
+    **Raises:** `UsageError` for one that matches nothing in the catalogue.
+    """
+    checked = tuple(code.strip().upper() for code in codes)
+    for given, code in zip(codes, checked, strict=True):
+        if not code or not any(known.startswith(code) for known in CATALOGUE):
+            raise UsageError(
+                f"no finding has the code {given!r}",
+                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
+                "`lyapunov-check --explain all` lists them",
+            )
+    return checked
+
+
+def select_findings(
+    findings: Iterable[Finding],
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+) -> list[Finding]:
+    """The findings that count: those selected (all, where nothing is) less those
+    ignored. Codes match by their beginning; where both match, the longer one wins.
+    """
+    select, ignore = tuple(select or ()), tuple(ignore or ())
+
+    def length(code: str, given: tuple[str, ...]) -> int:
+        return max((len(g) for g in given if code.startswith(g.upper())), default=-1)
+
+    kept = []
+    for finding in findings:
+        wanted = length(finding.code, select) if select else 0
+        unwanted = length(finding.code, ignore)
+        if wanted >= 0 and wanted > unwanted:
+            kept.append(finding)
+    return kept
+
+
+def bounded_share(
+    precisions: Iterable[PrecisionReport],
+    changes: Iterable[ParameterChangeReport] = (),
+) -> float | None:
+    """Share of elements with a finite bound: of all that were compared, or of the
+    sublayers' outputs alone, whichever is less; None where none were.
+
+    Outputs are few beside all stored tensors, and their bounds (T1) the ones that say
+    something of a sublayer; each sublayer's share counts once.
+    """
+    precisions = list(precisions)
+    rows = [row for one in precisions for row in one.layers]
+    every = [*rows, *(row for change in changes for row in change.layers)]
+    total = sum(row.elements_total for row in every)
+    if not total:
+        return None
+    shares = [sum(row.elements_bounded for row in every) / total]
+    outputs = [1 - (row.unbounded or {}).get(OUTPUT, 0.0) for row in rows]
+    if outputs:
+        shares.append(sum(outputs) / len(outputs))
+    return min(shares)
+
+
+def unchecked(
+    precisions: Iterable[PrecisionReport],
+    changes: Iterable[ParameterChangeReport] = (),
+) -> set[int]:
+    """Find the layers that could not be checked: some run or changed weight set was to
+    be held against a bound of theirs, and in none has an element of the sublayer's
+    output a finite one."""
+    seen, held = set(), set()
+    for one in precisions:
+        for row in one.layers:
+            seen.add(row.layer)
+            if (row.unbounded or {}).get(OUTPUT, 0.0) < 1:
+                held.add(row.layer)
+    for change in changes:
+        for row in change.layers:
+            seen.add(row.layer)
+            if row.elements_bounded or not row.elements_total:
+                held.add(row.layer)
+    return seen - held
+
+
+def verdict(
+    findings: Iterable[Finding],
+    *,
+    fail_on: str = ERROR,
+    checked: int,
+    skipped: int = 0,
+    allow_partial: bool = False,
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    exit_zero: bool = False,
+    bounded: float | None = None,
+) -> tuple[str, int]:
+    """What the findings add up to.
+
+    **Arguments:**
+
+    - `findings`: as `find` gave them.
+    - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
+    - `checked`, `skipped`: sublayers that were, and that could not be, checked.
+    - `allow_partial`: skipped sublayers do not make the verdict incomplete, nor
+        elements without a bound make it unbounded.
+    - `select`, `ignore`: codes that count, and that do not.
+    - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
+    - `bounded`: share of elements with a finite bound, as `bounded_share` gives it.
+
+    **Returns:**
+
+    The verdict (`held`, `findings`, `incomplete`, or `unbounded` where fewer than
+    `BOUNDED_SHARE` of the elements have a finite bound) and the exit code (0, 1, 2).
+    """
+    if fail_on not in (ERROR, WARNING):
+        raise UsageError(
+            f"fail_on is 'error' or 'warning', not {fail_on!r}",
+            hint="the default is 'error'",
+        )
+    failing = [
+        finding
+        for finding in select_findings(findings, select, ignore)
+        if fail_on == WARNING or finding.severity == ERROR
+    ]
+    incomplete = checked == 0 or bool(skipped and not allow_partial)
+    if failing:
+        # what was found counts, also where nothing has a bound
+        code = 0 if exit_zero else 1
+        return "findings", 2 if exit_zero and incomplete else code
+    if incomplete:
+        return "incomplete", 2
+    if bounded is not None and bounded < BOUNDED_SHARE and not allow_partial:
+        return "unbounded", 2
+    return "held", 0

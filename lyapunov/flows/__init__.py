@@ -1,1 +1,0 @@
-"""What implementations compute, in their order, with every stored tensor named."""

@@ -1,0 +1,6 @@
+"""Who computes a network: what each implementation promises, and a way to run it."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,22 @@
+from ._choose import executions_for as executions_for
+from ._execution import Execution as Execution
+from ._reference import Reference as Reference
+from ._run import trace as trace
+from ._trace import (
+    HeadRecord as HeadRecord,
+    SublayerRecord as SublayerRecord,
+    Trace as Trace,
+)
+from .dump import File as File, write_dump as write_dump
+from .emulated import Emulated as Emulated
+from .mamba_ssm import (
+    MambaSsm as MambaSsm,
+    mamba_ssm_decode as mamba_ssm_decode,
+    mamba_ssm_prefill as mamba_ssm_prefill,
+)
+from .transformers import (
+    Transformers as Transformers,
+    TransformersNetwork as TransformersNetwork,
+    transformers_decode as transformers_decode,
+    transformers_prefill as transformers_prefill,
+)

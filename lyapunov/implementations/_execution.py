@@ -1,0 +1,238 @@
+"""An execution as data: formats of the stored sites, constants of what is between."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._devices import chosen_device
+from .._errors import UsageError
+from ..arithmetic import BoundedArithmetic, RoundingModel
+from ..formats import FORMATS, Format, StateFormat
+from ..formats._table import PRECISIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerConstants:
+    """What the arithmetic between two stores promises. Relative errors.
+
+    `*_argument` multiplies |argument| and stands for the rounded product by log2(e)
+    in front of a base-2 exponential. `silu_size` multiplies |argument| too, and
+    `turn_absolute` is of cosines and sines; both stand for approximate instructions.
+    """
+
+    unit: float
+    underflow: float
+    accumulator_unit: float
+    exp_relative: float
+    exp_argument: float
+    softplus_relative: float
+    softplus_argument: float
+    softplus_absolute: float
+    silu_relative: float
+    silu_argument: float
+    rsqrt_relative: float
+    tanh_relative: float = 0.0
+    silu_size: float = 0.0
+    turn_absolute: float = 0.0
+
+    def model(self) -> RoundingModel:
+        """The constants as scalars that can be traced (needs 64-bit JAX)."""
+        return _model(self, _here())
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths:
+    """How many additions a term goes through at most, by the number of terms."""
+
+    accumulation: Callable[[int], int]
+    """Matrix products."""
+    reduction: Callable[[int], int]
+    """Norms."""
+    scan: Callable[[int], int]
+    """The scan over a sequence of that many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """A flow with a format at every site and the constants it promises."""
+
+    name: str
+    """For people: 'mamba_ssm prefill, bf16'."""
+    implementation: str
+    mode: str
+    precision: str
+    state_precision: str
+    sites: dict[str, Format]
+    """Stored sites; what is not named stays in fp32 registers. `state`: what a cache
+    holds of the recurrent state after every token; the read-out is made before."""
+    parameters: dict[str, Format]
+    """Format of each parameter group; `default` for the ones not named."""
+    constants: InnerConstants
+    depths: Depths
+    assumptions: tuple[str, ...]
+    kind: str
+    """Kind of sublayers that sites, parameters and constants are those of."""
+    dt_limit: tuple[float, float] | None = None
+    """Between which this program clips dt after softplus, whatever the model says;
+    None: as the model says. Bounds are those of the program's own function."""
+    chunked: bool = False
+    """Whether a recurrence that has a chunked form runs in it."""
+    chunks_at_once: bool = False
+    """Whether that form hands states on in one product over all chunks, later ones
+    times an exact 0, so that what is no number reaches earlier tokens, too."""
+    kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
+    """Of the same program, for kinds of sublayers that differ from this one: other
+    sites, parameters, constants or depths."""
+
+    def of(self, kind: str) -> "Execution":
+        """What holds inside a sublayer of this kind.
+
+        **Raises:** `UsageError` for a kind that this program does not run.
+        """
+        if kind in self.kinds:
+            return self.kinds[kind]
+        if kind == self.kind:
+            return self
+        known = ", ".join(sorted({self.kind, *self.kinds}))
+        raise UsageError(
+            f"{self.name} declares nothing for sublayers of kind {kind!r}; it has "
+            f"{known}",
+            hint="--measure emulated, or --measure none for the exponents alone",
+        )
+
+    def parameter_format(self, name: str) -> Format:
+        """The format that a parameter is held in.
+
+        **Raises:** `UsageError` for one of which nobody said whether autocast casts it.
+        """
+        if name not in self.parameters and self.precision.endswith("-amp"):
+            raise UsageError(
+                f"{self.name} does not say whether {name!r} of {self.kind} is cast",
+                hint=f"--precision {self.precision.removesuffix('-amp')}",
+            )
+        return self.parameters.get(name, self.parameters["default"])
+
+    def site_numbers(self) -> dict:
+        """Numbers of the formats of all stored sites."""
+        here = _here()
+        return {name: _numbers(f, here) for name, f in self.sites.items()}
+
+    def bounded(
+        self,
+        seq: int,
+        sites,
+        model,
+        *,
+        anchors=None,
+        centred: bool = False,
+        kind: type[BoundedArithmetic] = BoundedArithmetic,
+    ) -> BoundedArithmetic:
+        """The interpreter that bounds this execution over `seq` tokens.
+
+        **Arguments:**
+
+        - `kind`: a class of interpreter that keeps more of what it sees.
+        """
+        return kind(
+            sites,
+            model,
+            accumulation_depth=self.depths.accumulation,
+            reduction_depth=self.depths.reduction,
+            scan_depth=self.depths.scan(seq),
+            anchors=anchors,
+            centred=centred,
+            chunked=self.chunked,
+            chunks_at_once=self.chunks_at_once,
+        )
+
+
+def _here() -> tuple:
+    """What arrays made now depend on: the device, and whether fp64 is on."""
+    config: Any = jax.config
+    return chosen_device(), config.jax_enable_x64
+
+
+# A number is a transfer of its own, some 0.1 ms each to a GPU, and a sublayer has about
+# seventy: they are sent once, not once a sublayer.
+@functools.lru_cache(maxsize=256)
+def _numbers(form: Format, here: tuple):
+    del here
+    with jax.ensure_compile_time_eval():
+        return form.numbers()
+
+
+@functools.lru_cache(maxsize=256)
+def _model(constants: InnerConstants, here: tuple) -> RoundingModel:
+    del here
+    values = dataclasses.asdict(constants)
+    with jax.ensure_compile_time_eval():
+        return RoundingModel(
+            **{name: jnp.asarray(v, jnp.float64) for name, v in values.items()}
+        )
+
+
+def any_order(terms: int) -> int:
+    """Any bracketing of a sum: a term goes through at most so many additions."""
+    return terms
+
+
+def parse_precision(precision: str, implementation: str) -> tuple[Format, str]:
+    """`bf16`, `bf16-cast` or `bf16-amp`: (format, "", "cast" or "amp").
+
+    **Raises:** `UsageError` for a format that no implementation runs in.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"{implementation} does not run in {precision}",
+            hint=f"one of {', '.join(PRECISIONS)}",
+        )
+    name, _, variant = precision.partition("-")
+    return FORMATS[name], variant
+
+
+def assume_formats(sites: dict[str, Format], parameters: dict[str, Format]) -> str:
+    """One line for the report that says what is held in which format."""
+    stored = sorted({f.name for k, f in sites.items() if k != "state"})
+    default = parameters["default"]
+    text = (
+        f"tensors written to memory are rounded to {', '.join(stored)}, to nearest "
+        f"even; parameters are held in {default.name}"
+    )
+    for name in sorted({f.name for f in parameters.values()} - {default.name}):
+        others = sorted(k for k, f in parameters.items() if f.name == name)
+        text += f", {', '.join(others)} in {name}"
+    return text
+
+
+def assume_state(state: Format | None) -> str:
+    """One line for the report on what is done with the recurrent state."""
+    if state is None:
+        return "the recurrent state stays in fp32 registers"
+    if not isinstance(state, StateFormat):
+        how = ", to nearest even"
+    else:
+        how = ", stochastically" if state.stochastic else ", to nearest even"
+        if state.integer:
+            how += (
+                ", under one fp32 scale a channel chosen at each store, its largest "
+                f"state over {state.largest:.0f}"
+            )
+        elif state.scaled:
+            how += (
+                ", under one power of two a channel chosen at each store so that the "
+                "largest state just fits"
+            )
+    return (
+        f"the recurrent state is rounded to {state.name.partition('-')[0]} at every "
+        f"token{how}; what is read out of it is not"
+    )
+
+
+def one_addition(tokens: int) -> int:
+    """A state that is stored at every token: each starts from a stored number."""
+    del tokens
+    return 1

@@ -1,0 +1,188 @@
+"""Ways to run one and the same text, and which calls each is made of.
+
+A way is written as users write it: `whole`, `steps`, `chunks:64`, `chunks:61,rest`,
+`padded_left:5`, `padded_right:3,256`, `batched:1`, `packed:100`, `initial_state:100`.
+In exact arithmetic all of them give the same numbers for the same tokens; what an
+execution makes of them differs by rounding and by nothing else.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .._arguments import shown
+from .._errors import UsageError
+
+
+KINDS = {
+    "whole": "all tokens in one call",
+    "steps": "token by token, each from the state that the one before left",
+    "chunks": "chunks:64,37 in calls of 64, then 37 tokens each; the last number "
+    "repeats, `rest` takes what is left",
+    "padded_left": "padded_left:5 behind 5 masked tokens; padded_left:5,100 the first "
+    "100 tokens so, then token by token",
+    "padded_right": "padded_right:3 before 3 masked tokens; padded_right:3,100 the "
+    "first 100 tokens so, then token by token",
+    "batched": "batched:1 as row 1 of a batch of other texts",
+    "packed": "packed:100 behind another text of 100 tokens in one sequence",
+    "initial_state": "initial_state:100 the first 100 tokens in one call, then token "
+    "by token from their state",
+}
+NUMBERS = {
+    "whole": (0, 0),
+    "steps": (0, 0),
+    "padded_left": (1, 2),
+    "padded_right": (1, 2),
+    "batched": (0, 1),
+    "packed": (1, 1),
+    "initial_state": (1, 1),
+}
+HINT = "one of " + ", ".join(KINDS)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network: tokens from `start` to before `stop`."""
+
+    start: int
+    stop: int
+    decode: bool = False
+    """Whether it takes one token at a time from a state."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a text.
+
+    **Arguments:**
+
+    - `kind`: one of `KINDS`.
+    - `numbers`: what stands behind the colon; -1 for `rest`.
+    """
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.numbers:
+            return self.kind
+        numbers = ",".join("rest" if n < 0 else str(n) for n in self.numbers)
+        return f"{self.kind}:{numbers}"
+
+    @property
+    def prompt(self) -> int | None:
+        """Tokens of the one call before the steps; None where there are no steps."""
+        if self.kind == "initial_state":
+            return self.numbers[0]
+        if self.kind.startswith("padded") and len(self.numbers) == 2:
+            return self.numbers[1]
+        return None
+
+    def calls(self, seq: int, *, first_is_step: bool = False) -> tuple[Call, ...]:
+        """The calls that a text of `seq` tokens is run in; steps are one entry.
+
+        A chunk of a single token behind others is a step.
+
+        **Arguments:**
+
+        - `first_is_step`: whether the first of all steps starts from a cache of zeros,
+          as in mamba_ssm; in transformers it is a call without a state.
+        """
+        if self.kind == "steps":
+            if first_is_step:
+                return (Call(0, seq, decode=True),)
+            return Call(0, 1), Call(1, seq, decode=True)
+        if self.prompt is not None:
+            return Call(0, self.prompt), Call(self.prompt, seq, decode=True)
+        if self.kind != "chunks":
+            return (Call(0, seq),)
+        return tuple(self._chunks(seq))
+
+    def _chunks(self, seq: int) -> Iterator[Call]:
+        start = 0
+        for size in self._sizes():
+            stop = seq if size < 0 else min(start + size, seq)
+            yield Call(start, stop, decode=start > 0 and stop == start + 1)
+            if stop == seq:
+                return
+            start = stop
+
+    def _sizes(self) -> Iterator[int]:
+        yield from self.numbers
+        while True:
+            yield self.numbers[-1]
+
+    def check(self, seq: int) -> None:
+        """**Raises:** `UsageError` where a text of `seq` tokens cannot be run so."""
+        prompt = self.prompt
+        if prompt is not None and not 0 < prompt < seq:
+            raise UsageError(
+                f"{self} cannot be run on {seq} tokens",
+                hint=f"from 1 to {seq - 1} tokens before the steps",
+            )
+
+
+def parse_variant(text: str) -> Variant:
+    """A way to run a text from its name.
+
+    **Raises:** `UsageError` that says which names there are.
+    """
+    kind, colon, rest = text.strip().partition(":")
+    if kind not in KINDS:
+        raise UsageError(f"no way to run a text is called {text[:80]!r}", hint=HINT)
+    numbers = []
+    for part in rest.split(",") if colon else ():
+        last = part == "rest" and kind == "chunks"
+        if not last and not (part.isdecimal() and len(part) < 10):
+            raise UsageError(
+                f"{text[:80]!r} is not understood: {part[:20]!r} is no number",
+                hint=KINDS[kind],
+            )
+        numbers.append(-1 if last else int(part))
+    least, most = NUMBERS.get(kind, (1, 10_000))
+    positive = all(n != 0 for n in numbers[: None if kind == "chunks" else 0])
+    if not least <= len(numbers) <= most or not positive or -1 in numbers[:-1]:
+        raise UsageError(f"{text[:80]!r} is not understood", hint=KINDS[kind])
+    return Variant(kind, tuple(numbers))
+
+
+def usual_variants(seq: int) -> tuple[Variant, ...]:
+    """What is tried on a text of `seq` tokens: every kind, odd boundaries among them.
+
+    Chunks of 7 leave a rest of any size, 64 is a power of two, 61 and the rest cut
+    where no kernel has a boundary of its own.
+    """
+    half = seq // 2
+    tried = [
+        Variant("whole"),
+        Variant("steps"),
+        Variant("chunks", (7,)),
+        Variant("chunks", (64,)),
+        Variant("chunks", (61, -1)),
+        Variant("padded_left", (5,)),
+        Variant("padded_left", (5, half)),
+        Variant("padded_right", (3,)),
+        Variant("padded_right", (3, half)),
+        Variant("batched", (1,)),
+        Variant("packed", (100,)),
+        Variant("initial_state", (half,)),
+    ]
+    # on a short text several chunkings are the whole text
+    return tuple(v for v in tried if v.kind != "chunks" or v.numbers[0] < seq)
+
+
+def union(variants: Sequence[str | Variant]) -> tuple[Variant, ...]:
+    """The variants asked for, each once."""
+    parsed = [v if isinstance(v, Variant) else parse_variant(v) for v in variants]
+    return tuple(dict.fromkeys(parsed))
+
+
+def variants_asked(given: object) -> list[str]:
+    """Names of the variants that were asked for, each once; one name is one of them.
+
+    **Raises:** `UsageError` for what is no name, and for none.
+    """
+    one = isinstance(given, str | Variant)
+    asked = [given] if one else list(given) if isinstance(given, Iterable) else None
+    if not asked or not all(isinstance(v, str | Variant) for v in asked):
+        raise UsageError(f"variants is {shown(given)}", hint=HINT)
+    return [str(variant) for variant in union(asked)]

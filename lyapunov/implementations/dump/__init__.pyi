@@ -1,0 +1,2 @@
+from ._dump import write_dump as write_dump
+from .file import File as File

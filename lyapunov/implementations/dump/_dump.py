@@ -1,0 +1,111 @@
+"""Write a trace down in the form that `dump.file` reads."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..._errors import DumpError
+from .._trace import HeadRecord, Trace
+from .._ways import parse_variant
+from .file import FORMAT, File
+
+
+SLICE = 2048
+"""Logits that are written at a time."""
+
+
+def write_dump(
+    path: str | os.PathLike,
+    trace: Trace,
+    tokens,
+    *,
+    implementation: str,
+    precision: str,
+    kind: str = "whole",
+    name: str | None = None,
+    append: bool = False,
+    vocab_size: int | None = None,
+) -> None:
+    """Write one run of a text as a dump, one sublayer at a time.
+
+    **Arguments:**
+
+    - `path`: the .npz to write.
+    - `trace`: records of sublayers; the residual, what is added to it, the output and
+      the stored tensors of each are written, in the narrowest format that holds them.
+    - `tokens`: (seq) or (batch, seq), what was run.
+    - `implementation`, `precision`: whose execution it follows, as in the module
+      `lyapunov.implementations.dump.file`.
+    - `kind`: how the text was run, such as `chunks:64`.
+    - `name`: of the run; None leaves it out where the file has this run alone.
+    - `append`: add the run to a dump of the same tokens.
+    - `vocab_size`: write that many logits, too.
+
+    **Raises:** `DumpError` where there is nothing to append to, or of other tokens.
+    """
+    parse_variant(kind)
+    path = Path(path)
+    tokens = np.asarray(tokens)
+    prefix = "" if name is None else f"run.{name}."
+    settings = {
+        "format": FORMAT,
+        "implementation": implementation,
+        "precision": precision,
+        "tokens": tokens,
+    }
+    if append:
+        _check_same(File(path), np.atleast_2d(tokens), implementation, precision)
+        settings = {}
+    with zipfile.ZipFile(path, "a" if append else "w", zipfile.ZIP_DEFLATED) as file:
+        for key, value in (settings | {f"{prefix}kind": kind}).items():
+            _write(file, key, np.asarray(value))
+        for record in trace:
+            if isinstance(record, HeadRecord):
+                if vocab_size is not None:
+                    parts = [
+                        np.asarray(record.logits(i, min(i + SLICE, vocab_size)))
+                        for i in range(0, vocab_size, SLICE)
+                    ]
+                    _write(file, f"{prefix}logits", np.concatenate(parts, axis=-1))
+                break
+            at = f"{prefix}layer.{record.layer}."
+            arrays = {
+                "residual": record.residual,
+                "hidden": record.hidden,
+                "output": record.output,
+            } | {f"stored.{site}": x for site, x in record.stored.items()}
+            for key, value in arrays.items():
+                _write(file, at + key, _narrowest(np.asarray(value)))
+
+
+def _check_same(dump: File, tokens, implementation: str, precision: str) -> None:
+    found = dump.implementation, dump.precision
+    if found != (implementation, precision) or not np.array_equal(dump.tokens, tokens):
+        raise DumpError(
+            f"{dump.path.name} is of {' '.join(found)} or of other tokens",
+            hint="one text, implementation and precision a file",
+        )
+
+
+def _write(file: zipfile.ZipFile, key: str, array: np.ndarray) -> None:
+    with file.open(f"{key}.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _narrowest(array: np.ndarray) -> np.ndarray:
+    """The array in the narrowest format that holds every number of it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = array.astype(np.float32)
+        bits = single.view(np.uint32)
+        if not _same(single, array):
+            return array
+        if not np.any(bits & 0xFFFF):
+            return (bits >> 16).astype(np.uint16)
+        half = single.astype(np.float16)
+        return half if _same(half, array) else single
+
+
+def _same(narrow: np.ndarray, wide: np.ndarray) -> bool:
+    return bool(np.array_equal(narrow.astype(wide.dtype), wide, equal_nan=True))

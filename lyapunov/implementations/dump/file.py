@@ -1,0 +1,359 @@
+"""A trace from a file: what any stack did, written down by its user.
+
+A dump is a NumPy .npz with one array for each key:
+
+| key | what | shape |
+|---|---|---|
+| `format` | the text `lyapunov-dump-1` | () |
+| `implementation` | whose flow it follows: `mamba_ssm` (vLLM's and SGLang's kernels come from there) or `transformers` | () |
+| `precision` | `bf16`, `fp16`, `fp32`, `bf16-cast`, ... | () |
+| `tokens` | integers | (seq) or (batch, seq) |
+| `state_precision` | of the cache that hands the state on, such as `fp32`; needed under `mamba_ssm` where the text was run in several calls | () |
+| `residual_in_fp32`, `fused_add_norm` | where they are not the checkpoint's | () |
+| `kind` | how the text was run (`lyapunov.implementations._ways.KINDS`); `whole` if left out | () |
+| `layer.I.input` | what sublayer I is given, the stream in front of its norm | (..., d_model) |
+| `layer.I.residual`, `layer.I.hidden` | instead: the stream, and what is added to it | (..., d_model) |
+| `layer.I.output` | what the mixer of sublayer I puts out | (..., d_model) |
+| `layer.I.stored.SITE` | a stored tensor, such as `xz`, `conv`, `x_proj`, `gated` | (..., its width) |
+| `logits` | if wanted | (..., vocabulary) |
+
+`...` is the shape of `tokens`: the text's own tokens in their order, whatever calls they
+were computed in, without padding and without the rest of a batch. Several runs of the
+same tokens go into one file under `run.NAME.kind`, `run.NAME.layer.I.input` and so on.
+Layers may be left out. Values are float16, float32 or float64; uint16 is the bits of
+bf16, which NumPy does not have. In torch, for a transformers model:
+
+```python
+arrays = {"format": "lyapunov-dump-1", "implementation": "transformers",
+          "precision": "bf16", "tokens": ids.numpy()}
+def keep(key):
+    return lambda *seen: arrays.__setitem__(
+        key, (seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1])
+        .float().cpu().numpy())
+for i, block in enumerate(model.backbone.layers):
+    block.register_forward_pre_hook(keep(f"layer.{i}.input"))
+    block.mixer.register_forward_hook(keep(f"layer.{i}.output"))
+model(ids)
+np.savez("dump.npz", **arrays)
+```
+
+The file is not trusted: nothing in it is unpickled, and names, dtypes, shapes and sizes
+are checked before memory is taken.
+"""  # noqa: E501
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._errors import DumpError
+from ...models import Model
+from ...sublayers.config import Mamba1Config
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .._ways import Variant, parse_variant
+from ._npz import Npz
+
+
+FORMAT = "lyapunov-dump-1"
+IMPLEMENTATIONS = ("mamba_ssm", "transformers")
+SETTINGS = ("format", "implementation", "precision", "tokens")
+SWITCHES = ("residual_in_fp32", "fused_add_norm")
+OPTIONAL = ("state_precision", *SWITCHES)
+MOST_TOKENS = 2**24
+HINT = (
+    "lyapunov.implementations.dump.file describes the keys; "
+    "lyapunov.write_dump writes them"
+)
+
+
+@dataclass(frozen=True)
+class DumpSwitches:
+    """What an execution follows of a checkpoint's config, or of the dump instead."""
+
+    residual_in_fp32: bool
+    fused_add_norm: bool
+    proj_bias: bool
+
+
+def site_widths(config: Mamba1Config) -> dict[str, int]:
+    """Width of every stored tensor that a dump may hold, by site."""
+    inner, model = config.d_inner, config.d_model
+    of_model = ("norm_input", "norm_hat", "norm", "out", "residual")
+    of_inner = ("conv_sum", "conv", "dt", "dt_biased", "softplus", "silu_z", "gated")
+    return {
+        **dict.fromkeys(of_model, model),
+        **dict.fromkeys(of_inner, inner),
+        "xz": 2 * inner,
+        "xz_product": 2 * inner,
+        "x_proj": config.dt_rank + 2 * config.d_state,
+    }
+
+
+class File:
+    """A dump as a runner: its trace was made elsewhere.
+
+    **Arguments:**
+
+    - `path`: the .npz.
+    - `run`: which of its runs `trace` gives; None is the first.
+
+    **Raises:** `DumpError` that says what was found, and how it should be.
+    """
+
+    def __init__(self, path: str | os.PathLike, run: str | None = None):
+        self.path = Path(path)
+        self._npz = Npz(self.path)
+        if self._text("format") != FORMAT:
+            raise DumpError(
+                f"{self.path.name} is of format {self._text('format')!r}",
+                hint=f"this version reads {FORMAT!r}",
+            )
+        self.implementation = self._text("implementation")
+        if self.implementation not in IMPLEMENTATIONS:
+            raise DumpError(
+                f"no flow is known by the name {self.implementation!r}",
+                hint=f"`implementation` is one of {', '.join(IMPLEMENTATIONS)}",
+            )
+        self.precision = self._text("precision")
+        self.state_precision = (
+            self._text("state_precision") if "state_precision" in self._npz else None
+        )
+        self.tokens = self._tokens()
+        self._arrays: dict[str, dict[tuple[int, str], str]] = {}
+        self._logits: dict[str, str] = {}
+        kinds: dict[str, str] = {}
+        self._sort(kinds)
+        self.runs: dict[str, Variant] = {
+            name: self._variant(kinds.get(name)) for name in self._arrays
+        }
+        if run is not None and run not in self.runs:
+            raise DumpError(
+                f"{self.path.name} has no run {run!r}",
+                hint=f"it has {', '.join(self.runs)}",
+            )
+        self._run = next(iter(self.runs)) if run is None else run
+
+    @property
+    def needs_state_precision(self) -> bool:
+        """Whether the format of the cache is the stack's own choice.
+
+        transformers' is fp32; mamba_ssm's is that of the weights, vLLM's and SGLang's
+        an option, so that a guess would call right numbers a bug.
+        """
+        return self.implementation != "transformers" and self.precision != "fp32"
+
+    def switches(self, config: Mamba1Config) -> DumpSwitches:
+        """What its execution follows: the dump's own words, else the checkpoint's."""
+        given = {
+            name: self._flag(name) if name in self._npz else getattr(config, name)
+            for name in SWITCHES
+        }
+        return DumpSwitches(**given, proj_bias=config.proj_bias)
+
+    @traced_in_fp64
+    def trace(self, model: Model, tokens=None) -> Trace:
+        """Records of the sublayers in the dump, and the head where it has logits.
+
+        Where a sublayer's `input` alone is known, the stream and what was added to it
+        are the input and output of the sublayer before.
+
+        **Arguments:**
+
+        - `tokens`: None, or the dump's own, (batch, seq).
+        """
+        if tokens is not None and not np.array_equal(tokens, self.tokens):
+            raise DumpError(
+                "these are not the tokens that the dump was made of",
+                hint="leave the tokens out: the dump has them",
+            )
+        self.check(model)
+        arrays, before = self._arrays[self._run], None
+        for layer in model.sublayers:
+            keys = {k: v for (i, k), v in arrays.items() if i == layer.layer}
+            if not keys:
+                before = None
+                continue
+            seen = {key: self._values(name) for key, name in keys.items()}
+            output = seen["output"]
+            stored = {
+                key.removeprefix("stored."): x
+                for key, x in seen.items()
+                if key.startswith("stored.")
+            }
+            given = seen.get("input")
+            if given is None:
+                residual, hidden, before = seen["residual"], seen["hidden"], None
+            else:
+                residual, hidden = before or (given, jnp.zeros_like(given))
+                stored["residual"] = given
+                before = given, output
+            yield SublayerRecord(
+                layer.layer,
+                layer.kind,
+                residual,
+                hidden,
+                output,
+                stored | {"out": output},
+                {},
+            )
+        if self._run in self._logits:
+            name = self._logits[self._run]
+            nothing = jnp.zeros((*self.tokens.shape, model.config.d_model))
+            # only the logits are known of the head
+            yield HeadRecord(
+                nothing, nothing, lambda start, stop: self._values(name, start, stop)
+            )
+
+    def check(self, model: Model) -> None:
+        """Hold names, shapes, dtypes and sizes of all runs to a model.
+
+        **Raises:** `DumpError`.
+        """
+        config = model.config
+        if self.tokens.max() >= config.vocab_size:
+            raise DumpError(
+                f"token {self.tokens.max()} is beyond the vocabulary of "
+                f"{config.vocab_size}",
+                hint="is the dump of another checkpoint?",
+            )
+        widths = site_widths(config)
+        for run, arrays in self._arrays.items():
+            layers: dict[int, set[str]] = {}
+            for (layer, key), name in arrays.items():
+                if layer >= config.n_layers:
+                    raise DumpError(
+                        f"{name}: this model has {config.n_layers} sublayers",
+                        hint="they count from 0; is the dump of another checkpoint?",
+                    )
+                site = key.removeprefix("stored.")
+                if site != key and site not in widths:
+                    raise DumpError(
+                        f"{name}: no stored tensor is called {site[:60]!r}",
+                        hint=f"one of {', '.join(widths)}",
+                    )
+                width = config.d_model if site == key else widths[site]
+                self._check_values(name, width)
+                layers.setdefault(layer, set()).add(key)
+            for layer, keys in layers.items():
+                _check_complete(run, layer, keys)
+        for name in self._logits.values():
+            self._check_values(name, config.vocab_size, config.padded_vocab_size)
+
+    # ---- reading
+
+    def _sort(self, kinds: dict[str, str]) -> None:
+        """Sort the keys by run; what is not understood is an error."""
+        for name in self._npz:
+            if name in SETTINGS or name in OPTIONAL:
+                continue
+            run, rest = "whole", name
+            if name.startswith("run."):
+                run, _, rest = name.removeprefix("run.").partition(".")
+            parts = rest.split(".")
+            known = ("input", "residual", "hidden", "output")
+            of_layer = len(parts) >= 3 and parts[0] == "layer" and _is_index(parts[1])
+            if run and rest == "kind":
+                kinds[run] = name
+            elif run and rest == "logits":
+                self._logits[run] = name
+            elif (
+                run
+                and of_layer
+                and (
+                    (len(parts) == 3 and parts[2] in known)
+                    or (len(parts) == 4 and parts[2] == "stored")
+                )
+            ):
+                key = ".".join(parts[2:])
+                self._arrays.setdefault(run, {})[int(parts[1]), key] = name
+            else:
+                raise DumpError(
+                    f"the key {name[:80]!r} is not understood",
+                    hint="keys are " + ", ".join(SETTINGS) + ", layer.I.input, "
+                    "layer.I.output, layer.I.stored.SITE, logits, or these behind "
+                    "run.NAME.",
+                )
+        lost = sorted((set(kinds) | set(self._logits)) - set(self._arrays))
+        if lost or not self._arrays:
+            which = f"the run {lost[0][:60]!r}" if lost else self.path.name
+            raise DumpError(
+                f"{which} has no array of any layer",
+                hint="layer.0.input and layer.0.output are the least",
+            )
+
+    def _text(self, name: str) -> str:
+        array = self._npz.read(name, kinds="US", most=200, hint=HINT)
+        value = array.item() if array.shape == () else None
+        if isinstance(value, bytes):
+            value = value.decode("ascii", "replace")
+        if value is None:
+            raise DumpError(f"{name} has shape {array.shape}", hint="a single text")
+        return value
+
+    def _flag(self, name: str) -> bool:
+        array = self._npz.read(name, kinds="biu", most=1, hint="True or False")
+        if array.size != 1:
+            raise DumpError(f"{name} has shape {array.shape}", hint="True or False")
+        return bool(array.reshape(-1)[0])
+
+    def _tokens(self) -> np.ndarray:
+        tokens = self._npz.read("tokens", kinds="iu", most=MOST_TOKENS, hint=HINT)
+        if tokens.ndim not in (1, 2) or 0 in tokens.shape or tokens.shape[-1] < 2:
+            raise DumpError(
+                f"tokens have shape {tokens.shape}",
+                hint="(seq) or (batch, seq), at least 2 tokens a sequence",
+            )
+        if tokens.min() < 0:
+            raise DumpError("a token is negative", hint="leave padding out")
+        return np.atleast_2d(tokens).astype(np.int64)
+
+    def _variant(self, name: str | None) -> Variant:
+        return parse_variant("whole" if name is None else self._text(name))
+
+    def _check_values(self, name: str, *widths: int) -> None:
+        shape, dtype = self._npz.shape_and_dtype(name)
+        lead = self.tokens.shape
+        allowed = [(*lead, width) for width in widths]
+        if lead[0] == 1:
+            allowed += [(lead[1], width) for width in widths]
+        if shape not in allowed:
+            raise DumpError(
+                f"{name} has shape {shape}, not {' or '.join(map(str, allowed))}",
+                hint="tokens first, as in `tokens`; is the dump of another checkpoint?",
+            )
+        if dtype.str[1:] not in ("f2", "f4", "f8", "u2"):
+            raise DumpError(
+                f"{name} is of dtype {dtype}",
+                hint="float16, float32, float64, or uint16 with the bits of bf16",
+            )
+
+    def _values(self, name: str, start: int = 0, stop: int | None = None):
+        array = self._npz.read(name)
+        array = array.reshape(*self.tokens.shape, -1)[..., start:stop]
+        if array.dtype.kind == "u":
+            # bf16 is the upper half of fp32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        return jnp.asarray(array.astype(np.float64))
+
+
+def _is_index(text: str) -> bool:
+    return text.isdecimal() and len(text) < 7
+
+
+def _check_complete(run: str, layer: int, keys: set[str]) -> None:
+    where = f"layer {layer} of the run {run[:60]!r}"
+    if "output" not in keys:
+        raise DumpError(f"{where} has no output", hint=f"layer.{layer}.output")
+    halves = keys & {"residual", "hidden"}
+    if "input" in keys and halves:
+        raise DumpError(
+            f"{where} has both input and {sorted(halves)[0]}",
+            hint="input alone, or residual and hidden",
+        )
+    if "input" not in keys and len(halves) < 2:
+        raise DumpError(
+            f"{where} has no input",
+            hint=f"layer.{layer}.input, or layer.{layer}.residual and .hidden",
+        )

@@ -1,0 +1,6 @@
+"""An execution in fp64 with a rounding wherever it stores."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,6 @@
+"""The code of transformers, and what is promised of it."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,335 @@
+"""transformers' own code for networks of any family, watched from outside.
+
+The model is loaded from its checkpoint as transformers loads it and runs unchanged;
+hooks on its modules, found by the stored names of their weights, copy what goes in and
+out. A sublayer reads what its norm reads: the stream, with whatever the model added to
+it before.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._errors import MissingExtraError, UsageError
+from ...checkpoints import NetworkLayout
+from ...models import Model, Sublayer
+from ...sublayers.residual import Stream
+from .. import Execution
+from .._torch import copied, exact_sums, import_torch, torch_dtype
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from ._steps import stepped
+
+
+class _Seen(NamedTuple):
+    """What is copied at a parameter's module, its input or its output, and as what."""
+
+    key: str
+    side: str
+    site: str
+
+
+# By kind; a module that has no such parameter is not watched.
+WATCHED = {
+    "mamba1": (
+        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
+        _Seen("x_proj", "in", "conv"), _Seen("x_proj", "out", "x_proj"),
+        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+    ),
+    "mamba2": (
+        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
+        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+    ),
+    "attention": (
+        _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
+        _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
+        _Seen("o_proj", "in", "read"), _Seen("o_proj", "out", "out"),
+        _Seen("norm_behind", "out", "norm_behind"),
+    ),
+    "mlp": (
+        _Seen("norm", "out", "norm"), _Seen("up", "out", "up"),
+        _Seen("gate", "out", "gate"), _Seen("down", "in", "hidden"),
+        _Seen("down", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
+    ),
+    "experts": (
+        _Seen("norm", "out", "norm"), _Seen("block", "out", "routed"),
+        _Seen("shared_down", "out", "shared"),
+    ),
+    "shared": (
+        _Seen("norm", "out", "norm"), _Seen("o_proj", "out", "attended"),
+        _Seen("mlp_norm", "out", "mlp_norm"), _Seen("down", "out", "mlp_out"),
+        _Seen("linear", "out", "out"),
+    ),
+}  # fmt: skip
+
+_LAYER = re.compile(r"layers\.\d+\.")
+
+# Norms without weights (OLMo), by a parameter of the module behind them.
+WEIGHTLESS = {"q_proj": "input_layernorm", "down": "post_attention_layernorm"}
+
+# Where a sublayer has no norm in front, these read the stream.
+FIRST = ("norm", "q_proj", "up", "in_proj")
+
+
+class TransformersNetwork:
+    """Run a checkpoint of transformers' layout with transformers' classes.
+
+    **Arguments:**
+
+    - `execution`: whose `precision` says the dtype of the weights.
+    - `device`: a torch device.
+
+    Attention and experts run in the code that is written out in the model ("eager"),
+    since fused kernels differ from one machine to the next.
+    """
+
+    def __init__(self, execution: Execution, device: str = "cpu"):
+        self.execution = execution
+        self._device = device
+
+    @traced_in_fp64
+    def trace(self, model: Model, tokens) -> Trace:
+        """Records of all sublayers, then the head.
+
+        **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
+        sublayer whose output no module puts out.
+        """
+        torch, network = self._built(model)
+        layout = model.layout
+        assert isinstance(layout, NetworkLayout)
+        modules = dict(network.named_modules())
+        calls: dict[tuple[str, str], list[np.ndarray]] = {}
+        with ExitStack() as stack, torch.no_grad():
+            places = [_places(parts, modules) for parts in layout.parts]
+            paths = {path for found in places for path in found.values()}
+            for path in sorted(paths):
+                for handle in _watch(path, modules[path], calls):
+                    stack.callback(handle.remove)
+            ids = torch.as_tensor(np.asarray(tokens), device=self._device)
+            if self.execution.mode == "decode":
+                logits = stepped(torch, network, ids, calls)
+            else:
+                logits = network(ids, use_cache=False).logits
+        seen = {key: iter(found) for key, found in calls.items()}
+        stream: Stream | None = None
+        taken: dict[tuple[str, str], np.ndarray] = {}
+        for layer in model.sublayers:
+            own = places[layer.layer]
+            taken = _calls(own, seen, taken)
+            record, stream = self._record(torch, model, layer, own, taken, stream)
+            yield record
+            if not layer.shares:
+                taken = {}
+        assert stream is not None
+        yield HeadRecord(
+            stream.residual,
+            stream.hidden,
+            lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
+        )
+
+    def _record(
+        self,
+        torch,
+        model: Model,
+        layer: Sublayer,
+        places: dict[str, str],
+        taken: dict[tuple[str, str], np.ndarray],
+        stream: Stream | None,
+    ) -> tuple[SublayerRecord, Stream]:
+        """What one sublayer did, and the stream for the next.
+
+        What it read is held to the sum of what was put out before it, so that what
+        joins the residual is seen as well.
+        """
+        parts = model.layout.parts[layer.layer]  # type: ignore[attr-defined]
+
+        def at(key: str, side: str) -> np.ndarray | None:
+            array = taken.get((places.get(key, ""), side))
+            take = parts[key].take if key in parts else None
+            if array is None or take is None or side == "in":
+                return array
+            rows = take(array.reshape(-1, array.shape[-1]).T)
+            return rows.T.reshape(*array.shape[:-1], -1)
+
+        stored = {}
+        for one in WATCHED[layer.kind]:
+            array = at(one.key, one.side)
+            if array is not None:
+                stored[one.site] = array
+        if layer.kind == "mlp" and "gate" not in parts:
+            stored["activated"] = stored.pop("hidden")
+        first = next(key for key in FIRST if key in places)
+        read = at(first, "in")
+        if layer.kind == "experts":
+            self._add_shared(torch, stored, places)
+        output = stored.get("norm_behind", stored.get("out"))
+        if output is None or read is None:
+            raise UsageError(
+                f"transformers shows no output of layer {layer.layer} ({layer.kind})",
+                hint="--measure emulated",
+            )
+        output, more = self._finished(torch, model, layer, output)
+        stored |= more | {"norm_input": read}
+        own = read[..., : model.config.d_model]
+        if stream is None:
+            stream = Stream.start(jnp.asarray(own))
+        incoming = stream.incoming(layer)
+        if layer.embedded:
+            beside = jnp.asarray(read[..., model.config.d_model :])
+            incoming = incoming._replace(embedded=beside)
+        sites = self.execution.of(layer.kind).sites
+        kept = sites["residual"].name
+        residual = _added(torch, kept, incoming.residual, incoming.hidden)
+        if incoming.aside is not None:
+            stored["residual_aside"] = own
+        elif kept == sites["norm_input"].name:
+            stored["residual"] = residual = own
+        precision = self.execution.precision
+        together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
+        after = stream.after(
+            layer, jnp.asarray(residual), jnp.asarray(output), together
+        )
+        stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
+        record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
+        return record, after
+
+    def _add_shared(self, torch, stored, places: dict[str, str]) -> None:
+        """The output of experts: their module's, and that of an MLP beside it."""
+        apart = places.get("shared_down", "")
+        if not apart or apart.startswith(f"{places['block']}."):
+            # the module has added what is shared, or there is none
+            stored["out"] = stored.pop("routed")
+            return
+        precision = self.execution.precision
+        stored["out"] = _added(torch, precision, stored["routed"], stored["shared"])
+
+    def _finished(self, torch, model: Model, layer: Sublayer, output: np.ndarray):
+        """The output times the model's multipliers: torch's products, repeated."""
+        sizes, more = model.config.sublayers[layer.layer], {}
+        dtype = torch_dtype(torch, self.execution.precision)
+        for name, site in (("down_multiplier", ""), ("out_multiplier", "out_scaled")):
+            multiplier = getattr(sizes, name, 1.0)
+            if multiplier != 1.0:
+                output = copied(torch.tensor(output).to(dtype) * multiplier)
+                more[site or "out"] = output
+        return output, more
+
+    def _built(self, model: Model) -> Any:
+        torch = import_torch()
+        if self._device != "cpu":
+            if not torch.cuda.is_available():
+                raise UsageError(
+                    "transformers_cuda needs an NVIDIA GPU, and torch sees none",
+                    hint="--measure transformers runs on the CPU",
+                )
+            exact_sums(torch)
+        try:
+            import transformers
+        except ImportError as error:
+            raise MissingExtraError(
+                f"measuring with transformers needs it installed ({error})",
+                hint="pip install 'lyapunov-check[torch]'",
+            ) from None
+        if not Path(model.source).is_dir():
+            raise UsageError(
+                f"{model.source} is no folder that transformers could load",
+                hint="download it first, or --measure emulated",
+            )
+        try:
+            network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                model.source,
+                dtype=torch_dtype(torch, self.execution.precision),
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(
+                f"transformers does not load {model.source}: {error}",
+                hint="--measure emulated",
+            ) from None
+        return torch, network.to(self._device).eval()
+
+
+def _calls(places: dict[str, str], seen, taken) -> dict[tuple[str, str], np.ndarray]:
+    """What was copied at a sublayer's modules: one call of each.
+
+    **Arguments:**
+
+    - `taken`: of the sublayers before that stand beside it; norms are theirs together.
+    """
+    return taken | {
+        (path, side): next(seen[path, side])
+        for path in sorted(set(places.values()))
+        for side in ("in", "out")
+        if (path, side) in seen and (path, side) not in taken
+    }
+
+
+def _added(torch, precision: str, one, other) -> np.ndarray:
+    """One torch addition, repeated."""
+    dtype = torch_dtype(torch, precision)
+    one, other = (torch.tensor(np.asarray(x)).to(dtype) for x in (one, other))
+    return copied(one + other)
+
+
+def _watch(path: str, module, calls) -> Iterator[Any]:
+    """Copy what goes in and out of a module at each call."""
+
+    def before(_, given, named):
+        first = next(
+            (x for x in (*given, *named.values()) if hasattr(x, "dtype")), None
+        )
+        if first is not None:
+            calls.setdefault((path, "in"), []).append(copied(first))
+
+    def after(_, given, result):
+        result = result[0] if isinstance(result, tuple) else result
+        calls.setdefault((path, "out"), []).append(copied(result))
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    yield module.register_forward_hook(after)
+
+
+def _places(parts, modules) -> dict[str, str]:
+    """The module of each parameter, and of a norm in front that has no weights."""
+    found = {
+        key: path
+        for key, part in parts.items()
+        if (path := _path(part.names[0], modules)) is not None
+    }
+    if "linear" in found:
+        # a shared block's weights lie with one layer, its modules with each
+        own = _LAYER.search(found["linear"])
+        for key, path in found.items():
+            place = path if own is None else _LAYER.sub(own[0], path, count=1)
+            found[key] = place if place in modules else path
+    if "router" in found:
+        found["block"] = found["router"].rpartition(".")[0]
+    for key, norm in WEIGHTLESS.items():
+        if key in found and not {"norm", "norm_behind"} & set(found):
+            path = f"{found[key].rpartition('.')[0].rpartition('.')[0]}.{norm}"
+            if path in modules:
+                found["norm"] = path
+    return found
+
+
+def _path(stored: str, modules) -> str | None:
+    """The module that a stored weight belongs to; roots differ on some hubs."""
+    own, _, what = stored.rpartition(".")
+    if what not in ("weight", "bias"):
+        return None
+    for path in (
+        own,
+        own.replace("backbone.", "model.", 1),
+        f"model.{own}",
+        own.removesuffix(".layer"),
+    ):
+        if path in modules:
+            return path
+    return None

@@ -1,0 +1,168 @@
+"""A model's weights, some of them rounded to a format as they are read."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from .._errors import UsageError
+from ..checkpoints._network import NetworkLayout, Part
+from ..formats import format_named
+from ..formats._weight_table import EACH_BY_ITSELF, PLAIN_FORMATS, WEIGHT_FORMAT_TABLE
+from ..sublayers.groups import OUTSIDE, RoundedGroup, chosen_parameters
+from .held import rounded
+
+
+_ROWS = 4096  # of the embedding or the head that are read at once
+
+
+def parameters_of(layout: NetworkLayout) -> Iterator[tuple[str, str]]:
+    """Kind and canonical name of every parameter of a network, in order."""
+    yield OUTSIDE, "embedding"
+    for sizes, parts in zip(layout.config.sublayers, layout.parts, strict=True):
+        for name in parts:
+            yield sizes.kind, name
+    if layout.names.final_norm is not None:
+        yield OUTSIDE, "norm_f"
+    if layout.names.final_norm_bias is not None:
+        yield OUTSIDE, "norm_f_bias"
+    yield OUTSIDE, "head"
+
+
+class RoundedLayout:
+    """A model's layout whose parameters of a group are rounded to a format.
+
+    A format with scales takes each stored tensor whole, as the file's quantiser would:
+    of a tensor that holds several parameters (gate and up, say) the rounded ones have
+    the scales of all.
+
+    **Raises:** `UsageError` where the network has nothing that could be rounded so.
+    """
+
+    def __init__(self, base: NetworkLayout, group: RoundedGroup):
+        self._base = base
+        self._group = group
+        self._kinds = tuple(sizes.kind for sizes in base.config.sublayers)
+        self.rounded, self.kept = chosen_parameters(group, parameters_of(base))
+        self.architecture = base.architecture
+        self.config = base.config
+        self.dtype = base.dtype
+        self.n_params = base.n_params
+        self.n_blocks = base.n_blocks
+        self.modules = base.modules
+
+    def layer(self, i: int) -> dict[str, np.ndarray]:
+        """Parameters of one layer."""
+        arrays = self._base.layer(i)
+        kind, where = self._kinds[i], f" of layer {i}"
+        for name in arrays:
+            if not self._group.has(kind, name):
+                continue
+            if self._group.scaled:
+                found = self._dequantised_part(self._base.parts[i][name])
+            else:
+                found = self._each_rounded(arrays[name])
+            arrays[name] = self._checked(found, arrays[name], f"{name}{where}")
+        return arrays
+
+    def _dequantised_part(self, part: Part) -> np.ndarray:
+        from ..formats import dequantised
+
+        read = [
+            dequantised(self._base.stored(name), self._group.format)
+            for name in part.names
+        ]
+        array = read[0] if isinstance(part.name, str) else np.stack(read)
+        return array if part.take is None else part.take(array)
+
+    def _each_rounded(self, array: np.ndarray) -> np.ndarray:
+        return rounded(array, format_named(PLAIN_FORMATS[self._group.format]))
+
+    def _checked(self, found: np.ndarray, array: np.ndarray, what: str) -> np.ndarray:
+        if np.all(np.isfinite(found)):
+            return found
+        largest = np.max(np.abs(array.astype(np.float64)))
+        name = self._group.format
+        limit = "fp32"
+        if name in PLAIN_FORMATS:
+            fmt = format_named(PLAIN_FORMATS[name])
+            limit = f"{fmt.largest:g}, the largest number of {fmt.name}"
+        raise UsageError(
+            f"{what} holds {largest:.4g}, beyond {limit}",
+            hint="round another group, or to bf16",
+        )
+
+    def final_norm(self) -> np.ndarray | None:
+        """Weight of the norm in front of the head, if it has one."""
+        return self._of_norm("norm_f", self._base.final_norm())
+
+    def final_norm_bias(self) -> np.ndarray | None:
+        """Its bias, if it has one."""
+        return self._of_norm("norm_f_bias", self._base.final_norm_bias())
+
+    def _of_norm(self, name: str, array: np.ndarray | None) -> np.ndarray | None:
+        if array is None or not self._group.has(OUTSIDE, name):
+            return array
+        return self._checked(self._each_rounded(array), array, name)
+
+    def embedding(self, rows) -> np.ndarray:
+        """Rows of the embedding."""
+        rows = np.asarray(rows)
+        if not self._group.has(OUTSIDE, "embedding"):
+            return self._base.embedding(rows)
+        if not self._group.scaled:
+            array = self._base.embedding(rows)
+            return self._checked(self._each_rounded(array), array, "embedding")
+        read = lambda start, stop: self._base.embedding(np.arange(start, stop))
+        return self._dequantised_rows(rows, read, self._largest["embedding"])
+
+    def head(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the head."""
+        if not self._group.has(OUTSIDE, "head"):
+            return self._base.head(start, stop)
+        if not self._group.scaled:
+            array = self._base.head(start, stop)
+            return self._checked(self._each_rounded(array), array, "head")
+        rows = np.arange(start, stop)
+        return self._dequantised_rows(rows, self._base.head, self._largest["head"])
+
+    def _dequantised_rows(self, rows: np.ndarray, read, largest: float | None):
+        """Rows of a tall matrix, each within all the rows that share its scales."""
+        from ..formats import dequantised, row_period
+
+        c = self.config
+        period = row_period(self._group.format, c.d_model)
+        found = np.empty((len(rows), c.d_model))
+        # several periods at once, but no more than the memory that a slice may take
+        step = max(period, _ROWS // period * period)
+        for first in np.unique(rows // step) * step:
+            chunk = read(int(first), min(int(first) + step, c.padded_vocab_size))
+            values = dequantised(chunk, self._group.format, largest)
+            inside = (first <= rows) & (rows < first + step)
+            found[inside] = values[rows[inside] - first]
+        return found
+
+    @cached_property
+    def _largest(self) -> dict[str, float | None]:
+        """The largest magnitudes of embedding and head, where a scale needs them."""
+        from ..formats import needs_largest
+
+        if not needs_largest(self._group.format):
+            return {"embedding": None, "head": None}
+        return {
+            "embedding": self._scanned(
+                lambda a, b: self._base.embedding(np.arange(a, b))
+            ),
+            "head": self._scanned(self._base.head),
+        }
+
+    def _scanned(self, read) -> float:
+        rows = self.config.padded_vocab_size
+        ends = ((i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
+        return max(float(np.max(np.abs(read(*end)))) for end in ends)
+
+    @property
+    def meaning(self) -> str:
+        """What the format is, in words."""
+        row = WEIGHT_FORMAT_TABLE.get(self._group.format)
+        return EACH_BY_ITSELF if row is None else row.meaning

@@ -1,0 +1,5 @@
+from ._audit import audit as audit
+from ._changes import parameter_changes as parameter_changes
+from ._check import check as check
+from ._plan import Plan as Plan, plan as plan
+from ._training import StabilityCallback as StabilityCallback

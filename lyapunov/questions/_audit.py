@@ -1,0 +1,347 @@
+"""Rounding or bug: one text run in several ways, each held to its own bounds.
+
+In exact arithmetic every way to run a text gives the same numbers. Whether what an
+implementation makes of them is rounding is not told from the distance between two runs
+but from each run's distance from exact arithmetic: sublayer by sublayer, on the run's
+own input, against the certified bounds of the declared execution (T0 for stored
+tensors that are seen, T1 for the output). A distance above its bound is no rounding.
+Below it, an error far beyond what random roundings give is suspicious.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._arguments import progress_or_none
+from .._errors import UsageError
+from .._version import __version__
+from .._xla import demand_flags
+from ..bounds.local import element, with_operator_norms
+from ..bounds.segments import FLOW_ORDER, audit_sublayer
+from ..findings._known_defects import with_known
+from ..findings._verdict import BOUNDED_SHARE, select_findings
+from ..implementations import Execution, Reference
+from ..implementations._trace import HeadRecord
+from ..implementations._ways import Variant, variants_asked
+from ..implementations.transformers.ways import RefusedError
+from ..models import Model
+from ..models._load import demand_head, model_of
+from ..results._audit import (
+    BUG,
+    CONSISTENT,
+    NOT_RUN,
+    SUSPICIOUS,
+    UNBOUNDED,
+    AuditReport,
+    FirstViolation,
+    LayerAudit,
+    LogitsAudit,
+    VariantAudit,
+)
+from ..results._check import CheckpointFacts, TokensFacts
+from ..sublayers.config import Mamba1Config
+from . import _compare
+from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
+from ._audit_ways import (
+    SOURCES,
+    Way,
+    audit_source,
+    not_run,
+    open_dump,
+    ways_of_dump,
+    ways_of_source,
+)
+from ._environment import environment
+from ._request import given_tokens
+from ._settings import checked_settings
+
+
+def audit(
+    model: Any = None,
+    source: str | Path = "transformers",
+    tokens=None,
+    *,
+    precisions: str | Sequence[str] = ("bf16",),
+    variants: str | Sequence[str | Variant] | None = None,
+    state_precision: str | None = None,
+    n_probes: int = 4,
+    seed: int = 0,
+    progress=None,
+    token_source: str = "given",
+    fail_on: str = "error",
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    exit_zero: bool = False,
+) -> AuditReport:
+    """Whether what an implementation does is rounding or a bug.
+
+    **Arguments:**
+
+    - `model`: as for `check`.
+    - `source`: `transformers`, `emulated` or `mamba_ssm`, which are run here; or the
+      path of a dump (`lyapunov.implementations.dump.file`).
+    - `tokens`: (seq) or (batch, seq) integers, as for `check`; a dump has its own. Ways
+      with padding or company run the first sequence.
+    - `precisions`: of the executions; a dump has its own.
+    - `variants`: ways to run the text, such as `steps` or `chunks:61,rest`; None is
+      every kind. Of a dump: which of its runs, by kind; None is all.
+    - `state_precision`: of the cached state; None is the implementation's own.
+    - `n_probes`: draws that the sigma of z is estimated from.
+
+    **Raises:** `LyapunovError` with a hint, for whatever cannot be audited.
+    """
+    began = time.perf_counter()
+    settings = checked_settings(
+        {
+            "source": audit_source(source),
+            "precisions": precisions,
+            "variants": None if variants is None else variants_asked(variants),
+            "state_precision": state_precision,
+            "n_probes": n_probes,
+            "seed": seed,
+            "fail_on": fail_on,
+            "select": select,
+            "ignore": ignore,
+            "exit_zero": exit_zero,
+        }
+    )
+    precisions, variants, select, ignore = (
+        settings[name] for name in ("precisions", "variants", "select", "ignore")
+    )
+    progress = progress_or_none(progress)
+    demand_flags()
+    model = model_of(model)
+    demand_head(model)
+    if not isinstance(model.config, Mamba1Config):
+        raise UsageError(
+            f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",
+            hint="--measure transformers holds one run of it to its bounds",
+        )
+    dump = None if str(source) in SOURCES else open_dump(source, tokens)
+    if dump is None:
+        ids, token_source = given_tokens(model, tokens, seed, token_source)
+    else:
+        ids, token_source = dump.tokens, f"the dump {dump.path.name}"
+    with jax.enable_x64(True):
+        if dump is not None:
+            ways, skipped = ways_of_dump(model, dump, variants)
+        else:
+            ways, skipped = ways_of_source(
+                model, str(source), ids, precisions, variants, state_precision
+            )
+        found = _run(model, ids, ways, n_probes, seed, progress)
+    if dump is None:
+        family = model.layout.architecture
+        found = with_known(found, str(source), family, ids.shape[1])
+    results = [*found, *skipped]
+    if all(r.verdict == NOT_RUN for r in results):
+        raise UsageError(
+            f"{source} ran the text in none of these ways: {results[0].reason}",
+            hint="--audit transformers tries every kind",
+        )
+    findings = select_findings(audit_findings(results), select, ignore)
+    return AuditReport(
+        tool={"name": "lyapunov-check", "version": __version__},
+        settings=settings,
+        environment=environment(),
+        assumptions=assumptions(ways),
+        checkpoint=CheckpointFacts(
+            source=model.source,
+            architecture=model.layout.architecture,
+            n_layers=len(model.sublayers),
+            n_params=model.layout.n_params,
+            dtype=model.layout.dtype,
+            files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+            n_blocks=model.layout.n_blocks,
+        ),
+        tokens=TokensFacts(
+            source=token_source,
+            batch=ids.shape[0],
+            length=ids.shape[1],
+            sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+        ),
+        source=str(source),
+        variants=results,
+        findings=findings,
+        summary=audit_summary(
+            results, findings, fail_on, exit_zero, time.perf_counter() - began
+        ),
+    )
+
+
+# ---- the runs
+
+
+def _run(model, ids, ways, n_probes, seed, progress) -> list[VariantAudit]:
+    keys = jax.random.split(jax.random.key(seed), n_probes)
+    if progress is not None:
+        progress.start(len(ways) * len(model.sublayers), "auditing")
+    results: list[VariantAudit] = []
+    heads: dict[int, HeadRecord] = {}
+    for way in ways:
+        try:
+            result, head = _one(model, ids, way, keys, progress)
+        except RefusedError as error:
+            result, head = not_run(way.variant, way.precision, error.message), None
+        if head is not None:
+            heads[len(results)] = head
+        results.append(result)
+    return _with_logits(model, ids, results, heads)
+
+
+def _one(model: Model, ids, way: Way, keys, progress):
+    """One run, sublayer by sublayer."""
+    layers, head, tokens = [], None, 0
+    execution = way.segments[0].execution
+    for record in way.trace:
+        if isinstance(record, HeadRecord):
+            head = record
+            break
+        layer = record.layer
+        parameters = with_operator_norms(model.parameters(layer, execution))
+        held = model.held_exactly(layer, execution)
+        checked = audit_sublayer(
+            way.segments,
+            model.sublayers[layer].flow,
+            record,
+            parameters,
+            None if held else model.parameters(layer, function=execution),
+            model.start(parameters),
+            keys,
+        )
+        checked = jax.tree.map(np.asarray, checked)
+        wrong = _embedding(model, ids, execution, record) if layer == 0 else None
+        layers.append(_layer(record, checked, wrong))
+        tokens = record.output.shape[0] * record.output.shape[1]
+        if progress is not None:
+            progress.advance(1, f"{way.variant}, layer {layer}")
+    return _variant(way, layers, tokens), head
+
+
+def _embedding(model: Model, ids, execution: Execution, record):
+    """The first element of the stream that is not the token's row of the embedding."""
+    batch = record.residual.shape[0]
+    expected = np.asarray(model.embed(ids[:batch], execution))
+    distance = np.abs(np.asarray(record.residual + record.hidden) - expected)
+    wrong = ~(distance == 0.0)
+    if not wrong.any():
+        return None
+    place = int(np.argmax(wrong))
+    at = element(place, wrong.shape)
+    first = FirstViolation(0, "embedding", *at, float(distance.flat[place]), 0.0)
+    return int(wrong.sum()), first
+
+
+def _layer(record, checked, wrong) -> LayerAudit:
+    order = [site for site in FLOW_ORDER if site in checked.tensors]
+    tensors = [(site, checked.tensors[site]) for site in order]
+    output = checked.output
+    first, count = None, 0
+    if wrong is not None:
+        count, first = wrong
+    for name, held in [*tensors, ("sublayer output", output)]:
+        found = int(np.sum(held.violations))
+        count += found
+        if found and first is None:
+            shape = record.stored.get(name, record.output).shape
+            first = FirstViolation(
+                record.layer,
+                name,
+                *element(int(held.place), shape),
+                float(held.measured),
+                float(held.bound),
+            )
+    place = np.unravel_index(np.argmax(checked.z), checked.z.shape)
+    ratios = [float(np.max(held.ratio)) for _, held in tensors]
+    return LayerAudit(
+        layer=record.layer,
+        kind=record.kind,
+        violations=count,
+        ratio_t0=max(ratios, default=None),
+        ratio_t1=float(np.max(output.ratio)),
+        z=float(checked.z[place]),
+        z_token=int(place[1]),
+        first_violation=first,
+        elements=sum(record.stored[name].size for name, _ in tensors)
+        + record.output.size,
+        unbounded=sum(
+            int(np.sum(held.unbounded)) for held in (*checked.tensors.values(), output)
+        ),
+        output_bounded=1.0 - int(np.sum(output.unbounded)) / record.output.size,
+    )
+
+
+def _variant(way: Way, layers: list[LayerAudit], tokens: int) -> VariantAudit:
+    violations = sum(layer.violations for layer in layers)
+    z = max(layer.z for layer in layers)
+    elements = sum(layer.elements for layer in layers)
+    unbounded = sum(layer.unbounded for layer in layers)
+    outputs = sum(layer.output_bounded for layer in layers) / len(layers)
+    bounded = min(1.0 - unbounded / elements, outputs)
+    if violations:
+        verdict = BUG
+    elif z > Z_LIMIT:
+        verdict = SUSPICIOUS
+    else:
+        verdict = UNBOUNDED if bounded < BOUNDED_SHARE else CONSISTENT
+    return VariantAudit(
+        variant=str(way.variant),
+        precision=way.precision,
+        verdict=verdict,
+        executions=list(dict.fromkeys(s.execution.name for s in way.segments)),
+        tokens=tokens,
+        violations=violations,
+        ratio=max(layer.ratio_t1 for layer in layers),
+        z=z,
+        first_violation=next(
+            (x.first_violation for x in layers if x.first_violation), None
+        ),
+        layers=layers,
+        elements=elements,
+        unbounded=unbounded,
+        bounded_share=bounded,
+    )
+
+
+def _with_logits(model: Model, ids, results, heads) -> list[VariantAudit]:
+    """Each run's logits beside the fp64 reference's and beside the whole text's."""
+    if not heads:
+        return results
+    *_, reference = Reference().trace(model, ids)
+    base: dict[str, int] = {}
+    for i in heads:
+        base.setdefault(results[i].precision, i)
+    out = list(results)
+    for i, head in heads.items():
+        beside = [("fp64 reference", reference)]
+        other = base[results[i].precision]
+        if other != i:
+            beside.append((results[other].variant, heads[other]))
+        logits = [_logits(model, ids, name, other, head) for name, other in beside]
+        out[i] = dataclasses.replace(results[i], logits=logits)
+    return out
+
+
+def _logits(model: Model, ids, name: str, base, head) -> LogitsAudit:
+    first = next(iter(model.vocabulary_slices()))
+    batch = head.logits(*first).shape[0]
+    sums = _compare.no_logits(batch, ids.shape[1])
+    for start, stop in model.vocabulary_slices():
+        against = jnp.asarray(base.logits(start, stop))[:batch]
+        sums = _compare.add_logits(sums, against, head.logits(start, stop), start)
+    found = _compare.output_divergence(sums, model.config.vocab_size)
+    return LogitsAudit(
+        against=name,
+        rel_l2=found.measured_rel_l2,
+        max=found.measured_max,
+        kl_max=found.kl_max,
+        flips=found.argmax_flips,
+        ties=found.argmax_ties,
+    )

@@ -1,0 +1,130 @@
+"""What the runs of an audit add up to: findings, one verdict, one line to act on."""
+
+import math
+
+from ..results._audit import (
+    BUG,
+    CONSISTENT,
+    NOT_RUN,
+    SUSPICIOUS,
+    UNBOUNDED,
+    AuditSummary,
+    VariantAudit,
+)
+from ..results._check import Finding
+from ._audit_ways import Way
+
+
+# On right executions of trained and random models z stays below 3 (tests hold it to
+# that); a run in which one token's roundings all push one way reaches sqrt(3).
+Z_LIMIT = 6.0
+
+
+def audit_findings(results: list[VariantAudit]) -> list[Finding]:
+    """One finding for each run that is no rounding, or does not look like it."""
+    findings = []
+    for result in results:
+        first = result.first_violation
+        if first is not None:
+            findings.append(
+                Finding(
+                    code="LYA003",
+                    severity="error",
+                    layer=first.layer,
+                    message=f"{result.variant}: {first.tensor} is off by "
+                    f"{first.measured:.3g} at token {first.token}, channel "
+                    f"{first.channel}, where rounding explains {first.bound:.3g}; "
+                    f"{result.violations:,} elements in all",
+                    value=first.measured,
+                    limit=first.bound,
+                    precision=result.precision,
+                )
+            )
+        elif result.verdict == SUSPICIOUS:
+            worst = max(result.layers, key=lambda layer: layer.z)
+            findings.append(
+                Finding(
+                    code="LYA009",
+                    severity="warning",
+                    layer=worst.layer,
+                    message=f"{result.variant}: the output at token {worst.z_token} is "
+                    f"{worst.z:.3g} sigma of random roundings away from exact "
+                    "arithmetic, within its bound",
+                    value=worst.z,
+                    limit=Z_LIMIT,
+                    precision=result.precision,
+                )
+            )
+    return findings
+
+
+def audit_summary(results, findings, fail_on, exit_zero, seconds) -> AuditSummary:
+    """The worst verdict, and the exit code that follows from the findings."""
+    ran = [r for r in results if r.verdict != NOT_RUN]
+    bad = [r for r in ran if r.verdict == BUG]
+    odd = [r for r in ran if r.verdict == SUSPICIOUS]
+    if bad:
+        verdict, named = BUG, bad
+    else:
+        verdict, named = (SUSPICIOUS, odd) if odd else (CONSISTENT, ran)
+        blind = [r for r in ran if r.verdict == UNBOUNDED]
+        if blind and not odd:
+            verdict, named = UNBOUNDED, blind
+    failed = any(f.severity == "error" or fail_on == "warning" for f in findings)
+    return AuditSummary(
+        verdict=verdict,
+        recommendation=_recommendation(verdict, named, len(ran)),
+        checked=len(ran),
+        skipped=len(results) - len(ran),
+        seconds=seconds,
+        exit_code=1 if failed and not exit_zero else 2 * (verdict == UNBOUNDED),
+    )
+
+
+def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
+    """One line that a user can act on."""
+    names = ", ".join(dict.fromkeys(r.variant for r in named))
+    if verdict == CONSISTENT:
+        most = max(r.ratio or 0.0 for r in named)
+        text = (
+            f"rounding: all {ran} runs stay within their bounds, at most {most:.2g} "
+            f"times the bound and {max(r.z or 0.0 for r in named):.2g} sigma"
+        )
+        unbounded = sum(r.unbounded for r in named)
+        if unbounded:
+            elements = sum(r.elements for r in named)
+            text += f"; {unbounded:,} of {elements:,} elements have no finite bound"
+        return text
+    if verdict == UNBOUNDED:
+        share = min(r.bounded_share or 0.0 for r in named)
+        return (
+            f"not decided: {names}: as few as {math.floor(100 * share)} % of the "
+            "elements have a finite bound, and none of these exceeds it"
+        )
+    if verdict == SUSPICIOUS:
+        return f"look at {names}: within the bounds, but not like random rounding"
+    first = named[0].first_violation
+    assert first is not None
+    times = first.measured / first.bound if first.bound > 0 else float("inf")
+    text = (
+        f"not rounding: {names}; first at layer {first.layer}, token {first.token}, "
+        f"{first.tensor}: {times:.2g} times its bound"
+    )
+    known = list(dict.fromkeys(r.variant for r in named if r.known is not None))
+    return f"{text}; a known defect: {', '.join(known)}" if known else text
+
+
+def assumptions(ways: list[Way]) -> list[str]:
+    """What the verdict rests on, each line once."""
+    lines = [
+        "each run is held to exact arithmetic on its own inputs, sublayer by sublayer; "
+        "two runs are never held to each other",
+        "only the text's own tokens count, not padding nor company in a batch",
+        f"suspicious: an output's L2 error at a token above {Z_LIMIT:g} times its root "
+        "mean square under random roundings of the declared stores",
+    ]
+    for way in ways:
+        for segment in way.segments:
+            execution = segment.execution
+            lines += [f"{execution.name}: {text}" for text in execution.assumptions]
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,165 @@
+"""Which runs an audit is made of, and what is declared of their calls."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._arguments import shown
+from .._errors import ArgumentError, DumpError, UsageError
+from ..formats import FP32, state_format_named
+from ..implementations import Execution, executions_for
+from ..implementations._segment import Segment
+from ..implementations._ways import Variant, union, usual_variants
+from ..implementations.dump.file import File
+from ..implementations.emulated.ways import EmulatedVariants
+from ..implementations.transformers.ways import TransformersVariants
+from ..models import Model
+from ..results._audit import NOT_RUN, VariantAudit
+
+
+SOURCES = ("transformers", "emulated", "mamba_ssm")
+
+# Calls through a cache below fp32 are bounded one by one, each compiled apart.
+MOST_CALLS = 16
+
+
+class Way(NamedTuple):
+    """One run to audit: its trace and what was declared of its calls."""
+
+    variant: Variant
+    precision: str
+    segments: tuple[Segment, ...]
+    trace: Any
+
+
+def audit_source(source: Any) -> str:
+    """The stack or the dump to audit, as text.
+
+    **Raises:** `ArgumentError` for anything else.
+    """
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        raise ArgumentError(
+            f"the source of an audit is {shown(source)}",
+            hint=f"one of {', '.join(SOURCES)}, or the path of a dump, a .npz",
+        )
+    return os.fsdecode(os.fspath(source))
+
+
+def open_dump(source: str | Path, tokens) -> File:
+    """The dump at that path.
+
+    **Raises:** `UsageError` where the source is neither a stack nor a dump.
+    """
+    if str(source) not in SOURCES and Path(source).suffix != ".npz":
+        raise UsageError(
+            f"cannot audit {str(source)!r}",
+            hint=f"one of {', '.join(SOURCES)}, or the path of a dump, a .npz",
+        )
+    if tokens is not None:
+        raise UsageError(
+            "a dump has its own tokens", hint="leave the tokens and the text out"
+        )
+    return File(source)
+
+
+def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
+    """The runs of a dump, and those that cannot be audited."""
+    dump.check(model)
+    wanted = None if variants is None else union(variants)
+    lost = [v for v in wanted or () if v not in dump.runs.values()]
+    if lost:
+        raise UsageError(
+            f"{dump.path.name} has no run {lost[0]}",
+            hint=f"it has {', '.join(map(str, dump.runs.values()))}",
+        )
+    for name, variant in dump.runs.items():
+        hands_over = len(variant.calls(dump.tokens.shape[1])) > 1
+        if hands_over and dump.state_precision is None and dump.needs_state_precision:
+            raise DumpError(
+                f"the run {name!r} hands a state on, and the dump does not say in "
+                "which format",
+                hint="add `state_precision`: fp32, or the format of the cache",
+            )
+    measure, switches = dump.implementation, dump.switches(model.config)
+    pair = _executions(switches, dump.precision, measure, dump.state_precision)
+    ways, skipped = [], []
+    for name, variant in dump.runs.items():
+        if wanted is not None and variant not in wanted:
+            continue
+        segments = _segments(variant, dump.tokens.shape[1], *pair)
+        trace = File(dump.path, name).trace(model)
+        _add(ways, skipped, Way(variant, dump.precision, segments, trace))
+    return ways, skipped
+
+
+def ways_of_source(
+    model: Model, source: str, ids, precisions, variants, state_precision
+) -> tuple[list[Way], list]:
+    """The runs that an implementation has of a text, and why not the others."""
+    seq = ids.shape[1]
+    tried = usual_variants(seq) if variants is None else union(variants)
+    ways, skipped = [], []
+    for precision in precisions:
+        pair = _executions(model.config, precision, source, state_precision)
+        runner = _runner(model, source, pair[0])
+        for variant in tried:
+            reason = runner.unsupported.get(variant.kind)
+            if reason is not None:
+                skipped.append(not_run(variant, precision, reason))
+                continue
+            segments = _segments(variant, seq, *pair)
+            trace = runner.trace(model, ids, variant, segments)
+            _add(ways, skipped, Way(variant, precision, segments, trace))
+    return ways, skipped
+
+
+def _runner(model: Model, source: str, execution: Execution):
+    if source == "transformers":
+        return TransformersVariants(model, execution)
+    if source == "emulated":
+        return EmulatedVariants()
+    from ..implementations.mamba_ssm.ways import MambaSsmVariants
+
+    return MambaSsmVariants()
+
+
+def _executions(config, precision, measure, state) -> tuple[Execution, Execution]:
+    """What is declared of a call over several tokens, and of steps."""
+    if state is not None and "-" in state:
+        raise UsageError(
+            f"a cache in {state} is not audited", hint="a format without a suffix"
+        )
+    prefill = executions_for(config, [precision], mode="prefill", measure=measure)
+    decode = executions_for(
+        config, [precision], mode="decode", measure=measure, state_precision=state
+    )
+    return prefill[0], decode[0]
+
+
+def _segments(
+    variant: Variant, seq: int, prefill: Execution, decode: Execution
+) -> tuple[Segment, ...]:
+    """The calls of a run, each with what is declared of it."""
+    variant.check(seq)
+    cache = state_format_named(decode.state_precision)
+    calls = variant.calls(seq, first_is_step=decode.implementation == "mamba_ssm")
+    return tuple(
+        Segment(call.start, call.stop, decode if call.decode else prefill, cache)
+        for call in calls
+    )
+
+
+def _add(ways: list[Way], skipped: list[VariantAudit], way: Way) -> None:
+    if way.segments[0].cache is not FP32 and len(way.segments) > MOST_CALLS:
+        reason = (
+            f"more than {MOST_CALLS} calls through a {way.segments[0].cache.name} "
+            "cache are not bounded; --state-precision fp32 keeps them as one"
+        )
+        skipped.append(not_run(way.variant, way.precision, reason))
+    else:
+        ways.append(way)
+
+
+def not_run(variant: Variant, precision: str, reason: str) -> VariantAudit:
+    """The entry of a run that there is not."""
+    return VariantAudit(str(variant), precision, NOT_RUN, reason=reason)

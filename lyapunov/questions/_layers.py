@@ -1,0 +1,317 @@
+"""Layer by layer through the reference and all executions, bounds on the way.
+
+Everything goes layer by layer: the reference, each execution, their comparison, the
+probes, the ball and the bounds of a sublayer are done before the next one is read.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bounds.ball import Ball
+from ..bounds.end_to_end import EndToEnd, decided
+from ..findings._semantics import ClippedDt, clipped_dt
+from ..formats import StateFormat, state_format_named
+from ..implementations import Emulated, Execution, Reference
+from ..models import Model
+from ..results._check import (
+    LayerDivergence,
+    LayerExponents,
+    OutputDivergence,
+    PrecisionReport,
+)
+from ..sublayers.config import NetworkConfig
+from ..sublayers.kinds import KINDS
+from . import _compare
+from ._cause import StateFacts, state_cause, state_facts
+from ._divergence import SublayerDivergence
+from ._functions import OtherFunctions
+from ._layer_facts import layer_facts
+from ._reference_loss import NextTokenLoss
+
+
+# As many as a sublayer has bounds to find; JAX gives each what cores there are.
+WORKERS = 3
+
+# Parameters from which a reverse pass is not cheap any more.
+LARGE = 20_000_000
+
+
+class Effort(NamedTuple):
+    """What is looked for beside T0 and T1."""
+
+    floor: bool = True
+    """Whether to search for what no bound on free roundings could beat."""
+    probes: int = 1
+    """Runs with random roundings behind T3; 0 leaves T2 and T3 out."""
+    readouts: int = 4
+    """Read-outs behind T2 and the shares; 0 leaves them out."""
+    ball: bool = True
+    """Whether to follow T4 for as long as it says something."""
+    seed: int = 0
+    growth: bool | None = None
+    """Whether to find how perturbations grow; None: if a sublayer has no exponent."""
+
+
+def default_readouts(n_params: int) -> int:
+    """Read-outs where nobody asks: each costs a reverse pass through the model."""
+    return 4 if n_params <= LARGE else 1
+
+
+class _Run(NamedTuple):
+    """One execution under way."""
+
+    execution: Execution
+    trace: Any
+    rows: list[LayerDivergence]
+    ball: Ball | None
+    certified: dict[int, float]
+    """T4 behind each sublayer that it reached."""
+    facts: list[StateFacts]
+    """The reference's states in the state's format, where that is not fp32."""
+
+
+def run_layers(
+    model: Model,
+    ids: np.ndarray,
+    executions: list[Execution],
+    chosen: tuple[int, ...],
+    measure: str,
+    effort: Effort,
+    progress=None,
+) -> tuple[
+    list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt], np.ndarray
+]:
+    """Exponents of every sublayer, a report of every execution, dt at its limits, and
+    the reference's loss in bits of each token but the first, (batch, seq - 1). Without
+    a head outputs have no figures, and the loss is NaN.
+
+    **Arguments:**
+
+    - `ids`: (batch, seq). `chosen`: the sublayers to bound.
+    - `measure`: whoever runs the executions, as in `check`.
+    - `progress`: with `start(total, what)` and `advance()`; None is silent.
+    """
+    states = dict.fromkeys(e.state_precision for e in executions)
+    states.pop("fp32", None)
+    formats = [state_format_named(name) for name in states]
+    reference = Reference(
+        tuple(f.unit_roundoff for f in formats),
+        tuple(f.smallest_normal for f in formats),
+        state_steps=tuple(
+            f.step if isinstance(f, StateFormat) else 0.0 for f in formats
+        ),
+    ).trace(model, ids)
+    places = {name: i for i, name in enumerate(states)}
+    runs = [
+        _Run(
+            e,
+            _runner(model, e, measure).trace(model, ids),
+            [],
+            Ball(model, ids, e) if effort.ball else None,
+            {},
+            [],
+        )
+        for e in executions
+    ]
+    estimates = _estimates(model, ids, executions, effort)
+    functions = OtherFunctions(model, ids, executions)
+    steps = len(model.sublayers) + 1
+    if progress is not None:
+        progress.start(steps + (steps if estimates else 0), "checking")
+    growth = effort.growth
+    if growth is None:
+        growth = any(not KINDS[layer.kind].recurrent for layer in model.sublayers)
+    modules = model.layout.modules
+    rows: list[LayerExponents] = []
+    clipped: dict[int, ClippedDt] = {}
+    # While the bounds of one sublayer are at work the next one runs: bounds are
+    # elementwise, forwards are matrix products. One sublayer ahead and no more, so
+    # that memory does not grow with depth.
+    with ThreadPoolExecutor(WORKERS) as workers:
+        pending: list[tuple[_Run, SublayerDivergence]] = []
+        for sublayer in model.sublayers:
+            record: Any = next(reference)
+            functions.sublayer()
+            started = []
+            for run in runs:
+                other = next(run.trace)
+                place = places.get(run.execution.state_precision)
+                facts = None if place is None else state_facts(record, place)
+                if facts is not None:
+                    run.facts.append(facts)
+                if sublayer.layer in chosen:
+                    work = SublayerDivergence(
+                        model,
+                        sublayer,
+                        run.execution.of(sublayer.kind),
+                        record,
+                        other,
+                        effort.floor,
+                        workers,
+                        None if facts is None else facts.stagnation,
+                    )
+                    started.append((run, work))
+                found = run.ball and run.ball.sublayer(sublayer, record)
+                if found:
+                    run.certified[sublayer.layer] = found.l2
+            if estimates is not None:
+                estimates.sublayer(sublayer, record)
+            limits = getattr(model.config.sublayers[sublayer.layer], "dt_limit", None)
+            if limits is not None:
+                dt = np.asarray(record.observed["dt"])
+                clipped[sublayer.layer] = clipped_dt(dt, limits)
+            found = layer_facts(
+                model, sublayer, record, growth=growth, seed=effort.seed
+            )
+            rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
+            _collect(pending)
+            pending = started
+            if progress is not None:
+                progress.advance(1, f"layer {sublayer.layer}")
+        _collect(pending)
+    outputs, bits = _outputs(
+        model, next(reference), runs, estimates, functions, ids, progress
+    )
+    reports = [
+        PrecisionReport(
+            precision=run.execution.precision,
+            state_precision=run.execution.state_precision,
+            execution=run.execution.name,
+            mode=run.execution.mode,
+            measured_by=measure,
+            layers=[
+                dataclasses.replace(
+                    row,
+                    module=modules[row.layer],
+                    certified_l2=run.certified.get(row.layer),
+                    sigma_share=shares.get(row.layer),
+                )
+                for row in run.rows
+            ],
+            output=output,
+            function=functions.distance(run.execution),
+        )
+        for run, (output, shares) in zip(runs, outputs, strict=True)
+    ]
+    return rows, reports, clipped, bits
+
+
+def _runner(model: Model, execution: Execution, measure: str):
+    if measure == "transformers_cuda":
+        from ..implementations import TransformersNetwork
+
+        return TransformersNetwork(execution, device="cuda")
+    if measure == "transformers":
+        from ..implementations import Transformers, TransformersNetwork
+
+        network = isinstance(model.config, NetworkConfig)
+        return (TransformersNetwork if network else Transformers)(execution)
+    if measure == "mamba_ssm":
+        from ..implementations import MambaSsm
+
+        return MambaSsm(execution)
+    return Emulated(execution)
+
+
+def _estimates(model: Model, ids, executions, effort: Effort) -> EndToEnd | None:
+    if not executions or effort.probes == 0:
+        return None
+    return EndToEnd(
+        model,
+        ids,
+        executions,
+        n_probes=effort.probes,
+        n_readouts=effort.readouts,
+        seed=effort.seed,
+    )
+
+
+def _collect(pending: list) -> None:
+    for run, work in pending:
+        run.rows.append(work.row())
+
+
+def _outputs(
+    model: Model,
+    head,
+    runs: list[_Run],
+    estimates: EndToEnd | None,
+    functions: OtherFunctions,
+    ids,
+    progress,
+) -> tuple[list[tuple[OutputDivergence, dict[int, float]]], np.ndarray]:
+    """The logits of each execution with each sublayer's share of their variance; and
+    the reference's own loss, which needs no execution."""
+    others = [next(run.trace) for run in runs]
+    sums = [_compare.no_logits(*ids.shape) for _ in others]
+    loss = NextTokenLoss(ids)
+    functions.head()
+    if not model.has_head:
+        functions.stream(head)
+        if progress is not None:
+            progress.advance(1, "end")
+        return [(_no_output(run), {}) for run in runs], loss.bits()
+    if estimates is not None:
+        estimates.head(head)
+    for start, stop in model.vocabulary_slices():
+        reference = head.logits(start, stop)
+        loss.add(reference, start)
+        found = [other.logits(start, stop) for other in others]
+        sums = [
+            _compare.add_logits(before, reference, logits, start)
+            for before, logits in zip(sums, found, strict=True)
+        ]
+        functions.logits(start, stop, reference)
+        if estimates is not None:
+            estimates.logits(start, stop, reference, found)
+    if progress is not None:
+        progress.advance(1, "logits")
+    if estimates is not None:
+        for layer in estimates.reverse():
+            if progress is not None:
+                progress.advance(1, f"back through layer {layer}")
+    outputs = [
+        _output(model, run, done, estimates, i)
+        for i, (run, done) in enumerate(zip(runs, sums, strict=True))
+    ]
+    return outputs, loss.bits()
+
+
+def _no_output(run: _Run) -> OutputDivergence:
+    """Of a model without a head. That a state leaves its format's range or stands still
+    is known all the same; whether its bits are enough, only logits tell."""
+    cause = state_cause(run.execution.state_precision, run.facts)
+    if cause is not None and cause.startswith("mantissa"):
+        cause = None
+    return OutputDivergence(cause=cause)
+
+
+def _output(
+    model: Model, run: _Run, sums, estimates: EndToEnd | None, i: int
+) -> tuple[OutputDivergence, dict[int, float]]:
+    output = _compare.output_divergence(sums, model.config.vocab_size)
+    certified = None
+    if run.ball is not None:
+        run.ball.head()
+        certified = run.ball.certified_stable(np.asarray(sums.place))
+        output = dataclasses.replace(
+            output,
+            certified_until_layer=run.ball.until_layer,
+            stopped_by=run.ball.stopped_by,
+        )
+    shares: dict[int, float] = {}
+    if estimates is not None:
+        estimate = estimates.estimate(i)
+        decisions = decided(*_compare.flips(sums), estimate.predicted_stable, certified)
+        output = dataclasses.replace(estimate.into(output), decisions=decisions)
+        shares = estimate.sigma_share or {}
+    cause = state_cause(
+        run.execution.state_precision,
+        run.facts,
+        moved=output.argmax_flips > 0,
+        state_share=(output.sigma_by_site or {}).get("state"),
+    )
+    return dataclasses.replace(output, cause=cause), shares

@@ -1,0 +1,285 @@
+"""What a check would cost: time and memory, before it is run.
+
+Time is counted in forwards, runs of all sublayers in fp64 on the tokens: a stage's
+forwards were measured once (FORWARDS), a forward is measured here, on one sublayer and
+a few tokens, and compiling is counted apart. Memory is a sum of what is alive at once,
+with constants that no measured check exceeded. Both are estimates: on a machine with
+other work expect more.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..bounds.floor import FLOOR_TOKENS
+from ..implementations import Execution
+from ..implementations._reference import run_layer
+from ..models import Model, Sublayer
+from ..models._language_model import VOCABULARY_SLICE
+from ..results._check import SCHEMA_VERSION, Finding
+from ..sublayers.counts import n_channels, n_states, n_weights
+from ..sublayers.residual import Stream
+from ._layers import default_readouts
+
+
+CALIBRATION_TOKENS = 256
+"""Enough that starting a program no longer shows."""
+
+FORWARDS = {
+    "reference": 1.0,
+    "run": 1.5,
+    "T0 and T1": 8.0,
+    "floor": 5.0,
+    "T3": 3.0,
+    "T2": 3.0,
+    "T4": 3.0,
+    "changed weights": 8.0,
+}
+"""fp64 forwards that a stage takes, each execution (T3: each probe, and one more for
+the weights alone; T2: each read-out, of one sequence; T4: each sublayer reached)."""
+
+PROGRAMS = {
+    "reference": 1.0,
+    "run": 1.0,
+    "T0 and T1": 7.0,
+    "floor": 4.0,
+    "T3": 5.0,
+    "T2": 6.0,
+    "T4": 5.0,
+    "changed weights": 8.0,
+}
+"""Compiling, in units of compiling one sublayer's forward; once for all executions
+with the same stores, since formats are data."""
+
+BALL_SUBLAYERS = 2
+"""Sublayers that T4 is expected to reach: what 16-bit executions do."""
+
+BASE_BYTES = 300 * 2**20
+"""Python and JAX."""
+
+PROGRAM_BYTES = 70 * 2**20
+"""What compiling leaves behind, in the units of PROGRAMS."""
+
+STREAM_ARRAYS, CHANNEL_ARRAYS, STATE_ARRAYS = 40, 120, 3
+"""Arrays of 8 bytes alive at once for each execution: (token, d_model),
+(token, d_inner) and, in T2's reverse pass over one sequence, (token, d_inner,
+d_state)."""
+
+WEIGHT_COPIES = 8
+"""fp64 copies of one sublayer's weights alive at once for each execution: exact,
+held, magnitudes, operator norms, of two sublayers under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One part of a check."""
+
+    name: str
+    forwards: float
+    """fp64 forwards, all executions together."""
+    seconds: float
+    bytes: int
+    """What it has alive at once and leaves behind, beside the base."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a check would cost. Estimates, not promises."""
+
+    checkpoint: str
+    architecture: str
+    n_layers: int
+    """Sublayers."""
+    n_blocks: int
+    """Layers as the checkpoint counts them."""
+    n_params: int
+    batch: int
+    length: int
+    executions: list[str]
+    device: str
+    forward_seconds: float
+    stages: list[Stage]
+    seconds: float
+    peak_bytes: int
+    available_bytes: int | None
+    """Memory that is free now; null where the system does not say."""
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    """What the configuration and the tokens' number tell before anything runs."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is free would do."""
+        return self.available_bytes is None or self.peak_bytes <= self.available_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `--plan --json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "plan": dataclasses.asdict(self) | {"fits": self.fits},
+        }
+
+
+def plan(
+    model: Model,
+    ids: np.ndarray,
+    executions: Sequence[Execution],
+    *,
+    layers: Sequence[int] | None = None,
+    floor: bool = True,
+    probes: int = 1,
+    readouts: int | None = None,
+    ball: bool = True,
+    changes: int = 0,
+    findings: Sequence[Finding] = (),
+) -> Plan:
+    """Time and memory of a check, without running it.
+
+    **Arguments:**
+
+    - `ids`: (batch, seq) tokens; the first few are used to calibrate.
+    - `executions`: that would be measured and bounded.
+    - `layers`: sublayers to bound; None is all.
+    - `floor`, `probes`, `readouts`, `ball`: as in `check`.
+    - `changes`: changed weight sets.
+    - `findings`: known before the check, to be told with the plan.
+
+    **Returns:** a `Plan`; seconds and bytes.
+    """
+    if readouts is None:
+        readouts = default_readouts(model.layout.n_params)
+    with jax.enable_x64(True):
+        taken = {
+            kind: _calibrate(model, ids, layer)
+            for kind, layer in _first_of_each_kind(model).items()
+        }
+        head = _head_seconds(model, ids.size)
+    batch, length = ids.shape
+    n_layers = len(model.sublayers)
+    sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
+    compiling = sum(seconds for _, seconds in taken.values())
+    forward = sublayers * ids.size / _calibration_size(ids) + head
+    share = 1.0 if layers is None else len(layers) / n_layers
+    n = len(executions)
+    kinds = max(len({tuple(execution.sites) for execution in executions}), 1)
+    counts = {
+        "reference": 1.0,
+        "run": float(n),
+        "T0 and T1": n * share,
+        "floor": n * share * min(FLOOR_TOKENS, length) / ids.size if floor else 0.0,
+        "T3": n * (probes + 1.0) / 2 if probes else 0.0,
+        "T2": readouts / batch if probes and n else 0.0,
+        "T4": n * min(BALL_SUBLAYERS, n_layers) / n_layers if ball else 0.0,
+        "changed weights": changes * share,
+    }
+    sizes = _stage_bytes(model, ids.shape, n, probes, readouts)
+    stages = [
+        Stage(
+            name,
+            FORWARDS[name] * count,
+            FORWARDS[name] * count * forward + PROGRAMS[name] * compiling * kinds,
+            sizes[name] + int(PROGRAMS[name] * kinds * PROGRAM_BYTES),
+        )
+        for name, count in counts.items()
+        if count
+    ]
+    return Plan(
+        checkpoint=model.source,
+        architecture=model.layout.architecture,
+        n_layers=n_layers,
+        n_blocks=model.layout.n_blocks,
+        n_params=model.layout.n_params,
+        batch=batch,
+        length=length,
+        executions=[execution.name for execution in executions],
+        device=str(jnp.zeros(()).devices().pop()),
+        forward_seconds=forward,
+        stages=stages,
+        seconds=sum(stage.seconds for stage in stages),
+        peak_bytes=BASE_BYTES + sum(stage.bytes for stage in stages),
+        available_bytes=available_memory(),
+        findings=list(findings),
+    )
+
+
+def _calibration_size(ids: np.ndarray) -> int:
+    return min(CALIBRATION_TOKENS, ids.shape[1])
+
+
+def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
+    return {layer.kind: layer for layer in reversed(model.sublayers)}
+
+
+def _calibrate(model: Model, ids: np.ndarray, layer: Sublayer) -> tuple[float, float]:
+    """Seconds of one sublayer on a few tokens, the best of three, and of compiling."""
+    embedded = model.embed(ids[:1, : _calibration_size(ids)])
+    incoming = Stream.start(embedded).incoming(layer)
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        p = model.parameters(layer.layer)
+        _, output, _ = run_layer(layer.flow, incoming, p, model.start(p))
+        jax.block_until_ready(output)
+        taken.append(time.perf_counter() - began)
+    best = min(taken[1:])
+    return best, max(taken[0] - best, 0.0)
+
+
+def _head_seconds(model: Model, tokens: int) -> float:
+    """Seconds of the logits of all tokens, from a product of the head's width."""
+    config = model.config
+    rows = min(config.vocab_size, 1024)
+    width = config.d_model
+    x, head = jnp.ones((CALIBRATION_TOKENS, width)), jnp.ones((width, rows))
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(x @ head)
+        taken.append(time.perf_counter() - began)
+    return min(taken) * tokens / CALIBRATION_TOKENS * config.vocab_size / rows
+
+
+def _stage_bytes(
+    model: Model, shape: tuple[int, int], n: int, probes: int, readouts: int
+) -> dict[str, int]:
+    """Bytes alive at once in each stage; stages overlap, so they add up."""
+    config = model.config
+    batch, length = shape
+    tokens = batch * length
+    kinds = set(config.sublayers)
+    channels = max(n_channels(sizes, length) for sizes in kinds)
+    one = 8 * tokens * (STREAM_ARRAYS * config.d_model + CHANNEL_ARRAYS * channels)
+    weights = 8 * max(n_weights(sizes) for sizes in kinds)
+    logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
+    states = 8 * length * max(n_states(sizes) for sizes in kinds) * STATE_ARRAYS
+    kept = 8 * tokens * config.d_model * 2 * len(model.sublayers)
+    return {
+        "reference": one // 4 + WEIGHT_COPIES * weights + 4 * logits,
+        "run": n * (one // 4 + weights + 2 * logits),
+        "T0 and T1": n * (one + WEIGHT_COPIES * weights),
+        "floor": n * min(one, one * FLOOR_TOKENS // max(tokens, 1)),
+        "T3": n * (probes + 1) * (one // 8 + 2 * logits),
+        "T2": kept + max(readouts, 1) * states + one,
+        "T4": n * (one // 2 + weights),
+        "changed weights": one + WEIGHT_COPIES * weights,
+    }
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process could take; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

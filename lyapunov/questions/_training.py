@@ -1,0 +1,224 @@
+"""Stability while a model is trained: a callback for transformers' Trainer."""
+
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._arguments import choice, positive, shown, whole
+from .._errors import ArgumentError, LyapunovError, MissingExtraError
+from ..formats._table import PRECISIONS
+from ..models._from_torch import from_torch
+from ..results._check import Report
+from ._check import check
+from ._request import given_tokens
+from ._settings import checked_settings
+
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise MissingExtraError(
+        f"StabilityCallback needs transformers ({error})",
+        hint="pip install 'lyapunov-check[torch]'",
+    ) from None
+
+
+class StabilityCallback(TrainerCallback):
+    """Log exponents, decays and predicted divergence every so many steps.
+
+    At the start, and after every `every` optimiser steps, the weights are read as they
+    are and checked on a few tokens, on the CPU. Nothing runs in the torch model: its
+    mode, gradients and buffers and torch's random numbers stay as they are. Logged are
+
+    - `lyapunov/max_exponent`, nats per token: below 0 a perturbation is forgotten;
+    - `lyapunov/decay_min`, `lyapunov/decay_max`: of exp(dt A) over all layers;
+    - `lyapunov/memory_tokens`: the longest of the layers' 90 % memories, in tokens;
+    - `lyapunov/predicted_divergence`: of the logits under `precision`, relative, to
+      first order (T3), with `lyapunov/measured_divergence` of the emulated execution
+      beside it;
+    - `lyapunov/findings`: how many; and `lyapunov/seconds`: what the check took.
+
+    What a model does not have (a Transformer has no exponents) is not logged. Weights
+    that cannot be checked any more (NaN) are a warning and `lyapunov/failed` = 1, and
+    training goes on.
+
+    Given to `trainer.add_callback` or as `callbacks=[callback]`, the figures go through
+    `trainer.log`: to `state.log_history` and to all loggers (TensorBoard, W&B), in an
+    entry of their own. Called by something that is no Trainer, they wait for its next
+    log and go to the callbacks behind this one.
+
+    **Arguments:**
+
+    - `tokens`: (seq) or (batch, seq) integers; None is 64 seeded random ones. A check
+      costs some twenty forwards of them in fp64 on the CPU, and the first one the
+      compilation (a minute on a slow machine).
+    - `every`: optimiser steps from check to check.
+    - `precision`: of the execution that divergence is predicted for, such as bf16.
+    - `probes`: runs with random roundings behind the prediction.
+    - `budget`: share of the time since training began that checks may take; one that
+      would come too early is left out. The first check compiles and is always made.
+    - `path`: a file that gets one JSON object a line for each check, findings
+      included; None is none.
+    - `seed`: of random tokens and probes.
+
+    **Raises:** `UsageError` for arguments out of range; when training begins, a
+    `LyapunovError` for a model that is not covered, or tokens that it does not know.
+    """
+
+    def __init__(
+        self,
+        tokens=None,
+        *,
+        every: int = 100,
+        precision: str = "bf16",
+        probes: int = 1,
+        budget: float = 0.1,
+        path: str | os.PathLike | None = None,
+        seed: int = 0,
+    ):
+        self.every = whole(every, "every", 1)
+        self.budget = positive(budget, "budget", most=1)
+        self.probes = whole(probes, "probes", 0)
+        self.precision = choice(precision, "precision", PRECISIONS)
+        checked_settings({"seed": seed})
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ArgumentError(f"path is {shown(path)}", hint='path="stability.jsonl"')
+        self.tokens = tokens
+        self.path = None if path is None else Path(path)
+        self.seed = seed
+        self.spent = 0.0
+        """Seconds that checks took in this training, the first left out."""
+        self.skipped = 0
+        """Checks left out for the budget."""
+        self._log: Any = None
+        self._waiting: dict[str, float] = {}
+        self._began = 0.0
+        self._checks = 0
+
+    def attach(self, trainer) -> "StabilityCallback":
+        """Add the callback to a Trainer, and log through it; returns itself."""
+        trainer.add_callback(self)
+        self._log = trainer.log
+        return self
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Check the model as training begins."""
+        trainer = self._trainer()
+        self._log = self._log if trainer is None else trainer.log
+        self._began = time.perf_counter()
+        self.spent, self.skipped, self._checks = 0.0, 0, 0
+        if not state.is_world_process_zero:
+            return
+        model = from_torch(kwargs["model"])
+        if self.tokens is None:
+            drawn = np.random.default_rng(self.seed)
+            self.tokens = drawn.integers(0, model.config.vocab_size, 64)
+        given_tokens(model, self.tokens, self.seed, "given")
+        self._check(kwargs["model"], state, control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Check the model where a check is due."""
+        if state.is_world_process_zero and state.global_step % self.every == 0:
+            self._check(kwargs["model"], state, control)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Add what waits to the Trainer's own figures."""
+        if self._waiting and logs is not None:
+            logs.update(self._waiting)
+            if state.log_history:
+                state.log_history[-1].update(self._waiting)
+            self._waiting = {}
+
+    def _check(self, module, state, control) -> None:
+        began = time.perf_counter()
+        if self._checks > 1:
+            expected = self.spent / (self._checks - 1)
+            if self.spent + expected > self.budget * (began - self._began + expected):
+                self.skipped += 1
+                return
+        codes: list[str] = []
+        try:
+            report = check(
+                from_torch(module),
+                self.tokens,
+                precisions=(self.precision,),
+                device="cpu",
+                floor=False,
+                probes=self.probes,
+                readouts=0,
+                ball=False,
+                growth=False,
+                seed=self.seed,
+            )
+        except LyapunovError as error:
+            warnings.warn(
+                f"step {state.global_step}: no stability check: {error}", stacklevel=2
+            )
+            figures = {"failed": 1.0}
+        else:
+            figures, codes = _figures(report), [f.code for f in report.findings]
+        took = time.perf_counter() - began
+        self.spent += took if self._checks else 0.0  # the first compiles
+        self._checks += 1
+        figures["seconds"] = took
+        logged = {f"lyapunov/{name}": value for name, value in figures.items()}
+        if self.path is not None:
+            line = {"step": state.global_step, **logged, "findings": codes}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self._publish(logged, control)
+
+    def _trainer(self) -> Any:
+        """The Trainer that is calling, which its callbacks are not told of.
+
+        It is the `self` of a frame further up, and has this callback in its list.
+        """
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            found = frame.f_locals.get("self")
+            handler = getattr(found, "callback_handler", None)
+            if any(one is self for one in getattr(handler, "callbacks", ())):
+                return found
+            frame = frame.f_back
+        return None
+
+    def _publish(self, logged: dict[str, float], control) -> None:
+        if self._log is None:
+            self._waiting = logged
+            control.should_log = True
+            return
+        due = control.should_log
+        self._log(dict(logged))
+        control.should_log = due  # which logging takes back
+
+
+def _figures(report: Report) -> dict[str, float]:
+    """What of a report is logged; finite numbers only, as JSON can hold them."""
+    rows = report.exponents.layers
+    memories = [row.memory_tokens for row in rows if row.memory_tokens is not None]
+    output = report.precisions[0].output
+    found = {
+        "max_exponent": report.exponents.max,
+        "decay_min": _extreme(min, [row.decay_min for row in rows]),
+        "decay_max": _extreme(max, [row.decay_max for row in rows]),
+        "memory_tokens": _extreme(max, [memory.p90 for memory in memories]),
+        "predicted_divergence": output.sigma_t3,
+        "measured_divergence": output.measured_rel_l2,
+        "findings": len(report.findings),
+    }
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if value is not None and math.isfinite(value)
+    }
+
+
+def _extreme(which, values: list[float | None]) -> float | None:
+    return which((v for v in values if v is not None), default=None)

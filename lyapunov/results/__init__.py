@@ -1,0 +1,6 @@
+"""What a question returns: data classes, schema version 1."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,35 @@
+from ._audit import (
+    AuditReport as AuditReport,
+    AuditSummary as AuditSummary,
+    FirstViolation as FirstViolation,
+    KnownDefect as KnownDefect,
+    LayerAudit as LayerAudit,
+    LogitsAudit as LogitsAudit,
+    VariantAudit as VariantAudit,
+)
+from ._check import (
+    AdapterCoverage as AdapterCoverage,
+    CheckpointFacts as CheckpointFacts,
+    Finding as Finding,
+    FunctionDistance as FunctionDistance,
+    LayerChange as LayerChange,
+    ParameterChangeReport as ParameterChangeReport,
+    PrecisionReport as PrecisionReport,
+    ReferenceLoss as ReferenceLoss,
+    Report as Report,
+    Summary as Summary,
+    TokensFacts as TokensFacts,
+)
+from ._rows import (
+    Decisions as Decisions,
+    Estimate as Estimate,
+    Exponents as Exponents,
+    LayerDivergence as LayerDivergence,
+    LayerExponents as LayerExponents,
+    LayerGrowth as LayerGrowth,
+    Measured as Measured,
+    MemoryTokens as MemoryTokens,
+    OutputDivergence as OutputDivergence,
+    TextDivergence as TextDivergence,
+    UpperBound as UpperBound,
+)

@@ -1,0 +1,164 @@
+"""What an audit returns: one entry for each way that a text was run, and a verdict.
+
+Layers and tokens count from 0. `ratio` is measured over bound: above 1 is a violation.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._check import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts, _plain
+
+
+BUG = "bug"
+SUSPICIOUS = "suspicious"
+CONSISTENT = "consistent with rounding"
+UNBOUNDED = "unbounded"
+"""Nothing exceeds a bound, and few elements have a finite one."""
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class FirstViolation:
+    """Where a run first did what rounding cannot do."""
+
+    layer: int
+    tensor: str
+    """A stored tensor by site; `embedding` or `sublayer output`."""
+    batch: int
+    token: int
+    channel: int
+    measured: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class KnownDefect:
+    """What is known of a defect that a run met."""
+
+    implementation: str
+    since: str
+    """The first version in which it was seen."""
+    until: str
+    """The last one; whether a later version has it, nobody has looked."""
+    what: str
+    source: str
+
+    def __str__(self) -> str:
+        seen = (
+            self.since if self.since == self.until else f"{self.since} to {self.until}"
+        )
+        return (
+            f"a known defect of {self.implementation} (seen in {seen}): {self.what} "
+            f"({self.source})"
+        )
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """One sublayer of one run."""
+
+    layer: int
+    kind: str
+    violations: int
+    ratio_t0: float | None
+    """Largest measured over bound among the stored tensors that were seen."""
+    ratio_t1: float
+    """The same of the sublayer's output, on the run's own input."""
+    z: float
+    """Largest over all tokens: the output's error in sigmas of random roundings."""
+    z_token: int
+    first_violation: FirstViolation | None = None
+    elements: int = 0
+    """Compared: of the stored tensors that were seen, and of the output."""
+    unbounded: int = 0
+    """Of these, without a finite bound: they neither hold it nor violate it."""
+    output_bounded: float = 1.0
+    """Share of the output's elements with a finite bound."""
+
+
+@dataclass(frozen=True)
+class LogitsAudit:
+    """A run's logits beside those of another: information, not part of the verdict."""
+
+    against: str
+    rel_l2: float | None
+    max: float | None
+    kl_max: float | None
+    flips: int
+    ties: int
+    """Choices that differ between equal leaders of `against`."""
+
+
+@dataclass(frozen=True)
+class VariantAudit:
+    """One way of running the text, under one precision."""
+
+    variant: str
+    precision: str
+    verdict: str
+    """bug, suspicious, unbounded, consistent with rounding, or not run."""
+    executions: list[str] = field(default_factory=list)
+    """What was declared of its calls, in order, each once."""
+    reason: str | None = None
+    """Why it was not run."""
+    tokens: int = 0
+    """Tokens that count: the text's own, without padding and company."""
+    violations: int = 0
+    ratio: float | None = None
+    """k: the largest of `ratio_t1`."""
+    z: float | None = None
+    first_violation: FirstViolation | None = None
+    layers: list[LayerAudit] = field(default_factory=list)
+    logits: list[LogitsAudit] = field(default_factory=list)
+    elements: int = 0
+    unbounded: int = 0
+    """Of `elements`, without a finite bound."""
+    bounded_share: float | None = None
+    """Of all elements or of the outputs alone, whichever is less; null if not run."""
+    known: KnownDefect | None = None
+    """What is known of the bug; None where nothing is."""
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """The verdict over all runs."""
+
+    verdict: str
+    recommendation: str
+    checked: int
+    """Ways that the text was run in."""
+    skipped: int
+    seconds: float
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything that one audit found; `to_dict` gives the JSON document."""
+
+    tool: dict[str, str]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    assumptions: list[str]
+    checkpoint: CheckpointFacts
+    tokens: TokensFacts
+    source: str
+    variants: list[VariantAudit]
+    findings: list[Finding]
+    summary: AuditSummary
+    kind: str = "audit"
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""
+        document: dict[str, Any] = {
+            "schema_version": self.schema_version,
+            "kind": self.kind,
+        }
+        document.update(
+            (f.name, _plain(getattr(self, f.name)))
+            for f in dataclasses.fields(self)
+            if f.name not in document
+        )
+        return document

@@ -1,0 +1,242 @@
+"""Which parameters a change of weights names; read by the command without JAX.
+
+Every parameter belongs to groups by its place (the sublayer that it is of) and by its
+role (what the flow does with it), and is a group of its own. `groups_of` knows the
+parameters that the kinds of `models.kinds` have and raises for any other, so that none
+can be without a group.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .._errors import UsageError
+from ..formats._weight_table import (
+    PLAIN_FORMATS,
+    SHORT_NAMES,
+    WEIGHT_FORMAT_TABLE,
+    WEIGHT_FORMATS,
+)
+
+
+GROUPS: dict[str, str] = {
+    "all": "every parameter; under a format with scales, what quantisers round",
+    "projections": "every matrix inside a sublayer",
+    "conv": "convolutions",
+    "norms": "norms of every kind",
+    "biases": "biases of projections",
+    "recurrence": "A_log, dt_bias, D and Mamba-3's mimo_*",
+    "mixers": "all of a recurrent sublayer",
+    "attention": "all of an attention, a shared block's too",
+    "mlp": "all of an MLP, a shared block's too",
+    "experts": "experts, with the norm before them",
+    "shared_experts": "the MLP beside the experts",
+    "router": "what chooses experts",
+    "shared": "all of a block that layers share",
+    "embedding": "the embedding",
+    "head": "the head",
+    "embedding_and_head": "both",
+    "final_norm": "the norm before the head",
+}
+"""Names that `--round-weights` takes, beside those of single parameters."""
+
+_RECURRENT = ("mamba1", "mamba2", "mamba3")
+
+_RECURRENCE = frozenset({"A_log", "dt_bias", "D", "mimo_x", "mimo_z", "mimo_o"})
+_MATRICES = frozenset(
+    {
+        *("in_proj", "x_proj", "dt_proj", "out_proj"),
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("up", "gate", "down", "router", "to_latent", "from_latent", "linear"),
+        *("shared_up", "shared_gate", "shared_down"),
+        *(
+            f"{name}_adapter_{way}"
+            for name in ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
+            for way in ("down", "up")
+        ),
+    }
+)
+_BIASES = frozenset(
+    {
+        *("in_proj_bias", "out_proj_bias", "q_bias", "k_bias", "v_bias", "o_bias"),
+        *("up_bias", "gate_bias", "down_bias", "router_bias"),
+        *("to_latent_bias", "from_latent_bias", "B_bias", "C_bias"),
+        *("shared_up_bias", "shared_gate_bias", "shared_down_bias"),
+    }
+)
+_NORMS = frozenset(
+    f"{name}{bias}"
+    for name in (
+        *("norm", "norm_behind", "mlp_norm", "gate_norm", "dt_norm", "B_norm"),
+        *("C_norm", "q_norm", "k_norm"),
+    )
+    for bias in ("", "_bias")
+)
+_OUTSIDE = {
+    "embedding": ("embedding", "embedding_and_head"),
+    "head": ("head", "embedding_and_head"),
+    "norm_f": ("norms", "final_norm"),
+    "norm_f_bias": ("norms", "final_norm"),
+}
+OUTSIDE = "outside"
+"""Stands for the kind of what is in no sublayer."""
+
+PARAMETERS = frozenset(
+    {*_RECURRENCE, *_MATRICES, *_BIASES, *_NORMS, *_OUTSIDE, "conv_weight", "conv_bias"}
+)
+"""Canonical names of all parameters of all kinds."""
+
+
+def groups_of(kind: str, parameter: str) -> frozenset[str]:
+    """Every group that a parameter belongs to, `all` and its own name among them.
+
+    **Arguments:**
+
+    - `kind`: of the sublayer, by the registry's name; `OUTSIDE` for the embedding, the
+      norm before the head, and the head.
+    - `parameter`: its canonical name.
+
+    **Raises:** `KeyError` for a kind or a parameter that is not known.
+    """
+    if kind == OUTSIDE:
+        return frozenset({"all", parameter, *_OUTSIDE[parameter]})
+    return frozenset({"all", parameter, role(parameter), *_places(kind, parameter)})
+
+
+def role(parameter: str) -> str:
+    """What a flow does with a parameter of a sublayer.
+
+    **Raises:** `KeyError` for one that is not known.
+    """
+    for name, members in (
+        ("recurrence", _RECURRENCE),
+        ("projections", _MATRICES),
+        ("biases", _BIASES),
+        ("norms", _NORMS),
+        ("conv", ("conv_weight", "conv_bias")),
+    ):
+        if parameter in members:
+            return name
+    raise KeyError(f"parameter {parameter!r} has no group of weights")
+
+
+def _places(kind: str, parameter: str) -> tuple[str, ...]:
+    if kind in _RECURRENT:
+        return (kind, "mixers")
+    if kind in ("attention", "mlp"):
+        return (kind,)
+    if kind == "experts":
+        if parameter.startswith("router"):
+            return ("router",)
+        if parameter.startswith("shared_"):
+            return ("shared_experts",)
+        return ("experts",)
+    if kind == "shared":
+        if parameter == "linear":
+            return ("shared",)
+        of_mlp = parameter.startswith(("up", "gate", "down", "mlp_norm"))
+        return ("shared", "mlp" if of_mlp else "attention")
+    raise KeyError(f"sublayers of kind {kind!r} have no group of weights")
+
+
+def is_matrix(kind: str, parameter: str) -> bool:
+    """Whether files of weights hold a parameter as codes under scales: it multiplies
+    activations, or is the embedding or the head."""
+    if kind == OUTSIDE:
+        return parameter in ("embedding", "head")
+    return role(parameter) == "projections"
+
+
+class RoundedGroup(NamedTuple):
+    """Weights of a group, to be rounded to a format."""
+
+    format: str
+    group: str
+
+    def __str__(self) -> str:
+        return f"{self.format}:{self.group}"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the format has scales, and so is one of matrices alone."""
+        return self.format in WEIGHT_FORMAT_TABLE
+
+    def has(self, kind: str, parameter: str) -> bool:
+        """Whether it rounds a parameter, by its canonical name.
+
+        Quantisers leave the embedding, the head and the router as they are, and
+        whatever is no matrix; the first three are rounded where they are named.
+        """
+        if self.scaled and not is_matrix(kind, parameter):
+            return False
+        if self.scaled and self.group == "all":
+            return kind != OUTSIDE and parameter != "router"
+        return self.group in groups_of(kind, parameter)
+
+
+def rounded_group(text: str) -> RoundedGroup:
+    """Read FORMAT or FORMAT:GROUP, as `bf16:A_log`.
+
+    **Raises:** `UsageError` that lists the names.
+    """
+    given, colon, group = text.partition(":")
+    fmt, group = SHORT_NAMES.get(given, given), group if colon else "all"
+    if fmt not in PLAIN_FORMATS and fmt not in WEIGHT_FORMAT_TABLE:
+        raise UsageError(
+            f"weights cannot be rounded to {given!r}",
+            hint=f"one of {', '.join(WEIGHT_FORMATS)}",
+        )
+    if group not in _NAMES:
+        raise UsageError(
+            f"no group of weights {group!r}",
+            hint=f"one of {', '.join(GROUPS)}, a kind of sublayer, or a parameter",
+        )
+    return RoundedGroup(fmt, group)
+
+
+_NAMES = frozenset({*GROUPS, *_RECURRENT, *PARAMETERS})
+
+
+def chosen_parameters(
+    wanted: RoundedGroup, present: Iterable[tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """What of a network is rounded and what is kept, as `kind.parameter`.
+
+    **Arguments:**
+
+    - `present`: kind and name of each parameter of the network.
+
+    **Returns:** rounded and kept, each in order and once.
+
+    **Raises:** `UsageError` where the network has none of the group, with those that
+    it has; where the group holds no matrix and the format is one of matrices.
+    """
+    known = list(dict.fromkeys(present))
+    of_group = [one for one in known if wanted.group in groups_of(*one)]
+    if not of_group:
+        raise UsageError(
+            f"this network has no weights of the group {wanted.group!r}",
+            hint=f"it has {', '.join(_named(known))}",
+        )
+    chosen = [one for one in of_group if wanted.has(*one)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(name for _, name in of_group))
+        plain = ", ".join(PLAIN_FORMATS)
+        raise UsageError(
+            f"{wanted.format} holds matrices that multiply activations;"
+            f" {wanted.group!r} has none ({names})",
+            hint=f"{plain} round each number by itself",
+        )
+    rounded, kept = [], []
+    for one in known:
+        kind, name = one
+        told = name if kind == OUTSIDE else f"{kind}.{name}"
+        (rounded if one in chosen else kept).append(told)
+    return rounded, kept
+
+
+def _named(present: Iterable[tuple[str, str]]) -> list[str]:
+    """Groups that a network has, then its parameters."""
+    found = set().union(*(groups_of(*one) for one in present))
+    names = list(dict.fromkeys(name for _, name in present))
+    groups = [name for name in (*GROUPS, *_RECURRENT) if name in found]
+    return [*groups, *(name for name in names if name not in groups)]
