@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov.implementations._transformers_source import RIGHT, installed
+from lyapunov.implementations.transformers._source import RIGHT, installed
 
 
 jax.config.update("jax_enable_x64", True)

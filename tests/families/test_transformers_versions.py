@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lyapunov.implementations._transformers_source import (
+
+from lyapunov._errors import UsageError
+from lyapunov.implementations import executions_for
+from lyapunov.implementations.transformers._source import (
     READ,
     RIGHT,
     assume_version,
@@ -19,9 +22,6 @@ from lyapunov.implementations._transformers_source import (
     rounds_before_weight,
     source,
 )
-
-from lyapunov._errors import UsageError
-from lyapunov.implementations import executions_for
 from lyapunov.implementations.transformers.networks import NORM_ROUNDS_ONCE
 from lyapunov.sublayers.config import Mamba2Sizes, NetworkConfig
 

@@ -14,7 +14,6 @@ meet (on CUDA autocast lifts them to fp32, which is another execution).
 """
 
 from ..._errors import UsageError
-from ...executions._transformers_source import assume_version, refuse_older
 from ...formats import FP32, Format
 from .._autocast import autocast_parameters
 from .._execution import (
@@ -27,6 +26,7 @@ from .._execution import (
     one_addition,
     parse_precision,
 )
+from ._source import assume_version, refuse_older
 
 
 # torch on CPU: vectorised functions within 2 ulp, sums of fp32 in any order.

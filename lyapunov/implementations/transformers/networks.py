@@ -13,13 +13,6 @@ import functools
 import math
 
 from ..._errors import UsageError
-from ...executions._transformers_source import (
-    assume_version,
-    installed,
-    refuse_other_functions,
-    rounds_before_weight,
-    source,
-)
 from ...formats import FP16, FP32
 from ...sublayers.config import NetworkConfig
 from ...sublayers.kinds import KINDS
@@ -31,6 +24,13 @@ from .._execution import (
     assume_state,
     one_addition,
     parse_precision,
+)
+from ._source import (
+    assume_version,
+    installed,
+    refuse_other_functions,
+    rounds_before_weight,
+    source,
 )
 from .mamba1 import TORCH, transformers_decode, transformers_prefill
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .._errors import UsageError
+from ..._errors import UsageError
 
 
 READ = ((5, 17), (5, 24))
