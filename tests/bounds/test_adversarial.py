@@ -277,6 +277,7 @@ def test_bounds_of_the_plain_case_are_not_vacuous():
     assert worst.max() <= 300 * measured.max()
 
 
+@pytest.mark.slow
 def test_one_token_stays_within_its_bounds():
     """Assert it for a sequence of one, of every kind."""
     for case in ("plain", "ties", "zero residual", "dt of 20", "outliers"):
