@@ -6,9 +6,12 @@ from ._by_blocks import ByBlocks
 from ._closed_form import ClosedForm
 from ._cosines import SlowestCosines
 from ._covariant import CovariantVectors, covariant_lyapunov_vectors
+from ._decays import Decays
 from ._dimension import kaplan_yorke_dimension
+from ._error_bars import stderr_of_mean
 from ._growth import perturbation_growth
-from ._layer import gather_exponents, layer_exponents
+from ._initialisation import at_initialisation
+from ._layer import gather_exponents, layer_exponents, with_time_steps
 from ._local import FiniteTimeExponents, finite_time_exponents
 from ._method import AbstractChoice, AbstractMethod, System, by_structure
 from ._parallel import ParallelInTime
@@ -16,7 +19,14 @@ from ._qr import QR
 from ._result import SpectrumResult
 from ._spectrum import Converged, lyapunov_spectrum, lyapunov_spectrum_of
 from ._structure import check_structure
-from ._suspicions import lost_dynamics
+from ._suspicions import (
+    HINT,
+    Suspicion,
+    adds_nothing,
+    lost_dynamics,
+    suspects,
+    suspicions_of,
+)
 from ._tangent import TangentGrowth
 from ._transient import (
     KreissConstant,
@@ -62,7 +72,17 @@ __all__ = [  # noqa: RUF022
     "KreissConstant",
     # layers of a network
     "layer_exponents",
+    "with_time_steps",
+    "Decays",
     "gather_exponents",
+    "stderr_of_mean",
     "perturbation_growth",
+    # parameters that look lost, or untrained
     "lost_dynamics",
+    "suspicions_of",
+    "Suspicion",
+    "suspects",
+    "HINT",
+    "adds_nothing",
+    "at_initialisation",
 ]

@@ -1,15 +1,25 @@
-"""Of one sublayer beside its divergence: exponents, or why there are none."""
+"""The exponents of one sublayer of a check, or the reason why it has none."""
 
 import dataclasses
-import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from ..exponents import layer_exponents, perturbation_growth
-from ..exponents._initialisation import at_initialisation
-from ..exponents._suspicions import HINT, adds_nothing, suspects, suspicions_of
+from ..exponents import (
+    HINT,
+    Decays,
+    adds_nothing,
+    at_initialisation,
+    layer_exponents,
+    perturbation_growth,
+    suspects,
+    suspicions_of,
+    with_time_steps,
+)
 from ..models import Model, Sublayer
 from ..results._check import LayerExponents
 from ..sublayers.kinds import KINDS
@@ -26,7 +36,7 @@ REASONS = {
 def layer_facts(
     model: Model, sublayer: Sublayer, record, *, growth: bool = False, seed: int = 0
 ) -> LayerExponents:
-    """Exponents of a recurrence on the tokens of a record; else the reason for none.
+    """Find the exponents of a recurrence on a record; else the reason for none.
 
     **Arguments:**
 
@@ -68,75 +78,90 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
             reason=REASONS[sublayer.kind],
             max_abs_output=largest,
         )
-    if sublayer.kind == "mamba3":
-        return _mamba3(model, sublayer, record, largest)
-    raw = model.raw_parameters(sublayer.layer)
-    sizes = model.config.sublayers[sublayer.layer]
-    dt = np.asarray(record.observed["dt"])
-    channels = dt.shape[-1]
-    A_log = raw["A_log"].astype(np.float64)
-    multiplicity, dt_limit = 1, (0.0, math.inf)
-    if sublayer.kind == "mamba2":
-        multiplicity = sizes.d_inner // sizes.heads * sizes.d_state
-        dt_limit = sizes.dt_limit
-    elif sublayer.kind == "mamba1":
-        # heads one after the other, as the flow puts them
-        A_log = A_log.reshape(channels, -1)
-    else:
+    if sublayer.kind not in DYNAMICS:
         raise TypeError(f"exponents of {sublayer.kind} are not found here")
-    return layer_exponents(
+    dynamics = DYNAMICS[sublayer.kind](
+        model.config.sublayers[sublayer.layer],
+        model.raw_parameters(sublayer.layer),
+        record.observed,
+    )
+    found = layer_exponents(
         sublayer.layer,
         sublayer.kind,
-        dt,
-        -np.exp(A_log),
+        dynamics.decays,
+        multiplicity=dynamics.multiplicity,
+    )
+    lost = suspicions_of(
+        dynamics.dt,
+        dynamics.A,
+        stored_dtype=model.layout.dtype,
+        **dynamics.parameters,
+    )
+    return dataclasses.replace(
+        with_time_steps(found, dynamics.dt),
         max_abs_state=float(jnp.max(record.observed["state"])),
         max_abs_output=largest,
-        dt_bias=raw["dt_bias"].astype(np.float64).ravel(),
-        A_log=A_log,
-        D=raw["D"].astype(np.float64),
-        stored_dtype=model.layout.dtype,
-        multiplicity=multiplicity,
-        dt_limit=dt_limit,
-        per_head=sublayer.kind == "mamba2",
+        suspicions=[str(one) for one in lost],
+        suspects=suspects(lost),
     )
 
 
-def _mamba3(model: Model, sublayer: Sublayer, record, largest: float) -> LayerExponents:
-    """One exponent a head, the mean of log decays that depend on the token.
+class Dynamics(NamedTuple):
+    """What the decays of a sublayer are on the tokens, and what they are made of."""
+
+    decays: Decays
+    dt: Float[np.ndarray, "batch seq channels"]
+    A: Float[np.ndarray, "channels states"]
+    """The rates: log decays are dt A."""
+    multiplicity: int
+    """Coordinates of the state that share a decay."""
+    parameters: dict[str, Any]
+    """As stored, and how they are used: what `suspicions_of` asks for by name."""
+
+
+def _mamba1(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
+    """One decay a channel and state."""
+    del sizes
+    dt = np.asarray(observed["dt"], np.float64)
+    # heads one after the other, as the flow puts them
+    A_log = raw["A_log"].astype(np.float64).reshape(dt.shape[-1], -1)
+    A = -np.exp(A_log)
+    return Dynamics(Decays(dt, A), dt, A, 1, _stored(raw) | {"A_log": A_log})
+
+
+def _mamba2(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
+    """One decay a head."""
+    dt = np.asarray(observed["dt"], np.float64)
+    A_log = raw["A_log"].astype(np.float64)
+    A = -np.exp(A_log).reshape(dt.shape[-1], -1)
+    used = {"A_log": A_log, "dt_limit": sizes.dt_limit, "per_head": True}
+    return Dynamics(Decays(dt, A), dt, A, _a_head(sizes), _stored(raw) | used)
+
+
+def _mamba3(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
+    """One log decay a head, of a rate that depends on the token.
 
     The angle's exponent, 0 whatever the weights, and those of the last key and value,
     -inf, are not counted (see `recurrences.mamba3`).
     """
-    sizes = model.config.sublayers[sublayer.layer]
-    dt = np.asarray(record.observed["dt"])
-    log_decay = np.asarray(record.observed["log_decay"])
-    found = layer_exponents(
-        sublayer.layer,
-        sublayer.kind,
-        -log_decay,
-        -np.ones(log_decay.shape[-1]),
-        max_abs_state=float(jnp.max(record.observed["state"])),
-        max_abs_output=largest,
-        stored_dtype=model.layout.dtype,
-        multiplicity=sizes.d_inner // sizes.heads * sizes.d_state,
-    )
-    raw = model.raw_parameters(sublayer.layer)
-    mean_dt = dt.mean(axis=(0, 1))
-    lost = suspicions_of(
-        dt,
-        # the rate that gives each head its exponent
-        (log_decay.mean(axis=(0, 1)) / mean_dt)[:, None],
-        dt_bias=raw["dt_bias"],
-        D=raw["D"],
-        stored_dtype=model.layout.dtype,
-        ones={name: raw[name] for name in ("B_bias", "C_bias")},
-        per_head=True,
-    )
-    return dataclasses.replace(
-        found,
-        suspicions=[str(one) for one in lost],
-        suspects=suspects(lost),
-        dt_min=float(dt.min()),
-        dt_max=float(dt.max()),
-        dt_mean=float(dt.mean()),
-    )
+    dt = np.asarray(observed["dt"], np.float64)
+    log_decay = np.asarray(observed["log_decay"], np.float64)
+    # the rate that gives each head its exponent
+    A = (log_decay.mean(axis=(0, 1)) / dt.mean(axis=(0, 1)))[:, None]
+    ones = {name: raw[name] for name in ("B_bias", "C_bias")}
+    used = {"ones": ones, "per_head": True}
+    decays = Decays.of_logs(log_decay)
+    return Dynamics(decays, dt, A, _a_head(sizes), _stored(raw) | used)
+
+
+DYNAMICS = {"mamba1": _mamba1, "mamba2": _mamba2, "mamba3": _mamba3}
+"""By kind of sublayer, all that have a recurrence."""
+
+
+def _stored(raw: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: raw[name].astype(np.float64).ravel() for name in ("dt_bias", "D")}
+
+
+def _a_head(sizes) -> int:
+    """Coordinates of the state in a head."""
+    return sizes.d_inner // sizes.heads * sizes.d_state

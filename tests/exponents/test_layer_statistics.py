@@ -29,9 +29,9 @@ def layer(seed=0, batch=2, seq=60, d_inner=5, d_state=3, spread=2.0):
 
 
 def row(dt, A, **options):
-    from lyapunov.exponents import layer_exponents
+    from lyapunov.exponents import Decays, layer_exponents, with_time_steps
 
-    return layer_exponents(4, "mamba1", dt, A, **options)
+    return with_time_steps(layer_exponents(4, "mamba1", Decays(dt, A), **options), dt)
 
 
 def test_exponents_are_means_of_dt_A_over_all_tokens():
@@ -243,6 +243,67 @@ def test_a_head_with_one_rate_is_a_layer_too():
     dt, A = layer(9)
     found = row(dt, A[:, 0])
     assert found.max == row(dt, A[:, :1]).max
+
+
+def test_log_decays_are_taken_as_they_are():
+    """Assert every field against dt and A that make the same ones, and exact means."""
+    from lyapunov.exponents import layer_exponents
+
+    # powers of two: dt A is a number of fp64
+    rng = np.random.default_rng(11)
+    dt = np.exp(rng.normal(-2, 2, (2, 90, 5)))
+    logs = dt[..., None] * -(2.0 ** rng.integers(-2, 3, (5, 3)))
+    logs[0, 4, 2, 1] = -np.inf
+    found = layer_exponents(4, "mamba3", logs, multiplicity=7)
+    means = logs.reshape(-1, 15).mean(axis=0)
+    finite = means[np.isfinite(means)]
+    assert found.max == pytest.approx(finite.max(), rel=tolerance(182))
+    assert found.min == pytest.approx(finite.min(), rel=tolerance(182))
+    assert (found.n_minus_inf, found.multiplicity) == (7, 7)
+    assert (found.decay_min, found.decay_max) == (0, np.exp(logs.max()))
+    assert (found.dt_min, found.suspicions) == (None, [])
+    A = logs[1, 0] / dt[1, 0][:, None]
+    dt[0, 4, 2], logs[0, 4, 2] = 0.0, 0.0
+    one, other = layer_exponents(4, "mamba3", logs), row(dt, A)
+    for name in ("max", "min", "decay_min", "decay_max", "quantiles"):
+        wanted = getattr(other, name)
+        assert getattr(one, name) == pytest.approx(wanted, rel=tolerance(200)), name
+    assert one.decay_is_one == other.decay_is_one
+    assert one.decay_is_zero == other.decay_is_zero
+    assert one.finite_time["max"] == pytest.approx(
+        other.finite_time["max"], rel=tolerance(20)
+    )
+
+
+@pytest.mark.parametrize(
+    ("logs", "words"),
+    [
+        (np.full((1, 3, 2), 1e-9), "a decay above 1"),
+        (np.zeros((3, 2)), "batch, seq, states"),
+        (np.zeros((1, 0, 2)), "none of them 0"),
+    ],
+)
+def test_log_decays_that_are_none_are_refused(logs, words):
+    """Assert that the error says what was given, or what to give."""
+    from lyapunov.exponents import layer_exponents
+
+    with pytest.raises(ValueError, match=words):
+        layer_exponents(0, "mamba3", logs)
+
+
+@pytest.mark.parametrize(
+    ("dt", "A", "words"),
+    [
+        (np.ones((1, 3, 2)), -np.ones((3, 2)), "A has shape"),
+        (np.ones((1, 3, 2)), -np.ones((2, 2, 2)), "A has shape"),
+        (np.ones((1, 3, 2)), np.ones((2, 2)), "no decay"),
+        (-np.ones((1, 3, 2)), -np.ones((2, 2)), "no decay"),
+    ],
+)
+def test_what_makes_no_decays_is_refused(dt, A, words):
+    """Assert it of shapes that do not fit and of signs."""
+    with pytest.raises(ValueError, match=words):
+        row(dt, A)
 
 
 def test_dt_of_the_wrong_shape_is_refused():
