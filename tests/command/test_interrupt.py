@@ -16,7 +16,7 @@ COMMAND = """
 import signal, sys, threading
 # a shell in the background may have it ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from lyapunov import _session
+from lyapunov.command import _session
 def work(source, options, progress):
     import jax, jax.numpy as jnp
     {work}

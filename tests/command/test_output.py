@@ -250,7 +250,7 @@ fake = conftest.FakeCheck()
 module = types.ModuleType("lyapunov.questions._check")
 module.check = fake.check
 sys.modules["lyapunov.questions._check"] = module
-from lyapunov import _session
+from lyapunov.command import _session
 _session._open = fake.open
 _session._prepare_jax = lambda: None
 {more}

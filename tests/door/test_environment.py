@@ -47,7 +47,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
 
 ALONE = """
 import sys
-from lyapunov import _session
+from lyapunov.command import _session
 def work(source, options, progress):
     import jax, jax.numpy as jnp, logging, warnings
     jax.jit(lambda x: x * 2)(jnp.ones(3)).block_until_ready()
