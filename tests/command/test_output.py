@@ -272,7 +272,8 @@ def _alone(more="", *arguments, **options):
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    more = "fake.default = conftest.example.example_report(3000)"
+    # 100 kB, of which a pipe holds 64
+    more = "fake.default = conftest.example.example_report(1200)"
     process = _alone(more, "model", "-o", tmp_path / "r.json")
     process.stdout.read(10)
     process.stdout.close()
