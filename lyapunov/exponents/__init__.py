@@ -1,4 +1,4 @@
-"""Lyapunov exponents: spectra of a recurrence, and what they say of a layer."""
+"""Lyapunov exponents of recurrences, and what they say of the layers of a network."""
 
 from ._automatic import Automatic
 from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows

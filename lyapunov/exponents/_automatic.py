@@ -5,7 +5,7 @@ from ._qr import QR
 
 
 class Automatic(AbstractChoice):
-    """The method that the recurrence's declared structure allows; the default.
+    """Choose the method that the recurrence's structure allows; this is the default.
 
     - Diagonal: `ClosedForm()`, the means of the log decays.
     - One decay a head: `ClosedForm()`, once a head.

@@ -18,7 +18,7 @@ BlocksCarry: TypeAlias = tuple[Float[Array, " d"], list[Any]]
 
 
 class ByBlocks(AbstractMethod[BlocksCarry]):
-    """The exponents of the diagonal blocks together, for a block-triangular recurrence.
+    """Unite the exponents of the diagonal blocks of a block-triangular recurrence.
 
     The eigenvalues of a block-triangular product are those of its diagonal blocks at
     every length. So are the growth rates that QR from the identity finds where parts
@@ -86,7 +86,7 @@ class ByBlocks(AbstractMethod[BlocksCarry]):
         return np.concatenate(each)
 
     def grain(self, system):
-        """Tokens that the windows of every block must be a multiple of."""
+        """Find the tokens that windows of every block must be a multiple of."""
         return int(np.lcm.reduce([self.method.grain(b) for b in self.systems(system)]))
 
 

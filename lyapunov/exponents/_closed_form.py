@@ -10,7 +10,7 @@ from ._windows import windows_of
 
 
 class ClosedForm(AbstractMethod[None]):
-    r"""Means of the log decays: exact, for diagonal recurrences.
+    r"""Take the means of the log decays: exact, for diagonal recurrences.
 
     $\lambda_i = \frac1T \sum_t \log a_{t,i}$, the product of diagonal Jacobians
     being diagonal. No trajectory is computed. Where all coordinates of a head share a

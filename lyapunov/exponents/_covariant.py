@@ -23,7 +23,7 @@ SMALLEST_QUOTIENT = 1e-290
 
 
 class CovariantVectors(eqx.Module):
-    """Covariant vectors along the middle of a trajectory, and their growth.
+    """Hold covariant vectors along the middle of a trajectory, and their growth.
 
     Row n stands before the token `first_token + n`, whose step Jacobian sends each
     vector to the next row's, times `exp(log_growth[n])`.
@@ -39,12 +39,12 @@ class CovariantVectors(eqx.Module):
 
     @property
     def exponents(self) -> Float[Array, " k"]:
-        """Mean growth of each vector, nats per token."""
+        """Take the mean growth of each vector, nats per token."""
         return self.log_growth.mean(axis=0)
 
     @property
     def angles(self) -> Float[Array, "tokens+1 k k"]:
-        """Angles between the lines of two vectors, radians, 0 to pi / 2.
+        """Measure the angles between the lines of two vectors, radians, 0 to pi / 2.
 
         One near 0 is a near tangency: growth and decay can hardly be told apart.
         """
@@ -66,7 +66,7 @@ def covariant_lyapunov_vectors(
     k: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> CovariantVectors:
-    r"""The k leading covariant Lyapunov vectors, by forward and backward iteration.
+    r"""Find the k leading covariant Lyapunov vectors, forward and then backward.
 
     Orthonormal frames run forward, $J_n Q_{n-1} = Q_n R_n$; within them the
     coefficients of the vectors run backward, $A_{n-1} \propto R_n^{-1} A_n$, as all
@@ -83,7 +83,7 @@ def covariant_lyapunov_vectors(
       exp(-gap x transient), with the gap between neighbouring exponents.
     - `k`: all by default. Holds tokens x (d k + k^2) numbers.
 
-    **Raises:** `ValueError` as in `lyapunov_spectrum`, for too few tokens, or a step
+    **Raises:** `ArgumentError` as in `lyapunov_spectrum`, for too few tokens, or a step
     that is singular in fp64, which is named. Under `jax.jit`, where that cannot be
     seen, the vectors are NaN from there back.
 
@@ -121,7 +121,7 @@ def covariant_lyapunov_vectors(
 
 
 class Frames(NamedTuple):
-    """Orthonormal frames along a trajectory: J_n Q_{n-1} = Q_n R_n."""
+    """Hold orthonormal frames along a trajectory: J_n Q_{n-1} = Q_n R_n."""
 
     states: Float[Array, "tokens d"]
     """After each token."""
@@ -135,7 +135,7 @@ class Frames(NamedTuple):
 
 @eqx.filter_jit
 def frames_along(system: System, inputs, n_tokens: int, frame) -> Frames:
-    """The frames after each token, all kept."""
+    """Push a frame along the tokens and keep all frames."""
 
     def advance(carry, u):
         state, frame = carry
@@ -170,14 +170,15 @@ def _refuse(singular: np.ndarray, triangles: np.ndarray) -> None:
         return
     at = int(np.flatnonzero(singular)[0])
     if not np.isfinite(triangles[at]).all():
-        raise ValueError(
+        raise ArgumentError(
             f"the step Jacobian at token {at} is not finite: the trajectory has left "
-            "the range of fp64"
+            "the range of fp64",
+            hint=f"give the {at} tokens before it",
         )
-    raise ValueError(
+    raise ArgumentError(
         f"the step at token {at} is singular in fp64: it sends a direction to 0 or to "
-        "within rounding of the others, so nothing can be followed back through it; "
-        "take fewer vectors (k) or, for decays of 0, the spectrum alone"
+        "within rounding of the others, so nothing can be followed back through it",
+        hint="take fewer vectors (k) or, for decays of 0, lyapunov_spectrum alone",
     )
 
 
@@ -185,7 +186,7 @@ def _refuse(singular: np.ndarray, triangles: np.ndarray) -> None:
 def backward(
     triangles: Float[Array, "tokens k k"], last: Float[Array, "k k"]
 ) -> tuple[Float[Array, "tokens+1 k k"], Float[Array, "tokens k"]]:
-    """Coefficients A_0 to A_T of unit columns, and the log growth between two.
+    """Solve backward for coefficients A_0 to A_T of unit columns, and their log growth.
 
     `triangles[n]` leads from A_n to A_{n+1}, in the frames before and after token n.
     """

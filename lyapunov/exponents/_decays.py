@@ -1,4 +1,4 @@
-"""Statistics of the decays exp(dt A) of a layer, without forming all of them."""
+"""Statistics of the decays of a layer, without forming all of them."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ LOG10_EDGES = np.linspace(2, -8, 51)
 
 
 class Decays:
-    """All decays exp(dt A) of a layer over its tokens, channels and states.
+    """Count and average the decays of a layer over its tokens, channels and states.
 
-    Where a layer gives the log decays themselves, `of_logs` takes them. A channel whose
-    states share a dt is held as dt and A: all of its decays are never formed. Whether
-    one lies beyond a threshold is a question about dt alone, at the threshold divided
-    by |A|: each channel's dt are sorted once, and every count is a search in them.
+    They are exp(dt A), a channel's states sharing a dt, and never formed all at once:
+    whether one lies beyond a threshold is a question about dt alone, at the threshold
+    divided by |A|; each channel's dt are sorted once, and every count is a search in
+    them. Where a layer gives log decays themselves, `of_logs` takes them.
 
     **Arguments:**
 
@@ -83,22 +83,22 @@ class Decays:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of a sequence."""
+        """Count the tokens of a sequence."""
         return self._dt.shape[1]
 
     @property
     def exponents(self) -> Float[np.ndarray, "d_inner d_state"]:
-        """Mean log decay of each channel and state over all tokens, nats per token."""
+        """Average the log decays of each channel and state over all tokens."""
         with np.errstate(invalid="ignore", over="ignore"):
             return self._dt.mean(axis=(0, 1))[:, None] * self._A
 
     def log_decay(self, channel: int, state: int) -> Float[np.ndarray, "batch seq"]:
-        """Log decays of one channel and state at every token."""
+        """Give the log decays of one channel and state at every token."""
         with np.errstate(invalid="ignore", over="ignore"):
             return self._dt[:, :, channel] * self._A[channel, state]
 
     def finite_time(self) -> dict[str, list[float]]:
-        """The largest exponent of each of at most 64 windows, and where they end.
+        """Find the largest exponent of each of at most 64 windows, and where they end.
 
         A window's exponents are means over its tokens and the batch; `token` counts the
         tokens up to its end. The last window may be shorter.
@@ -115,13 +115,13 @@ class Decays:
 
     @property
     def min(self) -> float:
-        """The smallest decay."""
+        """Find the smallest decay."""
         with np.errstate(invalid="ignore", over="ignore"):
             return float(np.exp((self._ordered[:, -1] * self._A.min(axis=1)).min()))
 
     @property
     def max(self) -> float:
-        """The largest decay."""
+        """Find the largest decay."""
         with np.errstate(invalid="ignore", over="ignore"):
             return float(np.exp((self._ordered[:, 0] * self._A.max(axis=1)).max()))
 

@@ -6,14 +6,17 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
+
 
 def kaplan_yorke_dimension(exponents: Float[Array | np.ndarray, " k"]) -> float:
-    r"""$j + (\lambda_1 + \dots + \lambda_j) / |\lambda_{j+1}|$, the Lyapunov dimension.
+    r"""Find the Kaplan-Yorke (Lyapunov) dimension of an attractor.
 
-    j is the largest number of leading exponents whose sum is not negative: volumes of
-    dimension j do not shrink, those of dimension j + 1 do. 0 where all exponents are
-    negative: every trajectory ends at the same one. As many as were given where their
-    sum is not negative; if the system has more, the dimension may be larger.
+    It is $j + (\lambda_1 + \dots + \lambda_j) / |\lambda_{j+1}|$, j the largest number
+    of leading exponents whose sum is not negative: volumes of dimension j do not
+    shrink, those of dimension j + 1 do. 0 where all exponents are negative: every
+    trajectory ends at the same one. As many as were given where their sum is not
+    negative; if the system has more, the dimension may be larger.
 
     **Arguments:**
 
@@ -21,17 +24,18 @@ def kaplan_yorke_dimension(exponents: Float[Array | np.ndarray, " k"]) -> float:
       -inf is allowed. All of them, or so many of the largest that they add up to less
       than 0.
 
-    **Raises:** `ValueError` for none, a NaN or +inf.
+    **Raises:** `ArgumentError` for none, a NaN or +inf.
 
     ??? cite "Kaplan and Yorke (1979), Lecture Notes in Mathematics 730, 204-227"
     """
     ordered = np.sort(np.asarray(exponents, np.float64).ravel())[::-1]
     if ordered.size == 0:
-        raise ValueError("there are no exponents; give one or more")
+        raise ArgumentError("there are no exponents", hint="give one or more")
     if np.isnan(ordered).any() or ordered[0] == math.inf:
-        raise ValueError(
+        raise ArgumentError(
             f"the exponents hold {'NaN' if np.isnan(ordered).any() else '+inf'}, so "
-            "the dimension is not defined; see where the trajectory leaves fp64"
+            "the dimension is not defined",
+            hint="see where the trajectory leaves fp64: finite_time_exponents tells",
         )
     values = ordered.tolist()
     # sums of the j largest rise and then fall: once below 0 they stay there

@@ -21,7 +21,7 @@ OF_TORCH = (
 
 
 def step_given(step: Any) -> Callable | AbstractRecurrence:
-    """A step in JAX, `(state, input) -> state`, or a recurrence.
+    """Take a step in JAX, `(state, input) -> state`, or a recurrence.
 
     **Raises:** `ArgumentError` for a torch module, and for what cannot be called.
     """
@@ -38,7 +38,7 @@ def step_given(step: Any) -> Callable | AbstractRecurrence:
 
 
 def state_given(state: Any) -> Any:
-    """The state with its arrays in float64; exact for every real type.
+    """Take the state's arrays to float64, exactly from every real type.
 
     **Raises:** `ArgumentError` for one without numbers, for complex ones and torch's.
     """
@@ -54,7 +54,7 @@ def state_given(state: Any) -> Any:
 
 
 def inputs_given(inputs: Any) -> tuple[int, Any]:
-    """How many tokens there are, and the inputs stacked; floats in float64.
+    """Count the tokens and take the stacked inputs, floats to float64.
 
     **Returns:** None for inputs where a number of steps was given.
 
@@ -102,7 +102,7 @@ def check_step(before: Any, after: Any) -> None:
 
 
 def numbers_given(value: Any, name: str) -> np.ndarray:
-    """Anything that NumPy reads as an array of real numbers.
+    """Read an array of real numbers from anything that NumPy reads as one.
 
     **Raises:** `ArgumentError` for what it does not, as a tensor on a GPU.
     """
@@ -120,7 +120,7 @@ def numbers_given(value: Any, name: str) -> np.ndarray:
 
 
 def floats_in_fp64(inputs: Any) -> Any:
-    """Inputs of one token: floats in float64, integers and keys as they are."""
+    """Take floats of one token's inputs to float64, and leave integers and keys."""
     return jax.tree.map(_wide, inputs)
 
 
@@ -148,7 +148,7 @@ def options_given(method: Any, until: Any, transient: Any, k: Any, kinds) -> Non
 
 
 def key_given(key: Any) -> Any:
-    """A key of `jax.random`; `jax.random.key(0)` where none was given.
+    """Take a key of `jax.random`; `jax.random.key(0)` where none was given.
 
     **Raises:** `ArgumentError` for a number and anything else.
     """

@@ -22,7 +22,7 @@ DIRECTIONS = 4
 def perturbation_growth(
     flow, incoming: Incoming, p, start, key: Array, *, directions: int = DIRECTIONS
 ) -> LayerGrowth:
-    r"""Gain of one sublayer, and what one perturbed token does later.
+    r"""Measure the gain of one sublayer, and what one perturbed token does later.
 
     With x the stream in front and y = x + F(x) that behind, and v Gaussian,
     `gain` is $\frac{||Jv|| / ||y||}{||v|| / ||x||}$, a root mean square over

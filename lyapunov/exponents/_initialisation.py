@@ -35,7 +35,7 @@ above."""
 
 
 def rates_at_start(logs: np.ndarray, unit: float, per_head: bool) -> bool:
-    """Whether A_log is the logarithm of 1, 2, 3, ... over states, or over heads.
+    """Ask whether A_log is the logarithm of 1, 2, 3, ... over states, or over heads.
 
     **Arguments:**
 
@@ -50,14 +50,16 @@ def rates_at_start(logs: np.ndarray, unit: float, per_head: bool) -> bool:
 
 
 def rates_in_range(logs: np.ndarray) -> bool:
-    """Whether rates, one a head, lie where mamba_ssm draws those of Mamba-2."""
+    """Ask whether rates, one a head, lie where mamba_ssm draws those of Mamba-2."""
     low, high = np.log(RATE_RANGE)
     return bool(np.all((logs >= low) & (logs <= high)))
 
 
 def bias_at_start(bias: np.ndarray, unit: float) -> bool:
-    """Whether dt_bias is where a constructor puts it: a constant, or a dt from 1e-4
-    (the floor) to 0.1."""
+    """Ask whether dt_bias is where a constructor puts it.
+
+    That is a constant, or a dt from 1e-4 (the floor) to 0.1.
+    """
     if any(np.all(bias == constant) for constant in CONSTANT_BIASES):
         return True
     slack = _slack(bias, unit)
@@ -66,8 +68,10 @@ def bias_at_start(bias: np.ndarray, unit: float) -> bool:
 
 
 def bias_log_uniform(bias: np.ndarray, unit: float) -> bool:
-    """Whether enough softplus(dt_bias) are log-uniform from 0.001 to 0.1, by
-    Kolmogorov and Smirnov's test at 1 %."""
+    """Ask whether softplus(dt_bias) are log-uniform from 0.001 to 0.1.
+
+    By Kolmogorov and Smirnov's test at 1 %; false where they are too few for it.
+    """
     dt = np.logaddexp(0, bias)
     if dt.size < FEWEST_FOR_SHAPE or np.any(dt < DT_RANGE[0] / _slack(bias, unit)):
         return False
@@ -86,7 +90,7 @@ def _slack(bias: np.ndarray, unit: float) -> float:
 
 
 def at_initialisation(parameters: Mapping[str, np.ndarray]) -> bool | None:
-    """Whether all that tells a trained sublayer from a fresh one says fresh.
+    """Ask whether all that tells a trained sublayer from a fresh one says fresh.
 
     Every weight of a norm, D and the biases of Mamba-3's keys are exactly 1, every
     bias of a norm is 0, and every matrix of 256 elements and more has the fourth

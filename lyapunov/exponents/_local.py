@@ -21,7 +21,7 @@ from ._method import AbstractMethod, System
 
 
 class FiniteTimeExponents(eqx.Module):
-    """Growth rates over windows of tokens, in nats per token.
+    """Hold growth rates over windows of tokens, in nats per token.
 
     Column j belongs to the j-th exponent of the whole trajectory, so that means over
     windows, weighted by their tokens, are the exponents.
@@ -39,12 +39,12 @@ class FiniteTimeExponents(eqx.Module):
 
     @property
     def tokens(self) -> Int[Array, " windows"]:
-        """Tokens in each window."""
+        """Count the tokens in each window."""
         return jnp.diff(self.ends, prepend=0)
 
     @property
     def mean(self) -> Float[Array, " k"]:
-        """The exponents of the whole trajectory."""
+        """Average over windows: the exponents of the whole trajectory."""
         return (self.exponents * self.tokens[:, None]).sum(axis=0) / self.n_tokens
 
 
@@ -59,7 +59,7 @@ def finite_time_exponents(
     method: AbstractMethod | None = None,
     key: PRNGKeyArray | None = None,
 ) -> FiniteTimeExponents:
-    r"""Growth rates over windows of tokens; by default of 1, the local exponents.
+    r"""Measure growth rates over windows of tokens; of 1 token, the local exponents.
 
     $\frac1w \sum_{t \in window} \log r_{t,j}$ with $r_{t,j}$ the growth of the j-th
     vector of an orthonormal frame that is carried along the trajectory and
@@ -75,7 +75,7 @@ def finite_time_exponents(
     **Returns:** one row a window, nats per token. A decay of 0 gives -inf in its own
     window. By `QR`, a vector that a singular step has sent to 0 says nothing later on.
 
-    **Raises:** `ValueError` as in `lyapunov_spectrum`.
+    **Raises:** `ArgumentError` as in `lyapunov_spectrum`.
 
     ??? cite "Abarbanel, Brown and Kennel (1991), J. Nonlinear Sci. 1, 175-199"
     """
@@ -119,7 +119,7 @@ def _growth(method, system, inputs, k: int, key, n_tokens: int, window: int):
 
 
 def system_along(step, state, inputs) -> tuple[System, int, Any]:
-    """The system, how many tokens, and the stacked inputs."""
+    """Make the system of a step, count the tokens and stack the inputs."""
     step, state = step_given(step), state_given(state)
     n_tokens, inputs = inputs_given(inputs)
     if n_tokens < 1:

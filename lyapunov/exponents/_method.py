@@ -28,7 +28,7 @@ Carry = TypeVar("Carry")
 
 
 class System(eqx.Module):
-    """A driven system with a flat state."""
+    """Hold a driven system with a flat state."""
 
     step: Callable
     """(flat state, input) -> flat state."""
@@ -47,7 +47,7 @@ class System(eqx.Module):
 
     @property
     def name(self) -> str:
-        """The step as it was given, in words."""
+        """Tell in words which step was given."""
         return repr(self.step.step if isinstance(self.step, _Flat) else self.step)
 
 
@@ -66,7 +66,7 @@ class _Flat(eqx.Module):
 
 
 class AbstractMethod(eqx.Module, Generic[Carry]):
-    """How to compute the k largest exponents of a `System`."""
+    """Compute the k largest exponents of a `System`, in one way of several."""
 
     @abc.abstractmethod
     def start(self, system: System, k: int, key: PRNGKeyArray) -> Carry:
@@ -132,7 +132,7 @@ class AbstractMethod(eqx.Module, Generic[Carry]):
         raise ArgumentError(f"k is {k} and {told}", hint=hint)
 
     def grain(self, system: System) -> int:
-        """Tokens that the width of a window must be a multiple of."""
+        """Find the tokens that the width of a window must be a multiple of."""
         del system
         return 1
 
@@ -163,7 +163,7 @@ def by_structure(
 
 
 class AbstractChoice(AbstractMethod[PyTree]):
-    """A method that leaves the work to one that the system's structure allows."""
+    """Leave the work to a method that the system's structure allows."""
 
     @abc.abstractmethod
     def dense(self) -> AbstractMethod:
@@ -191,5 +191,5 @@ class AbstractChoice(AbstractMethod[PyTree]):
         return self.chosen(system).multiplicity(system)
 
     def grain(self, system):
-        """Tokens that the chosen method's windows must be a multiple of."""
+        """Find the tokens that the chosen method's windows must be a multiple of."""
         return self.chosen(system).grain(system)

@@ -22,7 +22,7 @@ LOWEST = -650.0
 
 
 class ParallelInTime(AbstractChoice):
-    r"""QR's exponents, tokens in parallel; equal to `QR()`, not an approximation.
+    r"""Compute the exponents of `QR()` with tokens in parallel, not approximately.
 
     Diagonal recurrences: sums of logs. Block-triangular ones: block by block. Dense
     ones, in blocks of tokens:
@@ -172,7 +172,7 @@ def _undifferentiated(x):
 
 @_undifferentiated.defjvp
 def _refuse_tangents(primals, tangents):
-    raise ValueError("ParallelInTime() cannot be differentiated; use QR()")
+    raise ArgumentError("ParallelInTime() cannot be differentiated", hint="use QR()")
 
 
 class _Passed(NamedTuple):

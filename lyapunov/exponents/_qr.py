@@ -22,7 +22,7 @@ FrameCarry: TypeAlias = tuple[Float[Array, " d"], Float[Array, "d k"], Bool[Arra
 
 
 class QR(AbstractMethod[FrameCarry]):
-    """Benettin's method: carry k orthonormal tangent vectors, orthonormalise again.
+    """Carry k orthonormal tangent vectors, orthonormalise again: Benettin's method.
 
     With all k = d vectors the start is the identity, which is exact on a diagonal
     recurrence. With k < d it is random: columns of the identity would never turn
@@ -114,7 +114,7 @@ class QR(AbstractMethod[FrameCarry]):
         )
 
     def grain(self, system):
-        """Tokens between orthonormalisations, at which alone growth is known."""
+        """Find the tokens between orthonormalisations, where alone growth is known."""
         return self.block
 
 

@@ -18,7 +18,7 @@ MOST_POINTS = 64
 
 
 class SpectrumResult(eqx.Module):
-    """Lyapunov exponents of a trajectory, in nats per token, the largest first.
+    """Hold the exponents of a trajectory, in nats per token, the largest first.
 
     They are exact for this trajectory up to rounding, but for what `notes` says. How
     far they are from the limit, or from other text of the same kind, is what `stderr`
@@ -40,7 +40,7 @@ class SpectrumResult(eqx.Module):
 
     @property
     def n_tokens(self) -> int | Int[Array, ""]:
-        """`used`, as an integer where it is known to be one."""
+        """Take `used` as an integer where it is known to be one."""
         if isinstance(self.used, Tracer):
             return self.used
         values = np.asarray(self.used)
@@ -50,14 +50,14 @@ class SpectrumResult(eqx.Module):
     @property
     @in_fp64
     def history(self) -> Float[Array, "points k"]:
-        """The exponents of the trajectory's first `history_tokens` tokens."""
+        """Compute the exponents of the trajectory's first `history_tokens` tokens."""
         total = jnp.cumsum(self.growth, axis=-2)[..., self._points, :]
         return total / self.history_tokens[..., None].astype(total.dtype)
 
     @property
     @in_fp64
     def history_tokens(self) -> Int[Array, " points"]:
-        """At most 64 lengths, the last one the whole."""
+        """Choose the lengths of `history`, at most 64, the last one the whole."""
         ends = jnp.asarray((self._points + 1) * self.width)
         return jnp.minimum(ends, jnp.asarray(self.used)[..., None])
 
@@ -70,12 +70,12 @@ class SpectrumResult(eqx.Module):
     @property
     @in_fp64
     def repeated(self) -> Float[Array, " d"]:
-        """The exponents, each as often as coordinates share it. Not under `jit`."""
+        """Repeat each exponent as often as coordinates share it. Not under `jit`."""
         return jnp.repeat(self.exponents, np.asarray(self.multiplicity))
 
     @in_fp64
     def error_bars(self, method: AbstractErrorBars | None = None) -> ErrorBars:
-        """Standard errors with their degrees of freedom, by default `SlowestCosines()`.
+        """Estimate standard errors, by default with `SlowestCosines()`.
 
         Where the trajectory is too short for its correlation they are withheld:
         `ErrorBars.reasons` says why, and how long one would do.
@@ -85,14 +85,14 @@ class SpectrumResult(eqx.Module):
 
     @property
     def stderr(self) -> Float[Array, " k"]:
-        """`error_bars().stderr`: NaN where withheld."""
+        """Estimate standard errors by the default method; NaN where withheld."""
         return self.error_bars().stderr
 
     @in_fp64
     def interval(
         self, level: float = 0.95, method: AbstractErrorBars | None = None
     ) -> Float[Array, "k 2"]:
-        """Ends of the interval that holds the limit in a share `level` of cases.
+        """Find the interval that holds the limit in a share `level` of cases.
 
         By Student's t; NaN where the bar is withheld.
         """
@@ -112,7 +112,7 @@ class SpectrumResult(eqx.Module):
         return f"{shown} nats per token ({self.method}, {self.n_tokens} tokens)"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; infinities become null beside a flag."""
+        """Write it in plain JSON types; infinities become null beside a flag."""
         bars = self.error_bars()
         stderr = np.asarray(bars.stderr)
         return _plain(

@@ -23,7 +23,7 @@ MOST_ENTRIES = 256
 def recovered(
     growth: Float[Array, " k"], jacobian: Callable[[], Float[Array, "d d"]]
 ) -> Float[Array, " k"]:
-    """Log growth of all d vectors over a step, the one that is lost by the others.
+    """Recover a vector's log growth that rounding lost, from the other d - 1.
 
     Where just one is -inf it is the log of the determinant less the others. It stays
     -inf where more are, or where the determinant is 0 or not known.
@@ -51,7 +51,7 @@ def recovered(
 def log_determinant(
     matrix: Float[Array, "d d"],
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """Log of |det|, -inf where it is 0 or not known, and whether a row or column is 0.
+    """Compute log |det|, -inf where it is 0 or not known; is a row or column 0?
 
     Rows and columns are scaled to a largest entry of 1, which loses nothing; then
     pivots within rounding of 0 say nothing.

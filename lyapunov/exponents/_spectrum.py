@@ -95,8 +95,9 @@ def lyapunov_spectrum(
     transient: int = 0,
     until: Converged | None = None,
 ) -> SpectrumResult:
-    r"""Growth rates of the product of step Jacobians along a trajectory.
+    r"""Compute the Lyapunov exponents of a step along a trajectory.
 
+    They are growth rates of the product of its Jacobians,
     $\lambda_j = \lim \frac1T \log r_j$ with $r_j$ the growth of the j-th direction
     under $\prod_t \partial x_t / \partial x_{t-1}$, the inputs held fixed.
 
@@ -108,8 +109,8 @@ def lyapunov_spectrum(
     - `inputs`: stacked along the first axis, one entry a token. For an autonomous
       system the number of steps as an integer; `step` is then given None.
     - `k`: how many of the largest exponents; all by default.
-    - `method`: by default what the structure allows: `ClosedForm()` for a diagonal
-      recurrence, `ByBlocks()` for a block-triangular one, else `QR()`.
+    - `method`: by default `Automatic()`, what the structure allows: `ClosedForm()` for
+      a diagonal recurrence, `ByBlocks()` for a block-triangular one, else `QR()`.
     - `key`: for methods with a random start; `jax.random.key(0)` by default.
     - `transient`: tokens at the start that are run and not counted, while the state
       settles and vectors turn.
@@ -118,8 +119,8 @@ def lyapunov_spectrum(
     **Returns:** the exponents in nats per token, the largest first, with their
     history and error bars. Batches are `jax.vmap`'s business.
 
-    **Raises:** `ValueError` for a step that does not return such a state, for torch's
-    tensors, for no tokens, or a method that the structure does not allow.
+    **Raises:** `ArgumentError` for a step that does not return such a state, for
+    torch's tensors, for no tokens, or a method that the structure does not allow.
     """
     options_given(method, until, transient, k, (AbstractMethod, Converged))
     step, state = step_given(step), state_given(state)
@@ -178,7 +179,7 @@ def lyapunov_spectrum_of(
     transient: int = 0,
     until: Converged | None = None,
 ) -> SpectrumResult:
-    """Growth rates of a product of given Jacobians, as of a model in another library.
+    """Compute the Lyapunov exponents of given Jacobians, as of another library's model.
 
     **Arguments:**
 
@@ -187,7 +188,7 @@ def lyapunov_spectrum_of(
       NumPy can read: an array, a tensor in main memory. Taken to float64, exactly.
     - The others as in `lyapunov_spectrum`.
 
-    **Raises:** `ValueError` for another shape, or for what is no array of numbers.
+    **Raises:** `ArgumentError` for another shape, or for what is no array of numbers.
     """
     if not isinstance(jacobians, Array):
         jacobians = numbers_given(jacobians, "jacobians")

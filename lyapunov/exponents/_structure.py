@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractDiagonalRecurrence,
@@ -16,6 +17,12 @@ from ..recurrences.base import (
 )
 from ._given import floats_in_fp64, state_given
 from ._method import System
+
+
+DECLARE = (
+    "declare what the step is; of an AbstractRecurrence nothing is assumed, and QR() "
+    "takes its Jacobian as dense"
+)
 
 
 @in_fp64
@@ -30,7 +37,7 @@ def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> 
     - `state`: with generic entries; couplings may vanish at 0.
     - `inputs`: of this one token.
 
-    **Raises:** `ValueError` where an entry differs by more than rounding: 64 d units
+    **Raises:** `ArgumentError` where an entry differs by more than rounding: 64 d units
     in the last place of the largest entry, which leaves the step 64 roundings an
     entry. For a block-triangular recurrence also where its parts do not make up the
     state, or both triangles hold entries.
@@ -45,8 +52,9 @@ def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> 
     if isinstance(recurrence, AbstractDiagonalRecurrence):
         diagonal = jnp.exp(recurrence.log_decay(inputs)).ravel()
         if diagonal.shape != (d,):
-            raise ValueError(
-                f"log_decay has {diagonal.size} entries and the state has {d}"
+            raise ArgumentError(
+                f"log_decay has {diagonal.size} entries and the state has {d}",
+                hint=DECLARE,
             )
         # exponents know the size of a decay alone
         _compare(jnp.diag(diagonal), np.abs(dense), off, "log_decay")
@@ -64,18 +72,20 @@ def _check_blocks(recurrence, state, inputs, dense, off):
     flat = [ravel_pytree(part)[0] for part in parts]
     whole = ravel_pytree(state)[0]
     if not np.array_equal(np.concatenate(flat), whole):
-        raise ValueError(
+        raise ArgumentError(
             f"parts have {[len(part) for part in flat]} entries and are not the "
-            f"state's {whole.size} in their order"
+            f"state's {whole.size} in their order",
+            hint=DECLARE,
         )
     ends = np.cumsum([len(part) for part in flat])
     owner = np.searchsorted(ends, np.arange(len(dense)), side="right")
     below = np.abs(dense[owner[:, None] > owner]).max(initial=0)
     above = np.abs(dense[owner[:, None] < owner]).max(initial=0)
     if min(below, above) > off:
-        raise ValueError(
+        raise ArgumentError(
             "the step Jacobian is not block triangular: between parts, entries reach "
-            f"{below:.3g} below the diagonal blocks and {above:.3g} above"
+            f"{below:.3g} below the diagonal blocks and {above:.3g} above",
+            hint=DECLARE,
         )
     given = recurrence.block_inputs(state, inputs)
     blocks = zip(recurrence.blocks, parts, given, strict=True)
@@ -89,13 +99,15 @@ def _check_blocks(recurrence, state, inputs, dense, off):
 def _compare(declared, dense, off: float, name: str) -> None:
     declared = np.asarray(declared)
     if declared.shape != dense.shape:
-        raise ValueError(
-            f"{name} has shape {declared.shape} and the step's Jacobian {dense.shape}"
+        raise ArgumentError(
+            f"{name} has shape {declared.shape} and the step's Jacobian {dense.shape}",
+            hint=DECLARE,
         )
     gap = np.abs(declared - dense)
     if not gap.max(initial=0) <= off:
         row, column = np.unravel_index(np.argmax(gap), gap.shape)
-        raise ValueError(
+        raise ArgumentError(
             f"{name} is {declared[row, column]:.6g} at entry ({row}, {column}) and the "
-            f"step's derivative is {dense[row, column]:.6g}"
+            f"step's derivative is {dense[row, column]:.6g}",
+            hint=DECLARE,
         )

@@ -43,7 +43,7 @@ OUTPUTS = ("out_proj", "o_proj", "down")
 
 
 class Suspicion(NamedTuple):
-    """Why a sublayer looks lost."""
+    """Tell why a sublayer looks lost."""
 
     text: str
     parameters: tuple[str, ...]
@@ -56,7 +56,7 @@ class Suspicion(NamedTuple):
 
 
 def lost_dynamics(dt, A, **parameters) -> list[str]:
-    """Why the dynamics look lost, in words; empty for a model that merely works.
+    """Tell in words why dynamics look lost; nothing of a model that merely works.
 
     A reason that starts with "hint:" is no sign of damage by itself. Arguments are
     those of `suspicions_of`.
@@ -76,7 +76,7 @@ def suspicions_of(
     ones: Mapping[str, np.ndarray] | None = None,
     per_head: bool = False,
 ) -> list[Suspicion]:
-    """Why the dynamics look lost, damage first; empty for a model that merely works.
+    """Find why dynamics look lost, damage first; nothing where a model merely works.
 
     **Arguments:**
 
@@ -239,8 +239,10 @@ def _downcast(logs) -> list[Suspicion]:
 
 
 def suspects(found: Sequence[Suspicion]) -> list[str]:
-    """Parameters to compare with the original file: those of damage, or, where there
-    are hints alone, theirs."""
+    """Name the parameters to compare with the original file.
+
+    Those of damage, or, where there are hints alone, theirs.
+    """
     damage = [one for one in found if not one.hint] or found
     return list(dict.fromkeys(name for one in damage for name in one.parameters))
 
@@ -249,7 +251,7 @@ def adds_nothing(
     output: Float[Array | np.ndarray, "batch seq d_model"],
     parameters: Mapping[str, np.ndarray],
 ) -> list[Suspicion]:
-    """Why a sublayer of any kind adds nothing, or hears nothing of some channels.
+    """Find why a sublayer of any kind adds nothing, or hears nothing of channels.
 
     **Arguments:**
 

@@ -17,11 +17,12 @@ TangentCarry: TypeAlias = tuple[Float[Array, " d"], Float[Array, " d"]]
 
 
 class TangentGrowth(AbstractMethod[TangentCarry]):
-    r"""Growth of one tangent vector: $\frac1T \log(|P v| / |v|)$, P the product.
+    r"""Follow the growth of one tangent vector.
 
-    An estimate of the largest exponent from below on a diagonal recurrence: with all
-    entries of v alike, the default, it misses by at most $\ln(d) / (2T)$; where v has
-    next to no component along the leading direction, by more.
+    $\frac1T \log(|P v| / |v|)$, P the product of the Jacobians, is an estimate of the
+    largest exponent, from below on a diagonal recurrence: with all entries of v alike,
+    the default, it misses by at most $\ln(d) / (2T)$; where v has next to no component
+    along the leading direction, by more.
 
     **Arguments:**
 

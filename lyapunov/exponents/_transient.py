@@ -16,25 +16,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._arguments import switch
+from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
 from ._local import system_along
 
 
 class TransientGrowth(eqx.Module):
-    r"""Logs of the 2-norms of products of step Jacobians, $J_t \cdots J_{s+1}$."""
+    r"""Hold logs of the 2-norms of products of step Jacobians, $J_t \cdots J_{s+1}$."""
 
     log_norms: Float[Array, "starts tokens"]
     """Row s: a perturbation made before token s; -inf for the tokens before that."""
 
     @property
     def max_log_norm(self) -> Float[Array, ""]:
-        """The log of the largest norm: how far a perturbation can grow."""
+        """Find the log of the largest norm: how far a perturbation can grow."""
         return self.log_norms.max()
 
     @property
     def where(self) -> tuple[int, int]:
-        """The product with that norm is that over tokens `start` to `stop` - 1."""
+        """Find the product with that norm: over tokens `start` to `stop` - 1."""
         norms = np.asarray(self.log_norms)
         start, token = np.unravel_index(np.argmax(norms), norms.shape)
         return int(start), int(token) + 1
@@ -48,7 +49,7 @@ def transient_growth(
     *,
     from_every_token: bool = False,
 ) -> TransientGrowth:
-    """The largest growth of any perturbation over the first t tokens, for every t.
+    """Find the largest growth of any perturbation over t tokens, for every t.
 
     Products are kept as a matrix of entries up to 1 and the log of its scale, so that
     they neither overflow nor underflow. For a diagonal recurrence they are sums of log
@@ -64,7 +65,7 @@ def transient_growth(
     **Returns:** log norms, in nats; -inf for a product that is 0. The product of no
     Jacobians, of norm 1, is not among them.
 
-    **Raises:** `ValueError` as in `lyapunov_spectrum`.
+    **Raises:** `ArgumentError` as in `lyapunov_spectrum`.
     """
     switch(from_every_token, "from_every_token")
     system, n_tokens, inputs = system_along(step, state, inputs)
@@ -121,7 +122,7 @@ def _scaled(matrix):
 
 
 class KreissConstant(NamedTuple):
-    """The Kreiss constant of a matrix: its value as computed, and what is certain."""
+    """Hold the Kreiss constant of a matrix as computed, and what is certain of it."""
 
     value: float
     """The largest found; inf where powers are not bounded. Where the supremum is a
@@ -150,7 +151,9 @@ SOLVES = 3
 
 
 def kreiss_constant(A: Float[Array | np.ndarray, "d d"]) -> KreissConstant:
-    r"""$K(A) = \sup_{|z| > 1} (|z| - 1) \, ||(z - A)^{-1}||$, of x' = A x.
+    r"""Compute the Kreiss constant of a matrix, a measure of transient growth.
+
+    $K(A) = \sup_{|z| > 1} (|z| - 1) \, ||(z - A)^{-1}||$, of x' = A x.
 
     The Kreiss matrix theorem: $K \le \max_n ||A^n|| \le e \, d \, K$, so K measures
     transient growth without a time in it. 1 for a normal matrix without eigenvalues
@@ -166,7 +169,7 @@ def kreiss_constant(A: Float[Array | np.ndarray, "d d"]) -> KreissConstant:
 
     - `A`: square, real or complex, finite.
 
-    **Raises:** `ValueError` for anything else.
+    **Raises:** `ArgumentError` for anything else.
 
     ??? cite "Kreiss (1962), BIT 2, 153-181; Trefethen and Embree (2005), Spectra and
     Pseudospectra, chapter 18"
@@ -174,9 +177,11 @@ def kreiss_constant(A: Float[Array | np.ndarray, "d d"]) -> KreissConstant:
     A = np.asarray(A)
     A = A.astype(np.complex128 if np.iscomplexobj(A) else np.float64)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or A.size == 0:
-        raise ValueError(f"A has shape {A.shape}; give a square matrix")
+        raise ArgumentError(f"A has shape {A.shape}", hint="give a square matrix")
     if not np.isfinite(A).all():
-        raise ValueError("A holds values that are not finite")
+        raise ArgumentError(
+            "A holds values that are not finite", hint="give finite numbers"
+        )
     d = len(A)
     eigenvalues = np.linalg.eigvals(A)
     outside = eigenvalues[np.argmax(np.abs(eigenvalues))]

@@ -5,15 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lyapunov import LyapunovError
 from lyapunov.exponents import (
     QR,
+    AbstractMethod,
+    Automatic,
     ByBlocks,
     ClosedForm,
+    ParallelInTime,
+    System,
+    TangentGrowth,
+    by_structure,
     check_structure,
+    finite_time_exponents,
     lyapunov_spectrum,
     lyapunov_spectrum_of,
 )
 from lyapunov.recurrences import (
+    AbstractRecurrence,
     AbstractScalarRecurrence,
     AbstractTriangularRecurrence,
     DecayAndDrive,
@@ -290,3 +299,104 @@ def test_a_method_that_the_structure_does_not_allow_is_refused(method):
     """Assert that the step and what to use are named."""
     with pytest.raises(ValueError, match=r"(?s)GivenJacobians.*use QR"):
         lyapunov_spectrum_of(np.ones((5, 2, 2)), method=method)
+
+
+def heads(tokens=60):
+    """Two heads of three coordinates."""
+    log_decay = -np.random.default_rng(5).exponential(size=(tokens, 2))
+    return OneDecay(), jnp.ones((2, 3)), jnp.asarray(log_decay)
+
+
+def rotating(tokens=60):
+    """A plain step: nothing is declared."""
+    matrix = jnp.asarray(0.5 * np.random.default_rng(6).normal(size=(4, 4)))
+    return (lambda x, _: matrix @ x), jnp.ones(4), tokens
+
+
+@pytest.mark.parametrize(
+    ("made", "method", "shared"),
+    [
+        (heads, ClosedForm(), [3, 3]),
+        (heads, Automatic(), [3, 3]),
+        (heads, ParallelInTime(), [3, 3]),
+        (heads, QR(), [1] * 6),
+        (heads, TangentGrowth(), [1]),
+        (two_layers, ByBlocks(), [1] * 5),
+        (two_layers, Automatic(), [1] * 5),
+        (two_layers, ByBlocks(TangentGrowth()), [1, 1]),
+        (rotating, Automatic(), [1] * 4),
+        (rotating, ParallelInTime(), [1] * 4),
+        (rotating, TangentGrowth(), [1]),
+    ],
+)
+def test_multiplicity_says_how_many_there_are(made, method, shared):
+    """Assert it is what comes by default, what is followed, and the most."""
+    given = made()
+    system = System.of(*given[:2])
+    assert method.multiplicity(system).tolist() == shared
+    assert method.number(system, None) == len(shared)
+
+    def followed(inputs):
+        carry = method.start(system, len(shared), jax.random.key(0))
+        return method.advance(system, carry, inputs, 60, 60)[1]
+
+    # traced and not run
+    inputs = None if made is rotating else given[2]
+    assert jax.eval_shape(followed, inputs).shape == (1, len(shared))
+    for ask in (lyapunov_spectrum, finite_time_exponents):
+        words = f"k is {len(shared) + 1} and "
+        with pytest.raises(LyapunovError, match=words) as refusal:
+            ask(*given, method=method, k=len(shared) + 1)
+        # more are to be had by a method that is named
+        if len(shared) < system.state.size:
+            assert "use QR()" in refusal.value.hint or "repeated" in refusal.value.hint
+
+
+def test_the_default_is_a_method_and_names_what_it_chose():
+    """Assert it for every structure, alone and as the method of blocks."""
+    for made, name in ((heads, "ClosedForm"), (two_layers, "ByBlocks"),
+                       (rotating, "QR")):  # fmt: skip
+        step, state, _ = made()
+        assert Automatic().name(System.of(step, state)).startswith(name)
+    found = [lyapunov_spectrum(*heads(), method=m) for m in (None, Automatic())]
+    assert found[0].method == found[1].method == "ClosedForm()"
+    np.testing.assert_array_equal(found[0].growth, found[1].growth)
+
+
+def test_a_new_structure_brings_its_method():
+    """Assert that a registered method is the default, and the method of a block."""
+
+    class AbstractStill(AbstractRecurrence):
+        """A state that stays as it is."""
+
+    class Still(AbstractStill):
+        def step(self, state, inputs):
+            return state
+
+    class Zeros(AbstractMethod[None]):
+        """Exponents of 0."""
+
+        def start(self, system, k, key):
+            return None
+
+        def advance(self, system, carry, inputs, n_tokens, width):
+            return carry, jnp.zeros((-(-n_tokens // width), system.state.size))
+
+        def notes(self, system, k):
+            return ()
+
+    class WithStill(TwoLayers):
+        @property
+        def blocks(self):
+            return DiagonalRecurrence(), Still()
+
+    system = System.of(Still(), jnp.ones(3))
+    assert Automatic().name(system) == "QR()"
+    by_structure.register(AbstractStill, lambda recurrence, own: Zeros())
+    after = lyapunov_spectrum(Still(), jnp.ones(3), 20)
+    assert after.method.endswith("Zeros()")
+    assert after.exponents.tolist() == [0, 0, 0]
+    recurrence, state, inputs = two_layers()
+    found = lyapunov_spectrum(WithStill(recurrence.second), state, inputs)
+    assert found.exponents[:3].tolist() == [0, 0, 0]
+    assert ParallelInTime().chosen(system) == Zeros()
