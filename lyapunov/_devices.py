@@ -9,6 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 AXIS = "batch"
+SEQUENCES = "sequences of a batch"
 
 
 def chosen_device() -> Any:
@@ -44,11 +45,12 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     """
     present = devices()
     sequences = jax.tree.leaves(batched)[0].shape[0]
+    run = jax.vmap(run, axis_name=SEQUENCES)
     if len(present) == 1 or sequences % len(present):
-        return jax.vmap(run)(*batched)
+        return run(*batched)
     along = PartitionSpec(AXIS)
     spread = jax.shard_map(
-        jax.vmap(run),
+        run,
         mesh=Mesh(np.asarray(present), (AXIS,)),
         in_specs=along,
         out_specs=along,
@@ -56,3 +58,11 @@ def over_batch(run: Callable, *batched: Any) -> Any:
         check_vma=False,
     )
     return spread(*batched)
+
+
+def in_batch() -> int:
+    """Count the sequences that `over_batch` runs side by side here; 1 outside it."""
+    try:
+        return jax.lax.axis_size(SEQUENCES)
+    except NameError:
+        return 1

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..formats import rounding_error_bound
 from ._bounded_values import SAFETY, Bounded, lift, where_known
+from ._row_blocks import emptied, over_blocks
 
 
 # sup |gelu'| = 1.12890 at sqrt(2); sup |gelu''| = 2 phi(0) = 0.79789 at 0. The
@@ -37,6 +38,28 @@ class BlockRules:
     _operand: Any
     _unless_overflow: Any
     rms_normalise: Any
+
+    def in_row_blocks(self, body, x, rows):
+        """One block after another; of a trace's anchors each takes its own rows."""
+        x = lift(x)
+        if rows >= x.shape[0]:
+            return body(self, x, jnp.arange(x.shape[0]))
+
+        def make(_):
+            inside: Any = emptied(self)
+            return inside, lambda: self._kept(inside.records)
+
+        def of_these(at, block, places):
+            at._rows = places
+            return body(at, block, places)
+
+        output, kept = over_blocks(make, of_these, x, rows)
+        self.records.update(kept)
+        return output
+
+    def _kept(self, records):
+        """What stays of a block's records; arrays whose second axis are its rows."""
+        return records
 
     def carry(self, x):
         """A value with its error; a constant has none."""

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._row_blocks import emptied, over_blocks
+
 
 class Weight(eqx.Module):
     """A matrix that multiplies activations, with what the bounds know about it.
@@ -257,6 +259,15 @@ class AbstractArithmetic(abc.ABC):
         after its step.
         """
 
+    def in_row_blocks(self, body: Callable, x: Any, rows: int) -> Any:
+        """Run `body(at, x, places)` for at most so many leading rows of `x` at a time.
+
+        The joined outputs. A row of the output may depend on that row of `x` alone, and
+        what `body` stores has rows as its second axis. `places` numbers the rows. Where
+        all rows go at once this is `body` itself; else what it stores is not recorded.
+        """
+        return body(self, x, jnp.arange(x.shape[0]))
+
     # ---- for a scan in one kernel, which takes nothing but arrays that it is given
 
     def scan_numbers(self, terms: int) -> tuple[Array, ...] | None:
@@ -463,6 +474,17 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         else:
             total = jnp.matmul(self._carry(c), held, precision="highest")
         return self._settle(total if start is None else total + start)
+
+    def in_row_blocks(self, body, x, rows):
+        """One block after another, without a record of any."""
+        if rows >= x.shape[0]:
+            return super().in_row_blocks(body, x, rows)
+        make = lambda key: (self._inside_block(key), dict)
+        return over_blocks(make, body, x, rows, self._token_keys)[0]
+
+    def _inside_block(self, key: Array | None) -> "AbstractJaxArithmetic":
+        """The interpreter for a block of rows; `key` is of `_token_keys`."""
+        return emptied(self)
 
     def scan(self, body, state, inputs):
         """`jax.lax.scan` of the body, one token at a time."""

@@ -18,7 +18,7 @@ says why not.
 import jax
 import jax.numpy as jnp
 from jax.lax import DotAlgorithmPreset
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._devices import has_gpu
 from ..formats import (
@@ -126,6 +126,8 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
         # what is given once to a kernel, which would find it again at every token
         self._growths = growths
         self._compiled = compiled
+        # of anchors, those of the block of rows that is being gone through
+        self._rows: Int[Array, " rows"] | None = None
 
     def _apart(self, x: Bounded) -> Bounded:
         """`written_out`, where norms have to be found with every value."""
@@ -160,7 +162,10 @@ class BoundedArithmetic(BlockRules, ScanRules, AbstractArithmetic):
             error = self._interval(x, x.value, numbers)
             error = error + x.error * FP64_SHARE_OF_ERROR
             # what reads the anchor waits: XLA would join it to what is before
-            value, error, anchor = written_out((x.value, error, self._anchors[site]))
+            anchor = self._anchors[site]
+            if self._rows is not None:
+                anchor = anchor[:, self._rows]
+            value, error, anchor = written_out((x.value, error, anchor))
             self.records[site] = Bounded(value, error)
             return constant(anchor)
         if not self._centred:

@@ -21,6 +21,7 @@ from ..formats import (
     state_error_bound,
 )
 from ._interface import AbstractJaxArithmetic
+from ._row_blocks import emptied
 
 
 class Sampled(AbstractJaxArithmetic):
@@ -107,6 +108,9 @@ class Sampled(AbstractJaxArithmetic):
 
     def _token_keys(self, tokens):
         return jax.random.split(self._next_key(), tokens)
+
+    def _inside_block(self, key):
+        return emptied(self, _key=key, _draws=0, _stored=[])
 
     def _inside_scan(self, key):
         assert key is not None

@@ -23,12 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..arithmetic import Perturbed
-from ..arithmetic.sampled import holds_numbers_of
-from ..formats import FormatNumbers, StateNumbers, is_state_numbers, state_error_bound
 from ..implementations import Execution
 from ..models import Model, Sublayer
 from ..sublayers.residual import Incoming, final_norm, sublayer
+from ._pull_back import pulled_back
 from .head import logit_roundings
 
 
@@ -263,87 +261,6 @@ class _Streams:
         return stream
 
 
-def _error_bound(value, numbers: FormatNumbers | StateNumbers):
-    """What a store may move a value by; overflow is told elsewhere, not here."""
-    bound = lambda value: state_error_bound(jnp.abs(value), numbers)
-    # a state inside a scan has its tokens in front
-    size = jax.vmap(bound)(value) if is_state_numbers(numbers) else bound(value)
-    return jnp.where(jnp.isfinite(size), size, 0.0)
-
-
-def _variance_share(numbers: FormatNumbers | StateNumbers) -> float:
-    """The variance of a rounding over the square of its largest size.
-
-    1/3 for a uniform one. Stochastic rounding has f (1 - f) of a spacing squared, 1/6
-    for f uniform, and its largest size is the spacing.
-    """
-    stochastic = is_state_numbers(numbers) and numbers.stochastic
-    return 1 / 6 if stochastic else 1 / 3
-
-
-def _pulled_back(run, inputs, pulls, numbers, chunked: bool = False):
-    """The reverse pass of `run(at, inputs) -> output` for each pull.
-
-    **Returns:** for each execution, by site, `worst` and `variance`; and the pulls in
-    front, as a tuple.
-    """
-    union = {site for sites in numbers for site in sites}
-    repeats: dict[str, tuple[str, ...]] = {}
-
-    def perturbed(offsets, scan_offsets, inputs):
-        at = Perturbed(offsets, scan_offsets, chunked=chunked)
-        output = run(at, inputs)
-        repeats.update(at.repeats)
-        return output, (at.records, at.scan_records)
-
-    # The shapes of the stored tensors come from a run that is only traced.
-    zero = {site: jnp.zeros(()) for site in sorted(union)}
-    shapes = jax.eval_shape(perturbed, zero, zero, inputs)[1]
-    outside, inside = jax.tree.map(lambda shape: jnp.zeros(shape.shape), shapes)
-    _, pull, values = jax.vjp(perturbed, outside, inside, inputs, has_aux=True)
-    values = values[0] | values[1]
-    sizes = [
-        {
-            site: _error_bound(values[site], sites[site])
-            * _not_held_before(site, repeats, sites)
-            for site in values
-            if site in sites
-        }
-        for sites in numbers
-    ]
-
-    def one(given):
-        by_site, by_scan_site, before = pull(given)
-        adjoints = by_site | by_scan_site
-        effects = [
-            {
-                site: _effect(adjoints[site], size[site], _variance_share(sites[site]))
-                for site in size
-            }
-            for sites, size in zip(numbers, sizes, strict=True)
-        ]
-        return effects, before
-
-    return jax.lax.map(one, pulls)
-
-
-def _not_held_before(site, repeats, sites):
-    again = jnp.ones(())
-    for earlier in repeats[site]:
-        if earlier in sites:
-            held = holds_numbers_of(sites[site], sites[earlier])
-            again = jnp.where(held, 0.0, again)
-    return again
-
-
-def _effect(adjoint, size, variance_share: float):
-    moved = jnp.abs(adjoint) * size
-    return {
-        "worst": jnp.sum(moved),
-        "variance": jnp.sum(moved**2) * variance_share,
-    }
-
-
 @eqx.filter_jit
 def _through_sublayer(
     flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, chunked
@@ -357,7 +274,7 @@ def _through_sublayer(
         return residual, output
 
     through = jnp.zeros_like(pulls.stream) if beside else pulls.stream
-    effects, (stream, aside) = _pulled_back(
+    effects, (stream, aside) = pulled_back(
         run,
         (incoming.residual, incoming.aside),
         (through, pulls.out),
@@ -373,7 +290,7 @@ def _through_sublayer(
 @eqx.filter_jit
 def _through_norm(numbers, stream, pulls, p):
     run = lambda at, given: final_norm(at, given[0], jnp.zeros_like(given[0]), p)
-    return _pulled_back(run, (stream,), pulls, numbers)
+    return pulled_back(run, (stream,), pulls, numbers)
 
 
 @eqx.filter_jit

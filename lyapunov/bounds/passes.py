@@ -71,6 +71,21 @@ class Watching(BoundedArithmetic):
             self.records[site] = stored
         return stored
 
+    def _kept(self, records):
+        return {
+            site: Lengths(x.norm, jnp.linalg.norm(x.value, axis=-1))
+            for site, x in records.items()
+        }
+
+
+class Lengths(NamedTuple):
+    """What is kept of a stored tensor that goes through in blocks of rows."""
+
+    norm: Float[Array, "*tokens"]
+    """L2 of the radius."""
+    length: Float[Array, "*tokens"]
+    """L2 of the tensor."""
+
 
 class BoundedPass(NamedTuple):
     """What came out of a sublayer, and how its error grew inside."""
@@ -116,14 +131,16 @@ def bounded_pass(
     )
 
 
-def _share(x: Bounded):
+def _share(x: Bounded | Lengths):
     radius = jnp.linalg.norm(x.norm)
-    return jnp.where(radius == 0, 0.0, radius / jnp.linalg.norm(x.value))
+    whole = x.length if isinstance(x, Lengths) else x.value
+    return jnp.where(radius == 0, 0.0, radius / jnp.linalg.norm(whole))
 
 
-def _by_token(x: Bounded):
+def _by_token(x: Bounded | Lengths):
     """A tensor of zeros without error has 0."""
-    length = jnp.linalg.norm(x.value, axis=-1)
+    known = isinstance(x, Lengths)
+    length = x.length if known else jnp.linalg.norm(x.value, axis=-1)
     return jnp.where(x.norm == 0, 0.0, x.norm / length)
 
 

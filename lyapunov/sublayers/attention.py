@@ -5,15 +5,22 @@ a recurrence and has no Lyapunov exponents.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._devices import in_batch
 from ..arithmetic import AbstractArithmetic, Weight
 from .mlp import LowRank, projected
 from .norm import Norm, normalise, scaled
+
+
+SCORES_AT_ONCE = 2**24
+"""Scores, of all heads and sequences, that one temporary holds: 128 MiB in fp64. Of
+more, queries go through in blocks."""
 
 
 class AttentionParameters(eqx.Module):
@@ -131,18 +138,56 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
     q, k = at.store("q_turned", q), at.store("k_turned", k)
     k, v = at.join([start.keys, k]), at.join([start.values, v])
 
-    shared = p.heads // p.kv_heads
-    repeat = lambda a: jnp.repeat(a, shared, axis=1)
-    scores = at.einsum("lhd,shd->hls", q, at.view(repeat, k))
-    scores = at.store("scores_product", scores)
-    scores = at.store("scores", at.multiply(scores, at.fixed(p.scale)))
-    rows, columns = scores.shape[-2:]
-    causal = jnp.tril(jnp.ones((rows, columns)), k=columns - rows)
-    weight = at.store("attention", at.softmax(scores, causal))
-    y = at.einsum("hls,shd->lhd", weight, at.view(repeat, v))
+    rows = rows_at_once(p.heads, k.shape[0])
+    own = lambda a: a
+    if rows >= q.shape[0]:
+        # no larger than the scores; of several blocks each would make copies anew
+        own = partial(jnp.repeat, repeats=p.heads // p.kv_heads, axis=1)
+    keys, values = at.view(own, k), at.view(own, v)
+    read = lambda at, q, places: attended(at, q, keys, values, places + past, p.scale)
+    y = at.in_row_blocks(read, q, rows)
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
     after = AttentionState(keys=k, values=v, window=window)
     return at.matmul(y, p.o_proj, p.o_bias), after
+
+
+def rows_at_once(heads: int, keys: int, sequences: int | None = None) -> int:
+    """Count the queries whose scores are held at once; at least one.
+
+    **Arguments:**
+
+    - `sequences`: of the batch; None: those that `over_batch` runs side by side.
+    """
+    side_by_side = in_batch() if sequences is None else sequences
+    return max(1, SCORES_AT_ONCE // (heads * keys * side_by_side))
+
+
+def attended(at: AbstractArithmetic, q, k, v, places, scale: float):
+    """What queries read of all keys up to their own place: (rows, heads, head_dim).
+
+    **Arguments:**
+
+    - `q`: (rows, heads, head_dim). `k`, `v`: (keys, kv_heads, head_dim); consecutive
+      heads share one of these.
+    - `places`: (rows,), of the queries among the keys.
+    """
+    rows, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    if heads == kv_heads:
+        scores = at.einsum("lhd,shd->hls", q, k)
+    else:
+        grouped = lambda a: a.reshape(rows, kv_heads, -1, head_dim)
+        scores = at.einsum("lghd,sgd->ghls", at.view(grouped, q), k)
+        scores = at.view(lambda a: a.reshape(heads, *a.shape[2:]), scores)
+    scores = at.store("scores_product", scores)
+    scores = at.store("scores", at.multiply(scores, at.fixed(scale)))
+    causal = jnp.where(jnp.arange(k.shape[0]) <= places[:, None], 1.0, 0.0)
+    weight = at.store("attention", at.softmax(scores, causal))
+    if heads == kv_heads:
+        return at.einsum("hls,shd->lhd", weight, v)
+    weight = at.view(lambda a: a.reshape(kv_heads, -1, *a.shape[1:]), weight)
+    y = at.einsum("ghls,sgd->lghd", weight, v)
+    return at.view(lambda a: a.reshape(rows, heads, head_dim), y)
 
 
 def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: str):
