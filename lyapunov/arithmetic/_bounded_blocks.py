@@ -27,6 +27,7 @@ LEAST_SUM = 2.0**-100
 class BlockRules:
     """To be mixed into `BoundedArithmetic`, whose attributes it reads."""
 
+    records: dict[str, Any]
     _model: Any
     _sites: Any
     _anchors: Any

@@ -23,7 +23,7 @@ from ..implementations._reference import run_layer
 from ..models import Model, Sublayer
 from ..models._language_model import VOCABULARY_SLICE
 from ..results._check import SCHEMA_VERSION, Finding
-from ..sublayers.counts import n_channels, n_states, n_weights
+from ..sublayers.counts import n_channels, n_scores, n_states, n_weights
 from ..sublayers.residual import Stream
 from ._layers import default_readouts
 
@@ -70,6 +70,10 @@ STREAM_ARRAYS, CHANNEL_ARRAYS, STATE_ARRAYS = 40, 120, 3
 """Arrays of 8 bytes alive at once for each execution: (token, d_model),
 (token, d_inner) and, in T2's reverse pass over one sequence, (token, d_inner,
 d_state)."""
+
+BLOCK_ARRAYS = 24
+"""Arrays of 8 bytes a score of one block of attention's queries, alive at once for each
+execution: 11 in T1, as many in T0, of Granite-4-H's widths."""
 
 WEIGHT_COPIES = 8
 """fp64 copies of one sublayer's weights alive at once for each execution: exact,
@@ -252,8 +256,9 @@ def _stage_bytes(
     batch, length = shape
     tokens = batch * length
     kinds = set(config.sublayers)
-    channels = max(n_channels(sizes, length) for sizes in kinds)
+    channels = max(n_channels(sizes, length, batch) for sizes in kinds)
     one = 8 * tokens * (STREAM_ARRAYS * config.d_model + CHANNEL_ARRAYS * channels)
+    one += 8 * BLOCK_ARRAYS * max(n_scores(sizes, length, batch) for sizes in kinds)
     weights = 8 * max(n_weights(sizes) for sizes in kinds)
     logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
     states = 8 * length * max(n_states(sizes) for sizes in kinds) * STATE_ARRAYS

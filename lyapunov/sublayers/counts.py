@@ -6,6 +6,7 @@ plan without a word.
 
 from typing import Any
 
+from .attention import SCORES_AT_ONCE, rows_at_once
 from .config import (
     AttentionSizes,
     ExpertsSizes,
@@ -73,12 +74,15 @@ def _adapters(sizes: SharedSizes) -> int:
     return sizes.adapter_rank * around
 
 
-def n_channels(sizes: Any, length: int) -> int:
+def n_channels(sizes: Any, length: int, batch: int = 1) -> int:
     """Count the entries a token of the widest tensor between projections.
+
+    Scores that go through in blocks are none: `n_scores` counts those.
 
     **Arguments:**
 
     - `length`: tokens that attention sees.
+    - `batch`: sequences side by side.
 
     **Raises:** `TypeError` for a kind that is not counted.
     """
@@ -90,13 +94,36 @@ def n_channels(sizes: Any, length: int) -> int:
         case Mamba3Sizes():
             return (sizes.rank or 1) * max(sizes.d_inner, sizes.heads * sizes.d_state)
         case AttentionSizes():
-            return sizes.heads * max(sizes.head_dim, length)
+            whole = rows_at_once(sizes.heads, length, batch) >= length
+            return sizes.heads * max(sizes.head_dim, length if whole else 0)
         case MlpSizes():
             return sizes.d_hidden
         case ExpertsSizes():
             return sizes.experts * max(sizes.d_hidden, sizes.width or sizes.d_model)
         case SharedSizes():
-            return max(n_channels(s, length) for s in (sizes.attention, sizes.mlp))
+            both = sizes.attention, sizes.mlp
+            return max(n_channels(s, length, batch) for s in both)
+    raise _not_counted(sizes)
+
+
+def n_scores(sizes: Any, length: int, batch: int = 1) -> int:
+    """Count the scores that a temporary holds where they go through in blocks; else 0.
+
+    **Arguments:** as for `n_channels`.
+
+    **Raises:** `TypeError` for a kind that is not counted.
+    """
+    match sizes:
+        case AttentionSizes():
+            rows = rows_at_once(sizes.heads, length, batch)
+            each = sizes.heads * length * batch
+            return 0 if rows >= length else max(SCORES_AT_ONCE, each)
+        case SharedSizes():
+            return n_scores(sizes.attention, length, batch)
+        case Mamba1Sizes() | Mamba2Sizes() | Mamba3Sizes():
+            return 0
+        case MlpSizes() | ExpertsSizes():
+            return 0
     raise _not_counted(sizes)
 
 

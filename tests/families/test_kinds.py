@@ -20,7 +20,7 @@ from lyapunov.implementations._torch import NAMES_BY_KIND
 from lyapunov.implementations.transformers.network_runner import WATCHED
 from lyapunov.questions._layer_facts import REASONS
 from lyapunov.sublayers.config import NetworkConfig
-from lyapunov.sublayers.counts import n_channels, n_states, n_weights
+from lyapunov.sublayers.counts import n_channels, n_scores, n_states, n_weights
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
 
@@ -99,6 +99,9 @@ def test_counts_are_those_of_what_is_built(family, name):
         matrices = sum(array.size for array in raw.values() if array.ndim > 1)
         assert n_weights(sizes) == matrices > 0, place
         assert n_channels(sizes, 7) > 0, place
+        attends = sizes.kind in ("attention", "shared")
+        assert (n_scores(sizes, 10**5) > 0) == attends, place
+        assert n_scores(sizes, 7) == 0, place
         if KINDS[sizes.kind].recurrent:
             start = model.start(model.parameters(layer))
             assert n_states(sizes) == start.state.size > 0, place
@@ -108,7 +111,8 @@ def test_counts_are_those_of_what_is_built(family, name):
 
 def test_what_is_not_counted_raises():
     """Assert that sizes of no known kind have no count of 0."""
-    for count in (n_weights, n_states, lambda sizes: n_channels(sizes, 7)):
+    of_seven = lambda count: lambda sizes: count(sizes, 7)
+    for count in (n_weights, n_states, of_seven(n_channels), of_seven(n_scores)):
         with pytest.raises(TypeError, match="SimpleSizes has no count"):
             count(type("SimpleSizes", (), {})())
 
