@@ -15,7 +15,8 @@ from ..._errors import UsageError
 
 
 READ = ((5, 17), (5, 24))
-"""The first and the last version whose code was read, and held to its bounds."""
+"""The first and the last version whose code was read. Tests hold 5.24 to its bounds;
+5.17 was held to them where the two differ."""
 
 ROUNDS_BEFORE_WEIGHT = "self.weight * hidden_states.to(input_dtype)"
 """How a norm is written that rounds what it normalised before its weight."""
