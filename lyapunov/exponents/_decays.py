@@ -97,7 +97,7 @@ class Decays:
         with np.errstate(invalid="ignore", over="ignore"):
             return self._dt[:, :, channel] * self._A[channel, state]
 
-    def finite_time(self) -> dict[str, list[float]]:
+    def finite_time(self) -> dict[str, list[int] | list[float]]:
         """Find the largest exponent of each of at most 64 windows, and where they end.
 
         A window's exponents are means over its tokens and the batch; `token` counts the

@@ -102,7 +102,7 @@ class LayerExponents:
     dt_min: float | None = None
     dt_max: float | None = None
     dt_mean: float | None = None
-    finite_time: dict[str, list[float]] | None = None
+    finite_time: dict[str, list[int] | list[float]] | None = None
     """`token` (ends of windows) and `max` (largest exponent of the window)."""
     suspicions: list[str] = field(default_factory=list)
     """Why the sublayer looks lost, in words; empty for a model that merely works. One
