@@ -21,6 +21,7 @@ from ._spectrum import Converged, lyapunov_spectrum, lyapunov_spectrum_of
 from ._structure import check_structure
 from ._suspicions import (
     HINT,
+    StoredParameters,
     Suspicion,
     adds_nothing,
     lost_dynamics,
@@ -80,6 +81,7 @@ __all__ = [  # noqa: RUF022
     # parameters that look lost, or untrained
     "lost_dynamics",
     "suspicions_of",
+    "StoredParameters",
     "Suspicion",
     "suspects",
     "HINT",

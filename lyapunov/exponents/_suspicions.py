@@ -7,7 +7,8 @@ here is either a coincidence of bits, or a hint and called so.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -55,47 +56,65 @@ class Suspicion(NamedTuple):
         return f"{HINT}{self.text}" if self.hint else self.text
 
 
-def lost_dynamics(dt, A, **parameters) -> list[str]:
+class StoredParameters(NamedTuple):
+    """Hold what a checkpoint stores of a recurrence; None is not looked at."""
+
+    dt_bias: Float[Array | np.ndarray, " d_inner"] | None = None
+    A_log: Float[Array | np.ndarray, "d_inner *d_state"] | None = None
+    D: Float[Array | np.ndarray, " d_inner"] | None = None
+    ones: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Further parameters that are 1 before training, by name."""
+    stored_dtype: str = "fp32"
+    """The format of the checkpoint's tensors. The arrays here may be of any type that
+    holds them exactly."""
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    """Between which the model clips dt, which then says less of its bias."""
+    per_head: bool = False
+    """A head has one dt and one rate (Mamba-2, Mamba-3), and d_inner of the shapes is
+    the number of heads."""
+
+
+def lost_dynamics(
+    dt: Float[Array | np.ndarray, "batch seq d_inner"],
+    A: Float[Array | np.ndarray, "d_inner d_state"],
+    **parameters: Any,
+) -> list[str]:
     """Tell in words why dynamics look lost; nothing of a model that merely works.
 
-    A reason that starts with "hint:" is no sign of damage by itself. Arguments are
-    those of `suspicions_of`.
+    A reason that starts with "hint:" is no sign of damage by itself.
+
+    **Arguments:**
+
+    - `dt`, `A`: as in `suspicions_of`.
+    - `parameters`: the fields of `StoredParameters`, by name.
     """
-    return [str(one) for one in suspicions_of(dt, A, **parameters)]
+    found = suspicions_of(dt, A, StoredParameters(**parameters))
+    return [str(one) for one in found]
 
 
 def suspicions_of(
-    dt: Float[np.ndarray, "batch seq d_inner"],
-    A: Float[np.ndarray, "d_inner d_state"],
-    *,
-    dt_bias: Float[Array | np.ndarray, " d_inner"] | None = None,
-    A_log: Float[Array | np.ndarray, "d_inner *d_state"] | None = None,
-    D: Float[Array | np.ndarray, " d_inner"] | None = None,
-    stored_dtype: str = "fp32",
-    dt_limit: tuple[float, float] = (0.0, math.inf),
-    ones: Mapping[str, np.ndarray] | None = None,
-    per_head: bool = False,
+    dt: Float[Array | np.ndarray, "batch seq d_inner"],
+    A: Float[Array | np.ndarray, "d_inner d_state"],
+    stored: StoredParameters,
 ) -> list[Suspicion]:
     """Find why dynamics look lost, damage first; nothing where a model merely works.
 
     **Arguments:**
 
-    - `dt`: after softplus, on the tokens. `A`: (d_inner, d_state).
-    - `dt_bias`, `A_log`, `D`: as stored, in any dtype that holds them exactly.
-    - `stored_dtype`: the format of the checkpoint's tensors.
-    - `dt_limit`: between which the model clips dt, which then says less of its bias.
-    - `ones`: further parameters that are 1 before training, by name.
-    - `per_head`: a head has one dt and one rate (Mamba-2, Mamba-3), and d_inner of the
-      shapes above is the number of heads.
+    - `dt`: after softplus, on the tokens.
+    - `A`: the rates; log decays are dt A.
+    - `stored`: what the checkpoint holds, and how it is used.
     """
-    unit = FORMATS[stored_dtype].unit_roundoff if stored_dtype in FORMATS else 2.0**-24
-    bias = None if dt_bias is None else np.asarray(dt_bias, np.float64).reshape(-1)
-    skip = None if D is None else np.asarray(D, np.float64).reshape(-1)
-    logs = None
-    if A_log is not None:
-        logs = np.asarray(A_log, np.float64)
-        logs = logs.reshape(logs.shape[0], -1)
-    found = _at_start(bias, logs, skip, unit, ones or {}, per_head)
+    dtype, per_head = stored.stored_dtype, stored.per_head
+    unit = FORMATS[dtype].unit_roundoff if dtype in FORMATS else 2.0**-24
+    bias, logs, skip = (
+        None if array is None else np.asarray(array, np.float64)
+        for array in (stored.dt_bias, stored.A_log, stored.D)
+    )
+    bias = None if bias is None else bias.reshape(-1)
+    logs = None if logs is None else logs.reshape(logs.shape[0], -1)
+    skip = None if skip is None else skip.reshape(-1)
+    found = _at_start(bias, logs, skip, unit, stored.ones, per_head)
     named = {name for one in found for name in one.parameters}
     noun = "head" if per_head else "channel"
     if bias is not None and "dt_bias" not in named:
@@ -104,9 +123,9 @@ def suspicions_of(
         found += _rates(logs, noun)
     if skip is not None and "D" not in named:
         found += _one_number("D", skip, noun, never=(1.0,))
-    if bias is not None and not found and dt_limit == (0.0, math.inf):
-        found += _dt_never_leaves(bias, dt, A)
-    if logs is not None and stored_dtype == "fp32":
+    if bias is not None and not found and stored.dt_limit == (0.0, math.inf):
+        found += _dt_never_leaves(bias, np.asarray(dt), A)
+    if logs is not None and dtype == "fp32":
         found += _downcast(logs)
     return sorted(found, key=lambda one: one.hint)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ..exponents import (
     HINT,
     Decays,
+    StoredParameters,
     adds_nothing,
     at_initialisation,
     layer_exponents,
@@ -91,12 +92,8 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         dynamics.decays,
         multiplicity=dynamics.multiplicity,
     )
-    lost = suspicions_of(
-        dynamics.dt,
-        dynamics.A,
-        stored_dtype=model.layout.dtype,
-        **dynamics.parameters,
-    )
+    stored = dynamics.stored._replace(stored_dtype=model.layout.dtype)
+    lost = suspicions_of(dynamics.dt, dynamics.A, stored)
     return dataclasses.replace(
         with_time_steps(found, dynamics.dt),
         max_abs_state=float(jnp.max(record.observed["state"])),
@@ -115,8 +112,7 @@ class Dynamics(NamedTuple):
     """The rates: log decays are dt A."""
     multiplicity: int
     """Coordinates of the state that share a decay."""
-    parameters: dict[str, Any]
-    """As stored, and how they are used: what `suspicions_of` asks for by name."""
+    stored: StoredParameters
 
 
 def _mamba1(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
@@ -126,7 +122,7 @@ def _mamba1(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
     # heads one after the other, as the flow puts them
     A_log = raw["A_log"].astype(np.float64).reshape(dt.shape[-1], -1)
     A = -np.exp(A_log)
-    return Dynamics(Decays(dt, A), dt, A, 1, _stored(raw) | {"A_log": A_log})
+    return Dynamics(Decays(dt, A), dt, A, 1, _stored(raw)._replace(A_log=A_log))
 
 
 def _mamba2(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
@@ -134,8 +130,8 @@ def _mamba2(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
     dt = np.asarray(observed["dt"], np.float64)
     A_log = raw["A_log"].astype(np.float64)
     A = -np.exp(A_log).reshape(dt.shape[-1], -1)
-    used = {"A_log": A_log, "dt_limit": sizes.dt_limit, "per_head": True}
-    return Dynamics(Decays(dt, A), dt, A, _a_head(sizes), _stored(raw) | used)
+    stored = _stored(raw)._replace(A_log=A_log, dt_limit=sizes.dt_limit, per_head=True)
+    return Dynamics(Decays(dt, A), dt, A, _a_head(sizes), stored)
 
 
 def _mamba3(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
@@ -149,17 +145,18 @@ def _mamba3(sizes, raw: Mapping[str, np.ndarray], observed) -> Dynamics:
     # the rate that gives each head its exponent
     A = (log_decay.mean(axis=(0, 1)) / dt.mean(axis=(0, 1)))[:, None]
     ones = {name: raw[name] for name in ("B_bias", "C_bias")}
-    used = {"ones": ones, "per_head": True}
-    decays = Decays.of_logs(log_decay)
-    return Dynamics(decays, dt, A, _a_head(sizes), _stored(raw) | used)
+    stored = _stored(raw)._replace(ones=ones, per_head=True)
+    return Dynamics(Decays.of_logs(log_decay), dt, A, _a_head(sizes), stored)
 
 
 DYNAMICS = {"mamba1": _mamba1, "mamba2": _mamba2, "mamba3": _mamba3}
 """By kind of sublayer, all that have a recurrence."""
 
 
-def _stored(raw: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {name: raw[name].astype(np.float64).ravel() for name in ("dt_bias", "D")}
+def _stored(raw: Mapping[str, np.ndarray]) -> StoredParameters:
+    """What all of them store."""
+    bias, skip = (raw[name].astype(np.float64).ravel() for name in ("dt_bias", "D"))
+    return StoredParameters(dt_bias=bias, D=skip)
 
 
 def _a_head(sizes) -> int:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..exponents._error_bars import stderr_of_mean
+from ..exponents import stderr_of_mean
 from ..results._check import ReferenceLoss
 
 

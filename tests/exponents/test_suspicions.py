@@ -183,15 +183,14 @@ def start_of_heads(library, seed=0):
 
 def found(per_head, dtype="fp32", **changes):
     """Suspicions of a trained layer of either kind with some parameters replaced."""
-    from lyapunov.exponents._suspicions import suspicions_of
+    from lyapunov.exponents import StoredParameters, suspicions_of
 
     held = (trained_heads() if per_head else trained()) | changes
     cast = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}[dtype]
     parameters = {k: held[k].astype(cast) for k in ("dt_bias", "A_log", "D")}
     A = -np.exp(parameters["A_log"].astype(float))
-    return suspicions_of(
-        held["dt"], A, stored_dtype=dtype, per_head=per_head, **parameters
-    )
+    stored = StoredParameters(stored_dtype=dtype, per_head=per_head, **parameters)
+    return suspicions_of(held["dt"], A, stored)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -249,13 +248,12 @@ def test_families_that_begin_with_a_constant_bias_are_known(per_head, bias):
 def test_mamba3_has_no_A_and_biases_of_keys_instead():
     """Assert damage where these are 1 as well, a hint where D and dt_bias are alone,
     and nothing where D moved."""
-    from lyapunov.exponents._suspicions import suspicions_of
+    from lyapunov.exponents import StoredParameters, suspicions_of
 
     start = start_of_heads("mamba_ssm")
     dt, A = trained_heads()["dt"], -np.ones((HEADS, 1))
-    ask = lambda D, ones: suspicions_of(
-        dt, A, dt_bias=start["dt_bias"], D=D, ones=ones, per_head=True
-    )
+    stored = StoredParameters(dt_bias=start["dt_bias"], per_head=True)
+    ask = lambda D, ones: suspicions_of(dt, A, stored._replace(D=D, ones=ones))
     ones = {"B_bias": np.ones((HEADS, 1, 4)), "C_bias": np.ones((HEADS, 1, 4))}
     (one,) = ask(start["D"], ones)
     assert one.parameters == ("dt_bias", "D", "B_bias", "C_bias")
