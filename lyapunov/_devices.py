@@ -45,7 +45,7 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     """
     present = devices()
     sequences = jax.tree.leaves(batched)[0].shape[0]
-    run = jax.vmap(run, axis_name=SEQUENCES)
+    run = side_by_side(run)
     if len(present) == 1 or sequences % len(present):
         return run(*batched)
     along = PartitionSpec(AXIS)
@@ -60,8 +60,13 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     return spread(*batched)
 
 
+def side_by_side(run: Callable, in_axes: Any = 0) -> Callable:
+    """`jax.vmap` over the sequences of a batch, which `in_batch` counts inside."""
+    return jax.vmap(run, in_axes=in_axes, axis_name=SEQUENCES)
+
+
 def in_batch() -> int:
-    """Count the sequences that `over_batch` runs side by side here; 1 outside it."""
+    """Count the sequences that run side by side here; 1 outside `side_by_side`."""
     try:
         return jax.lax.axis_size(SEQUENCES)
     except NameError:

@@ -12,11 +12,13 @@ where `lyapunov` is imported. Two of its liberties give wrong bounds:
   (compare https://github.com/jax-ml/jax/issues/39741).
 """
 
+import functools
 import mmap
 import os
 import sys
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from ._errors import UsageError
 
@@ -26,15 +28,32 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 FIRST, KNOWN = (0, 10, 2), (0, 12)
 """jaxlib from FIRST on hands work to YNNPACK. Before KNOWN it has the flag; later ones
 are searched for it, since XLA ends the process at a flag that it does not know."""
+SCHEDULER = "xla_cpu_scheduler_type"
 
 
 def flags_needed() -> list[str]:
     """The flags, as this jaxlib takes them."""
-    parts = metadata.version("jaxlib").split(".")[:3]
-    version = tuple(int(part) for part in parts if part.isdigit())
+    version = _version()
     if version < FIRST or (version >= KNOWN and not _has_flag(YNNPACK)):
         return [EXCESS]
     return [EXCESS, f"--{YNNPACK}=individual_dot"]
+
+
+@functools.cache
+def little_memory() -> dict[str, Any]:
+    """Options of `jax.jit` for programs whose parts are independent and large.
+
+    XLA's scheduler for CPUs starts as many of them as it can and so holds all their
+    results; without it they come one after another. No number changes.
+    """
+    if _version() == FIRST or _has_flag(SCHEDULER):
+        return {"compiler_options": {SCHEDULER: "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
+    return {}
+
+
+def _version() -> tuple[int, ...]:
+    parts = metadata.version("jaxlib").split(".")[:3]
+    return tuple(int(part) for part in parts if part.isdigit())
 
 
 def _has_flag(name: str) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
+from .._xla import little_memory
 from ..arithmetic import Bounded, Weight
 from ..arithmetic.bounded import written_out
 from ..implementations import Execution
@@ -218,7 +219,8 @@ def _bound_operations(flow, interpreter, inputs: _Inputs, parameters, start):
 _operations_whole = eqx.filter_jit(_bound_operations)
 
 
-@eqx.filter_jit
+# every stored tensor has a bound of its own, as large as itself
+@eqx.filter_jit(**little_memory())
 def _operations(flow, interpreter, inputs: _Inputs, parameters, start):
     bounded = _bound_operations(flow, interpreter, inputs, parameters, start)
     return {site: compare(inputs.stored[site], bounded[site]) for site in bounded}

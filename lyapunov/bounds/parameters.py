@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._devices import side_by_side
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
 from ..arithmetic.bounded import SAFETY, where_known
 from ..sublayers.residual import sublayer
@@ -200,7 +201,7 @@ def _sublayer_change(flow, incoming, base, changed, box, start):
         run = lambda p: sublayer(Exact(), flow, incoming, p, start)[1]
         return run(base), run(changed), change_bound(flow, incoming, box, start)
 
-    before, after, bound = jax.vmap(one)(incoming)
+    before, after, bound = side_by_side(one)(incoming)
     apart = jnp.abs(after - before)
     own = jnp.linalg.norm(before, axis=-1) + jnp.linalg.norm(after, axis=-1)
     error = finite_limit(before, bound.error)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._devices import side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..formats import FP32
 from ..implementations._segment import Segment, merged
@@ -185,7 +186,7 @@ def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
             for site in stored
         }
 
-    bounds = jax.vmap(one)(inputs.incoming, inputs.stored)
+    bounds = side_by_side(one)(inputs.incoming, inputs.stored)
     return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
 
 
@@ -195,7 +196,7 @@ def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
         return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
-    centre = jax.vmap(bounded)(inputs.incoming)
+    centre = side_by_side(bounded)(inputs.incoming)
     reference = _exact(
         flow, inputs, parameters if original is None else original, start
     )
@@ -206,7 +207,7 @@ def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
 
 def _exact(flow, inputs: _Inputs, p, start):
     run = lambda i: sublayer(Exact(), flow, i, p, start)[1]
-    return jax.vmap(run)(inputs.incoming)
+    return side_by_side(run)(inputs.incoming)
 
 
 class _SampledInside(Sampled):
@@ -246,7 +247,7 @@ def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool
             return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
         per_sequence = jax.random.split(key, exact.shape[0])
-        drawn = jax.vmap(one)(per_sequence, inputs.incoming)
+        drawn = side_by_side(one)(per_sequence, inputs.incoming)
         return jnp.sum((drawn - exact) ** 2, axis=-1)
 
     square = jnp.mean(jax.lax.map(probe, keys), axis=0)

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..._devices import side_by_side
 from ...arithmetic import Rounded
 from ...models import Model
 from ...sublayers.residual import Stream, final_norm, logits, sublayer
@@ -94,7 +95,7 @@ def _run_call(flow, sites, cache, incoming, p, start, per_sequence):
         return residual, output, at.records, after
 
     axes = (0, 0 if per_sequence else None)
-    residual, output, stored, after = jax.vmap(one, in_axes=axes)(incoming, start)
+    residual, output, stored, after = side_by_side(one, axes)(incoming, start)
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),
