@@ -84,7 +84,7 @@ def spectrum(tokens: int, share: float, correlation: float) -> np.ndarray:
 
 def runs_of(rng, tokens: int, share: float, correlation: float) -> dict[str, Any]:
     """Half widths, which are given, errors, and power of the cosines, of every run."""
-    from lyapunov.exponents._cosines import USED, slowest_cosines
+    from lyapunov.exponents import SlowestCosines, slowest_cosines
 
     found: dict[str, list] = {"half": [], "given": [], "error": [], "power": []}
     for _ in range(RUNS // CHUNK):
@@ -92,7 +92,7 @@ def runs_of(rng, tokens: int, share: float, correlation: float) -> dict[str, Any
         rate, width = windows_of(series)
         windows = rate.shape[1]
         bars = slowest_cosines(rate.T, windows, np)
-        t = stats.t.ppf(0.975, USED)
+        t = stats.t.ppf(0.975, SlowestCosines.degrees)
         found["half"].append(t * np.sqrt(bars.variance * width / tokens))
         found["given"].append(bars.given)
         found["error"].append(np.abs(series.mean(axis=1)))

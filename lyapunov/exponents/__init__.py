@@ -4,7 +4,7 @@ from ._automatic import Automatic
 from ._batch_means import AbstractErrorBars, BatchMeans, ErrorBars, Windows
 from ._by_blocks import ByBlocks
 from ._closed_form import ClosedForm
-from ._cosines import SlowestCosines
+from ._cosines import SlowestCosines, slowest_cosines
 from ._covariant import CovariantVectors, covariant_lyapunov_vectors
 from ._decays import Decays
 from ._dimension import kaplan_yorke_dimension
@@ -62,6 +62,7 @@ __all__ = [  # noqa: RUF022
     "AbstractErrorBars",
     "ErrorBars",
     "Windows",
+    "slowest_cosines",
     # growth at finite times
     "finite_time_exponents",
     "FiniteTimeExponents",

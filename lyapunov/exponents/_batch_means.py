@@ -14,7 +14,7 @@ from .._errors import ArgumentError
 
 
 class Windows(NamedTuple):
-    """Log growth over windows of tokens."""
+    """Hold the log growth over windows of tokens."""
 
     growth: Float[Array, "windows k"]
     used: Int[Array, ""]
@@ -24,7 +24,7 @@ class Windows(NamedTuple):
 
 
 class ErrorBars(eqx.Module):
-    """Standard errors of exponents, and how far each can be relied on."""
+    """Hold standard errors of exponents, and how far each can be relied on."""
 
     stderr: Float[Array, " k"]
     """Nats per token; NaN where withheld."""
@@ -42,7 +42,14 @@ class ErrorBars(eqx.Module):
     where there is one."""
 
     def half_width(self, level: float = 0.95) -> Float[Array, " k"]:
-        """Of the two-sided interval, by Student's t; NaN where withheld."""
+        """Find half the width of the two-sided interval, by Student's t; or NaN.
+
+        **Arguments:**
+
+        - `level`: the share of cases in which the interval is to hold the limit.
+
+        **Returns:** nats per token; NaN where the bar is withheld.
+        """
         if not 0 < level < 1:
             raise ArgumentError(
                 f"level is {level}", hint="give a share between 0 and 1"
@@ -54,7 +61,7 @@ class ErrorBars(eqx.Module):
         return factor * self.stderr
 
     def reasons(self) -> list[str | None]:
-        """For each exponent, why its bar is withheld, or None where it is given."""
+        """Tell for each exponent why its bar is withheld; None where it is given."""
         found = []
         for batches, tokens, wanted in zip(
             np.asarray(self.batches),
@@ -76,15 +83,15 @@ class ErrorBars(eqx.Module):
 
 
 class AbstractErrorBars(eqx.Module):
-    """How to form error bars from the growth over windows of a trajectory."""
+    """Form error bars from the growth over windows of a trajectory, in one way."""
 
     @abc.abstractmethod
     def __call__(self, windows: Windows) -> ErrorBars:
-        """The bars of the means over all tokens."""
+        """Form the bars of the means over all tokens."""
 
 
 class BatchMeans(AbstractErrorBars):
-    r"""Standard deviation of the means of batches over the root of their number.
+    r"""Take the standard deviation of batch means over the root of their number.
 
     Means of b batches of m tokens have b - 1 degrees of freedom where batches are long
     enough to be independent. Their variance misses that of the limit by about
@@ -175,16 +182,16 @@ def _bar(rate, n, counts, needed):
 
 
 def is_constant(away, mean, xp):
-    """Whether columns differ from their means by no more than rounding does."""
+    """Ask whether columns differ from their means by no more than rounding does."""
     unit = 16 * xp.finfo(away.dtype).eps * xp.abs(mean)
     return xp.max(xp.abs(away), axis=0) <= unit
 
 
 def correlation_time(rate: Float[Array, " n"], n) -> Float[Array, ""]:
-    """1 + 2 sum of autocorrelations, in entries, at least 1.
+    """Estimate the correlation time, 1 + 2 sum of autocorrelations, in entries.
 
     Sums of neighbouring autocovariances are positive and decrease for a reversible
-    chain; the sum stops where theirs stop being so.
+    chain; the sum stops where theirs stop being so. At least 1.
 
     **Arguments:**
 

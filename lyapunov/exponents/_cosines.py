@@ -1,7 +1,7 @@
 """Error bars from the slowest cosines of a series, or none where these still rise."""
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ ENOUGH = 16
 
 
 class SlowestCosines(AbstractErrorBars):
-    r"""Power of the slowest cosines along the trajectory, and of their rise to 0.
+    r"""Take the power of the slowest cosines along the trajectory, and of their rise.
 
     The variance of a mean over T tokens is the spectrum of growth at frequency 0, over
     T. Near 0 it is seen in $P_j$, the squares of growth along
@@ -57,8 +57,11 @@ class SlowestCosines(AbstractErrorBars):
     ??? cite "Lazarus, Lewis, Stock and Watson (2018), J. Bus. Econ. Stat. 36, 541-559"
     """
 
+    degrees: ClassVar[int] = USED
+    """Of freedom, of Student's t behind each bar."""
+
     def __call__(self, windows):
-        """All columns at once."""
+        """Form the bars of all columns at once."""
         found = slowest_cosines(
             windows.growth / windows.width, windows.used // windows.width, jnp
         )
@@ -75,7 +78,7 @@ class SlowestCosines(AbstractErrorBars):
 
 
 class Slowest(NamedTuple):
-    """Of each column."""
+    """Hold what the slowest cosines say of each column."""
 
     variance: Float[Any, " k"]
     """That of a mean, times the entries."""
@@ -89,10 +92,11 @@ class Slowest(NamedTuple):
 def slowest_cosines(
     rate: Float[Array | np.ndarray, "n k"], n: Any, xp: ModuleType
 ) -> Slowest:
-    """The variance of means of correlated columns, of which the first n rows count.
+    """Estimate the variance of means of correlated columns by their slowest cosines.
 
     **Arguments:**
 
+    - `rate`: one row an entry of the series, of which the first `n` count.
     - `xp`: `numpy` or `jax.numpy`; the same arithmetic in both.
     """
     index = xp.arange(len(rate))

@@ -14,8 +14,9 @@ from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractRecurrence
 from ._given import key_given, options_given
-from ._local import check_count, system_along
+from ._local import system_along
 from ._method import System
+from ._qr import QR
 
 
 SMALLEST_QUOTIENT = 1e-290
@@ -92,8 +93,7 @@ def covariant_lyapunov_vectors(
     options_given(None, None, transient, k, ((), ()))
     system, n_tokens, inputs = system_along(step, state, inputs)
     d = system.state.size
-    k = d if k is None else k
-    check_count(k, d)
+    k = QR().number(system, k)
     if transient < 0 or n_tokens <= 2 * transient:
         raise ArgumentError(
             f"transient is {transient} and there are {n_tokens} tokens",

@@ -127,11 +127,3 @@ def system_along(step, state, inputs) -> tuple[System, int, Any]:
             "there are no tokens, so nothing grows", hint="give one or more"
         )
     return System.of(step, state), n_tokens, inputs
-
-
-def check_count(k: int, most: int) -> None:
-    """Refuse more vectors than there are."""
-    if not 1 <= k <= most:
-        raise ArgumentError(
-            f"k is {k} and there are {most} to be had", hint=f"give 1 to {most}"
-        )
