@@ -67,9 +67,11 @@ def record(wanted: Captured, runner: Any = None) -> dict[str, np.ndarray]:
 
     jax.config.update("jax_enable_x64", True)
     import lyapunov
-    from lyapunov.implementations import executions_for
-    from lyapunov.implementations._trace import HeadRecord
-    from lyapunov.questions._layers import _runner
+    from lyapunov.implementations import (
+        HeadRecord,
+        executions_for,
+        implementation_named,
+    )
 
     model = lyapunov.load(str(TRAINED[wanted.model]))
     length = PREFILL if wanted.mode == "prefill" else DECODE
@@ -81,9 +83,12 @@ def record(wanted: Captured, runner: Any = None) -> dict[str, np.ndarray]:
         mode=wanted.mode,
         measure=wanted.measure,
     )[0]
-    made = _runner(model, execution, wanted.measure) if runner is None else runner
+    if runner is None:
+        trace = implementation_named(wanted.measure).run(model, ids, execution)
+    else:
+        trace = runner.trace(model, ids)
     arrays = {"tokens": ids}
-    for one in made.trace(model, ids):
+    for one in trace:
         if not isinstance(one, HeadRecord) and one.layer == LAYER:
             kept = {"incoming/residual": one.residual, "incoming/hidden": one.hidden}
             kept |= {"output": one.output}

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lyapunov._errors import OutputError, UsageError
+from lyapunov.implementations._registry import is_recorded, reproducible_names
 
 
 OF_A_CHECK = (
@@ -29,10 +30,11 @@ def validate_audit(options: dict[str, Any], outputs: list[Path]) -> None:
     """
     target = options.get("reproduce")
     if target is not None:
-        if options["audit"] != "transformers":
+        shown = reproducible_names()
+        if options["audit"] not in shown:
             raise UsageError(
-                "--reproduce shows what --audit transformers finds",
-                hint=f"--audit transformers --reproduce {target}",
+                f"--reproduce shows what --audit {' or '.join(shown)} finds",
+                hint=f"--audit {shown[0]} --reproduce {target}",
             )
         if target.suffix != ".py" or target.is_dir() or not target.parent.is_dir():
             raise OutputError(
@@ -42,7 +44,7 @@ def validate_audit(options: dict[str, Any], outputs: list[Path]) -> None:
     if options["audit"] is None:
         return
     refused = [(name, "is not for --audit") for name in OF_A_CHECK]
-    if is_dump(options["audit"]):
+    if is_recorded(options["audit"]):
         refused += [
             (name, "is not for a dump, which has its own") for name in OF_A_DUMP
         ]
@@ -54,11 +56,6 @@ def validate_audit(options: dict[str, Any], outputs: list[Path]) -> None:
         raise UsageError(
             f"an audit is not written as {pages[0].name}", hint="use .json or .md"
         )
-
-
-def is_dump(source: str) -> bool:
-    """Whether the source of an audit is a file."""
-    return source.lower().endswith(".npz")
 
 
 def run_audit(model: Any, tokens: Any, options: dict[str, Any], progress: Any) -> Any:

@@ -13,8 +13,10 @@ import click
 
 from lyapunov._errors import UsageError
 from lyapunov._version import __version__
+from lyapunov.command._measure import MeasureChoice
 from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 from lyapunov.formats._weight_table import formats_in_words
+from lyapunov.implementations._registry import gpu_names, source_names
 from lyapunov.sublayers.groups import GROUPS as WEIGHT_GROUPS
 
 
@@ -249,13 +251,11 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
 )
 @click.option(
     "--measure",
-    type=click.Choice(
-        ("emulated", "transformers", "transformers_cuda", "mamba_ssm", "none")
-    ),
+    type=MeasureChoice(),
     default="emulated",
     show_default=True,
     help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
-    "another implementation (mamba_ssm and transformers_cuda need a GPU), or nothing.",
+    f"another implementation ({' and '.join(gpu_names())} need a GPU), or nothing.",
 )
 @click.option(
     "--constants",
@@ -284,7 +284,7 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None):
     "--audit",
     metavar="SOURCE",
     help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in a "
-    "batch, each held to its bounds: transformers, emulated, mamba_ssm or a dump, "
+    f"batch, each held to its bounds: {', '.join(source_names())} or a dump, "
     "FILE.npz.",
 )
 @click.option(

@@ -260,10 +260,11 @@ def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
 def _audit(source: str | None, options: dict[str, Any], progress: Any) -> Any:
     """Load, choose the tokens where a dump has none, audit."""
     _prepare_jax()
-    from lyapunov.command._audit_session import is_dump, run_audit
+    from lyapunov.command._audit_session import run_audit
+    from lyapunov.implementations._registry import is_recorded
 
     model = _open(source, options["revision"])
-    tokens = None if is_dump(options["audit"]) else _tokens(model, options)
+    tokens = None if is_recorded(options["audit"]) else _tokens(model, options)
     return run_audit(model, tokens, options, progress)
 
 

@@ -2,8 +2,7 @@
 
 Bounds and measured divergence hold one path against exact arithmetic. These findings
 say what no rounding explains: prefill and decode, training and inference, or short and
-long sequences that compute something else. Each was read in the sources of mamba_ssm
-2.3.2.post1 and transformers 5.23.
+long sequences that compute something else. What is known, each implementation says.
 """
 
 import math
@@ -12,37 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..implementations import IMPLEMENTATIONS
+from ..implementations._implementation import Reach
 from ..models import Model
 from ..results._check import Finding
 from ._catalogue import CATALOGUE
-
-
-_LARGEST = 2**31 - 1
-_SCAN_CHUNK = 2048  # tokens that Mamba-1's scan kernel takes at a time
-
-# Modules whose weights a path reads without calling them, so that what PEFT wraps
-# around them takes no part: on every path, and on the fused path of training alone.
-_PASSED_OVER = {
-    ("mamba1", "transformers"): (("dt_proj", "conv1d"), ("x_proj", "out_proj")),
-    ("mamba1", "mamba_ssm"): (
-        ("in_proj", "dt_proj", "conv1d"),
-        ("x_proj", "out_proj"),
-    ),
-    ("falcon_mamba", "transformers"): (("dt_proj", "conv1d"), ("x_proj", "out_proj")),
-    ("jamba", "transformers"): (("dt_proj", "conv1d"), ()),
-    ("zamba", "transformers"): (("conv1d",), ()),
-    ("mamba2", "mamba_ssm"): (("conv1d",), ("out_proj",)),
-} | {
-    (family, "transformers"): (("conv1d",), ("out_proj",))
-    for family in (
-        "mamba2",
-        "bamba",
-        "granitemoehybrid",
-        "falcon_h1",
-        "nemotron_h",
-        "zamba2",
-    )
-}
 
 
 class ClippedDt(NamedTuple):
@@ -51,13 +24,6 @@ class ClippedDt(NamedTuple):
     below: int
     above: int
     total: int
-
-
-class Reach(NamedTuple):
-    """The longest sequence that the kernels' 32-bit offsets address."""
-
-    length: int
-    kernel: str
 
 
 def clipped_dt(dt: np.ndarray, limits: tuple[float, float]) -> ClippedDt:
@@ -97,7 +63,7 @@ def semantic_findings(
     """
     found = [
         *_limits(model, observed),
-        *_fused_norms(model),
+        *_trained_otherwise(model),
         *_offsets(model, length, batch),
         *_gradients(model, adapter_targets),
     ]
@@ -121,7 +87,8 @@ def _limits(
         return
     low, high = next(iter(limited.values()))
     limits = f"[{low:g}, {high:g}]"
-    ignored = "decode steps of mamba_ssm and transformers do not apply them"
+    deaf = [one.name for one in IMPLEMENTATIONS.values() if one.ignores_dt_limits]
+    ignored = f"decode steps of {' and '.join(deaf)} do not apply them"
     if observed is None:
         yield _finding(
             "LYA011",
@@ -151,68 +118,29 @@ def _limits(
     )
 
 
-def _fused_norms(model: Model) -> Iterator[Finding]:
-    if model.layout.architecture == "falcon_mamba":
-        yield _finding(
-            "LYA012",
-            "in train mode with mamba_ssm's kernels dt is normalised behind dt_proj,"
-            " and before it everywhere else",
-        )
+def _trained_otherwise(model: Model) -> Iterator[Finding]:
+    family = model.layout.architecture
+    for one in IMPLEMENTATIONS.values():
+        if family in one.trains_otherwise:
+            yield _finding("LYA012", one.trains_otherwise[family])
 
 
 def kernel_reach(model: Model, batch: int = 1) -> Reach | None:
-    """The longest sequences that mamba_ssm's prefill kernels address, of any mixer.
-
-    A kernel that multiplies an index by a stride in 32 bits wraps at 2^31. For
-    Mamba-2 the index of a token meets the rows of in_proj (gated norm, chunks of dt)
-    and that of a chunk d_inner d_state (states between chunks); for Mamba-1 the token
-    meets d_model (norm), and the channel chunks x d_state (scan).
+    """The longest sequences that some implementation's kernels address, of any mixer.
 
     **Arguments:**
 
     - `batch`: sequences at once.
 
-    **Returns:** None where the model has no SSM.
+    **Returns:** None where no kernel of any implementation ends a sequence.
     """
     reaches = [
         reach
+        for one in IMPLEMENTATIONS.values()
         for sizes in set(model.config.sublayers)
-        for reach in _reaches(sizes, batch)
+        for reach in one.reach(sizes, batch)
     ]
     return min(reaches, default=None)
-
-
-def _reaches(sizes: Any, batch: int) -> Iterator[Reach]:
-    if sizes.kind == "mamba1":
-        rows = 1 + _LARGEST // sizes.d_model
-        yield Reach(rows // batch, "_layer_norm_fwd_1pass_kernel (norm)")
-        row = (batch * sizes.d_inner - 1) * sizes.d_state
-        chunks = _LARGEST // row if row else _LARGEST
-        yield Reach(chunks * _SCAN_CHUNK, "selective_scan_fwd_kernel")
-    if sizes.kind != "mamba2":
-        return
-    columns = 2 * sizes.d_inner + 2 * sizes.groups * sizes.d_state + sizes.heads
-    if sizes.gate_norm:
-        last_group = sizes.d_inner - sizes.d_inner // sizes.norm_groups
-        rows = 1 + (_LARGEST - last_group) // columns
-        yield Reach(rows // batch, "_layer_norm_fwd_1pass_kernel (gated norm)")
-    yield Reach(_chunked_reach(columns, sizes.chunk, batch), "_chunk_cumsum_fwd_kernel")
-    # the last head of the last chunk of the last sequence
-    head = sizes.d_inner // sizes.heads * sizes.d_state
-    chunks = (_LARGEST + head) // (sizes.d_inner * sizes.d_state) // batch
-    yield Reach(chunks * sizes.chunk, "_chunk_scan_fwd_kernel (states)")
-
-
-def _chunked_reach(columns: int, chunk: int, batch: int) -> int:
-    """Largest length with ((batch - 1) length + start of the last chunk) columns in
-    reach; it grows with the length, so that halving finds it."""
-    low, high = 0, 1 + _LARGEST
-    while high - low > 1:
-        length = (low + high) // 2
-        start = (length - 1) // chunk * chunk
-        fits = ((batch - 1) * length + start) * columns <= _LARGEST
-        low, high = (length, high) if fits else (low, length)
-    return low
 
 
 def _offsets(model: Model, length: int, batch: int) -> Iterator[Finding]:
@@ -220,8 +148,8 @@ def _offsets(model: Model, length: int, batch: int) -> Iterator[Finding]:
     if reach is not None and length > reach.length:
         yield _finding(
             "LYA013",
-            f"{batch} x {length:,} tokens: the 32-bit offsets of mamba_ssm's"
-            f" {reach.kernel} end at {reach.length:,}",
+            f"{batch} x {length:,} tokens: the 32-bit offsets of"
+            f" {reach.implementation}'s {reach.kernel} end at {reach.length:,}",
             value=float(length),
             limit=float(reach.length),
         )
@@ -230,22 +158,25 @@ def _offsets(model: Model, length: int, batch: int) -> Iterator[Finding]:
 def _gradients(model: Model, targets: Iterable[str]) -> Iterator[Finding]:
     checkpoint = getattr(model.layout, "checkpoint", None)
     config = {} if checkpoint is None else checkpoint.config
-    library = "transformers" if config.get("model_type") else "mamba_ssm"
-    always, fused = _PASSED_OVER.get((model.layout.architecture, library), ((), ()))
     named = {_mixers_module(target) for target in targets}
-    never = [name for name in always if name in named]
-    sometimes = [name for name in fused if name in named]
-    parts = []
-    if never:
-        parts.append(f"{' and '.join(never)} on every path")
-    if sometimes:
-        parts.append(f"{' and '.join(sometimes)} in training with the fused kernels")
-    if parts:
-        yield _finding(
-            "LYA014",
-            f"{library} reads these weights past the adapter, which has no effect and"
-            f" no gradient there: {'; '.join(parts)}",
-        )
+    for one in IMPLEMENTATIONS.values():
+        over = one.passed_over.get(model.layout.architecture)
+        if over is None or not one.reads(config):
+            continue
+        never = [name for name in over.always if name in named]
+        sometimes = [name for name in over.fused if name in named]
+        parts = []
+        if never:
+            parts.append(f"{' and '.join(never)} on every path")
+        if sometimes:
+            fused = " and ".join(sometimes)
+            parts.append(f"{fused} in training with the fused kernels")
+        if parts:
+            yield _finding(
+                "LYA014",
+                f"{one.name} reads these weights past the adapter, which has no effect"
+                f" and no gradient there: {'; '.join(parts)}",
+            )
 
 
 def _mixers_module(target: str) -> str:

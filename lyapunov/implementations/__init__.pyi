@@ -1,6 +1,14 @@
 from ._choose import executions_for as executions_for
 from ._execution import Execution as Execution
+from ._implementation import (
+    AbstractImplementation as AbstractImplementation,
+    RefusedError as RefusedError,
+)
 from ._reference import Reference as Reference
+from ._registry import (
+    IMPLEMENTATIONS as IMPLEMENTATIONS,
+    implementation_named as implementation_named,
+)
 from ._run import trace as trace
 from ._trace import (
     HeadRecord as HeadRecord,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .._errors import UsageError
 from ._execution import Execution, InnerConstants
+from ._registry import IMPLEMENTATIONS
 
 
 PATH = Path(__file__).parent / "measured.json"
@@ -26,10 +27,11 @@ MEASURED_KINDS = ("mamba1", "mamba2", "mamba3")
 
 def documented_sets() -> dict[str, InnerConstants]:
     """The documented constants by the name that measurements use."""
-    from .mamba_ssm.mamba1 import KERNEL, STEP
-    from .mamba_ssm.mamba3 import SCAN
-
-    return {"KERNEL": KERNEL, "STEP": STEP, "SCAN": SCAN}
+    return {
+        name: constants
+        for one in IMPLEMENTATIONS.values()
+        for name, constants in one.documented_constants().items()
+    }
 
 
 def smallest_constants(document: dict, fields: dict) -> dict[str, dict[str, float]]:

@@ -5,36 +5,28 @@ vLLM `--mamba-ssm-cache-dtype` (the state alone), `--mamba-cache-dtype` (with th
 convolution's window), `--enable-mamba-cache-stochastic-rounding` (vllm-project/vllm
 pull requests 22928, 29978, 39032, 41680, 35753); SGLang `--mamba-ssm-dtype` and
 `--enable-mamba-cache-stochastic-rounding` (sgl-project/sglang pull requests 10258,
-18444, 26929; Mamba-1 since 34556). mamba_ssm has one `dtype` for the state and the
-convolution's window, and its kernel wants the window in the activations' format;
-transformers 5 keeps the state in fp32. int8 and int16 under a scale are FlashInfer's
+18444, 26929; Mamba-1 since 34556). int8 and int16 under a scale are FlashInfer's
 alone: no flag of either server reaches them (vllm-project/vllm pull request 40012 is
-open).
+open). What to give to an implementation itself, its own `flags` say.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from lyapunov.results._check import PrecisionReport
 
-
-class Flag(NamedTuple):
-    """One thing to give to one stack."""
-
-    stack: str
-    flag: str
-    why: str
+from ._implementation import Flag
+from ._registry import IMPLEMENTATIONS
 
 
 STOCHASTIC = "--enable-mamba-cache-stochastic-rounding"
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def serving_flags(
     precisions: Sequence[PrecisionReport], state: str | None, weights: str | None
 ) -> list[dict[str, str]]:
-    """What to give to vLLM, SGLang, mamba_ssm and transformers.
+    """What to give to vLLM, SGLang and every implementation that takes something.
 
     **Arguments:**
 
@@ -48,34 +40,28 @@ def serving_flags(
     flags: list[Flag] = []
     held, _, rounding = (state or "").partition("-")
     # stochastic rounding is served for fp16 alone, scaled states not at all
-    if held in _DTYPES and rounding in ("", "stochastic" if held == "fp16" else ""):
-        dtype = _DTYPES[held]
+    if held in DTYPES and rounding in ("", "stochastic" if held == "fp16" else ""):
+        dtype = DTYPES[held]
         more = f" {STOCHASTIC}" if rounding else ""
         why = _why_state(precisions, state or "")
         flags += [
             Flag("vLLM", f"--mamba-ssm-cache-dtype {dtype}{more}", why),
             Flag("SGLang", f"--mamba-ssm-dtype {dtype}{more}", why),
-            Flag(
-                "mamba_ssm",
-                "none for the state alone",
-                "allocate_inference_cache(dtype=) sets the convolution's window too; "
-                "by default both have the weights' format",
-            ),
         ]
-        if state == "fp32":
-            flags.append(
-                Flag("transformers", "none needed", "its cache keeps the state in fp32")
-            )
+        flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(state, None)]
     form = (weights or "").partition("-")[0]
-    if form in _DTYPES:
-        dtype, why = _DTYPES[form], f"weights and activations in {form}"
+    if form in DTYPES:
         flags += [
-            Flag("vLLM", f"--dtype {dtype}", why),
-            Flag("SGLang", f"--dtype {dtype}", why),
-            Flag("mamba_ssm", f"from_pretrained(..., dtype=torch.{dtype})", why),
-            Flag("transformers", f"from_pretrained(..., dtype=torch.{dtype})", why),
+            Flag(stack, f"--dtype {DTYPES[form]}", why_weights(form))
+            for stack in ("vLLM", "SGLang")
         ]
+        flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(None, form)]
     return [flag._asdict() for flag in flags]
+
+
+def why_weights(form: str) -> str:
+    """Why a stack is told a format to run in."""
+    return f"weights and activations in {form}"
 
 
 def _why_state(precisions: Sequence[PrecisionReport], state: str) -> str:

@@ -28,9 +28,10 @@ from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known
 from ..findings._verdict import BOUNDED_SHARE, select_findings
 from ..implementations import Execution, Reference
+from ..implementations._implementation import RefusedError
+from ..implementations._registry import audited
 from ..implementations._trace import HeadRecord
 from ..implementations._ways import Variant, variants_asked
-from ..implementations.transformers.ways import RefusedError
 from ..models import Model
 from ..models._load import demand_head, model_of
 from ..results._audit import (
@@ -50,7 +51,6 @@ from ..sublayers.config import Mamba1Config
 from . import _compare
 from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
 from ._audit_ways import (
-    SOURCES,
     Way,
     audit_source,
     not_run,
@@ -85,8 +85,9 @@ def audit(
     **Arguments:**
 
     - `model`: as for `check`.
-    - `source`: `transformers`, `emulated` or `mamba_ssm`, which are run here; or the
-      path of a dump (`lyapunov.implementations.dump.file`).
+    - `source`: `transformers` or another of `lyapunov.implementations.IMPLEMENTATIONS`
+      that has ways, which are run here; or the path of a dump
+      (`lyapunov.implementations.dump.file`).
     - `tokens`: (seq) or (batch, seq) integers, as for `check`; a dump has its own. Ways
       with padding or company run the first sequence.
     - `precisions`: of the executions; a dump has its own.
@@ -124,7 +125,9 @@ def audit(
             f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",
             hint="--measure transformers holds one run of it to its bounds",
         )
-    dump = None if str(source) in SOURCES else open_dump(source, tokens)
+    implementation = audited(source)
+    recorded = implementation.suffix is not None
+    dump = open_dump(source, tokens) if recorded else None
     if dump is None:
         ids, token_source = given_tokens(model, tokens, seed, token_source)
     else:
@@ -139,7 +142,7 @@ def audit(
         found = _run(model, ids, ways, n_probes, seed, progress)
     if dump is None:
         family = model.layout.architecture
-        found = with_known(found, str(source), family, ids.shape[1])
+        found = with_known(found, implementation, family, ids.shape[1])
     results = [*found, *skipped]
     if all(r.verdict == NOT_RUN for r in results):
         raise UsageError(

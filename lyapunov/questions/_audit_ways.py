@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 from .._arguments import shown
 from .._errors import ArgumentError, DumpError, UsageError
 from ..formats import FP32, state_format_named
-from ..implementations import Execution, executions_for
+from ..implementations import AbstractImplementation, Execution, implementation_named
+from ..implementations._registry import audited, sources_hint
 from ..implementations._segment import Segment
 from ..implementations._ways import Variant, union, usual_variants
 from ..implementations.dump.file import File
-from ..implementations.emulated.ways import EmulatedVariants
-from ..implementations.transformers.ways import TransformersVariants
 from ..models import Model
 from ..results._audit import NOT_RUN, VariantAudit
 
-
-SOURCES = ("transformers", "emulated", "mamba_ssm")
 
 # Calls through a cache below fp32 are bounded one by one, each compiled apart.
 MOST_CALLS = 16
@@ -40,7 +37,7 @@ def audit_source(source: Any) -> str:
     if not isinstance(source, str | os.PathLike) or not str(source):
         raise ArgumentError(
             f"the source of an audit is {shown(source)}",
-            hint=f"one of {', '.join(SOURCES)}, or the path of a dump, a .npz",
+            hint=sources_hint(),
         )
     return os.fsdecode(os.fspath(source))
 
@@ -48,13 +45,8 @@ def audit_source(source: Any) -> str:
 def open_dump(source: str | Path, tokens) -> File:
     """The dump at that path.
 
-    **Raises:** `UsageError` where the source is neither a stack nor a dump.
+    **Raises:** `UsageError` where tokens are given besides.
     """
-    if str(source) not in SOURCES and Path(source).suffix != ".npz":
-        raise UsageError(
-            f"cannot audit {str(source)!r}",
-            hint=f"one of {', '.join(SOURCES)}, or the path of a dump, a .npz",
-        )
     if tokens is not None:
         raise UsageError(
             "a dump has its own tokens", hint="leave the tokens and the text out"
@@ -80,13 +72,15 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
                 "which format",
                 hint="add `state_precision`: fp32, or the format of the cache",
             )
-    measure, switches = dump.implementation, dump.switches(model.config)
-    pair = _executions(switches, dump.precision, measure, dump.state_precision)
+    flow, switches = implementation_named(dump.implementation), dump.switches
+    pair = _executions(
+        flow, switches(model.config), dump.precision, dump.state_precision
+    )
     ways, skipped = [], []
     for name, variant in dump.runs.items():
         if wanted is not None and variant not in wanted:
             continue
-        segments = _segments(variant, dump.tokens.shape[1], *pair)
+        segments = _segments(flow, variant, dump.tokens.shape[1], *pair)
         trace = File(dump.path, name).trace(model)
         _add(ways, skipped, Way(variant, dump.precision, segments, trace))
     return ways, skipped
@@ -95,54 +89,63 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
 def ways_of_source(
     model: Model, source: str, ids, precisions, variants, state_precision
 ) -> tuple[list[Way], list]:
-    """The runs that an implementation has of a text, and why not the others."""
+    """The runs that an implementation has of a text, and why not the others.
+
+    **Raises:** `UsageError` where no implementation of that name is audited.
+    """
+    implementation = audited(source)
     seq = ids.shape[1]
     tried = usual_variants(seq) if variants is None else union(variants)
     ways, skipped = [], []
     for precision in precisions:
-        pair = _executions(model.config, precision, source, state_precision)
-        runner = _runner(model, source, pair[0])
+        pair = _executions(implementation, model.config, precision, state_precision)
+        runner = implementation.in_ways(model, pair[0])
         for variant in tried:
-            reason = runner.unsupported.get(variant.kind)
+            reason = _refused(implementation, variant)
             if reason is not None:
                 skipped.append(not_run(variant, precision, reason))
                 continue
-            segments = _segments(variant, seq, *pair)
+            segments = _segments(implementation, variant, seq, *pair)
             trace = runner.trace(model, ids, variant, segments)
             _add(ways, skipped, Way(variant, precision, segments, trace))
     return ways, skipped
 
 
-def _runner(model: Model, source: str, execution: Execution):
-    if source == "transformers":
-        return TransformersVariants(model, execution)
-    if source == "emulated":
-        return EmulatedVariants()
-    from ..implementations.mamba_ssm.ways import MambaSsmVariants
-
-    return MambaSsmVariants()
+def _refused(implementation: AbstractImplementation, variant: Variant) -> str | None:
+    """Why a text is not run so; None where it is."""
+    if variant.kind in implementation.ways:
+        return None
+    unsaid = f"{implementation.name} does not say whether it runs texts so"
+    return implementation.refused_ways.get(variant.kind, unsaid)
 
 
-def _executions(config, precision, measure, state) -> tuple[Execution, Execution]:
+def _executions(
+    implementation: AbstractImplementation, config, precision, state: str | None
+) -> tuple[Execution, Execution]:
     """What is declared of a call over several tokens, and of steps."""
     if state is not None and "-" in state:
         raise UsageError(
             f"a cache in {state} is not audited", hint="a format without a suffix"
         )
-    prefill = executions_for(config, [precision], mode="prefill", measure=measure)
-    decode = executions_for(
-        config, [precision], mode="decode", measure=measure, state_precision=state
+    return (
+        implementation.execution(config, precision, mode="prefill"),
+        implementation.execution(
+            config, precision, mode="decode", state_precision=state
+        ),
     )
-    return prefill[0], decode[0]
 
 
 def _segments(
-    variant: Variant, seq: int, prefill: Execution, decode: Execution
+    implementation: AbstractImplementation,
+    variant: Variant,
+    seq: int,
+    prefill: Execution,
+    decode: Execution,
 ) -> tuple[Segment, ...]:
     """The calls of a run, each with what is declared of it."""
     variant.check(seq)
     cache = state_format_named(decode.state_precision)
-    calls = variant.calls(seq, first_is_step=decode.implementation == "mamba_ssm")
+    calls = variant.calls(seq, first_is_step=implementation.first_is_step)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
         for call in calls

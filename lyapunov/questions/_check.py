@@ -14,6 +14,7 @@ from ..exponents import gather_exponents
 from ..findings import _rules as findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
+from ..implementations._registry import measuring
 from ..models._load import demand_head, model_of
 from ..results._check import CheckpointFacts, Report, Summary
 from ._changes import parameter_changes
@@ -73,9 +74,8 @@ def check(
       as well. Here and below, one string stands for a sequence of it alone.
     - `state_precision`: hold the state in this format after every token.
     - `layers`: sublayers to bound and compare; None is all.
-    - `measure`: `emulated` (mamba_ssm's flow), `transformers` (torch on the CPU),
-      `transformers_cuda` (networks without recurrences), `mamba_ssm` (its CUDA
-      kernels) or `none`.
+    - `measure`: `emulated` (mamba_ssm's flow), another name of
+      `lyapunov.implementations.IMPLEMENTATIONS`, as `transformers`, or `none`.
     - `constants`: of the arithmetic between stores, `documented` for every GPU, or
       `measured` over all fp32 arguments on one (`analysis.kernel_constants`).
     - `against`: another checkpoint of the same network, or a folder with a LoRA
@@ -135,7 +135,9 @@ def check(
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)
-    if against or round_weights or measure not in ("emulated", "none"):
+    implementation = measuring(measure)
+    headless = implementation is None or implementation.runs_without_head
+    if against or round_weights or not headless:
         demand_head(model)
     if not model.has_head:
         # all of these are of the logits

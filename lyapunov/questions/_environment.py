@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..implementations import IMPLEMENTATIONS
 
-DISTRIBUTIONS = {
-    "jax": "jax",
-    "jaxlib": "jaxlib",
-    "numpy": "numpy",
-    "torch": "torch",
-    "transformers": "transformers",
-    "mamba_ssm": "mamba-ssm",
-    "fla": "flash-linear-attention",
-}
-"""What decides what is measured, and the distribution that has it."""
+
+OURS = {"jax": "jax", "jaxlib": "jaxlib", "numpy": "numpy"}
+"""What the reference and the bounds are computed with."""
+
+
+def distributions() -> dict[str, str]:
+    """What decides what is measured, and the distribution that has it."""
+    found = dict(OURS)
+    for implementation in IMPLEMENTATIONS.values():
+        found |= implementation.libraries
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -29,7 +31,7 @@ def environment() -> dict[str, Any]:
     """
     device = jnp.zeros(()).devices().pop()
     found: dict[str, Any] = {"python": platform.python_version()}
-    for name, distribution in DISTRIBUTIONS.items():
+    for name, distribution in distributions().items():
         try:
             found[name] = metadata.version(distribution)
         except metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ from ..bounds.ball import Ball
 from ..bounds.end_to_end import EndToEnd, decided
 from ..findings._semantics import ClippedDt, clipped_dt
 from ..formats import StateFormat, state_format_named
-from ..implementations import Emulated, Execution, Reference
+from ..implementations import Execution, Reference, implementation_named
 from ..models import Model
 from ..results._check import (
     LayerDivergence,
@@ -22,7 +22,6 @@ from ..results._check import (
     OutputDivergence,
     PrecisionReport,
 )
-from ..sublayers.config import NetworkConfig
 from ..sublayers.kinds import KINDS
 from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
@@ -108,7 +107,7 @@ def run_layers(
     runs = [
         _Run(
             e,
-            _runner(model, e, measure).trace(model, ids),
+            implementation_named(measure).run(model, ids, e),
             [],
             Ball(model, ids, e) if effort.ball else None,
             {},
@@ -197,23 +196,6 @@ def run_layers(
         for run, (output, shares) in zip(runs, outputs, strict=True)
     ]
     return rows, reports, clipped, bits
-
-
-def _runner(model: Model, execution: Execution, measure: str):
-    if measure == "transformers_cuda":
-        from ..implementations import TransformersNetwork
-
-        return TransformersNetwork(execution, device="cuda")
-    if measure == "transformers":
-        from ..implementations import Transformers, TransformersNetwork
-
-        network = isinstance(model.config, NetworkConfig)
-        return (TransformersNetwork if network else Transformers)(execution)
-    if measure == "mamba_ssm":
-        from ..implementations import MambaSsm
-
-        return MambaSsm(execution)
-    return Emulated(execution)
 
 
 def _estimates(model: Model, ids, executions, effort: Effort) -> EndToEnd | None:

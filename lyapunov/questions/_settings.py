@@ -9,7 +9,8 @@ from ..findings._catalogue import ERROR, WARNING
 from ..findings._verdict import check_codes
 from ..formats import state_format_named
 from ..formats._table import PRECISIONS
-from ..implementations._choose import MEASURES, MODES
+from ..implementations._implementation import MODES
+from ..implementations._registry import NONE, measure_names
 from ..sublayers.groups import rounded_group
 
 
@@ -66,7 +67,7 @@ _SETTINGS = {
     "state_precision": _state_precision,
     "mode": lambda value: choice(value, "mode", MODES),
     "layers": _layers,
-    "measure": lambda value: choice(value, "measure", MEASURES),
+    "measure": lambda value: choice(value, "measure", measure_names()),
     "constants": lambda value: choice(value, "constants", CONSTANTS),
     "device": lambda value: text(value, "device", "cpu"),
     "against": _place("against"),
@@ -102,7 +103,7 @@ def checked_settings(given: dict[str, Any]) -> dict[str, Any]:
         name: _SETTINGS[name](value) if name in _SETTINGS else value
         for name, value in given.items()
     }
-    if settings.get("precisions") == [] and settings.get("measure") != "none":
+    if settings.get("precisions") == [] and settings.get("measure") != NONE:
         raise ArgumentError(
             "precisions is empty: there is nothing to measure",
             hint='precisions=["bf16"]; for exponents alone, check(..., measure="none")',

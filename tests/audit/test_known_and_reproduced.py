@@ -16,12 +16,9 @@ import pytest
 
 from lyapunov._errors import OutputError, UsageError
 from lyapunov.command import _audit_session
-from lyapunov.findings._known_defects import (
-    DEFECTS,
-    installed,
-    known_defect,
-    with_known,
-)
+from lyapunov.findings._known_defects import known_defect, with_known
+from lyapunov.implementations import IMPLEMENTATIONS, implementation_named
+from lyapunov.implementations._implementation import installed
 from lyapunov.implementations._ways import KINDS, parse_variant
 from lyapunov.questions._audit_verdict import audit_findings, audit_summary
 from lyapunov.report import audit_to_table
@@ -47,7 +44,8 @@ def violation(token, tensor):
 
 
 def asked(way, first, version=SEEN, family="mamba1", implementation="transformers"):
-    return known_defect(implementation, version, family, parse_variant(way), SEQ, first)
+    one = implementation_named(implementation)
+    return known_defect(one, version, family, parse_variant(way), SEQ, first)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,9 @@ def test_of_anything_else_nothing_is_said(changes):
 
 
 def test_the_table_is_of_ways_and_versions_that_there_are():
-    for defect in DEFECTS:
+    defects = [d for one in IMPLEMENTATIONS.values() for d in one.defects]
+    assert len(defects) >= 2
+    for defect in defects:
         assert set(defect.ways) <= set(KINDS)
         assert defect.since <= defect.until
         assert "https://github.com/" in defect.source
@@ -123,11 +123,12 @@ def bug(way, token, tensor, **more):
 
 
 def test_every_form_says_what_is_known(monkeypatch):
-    monkeypatch.setattr("lyapunov.findings._known_defects.installed", lambda name: SEEN)
+    transformers = implementation_named("transformers")
+    monkeypatch.setattr(transformers, "version", lambda: SEEN)
     right = VariantAudit("whole", "bf16", CONSISTENT, ratio=0.4, z=1.0)
     met = with_known(
         [right, bug(CHUNKS, 7, "gated"), bug("batched:1", 3, "conv")],
-        "transformers",
+        transformers,
         "mamba1",
         SEQ,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lyapunov.findings._known_defects import installed
+from lyapunov.implementations._implementation import installed
 from lyapunov.implementations.transformers._cache import cache_of, given_cache
 from lyapunov.implementations.transformers.runner import _build
 from lyapunov.questions._audit_verdict import Z_LIMIT

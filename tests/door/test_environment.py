@@ -11,7 +11,7 @@ from importlib import metadata
 import jsonschema
 import pytest
 
-from lyapunov.questions._environment import DISTRIBUTIONS, environment
+from lyapunov.questions._environment import distributions, environment
 from lyapunov.report.json import schema
 
 from ..command.conftest import example
@@ -21,7 +21,7 @@ def test_versions_are_those_that_are_installed():
     before = set(sys.modules)
     found = environment()
     assert not {"torch", "transformers", "fla"} & (set(sys.modules) - before)
-    for name, distribution in DISTRIBUTIONS.items():
+    for name, distribution in distributions().items():
         try:
             version = metadata.version(distribution)
         except metadata.PackageNotFoundError:

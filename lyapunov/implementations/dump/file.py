@@ -51,13 +51,13 @@ import numpy as np
 from ..._errors import DumpError
 from ...models import Model
 from ...sublayers.config import Mamba1Config
+from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
 from ._npz import Npz
 
 
 FORMAT = "lyapunov-dump-1"
-IMPLEMENTATIONS = ("mamba_ssm", "transformers")
 SETTINGS = ("format", "implementation", "precision", "tokens")
 SWITCHES = ("residual_in_fp32", "fused_add_norm")
 OPTIONAL = ("state_precision", *SWITCHES)
@@ -111,10 +111,10 @@ class File:
                 hint=f"this version reads {FORMAT!r}",
             )
         self.implementation = self._text("implementation")
-        if self.implementation not in IMPLEMENTATIONS:
+        if self.implementation not in flow_names():
             raise DumpError(
                 f"no flow is known by the name {self.implementation!r}",
-                hint=f"`implementation` is one of {', '.join(IMPLEMENTATIONS)}",
+                hint=f"`implementation` is one of {', '.join(flow_names())}",
             )
         self.precision = self._text("precision")
         self.state_precision = (
@@ -142,7 +142,8 @@ class File:
         transformers' is fp32; mamba_ssm's is that of the weights, vLLM's and SGLang's
         an option, so that a guess would call right numbers a bug.
         """
-        return self.implementation != "transformers" and self.precision != "fp32"
+        kept = implementation_named(self.implementation).state_precisions("decode")
+        return (kept is None or len(kept) > 1) and self.precision != "fp32"
 
     def switches(self, config: Mamba1Config) -> DumpSwitches:
         """What its execution follows: the dump's own words, else the checkpoint's."""

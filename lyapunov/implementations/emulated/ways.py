@@ -13,19 +13,8 @@ from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 
 
-UNSUPPORTED = {
-    "padded_left": "the emulator has no masks",
-    "padded_right": "the emulator has no masks",
-    "batched": "the emulator's sequences do not meet",
-    "packed": "the emulator packs no texts",
-}
-
-
 class EmulatedVariants:
     """Emulate one text's runs in several calls."""
-
-    name = "the emulator"
-    unsupported = UNSUPPORTED
 
     @traced_in_fp64
     def trace(

@@ -9,18 +9,6 @@ from .._ways import Variant
 from .runner import MambaSsm
 
 
-NO_MASK = "mamba_ssm takes no attention mask"
-UNSUPPORTED = {
-    "chunks": "mamba_ssm's Mamba-1 scan takes no initial state; after the first call "
-    "it goes token by token",
-    "padded_left": NO_MASK,
-    "padded_right": NO_MASK,
-    "packed": "mamba_ssm's Mamba-1 takes no sequence numbers that would part packed "
-    "texts",
-    "initial_state": "the runner steps from the first token",
-}
-
-
 class MambaSsmVariants:
     """Run one text with mamba_ssm on an NVIDIA GPU: whole, by steps, in a batch.
 
@@ -28,9 +16,6 @@ class MambaSsmVariants:
 
     - `device`: a torch device.
     """
-
-    name = "mamba_ssm"
-    unsupported = UNSUPPORTED
 
     def __init__(self, device: str = "cuda"):
         self._device = device

@@ -17,27 +17,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..._errors import LyapunovError
 from ...models import Model
 from .. import Execution
+from .._implementation import RefusedError
 from .._segment import Segment
 from .._torch import copied, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 from ._cache import cache_of, given_cache
 from .runner import _build
-
-
-UNSUPPORTED = {
-    "packed": "transformers' Mamba-1 takes no positions or sequence numbers that "
-    "would part packed texts"
-}
-
-
-class RefusedError(LyapunovError):
-    """The library does not run a text in this way, and says so."""
-
-    code = "refused"
 
 
 class TransformersVariants:
@@ -48,8 +36,6 @@ class TransformersVariants:
     - `execution`: whose `precision` says the dtype of the weights.
     - `device`: a torch device.
     """
-
-    unsupported = UNSUPPORTED
 
     def __init__(self, model: Model, execution: Execution, device: str = "cpu"):
         self._torch, self._network = _build(model, execution.precision, device)

@@ -1,0 +1,22 @@
+"""`--measure`: a choice among the implementations that are registered."""
+
+from typing import Any
+
+import click
+
+from lyapunov.implementations._registry import measure_names
+
+
+class MeasureChoice(click.Choice):
+    """Names that a check can measure with; what is registered late counts as well."""
+
+    def __init__(self):
+        super().__init__(measure_names())
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The name that was given.
+
+        **Raises:** `click.BadParameter` for a name that there is not.
+        """
+        self.choices = measure_names()
+        return super().convert(value, param, ctx)

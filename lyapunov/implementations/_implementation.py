@@ -1,0 +1,280 @@
+"""What an implementation is: who runs a network, how, and what is known of it.
+
+A new one is a folder with one final class, and its line in `_registry`. Neither this
+module nor the one of such a class loads JAX, torch or the program it stands for before
+a method is called: the command asks for names first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from .._errors import LyapunovError, UsageError
+
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ._execution import Execution, InnerConstants
+    from ._segment import Segment
+    from ._trace import Trace
+    from ._ways import Variant
+
+
+MODES = ("prefill", "decode")
+"""How a check runs a text: the whole sequence at once, or step by step."""
+
+
+class RefusedError(LyapunovError):
+    """A program does not run a text in this way, and says so."""
+
+    code = "refused"
+
+
+class Flag(NamedTuple):
+    """One thing to give to one stack."""
+
+    stack: str
+    flag: str
+    why: str
+
+
+class Defect(NamedTuple):
+    """One defect of an implementation, seen in some of its versions.
+
+    **Arguments:**
+
+    - `families`: architectures whose code has it.
+    - `since`, `until`: the first and the last version in which it was seen.
+    - `ways`: kinds of `Variant` that meet it.
+    - `tensor`: the first one, in the order of the flow, that it spoils.
+    - `what`: goes wrong. `source`: where that is written.
+    """
+
+    families: tuple[str, ...]
+    since: tuple[int, int]
+    until: tuple[int, int]
+    ways: tuple[str, ...]
+    tensor: str
+    what: str
+    source: str
+
+
+class PassedOver(NamedTuple):
+    """Modules whose weights are read without calling them, so that what PEFT wraps
+    around them takes no part."""
+
+    always: tuple[str, ...]
+    """On every path."""
+    fused: tuple[str, ...] = ()
+    """On the fused path of training alone."""
+
+
+class Reach(NamedTuple):
+    """The longest sequence that a kernel's offsets address."""
+
+    length: int
+    kernel: str
+    implementation: str
+
+
+class RunsInWays(Protocol):
+    """A network that is ready to run texts in several ways."""
+
+    def trace(
+        self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq).
+        - `segments`: the calls, and the execution that is declared of each.
+
+        **Raises:** `RefusedError` where the program refuses the way.
+        """
+        ...
+
+
+class AbstractImplementation(ABC):
+    """Who runs a network: what it promises, how it is run, what is known of it.
+
+    Subclasses are final. What has no default here each of them has to say.
+    """
+
+    name: ClassVar[str]
+    """As users write it."""
+    measures: ClassVar[bool]
+    """Whether a check can measure with it."""
+    needs_gpu: ClassVar[bool]
+    extra: ClassVar[str | None]
+    """Of lyapunov-check, which installs what it needs; None: nothing more."""
+    ways: ClassVar[tuple[str, ...]]
+    """Kinds of `Variant` that an audit can run with it; none: it is not audited."""
+    refused_ways: ClassVar[Mapping[str, str]]
+    """Why it has none of the other kinds."""
+    libraries: ClassVar[Mapping[str, str]] = {}
+    """What decides what it computes: modules, and the distributions that have them, its
+    own first. A report names their versions."""
+    modes: ClassVar[tuple[str, ...]] = MODES
+    runs_without_head: ClassVar[bool] = False
+    first_is_step: ClassVar[bool] = False
+    """Whether decoding makes a step of the first token, too."""
+    followed_by_dumps: ClassVar[bool] = False
+    """Whether a dump may say that it follows this one's flow."""
+    suffix: ClassVar[str | None] = None
+    """Of the files that hold its runs, where they were made elsewhere."""
+    reproducible: ClassVar[bool] = False
+    """Whether what an audit of it finds can be shown by a script without this tool."""
+
+    defects: ClassVar[tuple[Defect, ...]] = ()
+    ignores_dt_limits: ClassVar[bool] = False
+    """Whether steps that generate do not limit dt where the model does."""
+    trains_otherwise: ClassVar[Mapping[str, str]] = {}
+    """By family: what training computes that nothing else does."""
+    passed_over: ClassVar[Mapping[str, PassedOver]] = {}
+    """By family."""
+
+    def execution(
+        self,
+        config: Any,
+        precision: str,
+        *,
+        architecture: str = "mamba1",
+        mode: str = "prefill",
+        state_precision: str | None = None,
+    ) -> Execution:
+        """What it promises of a network: a format for every stored tensor, constants.
+
+        **Arguments:**
+
+        - `config`, `architecture`: of the checkpoint's layout.
+        - `precision`: such as `bf16` or `bf16-amp`.
+        - `mode`: `prefill` or `decode`.
+        - `state_precision`: of the cached state; None is its own.
+
+        **Raises:** `UsageError` with a reason and a hint for what it does not run.
+        """
+        if mode not in self.modes:
+            raise UsageError(
+                f"{self.name} is not followed in mode {mode!r}",
+                hint=f"one of {', '.join(self.modes)}",
+            )
+        if state_precision is not None:
+            from ..formats import state_format_named
+
+            state_format_named(state_precision)
+        kept = self.state_precisions(mode)
+        if state_precision and kept is not None and state_precision not in kept:
+            raise UsageError(
+                f"{self.name}'s {mode} keeps the state in {_listed(kept, 'or')}, not "
+                f"{state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        found = self.promised(config, precision, architecture, mode, state_precision)
+        for kind in dict.fromkeys(sizes.kind for sizes in _sublayers(config)):
+            found.of(kind)
+        return found
+
+    @abstractmethod
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """The same, once mode and state were found to be among those that it has."""
+
+    @abstractmethod
+    def state_precisions(self, mode: str) -> tuple[str, ...] | None:
+        """Formats in which it can keep the state; None: all there are."""
+
+    @abstractmethod
+    def run(self, model: Model, tokens, execution: Execution) -> Trace:
+        """Run a text as a check does: whole, or by steps if the execution decodes.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq).
+
+        **Raises:** `LyapunovError` for what this machine or the program cannot run.
+        """
+
+    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
+        """A network that runs texts in the kinds of `ways`.
+
+        **Arguments:**
+
+        - `execution`: of a call over several tokens.
+
+        **Raises:** as `run`; `UsageError` where it has no ways.
+        """
+        del model, execution
+        raise UsageError(
+            f"{self.name} has no ways to run a text that an audit knows",
+            hint=f"--measure {self.name} holds one run to its bounds",
+        )
+
+    def version(self) -> tuple[int, ...] | None:
+        """The version that is installed, as (5, 24, 0), without importing it."""
+        for distribution in self.libraries.values():
+            return installed(distribution)
+        return None
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` is of its own layout."""
+        del config
+        return False
+
+    def flags(self, state: str | None, weights: str | None) -> list[Flag]:
+        """What to give it so that it keeps the state, or the weights, so.
+
+        **Arguments:**
+
+        - `state`: a format that serving stacks keep states in; None: not asked.
+        - `weights`: the format of weights and activations; None: not asked.
+        """
+        del state, weights
+        return []
+
+    def reach(self, sizes: Any, batch: int) -> Iterator[Reach]:
+        """How long sequences its kernels address, each of a sublayer's kernels.
+
+        **Arguments:**
+
+        - `sizes`: of the sublayer. `batch`: sequences at once.
+        """
+        del sizes, batch
+        yield from ()
+
+    def documented_constants(self) -> Mapping[str, InnerConstants]:
+        """Sets of constants that `analysis.kernel_constants` measures, by name."""
+        return {}
+
+
+def installed(distribution: str) -> tuple[int, ...] | None:
+    """The version of an installed package, without importing it; None for none."""
+    try:
+        parts = metadata.version(distribution).split(".")
+    except metadata.PackageNotFoundError:
+        return None
+    numbers = []
+    for part in parts:
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def _sublayers(config: Any) -> tuple:
+    """Sizes of a network's sublayers; a plain Mamba-1's are all of one kind."""
+    return getattr(config, "sublayers", ())
+
+
+def _listed(names: tuple[str, ...], word: str) -> str:
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last

@@ -1,0 +1,120 @@
+"""The implementations there are: one line each, and the names that all else asks for.
+
+Nothing here loads JAX: the command's choices and error texts come from these names.
+"""
+
+import os
+from typing import Any
+
+from .._arguments import shown
+from .._errors import UsageError
+from ._implementation import AbstractImplementation
+from .dump.implementation import DumpImplementation
+from .emulated.implementation import EmulatedImplementation
+from .mamba_ssm.implementation import MambaSsmImplementation
+from .transformers.implementation import (
+    TransformersCudaImplementation,
+    TransformersImplementation,
+)
+
+
+NONE = "none"
+"""As `--measure`: nothing runs in a lower precision."""
+
+IMPLEMENTATIONS: dict[str, AbstractImplementation] = {
+    one.name: one
+    for one in (
+        EmulatedImplementation(),
+        MambaSsmImplementation(),
+        TransformersImplementation(),
+        TransformersCudaImplementation(),
+        DumpImplementation(),
+    )
+}
+"""By the name that users write; what is entered here is known everywhere."""
+
+
+def measure_names() -> tuple[str, ...]:
+    """What a check can measure with, `none` last."""
+    return (*(one.name for one in IMPLEMENTATIONS.values() if one.measures), NONE)
+
+
+def source_names() -> tuple[str, ...]:
+    """Implementations that an audit can run here."""
+    return tuple(
+        one.name for one in IMPLEMENTATIONS.values() if one.ways and not one.suffix
+    )
+
+
+def flow_names() -> tuple[str, ...]:
+    """Implementations whose flow a dump may follow."""
+    return tuple(o.name for o in IMPLEMENTATIONS.values() if o.followed_by_dumps)
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Implementations that need a GPU."""
+    return tuple(one.name for one in IMPLEMENTATIONS.values() if one.needs_gpu)
+
+
+def reproducible_names() -> tuple[str, ...]:
+    """Implementations whose bugs a script without this tool can show."""
+    return tuple(one.name for one in IMPLEMENTATIONS.values() if one.reproducible)
+
+
+def sources_hint() -> str:
+    """What the source of an audit may be, for people."""
+    suffixes = [one.suffix for one in IMPLEMENTATIONS.values() if one.suffix]
+    files = ", ".join(f"a {suffix}" for suffix in suffixes)
+    return f"one of {', '.join(source_names())}, or the path of a dump, {files}"
+
+
+def implementation_named(name: str) -> AbstractImplementation:
+    """The implementation of that name.
+
+    **Raises:** `UsageError` that says which there are.
+    """
+    found = IMPLEMENTATIONS.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise UsageError(
+            f"no implementation is called {shown(name)}",
+            hint=f"one of {', '.join(IMPLEMENTATIONS)}",
+        )
+    return found
+
+
+def measuring(name: str) -> AbstractImplementation | None:
+    """What a check measures with, None for `none`.
+
+    **Raises:** `UsageError` for what there is not, or what measures nothing.
+    """
+    if name not in measure_names():
+        raise UsageError(
+            f"cannot measure with {shown(name)}",
+            hint=f"one of {', '.join(measure_names())}",
+        )
+    return None if name == NONE else implementation_named(name)
+
+
+def is_recorded(source: str | os.PathLike) -> bool:
+    """Whether the source of an audit is a file of runs that were made elsewhere."""
+    text = os.fsdecode(os.fspath(source))
+    return text not in source_names() and _of_suffix(text) is not None
+
+
+def audited(source: str | os.PathLike) -> AbstractImplementation:
+    """The implementation that runs, or has recorded, what an audit looks at.
+
+    **Raises:** `UsageError` for what is neither a name nor the path of a dump.
+    """
+    text = os.fsdecode(os.fspath(source))
+    found = IMPLEMENTATIONS[text] if text in source_names() else _of_suffix(text)
+    if found is None:
+        raise UsageError(f"cannot audit {shown(text)}", hint=sources_hint())
+    return found
+
+
+def _of_suffix(text: str) -> Any:
+    for one in IMPLEMENTATIONS.values():
+        if one.suffix is not None and text.lower().endswith(one.suffix):
+            return one
+    return None

@@ -1,0 +1,64 @@
+"""The emulator as an implementation: mamba_ssm's flow, rounded, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._implementation import AbstractImplementation, RunsInWays
+
+
+if TYPE_CHECKING:
+    from ...models import Model
+    from .._execution import Execution
+    from .._trace import Trace
+
+
+class EmulatedImplementation(AbstractImplementation):
+    """Run a network in fp64 with a rounding wherever mamba_ssm's flow stores."""
+
+    name = "emulated"
+    measures = True
+    needs_gpu = False
+    extra = None
+    runs_without_head = True
+    first_is_step = True
+    ways = ("whole", "steps", "chunks", "initial_state")
+    refused_ways: ClassVar[Mapping[str, str]] = {
+        "padded_left": "the emulator has no masks",
+        "padded_right": "the emulator has no masks",
+        "batched": "the emulator's sequences do not meet",
+        "packed": "the emulator packs no texts",
+    }
+
+    def state_precisions(self, mode: str) -> tuple[str, ...] | None:
+        """All formats: a rounding is emulated whether hardware has it or not."""
+        del mode
+
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """What is declared of mamba_ssm, whose flow this follows."""
+        from ..mamba_ssm.implementation import promised_of_kernels
+
+        return promised_of_kernels(
+            config, precision, architecture, mode, state_precision
+        )
+
+    def run(self, model: Model, tokens, execution: Execution) -> Trace:
+        """Run a text whole or by steps, as the execution says."""
+        from .runner import Emulated
+
+        return Emulated(execution).trace(model, tokens)
+
+    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
+        """Run texts in calls that hand a state on."""
+        del model, execution
+        from .ways import EmulatedVariants
+
+        return EmulatedVariants()

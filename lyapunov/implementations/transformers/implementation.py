@@ -1,0 +1,198 @@
+"""transformers as an implementation, on a CPU and on a GPU.
+
+Each defect was seen: by running that version, by reading its source, or by a report
+that names it. What training and adapters meet was read in transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..._errors import UsageError
+from .._implementation import (
+    AbstractImplementation,
+    Defect,
+    Flag,
+    PassedOver,
+    RunsInWays,
+)
+
+
+if TYPE_CHECKING:
+    from ...models import Model
+    from .._execution import Execution
+    from .._trace import Trace
+
+
+LIBRARIES = {
+    "transformers": "transformers",
+    "torch": "torch",
+    "fla": "flash-linear-attention",
+}
+
+DEFECTS = (
+    Defect(
+        ("mamba1",),
+        (5, 24),
+        (5, 24),
+        ("chunks",),
+        "gated",
+        "a call over several tokens keeps the window of the convolution and starts the "
+        "scan from a state of zeros, whatever the cache holds",
+        "modeling_mamba.py of 5.24, whose mamba_selective_scan takes no initial state; "
+        "the same in Mamba-2 was https://github.com/huggingface/transformers/issues/"
+        "46032, mended by pull request 46084",
+    ),
+    Defect(
+        ("mamba1",),
+        (5, 15),
+        (5, 24),
+        ("padded_right",),
+        "conv",
+        "a prompt with padding on the right leaves zeros in the cached window of the "
+        "convolution, and the cached state decays over the padding",
+        "https://github.com/huggingface/transformers/issues/48256, open in August 2026",
+    ),
+)
+
+_OF_MAMBA1 = PassedOver(("dt_proj", "conv1d"), ("x_proj", "out_proj"))
+_OF_MAMBA2 = PassedOver(("conv1d",), ("out_proj",))
+
+
+class TransformersImplementation(AbstractImplementation):
+    """Run a network with transformers' classes in torch, on the CPU."""
+
+    name = "transformers"
+    measures = True
+    needs_gpu = False
+    extra = "torch"
+    libraries = LIBRARIES
+    followed_by_dumps = True
+    reproducible = True
+    ways = (
+        *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),
+        "initial_state",
+    )
+    refused_ways: ClassVar[Mapping[str, str]] = {
+        "packed": "transformers' Mamba-1 takes no positions or sequence numbers that "
+        "would part packed texts"
+    }
+    defects = DEFECTS
+    ignores_dt_limits = True
+    trains_otherwise: ClassVar[Mapping[str, str]] = {
+        "falcon_mamba": "in train mode with mamba_ssm's kernels dt is normalised "
+        "behind dt_proj, and before it everywhere else"
+    }
+    passed_over: ClassVar[Mapping[str, PassedOver]] = {
+        "mamba1": _OF_MAMBA1,
+        "falcon_mamba": _OF_MAMBA1,
+        "jamba": PassedOver(("dt_proj", "conv1d")),
+        "zamba": PassedOver(("conv1d",)),
+        "mamba2": _OF_MAMBA2,
+        "bamba": _OF_MAMBA2,
+        "granitemoehybrid": _OF_MAMBA2,
+        "falcon_h1": _OF_MAMBA2,
+        "nemotron_h": _OF_MAMBA2,
+        "zamba2": _OF_MAMBA2,
+    }
+
+    def state_precisions(self, mode: str) -> tuple[str, ...]:
+        """Its caches hold states in fp32."""
+        del mode
+        return ("fp32",)
+
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """Every torch operation stores its result."""
+        del state_precision
+        from ...sublayers.config import NetworkConfig
+        from .mamba1 import transformers_decode, transformers_prefill
+        from .networks import transformers_network
+
+        if isinstance(config, NetworkConfig):
+            return transformers_network(config, architecture, precision, mode)
+        run = transformers_decode if mode == "decode" else transformers_prefill
+        return run(precision, residual_in_fp32=config.residual_in_fp32)
+
+    def run(self, model: Model, tokens, execution: Execution) -> Trace:
+        """Run a text with its modules, whole or from a cache."""
+        from ...sublayers.config import NetworkConfig
+        from .network_runner import TransformersNetwork
+        from .runner import Transformers
+
+        network = isinstance(model.config, NetworkConfig)
+        runner = (TransformersNetwork if network else Transformers)(execution)
+        return runner.trace(model, tokens)
+
+    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
+        """Run texts in calls, padded or in a batch, from its own cache."""
+        from .ways import TransformersVariants
+
+        return TransformersVariants(model, execution)
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Its own layout names a `model_type`."""
+        return bool(config.get("model_type"))
+
+    def flags(self, state: str | None, weights: str | None) -> list[Flag]:
+        """Its cache keeps the state in fp32, and in nothing else."""
+        from .._flags import DTYPES, why_weights
+
+        flags = []
+        if state == "fp32":
+            why = "its cache keeps the state in fp32"
+            flags.append(Flag(self.name, "none needed", why))
+        if weights is not None:
+            flag = f"from_pretrained(..., dtype=torch.{DTYPES[weights]})"
+            flags.append(Flag(self.name, flag, why_weights(weights)))
+        return flags
+
+
+class TransformersCudaImplementation(AbstractImplementation):
+    """Run a network without recurrences with transformers' classes, on a GPU."""
+
+    name = "transformers_cuda"
+    measures = True
+    needs_gpu = True
+    extra = "torch"
+    libraries = LIBRARIES
+    ways = ()
+    refused_ways: ClassVar[Mapping[str, str]] = {}
+
+    def state_precisions(self, mode: str) -> tuple[str, ...]:
+        """There is no state; fp32 is what holds one in a report."""
+        del mode
+        return ("fp32",)
+
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """Every torch operation stores its result, by cuBLAS's sums."""
+        del state_precision
+        from ...sublayers.config import NetworkConfig
+        from .networks import transformers_cuda_network
+
+        if not isinstance(config, NetworkConfig):
+            raise UsageError(
+                "on a GPU transformers runs Mamba-1 in other kernels",
+                hint="--measure mamba_ssm, or --measure transformers",
+            )
+        return transformers_cuda_network(config, architecture, precision, mode)
+
+    def run(self, model: Model, tokens, execution: Execution) -> Trace:
+        """Run a text with its modules on a GPU."""
+        from .network_runner import TransformersNetwork
+
+        return TransformersNetwork(execution, device="cuda").trace(model, tokens)
