@@ -195,7 +195,7 @@ def test_every_stored_site_is_in_the_order():
     home = pathlib.Path(lyapunov.__file__).parent
     stored = re.compile(r'\.(?:may_store|store_angle|stores?)\(\s*(f?)"([^"]+)"')
     found = set()
-    for folder in ("flows", "recurrences"):
+    for folder in ("sublayers", "recurrences"):
         for path in sorted((home / folder).glob("*.py")):
             for formatted, name in stored.findall(path.read_text("utf-8")):
                 found.add(name)
