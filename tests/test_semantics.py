@@ -13,7 +13,7 @@ from lyapunov.findings._semantics import (
     kernel_reach,
     semantic_findings,
 )
-from lyapunov.sublayers.config import AttentionSizes, Mamba1Sizes, Mamba2Sizes
+from lyapunov.sublayers import AttentionSizes, Mamba1Sizes, Mamba2Sizes
 
 
 def model(*sublayers, architecture="mamba2", config=None):

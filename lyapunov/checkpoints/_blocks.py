@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sublayers.config import AttentionSizes, ExpertsSizes, MlpSizes
+from ..sublayers import AttentionSizes, ExpertsSizes, MlpSizes
 from ._network import Part
 
 

@@ -13,7 +13,7 @@ from .._errors import TokensError
 from ..arithmetic import Exact, Weight
 from ..arithmetic._fp64 import in_fp64
 from ..formats import Format
-from ..sublayers.kinds import KINDS
+from ..sublayers.kinds import registered
 from ..sublayers.norm import Norm
 from ..sublayers.residual import Stream, final_norm, logits, sublayer
 from ._token_ids import check_range, integer_tokens
@@ -129,18 +129,14 @@ class Model:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """All sublayers, in order."""
-        sizes = self.config.sublayers
-        beside = [getattr(one, "beside", False) for one in sizes]
+        """All sublayers, in order.
+
+        **Raises:** `UsageError` for one of a kind that is not registered.
+        """
+        sizes = [registered(one) for one in self.config.sublayers]
+        beside = [one.beside for one in sizes]
         return tuple(
-            Sublayer(
-                i,
-                one.kind,
-                KINDS[one.kind].flow,
-                shares,
-                getattr(one, "aside", False),
-                getattr(one, "embedded", False),
-            )
+            Sublayer(i, one.kind, one.flow, shares, one.aside, one.embedded)
             for i, (one, shares) in enumerate(
                 zip(sizes, [*beside[1:], False], strict=True)
             )
@@ -175,7 +171,7 @@ class Model:
         raw = self.raw_parameters(layer)
         sizes = _as_computed(self.config.sublayers[layer], function or formats)
         get = lambda name: self._array(name, formats) if name in raw else None
-        return KINDS[sizes.kind].build(sizes, get)
+        return registered(sizes).parameters(get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
         """Whether the execution's formats hold this layer's parameters unchanged, and

@@ -23,7 +23,7 @@ from ..implementations._reference import run_layer
 from ..models import Model, Sublayer
 from ..models._language_model import VOCABULARY_SLICE
 from ..results._check import SCHEMA_VERSION, Finding
-from ..sublayers.counts import n_channels, n_scores, n_states, n_weights
+from ..sublayers import Counts
 from ..sublayers.residual import Stream
 from ._layers import default_readouts
 
@@ -255,13 +255,14 @@ def _stage_bytes(
     config = model.config
     batch, length = shape
     tokens = batch * length
-    kinds = set(config.sublayers)
-    channels = max(n_channels(sizes, length, batch) for sizes in kinds)
-    one = 8 * tokens * (STREAM_ARRAYS * config.d_model + CHANNEL_ARRAYS * channels)
-    one += 8 * BLOCK_ARRAYS * max(n_scores(sizes, length, batch) for sizes in kinds)
-    weights = 8 * max(n_weights(sizes) for sizes in kinds)
+    each = [one.count(length, batch) for one in set(config.sublayers)]
+    most = Counts(*(max(numbers) for numbers in zip(*each, strict=True)))
+    channels = CHANNEL_ARRAYS * most.channels
+    one = 8 * tokens * (STREAM_ARRAYS * config.d_model + channels)
+    one += 8 * BLOCK_ARRAYS * most.scores
+    weights = 8 * most.weights
     logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
-    states = 8 * length * max(n_states(sizes) for sizes in kinds) * STATE_ARRAYS
+    states = 8 * length * most.states * STATE_ARRAYS
     kept = 8 * tokens * config.d_model * 2 * len(model.sublayers)
     return {
         "reference": one // 4 + WEIGHT_COPIES * weights + 4 * logits,

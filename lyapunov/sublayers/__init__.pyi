@@ -1,12 +1,15 @@
-from .config import (
-    AttentionSizes as AttentionSizes,
-    ExpertsSizes as ExpertsSizes,
-    Mamba1Config as Mamba1Config,
-    Mamba1Sizes as Mamba1Sizes,
-    Mamba2Sizes as Mamba2Sizes,
-    Mamba3Sizes as Mamba3Sizes,
-    MlpSizes as MlpSizes,
-    NetworkConfig as NetworkConfig,
-    SharedSizes as SharedSizes,
+from ._sublayer import (
+    AbstractSublayer as AbstractSublayer,
+    Counts as Counts,
+    Dynamics as Dynamics,
+    HandedOn as HandedOn,
 )
+from .attention import AttentionSizes as AttentionSizes
+from .config import Mamba1Config as Mamba1Config, NetworkConfig as NetworkConfig
+from .experts import ExpertsSizes as ExpertsSizes
 from .kinds import KINDS as KINDS
+from .mamba1 import Mamba1Sizes as Mamba1Sizes
+from .mamba2 import Mamba2Sizes as Mamba2Sizes
+from .mamba3 import Mamba3Sizes as Mamba3Sizes
+from .mlp import MlpSizes as MlpSizes
+from .shared import SharedSizes as SharedSizes

@@ -5,18 +5,41 @@ a recurrence and has no Lyapunov exponents.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._devices import in_batch
 from ..arithmetic import AbstractArithmetic, Weight
-from .mlp import LowRank, projected
-from .norm import Norm, normalise, scaled
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Get,
+    HandedOn,
+    with_biases,
+    within,
+)
+from .mlp import LowRank, adapter_of, around, projected
+from .norm import Norm, norm_of, normalise, scaled
+from .sites import FRONT
 
+
+NOT_A_RECURRENCE = "no exponent: not a recurrence"
+
+ATTEND = (
+    "in_scaled", *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
+    "q", "k", "v", "q_clipped", "k_clipped", "v_clipped", "conv", "q_norm_hat",
+    "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos", "rotary_sin", "q_cos",
+    "q_sin", "q_turned", "k_cos", "k_sin", "k_turned", "scores_product", "scores",
+    "attention", "read",
+)  # fmt: skip
+"""Sites between the norms of an attention."""
 
 SCORES_AT_ONCE = 2**24
 """Scores, of all heads and sequences, that one temporary holds: 128 MiB in fp64. Of
@@ -243,3 +266,128 @@ def turned(at: AbstractArithmetic, x, table, name: str):
     if rotary == x.shape[-1]:
         return mixed
     return at.join([mixed, x[..., rotary:]], axis=-1)
+
+
+@final
+@dataclass(frozen=True)
+class AttentionSizes(AbstractSublayer):
+    """One attention with the norm before it.
+
+    **Arguments:**
+
+    - `rotary`: leading channels of a head that turn with position, at rates from
+      `theta`; 0: positions are not seen.
+    - `scale`: of the scores.
+    - `norm_epsilon`, `norm_centred`: of the norm; centred is LayerNorm.
+    - `norm_front`, `norm_behind`: whether the input and the output are normalised.
+    - `width`: of the input, where it is not d_model.
+    - `clip`: q, k and v are clipped to this magnitude.
+    - `d_conv`: taps of a convolution over q, k and v; 0: none.
+    - `key_multiplier`, `in_multiplier`, `out_multiplier`: of keys, input and output.
+    - `beside`: reads what the sublayer before it read, not what that one wrote.
+    """
+
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    theta: float
+    scale: float
+    norm_epsilon: float
+    norm_centred: bool = False
+    norm_front: bool = True
+    norm_behind: bool = False
+    width: int | None = None
+    clip: float | None = None
+    d_conv: int = 0
+    key_multiplier: float = 1.0
+    in_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+    beside: bool = False
+
+    kind: ClassVar = "attention"
+    recurrent: ClassVar = False
+    flow: ClassVar = staticmethod(attention)
+    sites: ClassVar = (
+        *FRONT, *ATTEND, "out", "norm_behind_hat", "norm_behind", "out_scaled"
+    )  # fmt: skip
+    weight_groups: ClassVar = within(
+        "attention",
+        projections="q_proj k_proj v_proj o_proj q_adapter_down q_adapter_up"
+        " k_adapter_down k_adapter_up v_adapter_down v_adapter_up",
+        biases="q_bias k_bias v_bias o_bias",
+        norms=with_biases("norm", "norm_behind", "q_norm", "k_norm"),
+        conv="conv_weight conv_bias",
+    )
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """Keys and values of all tokens, and a convolution's last inputs."""
+        values = "v" if self.d_conv == 0 else "conv"
+        cache = (
+            HandedOn("keys", "cache", ("k_turned",)),
+            HandedOn(
+                "values", "cache", (values if self.clip is None else "v_clipped",)
+            ),
+        )
+        if self.d_conv == 0:
+            return cache
+        return (*cache, HandedOn("window", "window", ("q", "k", "v")))
+
+    def parameters(self, get: Get) -> AttentionParameters:
+        """Put the flow's parameters together from stored ones."""
+        head_norms = {
+            name: None
+            if get(name) is None
+            else norm_of(get, name, self.norm_epsilon, self.norm_centred)
+            for name in ("q_norm", "k_norm")
+        }
+        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
+        if conv_weight is not None and conv_bias is None:
+            conv_bias = jnp.zeros(conv_weight.shape[0])
+        return AttentionParameters(
+            q_proj=Weight(get("q_proj")),
+            k_proj=Weight(get("k_proj")),
+            v_proj=Weight(get("v_proj")),
+            q_bias=get("q_bias"),
+            k_bias=get("k_bias"),
+            v_bias=get("v_bias"),
+            o_proj=Weight(get("o_proj")),
+            o_bias=get("o_bias"),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            rotary=self.rotary,
+            theta=self.theta,
+            scale=self.scale,
+            clip=self.clip,
+            key_multiplier=self.key_multiplier,
+            in_multiplier=self.in_multiplier,
+            q_adapter=adapter_of(get, "q"),
+            k_adapter=adapter_of(get, "k"),
+            v_adapter=adapter_of(get, "v"),
+            conv_weight=conv_weight,
+            conv_bias=conv_bias,
+            **head_norms,
+            **around(self, get),
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights and activations; a cache is no state of fixed size."""
+        mixed = self.head_dim * (self.heads + 2 * self.kv_heads)
+        out = self.head_dim * self.heads * self.d_model
+        rows = rows_at_once(self.heads, length, batch)
+        each = self.heads * length * batch
+        whole = rows >= length
+        return Counts(
+            weights=mixed * ((self.width or self.d_model) + self.d_conv) + out,
+            channels=self.heads * max(self.head_dim, length if whole else 0),
+            scores=0 if whole else max(SCORES_AT_ONCE, each),
+            states=0,
+        )
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> str:
+        """Say why there are none."""
+        return NOT_A_RECURRENCE

@@ -4,13 +4,35 @@ Every expert is computed for every token, and the weight of one that was not cho
 0: one function with what implementations compute, which leave those out.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from .mlp import MlpParameters, activate, feed_forward
-from .norm import Norm, normalise, scaled
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Get,
+    HandedOn,
+    with_biases,
+    within,
+)
+from .mlp import (
+    FEED_FORWARD,
+    NO_STATE,
+    MlpParameters,
+    MlpSizes,
+    activate,
+    feed_forward,
+    weight_of,
+)
+from .norm import Norm, norm_of, normalise, scaled
+from .sites import FRONT, GELU_NEW
 
 
 class ExpertsParameters(eqx.Module):
@@ -107,3 +129,112 @@ def route(at: AbstractArithmetic, x, p: ExpertsParameters):
     if p.shares:
         weight = at.shares(weight, p.share_floor)
     return at.store("expert_weight", scaled(at, weight, p.routed_multiplier, "routing"))
+
+
+_flow = experts  # the class has a field of this name
+
+
+@final
+@dataclass(frozen=True)
+class ExpertsSizes(AbstractSublayer):
+    """One mixture of experts with the norm before it.
+
+    **Arguments:**
+
+    - `experts`, `chosen`: how many there are, and how many a token goes through.
+    - `scoring`: "softmax" or "sigmoid" of the router's output.
+    - `shares`: whether weights are divided by their sum over the chosen experts, and
+      `share_floor`: what is added to that sum.
+    - `gated`: of each expert, as in `MlpSizes`.
+    - `width`: channels that the experts work on; d_model where not given.
+    - `shared`: an MLP that every token goes through as well.
+    """
+
+    d_model: int
+    d_hidden: int
+    experts: int
+    chosen: int
+    scoring: str
+    shares: bool
+    activation: str
+    gated: bool
+    norm_epsilon: float
+    width: int | None = None
+    shared: MlpSizes | None = None
+    routed_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+    share_floor: float = 0.0
+
+    kind: ClassVar = "experts"
+    recurrent: ClassVar = False
+    flow: ClassVar = staticmethod(_flow)
+    sites: ClassVar = (
+        *FRONT, "router", "routing", "expert_weight", "latent", *FEED_FORWARD,
+        "expert_up", "expert_gate", *(f"expert_activated_{part}" for part in GELU_NEW),
+        "expert_activated", "expert_hidden", "expert_out", "expert_weighed",
+        "routed_sum", "routed", "from_latent", "shared", "out", "out_scaled",
+    )  # fmt: skip
+    weight_groups: ClassVar = {
+        **within(
+            "experts",
+            projections="up gate down to_latent from_latent",
+            biases="to_latent_bias from_latent_bias",
+            norms=with_biases("norm"),
+        ),
+        **within("router", projections="router", biases="router_bias"),
+        **within(
+            "shared_experts",
+            projections="shared_up shared_gate shared_down shared_up_adapter_down"
+            " shared_up_adapter_up shared_gate_adapter_down shared_gate_adapter_up",
+            biases="shared_up_bias shared_gate_bias shared_down_bias",
+        ),
+    }
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """Nothing: every token goes through alone."""
+        return ()
+
+    def parameters(self, get: Get) -> ExpertsParameters:
+        """Put the flow's parameters together from stored ones."""
+        shared_mlp = None
+        if self.shared is not None:
+            shared_mlp = self.shared.parameters(lambda name: get(f"shared_{name}"))
+        return ExpertsParameters(
+            norm=norm_of(get, "norm", self.norm_epsilon, False),
+            router=Weight(get("router")),
+            router_bias=get("router_bias"),
+            up=get("up"),
+            gate=get("gate"),
+            down=get("down"),
+            to_latent=weight_of(get, "to_latent"),
+            to_latent_bias=get("to_latent_bias"),
+            from_latent=weight_of(get, "from_latent"),
+            from_latent_bias=get("from_latent_bias"),
+            shared=shared_mlp,
+            activation=self.activation,
+            chosen=self.chosen,
+            scoring=self.scoring,
+            shares=self.shares,
+            share_floor=self.share_floor,
+            routed_multiplier=self.routed_multiplier,
+            out_multiplier=self.out_multiplier,
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights and activations of all experts: every one is computed."""
+        width = self.d_model if self.width is None else self.width
+        projections = 3 if self.gated else 2
+        weights = self.experts * (projections * width * self.d_hidden + self.d_model)
+        if self.width is not None:
+            weights += 2 * width * self.d_model
+        if self.shared is not None:
+            weights += self.shared.count(length, batch).weights
+        channels = self.experts * max(self.d_hidden, width)
+        return Counts(weights=weights, channels=channels, scores=0, states=0)
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> str:
+        """Say why there are none."""
+        return NO_STATE

@@ -1,12 +1,13 @@
 """Which parameters a change of weights names; read by the command without JAX.
 
 Every parameter belongs to groups by its place (the sublayer that it is of) and by its
-role (what the flow does with it), and is a group of its own. `groups_of` knows the
-parameters that the kinds of `models.kinds` have and raises for any other, so that none
-can be without a group.
+role (what the flow does with it), and is a group of its own. Each kind says so of its
+own (`AbstractSublayer.weight_groups`); what no kind says raises, so that no parameter
+can be without a group. Only the names are here as well, since the kinds need JAX.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 from .._errors import UsageError
@@ -16,6 +17,7 @@ from ..formats._weight_table import (
     WEIGHT_FORMAT_TABLE,
     WEIGHT_FORMATS,
 )
+from .kinds import KINDS
 
 
 GROUPS: dict[str, str] = {
@@ -39,38 +41,27 @@ GROUPS: dict[str, str] = {
 }
 """Names that `--round-weights` takes, beside those of single parameters."""
 
-_RECURRENT = ("mamba1", "mamba2", "mamba3")
+_NORMS = (*("norm", "norm_behind", "dt_norm", "B_norm", "C_norm", "q_norm", "k_norm"),)
+_MLP = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
+_ADAPTED = ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
 
-_RECURRENCE = frozenset({"A_log", "dt_bias", "D", "mimo_x", "mimo_z", "mimo_o"})
-_MATRICES = frozenset(
+PARAMETERS = frozenset(
     {
-        *("in_proj", "x_proj", "dt_proj", "out_proj"),
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("up", "gate", "down", "router", "to_latent", "from_latent", "linear"),
-        *("shared_up", "shared_gate", "shared_down"),
-        *(
-            f"{name}_adapter_{way}"
-            for name in ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
-            for way in ("down", "up")
-        ),
+        *("in_proj", "in_proj_bias", "out_proj", "out_proj_bias", "x_proj", "dt_proj"),
+        *("conv_weight", "conv_bias", "A_log", "dt_bias", "D", "gate_norm", "mlp_norm"),
+        *("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o"),
+        *(f"{name}{bias}" for name in _NORMS for bias in ("", "_bias")),
+        *(f"{name}_{part}" for name in "qkvo" for part in ("proj", "bias")),
+        *_MLP,
+        *(f"shared_{name}" for name in _MLP),
+        *(f"{name}_adapter_{way}" for name in _ADAPTED for way in ("down", "up")),
+        *("to_latent", "to_latent_bias", "from_latent", "from_latent_bias"),
+        *("router", "router_bias", "linear"),
+        *("embedding", "head", "norm_f", "norm_f_bias"),
     }
 )
-_BIASES = frozenset(
-    {
-        *("in_proj_bias", "out_proj_bias", "q_bias", "k_bias", "v_bias", "o_bias"),
-        *("up_bias", "gate_bias", "down_bias", "router_bias"),
-        *("to_latent_bias", "from_latent_bias", "B_bias", "C_bias"),
-        *("shared_up_bias", "shared_gate_bias", "shared_down_bias"),
-    }
-)
-_NORMS = frozenset(
-    f"{name}{bias}"
-    for name in (
-        *("norm", "norm_behind", "mlp_norm", "gate_norm", "dt_norm", "B_norm"),
-        *("C_norm", "q_norm", "k_norm"),
-    )
-    for bias in ("", "_bias")
-)
+"""Canonical names of all parameters of all kinds, and of what is in no sublayer."""
+
 _OUTSIDE = {
     "embedding": ("embedding", "embedding_and_head"),
     "head": ("head", "embedding_and_head"),
@@ -79,11 +70,6 @@ _OUTSIDE = {
 }
 OUTSIDE = "outside"
 """Stands for the kind of what is in no sublayer."""
-
-PARAMETERS = frozenset(
-    {*_RECURRENCE, *_MATRICES, *_BIASES, *_NORMS, *_OUTSIDE, "conv_weight", "conv_bias"}
-)
-"""Canonical names of all parameters of all kinds."""
 
 
 def groups_of(kind: str, parameter: str) -> frozenset[str]:
@@ -95,47 +81,15 @@ def groups_of(kind: str, parameter: str) -> frozenset[str]:
       norm before the head, and the head.
     - `parameter`: its canonical name.
 
-    **Raises:** `KeyError` for a kind or a parameter that is not known.
+    **Raises:** `UsageError` for a kind or a parameter that is not known.
     """
-    if kind == OUTSIDE:
-        return frozenset({"all", parameter, *_OUTSIDE[parameter]})
-    return frozenset({"all", parameter, role(parameter), *_places(kind, parameter)})
-
-
-def role(parameter: str) -> str:
-    """What a flow does with a parameter of a sublayer.
-
-    **Raises:** `KeyError` for one that is not known.
-    """
-    for name, members in (
-        ("recurrence", _RECURRENCE),
-        ("projections", _MATRICES),
-        ("biases", _BIASES),
-        ("norms", _NORMS),
-        ("conv", ("conv_weight", "conv_bias")),
-    ):
-        if parameter in members:
-            return name
-    raise KeyError(f"parameter {parameter!r} has no group of weights")
-
-
-def _places(kind: str, parameter: str) -> tuple[str, ...]:
-    if kind in _RECURRENT:
-        return (kind, "mixers")
-    if kind in ("attention", "mlp"):
-        return (kind,)
-    if kind == "experts":
-        if parameter.startswith("router"):
-            return ("router",)
-        if parameter.startswith("shared_"):
-            return ("shared_experts",)
-        return ("experts",)
-    if kind == "shared":
-        if parameter == "linear":
-            return ("shared",)
-        of_mlp = parameter.startswith(("up", "gate", "down", "mlp_norm"))
-        return ("shared", "mlp" if of_mlp else "attention")
-    raise KeyError(f"sublayers of kind {kind!r} have no group of weights")
+    known = _OUTSIDE if kind == OUTSIDE else KINDS[kind].weight_groups
+    if parameter not in known:
+        raise UsageError(
+            f"parameter {parameter!r} of {kind} has no group of weights",
+            hint=f"it has {', '.join(known)}; add it to the kind's `weight_groups`",
+        )
+    return frozenset({"all", parameter, *known[parameter]})
 
 
 def is_matrix(kind: str, parameter: str) -> bool:
@@ -143,7 +97,13 @@ def is_matrix(kind: str, parameter: str) -> bool:
     activations, or is the embedding or the head."""
     if kind == OUTSIDE:
         return parameter in ("embedding", "head")
-    return role(parameter) == "projections"
+    return "projections" in groups_of(kind, parameter)
+
+
+def _known() -> frozenset[str]:
+    """All that `--round-weights` may name. Kinds of others are imported already."""
+    others = (one.weight_groups for one in KINDS.imported())
+    return frozenset({*GROUPS, *KINDS, *PARAMETERS, *chain.from_iterable(others)})
 
 
 class RoundedGroup(NamedTuple):
@@ -185,15 +145,12 @@ def rounded_group(text: str) -> RoundedGroup:
             f"weights cannot be rounded to {given!r}",
             hint=f"one of {', '.join(WEIGHT_FORMATS)}",
         )
-    if group not in _NAMES:
+    if group not in _known():
         raise UsageError(
             f"no group of weights {group!r}",
             hint=f"one of {', '.join(GROUPS)}, a kind of sublayer, or a parameter",
         )
     return RoundedGroup(fmt, group)
-
-
-_NAMES = frozenset({*GROUPS, *_RECURRENT, *PARAMETERS})
 
 
 def chosen_parameters(
@@ -238,5 +195,5 @@ def _named(present: Iterable[tuple[str, str]]) -> list[str]:
     """Groups that a network has, then its parameters."""
     found = set().union(*(groups_of(*one) for one in present))
     names = list(dict.fromkeys(name for _, name in present))
-    groups = [name for name in (*GROUPS, *_RECURRENT) if name in found]
+    groups = [name for name in dict.fromkeys((*GROUPS, *KINDS)) if name in found]
     return [*groups, *(name for name in names if name not in groups)]

@@ -1,246 +1,91 @@
-"""What a sublayer of each kind is: its flow, its parameters, its first state."""
+"""The registry of the kinds of sublayers; a class is imported when it is asked for.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+The names are there without JAX, which the classes need. A new kind is a class and a
+line here; one that lives elsewhere is registered by `KINDS["name"] = ItsSublayer`.
+"""
 
-import jax.numpy as jnp
+import importlib
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
-from ..arithmetic import Weight
-from . import attention, experts, mamba1, mamba2, mamba3, mlp, shared
-from .config import (
-    AttentionSizes,
-    ExpertsSizes,
-    Mamba1Sizes,
-    Mamba2Sizes,
-    Mamba3Sizes,
-    MlpSizes,
-    SharedSizes,
+from .._errors import UsageError
+
+
+class Kinds(MutableMapping[str, Any]):
+    """Classes of sublayers by kind.
+
+    **Raises:** `UsageError` for a kind that is not there, and for a class that calls
+    itself otherwise.
+    """
+
+    def __init__(self, **places: str):
+        self._kinds: dict[str, Any] = dict(places)
+
+    def __getitem__(self, kind: str) -> Any:
+        if kind not in self._kinds:
+            raise UsageError(
+                f"no kind of sublayer {kind!r}; there are {', '.join(self._kinds)}",
+                hint=f"register it: lyapunov.sublayers.KINDS[{kind!r}] = its class",
+            )
+        found = self._kinds[kind]
+        if isinstance(found, str):
+            module = importlib.import_module(f".{kind}", __package__)
+            found = self._kinds[kind] = getattr(module, found)
+        return found
+
+    def __setitem__(self, kind: str, found: Any) -> None:
+        from ._sublayer import AbstractSublayer
+
+        if not (isinstance(found, type) and issubclass(found, AbstractSublayer)):
+            raise UsageError(
+                f"{found!r} is no kind of sublayer",
+                hint="a class that is lyapunov.sublayers.AbstractSublayer",
+            )
+        if found.kind != kind:
+            raise UsageError(
+                f"{found.__name__} is of kind {found.kind!r}, not {kind!r}",
+                hint=f"KINDS[{found.kind!r}] = {found.__name__}",
+            )
+        self._kinds[kind] = found
+
+    def __delitem__(self, kind: str) -> None:
+        del self._kinds[kind]
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._kinds
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def imported(self) -> list[Any]:
+        """List the classes that are here already, those of others among them."""
+        return [one for one in self._kinds.values() if not isinstance(one, str)]
+
+
+KINDS = Kinds(
+    mamba1="Mamba1Sizes",
+    mamba2="Mamba2Sizes",
+    mamba3="Mamba3Sizes",
+    attention="AttentionSizes",
+    mlp="MlpSizes",
+    experts="ExpertsSizes",
+    shared="SharedSizes",
 )
-from .norm import Norm
+"""Every kind that a network may be made of. Each lies in the file of its name."""
 
 
-Get = Callable[[str], Any]
-"""A parameter in fp64 by its canonical name; None where the model has none."""
+def registered(sublayer: Any) -> Any:
+    """Give a sublayer back whose kind is registered.
 
-
-class Kind(NamedTuple):
-    """A kind of sublayer: its flow, how its parameters are put together from stored
-    ones, and whether it has a state of fixed size."""
-
-    flow: Callable
-    build: Callable[[Any, Get], Any]
-    recurrent: bool
-
-
-def _mamba1(sizes: Mamba1Sizes, get: Get) -> mamba1.Mamba1Parameters:
-    conv_bias = get("conv_bias")
-    norms = {}
-    if sizes.mixer_norm_epsilon is not None:
-        norms = {
-            name: _norm(get, name, sizes.mixer_norm_epsilon, False)
-            for name in ("dt_norm", "B_norm", "C_norm")
-        }
-    x_proj, dt_proj = get("x_proj"), get("dt_proj")
-    alone = sizes.heads == 1
-    return mamba1.Mamba1Parameters(
-        norm=get("norm"),
-        norm_bias=get("norm_bias"),
-        in_proj=Weight(get("in_proj")),
-        in_proj_bias=get("in_proj_bias"),
-        conv_weight=get("conv_weight"),
-        conv_bias=jnp.zeros(sizes.d_inner) if conv_bias is None else conv_bias,
-        x_proj=Weight(x_proj) if alone else tuple(Weight(w) for w in x_proj),
-        dt_proj=Weight(dt_proj) if alone else tuple(Weight(w) for w in dt_proj),
-        dt_bias=get("dt_bias"),
-        A_log=get("A_log"),
-        D=get("D"),
-        out_proj=Weight(get("out_proj")),
-        out_proj_bias=get("out_proj_bias"),
-        norm_epsilon=sizes.norm_epsilon,
-        norm_centred=sizes.norm_centred,
-        **norms,
-    )
-
-
-def _mamba2(sizes: Mamba2Sizes, get: Get) -> mamba2.Mamba2Parameters:
-    conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
-    D: Any = get("D")
-    if D.size != sizes.d_inner:
-        D = jnp.repeat(D, sizes.d_inner // sizes.heads)
-    return mamba2.Mamba2Parameters(
-        norm=get("norm"),
-        norm_bias=get("norm_bias"),
-        in_proj=Weight(get("in_proj")),
-        in_proj_bias=get("in_proj_bias"),
-        conv_weight=conv_weight,
-        conv_bias=jnp.zeros(conv_weight.shape[0]) if conv_bias is None else conv_bias,
-        dt_bias=get("dt_bias"),
-        A_log=get("A_log"),
-        D=D,
-        gate_norm=get("gate_norm"),
-        out_proj=Weight(get("out_proj")),
-        out_proj_bias=get("out_proj_bias"),
-        norm_epsilon=sizes.norm_epsilon,
-        gate_norm_epsilon=sizes.gate_norm_epsilon,
-        groups=sizes.groups,
-        norm_groups=sizes.norm_groups,
-        norm_before_gate=sizes.norm_before_gate,
-        dt_limit=sizes.dt_limit,
-        chunk=sizes.chunk,
-        norm_centred=sizes.norm_centred,
-        in_multiplier=sizes.in_multiplier,
-        row_multipliers=sizes.row_multipliers,
-        out_multiplier=sizes.out_multiplier,
-    )
-
-
-def _mamba3(sizes: Mamba3Sizes, get: Get) -> mamba3.Mamba3Parameters:
-    def by_rank(name):
-        array = get(name)  # stored with heads first
-        return None if array is None else jnp.swapaxes(array, 0, 1)
-
-    gate_norm = get("gate_norm")
-    return mamba3.Mamba3Parameters(
-        norm=_norm(get, "norm", sizes.norm_epsilon, sizes.norm_centred),
-        in_proj=Weight(get("in_proj")),
-        dt_bias=get("dt_bias"),
-        B_norm=_norm(get, "B_norm", sizes.mixer_norm_epsilon, False),
-        C_norm=_norm(get, "C_norm", sizes.mixer_norm_epsilon, False),
-        D=get("D"),
-        gate_norm=None if gate_norm is None else gate_norm.reshape(sizes.heads, -1),
-        out_proj=Weight(get("out_proj")),
-        gate_norm_epsilon=sizes.mixer_norm_epsilon,
-        groups=sizes.groups,
-        angles=sizes.angles,
-        least_rate=sizes.least_rate,
-        chunk=sizes.chunk,
-        B_bias=jnp.swapaxes(get("B_bias"), 0, 1),
-        C_bias=jnp.swapaxes(get("C_bias"), 0, 1),
-        mimo_x=by_rank("mimo_x"),
-        mimo_z=by_rank("mimo_z"),
-        mimo_o=by_rank("mimo_o"),
-    )
-
-
-def _norm(get: Get, name: str, epsilon: float, centred: bool) -> Norm:
-    return Norm(get(name), get(f"{name}_bias"), epsilon, centred)
-
-
-def _weight(get: Get, name: str) -> Any:
-    matrix = get(name)
-    return None if matrix is None else Weight(matrix)
-
-
-def _adapter(get: Get, name: str) -> Any:
-    down = _weight(get, f"{name}_adapter_down")
-    return down and mlp.LowRank(down, _weight(get, f"{name}_adapter_up"))
-
-
-def _around(sizes: AttentionSizes | MlpSizes, get: Get) -> dict[str, Any]:
-    """Norms in front of and behind a sublayer, and the multiplier of its output."""
-    make = lambda name: _norm(get, name, sizes.norm_epsilon, sizes.norm_centred)
-    return {
-        "norm": make("norm") if sizes.norm_front else None,
-        "norm_behind": make("norm_behind") if sizes.norm_behind else None,
-        "out_multiplier": sizes.out_multiplier,
-    }
-
-
-def _attention(sizes: AttentionSizes, get: Get) -> attention.AttentionParameters:
-    head_norms = {
-        name: None
-        if get(name) is None
-        else _norm(get, name, sizes.norm_epsilon, sizes.norm_centred)
-        for name in ("q_norm", "k_norm")
-    }
-    conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
-    if conv_weight is not None and conv_bias is None:
-        conv_bias = jnp.zeros(conv_weight.shape[0])
-    return attention.AttentionParameters(
-        q_proj=Weight(get("q_proj")),
-        k_proj=Weight(get("k_proj")),
-        v_proj=Weight(get("v_proj")),
-        q_bias=get("q_bias"),
-        k_bias=get("k_bias"),
-        v_bias=get("v_bias"),
-        o_proj=Weight(get("o_proj")),
-        o_bias=get("o_bias"),
-        heads=sizes.heads,
-        kv_heads=sizes.kv_heads,
-        rotary=sizes.rotary,
-        theta=sizes.theta,
-        scale=sizes.scale,
-        clip=sizes.clip,
-        key_multiplier=sizes.key_multiplier,
-        in_multiplier=sizes.in_multiplier,
-        q_adapter=_adapter(get, "q"),
-        k_adapter=_adapter(get, "k"),
-        v_adapter=_adapter(get, "v"),
-        conv_weight=conv_weight,
-        conv_bias=conv_bias,
-        **head_norms,
-        **_around(sizes, get),
-    )
-
-
-def _mlp(sizes: MlpSizes, get: Get) -> mlp.MlpParameters:
-    return mlp.MlpParameters(
-        up=Weight(get("up")),
-        up_bias=get("up_bias"),
-        gate=_weight(get, "gate"),
-        gate_bias=get("gate_bias"),
-        down=Weight(get("down")),
-        down_bias=get("down_bias"),
-        activation=sizes.activation,
-        gate_multiplier=sizes.gate_multiplier,
-        down_multiplier=sizes.down_multiplier,
-        up_adapter=_adapter(get, "up"),
-        gate_adapter=_adapter(get, "gate"),
-        **_around(sizes, get),
-    )
-
-
-def _experts(sizes: ExpertsSizes, get: Get) -> experts.ExpertsParameters:
-    shared_mlp = None
-    if sizes.shared is not None:
-        shared_mlp = _mlp(sizes.shared, lambda name: get(f"shared_{name}"))
-    return experts.ExpertsParameters(
-        norm=_norm(get, "norm", sizes.norm_epsilon, False),
-        router=Weight(get("router")),
-        router_bias=get("router_bias"),
-        up=get("up"),
-        gate=get("gate"),
-        down=get("down"),
-        to_latent=_weight(get, "to_latent"),
-        to_latent_bias=get("to_latent_bias"),
-        from_latent=_weight(get, "from_latent"),
-        from_latent_bias=get("from_latent_bias"),
-        shared=shared_mlp,
-        activation=sizes.activation,
-        chosen=sizes.chosen,
-        scoring=sizes.scoring,
-        shares=sizes.shares,
-        share_floor=sizes.share_floor,
-        routed_multiplier=sizes.routed_multiplier,
-        out_multiplier=sizes.out_multiplier,
-    )
-
-
-def _shared(sizes: SharedSizes, get: Get) -> shared.SharedParameters:
-    of_mlp = lambda name: get("mlp_norm" if name == "norm" else name)
-    return shared.SharedParameters(
-        attention=_attention(sizes.attention, get),
-        mlp=_mlp(sizes.mlp, of_mlp),
-        linear=Weight(get("linear")),
-    )
-
-
-KINDS = {
-    "mamba1": Kind(mamba1.mamba1, _mamba1, True),
-    "mamba2": Kind(mamba2.mamba2, _mamba2, True),
-    "mamba3": Kind(mamba3.mamba3, _mamba3, True),
-    "attention": Kind(attention.attention, _attention, False),
-    "mlp": Kind(mlp.mlp, _mlp, False),
-    "experts": Kind(experts.experts, _experts, False),
-    "shared": Kind(shared.shared, _shared, False),
-}
+    **Raises:** `UsageError`.
+    """
+    kind = getattr(sublayer, "kind", type(sublayer).__name__)
+    if not isinstance(sublayer, KINDS[kind]):
+        raise UsageError(
+            f"{type(sublayer).__name__} is not what is registered as {kind!r}",
+            hint=f"a {KINDS[kind].__name__}, or register it under a name of its own",
+        )
+    return sublayer

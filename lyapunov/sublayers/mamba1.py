@@ -4,15 +4,29 @@ The two implementations differ in which of the named sites they store and in wha
 format; that is the execution's business, not the flow's.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
 from ..recurrences.mamba1 import selective_scan
-from .norm import Norm, normalise
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Dynamics,
+    Get,
+    HandedOn,
+    as_stored,
+    with_biases,
+    within,
+)
+from .norm import Norm, norm_of, normalise
+from .sites import FRONT, TOKEN
 
 
 class Mamba1Parameters(eqx.Module):
@@ -152,3 +166,107 @@ def _parted(at, low, head: int, rank: int, d_state: int, p: Mamba1Parameters):
         normalise(at, B, p.B_norm, "B_norm"),
         normalise(at, C, p.C_norm, "C_norm"),
     )
+
+
+@final
+@dataclass(frozen=True)
+class Mamba1Sizes(AbstractSublayer):
+    """One Mamba-1 mixer with the norm before it; names as in `Mamba1Config`.
+
+    **Arguments:**
+
+    - `heads`: parts of the channels with a dt, B and C of their own (Zamba).
+    - `mixer_norm_epsilon`: of RMS norms over what dt is made of, over B and over C,
+        where the model has them (Falcon Mamba, Jamba).
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    d_conv: int
+    dt_rank: int
+    norm_epsilon: float
+    conv_bias: bool = True
+    proj_bias: bool = False
+    heads: int = 1
+    mixer_norm_epsilon: float | None = None
+    norm_centred: bool = False
+
+    kind: ClassVar = "mamba1"
+    recurrent: ClassVar = True
+    flow: ClassVar = staticmethod(mamba1)
+    sites: ClassVar = (
+        *FRONT, "xz_product", "xz", "conv_sum", "conv", "x_proj", "dt_norm_hat",
+        "dt_norm", "B_norm_hat", "B_norm", "C_norm_hat", "C_norm", "dt", "dt_biased",
+        "softplus", *TOKEN, "silu_z", "gated", "out_product", "out",
+    )  # fmt: skip
+    weight_groups: ClassVar = within(
+        "mamba1",
+        "mixers",
+        projections="in_proj x_proj dt_proj out_proj",
+        biases="in_proj_bias out_proj_bias",
+        recurrence="A_log dt_bias D",
+        conv="conv_weight conv_bias",
+        norms=with_biases("norm", "dt_norm", "B_norm", "C_norm"),
+    )
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """The convolution's last inputs, and h."""
+        return (
+            HandedOn("window", "window", ("xz",)),
+            HandedOn("state", "state", ("state",)),
+        )
+
+    def parameters(self, get: Get) -> Mamba1Parameters:
+        """Put the flow's parameters together from stored ones."""
+        conv_bias = get("conv_bias")
+        norms = {}
+        if self.mixer_norm_epsilon is not None:
+            norms = {
+                name: norm_of(get, name, self.mixer_norm_epsilon, False)
+                for name in ("dt_norm", "B_norm", "C_norm")
+            }
+        x_proj, dt_proj = get("x_proj"), get("dt_proj")
+        alone = self.heads == 1
+        return Mamba1Parameters(
+            norm=get("norm"),
+            norm_bias=get("norm_bias"),
+            in_proj=Weight(get("in_proj")),
+            in_proj_bias=get("in_proj_bias"),
+            conv_weight=get("conv_weight"),
+            conv_bias=jnp.zeros(self.d_inner) if conv_bias is None else conv_bias,
+            x_proj=Weight(x_proj) if alone else tuple(Weight(w) for w in x_proj),
+            dt_proj=Weight(dt_proj) if alone else tuple(Weight(w) for w in dt_proj),
+            dt_bias=get("dt_bias"),
+            A_log=get("A_log"),
+            D=get("D"),
+            out_proj=Weight(get("out_proj")),
+            out_proj_bias=get("out_proj_bias"),
+            norm_epsilon=self.norm_epsilon,
+            norm_centred=self.norm_centred,
+            **norms,
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights, activations and states."""
+        del length, batch
+        rows = 3 * self.d_model + 2 * self.dt_rank + self.d_conv
+        return Counts(
+            # B, C and A_log
+            weights=self.d_inner * (rows + 3 * self.d_state),
+            channels=self.d_inner,
+            scores=0,
+            states=self.d_inner * self.d_state,
+        )
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> Dynamics:
+        """Find one decay a channel and state."""
+        dt = np.asarray(observed["dt"], np.float64)
+        # heads one after the other, as the flow puts them
+        A_log = raw["A_log"].astype(np.float64).reshape(dt.shape[-1], -1)
+        used = as_stored(raw, "dt_bias", "D") | {"A_log": A_log}
+        return Dynamics(1, None, dt, -np.exp(A_log), used)

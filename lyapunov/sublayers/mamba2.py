@@ -4,15 +4,29 @@ The middle is a recurrence over tokens (decode, exact arithmetic) or its chunked
 (`ssd`): one function in exact arithmetic, two in rounded.
 """
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
 from ..recurrences.mamba2 import head_scan
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Dynamics,
+    Get,
+    HandedOn,
+    as_stored,
+    within,
+)
 from .norm import Norm, normalise, scaled
+from .sites import FRONT, TOKEN
 from .ssd import chunked_scan
 
 
@@ -163,3 +177,138 @@ def _norm_by_group(at: AbstractArithmetic, y, p: Mamba2Parameters):
     hat = at.rms_normalise(apart, p.gate_norm_epsilon)
     hat = at.store("gate_norm_hat", at.view(lambda a: a.reshape(y.shape), hat))
     return at.multiply(hat, p.gate_norm, alone=at.stores("gate_norm_hat"))
+
+
+@final
+@dataclass(frozen=True)
+class Mamba2Sizes(AbstractSublayer):
+    """One Mamba-2 mixer with the norm before it.
+
+    **Arguments:**
+
+    - `heads`: d_inner / head_dim; each has one dt and one decay.
+    - `groups`: heads of a group share B and C.
+    - `chunk`: tokens of a chunk in the chunked form.
+    - `dt_limit`: dt is clipped to it after softplus.
+    - `transformers_dt_limit`: to which transformers clips it instead when it reads a
+      whole sequence (Nemotron-H, Zamba2); None: to `dt_limit`.
+    - `gate_norm`: whether the gated output is normalised; in `norm_groups` groups of
+      channels, before or after the gate.
+    - `in_multiplier`, `row_multipliers`, `out_multiplier`: of the input, of z, x, B, C
+      and dt, and of the output (Falcon-H1, Granite).
+    - `out_bias`: whether out_proj has a bias; `proj_bias` where not given.
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    - `beside`: reads what the sublayer before it read, not what that one wrote.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    heads: int
+    groups: int
+    d_conv: int
+    chunk: int
+    norm_epsilon: float
+    gate_norm_epsilon: float
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    gate_norm: bool = True
+    norm_groups: int = 1
+    norm_before_gate: bool = False
+    conv_bias: bool = True
+    proj_bias: bool = False
+    out_bias: bool | None = None
+    norm_centred: bool = False
+    in_multiplier: float = 1.0
+    row_multipliers: tuple[float, ...] | None = None
+    out_multiplier: float = 1.0
+    beside: bool = False
+    transformers_dt_limit: tuple[float, float] | None = None
+
+    kind: ClassVar = "mamba2"
+    recurrent: ClassVar = True
+    flow: ClassVar = staticmethod(mamba2)
+    sites: ClassVar = (
+        *FRONT, "in_scaled", "xz", "row_multipliers", "xz_scaled", "conv_sum", "conv",
+        "dt_biased", "softplus", "dt_clipped", "x_operand", "C_operand", "B_scaled",
+        "B_operand", "chunk_state", "CB_decayed", *TOKEN, "scan_output", "silu_z",
+        "gate_norm_hat", "gated", "out", "out_scaled",
+    )  # fmt: skip
+    weight_groups: ClassVar = within(
+        "mamba2",
+        "mixers",
+        projections="in_proj out_proj",
+        biases="in_proj_bias out_proj_bias",
+        recurrence="A_log dt_bias D",
+        conv="conv_weight conv_bias",
+        norms="norm norm_bias gate_norm",
+    )
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """The convolution's last inputs, and h."""
+        inputs = "xz" if self.row_multipliers is None else "xz_scaled"
+        return (
+            HandedOn("window", "window", (inputs,)),
+            HandedOn("state", "state", ("state",)),
+        )
+
+    def parameters(self, get: Get) -> Mamba2Parameters:
+        """Put the flow's parameters together from stored ones."""
+        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
+        D: Any = get("D")
+        if D.size != self.d_inner:
+            D = jnp.repeat(D, self.d_inner // self.heads)
+        return Mamba2Parameters(
+            norm=get("norm"),
+            norm_bias=get("norm_bias"),
+            in_proj=Weight(get("in_proj")),
+            in_proj_bias=get("in_proj_bias"),
+            conv_weight=conv_weight,
+            conv_bias=jnp.zeros(conv_weight.shape[0])
+            if conv_bias is None
+            else conv_bias,
+            dt_bias=get("dt_bias"),
+            A_log=get("A_log"),
+            D=D,
+            gate_norm=get("gate_norm"),
+            out_proj=Weight(get("out_proj")),
+            out_proj_bias=get("out_proj_bias"),
+            norm_epsilon=self.norm_epsilon,
+            gate_norm_epsilon=self.gate_norm_epsilon,
+            groups=self.groups,
+            norm_groups=self.norm_groups,
+            norm_before_gate=self.norm_before_gate,
+            dt_limit=self.dt_limit,
+            chunk=self.chunk,
+            norm_centred=self.norm_centred,
+            in_multiplier=self.in_multiplier,
+            row_multipliers=self.row_multipliers,
+            out_multiplier=self.out_multiplier,
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights, activations and states."""
+        del length, batch
+        mixed = self.d_inner + 2 * self.groups * self.d_state
+        rows = 2 * self.d_inner + mixed + self.heads
+        return Counts(
+            weights=self.d_model * rows + mixed * self.d_conv,
+            channels=mixed,
+            scores=0,
+            states=self.d_inner * self.d_state,
+        )
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> Dynamics:
+        """Find one decay a head."""
+        dt = np.asarray(observed["dt"], np.float64)
+        A_log = raw["A_log"].astype(np.float64)
+        used = {"A_log": A_log, "dt_limit": self.dt_limit, "per_head": True}
+        return Dynamics(
+            self.d_inner // self.heads * self.d_state,
+            None,
+            dt,
+            -np.exp(A_log).reshape(dt.shape[-1], -1),
+            as_stored(raw, "dt_bias", "D") | used,
+        )

@@ -7,15 +7,29 @@ by token or chunk by chunk (`mamba3_scan`).
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Dynamics,
+    Get,
+    HandedOn,
+    as_stored,
+    with_biases,
+    within,
+)
 from .mamba3_scan import Token, by_rank, chunked_scan, token_scan
-from .norm import Norm, normalise
+from .norm import Norm, norm_of, normalise
+from .sites import FRONT
 
 
 class Mamba3Parameters(eqx.Module):
@@ -160,3 +174,135 @@ def sum_of_ranks(at: AbstractArithmetic, y):
     for r in range(1, y.shape[1]):
         total = at.add(at.may_store("rank_sum", total), y[:, r])
     return total
+
+
+@final
+@dataclass(frozen=True)
+class Mamba3Sizes(AbstractSublayer):
+    """One Mamba-3 mixer with the norm before it.
+
+    **Arguments:**
+
+    - `heads`, `groups`: as in `Mamba2Sizes`.
+    - `rank`: outer products that a head adds at each token; None for SISO, whose
+        kernels turn other pairs of channels.
+    - `angles`: pairs of channels of B and C that turn.
+    - `least_rate`: the smallest -A.
+    - `gate_norm`: whether each head is normalised before the gate.
+    - `mixer_norm_epsilon`: of the norms over B, over C and before the gate.
+    - `chunk`: tokens that a chunk of the chunked form has.
+    - `norm_centred`: whether the norm in front is a LayerNorm.
+    """
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    heads: int
+    groups: int
+    rank: int | None
+    angles: int
+    least_rate: float
+    norm_epsilon: float
+    mixer_norm_epsilon: float
+    gate_norm: bool = False
+    norm_centred: bool = False
+    chunk: int = 64
+
+    kind: ClassVar = "mamba3"
+    recurrent: ClassVar = True
+    flow: ClassVar = staticmethod(mamba3)
+    # what makes dt is named behind what stands beside it in the projection
+    sites: ClassVar = (
+        *FRONT, "xz", "z_cast", "x_cast", "B_norm_hat", "B_norm", "B_cast",
+        "C_norm_hat", "C_norm", "C_cast", "trapezoid_cast", "angle_cast", "B_biased",
+        "C_biased", "trapezoid", "dt_cast", "gamma_ahead", "key_weight", "angle_sum",
+        "dt_biased", "softplus", "k_weighed", "v_ranked", "chunk_state", "CB_decayed",
+        "k_decayed", "v_decayed", "CB_product", "CB_operand", "CB", "CBv", "CBv_sum",
+        "CBv_weighed", "of_the_token", "state", "scan_output", "silu_z",
+        "gate_norm_hat", "gate_product", "gated_rank", "rank_sum", "gated",
+        "gated_cast", "q_turned", "k_turned", "out",
+    )  # fmt: skip
+    weight_groups: ClassVar = within(
+        "mamba3",
+        "mixers",
+        projections="in_proj out_proj",
+        biases="B_bias C_bias",
+        recurrence="dt_bias D mimo_x mimo_z mimo_o",
+        norms=f"{with_biases('norm', 'B_norm', 'C_norm')} gate_norm",
+    )
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """The angle and the state, and the last token, which the next one takes in."""
+        return (
+            HandedOn("angle", "state", ("angle_sum",)),
+            HandedOn("state", "state", ("state",)),
+            HandedOn("keys", "window", ("k_turned",)),
+            HandedOn("values", "window", ("x_cast",)),
+        )
+
+    def parameters(self, get: Get) -> Mamba3Parameters:
+        """Put the flow's parameters together from stored ones."""
+
+        def by_rank(name):
+            array = get(name)  # stored with heads first
+            return None if array is None else jnp.swapaxes(array, 0, 1)
+
+        gate_norm = get("gate_norm")
+        return Mamba3Parameters(
+            norm=norm_of(get, "norm", self.norm_epsilon, self.norm_centred),
+            in_proj=Weight(get("in_proj")),
+            dt_bias=get("dt_bias"),
+            B_norm=norm_of(get, "B_norm", self.mixer_norm_epsilon, False),
+            C_norm=norm_of(get, "C_norm", self.mixer_norm_epsilon, False),
+            D=get("D"),
+            gate_norm=None if gate_norm is None else gate_norm.reshape(self.heads, -1),
+            out_proj=Weight(get("out_proj")),
+            gate_norm_epsilon=self.mixer_norm_epsilon,
+            groups=self.groups,
+            angles=self.angles,
+            least_rate=self.least_rate,
+            chunk=self.chunk,
+            B_bias=jnp.swapaxes(get("B_bias"), 0, 1),
+            C_bias=jnp.swapaxes(get("C_bias"), 0, 1),
+            mimo_x=by_rank("mimo_x"),
+            mimo_z=by_rank("mimo_z"),
+            mimo_o=by_rank("mimo_o"),
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights, activations and states."""
+        del length, batch
+        rank = self.rank or 1
+        rows = 3 * self.d_inner + 2 * rank * self.groups * self.d_state
+        rows += 3 * self.heads + self.angles
+        biases = 2 * rank * self.heads * self.d_state
+        of_ranks = 0 if self.rank is None else 3 * rank * self.d_inner
+        return Counts(
+            weights=self.d_model * rows + biases + of_ranks,
+            channels=rank * max(self.d_inner, self.heads * self.d_state),
+            scores=0,
+            states=self.d_inner * self.d_state,
+        )
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> Dynamics:
+        """Find one log decay a head, of a rate that depends on the token.
+
+        The angle's exponent, 0 whatever the weights, and those of the last key and
+        value, -inf, are not counted (see `recurrences.mamba3`).
+        """
+        dt = np.asarray(observed["dt"], np.float64)
+        log_decay = np.asarray(observed["log_decay"], np.float64)
+        # the rate that gives each head its exponent
+        rates = (log_decay.mean(axis=(0, 1)) / dt.mean(axis=(0, 1)))[:, None]
+        ones = {name: raw[name] for name in ("B_bias", "C_bias")}
+        used = {"ones": ones, "per_head": True}
+        return Dynamics(
+            self.d_inner // self.heads * self.d_state,
+            log_decay,
+            dt,
+            rates,
+            as_stored(raw, "dt_bias", "D") | used,
+        )

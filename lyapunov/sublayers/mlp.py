@@ -1,13 +1,35 @@
 """Feed-forward sublayers, plain and gated."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from .norm import Norm, normalise, scaled
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Get,
+    HandedOn,
+    with_biases,
+    within,
+)
+from .norm import Norm, norm_of, normalise, scaled
+from .sites import FRONT, GELU_NEW
 
+
+NO_STATE = "no exponent: no state"
+
+FEED_FORWARD = (
+    "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
+    "gate", "gate_scaled", *(f"activated_{part}" for part in GELU_NEW), "activated",
+    "hidden", "down",
+)  # fmt: skip
+"""Sites between the norms of an MLP."""
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_new", "relu_squared")
 
@@ -51,6 +73,18 @@ class LowRank(eqx.Module):
     """(rows, rank)."""
 
 
+def weight_of(get: Get, name: str) -> Weight | None:
+    """A matrix that a model may do without."""
+    matrix = get(name)
+    return None if matrix is None else Weight(matrix)
+
+
+def adapter_of(get: Get, name: str) -> LowRank | None:
+    """A layer's own addition to a shared matrix, where it has one."""
+    down, up = (weight_of(get, f"{name}_adapter_{way}") for way in ("down", "up"))
+    return None if down is None or up is None else LowRank(down, up)
+
+
 def projected(
     at: AbstractArithmetic, x, weight: Weight, bias, adapter: LowRank | None, site: str
 ):
@@ -61,6 +95,16 @@ def projected(
         low = at.store(f"{site}_low", at.matmul(x, adapter.down))
         y = at.add(y, at.store(f"{site}_own", at.matmul(low, adapter.up)))
     return at.store(site, y)
+
+
+def around(sizes: Any, get: Get) -> dict[str, Any]:
+    """Norms in front of and behind a sublayer, and the multiplier of its output."""
+    make = lambda name: norm_of(get, name, sizes.norm_epsilon, sizes.norm_centred)
+    return {
+        "norm": make("norm") if sizes.norm_front else None,
+        "norm_behind": make("norm_behind") if sizes.norm_behind else None,
+        "out_multiplier": sizes.out_multiplier,
+    }
 
 
 class MlpParameters(eqx.Module):
@@ -113,3 +157,80 @@ def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
     if p.down_multiplier != 1.0:
         out = at.multiply(at.store("down", out), at.fixed(p.down_multiplier))
     return out
+
+
+@final
+@dataclass(frozen=True)
+class MlpSizes(AbstractSublayer):
+    """One MLP with the norm before it; names as for `AttentionSizes`.
+
+    **Arguments:**
+
+    - `gated`: whether a second projection is activated and multiplies the first.
+    """
+
+    d_model: int
+    d_hidden: int
+    activation: str
+    gated: bool
+    norm_epsilon: float
+    norm_centred: bool = False
+    norm_front: bool = True
+    norm_behind: bool = False
+    gate_multiplier: float = 1.0
+    down_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+    beside: bool = False
+
+    kind: ClassVar = "mlp"
+    recurrent: ClassVar = False
+    flow: ClassVar = staticmethod(mlp)
+    sites: ClassVar = (
+        *FRONT, *FEED_FORWARD, "out", "norm_behind_hat", "norm_behind", "out_scaled",
+    )  # fmt: skip
+    weight_groups: ClassVar = within(
+        "mlp",
+        projections="up gate down up_adapter_down up_adapter_up gate_adapter_down"
+        " gate_adapter_up",
+        biases="up_bias gate_bias down_bias",
+        norms=with_biases("norm", "norm_behind"),
+    )
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """Nothing: every token goes through alone."""
+        return ()
+
+    @property
+    def projections(self) -> int:
+        """How many matrices there are."""
+        return 3 if self.gated else 2
+
+    def parameters(self, get: Get) -> MlpParameters:
+        """Put the flow's parameters together from stored ones."""
+        return MlpParameters(
+            up=Weight(get("up")),
+            up_bias=get("up_bias"),
+            gate=weight_of(get, "gate"),
+            gate_bias=get("gate_bias"),
+            down=Weight(get("down")),
+            down_bias=get("down_bias"),
+            activation=self.activation,
+            gate_multiplier=self.gate_multiplier,
+            down_multiplier=self.down_multiplier,
+            up_adapter=adapter_of(get, "up"),
+            gate_adapter=adapter_of(get, "gate"),
+            **around(self, get),
+        )
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights and activations."""
+        del length, batch
+        weights = self.projections * self.d_model * self.d_hidden
+        return Counts(weights=weights, channels=self.d_hidden, scores=0, states=0)
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> str:
+        """Say why there are none."""
+        return NO_STATE

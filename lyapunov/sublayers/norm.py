@@ -4,6 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic
+from ._sublayer import Get
 
 
 class Norm(eqx.Module):
@@ -14,6 +15,11 @@ class Norm(eqx.Module):
     epsilon: float = eqx.field(static=True)
     centred: bool = eqx.field(static=True, default=False)
     """True for LayerNorm, which removes the mean."""
+
+
+def norm_of(get: Get, name: str, epsilon: float, centred: bool) -> Norm:
+    """Put a norm together from stored parameters."""
+    return Norm(get(name), get(f"{name}_bias"), epsilon, centred)
 
 
 def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):

@@ -1,144 +1,90 @@
 """Names of stored tensors, in the order in which the flows come to them."""
 
-GELU_NEW = (*("square", "cube", "cubic", "sum", "argument", "tanh", "whole", "half"),)
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import overload
+
+from .._errors import UsageError
+from .kinds import KINDS
+
+
+FRONT = ("norm_input", "norm_hat", "norm")
+"""Of the norm in front of a sublayer."""
+
+TOKEN = ("dB", "dBx", "state", "state_read", "read_out", "skip", "skip_sum")
+"""Of one token of a selective scan."""
+
+GELU_NEW = ("square", "cube", "cubic", "sum", "argument", "tanh", "whole", "half")
 """What `gelu_new` is made of, where every operation stores its result."""
 
-FLOW_ORDER = (
-    "embedding",
-    "residual",
-    "residual_aside",
-    "norm_input",
-    "norm_hat",
-    "norm",
-    "in_scaled",
-    # mixers
-    "xz_product",
-    "xz",
-    "row_multipliers",
-    "xz_scaled",
-    "z_cast",
-    "x_cast",
-    # attention, MLPs, experts
-    *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
-    "q",
-    "k",
-    "v",
-    "q_clipped",
-    "k_clipped",
-    "v_clipped",
-    "conv_sum",
-    "conv",
-    "x_proj",
-    "dt_norm_hat",
-    "dt_norm",
-    "B_norm_hat",
-    "B_norm",
-    "B_cast",
-    "C_norm_hat",
-    "C_norm",
-    "C_cast",
-    "trapezoid_cast",
-    "angle_cast",
-    "B_biased",
-    "C_biased",
-    "trapezoid",
-    "dt_cast",
-    "gamma_ahead",
-    "key_weight",
-    "angle_sum",
-    "dt",
-    "dt_biased",
-    "softplus",
-    "dt_clipped",
-    "x_operand",
-    "k_weighed",
-    "v_ranked",
-    "C_operand",
-    "B_scaled",
-    "B_operand",
-    "chunk_state",
-    "CB_decayed",
-    "k_decayed",
-    "v_decayed",
-    "CB_product",
-    "CB_operand",
-    "CB",
-    "CBv",
-    "CBv_sum",
-    "CBv_weighed",
-    "of_the_token",
-    "dB",
-    "dBx",
-    "state",
-    "state_read",
-    "read_out",
-    "skip",
-    "skip_sum",
-    "scan_output",
-    "silu_z",
-    "gate_norm_hat",
-    "gate_product",
-    "gated_rank",
-    "rank_sum",
-    "gated",
-    "gated_cast",
-    "q_norm_hat",
-    "q_norm",
-    "k_norm_hat",
-    "k_norm",
-    "k_scaled",
-    "rotary_cos",
-    "rotary_sin",
-    "q_cos",
-    "q_sin",
-    "q_turned",
-    "k_cos",
-    "k_sin",
-    "k_turned",
-    "scores_product",
-    "scores",
-    "attention",
-    "read",
-    "attended",
-    "mlp_norm_hat",
-    "mlp_norm",
-    "router",
-    "routing",
-    "expert_weight",
-    "latent",
-    "up_shared",
-    "up_low",
-    "up_own",
-    "up",
-    "gate_shared",
-    "gate_low",
-    "gate_own",
-    "gate",
-    "gate_scaled",
-    *(f"activated_{part}" for part in GELU_NEW),
-    "activated",
-    "hidden",
-    "down",
-    "mlp_out",
-    "expert_up",
-    "expert_gate",
-    *(f"expert_activated_{part}" for part in GELU_NEW),
-    "expert_activated",
-    "expert_hidden",
-    "expert_out",
-    "expert_weighed",
-    "routed_sum",
-    "routed",
-    "from_latent",
-    "shared",
-    "out_product",
-    "out",
-    "norm_behind_hat",
-    "norm_behind",
-    "out_scaled",
-    "beside",
-    "norm_f_hat",
-    "norm_f",
-    "logits",
-    "logits_scaled",
-)
+BEFORE = ("embedding", "residual", "residual_aside")
+AFTER = ("beside", "norm_f_hat", "norm_f", "logits", "logits_scaled")
+"""Around all sublayers."""
+
+
+class FlowOrder(Sequence[str]):
+    """The sites of all kinds that are registered, joined whenever they are asked for.
+
+    What two kinds store under one name stands where both have it.
+
+    **Raises:** `UsageError` where kinds have two names in different orders.
+    """
+
+    def __len__(self) -> int:
+        return len(_positions())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return tuple(_positions())[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_positions())
+
+    def __contains__(self, site: object) -> bool:
+        return site in _positions()
+
+    def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
+        """Give the place of a site, to sort by.
+
+        **Raises:** `UsageError` for a site that no kind has.
+        """
+        del start, stop
+        if value not in _positions():
+            raise UsageError(
+                f"no kind of sublayer stores {value!r}",
+                hint="add it to the `sites` of the kind whose flow stores it",
+            )
+        return _positions()[value]
+
+
+FLOW_ORDER = FlowOrder()
+
+
+def _positions() -> dict[str, int]:
+    return _joined(tuple((kind, KINDS[kind].sites) for kind in KINDS))
+
+
+@lru_cache(maxsize=8)
+def _joined(chains: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, int]:
+    order: list[str] = []
+    for kind, sites in chains:
+        # from its end, each in front of the one behind it
+        place = len(order)
+        for site in reversed(sites):
+            if site not in order:
+                order.insert(place, site)
+                continue
+            found = order.index(site)
+            if found >= place:
+                raise UsageError(
+                    f"kind {kind!r} has {site!r} in front of {order[place]!r}, other"
+                    " kinds behind it",
+                    hint="one order of the sites that kinds share",
+                )
+            place = found
+    return {site: i for i, site in enumerate((*BEFORE, *order, *AFTER))}

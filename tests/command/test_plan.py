@@ -19,7 +19,7 @@ from lyapunov.models import Model
 from lyapunov.questions._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
 from lyapunov.report.plan import duration, size, to_plan_table
 from lyapunov.results._check import Finding
-from lyapunov.sublayers.config import Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from lyapunov.sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 
 from ..model.numpy_mamba import Sizes, random_weights
 from ..model.saved import save_transformers

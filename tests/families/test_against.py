@@ -19,8 +19,8 @@ from lyapunov.questions._changes import parameter_changes
 from lyapunov.questions._same_network import _NO_PART_OF_THE_FUNCTION, differences
 from lyapunov.questions._weight_sets import ParameterChange, other_weights
 from lyapunov.report._headline import headline
-from lyapunov.sublayers import config as configs
-from lyapunov.sublayers.config import Mamba1Config
+from lyapunov.sublayers import KINDS
+from lyapunov.sublayers.config import Mamba1Config, NetworkConfig
 
 from . import megatron, numpy_mamba3
 from .configurations import CASES, CONFIGURATIONS, NEMOTRON, SMALL
@@ -359,6 +359,7 @@ def test_layouts_of_one_network_are_held_against_each_other(tmp_path):
 
 def test_what_is_left_out_of_the_comparison_is_there():
     """Assert that each name is still a field of some configuration."""
-    kinds = [value for value in vars(configs).values() if is_dataclass(value)]
+    kinds = [*KINDS.values(), NetworkConfig]
+    assert all(is_dataclass(kind) for kind in kinds)
     names = {field.name for kind in kinds for field in fields(kind)}
     assert names >= _NO_PART_OF_THE_FUNCTION

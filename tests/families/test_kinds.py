@@ -18,9 +18,7 @@ from lyapunov.implementations import executions_for, mamba_ssm_prefill
 from lyapunov.implementations._constants import MEASURED_KINDS
 from lyapunov.implementations._torch import NAMES_BY_KIND
 from lyapunov.implementations.transformers.network_runner import WATCHED
-from lyapunov.questions._layer_facts import REASONS
 from lyapunov.sublayers.config import NetworkConfig
-from lyapunov.sublayers.counts import n_channels, n_scores, n_states, n_weights
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
 
@@ -97,24 +95,17 @@ def test_counts_are_those_of_what_is_built(family, name):
         raw = model.raw_parameters(layer)
         place = layer, sizes.kind
         matrices = sum(array.size for array in raw.values() if array.ndim > 1)
-        assert n_weights(sizes) == matrices > 0, place
-        assert n_channels(sizes, 7) > 0, place
-        attends = sizes.kind in ("attention", "shared")
-        assert (n_scores(sizes, 10**5) > 0) == attends, place
-        assert n_scores(sizes, 7) == 0, place
-        if KINDS[sizes.kind].recurrent:
+        counts = sizes.count(7)
+        assert counts.weights == matrices > 0, place
+        assert counts.channels > 0, place
+        attends = any(one.how == "cache" for one in sizes.hand_over)
+        assert (sizes.count(10**5).scores > 0) == attends, place
+        assert counts.scores == 0, place
+        if sizes.recurrent:
             start = model.start(model.parameters(layer))
-            assert n_states(sizes) == start.state.size > 0, place
+            assert counts.states == start.state.size > 0, place
         else:
-            assert n_states(sizes) == 0, place
-
-
-def test_what_is_not_counted_raises():
-    """Assert that sizes of no known kind have no count of 0."""
-    of_seven = lambda count: lambda sizes: count(sizes, 7)
-    for count in (n_weights, n_states, of_seven(n_channels), of_seven(n_scores)):
-        with pytest.raises(TypeError, match="SimpleSizes has no count"):
-            count(type("SimpleSizes", (), {})())
+            assert counts.states == 0, place
 
 
 def executions(model, measure):
@@ -179,10 +170,6 @@ def test_every_kind_is_watched_or_refused():
         sites = {one.site for one in seen}
         assert sites <= set(FLOW_ORDER), kind
         assert sites & {"out", "routed", "shared"}, kind
-
-
-def test_every_kind_has_exponents_or_a_reason():
-    assert set(REASONS) == NOT_RECURRENT
 
 
 def test_constants_are_measured_or_not_by_kind():

@@ -23,7 +23,7 @@ from lyapunov.implementations.transformers._source import (
     source,
 )
 from lyapunov.implementations.transformers.networks import NORM_ROUNDS_ONCE
-from lyapunov.sublayers.config import Mamba2Sizes, NetworkConfig
+from lyapunov.sublayers import Mamba2Sizes, NetworkConfig
 
 
 ROOT = Path(__file__).parents[2]

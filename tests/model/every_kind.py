@@ -1,6 +1,6 @@
 """Sizes of one small sublayer of every kind, with every optional parameter."""
 
-from lyapunov.sublayers.config import (
+from lyapunov.sublayers import (
     AttentionSizes,
     ExpertsSizes,
     Mamba1Sizes,

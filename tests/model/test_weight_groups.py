@@ -97,7 +97,7 @@ def parameters_of(kind):
         return jnp.full((2, 2, 2), given[name])
 
     with jax.enable_x64(True):
-        built = KINDS[kind].build(SIZES[kind], get)
+        built = SIZES[kind].parameters(get)
         leaves = jax.tree.leaves(built, is_leaf=lambda x: isinstance(x, Weight))
         found = {float(jnp.max(x.matrix)) for x in leaves if isinstance(x, Weight)}
     if kind == "experts":  # stacks of matrices, gathered before they multiply
@@ -130,8 +130,10 @@ def test_what_stands_around_the_sublayers_has_groups_too():
     [("mamba2", "q_weight"), ("gated_delta", "in_proj"), (OUTSIDE, "lm_head")],
 )
 def test_what_is_not_known_raises(kind, name):
-    with pytest.raises(KeyError):
+    with pytest.raises(UsageError) as caught:
         groups_of(kind, name)
+    assert repr(name) in caught.value.message or repr(kind) in caught.value.message
+    assert caught.value.hint
 
 
 def test_each_group_holds_something():
@@ -144,6 +146,14 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     assert held - set(GROUPS) - PARAMETERS == {"mamba1", "mamba2", "mamba3"}
+
+
+def test_the_names_that_need_no_jax_are_those_of_the_kinds():
+    of_kinds = {name for one in KINDS.values() for name in one.weight_groups}
+    assert of_kinds | set(EXPECTED[OUTSIDE]["embedding_and_head"].split()) | {
+        "norm_f",
+        "norm_f_bias",
+    } == set(PARAMETERS)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...sublayers.config import (
+from ...sublayers import (
     AttentionSizes,
     ExpertsSizes,
     Mamba1Sizes,

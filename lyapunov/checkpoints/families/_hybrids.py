@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ...sublayers.config import (
+from ...sublayers import (
     AttentionSizes,
     ExpertsSizes,
     Mamba1Sizes,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...sublayers.config import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from ...sublayers import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from .._checkpoint import Checkpoint
 from .._network import (
     NetworkLayout,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..._errors import CorruptCheckpointError
-from ...sublayers.config import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from ...sublayers import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from .._settings import (
     expanded,
     integer,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ...sublayers.config import (
+from ...sublayers import (
     AttentionSizes,
     Mamba1Config,
     Mamba1Sizes,

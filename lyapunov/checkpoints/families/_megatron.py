@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ...sublayers.config import AttentionSizes, Mamba2Sizes, MlpSizes, NetworkConfig
+from ...sublayers import AttentionSizes, Mamba2Sizes, MlpSizes, NetworkConfig
 from .._blocks import rows
 from .._checkpoint import Checkpoint
 from .._network import (

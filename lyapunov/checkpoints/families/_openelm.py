@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..._errors import UnsupportedCheckpointError
-from ...sublayers.config import AttentionSizes, MlpSizes, NetworkConfig
+from ...sublayers import AttentionSizes, MlpSizes, NetworkConfig
 from .._blocks import fused_mlp_parts, rows
 from .._checkpoint import Checkpoint
 from .._network import NetworkLayout, Part, TopNames, recognise_network

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ...sublayers.config import AttentionSizes, MlpSizes, NetworkConfig
+from ...sublayers import AttentionSizes, MlpSizes, NetworkConfig
 from .._blocks import attention_parts, mlp_parts
 from .._checkpoint import Checkpoint
 from .._network import NetworkLayout, Part, TopNames, recognise_network

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...sublayers.config import (
+from ...sublayers import (
     AttentionSizes,
     Mamba1Sizes,
     Mamba2Sizes,

@@ -8,7 +8,7 @@ import dataclasses
 
 from ..._errors import UsageError
 from ...formats import FP32, Format
-from ...sublayers.config import ExpertsSizes, NetworkConfig
+from ...sublayers import ExpertsSizes, NetworkConfig
 from ...sublayers.kinds import KINDS
 from .._autocast import autocast_parameters
 from .._execution import Execution, any_order, assume_formats, parse_precision

@@ -1,0 +1,159 @@
+"""The one class of what is true of a kind of sublayer; each kind's file has its own."""
+
+import abc
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+Get = Callable[[str], Any]
+"""A parameter in fp64 by its canonical name; None where the model has none."""
+
+
+class Counts(NamedTuple):
+    """How large a sublayer is: what a plan of memory and time rests on."""
+
+    weights: int
+    """Entries of its matrices: all arrays but vectors."""
+    channels: int
+    """Entries a token of the widest tensor between projections; scores that go through
+    in blocks are none."""
+    scores: int
+    """Scores of attention that a temporary holds where they go through in blocks."""
+    states: int
+    """Entries of the recurrent state; 0 where nothing recurs."""
+
+
+class HandedOn(NamedTuple):
+    """One of the arrays that a call needs of the call before it."""
+
+    name: str
+    """The field of the state that the flow takes and gives."""
+    how: Literal["state", "window", "cache"]
+    """Every token so far is in a `state`, of fixed size; the last ones alone are in a
+    `window`; a `cache` has a row for each token and grows with the text."""
+    sites: tuple[str, ...]
+    """The stores whose values it holds, side by side, in their formats."""
+
+
+class Dynamics(NamedTuple):
+    """How fast the states of a sublayer fade on the tokens, and what makes it so."""
+
+    multiplicity: int
+    """Coordinates of the state that share a decay."""
+    log_decay: Float[np.ndarray, "batch seq *states"] | None = None
+    """None where it is the time step times a rate, and as large as the state."""
+    dt: Float[np.ndarray, "batch seq channels"] | None = None
+    """Time steps; None where the recurrence has none."""
+    rates: Float[np.ndarray, "channels states"] | None = None
+    """Log decays over time steps; where they depend on the token, those that give the
+    same exponents."""
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    """As stored, and how they are used: fields of `exponents.StoredParameters`."""
+
+
+class AbstractSublayer(abc.ABC):
+    """A sublayer with the norm before it: its sizes are the fields of the final class,
+    a frozen dataclass, and what holds of all of its kind are class variables.
+
+    Every kind says all of this, and has no default to fall back to. It is registered
+    in `lyapunov.sublayers.KINDS`, and nowhere else.
+    """
+
+    kind: ClassVar[str]
+    """Name of the kind, in reports and in executions."""
+    recurrent: ClassVar[bool]
+    """Whether it has a state of fixed size that every token so far is in."""
+    sites: ClassVar[tuple[str, ...]]
+    """Tensors that its flow may store, in the order in which reports name them."""
+    weight_groups: ClassVar[Mapping[str, frozenset[str]]]
+    """Groups that each of its parameters is in, by canonical name; one is its role."""
+    flow: ClassVar[Callable[..., tuple[Any, Any]]]
+    """`(at, residual, p, start) -> (output, after)` on one sequence. A recurrence shows
+    `state` to `at.observe`, and what `exponents` reads."""
+
+    aside: ClassVar[bool] = False
+    """Whether its output goes to the next sublayer alone, and not into the stream."""
+    embedded: ClassVar[bool] = False
+    """Whether it reads the embedding beside the stream."""
+    beside: bool = False
+    """Whether it reads what the sublayer before it read, not what that one wrote."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        said = ("kind", "recurrent", "sites", "weight_groups", "flow")
+        missing = [name for name in said if not hasattr(cls, name)]
+        if missing:
+            raise TypeError(f"{cls.__name__} does not say its {', '.join(missing)}")
+
+    @property
+    @abc.abstractmethod
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """What a call needs of the one before it; empty where tokens do not meet."""
+
+    @abc.abstractmethod
+    def parameters(self, get: Get) -> Any:
+        """Put the flow's parameters together from stored ones.
+
+        **Returns:** a PyTree whose `initial_state()` is the flow's first `start`.
+        """
+
+    @abc.abstractmethod
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count weights, activations and states.
+
+        **Arguments:**
+
+        - `length`: tokens that attention sees. `batch`: sequences side by side.
+        """
+
+    @abc.abstractmethod
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> Dynamics | str:
+        """Find what the Lyapunov exponents are made of, or say why there are none.
+
+        **Arguments:**
+
+        - `raw`: parameters as stored, by canonical name.
+        - `observed`: what the flow showed on the tokens, (batch, seq, ...) each.
+
+        **Returns:** the dynamics of a recurrence; of any other kind the reason, as
+        reports word it.
+        """
+
+
+ROLES = ("recurrence", "projections", "biases", "norms", "conv")
+"""What a flow does with a parameter; every one has exactly one of these."""
+
+
+def within(*places: str, **roles: str) -> dict[str, frozenset[str]]:
+    """Give the groups of parameters that are in all of these places.
+
+    **Arguments:**
+
+    - `roles`: names with blanks between them, by what the flow does with them.
+
+    **Returns:** by parameter, its places and its role.
+    """
+    unknown = set(roles) - set(ROLES)
+    if unknown:
+        raise TypeError(f"no role {', '.join(sorted(unknown))}: {', '.join(ROLES)}")
+    return {
+        name: frozenset({*places, role})
+        for role, names in roles.items()
+        for name in names.split()
+    }
+
+
+def with_biases(*names: str) -> str:
+    """Give names, each with that of its bias."""
+    return " ".join(f"{name} {name}_bias" for name in names)
+
+
+def as_stored(raw: Mapping[str, np.ndarray], *names: str) -> dict[str, Any]:
+    """Give stored parameters in fp64, flat."""
+    return {name: raw[name].astype(np.float64).ravel() for name in names}
