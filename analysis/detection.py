@@ -1,6 +1,6 @@
 """How small a defect of a kernel is still caught, against the bound it hides behind.
 
-`python -m analysis.detection` runs every broken kernel of `tests/executions` at
+`python -m analysis.detection` runs every broken kernel of `oracles.mutants` at
 strengths from 1 down, in bf16 and fp16. It writes detection.json and a
 figure: the share caught against effect over bound. The effect is the largest, over all
 elements, of |broken - right| over the bound, both evaluated in fp64; for T0 at the
@@ -24,7 +24,6 @@ STUDY = Study(
     "minutes",
     Path(__file__).parent / "results" / "detection.json",
     ("matplotlib", "torch", "transformers"),
-    more="the repository's tests",
 )
 STRENGTHS = [2.0**-power for power in range(0, 26)]
 PRECISIONS = ("bf16", "fp16")
@@ -37,8 +36,8 @@ def study() -> list[dict]:
     import tempfile
 
     import lyapunov
-    from tests.executions.conftest import SIZES, hard_weights
-    from tests.model.saved import save_transformers
+    from oracles.checkpoints.hard import SIZES, hard_weights
+    from oracles.checkpoints.mamba1 import save_transformers
 
     weights = hard_weights("plain")
     with tempfile.TemporaryDirectory() as home:
@@ -48,12 +47,12 @@ def study() -> list[dict]:
 
 def rows_of(model, weights) -> list[dict]:
     """The mutants in layer 1 of this model."""
+    from analysis.elementwise import Elementwise, exceeding
     from lyapunov.bounds.local import with_operator_norms
     from lyapunov.implementations import mamba_ssm_prefill
-    from tests.executions import numpy_kernel as kernel
-    from tests.executions.conftest import SEQ, tokens_for
-    from tests.executions.elementwise import Elementwise, exceeding
-    from tests.executions.numpy_mutants import MUTANTS
+    from oracles.checkpoints.hard import SEQ, tokens_for
+    from oracles.kernels import mamba1 as kernel
+    from oracles.mutants.mamba1 import MUTANTS
 
     tokens = tokens_for("plain")
     flow, original = model.sublayers[1].flow, model.parameters(1)

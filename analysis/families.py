@@ -27,7 +27,6 @@ STUDY = Study(
     "hours on 2 cores",
     Path(__file__).parent / "results" / "families.json",
     ("torch", "transformers"),
-    more="the repository's tests",
 )
 PRECISIONS = ("bf16", "fp16")
 TOKENS = 32
@@ -39,8 +38,8 @@ OTHERS = ("mamba3 SISO", "mamba3 MIMO", "mamba_ssm hybrid", "openelm", "megatron
 def of_transformers(family: str, mode: str):
     """(model, the library's logits, what may lie between, tokens)."""
     import lyapunov
-    from tests.families.configurations import CONFIGURATIONS, NO_LIMITS
-    from tests.families.library import logits, make, save, tolerance
+    from oracles.checkpoints.configurations import CONFIGURATIONS, NO_LIMITS
+    from oracles.checkpoints.transformers import logits, make, save, tolerance
 
     settings = next(iter(CONFIGURATIONS[family].values()))
     if mode == "decode":
@@ -55,37 +54,38 @@ def of_transformers(family: str, mode: str):
 def of_another(family: str):
     """The same for a family that transformers does not have; NumPy's logits."""
     import lyapunov
-    from tests.families import megatron, numpy_mamba3, numpy_network, test_megatron
-    from tests.families.library import logits, tolerance
-    from tests.families.test_against_numpy import (
+    from oracles.checkpoints import megatron
+    from oracles.checkpoints.mamba3 import CONFIGS as MAMBA3
+    from oracles.checkpoints.mamba_ssm import (
         CONFIGS,
         drawn,
-        exact_logits,
         full_config,
         mamba_ssm_shapes,
         openelm,
         save,
     )
-    from tests.families.test_mamba3 import CONFIGS as MAMBA3
+    from oracles.checkpoints.transformers import logits, tolerance
+    from oracles.networks import mamba3, mamba_ssm as hybrids, openelm as transformer
+    from oracles.tolerances import exact_logits
 
     rng = np.random.default_rng(5)
     tokens = np.random.default_rng(7).integers(0, 37, TOKENS)
     if family == "megatron":
         folder = megatron.save(
-            _folder() / "model", test_megatron.tensors(), 2, **test_megatron.SIZES
+            _folder() / "model", megatron.tensors(), 2, **megatron.SIZES
         )
-        known = test_megatron.known()
+        known = megatron.known()
         model = lyapunov.load(folder)
         return model, logits(known, tokens), tolerance(known, tokens), tokens
     if family.startswith("mamba3"):
         settings = MAMBA3[family.removeprefix("mamba3 ")]
         config = full_config({"ssm_cfg": {**settings, "chunk_size": 16}})
-        shapes, forward = numpy_mamba3.shapes(config), numpy_mamba3.logits
+        shapes, forward = mamba3.shapes(config), mamba3.logits
     elif family == "openelm":
-        (config, shapes), forward = openelm(True), numpy_network.openelm_logits
+        (config, shapes), forward = openelm(True), transformer.openelm_logits
     else:
         config = full_config(CONFIGS["attention with a convolution"])
-        shapes, forward = mamba_ssm_shapes(config), numpy_network.mamba_ssm_logits
+        shapes, forward = mamba_ssm_shapes(config), hybrids.mamba_ssm_logits
     weights = drawn(shapes, rng)
     for name, value in weights.items():
         if name.endswith("mixer.dt_bias") and family.startswith("mamba3"):
@@ -207,7 +207,7 @@ def main(given: list[str] | None = None) -> None:
     jax.config.update("jax_enable_x64", True)
     import transformers
 
-    from tests.families.configurations import CONFIGURATIONS
+    from oracles.checkpoints.configurations import CONFIGURATIONS
 
     every = [*CONFIGURATIONS, *OTHERS]
     unknown = [family for family in options.families if family not in every]

@@ -2,11 +2,10 @@
 
 import numpy as np
 
+from oracles.tolerances import gamma
 
-def gamma(operations: int, unit: float) -> float:
-    """Higham's gamma_n = n u / (1 - n u): relative error of n chained operations."""
-    assert operations * unit < 1
-    return operations * unit / (1 - operations * unit)
+
+__all__ = ["assert_within", "gamma"]
 
 
 def assert_within(actual, expected, tolerance, what: str = "") -> None:

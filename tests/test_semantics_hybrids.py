@@ -6,9 +6,9 @@ import pytest
 import lyapunov
 from lyapunov.findings._semantics import semantic_findings
 from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from oracles.checkpoints.configurations import BAMBA, NEMOTRON, ZAMBA2
+from oracles.checkpoints.transformers import logits, make, tolerance
 
-from .families.configurations import BAMBA, NEMOTRON, ZAMBA2
-from .families.library import logits, make, tolerance
 from .test_semantics_shown import APART, TOKENS, seen_dt
 
 

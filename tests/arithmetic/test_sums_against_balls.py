@@ -15,8 +15,8 @@ from hypothesis import example, given, strategies as st
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, Weight
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
+from oracles import scan_orders
 
-from ..bounds import scan_orders
 from ..helpers import gamma
 from .balls import BITS, above, arb
 from .made_up import (

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import lyapunov
+from oracles.checkpoints.hard import SIZES
 
-from ..executions.conftest import SIZES, checkpoint
+from ..executions.conftest import checkpoint
 
 
 __all__ = ["checkpoint"]

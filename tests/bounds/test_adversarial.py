@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis.elementwise import Elementwise, exceeding
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.bounds.local import (
     REFERENCE_SHARE,
@@ -23,10 +24,9 @@ from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.implementations._trace import SublayerRecord
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
 from lyapunov.sublayers.residual import Incoming, sublayer
+from oracles.kernels import mamba1 as kernel
 
 from ..arithmetic.balls import BITS, above, arb, silu, softplus
-from ..executions import numpy_kernel as kernel
-from ..executions.elementwise import Elementwise, exceeding
 
 
 WIDTH, INNER, STATES, RANK, TAPS = 4, 6, 2, 2, 3

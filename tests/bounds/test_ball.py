@@ -18,11 +18,11 @@ from lyapunov.implementations import (
     mamba_ssm_prefill,
     transformers_prefill,
 )
+from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.kernels import mamba1 as kernel
+from oracles.mutants.mamba1 import make
 
-from ..executions import numpy_kernel as kernel
-from ..executions.conftest import SIZES, hard_weights, tokens_for
-from ..executions.numpy_mutants import make
-from ..model.saved import save_transformers
 from .estimates import held_out
 
 

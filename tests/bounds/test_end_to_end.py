@@ -18,10 +18,10 @@ from lyapunov.implementations import Reference, mamba_ssm_prefill
 from lyapunov.models import Sublayer
 from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, final_norm, sublayer
+from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
+from oracles.checkpoints.mamba1 import save_transformers
 
-from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma
-from ..model.saved import save_transformers
 from .estimates import estimates, held_out
 
 

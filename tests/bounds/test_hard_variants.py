@@ -10,11 +10,11 @@ import functools
 import numpy as np
 import pytest
 
+from analysis.elementwise import Elementwise, exceeding
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.sublayers.mamba1 import mamba1
+from oracles.kernels import mamba1 as kernel
 
-from ..executions import numpy_kernel as kernel
-from ..executions.elementwise import Elementwise, exceeding
 from ..executions.right_variants import Right, variants
 from .test_adversarial import (
     CASES,

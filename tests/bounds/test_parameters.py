@@ -26,10 +26,10 @@ from lyapunov.bounds.parameters import (
     within,
 )
 from lyapunov.sublayers.residual import sublayer
+from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
+from oracles.checkpoints.mamba1 import save_transformers
 
-from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma
-from ..model.saved import save_transformers
 
 
 FIELDS = (

@@ -18,10 +18,10 @@ from lyapunov.bounds.predicted import (
 )
 from lyapunov.formats import BF16
 from lyapunov.implementations import mamba_ssm_prefill
+from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
+from oracles.checkpoints.mamba1 import save_transformers
 
-from ..executions.conftest import SIZES, hard_weights, tokens_for
 from ..helpers import assert_within, gamma
-from ..model.saved import save_transformers
 from .estimates import estimates
 
 

@@ -14,9 +14,8 @@ import lyapunov
 from lyapunov.arithmetic import BoundedArithmetic, Exact, RoundingModel
 from lyapunov.bounds.local import REFERENCE_SHARE, with_operator_norms
 from lyapunov.sublayers.mamba1 import mamba1
-
-from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
-from ..model.saved import save_transformers
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
 
 UNIT = 2.0**-53

@@ -10,9 +10,9 @@ import pytest
 
 from lyapunov.arithmetic import BoundedArithmetic, RoundingModel
 from lyapunov.implementations.mamba_ssm.mamba1 import scan_depth
+from oracles import scan_orders as orders
 
 from ..helpers import gamma
-from . import scan_orders as orders
 
 
 LENGTHS = [1, 2, 127, 128, 129, 2047, 2048, 2049]

@@ -12,9 +12,8 @@ from lyapunov.findings._change_findings import change_findings
 from lyapunov.findings._change_words import coverage_gaps
 from lyapunov.questions._weight_sets import other_weights
 from lyapunov.results._check import OutputDivergence, ParameterChangeReport
-
-from ..families.configurations import BAMBA
-from ..families.library import make, save
+from oracles.checkpoints.configurations import BAMBA
+from oracles.checkpoints.transformers import make, save
 
 
 pytest.importorskip("transformers")

@@ -16,9 +16,8 @@ from lyapunov._errors import LyapunovError, UsageError
 from lyapunov.questions._changes import parameter_changes
 from lyapunov.questions._weight_sets import other_weights, rounded_weights
 from lyapunov.report.json import schema
-
-from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
-from ..model.saved import save_mamba_ssm, save_transformers
+from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
+from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
 
 SIZES = Sizes(layers=3)

@@ -10,9 +10,8 @@ import pytest
 import lyapunov
 from lyapunov._errors import LyapunovError, TokensError, UsageError
 from lyapunov.report import to_table
-
-from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
-from ..model.saved import save_mamba_ssm, save_transformers
+from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
+from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
 
 SIZES = Sizes(layers=3)

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from ..model.numpy_mamba import Sizes, random_weights
-from ..model.saved import save_transformers
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import Sizes, random_weights
 
 
 PROGRAM = """

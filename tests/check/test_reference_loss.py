@@ -18,9 +18,8 @@ from lyapunov.questions._reference_loss import (
     reference_loss,
     stderr_of_loss,
 )
-
-from ..model.numpy_mamba import NumpyMamba, Sizes, random_weights
-from ..model.saved import save_transformers
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
 
 HOME = Path(lyapunov.__file__).parent / "assets" / "mamba1-bytes"

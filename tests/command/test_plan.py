@@ -20,9 +20,8 @@ from lyapunov.questions._plan import FORWARDS, PROGRAMS, Plan, available_memory,
 from lyapunov.report.plan import duration, size, to_plan_table
 from lyapunov.results._check import Finding
 from lyapunov.sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
-
-from ..model.numpy_mamba import Sizes, random_weights
-from ..model.saved import save_transformers
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import Sizes, random_weights
 
 
 @pytest.fixture(scope="module")

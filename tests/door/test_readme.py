@@ -22,9 +22,9 @@ from click.testing import CliRunner
 
 import lyapunov
 from lyapunov.command._cli import main
+from oracles.checkpoints.transformers import make, save
 
 from ..command.conftest import FakeCheck
-from ..families.library import make, save
 from ..live.test_trainer import Watch, trainer
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lyapunov.implementations import executions_for
-
-from ..families import numpy_mamba3 as layout
-from . import numpy_kernel as kernel, numpy_mamba3 as mamba3
+from oracles.kernels import mamba1 as kernel, mamba3
+from oracles.kernels.mamba3_ranks import Mimo, Step
+from oracles.networks import mamba3 as layout
 
 
 class Sizes(NamedTuple):
@@ -124,8 +124,8 @@ def execution_of(model, precision: str, mode: str = "prefill", cache=None):
 def kernel_of(sizes: Sizes, mode: str = "prefill") -> type[mamba3.Siso]:
     """NumPy's layer."""
     if mode == "decode":
-        return mamba3.Step
-    return mamba3.Siso if sizes.rank == 1 else mamba3.Mimo
+        return Step
+    return mamba3.Siso if sizes.rank == 1 else Mimo
 
 
 def run_stack(weights, tokens, precision, sizes, make, *order):

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, scan_depth
-
-from ..bounds import scan_orders
-from . import numpy_kernel as kernel
-from .conftest import SEQ
-from .numpy_kernel import F, Kernel
+from oracles import scan_orders
+from oracles.checkpoints.hard import SEQ
+from oracles.kernels import mamba1 as kernel
+from oracles.kernels.mamba1 import F, Kernel
 
 
 SCANS = ("block_scan", "tree", "chunked", "bracketing")

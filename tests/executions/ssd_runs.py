@@ -1,4 +1,4 @@
-"""NumPy's Mamba-2 layers (`numpy_ssd`) run in a row, and held to their bounds."""
+"""NumPy's Mamba-2 layers (`kernels.mamba2`) run in a row, and held to their bounds."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +9,8 @@ from lyapunov.implementations.mamba_ssm.mamba2 import (
     mamba_ssm_mamba2_decode,
     mamba_ssm_mamba2_prefill,
 )
+from oracles.kernels import mamba1 as kernel, mamba2 as ssd
 
-from . import numpy_kernel as kernel, numpy_ssd as ssd
 from .ssd_models import Sizes
 
 

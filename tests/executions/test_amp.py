@@ -10,8 +10,8 @@ from lyapunov.implementations import (
     mamba_ssm_prefill,
     transformers_prefill,
 )
+from oracles.kernels import mamba1 as kernel
 
-from . import numpy_kernel as kernel
 from .conftest import SLOW_KINDS
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 

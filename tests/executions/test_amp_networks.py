@@ -16,9 +16,9 @@ from lyapunov.formats import BF16, FP32
 from lyapunov.implementations import TransformersNetwork, executions_for
 from lyapunov.implementations._autocast import CAST, KEPT, autocast_parameters
 from lyapunov.sublayers.kinds import KINDS
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
 
-from ..families.configurations import CASES, CONFIGURATIONS
-from ..families.library import make, save
 from ..families.runs import divergences
 
 

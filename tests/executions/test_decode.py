@@ -17,11 +17,12 @@ from lyapunov.implementations import (
 )
 from lyapunov.implementations.transformers._cache import cache_of, given_cache
 from lyapunov.sublayers.mamba1 import mamba1
+from oracles.checkpoints.hard import SIZES
+from oracles.kernels import mamba1 as kernel
+from oracles.kernels.mamba1_steps import Step, softplus
 
 from ..helpers import gamma
-from . import numpy_kernel as kernel
-from .conftest import SIZES, SLOW_KINDS
-from .numpy_decode import Step, softplus
+from .conftest import SLOW_KINDS
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 
 

@@ -6,9 +6,8 @@ import pytest
 
 import lyapunov
 from lyapunov.implementations import Emulated, mamba_ssm_prefill
-
-from . import numpy_kernel as kernel
-from .conftest import SIZES
+from oracles.checkpoints.hard import SIZES
+from oracles.kernels import mamba1 as kernel
 
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}

@@ -8,10 +8,10 @@ import pytest
 import lyapunov
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.results import _check as _results
+from oracles.checkpoints.hard import SEQ, SIZES
+from oracles.checkpoints.mamba1 import save_transformers
 
 from ..helpers import gamma
-from ..model.saved import save_transformers
-from .conftest import SEQ, SIZES
 
 
 KINDS = ["plain", "outliers", "dt", "A", "repeated"]

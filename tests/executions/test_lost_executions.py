@@ -13,10 +13,9 @@ from transformers import MambaForCausalLM
 import lyapunov
 from lyapunov.report import to_table
 from lyapunov.report.json import dump
-
-from ..model.numpy_mamba import NumpyMamba, random_weights
-from ..model.saved import save_transformers
-from .conftest import SEQ, SIZES
+from oracles.checkpoints.hard import SEQ, SIZES
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import NumpyMamba, random_weights
 
 
 MEASURES = ["emulated", "transformers"]

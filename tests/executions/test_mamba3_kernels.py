@@ -1,6 +1,6 @@
 """Mamba-3's kernels in NumPy are under their bounds, and broken ones are caught.
 
-`numpy_mamba3` follows mamba_ssm's kernels and shares nothing with the flow; its
+`kernels.mamba3` follows mamba_ssm's kernels and shares nothing with the flow; its
 approximate instructions are off as far as they may be.
 """
 
@@ -8,10 +8,10 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
+from oracles.kernels.mamba3 import Order
+from oracles.mutants.mamba3 import MUTANTS, RANKED, STEPS
 
 from . import mamba3_models as models, ssd_runs as runs
-from .mamba3_mutants import MUTANTS, RANKED, STEPS
-from .numpy_mamba3 import Order
 
 
 SEQ = 29

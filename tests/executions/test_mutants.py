@@ -1,7 +1,7 @@
 """Kernels broken on purpose are caught at the right sublayer; correct ones never.
 
-Each kernel is NumPy's (`numpy_kernel`), so that nothing here shares code with the
-emulator. A mutant (`numpy_mutants`) runs in layer 1 of 2; layer 0 is right. What each
+Each kernel is NumPy's (`kernels.mamba1`), so that nothing here shares code with the
+emulator. A mutant (`mutants.mamba1`) runs in layer 1 of 2; layer 0 is right. What each
 one does, element by element, is the difference of two fp64 evaluations: the right
 operation and the broken one. Whatever exceeds twice the bound somewhere has to be seen.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lyapunov
+from analysis.elementwise import Elementwise, exceeding
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.local import (
     compare,
@@ -22,12 +23,10 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.implementations._trace import SublayerRecord
-
-from . import numpy_kernel as kernel
-from .conftest import SEQ, SIZES
-from .elementwise import Elementwise, exceeding
-from .numpy_faults import Mutant
-from .numpy_mutants import EQUIVALENT, MUTANTS, make
+from oracles.checkpoints.hard import SEQ, SIZES
+from oracles.kernels import mamba1 as kernel
+from oracles.mutants.faults import Mutant
+from oracles.mutants.mamba1 import EQUIVALENT, MUTANTS, make
 
 
 # What is less than half a bound wherever it is looked at.

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 
 import lyapunov
+from analysis.elementwise import Elementwise, exceeding
 from lyapunov.bounds.local import with_operator_norms
 from lyapunov.implementations import mamba_ssm_prefill
-
-from . import numpy_kernel as kernel
-from .conftest import SEQ
-from .elementwise import Elementwise, exceeding
-from .numpy_faults import gated_with, low_operands, low_steps, mutant, product, store
-from .numpy_kernel import F, cast
+from oracles.checkpoints.hard import SEQ
+from oracles.kernels import mamba1 as kernel
+from oracles.kernels.mamba1 import F, cast
+from oracles.mutants.faults import (
+    gated_with,
+    low_operands,
+    low_steps,
+    mutant,
+    product,
+    store,
+)
 
 
 PROJECTIONS = {

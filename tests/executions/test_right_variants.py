@@ -9,9 +9,10 @@ import pytest
 
 import lyapunov
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, scan_depth
+from oracles.checkpoints.hard import SEQ, SIZES
+from oracles.kernels import mamba1 as kernel
 
-from . import numpy_kernel as kernel, right_variants as right
-from .conftest import SEQ, SIZES
+from . import right_variants as right
 from .right_variants import Right, Variant, variants
 from .test_mutants import verdicts
 

@@ -1,6 +1,6 @@
 """Mamba-2 kernels broken on purpose are caught where they are.
 
-Each is NumPy's (`numpy_ssd`, `ssd_mutants`), which shares nothing with the flow, and
+Each is NumPy's (`oracles`), which shares nothing with the flow, and
 runs in layer 1 of 2; layer 0 is right. What a mutant does, element by element, is the
 difference of two fp64 evaluations: the right operation and the broken one. Whatever
 exceeds twice the bound somewhere has to be seen.
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import lyapunov
+from analysis.elementwise import Elementwise, exceeding
 from lyapunov.bounds.local import with_operator_norms
+from oracles.kernels import mamba2 as ssd
+from oracles.mutants.mamba2 import MUTANTS, OPERANDS, Mutant
 
-from . import numpy_ssd as ssd, ssd_models as models, ssd_runs as runs
-from .elementwise import Elementwise, exceeding
-from .ssd_mutants import MUTANTS, OPERANDS, Mutant
+from . import ssd_models as models, ssd_runs as runs
 
 
 SEQ = 50

@@ -1,17 +1,18 @@
 """Mamba-2's kernels in NumPy are under their bounds, and the bounds close to them.
 
-`numpy_ssd` follows the Triton kernels and shares nothing with the flow: blocks of 8 to
-64, sums in fp64, in fp32 one after another and as tensor cores make them, running sums
-serial or as a tree, products fused or not.
+`kernels.mamba2` follows the Triton kernels and shares nothing with the flow: blocks of
+8 to 64, sums in fp64, in fp32 one after another and as tensor cores make them, running
+sums serial or as a tree, products fused or not.
 """
 
 import numpy as np
 import pytest
 
 import lyapunov
+from oracles.kernels import mamba2 as ssd
+from oracles.kernels.mamba2 import Order
 
-from . import numpy_ssd as ssd, ssd_models as models, ssd_runs as runs
-from .numpy_ssd import Order
+from . import ssd_models as models, ssd_runs as runs
 
 
 SEQ = 50

@@ -9,9 +9,11 @@ from experiments.trained import networks, shapes
 from experiments.trained.export import write_checkpoint
 from experiments.trained.loop import optimizer
 from experiments.trained.problems import Problem
+from oracles.checkpoints import transformers as library
+from oracles.checkpoints.mamba_ssm import drawn
+from oracles.networks import mamba3 as numpy_mamba3
+from oracles.tolerances import exact_logits
 
-from ..families import library, numpy_mamba3
-from ..families.test_against_numpy import drawn, exact_logits
 from ..helpers import assert_within
 from .small import LAYERS, SHAPES, WIDTH
 

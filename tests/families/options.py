@@ -6,7 +6,13 @@ Whatever transformers adds to a class and is named in none of the tables makes
 
 import copy
 
-from .configurations import ATTENTION, BAMBA, CONFIGURATIONS, MAMBA2, SMALL
+from oracles.checkpoints.configurations import (
+    ATTENTION,
+    BAMBA,
+    CONFIGURATIONS,
+    MAMBA2,
+    SMALL,
+)
 
 
 PLAIN = {**SMALL, "num_hidden_layers": 1, "state_size": 4}

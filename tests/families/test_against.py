@@ -21,19 +21,24 @@ from lyapunov.questions._weight_sets import ParameterChange, other_weights
 from lyapunov.report._headline import headline
 from lyapunov.sublayers import KINDS
 from lyapunov.sublayers.config import Mamba1Config, NetworkConfig
-
-from . import megatron, numpy_mamba3
-from .configurations import CASES, CONFIGURATIONS, NEMOTRON, SMALL
-from .library import logits, make, save as save_transformers, tolerance
-from .numpy_network import openelm_logits
-from .test_against_numpy import (
+from oracles.checkpoints import megatron
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS, NEMOTRON, SMALL
+from oracles.checkpoints.mamba3 import MIMO
+from oracles.checkpoints.mamba_ssm import (
     drawn,
-    exact_logits,
     full_config,
     openelm,
     save as save_numpy,
 )
-from .test_mamba3 import MIMO
+from oracles.checkpoints.transformers import (
+    logits,
+    make,
+    save as save_transformers,
+    tolerance,
+)
+from oracles.networks import mamba3 as numpy_mamba3
+from oracles.networks.openelm import openelm_logits
+from oracles.tolerances import exact_logits
 
 
 TOKENS = np.random.default_rng(7).integers(0, 37, 12)

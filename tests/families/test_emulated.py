@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-
-from . import megatron
-from .test_against_numpy import (
+from oracles.checkpoints import megatron
+from oracles.checkpoints.mamba_ssm import (
     CONFIGS,
     drawn,
     full_config,
@@ -14,7 +13,7 @@ from .test_against_numpy import (
     openelm,
     save,
 )
-from .test_megatron import SIZES, tensors
+from oracles.checkpoints.megatron import SIZES, tensors
 
 
 NAMES = [

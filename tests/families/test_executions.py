@@ -9,10 +9,10 @@ import pytest
 
 import lyapunov
 from lyapunov.implementations import Emulated, TransformersNetwork, executions_for
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
 
 from ..helpers import gamma
-from .configurations import CASES, CONFIGURATIONS
-from .library import make, save
 from .runs import divergences
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import lyapunov
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.transformers import logits, make, save, tolerance
+from tests.families.quick import QUICK
 
 from ..helpers import assert_within
-from .configurations import CASES, CONFIGURATIONS, QUICK
-from .library import logits, make, save, tolerance
 
 
 TOKENS = np.random.default_rng(7).integers(0, 50, 19)

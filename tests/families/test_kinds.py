@@ -21,12 +21,17 @@ from lyapunov.implementations.transformers.network_runner import WATCHED
 from lyapunov.sublayers.config import NetworkConfig
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
-
-from . import numpy_mamba3
-from .configurations import CASES, CONFIGURATIONS
-from .library import make, save as save_transformers
-from .test_against_numpy import CONFIGS, drawn, full_config, mamba_ssm_shapes, save
-from .test_mamba3 import CONFIGS as MAMBA3
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.mamba3 import CONFIGS as MAMBA3
+from oracles.checkpoints.mamba_ssm import (
+    CONFIGS,
+    drawn,
+    full_config,
+    mamba_ssm_shapes,
+    save,
+)
+from oracles.checkpoints.transformers import make, save as save_transformers
+from oracles.networks import mamba3 as numpy_mamba3
 
 
 # Together they have a sublayer of every kind, and both forms of gates and of experts.

@@ -19,9 +19,8 @@ from lyapunov.implementations import Reference, executions_for
 from lyapunov.implementations._trace import HeadRecord
 from lyapunov.implementations.transformers.networks import LEAST_DT, clips_at_least_dt
 from lyapunov.questions._functions import OtherFunctions
-
-from .configurations import BAMBA, MAMBA2, NEMOTRON, ZAMBA2
-from .library import logits, make, save
+from oracles.checkpoints.configurations import BAMBA, MAMBA2, NEMOTRON, ZAMBA2
+from oracles.checkpoints.transformers import logits, make, save
 
 
 UNLIMITED = (0.0, math.inf)

@@ -9,24 +9,15 @@ import pytest
 import lyapunov
 from lyapunov._errors import CheckpointError, UsageError
 from lyapunov.arithmetic import Exact
+from oracles.checkpoints.mamba3 import CONFIGS, SISO
+from oracles.checkpoints.mamba_ssm import drawn, full_config, save
+from oracles.networks import mamba3 as numpy_mamba3
 
 from ..helpers import assert_within, gamma
-from . import numpy_mamba3
-from .test_against_numpy import agree, drawn, full_config, save
+from .test_against_numpy import agree
 
 
 UNIT, SEQ = 2.0**-53, 9
-SISO = {"layer": "Mamba3", "d_state": 8, "headdim": 8}
-MIMO = {**SISO, "is_mimo": True, "mimo_rank": 3}
-CONFIGS = {
-    "SISO": SISO,
-    "SISO, groups, norm, all pairs turn": {
-        **SISO, "ngroups": 2, "is_outproj_norm": True, "rope_fraction": 1.0,
-    },
-    "SISO, slowest rate": {**SISO, "A_floor": 0.7},
-    "MIMO": MIMO,
-    "MIMO, groups, norm": {**MIMO, "ngroups": 3, "is_outproj_norm": True},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,7 +1,6 @@
 """Megatron's checkpoints and Mistral's hold the same network as transformers' do."""
 
 import copy
-import functools
 import json
 import shutil
 import sys
@@ -16,30 +15,20 @@ from lyapunov._errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
+from oracles.checkpoints import megatron
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.megatron import SIZES, known, tensors
+from oracles.checkpoints.transformers import (
+    logits,
+    make,
+    save as save_transformers,
+    tolerance,
+)
 
 from ..helpers import assert_within
-from . import megatron
-from .configurations import CONFIGURATIONS, NEMOTRON, NO_LIMITS
-from .library import logits, make, save as save_transformers, tolerance
 
 
 TOKENS = np.random.default_rng(7).integers(0, 50, 12)
-PATTERN = "M*-M"
-SIZES = {"inner": 32, "wide": 16, "heads": 4}
-
-
-@functools.cache
-def known():
-    """A Nemotron-H model, which is what Megatron's hybrids became in transformers."""
-    words = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
-    kinds = [words[letter] for letter in PATTERN]
-    # Megatron's mixers have no least dt
-    settings = {**NEMOTRON, "layers_block_type": kinds, **NO_LIMITS["nemotron_h"]}
-    return make("nemotron_h", **settings)
-
-
-def tensors():
-    return megatron.names(known().state_dict(), PATTERN)
 
 
 def test_shards_are_put_together(tmp_path):

@@ -6,11 +6,10 @@ import pytest
 
 import lyapunov
 from lyapunov.checkpoints.families._architectures import FAMILIES
-
-from . import megatron, numpy_mamba3
-from .configurations import CASES, CONFIGURATIONS
-from .library import make
-from .test_against_numpy import (
+from oracles.checkpoints import megatron
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.mamba3 import CONFIGS as MAMBA3
+from oracles.checkpoints.mamba_ssm import (
     CONFIGS,
     drawn,
     full_config,
@@ -18,8 +17,9 @@ from .test_against_numpy import (
     openelm,
     save,
 )
-from .test_mamba3 import CONFIGS as MAMBA3
-from .test_megatron import PATTERN, SIZES, tensors
+from oracles.checkpoints.megatron import PATTERN, SIZES, tensors
+from oracles.checkpoints.transformers import make
+from oracles.networks import mamba3 as numpy_mamba3
 
 
 CLASSES = {

@@ -10,9 +10,9 @@ import pytest
 
 from lyapunov._errors import CheckpointError, CorruptCheckpointError
 from lyapunov.checkpoints import open_checkpoint, recognise
-
-from .configurations import CONFIGURATIONS, QUICK
-from .library import make, save
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
+from tests.families.quick import QUICK
 
 
 NONSENSE = ["x", -1, 0, 2.5, 10**30, None, [], ["x"], {}, True, [1, 2]]

@@ -14,8 +14,8 @@ from lyapunov.implementations.transformers.mamba1 import (
     transformers_prefill,
 )
 from lyapunov.sublayers.config import NetworkConfig
+from oracles.checkpoints.transformers import make, save
 
-from .library import make, save
 from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered
 from .runs import divergences
 

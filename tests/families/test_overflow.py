@@ -15,9 +15,9 @@ import torch
 
 import lyapunov
 from lyapunov.implementations import Emulated, TransformersNetwork
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
 
-from .configurations import CONFIGURATIONS
-from .library import make, save
 from .test_executions import sublayers_held, wide  # noqa: F401
 
 

@@ -10,9 +10,8 @@ from lyapunov.formats._weight_table import SHORT_NAMES
 from lyapunov.models._rounded_layout import parameters_of
 from lyapunov.questions._weight_sets import rounded_weights
 from lyapunov.sublayers.groups import groups_of, is_matrix
-
-from .configurations import CASES, CONFIGURATIONS
-from .library import make, save
+from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
 
 
 torch = pytest.importorskip("torch")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-
-from .configurations import NEMOTRON
-from .library import logits, make, save, tolerance
+from oracles.checkpoints.configurations import NEMOTRON
+from oracles.checkpoints.transformers import logits, make, save, tolerance
 
 
 TOKENS = np.arange(12)

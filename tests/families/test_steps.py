@@ -12,17 +12,17 @@ import pytest
 
 import lyapunov
 from lyapunov.arithmetic import Exact
-
-from ..helpers import assert_within, gamma
-from .configurations import CONFIGURATIONS
-from .library import make, save
-from .test_against_numpy import (
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.mamba_ssm import (
     CONFIGS,
     drawn,
     full_config,
     mamba_ssm_shapes,
     save as save_mamba_ssm,
 )
+from oracles.checkpoints.transformers import make, save
+
+from ..helpers import assert_within, gamma
 
 
 SEQ, UNIT = 8, 2.0**-53

@@ -9,9 +9,9 @@ import pytest
 
 import lyapunov
 from lyapunov.implementations import TransformersNetwork, executions_for
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
 
-from .configurations import CONFIGURATIONS
-from .library import make, save
 from .runs import divergences
 from .test_executions import LOOSEST, LOOSEST_SHARED, SLACK, ratio
 

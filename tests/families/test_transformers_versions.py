@@ -242,7 +242,8 @@ def test_what_is_refused_is_what_the_installed_modules_do(family):
     """
     import torch
 
-    from .library import make
+    from oracles.checkpoints.transformers import make
+
     from .options import FIRST
 
     key = {"mamba2": "n_groups", "nemotron_h": "n_groups", "zamba2": "mamba_ngroups"}

@@ -11,9 +11,8 @@ import lyapunov
 from lyapunov.exponents._initialisation import at_initialisation
 from lyapunov.questions._layer_facts import layer_facts
 from lyapunov.sublayers.kinds import KINDS
-
-from .configurations import CONFIGURATIONS, SMALL
-from .library import make, redraw, save
+from oracles.checkpoints.configurations import CONFIGURATIONS, SMALL
+from oracles.checkpoints.transformers import make, redraw, save
 
 
 MAMBA = {**SMALL, "num_hidden_layers": 2, "state_size": 8}

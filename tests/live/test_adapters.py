@@ -5,9 +5,9 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UnsupportedCheckpointError
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make
 
-from ..families.configurations import CONFIGURATIONS
-from ..families.library import make
 from .test_from_torch import MAMBA, parameters
 
 

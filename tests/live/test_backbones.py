@@ -15,9 +15,9 @@ from lyapunov.questions._layers import Effort, run_layers
 from lyapunov.report import to_json
 from lyapunov.report.json import schema
 from lyapunov.results._check import Exponents, OutputDivergence
-
-from ..families.configurations import CONFIGURATIONS, QUICK
-from ..families.library import make
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make
+from tests.families.quick import QUICK
 
 
 TOKENS = np.array([3, 1, 4, 1, 5])

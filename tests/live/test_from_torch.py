@@ -5,9 +5,9 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UnsupportedCheckpointError, UsageError
-
-from ..families.configurations import CONFIGURATIONS, QUICK
-from ..families.library import make, save
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
+from tests.families.quick import QUICK
 
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])

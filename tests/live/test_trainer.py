@@ -10,8 +10,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UnsupportedCheckpointError, UsageError
-
-from ..families.library import make
+from oracles.checkpoints.transformers import make
 
 
 TOKENS = np.arange(24) % 40

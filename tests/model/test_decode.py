@@ -11,10 +11,10 @@ import lyapunov
 from lyapunov.arithmetic import Exact, Rounded
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.sublayers.mamba1 import initial_state, mamba1
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import Sizes, random_weights
 
 from ..helpers import assert_within, gamma
-from .numpy_mamba import Sizes, random_weights
-from .saved import save_transformers
 
 
 SEQ = 32

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 import lyapunov
+from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
+from oracles.networks.mamba1 import (
+    NumpyMamba,
+    Sizes,
+    condition,
+    operations,
+    random_weights,
+)
 
 from ..helpers import assert_within, gamma
-from .numpy_mamba import NumpyMamba, Sizes, condition, operations, random_weights
-from .saved import save_mamba_ssm, save_transformers
 
 
 CONFIGS = {

@@ -18,8 +18,7 @@ from lyapunov.arithmetic import BoundedArithmetic, Rounded
 from lyapunov.arithmetic.bounded import constant
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.ssd import chunked_scan
-
-from ..families.configurations import NO_LIMITS
+from oracles.checkpoints.configurations import NO_LIMITS
 
 
 TOKENS, CHUNK, HEADS, HEAD_DIM, STATES = 11, 4, 2, 3, 2

@@ -132,9 +132,8 @@ def test_a_step_is_transformers_own(tmp_path):
     import lyapunov
     from lyapunov.implementations.transformers._cache import cache_of, given_cache
     from lyapunov.sublayers.residual import Incoming, sublayer
-
-    from ..families.configurations import MAMBA2
-    from ..families.library import make, save
+    from oracles.checkpoints.configurations import MAMBA2
+    from oracles.checkpoints.transformers import make, save
 
     network = make("mamba2", **{**MAMBA2, "n_groups": 2, "num_hidden_layers": 1})
     model = lyapunov.load(save(network, tmp_path / "model"))

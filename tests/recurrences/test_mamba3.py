@@ -15,9 +15,9 @@ from lyapunov.recurrences import (
     Mamba3Recurrence,
     mamba3 as module,
 )
+from oracles.networks.mamba3 import rotation
 
 from ..exponents.tolerance import tolerance
-from ..families.numpy_mamba3 import rotation
 from ..helpers import assert_within, gamma
 
 

@@ -11,10 +11,11 @@ import lyapunov
 from lyapunov._errors import DumpError
 from lyapunov.implementations import Emulated, File, mamba_ssm_prefill, write_dump
 from lyapunov.implementations._trace import HeadRecord
+from oracles.checkpoints.hard import SIZES
+from oracles.kernels import mamba1 as kernel
+from oracles.mutants.mamba1 import make
 
-from ..executions import numpy_kernel as kernel
-from ..executions.conftest import SIZES, checkpoint
-from ..executions.numpy_mutants import make
+from ..executions.conftest import checkpoint
 
 
 __all__ = ["checkpoint"]

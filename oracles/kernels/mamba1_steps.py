@@ -8,7 +8,7 @@ softplus, read-out before the state is stored. `mutation` breaks it in one named
 import ml_dtypes
 import numpy as np
 
-from .numpy_kernel import F, Kernel, cast, matmul, silu
+from oracles.kernels.mamba1 import F, Kernel, cast, matmul, silu
 
 
 CACHES = {

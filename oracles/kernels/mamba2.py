@@ -3,16 +3,16 @@
 Written from the Triton kernels of mamba_ssm 2.3.2 (`ssd_chunk_state.py`,
 `ssd_state_passing.py`, `ssd_bmm.py`, `ssd_chunk_scan.py`, `layernorm_gated.py`,
 `selective_state_update.py`), step by step and in their order; the norm, the conv and
-the projections are those of `numpy_kernel`. Every step is a method, so that a subclass
-can compute it wrongly.
+the projections are those of `kernels.mamba1`. Every step is a method, so that a
+subclass can compute it wrongly.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from .numpy_decode import CACHES, softplus
-from .numpy_kernel import F, Kernel, cast
+from oracles.kernels.mamba1 import F, Kernel, cast
+from oracles.kernels.mamba1_steps import CACHES, softplus
 
 
 STORED = ("residual", "norm", "xz", "conv", "scan_output", "gated", "out")

@@ -10,6 +10,8 @@ import numpy as np
 
 
 class Sizes(NamedTuple):
+    """Of a checkpoint."""
+
     vocab: int = 40
     d_model: int = 12
     expand: int = 2

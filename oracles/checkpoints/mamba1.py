@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .numpy_mamba import Sizes
+from oracles.networks.mamba1 import Sizes
 
 
 def save_transformers(folder: Path, weights, sizes: Sizes, dtype="float32", **config):

@@ -1,8 +1,5 @@
 """Small configurations of each family that take different paths through its code."""
 
-import pytest
-
-
 SMALL = {"vocab_size": 50, "hidden_size": 32, "pad_token_id": None}
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 BAMBA = {
@@ -190,11 +187,3 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 CASES = [(family, name) for family, named in CONFIGURATIONS.items() for name in named]
-
-_FIRST = {(family, next(iter(named))) for family, named in CONFIGURATIONS.items()}
-
-QUICK = [
-    pytest.param(*case, marks=[] if case in _FIRST else [pytest.mark.slow])
-    for case in CASES
-]
-"""One configuration of each family in a quick run, the others in a slow one."""

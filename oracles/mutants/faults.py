@@ -1,6 +1,6 @@
-"""Ways to break a kernel: what `numpy_mutants` is made of.
+"""Ways to break a kernel: what `mutants.mamba1` is made of.
 
-A mutant replaces methods of `numpy_kernel.Kernel` that end in one stored tensor.
+A mutant replaces methods of `kernels.mamba1.Kernel` that end in one stored tensor.
 `strength` scales what it does: the tensor before its store is right + strength times
 (broken - right), so that small defects of every kind can be made, too.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .numpy_kernel import F, Kernel, cast
+from oracles.kernels.mamba1 import F, Kernel, cast
 
 
 CHUNK = 16

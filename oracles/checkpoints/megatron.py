@@ -7,11 +7,15 @@ along which axis, and in_proj and the convolution component by component.
 import argparse
 import contextlib
 import enum
+import functools
 import io
 import sys
 import types
 
 import torch
+
+from oracles.checkpoints.configurations import NEMOTRON, NO_LIMITS
+from oracles.checkpoints.transformers import make
 
 
 class Backend(enum.Enum):
@@ -132,3 +136,22 @@ def save(folder, tensors, ranks, *, inner, wide, heads, **changes):
         with megatron_present():
             torch.save(state, place / "model_optim_rng.pt")
     return folder
+
+
+PATTERN = "M*-M"
+SIZES = {"inner": 32, "wide": 16, "heads": 4}
+
+
+@functools.cache
+def known():
+    """A Nemotron-H model, which is what Megatron's hybrids became in transformers."""
+    words = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+    kinds = [words[letter] for letter in PATTERN]
+    # Megatron's mixers have no least dt
+    settings = {**NEMOTRON, "layers_block_type": kinds, **NO_LIMITS["nemotron_h"]}
+    return make("nemotron_h", **settings)
+
+
+def tensors():
+    """Its tensors under Megatron's names."""
+    return names(known().state_dict(), PATTERN)

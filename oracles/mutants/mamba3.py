@@ -5,8 +5,9 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .numpy_kernel import cast
-from .numpy_mamba3 import PI, F, Mimo, Siso, sigmoid
+from oracles.kernels.mamba1 import cast
+from oracles.kernels.mamba3 import PI, F, Siso, sigmoid
+from oracles.kernels.mamba3_ranks import Mimo
 
 
 class Mutant(NamedTuple):

@@ -9,7 +9,7 @@ rotate_pairwise false).
 
 import numpy as np
 
-from .numpy_network import rms, silu
+from oracles.networks.mamba_ssm import rms, silu
 
 
 def sigmoid(x):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .numpy_faults import (
+from oracles.kernels.mamba1 import F, Kernel
+from oracles.mutants.faults import (
     Mutant,
     as_stored_transposed,
     at_chunks,
@@ -37,7 +38,6 @@ from .numpy_faults import (
     with_B_and_C,
     wrapped,
 )
-from .numpy_kernel import F, Kernel
 
 
 SUMS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..helpers import gamma
+from oracles.tolerances import gamma
 
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .numpy_kernel import F, cast
-from .numpy_ssd import Ssd
+from oracles.kernels.mamba1 import F, cast
+from oracles.kernels.mamba2 import Ssd
 
 
 class Mutant(NamedTuple):

@@ -2,14 +2,14 @@
 
 Written from `selective_scan_ref`, causal-conv1d's and the norm's sources, with the
 kernels' order where it matters. Every operation is a method, so that a subclass can
-compute it another right way (`test_right_variants`) or a wrong one (`numpy_mutants`).
+compute it another right way (`test_right_variants`) or a wrong one (`oracles.mutants`).
 Casts are ml_dtypes' and NumPy's own.
 """
 
 import ml_dtypes
 import numpy as np
 
-from ..bounds import scan_orders
+from oracles import scan_orders
 
 
 KINDS = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}

@@ -1,0 +1,14 @@
+"""Small models of every family: settings, random weights, folders to load them from.
+
+Some are made by transformers, whose own logits are the reference then.
+"""
+
+__all__ = [
+    "configurations",
+    "hard",
+    "mamba1",
+    "mamba3",
+    "mamba_ssm",
+    "megatron",
+    "transformers",
+]

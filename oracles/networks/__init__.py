@@ -1,0 +1,3 @@
+"""Whole language models in NumPy and fp64, token by token, from published code."""
+
+__all__ = ["mamba1", "mamba3", "mamba_ssm", "openelm"]
