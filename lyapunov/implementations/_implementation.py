@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from .._errors import LyapunovError, UsageError
 
@@ -80,6 +80,7 @@ class Reach(NamedTuple):
     implementation: str
 
 
+@runtime_checkable
 class RunsInWays(Protocol):
     """A network that is ready to run texts in several ways."""
 
@@ -118,7 +119,6 @@ class AbstractImplementation(ABC):
     libraries: ClassVar[Mapping[str, str]] = {}
     """What decides what it computes: modules, and the distributions that have them, its
     own first. A report names their versions."""
-    modes: ClassVar[tuple[str, ...]] = MODES
     runs_without_head: ClassVar[bool] = False
     first_is_step: ClassVar[bool] = False
     """Whether decoding makes a step of the first token, too."""
@@ -157,10 +157,9 @@ class AbstractImplementation(ABC):
 
         **Raises:** `UsageError` with a reason and a hint for what it does not run.
         """
-        if mode not in self.modes:
+        if mode not in MODES:
             raise UsageError(
-                f"{self.name} is not followed in mode {mode!r}",
-                hint=f"one of {', '.join(self.modes)}",
+                f"cannot run in mode {mode!r}", hint=f"one of {', '.join(MODES)}"
             )
         if state_precision is not None:
             from ..formats import state_format_named

@@ -1,0 +1,153 @@
+"""Every implementation says what it is, in one place, and before JAX is loaded."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lyapunov._errors import LyapunovError, UsageError
+from lyapunov.implementations import (
+    IMPLEMENTATIONS,
+    AbstractImplementation,
+    implementation_named,
+)
+from lyapunov.implementations._implementation import MODES
+from lyapunov.implementations._registry import (
+    audited,
+    is_recorded,
+    measure_names,
+    measuring,
+    source_names,
+)
+from lyapunov.implementations._ways import KINDS
+
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+]
+each = pytest.mark.parametrize("one", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+
+# Rooms whose "transformers" and "mamba_ssm" are layouts of files, and the folders of
+# the implementations themselves.
+OF_FILES = ("checkpoints", "implementations")
+
+
+@each
+def test_each_is_final_and_says_what_has_no_default(one):
+    assert type(one).__bases__ == (AbstractImplementation,)
+    assert not type(one).__subclasses__()
+    assert IMPLEMENTATIONS[one.name] is implementation_named(one.name) is one
+    said = vars(type(one))
+    must = AbstractImplementation.__annotations__
+    for name in must:
+        assert name in said or hasattr(AbstractImplementation, name), name
+    assert isinstance(one.measures, bool)
+    assert isinstance(one.needs_gpu, bool)
+    # every way is had or refused with a reason; one that is not audited has neither
+    assert not set(one.ways) & set(one.refused_ways)
+    if one.ways:
+        assert {*one.ways, *one.refused_ways} == set(KINDS)
+    assert all(one.refused_ways.values())
+    for mode in MODES:
+        kept = one.state_precisions(mode)
+        assert kept is None or "fp32" in kept
+    for defect in one.defects:
+        assert set(defect.ways) <= set(one.ways)
+
+
+@each
+def test_an_extra_installs_what_each_needs(one):
+    packages = {
+        requirement.split(">=")[0]
+        for extra in (one.extra, "torch")
+        for requirement in ([] if one.extra is None else EXTRAS[extra])
+    }
+    if one.extra is None:
+        assert one.libraries == {}
+    else:
+        assert next(iter(one.libraries.values())) in packages
+
+
+@each
+def test_what_is_not_run_is_refused_with_a_hint(one):
+    """Assert it of a mode, a state and a way that there are not."""
+    for asked in ({"mode": "train"}, {"state_precision": "fp7"}):
+        with pytest.raises(UsageError) as caught:
+            one.execution(None, "bf16", **asked)
+        assert caught.value.hint
+    if one.state_precisions("prefill") == ("fp32",):
+        with pytest.raises(UsageError, match="fp32, not bf16") as caught:
+            one.execution(None, "bf16", state_precision="bf16")
+        assert caught.value.hint
+    if not one.measures:
+        for refused in (
+            lambda: one.execution(None, "bf16"),
+            lambda: one.run(None, None, None),
+        ):
+            with pytest.raises(UsageError) as caught:
+                refused()
+            assert caught.value.hint
+    if not one.ways:
+        with pytest.raises(UsageError) as caught:
+            one.in_ways(None, None)
+        assert caught.value.hint
+
+
+def test_names_that_there_are_not_are_refused():
+    """Assert that every door tells the names that it takes."""
+    for ask, names in (
+        (implementation_named, tuple(IMPLEMENTATIONS)),
+        (measuring, measure_names()),
+        (audited, source_names()),
+    ):
+        for name in ("vllm", "Emulated", "emulated ", "n.npy"):
+            with pytest.raises(LyapunovError) as caught:
+                ask(name)
+            for known in names:
+                assert known in caught.value.hint
+    assert measuring("none") is None
+    with pytest.raises(UsageError):
+        measuring("dump")
+    with pytest.raises(UsageError):
+        audited("transformers_cuda")
+
+
+def test_a_file_is_told_by_its_suffix_alike_everywhere():
+    for path in ("a.npz", "folder/B.NPZ", Path("c.npz")):
+        assert is_recorded(path)
+        assert audited(path) is implementation_named("dump")
+    for other in (*source_names(), "dump", "a.npy", "npz"):
+        assert not is_recorded(other)
+
+
+def test_names_are_had_without_jax():
+    code = (
+        "import sys; from lyapunov.implementations._registry import measure_names, "
+        "source_names; import lyapunov.command._cli; print(measure_names()); "
+        "print({'jax', 'numpy', 'equinox', 'torch', 'transformers'} & set(sys.modules))"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(measure_names()), "set()"]
+
+
+def test_no_name_is_compared_elsewhere():
+    """Assert that nobody asks who measures: what differs, the implementation says."""
+    names, found = set(IMPLEMENTATIONS), []
+    for path in (ROOT / "lyapunov").rglob("*.py"):
+        if path.relative_to(ROOT / "lyapunov").parts[0] in OF_FILES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Compare | ast.Tuple | ast.List | ast.Set):
+                continue
+            inside = ast.walk(node) if isinstance(node, ast.Compare) else node.elts
+            texts = {n.value for n in inside if isinstance(n, ast.Constant)}
+            listed = texts & names
+            alone = isinstance(node, ast.Compare) and listed
+            if alone or len(listed) > 1:
+                found.append(f"{path.name}:{node.lineno}: {sorted(listed)}")
+    assert found == []
