@@ -7,6 +7,7 @@ before, which is a bug, and a known defect of its own.
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -17,18 +18,22 @@ from click.testing import CliRunner
 import lyapunov
 from lyapunov._errors import LyapunovError
 from lyapunov.findings._known_defects import with_known
+from lyapunov.findings._semantics import semantic_findings
 from lyapunov.implementations import (
     IMPLEMENTATIONS,
     AbstractImplementation,
     Emulated,
     File,
     RefusedError,
+    executions_for,
     mamba_ssm_prefill,
     write_dump,
 )
+from lyapunov.implementations._flags import serving_flags
 from lyapunov.implementations._implementation import Defect, Flag, PassedOver, Reach
 from lyapunov.implementations._trace import HeadRecord
 from lyapunov.questions._audit_ways import ways_of_source
+from lyapunov.questions._environment import environment
 from lyapunov.report import to_table
 from lyapunov.report.audit import audit_to_markdown
 from lyapunov.report.markdown import to_markdown
@@ -81,7 +86,6 @@ class PretendImplementation(AbstractImplementation):
     needs_gpu = True
     extra = "torch"
     libraries: ClassVar[Mapping[str, str]] = {"pretend": "click"}
-    modes = ("prefill",)
     runs_without_head = True
     followed_by_dumps = True
     reproducible = True
@@ -109,7 +113,11 @@ class PretendImplementation(AbstractImplementation):
 
     def promised(self, config, precision, architecture, mode, state_precision):
         own = IMPLEMENTATIONS["emulated"].execution(
-            config, precision, architecture=architecture
+            config,
+            precision,
+            architecture=architecture,
+            mode=mode,
+            state_precision=state_precision,
         )
         name = f"pretend {mode}, {precision}"
         return dataclasses.replace(own, name=name, implementation=self.name)
@@ -144,6 +152,30 @@ def folder(checkpoint):
     return str(checkpoint("plain")[0])
 
 
+def test_what_it_says_of_itself_is_asked_for(pretend, folder):
+    """Assert executions, findings, flags and versions, without a run."""
+    model = lyapunov.load(folder)
+    (own,) = executions_for(
+        model.config, ["bf16"], measure="pretend", state_precision="bf16"
+    )
+    assert (own.name, own.implementation) == ("pretend prefill, bf16", "pretend")
+    found = semantic_findings(model, 12, adapter_targets=["in_proj"])
+    messages = [(f.code, f.message) for f in found]
+    assert ("LYA012", "pretend does not train") in messages
+    ends = next(text for code, text in messages if code == "LYA013")
+    assert "pretend's short_kernel end at 5" in ends
+    passed = next(text for code, text in messages if code == "LYA014")
+    assert passed.startswith("pretend reads these weights past the adapter")
+    for state, weights, flag in (
+        ("bf16", None, "--pretend state bf16"),
+        (None, "fp16", "--pretend fp16"),
+    ):
+        told = serving_flags([], state, weights)
+        assert {"stack": "pretend", "flag": flag, "why": "it was said so"} in told
+    assert environment()["pretend"] == metadata.version("click")
+
+
+@pytest.mark.slow
 def test_a_check_measures_with_it(pretend, folder):
     report = lyapunov.check(
         folder,
@@ -164,11 +196,8 @@ def test_a_check_measures_with_it(pretend, folder):
     )
     # its version, its flags, and what is known of it
     assert "pretend" in report.environment
-    told = [flag for flag in report.summary.flags if flag["stack"] == "pretend"]
-    assert [flag["flag"] for flag in told][-1:] == ["--pretend bf16"]
-    messages = {f.code: f.message for f in report.findings}
-    assert messages["LYA012"] == "pretend does not train"
-    assert "pretend's short_kernel end at 5" in messages["LYA013"]
+    assert "pretend" in {flag["stack"] for flag in report.summary.flags}
+    assert {"LYA012", "LYA013"} <= {finding.code for finding in report.findings}
     # every form of the report
     assert "pretend" in to_table(report)
     assert "pretend prefill, bf16" in to_markdown(report)
@@ -231,9 +260,10 @@ def test_the_command_offers_it(pretend, folder, tmp_path):
     document = json.loads(planned.stdout)["plan"]
     assert document["executions"] == ["pretend prefill, bf16"]
     assert "LYA013" in {finding["code"] for finding in document["findings"]}
-    decoded = run("--measure", "pretend", "--mode", "decode", "--length", "12")
-    assert decoded.exit_code == 2
-    assert "pretend is not followed in mode 'decode'" in decoded.stderr
+    kept = ("--state-precision", "fp8_e5m2", "--length", "12")
+    refused = run("--measure", "pretend", *kept)
+    assert refused.exit_code == 2
+    assert "prefill keeps the state in fp32 or bf16, not fp8_e5m2" in refused.stderr
     wrong = run("--measure", "vllm")
     assert wrong.exit_code == 2
     assert "pretend" in wrong.stderr
