@@ -145,7 +145,7 @@ def test_no_name_is_compared_elsewhere():
             if not isinstance(node, ast.Compare | ast.Tuple | ast.List | ast.Set):
                 continue
             inside = ast.walk(node) if isinstance(node, ast.Compare) else node.elts
-            texts = {n.value for n in inside if isinstance(n, ast.Constant)}
+            texts = {str(n.value) for n in inside if isinstance(n, ast.Constant)}
             listed = texts & names
             alone = isinstance(node, ast.Compare) and listed
             if alone or len(listed) > 1:
