@@ -23,7 +23,7 @@ from pathlib import Path
 
 from experiments.results import write as write_text
 from experiments.study import Study, promote
-from lyapunov.arithmetic._bounded_scan import EXP_MINUS_88
+from lyapunov.arithmetic.rules.scans import EXP_MINUS_88
 from lyapunov.implementations._constants import write_measured
 
 from . import pictures

@@ -27,8 +27,12 @@ import numpy as np
 from experiments.results import write
 from experiments.study import Study, promote
 from lyapunov.arithmetic import Exact
-from lyapunov.arithmetic.bounded import sum_of_magnitudes
-from lyapunov.bounds.local import operation_bounds, sublayer_bound, with_operator_norms
+from lyapunov.arithmetic.rules.sums import sum_of_magnitudes
+from lyapunov.bounds.local import (
+    operation_bounds,
+    sublayer_bound,
+    with_operator_norms,
+)
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
 from lyapunov.recurrences import _fused_scan
@@ -132,9 +136,10 @@ def agreement(shape: Shape, interpret: bool) -> dict:
         @_over_batch
         def fused(*operands, bounded=bounded):
             at = _interpreter(shape, execution, bounded)
-            numbers = at.scan_numbers(shape.d_state) or ()
+            kernel = at.kernel(shape.d_state)
+            assert kernel is not None
             return _fused_scan.in_kernel(
-                at, token, numbers, operands, interpret=interpret
+                at, token, kernel.numbers, operands, interpret=interpret
             )[:2]
 
         @jax.jit
@@ -185,7 +190,9 @@ def scans(shape: Shape, interpret: bool) -> dict:
         size = sum(x.nbytes for x in jax.tree.leaves(operands))
         at = _interpreter(shape, execution, bounded)
         # as in T0 and T1: read by the kernel, not compiled into it
-        numbers = at.scan_numbers(shape.d_state) or ()
+        taken = at.kernel(shape.d_state)
+        assert taken is not None
+        numbers = taken.numbers
         rows = {}
         for tile in TILES:
             if shape.d_inner % tile[0]:

@@ -3,27 +3,46 @@
 exact: fp64, the reference. rounded: a format at every stored site, the emulator.
 bounded: (value, error), the certified bounds. perturbed: a free offset at every
 stored site, for adjoints, tangents and searches. sampled: random offsets of the
-roundings' sizes. symbolic: SymPy.
+roundings' sizes. symbolic: SymPy. An `Operation` adds to what all of them know.
 """
 
-from ._bounded_values import Bounded, BoundedState, RoundingModel
-from ._interface import AbstractArithmetic, Weight
-from .bounded import BoundedArithmetic
+from ._bounded_values import (
+    SAFETY,
+    Bounded,
+    BoundedState,
+    Lengths,
+    RoundingModel,
+    constant,
+    where_known,
+)
+from ._interface import AbstractArithmetic, ScanKernel, Weight
+from ._operation import AbstractOperation, Operation
+from .bounded import AbstractBoundedArithmetic, BoundedArithmetic
 from .exact import Exact
 from .perturbed import Perturbed
 from .rounded import Rounded
+from .rules.declared import Declared
 from .sampled import Sampled
 
 
 __all__ = [
+    "SAFETY",
     "AbstractArithmetic",
+    "AbstractBoundedArithmetic",
+    "AbstractOperation",
     "Bounded",
     "BoundedArithmetic",
     "BoundedState",
+    "Declared",
     "Exact",
+    "Lengths",
+    "Operation",
     "Perturbed",
     "Rounded",
     "RoundingModel",
     "Sampled",
+    "ScanKernel",
     "Weight",
+    "constant",
+    "where_known",
 ]

@@ -1,19 +1,15 @@
-"""The arithmetic that flows are written in, and what its JAX interpreters share.
-
-One file in spite of its length: an operation stands here beside what it means.
-"""
+"""The arithmetic that flows are written in: each operation beside what it means."""
 
 import abc
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._row_blocks import emptied, over_blocks
+from . import _functions as functions
+from ._operation import AbstractOperation
 
 
 class Weight(eqx.Module):
@@ -60,8 +56,11 @@ class AbstractArithmetic(abc.ABC):
         """Whether the execution stores a tensor at this site."""
 
     @abc.abstractmethod
-    def store(self, site: str, x: Any) -> Any:
-        """What is read back after storing `x` at the site."""
+    def store(self, site: str, x: Any, *, angle: bool = False) -> Any:
+        """What is read back after storing `x` at the site.
+
+        `angle`: `x` comes from `wrap`, and executions may hold it whole turns away.
+        """
 
     @abc.abstractmethod
     def may_store(self, site: str, x: Any) -> Any:
@@ -91,36 +90,43 @@ class AbstractArithmetic(abc.ABC):
         """-x, exact in every format."""
 
     @abc.abstractmethod
+    def apply(self, operation: AbstractOperation, *operands: Any) -> Any:
+        """What an operation makes of the operands; one of a user's is an `Operation`.
+
+        **Raises:** `UsageError` where this interpreter has no way to read it.
+        """
+
     def exp(self, x: Any) -> Any:
         """exp(x)."""
+        return self.apply(functions.EXP, x)
+
+    def softplus(self, x: Any) -> Any:
+        """log(1 + exp(x))."""
+        return self.apply(functions.SOFTPLUS, x)
+
+    def silu(self, x: Any) -> Any:
+        """x / (1 + exp(-x))."""
+        return self.apply(functions.SILU, x)
+
+    def gelu(self, x: Any, *, tanh: bool = False) -> Any:
+        """x Phi(x); `tanh`: its usual approximation by tanh (Hendrycks 2016)."""
+        return self.apply(functions.GELU_BY_TANH if tanh else functions.GELU, x)
+
+    def relu_squared(self, x: Any) -> Any:
+        """max(x, 0)^2."""
+        return self.apply(functions.RELU_SQUARED, x)
+
+    def sigmoid(self, x: Any) -> Any:
+        """1 / (1 + exp(-x))."""
+        return self.apply(functions.SIGMOID, x)
+
+    def tanh(self, x: Any) -> Any:
+        """tanh(x)."""
+        return self.apply(functions.TANH, x)
 
     @abc.abstractmethod
     def decay(self, dt: Any, A: Any) -> Any:
         """exp(dt A) for dt >= 0 and A <= 0, so in [0, 1]."""
-
-    @abc.abstractmethod
-    def softplus(self, x: Any) -> Any:
-        """log(1 + exp(x))."""
-
-    @abc.abstractmethod
-    def silu(self, x: Any) -> Any:
-        """x / (1 + exp(-x))."""
-
-    @abc.abstractmethod
-    def gelu(self, x: Any, *, tanh: bool = False) -> Any:
-        """x Phi(x); `tanh`: its usual approximation by tanh (Hendrycks 2016)."""
-
-    @abc.abstractmethod
-    def relu_squared(self, x: Any) -> Any:
-        """max(x, 0)^2."""
-
-    @abc.abstractmethod
-    def sigmoid(self, x: Any) -> Any:
-        """1 / (1 + exp(-x))."""
-
-    @abc.abstractmethod
-    def tanh(self, x: Any) -> Any:
-        """tanh(x)."""
 
     @abc.abstractmethod
     def largest(self, x: Any, count: int) -> Any:
@@ -185,13 +191,9 @@ class AbstractArithmetic(abc.ABC):
     def wrap(self, angle: Any) -> Any:
         """An angle less as many whole turns as it holds.
 
-        Angles that are whole turns apart count as one: only `store_angle`, `turns` and
-        sums that are wrapped again may follow.
+        Angles that are whole turns apart count as one: only `store` as an `angle`,
+        `turns` and sums that are wrapped again may follow.
         """
-
-    def store_angle(self, site: str, angle: Any) -> Any:
-        """`store` of a wrapped angle."""
-        return self.store(site, angle)
 
     @abc.abstractmethod
     def fading(self, x: Any) -> Any:
@@ -226,19 +228,11 @@ class AbstractArithmetic(abc.ABC):
     def step(self, state: Any, dt: Any, drive: Any, B: Any, A: Any) -> Any:
         """One token of a selective scan: exp(dt A) state + drive B.
 
-        `dt`, `drive`: (d_inner). `B`: (d_state), or of `drive_row`. `A`: (d_state or
-        1, d_inner). The state is (d_state, d_inner).
+        `dt`, `drive`: (d_inner). `B`: (d_state), or one of `ScanKernel.rows`. `A`:
+        (d_state or 1, d_inner). The state is (d_state, d_inner).
         """
         a = self.decay(dt[None, :], A)
         return self.advance(state, a, self.multiply(drive[None, :], B[:, None]))
-
-    def drive_row(self, B: Any) -> Any:
-        """B of one token or all, with what `step` needs of it for all channels."""
-        return B
-
-    def read_out_row(self, c: Any) -> Any:
-        """c of one token or all, with what `contract` needs of it for all channels."""
-        return c
 
     @abc.abstractmethod
     def contract(self, state: Any, c: Any, start: Any = None) -> Any:
@@ -268,244 +262,23 @@ class AbstractArithmetic(abc.ABC):
         """
         return body(self, x, jnp.arange(x.shape[0]))
 
-    # ---- for a scan in one kernel, which takes nothing but arrays that it is given
+    def kernel(self, terms: int) -> "ScanKernel | None":
+        """What a scan of states with `terms` entries takes along into one kernel.
 
-    def scan_numbers(self, terms: int) -> tuple[Array, ...] | None:
-        """Scalars that the rules read inside a scan whose states have `terms` entries.
-
-        None where the interpreter cannot run inside a kernel.
+        None where the interpreter cannot run inside one.
         """
         return None
 
-    def within(
-        self, numbers: tuple[Array, ...], terms: int, *, compiled: bool = False
-    ) -> "AbstractArithmetic":
-        """The interpreter inside a scan, with these `scan_numbers(terms)`.
 
-        `compiled`: inside a Triton kernel that is compiled, not interpreted.
-        """
-        raise NotImplementedError
+class ScanKernel(NamedTuple):
+    """An interpreter in one kernel, which takes nothing but arrays that it is given."""
 
-    def finish(self, state: Any) -> Any:
-        """The carrier after a scan as a value."""
-        return state
-
-
-class AbstractJaxArithmetic(AbstractArithmetic):
-    """Interpreters whose values are arrays: they differ in what rounding they do."""
-
-    _in_kernel: bool = False
-
-    @abc.abstractmethod
-    def _settle(self, x: Array) -> Array:
-        """Round the result of one operation to the inner format."""
-
-    @abc.abstractmethod
-    def _carry(self, x: Any) -> Array:
-        """An array in the dtype that this interpreter computes in."""
-
-    @abc.abstractmethod
-    def _inside_scan(self, key: Array | None) -> "AbstractJaxArithmetic":
-        """The interpreter for the body of a scan; `key` is of `_token_keys`."""
-
-    def _token_keys(self, tokens: int) -> Array | None:
-        """One random key for each token of a scan, where the interpreter draws."""
-        return None
-
-    def add(self, x, y, *, alone=False):
-        """x + y."""
-        return self._settle(self._carry(x) + self._carry(y))
-
-    def multiply(self, x, y, *, alone=False):
-        """x y."""
-        return self._settle(self._carry(x) * self._carry(y))
-
-    def negate(self, x):
-        """-x."""
-        return -self._carry(x)
-
-    def exp(self, x):
-        """exp(x)."""
-        return self._settle(jnp.exp(self._carry(x)))
-
-    def decay(self, dt, A):
-        """exp(dt A)."""
-        exponent = self._settle(self._carry(dt) * self._carry(A))
-        return self._settle(jnp.exp(exponent))
-
-    def softplus(self, x):
-        """log(1 + exp(x))."""
-        return self._settle(jax.nn.softplus(self._carry(x)))
-
-    def silu(self, x):
-        """x / (1 + exp(-x))."""
-        return self._settle(jax.nn.silu(self._carry(x)))
-
-    def gelu(self, x, *, tanh=False):
-        """x Phi(x)."""
-        wide = jax.nn.gelu(jnp.asarray(x, jnp.float64), approximate=tanh)
-        return self._settle(self._carry(wide))
-
-    def relu_squared(self, x):
-        """max(x, 0)^2."""
-        return self._settle(jnp.square(jnp.maximum(self._carry(x), 0.0)))
-
-    def sigmoid(self, x):
-        """1 / (1 + exp(-x))."""
-        return self._settle(jax.nn.sigmoid(self._carry(x)))
-
-    def largest(self, x, count):
-        """Of equal entries the first."""
-        _, places = jax.lax.top_k(x, count)
-        return self._carry(jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2))
-
-    def shares(self, x, floor: float = 0.0):
-        """The sum in fp64, rounded once."""
-        total = jnp.sum(jnp.asarray(x, jnp.float64), axis=-1, keepdims=True) + floor
-        return self._settle(self._carry(x) / self._settle(self._carry(total)))
-
-    def softmax(self, x, keep):
-        """Shifted by the largest entry; the sum in fp64."""
-        wide = jnp.where(keep > 0, jnp.asarray(x, jnp.float64), -jnp.inf)
-        return self._settle(self._carry(jax.nn.softmax(wide, axis=-1)))
-
-    def layer_normalise(self, x, epsilon):
-        """Mean and variance in fp64, each rounded once."""
-        wide = jnp.asarray(x, jnp.float64)
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
-        scale = self._settle(jax.lax.rsqrt(self._carry(variance + epsilon)))
-        apart = self._settle(self._carry(x) - self._settle(self._carry(mean)))
-        return self._settle(apart * scale)
-
-    def matmul(self, x, weight, bias=None):
-        """The sum in fp64 and rounded once: within any accumulator's bound."""
-        product = jnp.matmul(
-            jnp.asarray(x, jnp.float64), weight.matrix.T, precision="highest"
-        )
-        if bias is not None:
-            product = product + bias
-        return self._settle(self._carry(product))
-
-    def join(self, parts, axis=0):
-        """The parts one after another."""
-        if len(parts) == 1:
-            return parts[0]
-        return jnp.concatenate([self._carry(part) for part in parts], axis=axis)
-
-    def carry(self, x):
-        """In the dtype that this interpreter computes in."""
-        return self._carry(x)
-
-    def view(self, f, x):
-        """f(x)."""
-        return f(x)
-
-    def clip(self, x, low, high):
-        """min(max(x, low), high)."""
-        return jnp.clip(x, low, high)
-
-    def mask(self, x, keep):
-        """x keep."""
-        return self._carry(x) * self._carry(keep)
-
-    def may_store(self, site, x):
-        """`x` itself."""
-        return x
-
-    def tanh(self, x):
-        """tanh(x)."""
-        return self._settle(jnp.tanh(self._carry(x)))
-
-    def wrap(self, angle):
-        """x - 2 pi floor(x / (2 pi))."""
-        turn = self._settle(self._carry(2 * math.pi))
-        whole = jnp.floor(self._settle(self._carry(angle) / turn))
-        return self._settle(angle - self._settle(turn * whole))
-
-    def cumsum(self, x, *, serial=False):
-        """The sums in fp64, each rounded once."""
-        return self._settle(self._carry(jnp.cumsum(jnp.asarray(x, jnp.float64), 0)))
-
-    def fading(self, x):
-        """exp(min(x, 0))."""
-        return self._settle(jnp.exp(jnp.minimum(self._carry(x), 0.0)))
-
-    def einsum(self, subscripts, x, y, start=None):
-        """The sum in fp64 and rounded once: within any accumulator's bound."""
-        wide = [jnp.asarray(v, jnp.float64) for v in (x, y)]
-        product = jnp.einsum(subscripts, *wide, precision="highest")
-        if start is not None:
-            product = product + start
-        return self._settle(self._carry(product))
-
-    def fixed(self, value):
-        """In the dtype that this interpreter computes in."""
-        return self._settle(self._carry(value))
-
-    def turns(self, angle, roundings):
-        """From exact angles, each rounded once."""
-        return tuple(self._settle(self._carry(f(angle))) for f in (jnp.cos, jnp.sin))
-
-    def causal_conv(self, x, weight, bias):
-        """Bias first, then oldest tap first, each a fused multiply-add."""
-        seq = x.shape[0] - weight.shape[1] + 1
-        out = jnp.broadcast_to(self._carry(bias), (seq, x.shape[1]))
-        for tap in range(weight.shape[1]):
-            out = self._settle(out + x[tap : tap + seq] * self._carry(weight[:, tap]))
-        return out
-
-    def rms_normalise(self, x, epsilon):
-        """The mean in fp64, rounded once: within the depth of any reduction."""
-        wide = jnp.asarray(x, jnp.float64)
-        mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = self._settle(jax.lax.rsqrt(self._carry(mean + epsilon)))
-        return self._settle(self._carry(x) * scale)
-
-    def initial_state(self, state):
-        """The state in fp64."""
-        return jnp.asarray(state, jnp.float64)
-
-    def contract(self, state, c, start=None):
-        """The state as the inner format holds it, times c, summed."""
-        held = self._settle(self._carry(state))
-        if self._in_kernel:
-            total = along_states(self._carry(c)[:, None] * held)
-        else:
-            total = jnp.matmul(self._carry(c), held, precision="highest")
-        return self._settle(total if start is None else total + start)
-
-    def in_row_blocks(self, body, x, rows):
-        """One block after another, without a record of any."""
-        if rows >= x.shape[0]:
-            return super().in_row_blocks(body, x, rows)
-        make = lambda key: (self._inside_block(key), dict)
-        return over_blocks(make, body, x, rows, self._token_keys)[0]
-
-    def _inside_block(self, key: Array | None) -> "AbstractJaxArithmetic":
-        """The interpreter for a block of rows; `key` is of `_token_keys`."""
-        return emptied(self)
-
-    def scan(self, body, state, inputs):
-        """`jax.lax.scan` of the body, one token at a time."""
-
-        def one(state, given):
-            x, key = given
-            inside = self._inside_scan(key)
-            state, output = body(inside, state, x)
-            return state, (output, inside.observed)
-
-        keys = self._token_keys(jax.tree.leaves(inputs)[0].shape[0])
-        state, (outputs, observed) = jax.lax.scan(one, state, (inputs, keys))
-        for name, per_token in observed.items():
-            # blocks of channels: each token keeps its largest
-            seen = self.observed.get(name)
-            self.observed[name] = (
-                per_token if seen is None else jnp.maximum(seen, per_token)
-            )
-        return state, outputs
-
-
-def along_states(products: Array) -> Array:
-    """Sum over the states, for kernels, which have no product of vector and matrix."""
-    return jnp.sum(products, axis=0)
+    numbers: tuple[Array, ...]
+    """Scalars that the rules read."""
+    inside: Callable[..., AbstractArithmetic]
+    """`(numbers, compiled=False)`: the interpreter inside, with these numbers.
+    `compiled`: in a Triton kernel that is compiled, not interpreted."""
+    rows: Callable[[Any, Any], tuple[Any, Any]] = lambda B, C: (B, C)
+    """B and C of all tokens, with what `step` and `contract` need for all channels."""
+    finish: Callable[[Any, Any], Any] = lambda at, state: state
+    """`(interpreter inside, carrier)`: the carrier after the scan as a value."""

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from ..formats import unit_in_first_place
-from ._interface import AbstractJaxArithmetic
+from ._arrays import AbstractJaxArithmetic
+from ._interface import ScanKernel
 
 
 class Exact(AbstractJaxArithmetic):
@@ -53,7 +54,7 @@ class Exact(AbstractJaxArithmetic):
         """Never: nothing is rounded on the way."""
         return False
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         """`x` itself."""
         return x
 
@@ -87,12 +88,13 @@ class Exact(AbstractJaxArithmetic):
             )
         return after
 
-    def scan_numbers(self, terms):
-        """None are read; a kernel does not observe what formats would do."""
-        return None if self._state_units or self._state_smallest else ()
+    def kernel(self, terms):
+        """One that observes the largest at a token, not what formats would do."""
+        if self._state_units or self._state_smallest:
+            return None
+        return ScanKernel(numbers=(), inside=self._in_one_kernel)
 
-    def within(self, numbers, terms, *, compiled=False):
-        """One that observes the largest at a token."""
+    def _in_one_kernel(self, numbers, *, compiled=False):
         return Exact(in_scan=True, in_kernel=True, observes=self._observes)
 
     def _settle(self, x):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._interface import AbstractJaxArithmetic
+from ._arrays import AbstractJaxArithmetic
 from ._row_blocks import emptied, gauged
 
 
@@ -63,7 +63,7 @@ class Perturbed(AbstractJaxArithmetic):
             site in of for of in (self._offsets, self._scan_offsets, self._gauges)
         )
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         """`x` plus the site's offset."""
         if self._in_block:
             return self._gauged(site, x)

@@ -16,7 +16,8 @@ from ..formats import (
     round_state,
     round_to,
 )
-from ._interface import AbstractJaxArithmetic
+from ._arrays import AbstractJaxArithmetic
+from ._interface import ScanKernel
 
 
 class Rounded(AbstractJaxArithmetic):
@@ -62,7 +63,7 @@ class Rounded(AbstractJaxArithmetic):
         """Whether the execution names this site."""
         return site in self._sites
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         """Round to the site's format."""
         if site not in self._sites:
             return x
@@ -98,13 +99,17 @@ class Rounded(AbstractJaxArithmetic):
     def _carry(self, x):
         return jnp.asarray(x, jnp.float32 if self._inner is None else jnp.float64)
 
-    def scan_numbers(self, terms):
-        """None are read where the inner format is native."""
-        return () if self._inner is None else None
+    def kernel(self, terms):
+        """One that stores nothing, where the inner format is native.
 
-    def within(self, numbers, terms, *, compiled=False):
-        """One that stores nothing: with stores inside there is no kernel."""
-        return Rounded({}, in_scan=True, in_kernel=True)
+        With stores inside a scan there is no kernel.
+        """
+        if self._inner is not None:
+            return None
+        inside = lambda numbers, *, compiled=False: Rounded(
+            {}, in_scan=True, in_kernel=True
+        )
+        return ScanKernel(numbers=(), inside=inside)
 
     def _token_keys(self, tokens):
         draws = any(

@@ -20,7 +20,7 @@ from ..formats import (
     round_state,
     state_error_bound,
 )
-from ._interface import AbstractJaxArithmetic
+from ._arrays import AbstractJaxArithmetic
 from ._row_blocks import emptied
 
 
@@ -38,6 +38,9 @@ class Sampled(AbstractJaxArithmetic):
     - `sign`: 1, or -1 for the opposite offsets of the same key.
     - `inner`: numbers of a format that every operation is rounded to as well; None
       where that does not show beside the stores.
+    - `inner_sums`: as well what is rounded on the way of a sum: sums of products, and
+      of a recurrence's state. Of n products it is taken to be sqrt(n) roundings of
+      their root sum of squares.
     - `chunked`: run a recurrence that has a chunked form in it.
     """
 
@@ -48,6 +51,7 @@ class Sampled(AbstractJaxArithmetic):
         sign: Float[Array, ""] | float = 1.0,
         *,
         inner: FormatNumbers | None = None,
+        inner_sums: bool = False,
         chunked: bool = False,
     ):
         self.records = {}
@@ -56,6 +60,7 @@ class Sampled(AbstractJaxArithmetic):
         self._key = key
         self._sign = sign
         self._inner = inner
+        self._inner_sums = inner_sums
         self.chunked = chunked
         self._draws = 0
         self._stored: list[tuple[Any, FormatNumbers | StateNumbers]] = []
@@ -64,7 +69,7 @@ class Sampled(AbstractJaxArithmetic):
         """Whether the execution names this site."""
         return site in self._sites
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         """`x` plus what rounding it may have moved it by."""
         return self._round(x, self._sites[site]) if site in self._sites else x
 
@@ -100,8 +105,19 @@ class Sampled(AbstractJaxArithmetic):
         return x if self._inner is None else self._round(x, self._inner)
 
     def advance(self, state, a, b):
-        """a state + b."""
-        return a * state + b
+        """a state + b, rounded where sums are."""
+        after = a * state + b
+        return self._settle(after) if self._inner_sums else after
+
+    def matmul(self, x, weight, bias=None):
+        """The sum, with the roundings on its way where sums have some."""
+        product = super().matmul(x, weight, bias)
+        if self._inner is None or not self._inner_sums:
+            return product
+        terms = weight.matrix.shape[-1]
+        square = jnp.matmul(x**2, (weight.matrix**2).T, precision="highest")
+        size = self._inner.unit * (terms * square) ** 0.5
+        return product + self._draw(product.shape) * size
 
     def _carry(self, x):
         return jnp.asarray(x, jnp.float64)
@@ -114,7 +130,13 @@ class Sampled(AbstractJaxArithmetic):
 
     def _inside_scan(self, key):
         assert key is not None
-        return Sampled(self._sites, key, self._sign, inner=self._inner)
+        return Sampled(
+            self._sites,
+            key,
+            self._sign,
+            inner=self._inner,
+            inner_sums=self._inner_sums,
+        )
 
 
 def rounds_again(x, numbers, stored) -> Float[Array, ""]:

@@ -20,7 +20,7 @@ class Symbolic(AbstractArithmetic):
         """Never."""
         return False
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         """`x` itself."""
         return x
 
@@ -36,59 +36,13 @@ class Symbolic(AbstractArithmetic):
         """-x."""
         return -_array(x)
 
-    def exp(self, x):
-        """exp(x)."""
-        import sympy
-
-        return _each(sympy.exp, x)
+    def apply(self, operation, *operands):
+        """The operation's formula; refused where it has none."""
+        return operation.in_symbols(*(_array(x) for x in operands))
 
     def decay(self, dt, A):
         """exp(dt A)."""
         return self.exp(self.multiply(dt, A))
-
-    def softplus(self, x):
-        """log(1 + exp(x))."""
-        import sympy
-
-        return _each(lambda one: sympy.log(1 + sympy.exp(one)), x)
-
-    def silu(self, x):
-        """x / (1 + exp(-x))."""
-        import sympy
-
-        return _each(lambda one: one / (1 + sympy.exp(-one)), x)
-
-    def gelu(self, x, *, tanh=False):
-        """x Phi(x), or its approximation."""
-        import sympy
-
-        def one(v):
-            if tanh:
-                inner = sympy.sqrt(2 / sympy.pi) * (
-                    v + sympy.Rational(44715, 10**6) * v**3
-                )
-                return v * (1 + sympy.tanh(inner)) / 2
-            return v * (1 + sympy.erf(v / sympy.sqrt(2))) / 2
-
-        return _each(one, x)
-
-    def relu_squared(self, x):
-        """max(x, 0)^2."""
-        import sympy
-
-        return _each(lambda one: sympy.Max(one, 0) ** 2, x)
-
-    def sigmoid(self, x):
-        """1 / (1 + exp(-x))."""
-        import sympy
-
-        return _each(lambda one: 1 / (1 + sympy.exp(-one)), x)
-
-    def tanh(self, x):
-        """tanh(x)."""
-        import sympy
-
-        return _each(sympy.tanh, x)
 
     def may_store(self, site, x):
         """`x` itself."""

@@ -24,8 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._devices import over_batch
-from ..arithmetic import Bounded, Weight
-from ..arithmetic.bounded import SAFETY
+from ..arithmetic import SAFETY, Bounded, Weight
 from ..formats import FormatNumbers
 from ..implementations import Execution
 from ..models import Model, Sublayer

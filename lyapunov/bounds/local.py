@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from .._devices import over_batch
 from .._xla import little_memory
 from ..arithmetic import Bounded, Weight
-from ..arithmetic.bounded import written_out
+from ..arithmetic.rules.declared import written_out
 from ..implementations import Execution
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER

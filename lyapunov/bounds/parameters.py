@@ -11,7 +11,7 @@ For a projection, $W'x' - Wx = (W' - W) x + W' (x' - x)$, hence
 - in L2 at most $\| E |x| \| + \min(\| (|W| + E) e \|, (\|W\|_2 + \|E\|_2) n)$,
 
 where x' is within e of x, and within n in L2. The first term is attained: the box
-holds a W' with any signs. What the sublayer adds to that is as in `arithmetic.bounded`.
+holds a W' with any signs. What the sublayer adds to that is as in `arithmetic.rules`.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +22,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._devices import side_by_side
-from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel, Weight
-from ..arithmetic.bounded import SAFETY, where_known
+from ..arithmetic import (
+    SAFETY,
+    AbstractBoundedArithmetic,
+    Bounded,
+    Exact,
+    RoundingModel,
+    Weight,
+    where_known,
+)
 from ..sublayers.residual import sublayer
 from ._norms import norm_of
 from .floor import FLOOR_TOKENS, SIGN_ITERATIONS
@@ -101,7 +108,7 @@ def within(base: Any, change: Any) -> Any:
     return jax.tree.map(one, base, change, is_leaf=_is_weight)
 
 
-class ParameterArithmetic(BoundedArithmetic):
+class ParameterArithmetic(AbstractBoundedArithmetic):
     """Interpret a flow exactly, with parameters from `within`."""
 
     def __init__(self):
@@ -147,17 +154,8 @@ class ParameterArithmetic(BoundedArithmetic):
         error = error + jnp.where(shift > 0.0, UNDERFLOW, 0.0)
         return Bounded(value, where_known(dt.known & A.known, error))
 
-    def scan(self, body, state, inputs):
-        """One token at a time, with the same interpreter inside."""
-
-        def one(state, x):
-            return body(ParameterArithmetic(), state, x)
-
-        state, outputs = jax.lax.scan(one, state, inputs)
-        return self.finish(state), outputs
-
-    def scan_numbers(self, terms):
-        """None: `decay` is this class's own, and no kernel runs it."""
+    def _inside_scan(self):
+        return ParameterArithmetic()
 
 
 class SublayerChange(NamedTuple):

@@ -13,8 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._devices import over_batch
-from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
-from ..arithmetic.bounded import constant
+from ..arithmetic import (
+    Bounded,
+    BoundedArithmetic,
+    Exact,
+    Lengths,
+    RoundingModel,
+    constant,
+)
 from ..implementations import Execution
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER
@@ -34,12 +40,17 @@ class Interpreter:
         self._key = (execution.depths, seq, centred, form)
 
     def __call__(
-        self, sites, model, anchors=None, kind: type = BoundedArithmetic
+        self, sites, model, anchors=None, *, keeps_stores: bool = False
     ) -> BoundedArithmetic:
         """An interpreter for sites and an inner arithmetic with these numbers."""
         _, seq, centred, _ = self._key
         return self._execution.bounded(
-            seq, sites, model, anchors=anchors, centred=centred, kind=kind
+            seq,
+            sites,
+            model,
+            anchors=anchors,
+            centred=centred,
+            keeps_stores=keeps_stores,
         )
 
     def __eq__(self, other) -> bool:
@@ -59,32 +70,6 @@ class Numbers(NamedTuple):
 def numbers_of(execution: Execution) -> Numbers:
     """The numbers of an execution's sites and of its inner arithmetic."""
     return Numbers(execution.site_numbers(), execution.constants.model())
-
-
-class Watching(BoundedArithmetic):
-    """Keeps what each store outside a scan holds."""
-
-    def store(self, site, x):
-        """As `BoundedArithmetic`; the stored tensor goes into `records`."""
-        stored = super().store(site, x)
-        if site in self._sites and isinstance(stored, Bounded):
-            self.records[site] = stored
-        return stored
-
-    def _kept(self, records):
-        return {
-            site: Lengths(x.norm, jnp.linalg.norm(x.value, axis=-1))
-            for site, x in records.items()
-        }
-
-
-class Lengths(NamedTuple):
-    """What is kept of a stored tensor that goes through in blocks of rows."""
-
-    norm: Float[Array, "*tokens"]
-    """L2 of the radius."""
-    length: Float[Array, "*tokens"]
-    """L2 of the tensor."""
 
 
 class BoundedPass(NamedTuple):
@@ -117,7 +102,7 @@ def bounded_pass(
     """
 
     def one(incoming: Any):
-        at = interpreter(*numbers, kind=Watching)
+        at = interpreter(*numbers, keeps_stores=True)
         stream, output, _ = sublayer(at, flow, incoming, p, start)
         return stream, output, at.records
 

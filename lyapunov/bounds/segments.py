@@ -210,40 +210,16 @@ def _exact(flow, inputs: _Inputs, p, start):
     return side_by_side(run)(inputs.incoming)
 
 
-class _SampledInside(Sampled):
-    """Random roundings of the fp32 operations between the stores as well.
-
-    Where the stores are in fp32 these are as large as the stores' own. A sum of n
-    products is taken to be off by sqrt(n) roundings of its terms' root sum of squares.
-    """
-
-    def __init__(self, sites, key):
-        super().__init__(sites, key, inner=FP32.numbers())
-
-    def advance(self, state, a, b):
-        """a state + b, rounded."""
-        return self._settle(a * state + b)
-
-    def matmul(self, x, weight, bias=None):
-        """The sum with the roundings on its way."""
-        product = super().matmul(x, weight, bias)
-        terms = weight.matrix.shape[-1]
-        square = jnp.matmul(x**2, (weight.matrix**2).T, precision="highest")
-        size = FP32.unit_roundoff * (terms * square) ** 0.5
-        return product + self._draw(product.shape) * size
-
-    def _inside_scan(self, key):
-        return _SampledInside(self._sites, key)
-
-
 @eqx.filter_jit
 def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
-    draws = _SampledInside if inside else Sampled
+    # roundings of the fp32 operations between stores, where stores are no larger
+    inner = {"inner": FP32.numbers(), "inner_sums": True} if inside else {}
     exact = _exact(flow, inputs, parameters, start)
 
     def probe(key):
         def one(key, incoming):
-            at = lambda i, sites, _: draws(sites, jax.random.fold_in(key, i))
+            own = lambda i: jax.random.fold_in(key, i)
+            at = lambda i, sites, _: Sampled(sites, own(i), **inner)
             return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
         per_sequence = jax.random.split(key, exact.shape[0])

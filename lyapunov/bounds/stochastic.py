@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..arithmetic.bounded import SAFETY
+from ..arithmetic import SAFETY
 from ..formats import (
     INTEGER_ROUNDINGS,
     SMALLEST_SCALE,

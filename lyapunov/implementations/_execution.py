@@ -129,15 +129,10 @@ class Execution:
         *,
         anchors=None,
         centred: bool = False,
-        kind: type[BoundedArithmetic] = BoundedArithmetic,
+        keeps_stores: bool = False,
     ) -> BoundedArithmetic:
-        """The interpreter that bounds this execution over `seq` tokens.
-
-        **Arguments:**
-
-        - `kind`: a class of interpreter that keeps more of what it sees.
-        """
-        return kind(
+        """The interpreter that bounds this execution over `seq` tokens."""
+        return BoundedArithmetic(
             sites,
             model,
             accumulation_depth=self.depths.accumulation,
@@ -145,6 +140,7 @@ class Execution:
             scan_depth=self.depths.scan(seq),
             anchors=anchors,
             centred=centred,
+            keeps_stores=keeps_stores,
             chunked=self.chunked,
             chunks_at_once=self.chunks_at_once,
         )

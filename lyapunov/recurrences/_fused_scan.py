@@ -35,9 +35,9 @@ class Token(NamedTuple):
     u: Any
     """None where drive and skip say it all."""
     B: Any
-    """(d_state), or what `drive_row` made of it."""
+    """(d_state), or what `ScanKernel.rows` made of it."""
     C: Any
-    """(d_state), or what `read_out_row` made of it."""
+    """(d_state), or what `ScanKernel.rows` made of it."""
     skip: Any = None
     """D u, if it is known already."""
 
@@ -53,13 +53,12 @@ def scan(
     - `in_xla(at, *operands)`: the whole, token by token, for everywhere else.
     - `operands`: dt, u, B, C, A, D, state as in `selective_scan`.
     """
-    if not has_gpu() or not fits(at, operands):
+    kernel = at.kernel(shape_of(operands[-1])[0]) if has_gpu() else None
+    if kernel is None or not fits(at, operands):
         return in_xla(at, *operands)
-    states = shape_of(operands[-1])[0]
-    numbers = at.scan_numbers(states)
 
     def by_loop(numbers, operands):
-        inner = at.within(numbers, states)
+        inner = kernel.inside(numbers)
         return *in_xla(inner, *operands), inner.observed
 
     def by_kernel(numbers, operands):
@@ -78,7 +77,7 @@ def scan(
         rule = lambda *pairs: jax.jvp(by_loop, *pairs)
         return jax.lax.platform_dependent(primals, tangents, cuda=rule, default=rule)
 
-    y, after, observed = run(numbers, operands)
+    y, after, observed = run(kernel.numbers, operands)
     for name, x in observed.items():
         seen = at.observed.get(name)
         at.observed[name] = x if seen is None else jnp.maximum(seen, x)
@@ -90,7 +89,7 @@ def fits(at: AbstractArithmetic, operands: tuple) -> bool:
     states = shape_of(operands[-1])[0]
     return (
         _has_triton()
-        and at.scan_numbers(states) is not None
+        and at.kernel(states) is not None
         and not any(at.stores(site) for site in STORED_INSIDE)
         and states & (states - 1) == 0
     )
@@ -127,7 +126,7 @@ def in_kernel(
 
     **Arguments:**
 
-    - `numbers`: of `at.scan_numbers`.
+    - `numbers`: of the interpreter's `ScanKernel`.
     - `tile`: (channels of one program, warps), if not `tiling`'s.
     - `interpret`: run by Pallas' interpreter, on any machine.
     """
@@ -138,8 +137,10 @@ def in_kernel(
     seq, channels = shape_of(dt)
     states = shape_of(state)[0]
     block, warps = tile or tiling(channels, states)
+    kernel = at.kernel(states)
+    assert kernel is not None
     before, carrier = jax.tree.flatten(at.initial_state(state))
-    given = Token(dt, None, u, at.drive_row(B), at.read_out_row(C))
+    given = Token(dt, None, u, *kernel.rows(B, C))
     if isinstance(dt, Bounded):
         # with errors a product takes longer than to read it
         skip = at.multiply(u, D)
@@ -173,7 +174,7 @@ def in_kernel(
 
     def one(scalars, before, row, A, D):
         """A token on arrays alone: state, outputs and observations."""
-        inside = at.within(tuple(scalars), states, compiled=not interpret)
+        inside = kernel.inside(tuple(scalars), compiled=not interpret)
         row, A = _whole(row), _whole(A)
         state = jax.tree.unflatten(carrier, before)
         if row.drive is None:
@@ -244,7 +245,7 @@ def in_kernel(
         interpret=interpret,
     )(*arguments)
     after = [x[:, :, 0] if x.ndim == 3 else x for x in after]
-    after = at.within(numbers, states).finish(jax.tree.unflatten(carrier, after))
+    after = kernel.finish(kernel.inside(numbers), jax.tree.unflatten(carrier, after))
     seen = {name: jnp.max(x, axis=1) for name, x in seen.items()}
     return _whole(y), after, seen
 

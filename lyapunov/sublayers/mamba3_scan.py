@@ -102,7 +102,7 @@ def chunked_scan(at: AbstractArithmetic, token: Token, p, start):
         at.view(cut, _steps(at, at.tanh(token.angle), token.dt)),
     )
     angle = at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq], angle)
-    angle = at.store_angle("angle_sum", angle)
+    angle = at.store("angle_sum", angle, angle=True)
     k, q = _turned(at, token, p, angle)
     to_key = lambda a: a[:, None, :, None]
     weighed = at.store("k_weighed", at.multiply(k, at.view(to_key, weight)))

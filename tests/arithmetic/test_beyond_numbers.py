@@ -6,10 +6,7 @@ the same in the execution's precision, entry by entry and sum by sum. Where the 
 of an element is finite NumPy's result must be within it; so NaN never is.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +18,12 @@ from lyapunov.arithmetic import (
     Bounded,
     BoundedArithmetic,
     RoundingModel,
-    Weight,
+    constant,
 )
-from lyapunov.arithmetic.bounded import constant
 from lyapunov.formats import FORMATS
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
+
+from .operations_by_numpy import CASES
 
 
 LARGEST = 3e38
@@ -36,248 +34,7 @@ MODELS = {
     "exact": (RoundingModel.none, np.float64),
 }
 # they take or return no values
-OF_NO_VALUES = {"stores", "observe", "scan_numbers", "within"}
-
-CAUSAL = np.tril(np.ones((3, 4)), k=1)
-WEIGHT = np.array([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -3.0]])
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """An operation, and NumPy's own way of computing it in the operands' dtype."""
-
-    run: Callable[..., Any]
-    """(interpreter, Bounded...) -> Bounded."""
-    own: Callable[..., np.ndarray]
-    operands: tuple[tuple[int, ...], ...] = ((3, 4),)
-    domains: tuple[str, ...] = ("any",)
-    """What an execution's operands are in: `any`, `>=0`, `<=0`, or `share` of 1."""
-    wide: bool = False
-    """Whether more entries are lost than NaN spreads to."""
-
-
-def total(terms, axis):
-    """A sum of one term after another."""
-    return np.take(np.cumsum(terms, axis=axis, dtype=terms.dtype), -1, axis=axis)
-
-
-def one_hot_of_largest(x, count):
-    """NaN as the largest, as torch has it."""
-    order = np.argsort(-x, axis=-1, kind="stable")
-    order = np.where(
-        np.isnan(x).any(-1, keepdims=True), np.argsort(~np.isnan(x)), order
-    )
-    return np.eye(x.shape[-1], dtype=x.dtype)[order[..., :count]].sum(-2)
-
-
-def eager_softmax(x):
-    """With an additive mask, as transformers' eager attention."""
-    mask = np.where(CAUSAL > 0, 0.0, -np.inf).astype(x.dtype)
-    x = x + mask
-    powers = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return powers / total(powers, -1)[..., None]
-
-
-def normalised(x, centred):
-    size, one = x.shape[-1], x.dtype.type
-    if centred:
-        x = x - (total(x, -1) / one(size))[..., None]
-    square = total(x * x, -1)[..., None] / one(size)
-    return x * (one(1) / np.sqrt(square + one(1e-5)))
-
-
-def phi(x, tanh):
-    if tanh:
-        inner = x.dtype.type(0.7978845608028654) * (x + x.dtype.type(0.044715) * x**3)
-        return x * (1 + np.tanh(inner)) / 2
-    import scipy.special
-
-    return x * ((1 + scipy.special.erf(x / x.dtype.type(2**0.5))) / 2).astype(x.dtype)
-
-
-def conv(x, weight, bias):
-    seq = x.shape[0] - weight.shape[1] + 1
-    out = np.broadcast_to(bias, (seq, x.shape[1])).copy()
-    for tap in range(weight.shape[1]):
-        out = out + x[tap : tap + seq] * weight[:, tap]
-    return out
-
-
-def stepped(state, dt, drive, B, A):
-    return np.exp(dt * A) * state + drive * B[:, None]
-
-
-def scanned(state, a, b):
-    for i in range(len(a)):
-        state = a[i] * state + b[i]
-    return state
-
-
-def scan(at, state, a, b):
-    body = lambda at, state, given: (at.advance(state, *given), ())
-    return at.scan(body, at.initial_state(state), (a, b))[0]
-
-
-PAIR = {"operands": ((3, 4), (3, 4)), "domains": ("any", "any")}
-STATE = (4, 3)
-STEP = {
-    "operands": (STATE, (3,), (3,), (4,), (1, 3)),
-    "domains": ("any", ">=0", "any", "any", "<=0"),
-    "wide": True,
-}
-READ = {
-    "operands": (STATE, (4,), (3,)),
-    "domains": ("any",) * 3,
-}
-ADVANCE = {"operands": (STATE,) * 3, "domains": ("any", "share", "any"), "wide": True}
-step = lambda at, h, dt, drive, B, A: at.finish(
-    at.step(at.initial_state(h), dt, drive, B, A)
-)
-
-CASES = {
-    "store": Case(lambda at, x: at.store("kept", x), lambda x: x.astype(np.float16)),
-    "may_store": Case(
-        lambda at, x: at.may_store("kept", x), lambda x: x.astype(np.float16)
-    ),
-    "store_angle": Case(
-        lambda at, x: at.store_angle("angle", x), lambda x: x.astype(np.float32)
-    ),
-    "add": Case(lambda at, x, y: at.add(x, y), np.add, **PAIR),
-    "add alone": Case(lambda at, x, y: at.add(x, y, alone=True), np.add, **PAIR),
-    "multiply": Case(lambda at, x, y: at.multiply(x, y), np.multiply, **PAIR),
-    "multiply alone": Case(
-        lambda at, x, y: at.multiply(x, y, alone=True), np.multiply, **PAIR
-    ),
-    "negate": Case(lambda at, x: at.negate(x), np.negative),
-    "exp": Case(lambda at, x: at.exp(x), np.exp),
-    "decay": Case(
-        lambda at, x, y: at.decay(x, y),
-        lambda x, y: np.exp(x * y),
-        ((3, 4), (3, 4)),
-        (">=0", "<=0"),
-    ),
-    "softplus": Case(
-        lambda at, x: at.softplus(x),
-        lambda x: np.where(x > 20, x, np.log1p(np.exp(x))),
-    ),
-    "silu": Case(lambda at, x: at.silu(x), lambda x: x / (1 + np.exp(-x))),
-    "gelu": Case(lambda at, x: at.gelu(x), lambda x: phi(x, False)),
-    "gelu tanh": Case(lambda at, x: at.gelu(x, tanh=True), lambda x: phi(x, True)),
-    "relu_squared": Case(
-        lambda at, x: at.relu_squared(x), lambda x: np.maximum(x, 0) ** 2
-    ),
-    "sigmoid": Case(lambda at, x: at.sigmoid(x), lambda x: 1 / (1 + np.exp(-x))),
-    "tanh": Case(lambda at, x: at.tanh(x), np.tanh),
-    "largest": Case(
-        lambda at, x: at.largest(x, 2), lambda x: one_hot_of_largest(x, 2), wide=True
-    ),
-    "shares": Case(
-        lambda at, x: at.shares(x),
-        lambda x: x / total(x, -1)[..., None],
-        domains=(">=0",),
-    ),
-    "shares with a floor": Case(
-        lambda at, x: at.shares(x, 0.5),
-        lambda x: x / (total(x, -1)[..., None] + x.dtype.type(0.5)),
-        domains=(">=0",),
-    ),
-    "softmax": Case(lambda at, x: at.softmax(x, CAUSAL), eager_softmax),
-    "layer_normalise": Case(
-        lambda at, x: at.layer_normalise(x, 1e-5), lambda x: normalised(x, True)
-    ),
-    "rms_normalise": Case(
-        lambda at, x: at.rms_normalise(x, 1e-5), lambda x: normalised(x, False)
-    ),
-    "matmul": Case(
-        lambda at, x: at.matmul(x, Weight(jnp.asarray(WEIGHT))),
-        lambda x: total(x[:, None] * WEIGHT.astype(x.dtype), -1),
-    ),
-    "matmul of known norm": Case(
-        lambda at, x: at.matmul(x, Weight(jnp.asarray(WEIGHT), 6.0), jnp.ones(2)),
-        lambda x: total(x[:, None] * WEIGHT.astype(x.dtype), -1) + 1,
-    ),
-    "join": Case(
-        lambda at, x, y: at.join([x, y]), lambda x, y: np.concatenate([x, y]), **PAIR
-    ),
-    "carry": Case(lambda at, x: at.carry(x), lambda x: x),
-    "view": Case(lambda at, x: at.view(lambda a: a[:, ::-1], x), lambda x: x[:, ::-1]),
-    "clip": Case(lambda at, x: at.clip(x, -1.0, 1.0), lambda x: np.clip(x, -1, 1)),
-    "mask": Case(
-        lambda at, x: at.mask(x, CAUSAL), lambda x: x * CAUSAL.astype(x.dtype)
-    ),
-    "reached": Case(
-        lambda at, x, y: at.reached(x, y),
-        lambda x, y: x + total(x.dtype.type(0) * y, -1),
-        ((3, 4), (4, 5)),
-        ("any", "any"),
-    ),
-    "cumsum": Case(lambda at, x: at.cumsum(x), lambda x: np.cumsum(x, 0, x.dtype)),
-    "cumsum serial": Case(
-        lambda at, x: at.cumsum(x, serial=True), lambda x: np.cumsum(x, 0, x.dtype)
-    ),
-    "wrap": Case(
-        lambda at, x: at.wrap(x),
-        lambda x: x - x.dtype.type(2 * np.pi) * np.floor(x / x.dtype.type(2 * np.pi)),
-        domains=(">=0",),
-    ),
-    "fading": Case(lambda at, x: at.fading(x), lambda x: np.exp(np.minimum(x, 0))),
-    "einsum": Case(
-        lambda at, x, y, start: at.einsum("ij,kj->ik", x, y, start),
-        lambda x, y, start: start + total(x[:, None] * y, -1),
-        ((3, 4), (2, 4), (3, 2)),
-        ("any",) * 3,
-    ),
-    "fixed": Case(lambda at, x: at.fixed(x.value), lambda x: x),
-    "turns": Case(lambda at, x: at.turns(x, 2)[0], np.cos),
-    "turns sin": Case(lambda at, x: at.turns(x, 2)[1], np.sin),
-    "causal_conv": Case(
-        lambda at, x, w, b: at.causal_conv(x, w, b),
-        conv,
-        ((5, 3), (3, 2), (3,)),
-        ("any",) * 3,
-    ),
-    "advance": Case(
-        lambda at, h, a, b: at.finish(at.advance(at.initial_state(h), a, b)),
-        lambda h, a, b: a * h + b,
-        **ADVANCE,
-    ),
-    "step": Case(step, stepped, **STEP),
-    "drive_row": Case(
-        lambda at, h, dt, drive, B, A: step(at, h, dt, drive, at.drive_row(B), A),
-        stepped,
-        **STEP,
-    ),
-    "contract": Case(
-        lambda at, h, c, start: at.contract(h, c, start=start),
-        lambda h, c, start: start + total(c[:, None] * h, 0),
-        **READ,
-    ),
-    "contract of a state": Case(
-        lambda at, h, c, start: at.contract(at.initial_state(h), c, start=start),
-        lambda h, c, start: start + total(c[:, None] * h, 0),
-        **READ,
-    ),
-    "read_out_row": Case(
-        lambda at, h, c, start: at.contract(h, at.read_out_row(c), start=start),
-        lambda h, c, start: start + total(c[:, None] * h, 0),
-        **READ,
-    ),
-    "initial_state": Case(
-        lambda at, h: at.contract(at.initial_state(h), np.ones(4)),
-        lambda h: total(h, 0),
-        (STATE,),
-    ),
-    "scan": Case(
-        scan,
-        scanned,
-        (STATE, (2, *STATE), (2, *STATE)),
-        ("any", "share", "any"),
-        wide=True,
-    ),
-    "finish": Case(
-        lambda at, h: at.finish(at.initial_state(h)), lambda h: h, (STATE,), wide=True
-    ),
-}
+OF_NO_VALUES = {"stores", "observe", "kernel"}
 
 
 def test_every_operation_has_a_case():

@@ -1,6 +1,6 @@
 """What routers of experts compute, with errors: never exceeded, and reached.
 
-The same model of an execution as in `test_bounds_of_operations`: it starts anywhere
+The same model of an execution as in `moved`: it starts anywhere
 within v +- e.
 """
 

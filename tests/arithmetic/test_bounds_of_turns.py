@@ -8,7 +8,7 @@ from lyapunov.arithmetic import BoundedArithmetic, Exact, Rounded
 from lyapunov.formats import BF16, TF32_OPERAND
 
 from .balls import arb
-from .test_bounds_of_operations import (
+from .moved import (
     MODELS,
     as_bounded,
     inputs,
@@ -162,9 +162,11 @@ def test_stored_angles_stay_within_their_bound_next_to_whole_turns(rng):
     )
     value = np.concatenate([value, rng.uniform(0, TURN, 2000)])
     error = np.full(value.size, 5e-4)
-    bound = at.store_angle("angle", as_bounded(value, error))
+    bound = at.store("angle", as_bounded(value, error), angle=True)
     held = np.mod(value + error * rng.uniform(-1, 1, value.size), TURN)
-    stored = np.asarray(Rounded({"angle": BF16.numbers()}).store_angle("angle", held))
+    stored = np.asarray(
+        Rounded({"angle": BF16.numbers()}).store("angle", held, angle=True)
+    )
     # in units of 2^-8: as far as bf16 is apart below 1
     assert near(stored - held).max() > 2.0**-7
     off = near(stored - np.asarray(bound.value))
@@ -182,13 +184,13 @@ def test_a_stored_angle_is_held_to_the_turn_it_stands_on(rng):
     )
     error = np.full(value.size, 5e-4)
     held = np.mod(value + error * rng.uniform(-1, 1, value.size), TURN)
-    stored = Rounded({"angle": BF16.numbers()}).store_angle("angle", held)
+    stored = Rounded({"angle": BF16.numbers()}).store("angle", held, angle=True)
     stored = np.asarray(stored, np.float64)
     # some stand on the other side of the turn
     astray = np.abs(stored - value) > np.pi
     assert 100 < astray.sum() < astray.size - 100
     at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
-    kept = at.store_angle("angle", as_bounded(value, error))
+    kept = at.store("angle", as_bounded(value, error), angle=True)
     np.testing.assert_array_equal(kept.value, stored)
     bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
     assert (np.abs(stored - np.asarray(bound)) <= limit).all()
@@ -204,9 +206,9 @@ def test_with_an_error_above_pi_the_nearest_turn_counts(rng):
     error = np.full(value.size, 3.3)
     share = rng.uniform(-1, 1, value.size) * rng.choice([1.0, 1e-3], value.size)
     held = np.mod(value + error * share, TURN)
-    stored = Rounded({"angle": BF16.numbers()}).store_angle("angle", held)
+    stored = Rounded({"angle": BF16.numbers()}).store("angle", held, angle=True)
     stored = np.asarray(stored, np.float64)
     at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
-    at.store_angle("angle", as_bounded(value, error))
+    at.store("angle", as_bounded(value, error), angle=True)
     bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
     assert (np.abs(stored - np.asarray(bound)) <= limit).all()

@@ -3,7 +3,8 @@
 import flint
 import numpy as np
 
-from lyapunov.arithmetic import bounded
+from lyapunov.arithmetic import SAFETY
+from lyapunov.arithmetic.rules.functions import SILU_CURVATURE, SILU_SLOPE
 
 from .balls import arb
 
@@ -37,11 +38,11 @@ def test_silu_slope_and_curvature_are_certified():
     e^-|x| < 1e-15.
     """
     with flint.ctx.workprec(128):
-        assert proved(lambda x: abs(slope(x)) <= bounded.SILU_SLOPE, -40, 40)
+        assert proved(lambda x: abs(slope(x)) <= SILU_SLOPE, -40, 40)
         # silu'' is even. Near 0, s (1 - s) <= 1/4 and 2 - x tanh(x/2) <= 2 make 1/2
         # the product of two suprema that are attained there, so no grid is needed.
         small = 2.0**-8
-        assert proved(lambda x: abs(curvature(x)) <= bounded.SILU_CURVATURE, small, 40)
+        assert proved(lambda x: abs(curvature(x)) <= SILU_CURVATURE, small, 40)
         assert proved(lambda x: 2 - x * (x / 2).tanh() >= 0, 0, small)
         assert (1 + arb(40)) * arb(-40).exp() < 1e-15
         assert (2 + arb(40)) * arb(-40).exp() < 1e-15
@@ -51,9 +52,9 @@ def test_silu_constants_are_nearly_attained():
     """Assert that neither constant could be lowered by more than 1e-4."""
     x = np.linspace(-6, 6, 100_001)
     s = 1 / (1 + np.exp(-x))
-    assert bounded.SILU_SLOPE - np.max(s * (1 + x * (1 - s))) < 1e-4
+    assert SILU_SLOPE - np.max(s * (1 + x * (1 - s))) < 1e-4
     curve = np.abs(s * (1 - s) * (2 + x * (1 - 2 * s)))
-    assert bounded.SILU_CURVATURE - np.max(curve) < 1e-4
+    assert SILU_CURVATURE - np.max(curve) < 1e-4
 
 
 def test_spread_of_a_decay_covers_expm1():
@@ -68,4 +69,4 @@ def test_spread_of_a_decay_covers_expm1():
 def test_safety_covers_eight_million_roundings():
     """Assert (1 + 2^-53)^8e6 < SAFETY."""
     with flint.ctx.workprec(128):
-        assert (1 + arb(2.0**-53)) ** 8_000_000 < arb(bounded.SAFETY)
+        assert (1 + arb(2.0**-53)) ** 8_000_000 < arb(SAFETY)

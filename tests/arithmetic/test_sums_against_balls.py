@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, Weight
+from lyapunov.arithmetic.rules import scans
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL
 from oracles import scan_orders
 
@@ -210,7 +211,7 @@ def bound_scan(model, a, ea, b, eb, depth):
     def token(at, state, inputs):
         a, ea, b, eb = inputs
         after = at.advance(state, Bounded(a, ea), Bounded(b, eb))
-        return after, at.finish(after)
+        return after, scans.finish(at, after)
 
     inputs = [x[:, None, None] for x in (a, ea, b, eb)]
     return at.scan(token, at.initial_state(jnp.zeros((1, 1))), inputs)[1]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import bounded
+from lyapunov.arithmetic.rules import sums
 from lyapunov.formats import TF32_OPERAND, round_to
 
 
@@ -36,10 +36,10 @@ def test_tf32_with_its_inflation_is_from_above(rng, terms, kind):
         x = x * 10.0 ** rng.uniform(-20, 10, x.shape)
     x, matrix = (v.astype(np.float32).astype(np.float64) for v in (x, matrix))
     exact = x @ np.abs(matrix).T
-    found = in_tensor_cores(x, matrix) * bounded.tf32_inflation(terms)
+    found = in_tensor_cores(x, matrix) * sums.tf32_inflation(terms)
     assert np.all(found >= exact)
     assert np.all(found <= exact * 1.004)
-    in_fp32 = np.asarray(bounded.sum_of_magnitudes(jnp.asarray(x), jnp.asarray(matrix)))
+    in_fp32 = np.asarray(sums.sum_of_magnitudes(jnp.asarray(x), jnp.asarray(matrix)))
     assert np.all(in_fp32 >= exact)
     assert np.all(in_fp32 <= exact * (1 + (terms + 8) * 2.0**-22))
 

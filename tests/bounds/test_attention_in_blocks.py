@@ -16,13 +16,14 @@ from lyapunov._devices import in_batch, over_batch
 from lyapunov.arithmetic import (
     BoundedArithmetic,
     Exact,
+    Lengths,
     Perturbed,
     Rounded,
     Sampled,
     Weight,
 )
 from lyapunov.bounds._pull_back import pulled_back
-from lyapunov.bounds.passes import Lengths, Watching, _by_token, _share
+from lyapunov.bounds.passes import _by_token, _share
 from lyapunov.formats import BF16, FP16, rounding_error_bound
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.sublayers import attention
@@ -147,14 +148,16 @@ def test_a_cache_goes_on_where_it_ended(monkeypatch):
 # --- Rounded, and its bounds -------------------------------------------------------
 
 
-def bounding(centred, kind: type = BoundedArithmetic):
-    return kind(numbers(), MODEL.model(), centred=centred)
+def bounding(centred, *, keeps_stores=False):
+    return BoundedArithmetic(
+        numbers(), MODEL.model(), centred=centred, keeps_stores=keeps_stores
+    )
 
 
 @functools.cache
 def bounded(rows, centred):
     """What `BoundedArithmetic` says of the reads, and what it watched."""
-    at = bounding(centred, Watching)
+    at = bounding(centred, keeps_stores=True)
     return jax.jit(lambda *given: (read(at, given, rows), at.records))(*drawn())
 
 
@@ -301,7 +304,7 @@ def forward(given, rows):
 
 
 def bounds(given, rows):
-    found = read(bounding(True, Watching), given, rows, past=0)
+    found = read(bounding(True, keeps_stores=True), given, rows, past=0)
     return found.value, found.error
 
 

@@ -230,7 +230,7 @@ def test_weights_held_exactly_are_no_shift(tmp_path):
 class Truncated(Rounded):
     """Rounds towards zero: roundings of one sign, which no random model expects."""
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         stored = super().store(site, x)
         if site not in self._sites:
             return stored

@@ -180,7 +180,7 @@ def test_linear_parameters_have_the_bound_in_closed_form(sublayers):
     """out_proj: E |gated|; D: |W_out| (dD |u silu(z)|), by NumPy from the stores."""
 
     class Watching(Exact):
-        def store(self, site, x):
+        def store(self, site, x, *, angle=False):
             self.records[site] = x
             return x
 

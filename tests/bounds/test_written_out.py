@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from analysis._speed_inputs import SMALL, incoming, parameters, record_of, rounded
-from lyapunov.arithmetic import Exact, bounded
+from lyapunov.arithmetic import Exact
+from lyapunov.arithmetic.rules import declared, sums
 from lyapunov.bounds import local
 from lyapunov.bounds.passes import Interpreter, bounded_pass, numbers_of, without_error
 from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
@@ -38,7 +39,8 @@ def test_barriers_change_nothing(monkeypatch):
     interpreter = Interpreter(execution, SMALL.seq, True)
     found = []
     for gpu in (False, True):
-        monkeypatch.setattr(bounded, "has_gpu", lambda gpu=gpu: gpu)
+        for rules in (declared, sums):
+            monkeypatch.setattr(rules, "has_gpu", lambda gpu=gpu: gpu)
         # compiled anew: what is compiled already does not ask for the GPU again
         t0 = eqx.filter_jit(lambda *given: local._operations.__wrapped__(*given))
         t1 = eqx.filter_jit(lambda *given: bounded_pass.__wrapped__(*given))
@@ -64,9 +66,9 @@ def test_barriers_change_nothing(monkeypatch):
 
 def test_a_barrier_is_there_on_a_gpu_alone(monkeypatch):
     """Assert it in the traced program, in a batch as well."""
-    run = jax.vmap(lambda x: bounded.written_out((x, 2.0 * x))[1])
+    run = jax.vmap(lambda x: declared.written_out((x, 2.0 * x))[1])
     for gpu in (False, True):
-        monkeypatch.setattr(bounded, "has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(declared, "has_gpu", lambda gpu=gpu: gpu)
         text = str(jax.make_jaxpr(lambda x, gpu=gpu: run(x))(jnp.ones((2, 3))))
         assert ("optimization_barrier" in text) == gpu
 

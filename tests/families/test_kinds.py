@@ -185,7 +185,7 @@ def test_constants_are_measured_or_not_by_kind():
 def test_every_stored_site_is_in_the_order():
     """Assert it of each name that a flow writes out, or makes of another name."""
     home = pathlib.Path(lyapunov.__file__).parent
-    stored = re.compile(r'\.(?:may_store|store_angle|stores?)\(\s*(f?)"([^"]+)"')
+    stored = re.compile(r'\.(?:may_store|stores?)\(\s*(f?)"([^"]+)"')
     found = set()
     for folder in ("sublayers", "recurrences"):
         for path in sorted((home / folder).glob("*.py")):

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import BoundedArithmetic, Rounded
-from lyapunov.arithmetic.bounded import constant
+from lyapunov.arithmetic import BoundedArithmetic, Rounded, constant
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.ssd import chunked_scan
 from oracles.checkpoints.configurations import NO_LIMITS

@@ -101,7 +101,7 @@ def in_loop(make, given):
 
 @eqx.filter_jit
 def in_kernel(make, given, tile=None, body=token):
-    at, numbers = make(), make().scan_numbers(given[-1].shape[0])
+    at, numbers = make(), make().kernel(given[-1].shape[0]).numbers
     return _fused_scan.in_kernel(at, body, numbers, given, tile=tile, interpret=True)
 
 
