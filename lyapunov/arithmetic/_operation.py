@@ -65,24 +65,22 @@ class Operation(AbstractOperation):
     but a test can say: hold it, one-sided, to the function in many digits at operands
     moved by their errors, and see that it is not far above.
 
-    ??? example
+    For example the arc tangent, whose slope is at most $1 / (1 + t^2)$ with t the
+    smallest magnitude in $[x - e, x + e]$, and whose results are within 2 ulp of the
+    true ones, as the CUDA programming guide says of atanf; so within 4 units:
 
-        The arc tangent, whose slope is at most $1 / (1 + t^2)$ with t the smallest
-        magnitude of $[x - e, x + e]$, and whose results are within 4 units of the
-        true ones (Intel's and NVIDIA's documentation of atanf: 2 ulp):
+        >>> import jax.numpy as jnp
+        >>> from lyapunov.arithmetic import Bounded, Exact, Operation
+        >>> def arctan_bound(declared, x):
+        ...     least = jnp.maximum(jnp.abs(x.value) - x.error, 0.0)
+        ...     value, error = jnp.arctan(x.value), x.error / (1.0 + least**2)
+        ...     own = 4.0 * declared.model.unit * (jnp.abs(value) + error)
+        ...     return Bounded(value, error + own + declared.model.underflow)
+        >>> arctan = Operation(exact=jnp.arctan, bounded=arctan_bound)
+        >>> float(Exact().apply(arctan, jnp.asarray(1.0, jnp.float32)))
+        0.7853981633974483
 
-            >>> import jax.numpy as jnp
-            >>> from lyapunov.arithmetic import Bounded, Exact, Operation
-            >>> def arctan_bound(declared, x):
-            ...     least = jnp.maximum(jnp.abs(x.value) - x.error, 0.0)
-            ...     value, error = jnp.arctan(x.value), x.error / (1.0 + least**2)
-            ...     own = 4.0 * declared.model.unit * (jnp.abs(value) + error)
-            ...     return Bounded(value, error + own + declared.model.underflow)
-            >>> arctan = Operation(exact=jnp.arctan, bounded=arctan_bound)
-            >>> float(Exact().apply(arctan, jnp.asarray(1.0, jnp.float32)))
-            0.7853981633974483
-
-        In a flow it is `at.apply(arctan, x)`.
+    In a flow it is `at.apply(arctan, x)`.
     """
 
     exact: Callable[..., Array]
@@ -113,7 +111,7 @@ class Operation(AbstractOperation):
         found = self.bounded(declared, *lifted)
         if not isinstance(found, Bounded):
             raise UsageError(
-                f"bounded of operation {self.name!r} returned a {type(found).__name__}",
+                f"bounded of operation {self.name!r} returned {type(found).__name__}",
                 hint="return lyapunov.arithmetic.Bounded(value, error)",
             )
         unknown = self._result(*(jnp.where(x.known, x.value, jnp.nan) for x in lifted))
@@ -141,7 +139,7 @@ class Operation(AbstractOperation):
         found = self.exact(*operands)
         if not isinstance(found, jax.Array | np.ndarray | np.generic):
             raise UsageError(
-                f"exact of operation {self.name!r} returned a {type(found).__name__}",
+                f"exact of operation {self.name!r} returned {type(found).__name__}",
                 hint="one array; two results are two operations",
             )
         return jnp.asarray(found)
