@@ -4,7 +4,7 @@ The inequality of `matmul` in `lyapunov/arithmetic/bounded.py`, against fp64 sum
 the same operands: ((1 + unit)^depth - 1) sum |a b|. Data is sampled, not exhaustive.
 """
 
-from lyapunov.implementations._execution import any_order
+from lyapunov.implementations import any_order
 from lyapunov.implementations.mamba_ssm.mamba1 import KERNEL, tensor_core_depth
 
 

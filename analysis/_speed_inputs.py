@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lyapunov.arithmetic import Bounded, Rounded, Weight
-from lyapunov.implementations._trace import SublayerRecord
+from lyapunov.implementations import SublayerRecord
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, initial_state, mamba1
 from lyapunov.sublayers.residual import Incoming, sublayer
 

@@ -177,9 +177,11 @@ def held(path: Path, constants: str = "documented") -> Held:
         sublayer_bound,
         with_operator_norms,
     )
-    from lyapunov.implementations import executions_for
-    from lyapunov.implementations._constants import with_measured
-    from lyapunov.implementations._trace import SublayerRecord
+    from lyapunov.implementations import (
+        SublayerRecord,
+        executions_for,
+        with_measured,
+    )
 
     about, arrays = read(path)
     model = lyapunov.load(str(TRAINED[about["model"]]))

@@ -5,7 +5,7 @@ Triton and mamba_ssm. It writes kernel_constants.json and .md after every functi
 largest error over the bound that the executions declare, in ulp, the constant that
 would have held, the worst argument; then what sums inside matrix products lose, and a
 picture. `--apply` reads the committed file and writes
-lyapunov/implementations/measured.json (`lyapunov.implementations._constants`).
+lyapunov/implementations/measured.json (`lyapunov.implementations.read_measured`).
 
 All finite fp32 arguments are tried where the bound says anything; NaN and infinities
 are not. Sums are sampled, not exhaustive: they are reported and never applied.
@@ -24,7 +24,7 @@ from pathlib import Path
 from experiments.results import write as write_text
 from experiments.study import Study, promote
 from lyapunov.arithmetic.rules.scans import EXP_MINUS_88
-from lyapunov.implementations._constants import write_measured
+from lyapunov.implementations import write_measured
 
 from . import pictures
 from ._kernel_functions import FIELDS, FUNCTIONS, Function, figures

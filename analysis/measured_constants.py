@@ -162,7 +162,7 @@ def environment() -> dict[str, str]:
 
     import jax
 
-    from lyapunov.implementations._constants import read_measured
+    from lyapunov.implementations import read_measured
 
     content = read_measured() or {}
     return {

@@ -45,8 +45,7 @@ def crossed(formats, groups) -> list[str]:
 def study(source: str | None, roundings: list[str]) -> dict:
     """One report a rounding, as `bf16:A_log`."""
     import lyapunov
-    from lyapunov.questions._changes import parameter_changes
-    from lyapunov.questions._weight_sets import rounded_weights
+    from lyapunov.questions import parameter_changes, rounded_weights
 
     model = lyapunov.load(source)
     tokens = english(model, TOKENS)
@@ -121,7 +120,7 @@ def main(given: list[str] | None = None) -> None:
     options = parser.parse_args(given)
     STUDY.begin(options.out)
     jax.config.update("jax_enable_x64", True)
-    from lyapunov.formats._weight_table import PLAIN_FORMATS
+    from lyapunov.formats import PLAIN_FORMATS
 
     # a format with scales is one of matrices: of the other groups there are none
     every = crossed(PLAIN_FORMATS, GROUPS) + crossed(SCALED, ("all", *MATRICES))

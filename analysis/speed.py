@@ -35,7 +35,7 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
-from lyapunov.recurrences import _fused_scan
+from lyapunov.recurrences import fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
 from lyapunov.sublayers.mamba1 import initial_state, mamba1
 
@@ -138,7 +138,7 @@ def agreement(shape: Shape, interpret: bool) -> dict:
             at = _interpreter(shape, execution, bounded)
             kernel = at.kernel(shape.d_state)
             assert kernel is not None
-            return _fused_scan.in_kernel(
+            return fused_scan.in_kernel(
                 at, token, kernel.numbers, operands, interpret=interpret
             )[:2]
 
@@ -200,7 +200,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
 
             @jax.jit
             def run(numbers, *operands, at=at, tile=tile):
-                kernel = lambda *given: _fused_scan.in_kernel(
+                kernel = lambda *given: fused_scan.in_kernel(
                     at, token, numbers, given, tile=tile, interpret=interpret
                 )[:2]
                 return _over_batch(kernel)(*operands)
@@ -216,7 +216,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
         found["bounded" if bounded else "exact"] = {
             "ms": min(times, default=None),
             "tiles, ms": rows,
-            "chosen": str(_fused_scan.tiling(shape.d_inner, shape.d_state)),
+            "chosen": str(fused_scan.tiling(shape.d_inner, shape.d_state)),
             "GB moved": (size + written) / 1e9,
         }
     return found
@@ -393,7 +393,7 @@ def main(given: list[str] | None = None) -> None:
     part("mamba_ssm", forward_apart)
     jax.config.update("jax_enable_x64", True)
     part("environment", environment)
-    interpret = not _fused_scan.has_gpu()
+    interpret = not fused_scan.has_gpu()
     part("agreement", lambda: agreement(shape, interpret))
     part("sums of magnitudes", lambda: magnitude_sums(shape))
     part("limits", lambda: limits(shape))

@@ -170,7 +170,7 @@ def measured_cause(row, variant: str, found: dict, unlimited: dict, wide: dict) 
 
 def library_cause(records, index: int, name: str, row: dict, wide: dict) -> str | None:
     """The cause as the library names it, from the reference and the two errors."""
-    from lyapunov.questions._cause import state_cause, state_facts
+    from lyapunov.questions import state_cause, state_facts
 
     share = None
     if row["kl_mean"] is not None:

@@ -44,7 +44,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """Device, versions and code of this process; `device` is "cpu" or "cuda"."""
     import torch
 
-    from experiments.bundled.environment import _commit
+    from experiments.bundled.environment import git_commit
 
     cuda = device.startswith("cuda")
     return {
@@ -52,7 +52,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
         **{module: _version(module) for module in _MODULES},
-        "git_commit": _commit(),
+        "git_commit": git_commit(),
     }
 
 

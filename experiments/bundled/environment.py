@@ -17,7 +17,8 @@ def _version(module: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def git_commit() -> str | None:
+    """Say which commit runs; None outside a repository."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--verify", "--quiet", "HEAD"],
@@ -45,7 +46,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": name,
         "python": platform.python_version(),
         **{module: _version(module) for module in modules},
-        "git_commit": _commit(),
+        "git_commit": git_commit(),
         "script_sha256": hashlib.sha256(_script()).hexdigest(),
         "date": date.today().isoformat(),
     }

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from experiments.finetuning.networks import Tuned
-from experiments.trained.networks import _try_few, mamba_ssm_config
+from experiments.trained.networks import mamba_ssm_config, try_few
 from experiments.trained.problems import Problem
 from experiments.trained.shapes import Shape
 
@@ -127,7 +127,7 @@ def _of_mamba_ssm(case: Case, device: torch.device) -> torch.nn.Module:
         ) from error
     # one configuration of each of Triton's kernels, the norms': to try all of them
     # takes minutes of compiling, and they are a small part of a step
-    _try_few(1)
+    try_few(1)
     width, layers = _MAMBA1[case.shape]
     settings = mamba_ssm_config(Shape("mamba1", width, layers, _STATE))
     made: Any = MambaConfig(**{**settings, "vocab_size": case.vocabulary})

@@ -208,11 +208,11 @@ def _of_mamba_ssm(shape: Shape) -> torch.nn.Module:
                 block.mixer.out_proj.weight /= math.sqrt(shape.layers)
     else:
         model = MambaLMHeadModel(MambaConfig(**settings))
-    _try_few(_CONFIGURATIONS)
+    try_few(_CONFIGURATIONS)
     return model
 
 
-def _try_few(most: int) -> None:
+def try_few(most: int) -> None:
     """Let Triton choose among `most` configurations of each of mamba_ssm's kernels.
 
     It compiles each one that it tries: some hundred of Mamba-3's, one after the other.

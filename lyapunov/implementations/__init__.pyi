@@ -1,5 +1,10 @@
 from ._choose import executions_for as executions_for
-from ._execution import Execution as Execution
+from ._constants import (
+    read_measured as read_measured,
+    with_measured as with_measured,
+    write_measured as write_measured,
+)
+from ._execution import Execution as Execution, any_order as any_order
 from ._implementation import (
     AbstractImplementation as AbstractImplementation,
     RefusedError as RefusedError,

@@ -1,5 +1,6 @@
 """State updates, one file a family, each written once over the arithmetic."""
 
+from . import _fused_scan as fused_scan
 from .base import (
     AbstractDiagonalRecurrence,
     AbstractRecurrence,
@@ -57,4 +58,5 @@ __all__ = [
     "Mamba3JointRecurrence",
     "Mamba3Recurrence",
     "StateAndWindow",
+    "fused_scan",
 ]
