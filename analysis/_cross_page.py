@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiments.picture import pyplot, save
+from studies.picture import pyplot, save
 
 
 KERNELS = ("mamba_ssm", "transformers_cuda")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.study import Study
+from studies.study import Study
 
 from ._cross_cases import ROOT, TRAINED, Case, tokens
 

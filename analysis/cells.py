@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.picture import pyplot, save
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 STUDY = Study(

@@ -30,9 +30,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from experiments.picture import pyplot, save
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 STUDY = Study(

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import signal, stats
 
-from experiments.picture import pyplot, save
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 STUDY = Study(

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.study import Study
+from studies.study import Study
 
 from ._cross_cases import (
     Case,

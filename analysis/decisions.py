@@ -17,8 +17,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.study import Study
 
 from ._cross_cases import (
     Case,

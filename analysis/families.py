@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study
-from experiments.trained.problems import Problem
+from studies.files import write
+from studies.problems import Problem
+from studies.study import Study
 
 
 STUDY = Study(

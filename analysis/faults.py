@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study, refuse_failed
+from studies.files import write
+from studies.study import Study, refuse_failed
 
 from . import pictures
 from ._cross_cases import TRAINED, Case, tokens

@@ -21,10 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.results import write as write_text
-from experiments.study import Study, promote
 from lyapunov.arithmetic.rules.scans import EXP_MINUS_88
 from lyapunov.implementations import write_measured
+from studies.files import write as write_text
+from studies.study import Study, promote
 
 from . import pictures
 from ._kernel_functions import FIELDS, FUNCTIONS, Function, figures

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study
-from experiments.trained.problems import demand
+from studies.files import write
+from studies.problems import demand
+from studies.study import Study
 
 from . import pictures
 from ._cross_cases import TRAINED

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.results import write as write_text
-from experiments.study import Study
+from studies.files import write as write_text
+from studies.study import Study
 
 
 STUDY = Study(

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.picture import pyplot, save
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 from ._cross_cases import PLAIN, Case, source, tokens
 from .capture import FOLDER, held

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.study import Study
 
 from .perturbation import english
 

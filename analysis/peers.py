@@ -27,9 +27,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study, refuse_failed
-from experiments.trained.problems import Problem
+from studies.files import write
+from studies.problems import Problem
+from studies.study import Study, refuse_failed
 
 from . import _peers_cases as cases
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.picture import pyplot, save
-from experiments.study import Study
+from studies.picture import pyplot, save
+from studies.study import Study
 
 from . import _cross_page
 from ._speed_page import GOALS

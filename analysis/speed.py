@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.results import write
-from experiments.study import Study, promote
 from lyapunov.arithmetic import Exact
 from lyapunov.arithmetic.rules.sums import sum_of_magnitudes
 from lyapunov.bounds.local import (
@@ -38,6 +36,8 @@ from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
 from lyapunov.recurrences import fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
 from lyapunov.sublayers.mamba1 import initial_state, mamba1
+from studies.files import write
+from studies.study import Study, promote
 
 from . import pictures
 from ._speed_inputs import (

@@ -30,11 +30,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from experiments.results import write
-from experiments.study import Study
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
 from lyapunov.sublayers.residual import Incoming, sublayer
+from studies.files import write
+from studies.study import Study
 
 
 STUDY = Study(

@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.picture import pyplot, save
-from experiments.results import write
-from experiments.study import Study
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 STUDY = Study(

@@ -16,9 +16,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from experiments.picture import pyplot, save
-from experiments.results import FOLDER, write
-from experiments.study import Study
+from experiments.results import FOLDER
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 PAPER = Path(__file__).parent / "paper.toml"

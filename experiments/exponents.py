@@ -33,8 +33,8 @@ import numpy as np
 
 from experiments.finetuning.plan import not_loaded, settings_of, short
 from experiments.results import FOLDER, Results, environment
-from experiments.study import Study
-from experiments.trained.problems import Problem
+from studies.problems import Problem
+from studies.study import Study
 
 
 MODELS = tuple(f"experiments/models/{name}" for name in ("mamba1", "mamba2", "mamba3"))

@@ -30,7 +30,7 @@ from typing import Any
 
 from experiments.finetuning.plan import MODELS, missing
 from experiments.results import FOLDER
-from experiments.study import Study
+from studies.study import Study
 
 
 STUDY = Study(

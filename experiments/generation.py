@@ -27,7 +27,7 @@ import numpy as np
 
 from experiments.decoding.shapes import SHAPES, tiny
 from experiments.results import FOLDER, Results, environment
-from experiments.study import Study
+from studies.study import Study
 
 
 STATES = {"bf16": 2, "fp32": 4}  # bytes of a number of Mamba-2's states

@@ -30,9 +30,10 @@ import numpy as np
 
 from experiments.recall.differences import figures
 from experiments.recall.page import draw, page
-from experiments.results import FOLDER, Results, environment, write
-from experiments.study import Study
+from experiments.results import FOLDER, Results, environment
 from experiments.trained.long_tasks import LONGEST, TASKS
+from studies.files import write
+from studies.study import Study
 
 
 MODELS = tuple(

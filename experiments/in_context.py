@@ -29,7 +29,7 @@ from experiments.finetuning.items import SHOTS, Data
 from experiments.finetuning.plan import MODELS, short
 from experiments.results import FOLDER, Results, environment
 from experiments.shots.documents import TASKS, task_name
-from experiments.study import Study
+from studies.study import Study
 
 
 _SAY_EVERY = 5.0  # seconds

@@ -23,9 +23,10 @@ import numpy as np
 
 from experiments.finetuning.page import NAMES, number, span
 from experiments.finetuning.plan import MODELS, short
-from experiments.picture import pyplot, save
-from experiments.results import FOLDER, Results, environment, figure, write
-from experiments.study import Study
+from experiments.results import FOLDER, Results, environment, figure
+from studies.files import write
+from studies.picture import pyplot, save
+from studies.study import Study
 
 
 RUNS = tuple((p, way) for p in ("fp16", "bf16") for way in ("cast", "autocast"))

@@ -18,7 +18,6 @@ processes may add to one file at the same time.
 import fcntl
 import json
 import math
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from studies.files import write
 
 
 FOLDER = Path(__file__).parent / "results"
@@ -101,17 +102,6 @@ def machines(content: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         if number in used
     )
     return [f"- {one}" for one in shown]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole, or leave the old one as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 class Results:

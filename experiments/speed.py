@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.results import FOLDER, Results, environment
-from experiments.study import Study
-from experiments.trained.problems import Problem
+from studies.problems import Problem
+from studies.study import Study
 
 
 _LEAST = 0.4  # of a row's work that does not grow with its network, in 10^9 parameters

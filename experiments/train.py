@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 from experiments.bundled.corpus import FILES
-from experiments.study import Study
+from studies.study import Study
 
 
 LEARNING_RATE = {
@@ -113,8 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     from experiments.trained.export import finish
     from experiments.trained.loop import Settings, cut, train
     from experiments.trained.networks import fresh
-    from experiments.trained.problems import Problem
     from experiments.trained.shapes import equal_shapes, hybrid_shape
+    from studies.problems import Problem
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise Problem("torch sees no NVIDIA GPU", "use --device cpu")

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from experiments.bundled.corpus import FILES
 from experiments.bundled.export import card_again, measure_again, run
-from experiments.study import Study
+from studies.study import Study
 
 
 STUDY = Study(

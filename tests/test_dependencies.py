@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"lyapunov", "analysis", "experiments", "proofs", "tests"}
+STUDIES = ("analysis", "experiments", "studies", "proofs", "oracles")
+OURS = {"lyapunov", *STUDIES, "tests"}
 RUNTIME = ("hub", "report", "symbolic", "torch", "cuda")
 
 MODULES = {
@@ -111,7 +112,7 @@ def test_the_library_imports_all_that_it_declares():
         assert not unused, (extra, unused)
 
 
-@pytest.mark.parametrize("folder", ["analysis", "experiments", "proofs", "tests"])
+@pytest.mark.parametrize("folder", [*STUDIES, "tests"])
 def test_the_other_folders_import_what_is_declared(folder):
     allowed = modules(CORE | EXTRA["tests"] | EXTRA["cuda"])
     allowed |= PEERS | set(ON_A_GPU)

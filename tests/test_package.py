@@ -1,5 +1,6 @@
 """What is shipped, and what importing it costs."""
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import lyapunov
 
 ROOT = Path(__file__).parent.parent
 PRIVATE_ROOMS = {"command"}
+STUDIES = ("analysis", "experiments", "studies", "proofs", "oracles")
 ROOMS = sorted(
     place.parent.name
     for place in (ROOT / "lyapunov").glob("*/__init__.py")
@@ -41,7 +43,7 @@ def wheel(tmp_path_factory):
 
 
 def test_only_the_library_is_in_the_wheel(wheel):
-    """Assert that analysis, experiments and proofs would shadow nobody's folders."""
+    """Assert that analysis, experiments and oracles would shadow nobody's folders."""
     tops = {name.split("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"lyapunov"}
 
@@ -81,3 +83,89 @@ def test_every_public_name_is_there():
             assert getattr(room, name) is not None
     with pytest.raises(AttributeError, match="lyapunow"):
         _ = lyapunov.lyapunow
+
+
+def private_imports(source: str, room: str) -> list[str]:
+    """What a file of a study takes that its owner keeps to itself.
+
+    A name or module of the library that begins with an underscore, a module of another
+    room's that does, or a name of its own room's.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            before = [*(node.module or "").split(".")]
+            names = [[*before, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node).split(".")]
+        else:
+            continue
+        for parts in names:
+            own = parts[0] == room or getattr(node, "level", 0)
+            if parts[0] not in ("lyapunov", *STUDIES) and not own:
+                continue
+            hidden = [part for part in parts if part.startswith("_")]
+            module = ROOT / room / f"{parts[-1]}.py"
+            if hidden and not (own and (parts[-1] not in hidden or module.exists())):
+                found.append(".".join(parts))
+    return found
+
+
+@pytest.mark.parametrize("room", STUDIES)
+def test_studies_take_public_names_alone(room):
+    """Assert that what the library and other rooms keep to themselves stays there."""
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    taken = {
+        str(file.relative_to(ROOT)): private_imports(file.read_text(), room)
+        for file in files
+    }
+    assert {file: names for file, names in taken.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from lyapunov.questions._cause import state_cause",
+        "from lyapunov.recurrences import _fused_scan",
+        "from lyapunov import _xla",
+        "import lyapunov.questions._cause",
+        "import lyapunov._xla as xla",
+        "import lyapunov\nlyapunov.questions._cause.state_cause",
+        "from experiments.bundled.environment import _script",
+        "from analysis.speed import _share",
+        "def f():\n    from lyapunov.models.held import _x",
+    ],
+)
+def test_a_private_name_is_seen(line):
+    """Assert that every way to write such an import is one."""
+    assert private_imports(line, "analysis")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from lyapunov.questions import state_cause",
+        "from __future__ import annotations",
+        "from analysis._cross_cases import cases",
+        "from analysis import _peers_cases",
+        "from . import _cross_page",
+        "import lyapunov.bounds.local",
+        "from collections import _count_elements",
+    ],
+)
+def test_a_public_name_is_none(line):
+    """Assert that a room's own modules, and other packages', are nobody's business."""
+    assert private_imports(line, "analysis") == []
+
+
+def test_rooms_of_references_say_what_they_hold():
+    """Assert that each is a package with a docstring and the modules it names."""
+    for place in sorted((ROOT / "oracles").rglob("__init__.py")):
+        tree = ast.parse(place.read_text())
+        assert ast.get_docstring(tree)
+        named = ast.literal_eval(tree.body[-1].value)
+        there = {one.stem for one in place.parent.iterdir() if one.name[0] != "_"}
+        assert set(named) == there

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import study as command
-from experiments.study import SCRATCH, Study, promote, refuse_failed
-from experiments.trained.problems import Problem
+from studies import study as command
+from studies.problems import Problem
+from studies.study import SCRATCH, Study, promote, refuse_failed
 
 
 ROOT = Path(__file__).parents[1]

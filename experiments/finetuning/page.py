@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.picture import pyplot, save
-from experiments.results import Results, figure, machines, write
+from experiments.results import Results, figure, machines
+from studies.files import write
+from studies.picture import pyplot, save
 
 from .comparison import (
     HALF,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import Results
-from experiments.trained.problems import Problem
+from studies.problems import Problem
 
 
 MODELS = tuple(

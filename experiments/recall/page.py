@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.picture import pyplot, save
 from experiments.results import machines
 from experiments.trained.long_tasks import TASKS
+from studies.picture import pyplot, save
 
 from .differences import TRAINED
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from experiments.finetuning.networks import Tuned
-from experiments.trained.problems import Problem
+from studies.problems import Problem
 
 from .scoring import log_likelihoods
 

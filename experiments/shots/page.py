@@ -7,8 +7,9 @@ import numpy as np
 
 from experiments.finetuning.items import SHOTS
 from experiments.finetuning.page import NAMES, number
-from experiments.picture import pyplot, save
-from experiments.results import Results, figure, machines, write
+from experiments.results import Results, figure, machines
+from studies.files import write
+from studies.picture import pyplot, save
 
 from .documents import TASKS
 from .improvement import shares

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from experiments.finetuning.page import number
-from experiments.picture import pyplot, save
-from experiments.results import Results, figure, machines, write
+from experiments.results import Results, figure, machines
+from studies.files import write
+from studies.picture import pyplot, save
 
 from .relations import MEASURED, largest, relations
 

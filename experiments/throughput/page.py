@@ -6,8 +6,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.finetuning.page import number
-from experiments.picture import pyplot, save
-from experiments.results import Results, figure, machines, write
+from experiments.results import Results, figure, machines
+from studies.files import write
+from studies.picture import pyplot, save
 
 from .shapes import HALF, SHAPES, TINY, Case, contrast, published
 

@@ -7,8 +7,8 @@ import torch
 
 from experiments.finetuning.networks import Tuned
 from experiments.trained.networks import mamba_ssm_config, try_few
-from experiments.trained.problems import Problem
 from experiments.trained.shapes import Shape
+from studies.problems import Problem
 
 
 TINY = "tiny"  # for CPUs

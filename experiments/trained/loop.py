@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 from experiments.bundled.corpus import Corpus
 from experiments.bundled.evaluation import evaluate
+from studies.problems import Problem
 
 from . import resume
 from .data import Batch, Mixture
 from .networks import Network, fresh
-from .problems import Problem
 from .scores import task_scores
 from .shapes import Shape
 

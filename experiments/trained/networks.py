@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from studies.problems import Problem
+
 from .hybrid import Hybrid, with_attention
-from .problems import Problem
 from .shapes import ATTENTION_HEADS, VOCABULARY, Shape
 
 

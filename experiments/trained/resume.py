@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .problems import Problem
+from studies.problems import Problem
 
 
 NAME = "resume.pt"

@@ -8,11 +8,11 @@ import lyapunov
 from experiments.trained import networks, shapes
 from experiments.trained.export import write_checkpoint
 from experiments.trained.loop import optimizer
-from experiments.trained.problems import Problem
 from oracles.checkpoints import transformers as library
 from oracles.checkpoints.mamba_ssm import drawn
 from oracles.networks import mamba3 as numpy_mamba3
 from oracles.tolerances import exact_logits
+from studies.problems import Problem
 
 from ..helpers import assert_within
 from .small import LAYERS, SHAPES, WIDTH

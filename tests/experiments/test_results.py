@@ -6,7 +6,7 @@ import multiprocessing
 import pytest
 
 from experiments.results import Results, figure, finite, machines
-from experiments.trained.problems import demand
+from studies.problems import demand
 
 
 WHERE = {"device": "CPU"}

@@ -14,7 +14,7 @@ from experiments import train as command
 from experiments.bundled.corpus import Corpus
 from experiments.trained import loop, networks, resume
 from experiments.trained.export import finish
-from experiments.trained.problems import Problem
+from studies.problems import Problem
 
 from .small import SHAPES, corpus, settings
 

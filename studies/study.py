@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.trained.problems import Problem, demand
+from studies.problems import Problem, demand
 
 
 SCRATCH = Path(".cache") / "results"
