@@ -38,8 +38,9 @@ from lyapunov.report import to_table
 from lyapunov.report.audit import audit_to_markdown
 from lyapunov.report.markdown import to_markdown
 from lyapunov.results._audit import BUG, FirstViolation, VariantAudit
+from oracles.checkpoints.hard import SIZES
 
-from ..executions.conftest import SIZES, checkpoint
+from ..executions.conftest import checkpoint
 
 
 __all__ = ["checkpoint"]
