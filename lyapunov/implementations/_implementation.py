@@ -127,7 +127,8 @@ class AbstractImplementation(ABC):
     suffix: ClassVar[str | None] = None
     """Of the files that hold its runs, where they were made elsewhere."""
     reproducible: ClassVar[bool] = False
-    """Whether what an audit of it finds can be shown by a script without this tool."""
+    """Whether the script of `report._reproduce`, which runs a text through
+    transformers, can show what an audit of it finds."""
 
     defects: ClassVar[tuple[Defect, ...]] = ()
     ignores_dt_limits: ClassVar[bool] = False
@@ -168,7 +169,7 @@ class AbstractImplementation(ABC):
         kept = self.state_precisions(mode)
         if state_precision and kept is not None and state_precision not in kept:
             raise UsageError(
-                f"{self.name}'s {mode} keeps the state in {_listed(kept, 'or')}, not "
+                f"in {mode} {self.name} keeps the state in {_listed(kept, 'or')}, not "
                 f"{state_precision}",
                 hint="leave --state-precision out, or --measure emulated",
             )
@@ -217,6 +218,11 @@ class AbstractImplementation(ABC):
             f"{self.name} has no ways to run a text that an audit knows",
             hint=f"--measure {self.name} holds one run to its bounds",
         )
+
+    @classmethod
+    def install_hint(cls) -> str:
+        """What to type where something that it needs is not installed."""
+        return f"pip install 'lyapunov-check[{cls.extra}]'"
 
     def version(self) -> tuple[int, ...] | None:
         """The version that is installed, as (5, 24, 0), without importing it."""

@@ -264,7 +264,7 @@ def test_the_command_offers_it(pretend, folder, tmp_path):
     kept = ("--state-precision", "fp8_e5m2", "--length", "12")
     refused = run("--measure", "pretend", *kept)
     assert refused.exit_code == 2
-    assert "prefill keeps the state in fp32 or bf16, not fp8_e5m2" in refused.stderr
+    assert "in prefill pretend keeps the state in fp32 or bf16" in refused.stderr
     wrong = run("--measure", "vllm")
     assert wrong.exit_code == 2
     assert "pretend" in wrong.stderr
@@ -285,6 +285,10 @@ def test_a_dump_may_follow_its_flow(pretend, folder, tmp_path):
     IMPLEMENTATIONS.pop("pretend")
     with pytest.raises(LyapunovError, match="no flow is known"):
         File(path)
+    told = {"implementation": "pretend", "precision": "bf16"}
+    with pytest.raises(LyapunovError, match="no flow is known") as caught:
+        write_dump(path, iter(()), TOKENS, **told)
+    assert "mamba_ssm" in caught.value.hint
 
 
 def test_unregistered_it_is_unknown_again(folder):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..._arguments import shown
 from ..._errors import DumpError
+from .._registry import flow_names
 from .._trace import HeadRecord, Trace
 from .._ways import parse_variant
 from .file import FORMAT, File
@@ -43,9 +45,15 @@ def write_dump(
     - `append`: add the run to a dump of the same tokens.
     - `vocab_size`: write that many logits, too.
 
-    **Raises:** `DumpError` where there is nothing to append to, or of other tokens.
+    **Raises:** `DumpError` where there is nothing to append to, or of other tokens;
+    where no flow has that name.
     """
     parse_variant(kind)
+    if implementation not in flow_names():
+        raise DumpError(
+            f"no flow is known by the name {shown(implementation)}",
+            hint=f"`implementation` is one of {', '.join(flow_names())}",
+        )
     path = Path(path)
     tokens = np.asarray(tokens)
     prefix = "" if name is None else f"run.{name}."

@@ -18,6 +18,7 @@ from ...sublayers.config import Mamba1Config
 from .. import Execution
 from .._torch import copied, exact_sums, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .implementation import MambaSsmImplementation
 
 
 class MambaSsm:
@@ -216,7 +217,7 @@ def _build(
     except ImportError as error:
         raise MissingExtraError(
             f"mamba_ssm cannot be imported ({error})",
-            hint="pip install 'lyapunov-check[cuda]'",
+            hint=MambaSsmImplementation.install_hint(),
         ) from None
     exact_sums(torch)
     config = model.config

@@ -23,6 +23,7 @@ from .. import Execution
 from .._torch import copied, exact_sums, import_torch, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ._steps import stepped
+from .implementation import TransformersImplementation
 
 
 class _Seen(NamedTuple):
@@ -232,7 +233,7 @@ class TransformersNetwork:
         except ImportError as error:
             raise MissingExtraError(
                 f"measuring with transformers needs it installed ({error})",
-                hint="pip install 'lyapunov-check[torch]'",
+                hint=TransformersImplementation.install_hint(),
             ) from None
         if not Path(model.source).is_dir():
             raise UsageError(

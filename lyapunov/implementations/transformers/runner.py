@@ -21,6 +21,7 @@ from .. import Execution
 from .._torch import copied, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ._cache import given_cache
+from .implementation import TransformersImplementation
 
 
 class Transformers:
@@ -182,7 +183,7 @@ def _build(model: Model, precision: str, device: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(
             f"measuring with transformers needs it installed ({error})",
-            hint="pip install 'lyapunov-check[torch]'",
+            hint=TransformersImplementation.install_hint(),
         ) from None
     config = model.config
     settings = transformers.MambaConfig(
