@@ -1,17 +1,17 @@
 """From what a user asked for to executions, one for each precision."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from .._errors import UsageError
 from ..formats import state_format_named
+from ..sublayers.config import NetworkConfig
 from ._execution import Execution
 from ._implementation import MODES
 from ._registry import measuring
 
 
 def executions_for(
-    config: Any,
+    config: NetworkConfig,
     precisions: Sequence[str],
     *,
     architecture: str = "mamba1",
@@ -23,8 +23,7 @@ def executions_for(
 
     **Arguments:**
 
-    - `config`, `architecture`: of the checkpoint's layout. A plain Mamba-1's config
-      says `residual_in_fp32`, `fused_add_norm` and `proj_bias`; others are networks.
+    - `config`, `architecture`: of the checkpoint's layout.
     - `precisions`: `bf16`, `fp16`, `fp32`, and `bf16` or `fp16` with `-cast` (A_log and
       D as well) or `-amp` (fp32 weights under autocast).
     - `mode`: `prefill` (the whole sequence at once) or `decode` (from a cache).

@@ -174,7 +174,7 @@ class AbstractImplementation(ABC):
                 hint="leave --state-precision out, or --measure emulated",
             )
         found = self.promised(config, precision, architecture, mode, state_precision)
-        for kind in dict.fromkeys(sizes.kind for sizes in _sublayers(config)):
+        for kind in dict.fromkeys(sizes.kind for sizes in config.sublayers):
             found.of(kind)
         return found
 
@@ -273,11 +273,6 @@ def installed(distribution: str) -> tuple[int, ...] | None:
             break
         numbers.append(int(part))
     return tuple(numbers)
-
-
-def _sublayers(config: Any) -> tuple:
-    """Sizes of a network's sublayers; a plain Mamba-1's are all of one kind."""
-    return getattr(config, "sublayers", ())
 
 
 def _listed(names: tuple[str, ...], word: str) -> str:

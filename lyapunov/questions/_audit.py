@@ -47,7 +47,7 @@ from ..results._audit import (
     VariantAudit,
 )
 from ..results._check import CheckpointFacts, TokensFacts
-from ..sublayers.config import Mamba1Config
+from ..sublayers.config import plain_mamba1
 from . import _compare
 from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
 from ._audit_ways import (
@@ -120,7 +120,7 @@ def audit(
     demand_flags()
     model = model_of(model)
     demand_head(model)
-    if not isinstance(model.config, Mamba1Config):
+    if plain_mamba1(model.config) is None:
         raise UsageError(
             f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",
             hint="--measure transformers holds one run of it to its bounds",

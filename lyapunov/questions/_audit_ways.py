@@ -1,5 +1,6 @@
 """Which runs an audit is made of, and what is declared of their calls."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ..implementations._ways import Variant, union, usual_variants
 from ..implementations.dump.file import File
 from ..models import Model
 from ..results._audit import NOT_RUN, VariantAudit
+from ..sublayers.config import NetworkConfig
 
 
 # Calls through a cache below fp32 are bounded one by one, each compiled apart.
@@ -72,9 +74,9 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
                 "which format",
                 hint="add `state_precision`: fp32, or the format of the cache",
             )
-    flow, switches = implementation_named(dump.implementation), dump.switches
+    flow, config = implementation_named(dump.implementation), dump.configured
     pair = _executions(
-        flow, switches(model.config), dump.precision, dump.state_precision
+        flow, model, config(model.config), dump.precision, dump.state_precision
     )
     ways, skipped = [], []
     for name, variant in dump.runs.items():
@@ -98,7 +100,9 @@ def ways_of_source(
     tried = usual_variants(seq) if variants is None else union(variants)
     ways, skipped = [], []
     for precision in precisions:
-        pair = _executions(implementation, model.config, precision, state_precision)
+        pair = _executions(
+            implementation, model, model.config, precision, state_precision
+        )
         runner = implementation.in_ways(model, pair[0])
         for variant in tried:
             reason = _refused(implementation, variant)
@@ -120,19 +124,24 @@ def _refused(implementation: AbstractImplementation, variant: Variant) -> str | 
 
 
 def _executions(
-    implementation: AbstractImplementation, config, precision, state: str | None
+    implementation: AbstractImplementation,
+    model: Model,
+    config: NetworkConfig,
+    precision: str,
+    state: str | None,
 ) -> tuple[Execution, Execution]:
     """What is declared of a call over several tokens, and of steps."""
     if state is not None and "-" in state:
         raise UsageError(
             f"a cache in {state} is not audited", hint="a format without a suffix"
         )
-    return (
-        implementation.execution(config, precision, mode="prefill"),
-        implementation.execution(
-            config, precision, mode="decode", state_precision=state
-        ),
+    promised = functools.partial(
+        implementation.execution,
+        config,
+        precision,
+        architecture=model.layout.architecture,
     )
+    return promised(mode="prefill"), promised(mode="decode", state_precision=state)
 
 
 def _segments(

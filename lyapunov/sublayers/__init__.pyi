@@ -5,7 +5,7 @@ from ._sublayer import (
     HandedOn as HandedOn,
 )
 from .attention import AttentionSizes as AttentionSizes
-from .config import Mamba1Config as Mamba1Config, NetworkConfig as NetworkConfig
+from .config import NetworkConfig as NetworkConfig
 from .experts import ExpertsSizes as ExpertsSizes
 from .kinds import KINDS as KINDS
 from .mamba1 import Mamba1Sizes as Mamba1Sizes

@@ -171,10 +171,18 @@ def _parted(at, low, head: int, rank: int, d_state: int, p: Mamba1Parameters):
 @final
 @dataclass(frozen=True)
 class Mamba1Sizes(AbstractSublayer):
-    """One Mamba-1 mixer with the norm before it; names as in `Mamba1Config`.
+    """One Mamba-1 mixer with the norm before it.
 
     **Arguments:**
 
+    - `d_model`: width of the residual.
+    - `d_inner`: channels of the recurrence, `expand * d_model`.
+    - `d_state`: states per channel.
+    - `d_conv`: taps of the causal convolution, the present token included.
+    - `dt_rank`: rank of the projection that makes dt.
+    - `norm_epsilon`: added to the mean square in the norm in front.
+    - `conv_bias`: whether the convolution has a bias.
+    - `proj_bias`: whether in_proj and out_proj have a bias.
     - `heads`: parts of the channels with a dt, B and C of their own (Zamba).
     - `mixer_norm_epsilon`: of RMS norms over what dt is made of, over B and over C,
         where the model has them (Falcon Mamba, Jamba).

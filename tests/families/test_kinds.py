@@ -18,7 +18,6 @@ from lyapunov.implementations import executions_for, mamba_ssm_prefill
 from lyapunov.implementations._constants import MEASURED_KINDS
 from lyapunov.implementations._torch import NAMES_BY_KIND
 from lyapunov.implementations.transformers.network_runner import WATCHED
-from lyapunov.sublayers.config import NetworkConfig
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
@@ -204,4 +203,3 @@ def test_every_network_says_what_its_sublayers_are():
     """Assert that the quick models have every kind between them."""
     kinds = {s.kind for case in QUICK for s in model_of(*case).config.sublayers}
     assert kinds == set(KINDS)
-    assert isinstance(having("shared").config, NetworkConfig)

@@ -13,7 +13,7 @@ from lyapunov.implementations.transformers.mamba1 import (
     transformers_decode,
     transformers_prefill,
 )
-from lyapunov.sublayers.config import NetworkConfig
+from lyapunov.sublayers.config import plain_mamba1
 from oracles.checkpoints.transformers import make, save
 
 from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered
@@ -48,7 +48,7 @@ def accused(settings, family, mode, precision, seq=SEQ):
         measure="transformers",
         mode=mode,
     )
-    several = isinstance(model.config, NetworkConfig)
+    several = plain_mamba1(model.config) is None
     run = (TransformersNetwork if several else Transformers)(execution)
     found = list(divergences(model, execution, run.trace(model, tokens)))
     assert len(found) == len(model.sublayers)

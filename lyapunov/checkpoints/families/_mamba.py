@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...sublayers import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from ...sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from .._checkpoint import Checkpoint
 from .._network import (
     NetworkLayout,
@@ -97,9 +97,7 @@ def under(prefix: str, parts: dict[str, Part]) -> dict[str, Part]:
     return {k: part._replace(name=f"{prefix}{part.name}") for k, part in parts.items()}
 
 
-def recognise_mamba1(
-    checkpoint: Checkpoint, config: Mamba1Config | NetworkConfig
-) -> NetworkLayout:
+def recognise_mamba1(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
     """A Mamba-1 model of mamba_ssm or transformers."""
     return _recognise(checkpoint, "mamba1", config)
 

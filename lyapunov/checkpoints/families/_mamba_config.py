@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..._errors import CorruptCheckpointError
-from ...sublayers import Mamba1Config, Mamba1Sizes, Mamba2Sizes, NetworkConfig
+from ...sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from .._settings import (
     expanded,
     integer,
@@ -16,26 +16,9 @@ from .._settings import (
 )
 
 
-def transformers_config(config: dict[str, Any]) -> Mamba1Config:
+def transformers_config(config: dict[str, Any]) -> NetworkConfig:
     """Sizes from transformers' `config.json` with model_type "mamba"."""
-    silu_only(config)
-    d_model = integer(config, "hidden_size", 768)
-    vocab_size = integer(config, "vocab_size", 50280)
-    return Mamba1Config(
-        vocab_size=vocab_size,
-        padded_vocab_size=vocab_size,
-        d_model=d_model,
-        d_inner=expanded(config, d_model),
-        d_state=integer(config, "state_size", 16),
-        d_conv=integer(config, "conv_kernel", 4),
-        dt_rank=rank(config, "time_step_rank", d_model),
-        n_layers=layer_count(config, "num_hidden_layers", 32),
-        norm_epsilon=positive(config, "layer_norm_epsilon", 1e-5),
-        residual_in_fp32=switch(config, "residual_in_fp32", True),
-        tie_embeddings=switch(config, "tie_word_embeddings", True),
-        conv_bias=switch(config, "use_conv_bias", True),
-        proj_bias=switch(config, "use_bias", False),
-    )
+    return _mamba1_network(config, None)
 
 
 def falcon_mamba_config(config: dict[str, Any]) -> NetworkConfig:
@@ -43,26 +26,36 @@ def falcon_mamba_config(config: dict[str, Any]) -> NetworkConfig:
 
     Mamba-1, with norms that have no weights over what dt is made of, over B and C.
     """
-    c = transformers_config(config)
+    return _mamba1_network(config, positive(config, "mixer_rms_eps", 1e-6))
+
+
+def _mamba1_network(
+    config: dict[str, Any], mixer_norm_epsilon: float | None
+) -> NetworkConfig:
+    """Mamba-1 mixers, all alike."""
+    silu_only(config)
+    d_model = integer(config, "hidden_size", 768)
+    vocab_size = integer(config, "vocab_size", 50280)
+    epsilon = positive(config, "layer_norm_epsilon", 1e-5)
     sizes = Mamba1Sizes(
-        d_model=c.d_model,
-        d_inner=c.d_inner,
-        d_state=c.d_state,
-        d_conv=c.d_conv,
-        dt_rank=c.dt_rank,
-        norm_epsilon=c.norm_epsilon,
-        conv_bias=c.conv_bias,
-        proj_bias=c.proj_bias,
-        mixer_norm_epsilon=positive(config, "mixer_rms_eps", 1e-6),
+        d_model=d_model,
+        d_inner=expanded(config, d_model),
+        d_state=integer(config, "state_size", 16),
+        d_conv=integer(config, "conv_kernel", 4),
+        dt_rank=rank(config, "time_step_rank", d_model),
+        norm_epsilon=epsilon,
+        conv_bias=switch(config, "use_conv_bias", True),
+        proj_bias=switch(config, "use_bias", False),
+        mixer_norm_epsilon=mixer_norm_epsilon,
     )
     return NetworkConfig(
-        vocab_size=c.vocab_size,
-        padded_vocab_size=c.padded_vocab_size,
-        d_model=c.d_model,
-        sublayers=(sizes,) * c.n_layers,
-        norm_epsilon=c.norm_epsilon,
-        residual_in_fp32=c.residual_in_fp32,
-        tie_embeddings=c.tie_embeddings,
+        vocab_size=vocab_size,
+        padded_vocab_size=vocab_size,
+        d_model=d_model,
+        sublayers=(sizes,) * layer_count(config, "num_hidden_layers", 32),
+        norm_epsilon=epsilon,
+        residual_in_fp32=switch(config, "residual_in_fp32", True),
+        tie_embeddings=switch(config, "tie_word_embeddings", True),
     )
 
 

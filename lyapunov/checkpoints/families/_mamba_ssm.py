@@ -5,7 +5,6 @@ from typing import Any
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ...sublayers import (
     AttentionSizes,
-    Mamba1Config,
     Mamba1Sizes,
     Mamba2Sizes,
     Mamba3Sizes,
@@ -54,7 +53,7 @@ _ATTENTION_SETTINGS = {
 }  # fmt: skip
 
 
-def mamba_ssm_config(config: dict[str, Any]) -> Mamba1Config | NetworkConfig:
+def mamba_ssm_config(config: dict[str, Any]) -> NetworkConfig:
     """Sizes from mamba_ssm's `config.json` with Mamba-1 mixers."""
     ssm = _known(config, "ssm_cfg", _MAMBA1_SETTINGS)
     d_model = integer(config, "d_model", 2560)
@@ -69,25 +68,7 @@ def mamba_ssm_config(config: dict[str, Any]) -> Mamba1Config | NetworkConfig:
         proj_bias=switch(ssm, "bias", False),
         norm_centred=not switch(config, "rms_norm", True),
     )
-    network = _network(config, sizes)
-    if set(network.sublayers) != {sizes} or sizes.norm_centred:
-        return network
-    return Mamba1Config(
-        vocab_size=network.vocab_size,
-        padded_vocab_size=network.padded_vocab_size,
-        d_model=d_model,
-        d_inner=sizes.d_inner,
-        d_state=sizes.d_state,
-        d_conv=sizes.d_conv,
-        dt_rank=sizes.dt_rank,
-        n_layers=network.n_layers,
-        norm_epsilon=_EPSILON,
-        residual_in_fp32=network.residual_in_fp32,
-        tie_embeddings=network.tie_embeddings,
-        conv_bias=sizes.conv_bias,
-        proj_bias=sizes.proj_bias,
-        fused_add_norm=network.fused_add_norm,
-    )
+    return _network(config, sizes)
 
 
 def mamba_ssm_mamba2_config(config: dict[str, Any]) -> NetworkConfig:
@@ -251,9 +232,7 @@ def _attention(config: dict[str, Any], mixer: Any) -> AttentionSizes:
     )
 
 
-def recognise_mamba_ssm(
-    checkpoint: Checkpoint, config: Mamba1Config | NetworkConfig
-) -> NetworkLayout:
+def recognise_mamba_ssm(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
     """A model of mamba_ssm, whichever mixers it has."""
     names, root = top_names(checkpoint, config.tie_embeddings, config.norm_centred)
     stored = checkpoint.tensors

@@ -41,8 +41,8 @@ The file is not trusted: nothing in it is unpickled, and names, dtypes, shapes a
 are checked before memory is taken.
 """  # noqa: E501
 
+import dataclasses
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ import numpy as np
 
 from ..._errors import DumpError
 from ...models import Model
-from ...sublayers.config import Mamba1Config
+from ...sublayers.config import Mamba1Sizes, NetworkConfig
 from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
@@ -68,18 +68,9 @@ HINT = (
 )
 
 
-@dataclass(frozen=True)
-class DumpSwitches:
-    """What an execution follows of a checkpoint's config, or of the dump instead."""
-
-    residual_in_fp32: bool
-    fused_add_norm: bool
-    proj_bias: bool
-
-
-def site_widths(config: Mamba1Config) -> dict[str, int]:
+def site_widths(sizes: Mamba1Sizes) -> dict[str, int]:
     """Width of every stored tensor that a dump may hold, by site."""
-    inner, model = config.d_inner, config.d_model
+    inner, model = sizes.d_inner, sizes.d_model
     of_model = ("norm_input", "norm_hat", "norm", "out", "residual")
     of_inner = ("conv_sum", "conv", "dt", "dt_biased", "softplus", "silu_z", "gated")
     return {
@@ -87,7 +78,7 @@ def site_widths(config: Mamba1Config) -> dict[str, int]:
         **dict.fromkeys(of_inner, inner),
         "xz": 2 * inner,
         "xz_product": 2 * inner,
-        "x_proj": config.dt_rank + 2 * config.d_state,
+        "x_proj": sizes.dt_rank + 2 * sizes.d_state,
     }
 
 
@@ -145,13 +136,10 @@ class File:
         kept = implementation_named(self.implementation).state_precisions("decode")
         return (kept is None or len(kept) > 1) and self.precision != "fp32"
 
-    def switches(self, config: Mamba1Config) -> DumpSwitches:
-        """What its execution follows: the dump's own words, else the checkpoint's."""
-        given = {
-            name: self._flag(name) if name in self._npz else getattr(config, name)
-            for name in SWITCHES
-        }
-        return DumpSwitches(**given, proj_bias=config.proj_bias)
+    def configured(self, config: NetworkConfig) -> NetworkConfig:
+        """The checkpoint's switches, or the dump's own words instead."""
+        given = {name: self._flag(name) for name in SWITCHES if name in self._npz}
+        return dataclasses.replace(config, **given)
 
     @traced_in_fp64
     def trace(self, model: Model, tokens=None) -> Trace:
@@ -219,7 +207,7 @@ class File:
                 f"{config.vocab_size}",
                 hint="is the dump of another checkpoint?",
             )
-        widths = site_widths(config)
+        widths = site_widths(config.sublayers[0])
         for run, arrays in self._arrays.items():
             layers: dict[int, set[str]] = {}
             for (layer, key), name in arrays.items():

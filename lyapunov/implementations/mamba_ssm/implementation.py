@@ -131,17 +131,6 @@ def promised_of_kernels(
     state_precision: str | None,
 ) -> Execution:
     """What is declared of mamba_ssm's flow, whoever runs it."""
-    from ...sublayers.config import NetworkConfig
-    from .mamba1 import mamba_ssm_decode, mamba_ssm_prefill
     from .networks import mamba_ssm_network
 
-    if isinstance(config, NetworkConfig):
-        return mamba_ssm_network(config, architecture, precision, mode, state_precision)
-    run = mamba_ssm_decode if mode == "decode" else mamba_ssm_prefill
-    return run(
-        precision,
-        residual_in_fp32=config.residual_in_fp32,
-        fused_add_norm=config.fused_add_norm,
-        state_precision=state_precision,
-        biased_projections=config.proj_bias,
-    )
+    return mamba_ssm_network(config, architecture, precision, mode, state_precision)

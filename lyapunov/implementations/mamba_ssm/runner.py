@@ -14,7 +14,7 @@ import numpy as np
 
 from ..._errors import MissingExtraError, UsageError
 from ...models import Model
-from ...sublayers.config import Mamba1Config
+from ...sublayers.config import plain_mamba1
 from .. import Execution
 from .._torch import copied, exact_sums, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
@@ -261,14 +261,15 @@ def _settings(model: Model, fused: bool) -> dict[str, Any]:
     **Raises:** `UsageError` for a network that they cannot be put together to.
     """
     config = model.config
-    if isinstance(config, Mamba1Config):
+    alone = plain_mamba1(config)
+    if alone is not None:
         return {
-            "d_state": config.d_state,
-            "d_conv": config.d_conv,
-            "expand": config.d_inner // config.d_model,
-            "dt_rank": config.dt_rank,
-            "conv_bias": config.conv_bias,
-            "bias": config.proj_bias,
+            "d_state": alone.d_state,
+            "d_conv": alone.d_conv,
+            "expand": alone.d_inner // alone.d_model,
+            "dt_rank": alone.dt_rank,
+            "conv_bias": alone.conv_bias,
+            "bias": alone.proj_bias,
             "use_fast_path": fused,
         }
     first, *others = config.sublayers

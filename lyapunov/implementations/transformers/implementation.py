@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..._errors import UsageError
 from .._implementation import (
     AbstractImplementation,
     Defect,
@@ -112,22 +111,17 @@ class TransformersImplementation(AbstractImplementation):
     ) -> Execution:
         """Every torch operation stores its result."""
         del state_precision
-        from ...sublayers.config import NetworkConfig
-        from .mamba1 import transformers_decode, transformers_prefill
         from .networks import transformers_network
 
-        if isinstance(config, NetworkConfig):
-            return transformers_network(config, architecture, precision, mode)
-        run = transformers_decode if mode == "decode" else transformers_prefill
-        return run(precision, residual_in_fp32=config.residual_in_fp32)
+        return transformers_network(config, architecture, precision, mode)
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:
         """Run a text with its modules, whole or from a cache."""
-        from ...sublayers.config import NetworkConfig
+        from ...sublayers.config import plain_mamba1
         from .network_runner import TransformersNetwork
         from .runner import Transformers
 
-        network = isinstance(model.config, NetworkConfig)
+        network = plain_mamba1(model.config) is None
         runner = (TransformersNetwork if network else Transformers)(execution)
         return runner.trace(model, tokens)
 
@@ -181,14 +175,8 @@ class TransformersCudaImplementation(AbstractImplementation):
     ) -> Execution:
         """Every torch operation stores its result, by cuBLAS's sums."""
         del state_precision
-        from ...sublayers.config import NetworkConfig
         from .networks import transformers_cuda_network
 
-        if not isinstance(config, NetworkConfig):
-            raise UsageError(
-                "on a GPU transformers runs Mamba-1 in other kernels",
-                hint="--measure mamba_ssm, or --measure transformers",
-            )
         return transformers_cuda_network(config, architecture, precision, mode)
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:

@@ -14,7 +14,7 @@ import math
 
 from ..._errors import UsageError
 from ...formats import FP16, FP32
-from ...sublayers.config import NetworkConfig
+from ...sublayers.config import NetworkConfig, plain_mamba1
 from ...sublayers.kinds import KINDS
 from ...sublayers.sites import GELU_NEW
 from .._execution import (
@@ -107,7 +107,7 @@ def transformers_network(
     **Arguments:**
 
     - `architecture`: name of the family, which says where its code rounds.
-    - `precision`: `bf16`, `fp16` or `fp32`.
+    - `precision`: `bf16`, `fp16` or `fp32`; of Mamba-1 alone also with `-amp`.
     - `mode`: `decode` is one token a call, from a cache of no token.
 
     **Raises:** `UsageError` for a precision that is not followed, and where the
@@ -115,11 +115,13 @@ def transformers_network(
     """
     refuse_other_functions(architecture, config.sublayers)
     fmt, variant = parse_precision(precision, "transformers")
+    make = transformers_decode if mode == "decode" else transformers_prefill
+    if plain_mamba1(config) is not None:
+        return make(precision, residual_in_fp32=config.residual_in_fp32)
     if variant:
         raise UsageError(
             f"{precision} is followed for Mamba-1 alone", hint=f"--precision {fmt.name}"
         )
-    make = transformers_decode if mode == "decode" else transformers_prefill
     wide = config.residual_in_fp32 and architecture not in RESIDUAL_AS_IT_IS
     mixer = make(precision, residual_in_fp32=wide)
     kept = dict.fromkeys(kept_in_fp32(architecture, installed()), FP32)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..._errors import MissingExtraError, UsageError
 from ...models import Model
+from ...sublayers.config import plain_mamba1
 from .. import Execution
 from .._torch import copied, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
@@ -186,17 +187,18 @@ def _build(model: Model, precision: str, device: str) -> Any:
             hint=TransformersImplementation.install_hint(),
         ) from None
     config = model.config
+    sizes = plain_mamba1(config)
     settings = transformers.MambaConfig(
         vocab_size=config.padded_vocab_size,
         hidden_size=config.d_model,
-        state_size=config.d_state,
+        state_size=sizes.d_state,
         num_hidden_layers=config.n_layers,
         layer_norm_epsilon=config.norm_epsilon,
-        expand=config.d_inner // config.d_model,
-        conv_kernel=config.d_conv,
-        time_step_rank=config.dt_rank,
-        use_bias=config.proj_bias,
-        use_conv_bias=config.conv_bias,
+        expand=sizes.d_inner // config.d_model,
+        conv_kernel=sizes.d_conv,
+        time_step_rank=sizes.dt_rank,
+        use_bias=sizes.proj_bias,
+        use_conv_bias=sizes.conv_bias,
         residual_in_fp32=config.residual_in_fp32,
         tie_word_embeddings=False,
     )
