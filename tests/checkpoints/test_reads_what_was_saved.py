@@ -172,8 +172,11 @@ def test_sizes_follow_the_configuration(saved):
         residual_in_fp32=False,
     )  # fmt: skip
     c = recognise(open_checkpoint(folder)).config
-    assert (c.d_inner, c.d_conv, c.dt_rank, c.d_state) == (96, 3, 5, 4)
-    assert (c.norm_epsilon, c.residual_in_fp32) == (1e-3, False)
+    (sizes,) = set(c.sublayers)
+    assert (sizes.d_inner, sizes.d_conv) == (96, 3)
+    assert (sizes.dt_rank, sizes.d_state) == (5, 4)
+    assert (sizes.norm_epsilon, c.norm_epsilon) == (1e-3, 1e-3)
+    assert c.residual_in_fp32 is False
     assert_layout_matches(recognise(open_checkpoint(folder)), model.state_dict())
 
 
@@ -181,7 +184,8 @@ def test_rank_auto_is_a_sixteenth_rounded_up(saved, set_config):
     """Assert that time_step_rank "auto" means ceil(hidden_size / 16)."""
     _, folder = saved(hidden_size=40)
     set_config(folder, time_step_rank="auto")
-    assert recognise(open_checkpoint(folder)).config.dt_rank == 3
+    sizes = recognise(open_checkpoint(folder)).config.sublayers[0]
+    assert sizes.dt_rank == 3
 
 
 def test_bare_backbone(tmp_path, transformers_model):
