@@ -50,7 +50,7 @@ import numpy as np
 
 from ..._errors import DumpError
 from ...models import Model
-from ...sublayers.config import Mamba1Sizes, NetworkConfig
+from ...sublayers import Mamba1Sizes, NetworkConfig
 from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
