@@ -66,10 +66,10 @@ BASE_BYTES = 300 * 2**20
 PROGRAM_BYTES = 70 * 2**20
 """What compiling leaves behind, in the units of PROGRAMS."""
 
-STREAM_ARRAYS, CHANNEL_ARRAYS, STATE_ARRAYS = 40, 120, 3
-"""Arrays of 8 bytes alive at once for each execution: (token, d_model),
-(token, d_inner) and, in T2's reverse pass over one sequence, (token, d_inner,
-d_state)."""
+STREAM_ARRAYS, STATE_ARRAYS = 40, 3
+"""Arrays of 8 bytes alive at once for each execution: (token, d_model) and, in T2's
+reverse pass over one sequence, (token, d_inner, d_state). Those of (token, channels)
+each kind of sublayer counts."""
 
 BLOCK_ARRAYS = 24
 """Arrays of 8 bytes a score of one block of attention's queries, alive at once for each
@@ -257,7 +257,7 @@ def _stage_bytes(
     tokens = batch * length
     each = [one.count(length, batch) for one in set(config.sublayers)]
     most = Counts(*(max(numbers) for numbers in zip(*each, strict=True)))
-    channels = CHANNEL_ARRAYS * most.channels
+    channels = max(counts.arrays * counts.channels for counts in each)
     one = 8 * tokens * (STREAM_ARRAYS * config.d_model + channels)
     one += 8 * BLOCK_ARRAYS * most.scores
     weights = 8 * most.weights

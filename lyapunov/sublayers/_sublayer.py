@@ -25,6 +25,9 @@ class Counts(NamedTuple):
     """Scores of attention that a temporary holds where they go through in blocks."""
     states: int
     """Entries of the recurrent state; 0 where nothing recurs."""
+    arrays: int = 120
+    """Of `channels` entries a token, alive at once for each execution while it is
+    bounded; the most of any kind where a kind says nothing."""
 
 
 class HandedOn(NamedTuple):

@@ -227,7 +227,10 @@ class MlpSizes(AbstractSublayer):
         """Count weights and activations."""
         del length, batch
         weights = self.projections * self.d_model * self.d_hidden
-        return Counts(weights=weights, channels=self.d_hidden, scores=0, states=0)
+        # 15 of Granite-4-H's widths, beside the stream's
+        return Counts(
+            weights=weights, channels=self.d_hidden, scores=0, states=0, arrays=40
+        )
 
     def exponents(
         self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
