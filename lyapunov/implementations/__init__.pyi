@@ -7,7 +7,12 @@ from ._constants import (
 from ._execution import Execution as Execution, any_order as any_order
 from ._implementation import (
     AbstractImplementation as AbstractImplementation,
+    Defect as Defect,
+    Flag as Flag,
+    PassedOver as PassedOver,
+    Reach as Reach,
     RefusedError as RefusedError,
+    RunsInWays as RunsInWays,
 )
 from ._reference import Reference as Reference
 from ._registry import (

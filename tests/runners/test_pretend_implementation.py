@@ -22,15 +22,18 @@ from lyapunov.findings._semantics import semantic_findings
 from lyapunov.implementations import (
     IMPLEMENTATIONS,
     AbstractImplementation,
+    Defect,
     Emulated,
     File,
+    Flag,
+    PassedOver,
+    Reach,
     RefusedError,
     executions_for,
     mamba_ssm_prefill,
     write_dump,
 )
 from lyapunov.implementations._flags import serving_flags
-from lyapunov.implementations._implementation import Defect, Flag, PassedOver, Reach
 from lyapunov.implementations._trace import HeadRecord
 from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.questions._environment import environment

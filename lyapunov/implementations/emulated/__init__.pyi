@@ -1,1 +1,2 @@
+from .implementation import EmulatedImplementation as EmulatedImplementation
 from .runner import Emulated as Emulated
