@@ -7,12 +7,8 @@ import pytest
 
 from lyapunov._errors import UsageError
 from lyapunov.findings import _rules as findings
-from lyapunov.formats._table import (
-    FORMAT_TABLE,
-    NARROW_RANGE,
-    STATE_PRECISIONS,
-    state_store,
-)
+from lyapunov.formats import Precision
+from lyapunov.formats._table import FORMAT_TABLE, NARROW_RANGE, STATE_PRECISIONS
 from lyapunov.questions._cause import StateFacts, state_cause
 from lyapunov.results._check import (
     Decisions,
@@ -196,7 +192,8 @@ LOSSES = {
 def test_what_a_scale_and_stochastic_rounding_mend_is_not_found(code, state):
     """Assert that a scale takes away the limit of the range, and stochastic rounding
     those of updates and decays that rounding to nearest loses every time."""
-    form, scaled, stochastic = state_store(state)
+    held = Precision.named(state)
+    form, scaled, stochastic = held.format, held.scaled, held.stochastic
     loss = LOSSES[code]
     row = {"max_abs_stored", "stagnation"} & set(loss)
     exponents = _exponents(**({} if row else loss))

@@ -12,7 +12,7 @@ from lyapunov.findings._logit_limits import (
     is_fine,
     within_limits,
 )
-from lyapunov.formats._table import state_store
+from lyapunov.formats._precision import Precision
 from lyapunov.results._check import (
     Exponents,
     Finding,
@@ -92,7 +92,8 @@ def _instead(
     held = [p for p in precisions if p.precision not in failed]
     if held:
         return f"Use {min(held, key=_harm).precision} there."
-    bases = {name.partition("-")[0] for name in failed}
+    formats = {p.precision: Precision.named(p.precision).format for p in precisions}
+    bases = {formats.get(name, name) for name in failed}
     if "fp32" not in bases and "fp64" not in bases:
         overflowed = all(finding.code == "LYA002" for finding in concerned)
         wider = overflowed and bases <= {"fp16", "fp8_e4m3", "fp8_e5m2"}
@@ -236,7 +237,7 @@ def _binding(precision: PrecisionReport) -> str:
 def _binds(precision: PrecisionReport) -> bool:
     """Whether the cause speaks against the state's format. Stochastic rounding spends
     the mantissa on noise of mean zero, which counts where it does harm."""
-    stochastic = state_store(precision.state_precision).stochastic
+    stochastic = Precision.named(precision.state_precision).stochastic
     if stochastic and _binding(precision) == "mantissa":
         return precision.output.compared and not within_limits(precision.output)
     return bool(_binding(precision))

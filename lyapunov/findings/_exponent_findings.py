@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lyapunov.findings._catalogue import CATALOGUE
-from lyapunov.formats._table import FORMAT_TABLE, half_step_below_one, state_store
+from lyapunov.formats._precision import Precision
+from lyapunov.formats._table import FORMAT_TABLE, half_step_below_one
 from lyapunov.results._check import Finding, LayerExponents
 
 
@@ -74,8 +75,9 @@ def overflowed(value: float | None) -> bool:
 def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
     """Decays that are 1 in the state's format, and dt that underflows."""
     # rounded stochastically, a decay near 1 is kept on average; a scale moves no step
-    form, _, stochastic = state_store(state)
-    lost = form in FORMAT_TABLE and not stochastic
+    held = Precision.named(state)
+    form = held.format
+    lost = form in FORMAT_TABLE and not held.stochastic
     limit = half_step_below_one(form) if lost else None
     largest = layer.max
     share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0

@@ -27,7 +27,8 @@ from lyapunov.findings._verdict import (
     unchecked,
     verdict,
 )
-from lyapunov.formats._table import FORMAT_TABLE, NARROW_RANGE, state_store
+from lyapunov.formats._precision import Precision
+from lyapunov.formats._table import FORMAT_TABLE, NARROW_RANGE
 from lyapunov.implementations._flags import serving_flags
 from lyapunov.results._check import (
     Exponents,
@@ -142,7 +143,7 @@ def _of_divergence(
     yield from _range(layer, precision, row)
     state = precision.state_precision
     # rounded stochastically, an update below half a unit is kept on average
-    if state_store(state).stochastic or layer.stagnation is None:
+    if Precision.named(state).stochastic or layer.stagnation is None:
         return
     if layer.stagnation >= STAGNANT:
         yield finding_of(
@@ -191,11 +192,12 @@ def _range(
     worst: tuple[float, str, float, str] | None = None
     for tensor, value in (stored or {}).items():
         if tensor not in STATE_NAMES:
-            form = precision.precision.partition("-")[0]
+            form = Precision.named(precision.precision).format
         else:
-            form, scaled, _ = state_store(precision.state_precision)
-            if scaled:  # the scale follows the largest state
+            held = Precision.named(precision.state_precision)
+            if held.scaled:  # the scale follows the largest state
                 continue
+            form = held.format
         limit = FORMAT_TABLE[form].largest if form in FORMAT_TABLE else math.inf
         if limit > NARROW_RANGE or not math.isfinite(value):
             continue

@@ -15,6 +15,7 @@ from ._format import (
     rounding_error_bound as rounding_error_bound,
     unit_in_first_place as unit_in_first_place,
 )
+from ._precision import Precision as Precision
 from ._state import (
     INTEGER_ROUNDINGS as INTEGER_ROUNDINGS,
     LARGEST_SCALE as LARGEST_SCALE,

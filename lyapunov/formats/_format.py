@@ -50,6 +50,11 @@ class Format:
     cut: bool = False
 
     @property
+    def element(self) -> str:
+        """Name of the format, without what a state's may add to it."""
+        return self.name
+
+    @property
     def unit_roundoff(self) -> float:
         """u = 2^-p for p significand bits; twice that where bits are cut off."""
         return 2.0 ** (self.cut - self.significand_bits)

@@ -35,6 +35,7 @@ from ._format import (
     rounding_error_bound,
     unit_in_first_place,
 )
+from ._precision import Precision
 from ._table import INTEGER_TABLE, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 
 
@@ -89,9 +90,14 @@ class StateFormat(Format):
     stochastic: bool = False
 
     @property
+    def element(self) -> str:
+        """Name of the format that single numbers have."""
+        return Precision.named(self.name).format
+
+    @property
     def integer(self) -> bool:
         """True for int8 and int16."""
-        return self.name.partition("-")[0] in INTEGER_TABLE
+        return self.element in INTEGER_TABLE
 
     @property
     def step(self) -> float:
@@ -123,18 +129,22 @@ class StateFormat(Format):
 def _state_formats() -> dict[str, Format]:
     found: dict[str, Format] = {}
     for full in STATE_PRECISIONS:
-        name, *variants = full.split("-")
-        plain = Format(*INTEGER_TABLE[name]) if name in INTEGER_TABLE else FORMATS[name]
+        name = Precision.named(full)
+        plain = (
+            Format(*INTEGER_TABLE[name.format])
+            if name.format in INTEGER_TABLE
+            else FORMATS[name.format]
+        )
         found[full] = plain
-        if variants:
+        if name.variant:
             found[full] = StateFormat(
                 full,
                 plain.significand_bits,
                 plain.min_exponent,
                 plain.largest,
                 plain.overflow,
-                scaled="scaled" in variants,
-                stochastic="stochastic" in variants,
+                scaled=name.scaled,
+                stochastic=name.stochastic,
             )
     return found
 

@@ -73,21 +73,6 @@ STATE_PRECISIONS_TOLD = (
 """The same in words."""
 
 
-class StateStore(NamedTuple):
-    """How a cached state is stored: its `format`, under a scale or not, and rounded
-    to nearest or stochastically."""
-
-    format: str
-    scaled: bool
-    stochastic: bool
-
-
-def state_store(name: str) -> StateStore:
-    """How a state of that name is stored, such as `fp8_e4m3-scaled-stochastic`."""
-    form, *variants = name.split("-")
-    return StateStore(form, "scaled" in variants, "stochastic" in variants)
-
-
 NARROW_RANGE = 2.0**16
 """Formats whose largest value is below have a range that a model can leave; the
 others reach 1e38."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._devices import chosen_device
 from .._errors import UsageError
 from ..arithmetic import BoundedArithmetic, RoundingModel
-from ..formats import FORMATS, Format, StateFormat
+from ..formats import FORMATS, Format, Precision, StateFormat
 from ..formats._table import PRECISIONS
 
 
@@ -88,6 +88,11 @@ class Execution:
     """Of the same program, for kinds of sublayers that differ from this one: other
     sites, parameters, constants or depths."""
 
+    @functools.cached_property
+    def runs_in(self) -> Precision:
+        """What `precision` names: a format, and whether weights are cast."""
+        return Precision.named(self.precision)
+
     def of(self, kind: str) -> "Execution":
         """What holds inside a sublayer of this kind.
 
@@ -109,10 +114,10 @@ class Execution:
 
         **Raises:** `UsageError` for one of which nobody said whether autocast casts it.
         """
-        if name not in self.parameters and self.precision.endswith("-amp"):
+        if name not in self.parameters and self.runs_in.autocast:
             raise UsageError(
                 f"{self.name} does not say whether {name!r} of {self.kind} is cast",
-                hint=f"--precision {self.precision.removesuffix('-amp')}",
+                hint=f"--precision {self.runs_in.format}",
             )
         return self.parameters.get(name, self.parameters["default"])
 
@@ -186,8 +191,8 @@ def parse_precision(precision: str, implementation: str) -> tuple[Format, str]:
             f"{implementation} does not run in {precision}",
             hint=f"one of {', '.join(PRECISIONS)}",
         )
-    name, _, variant = precision.partition("-")
-    return FORMATS[name], variant
+    found = Precision.named(precision)
+    return FORMATS[found.format], found.variant
 
 
 def assume_formats(sites: dict[str, Format], parameters: dict[str, Format]) -> str:
@@ -223,7 +228,7 @@ def assume_state(state: Format | None) -> str:
                 "largest state just fits"
             )
     return (
-        f"the recurrent state is rounded to {state.name.partition('-')[0]} at every "
+        f"the recurrent state is rounded to {state.element} at every "
         f"token{how}; what is read out of it is not"
     )
 

@@ -80,7 +80,7 @@ def state_cause(
     if state_precision == "fp32" or not facts:
         return None
     form = state_format_named(state_precision)
-    name = state_precision.partition("-")[0]
+    name = form.element
     variant = form if isinstance(form, StateFormat) else None
     scaled = variant is not None and variant.scaled
     stochastic = variant is not None and variant.stochastic
