@@ -12,12 +12,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov.command._declare import DUMP
 from lyapunov.command._endings import (
     INTERRUPTED,
     STOPPED,
@@ -27,6 +27,7 @@ from lyapunov.command._endings import (
     say_error,
 )
 from lyapunov.command._interrupt import interruptible
+from lyapunov.command._options import Options
 from lyapunov.command._quiet import hush
 from lyapunov.results._check import Report
 
@@ -56,13 +57,13 @@ class _Outcome:
         return {"checkpoint": {"source": self.source}, "error": self.error}
 
 
-def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
+def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     """Check one checkpoint after the other; the exit code is the worst.
 
     **Arguments:**
 
     - `checkpoints`: as on the command line; none is the bundled model.
-    - `options`: the command's options by name.
+    - `options`: all that was typed beside them.
 
     **Returns:**
 
@@ -71,16 +72,15 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
     **Raises:** `LyapunovError` where there is one checkpoint and it cannot be
     checked, and for what is wrong with the request itself.
     """
-    if not options["verbose"]:
+    if not options.verbose:
         hush()
-    outputs = _validate(options)
     sources: list[str | None] = list(checkpoints) or [None]
-    if options["baseline"] is not None and len(sources) > 1:
+    if options.baseline is not None and len(sources) > 1:
         raise UsageError(
             f"--baseline is one report, and there are {len(sources)} checkpoints",
             hint="check them one by one",
         )
-    if options["plan"]:
+    if options.plan_alone:
         return _plan(sources, options)
     outcomes: list[_Outcome] = []
     interrupted = False
@@ -98,12 +98,12 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
         except Exception as error:
             if len(sources) == 1:
                 raise
-            if options["debug"]:
+            if options.debug:
                 traceback.print_exc(file=sys.stderr)
             outcomes.append(_Outcome(name, error=error_document(error)))
             say_error(error_document(error), name)
             continue
-        if outcomes and not options["json_output"]:
+        if outcomes and not options.json_output:
             put("\n")
         outcomes.append(_Outcome(name, report))
         if report.summary.verdict == "incomplete" and report.summary.checked:
@@ -113,68 +113,25 @@ def run_checks(checkpoints: tuple[str, ...], **options: Any) -> int:
                 "hint: another precision may have bounds; --allow-partial accepts few",
                 err=True,
             )
-        if not options["json_output"]:
+        if not options.json_output:
             _show(report, options)
     try:
-        _deliver(outcomes, outputs, options)
+        _deliver(outcomes, options)
     except KeyboardInterrupt:
         raise Interrupted from None
     return INTERRUPTED if interrupted else max(outcome.code for outcome in outcomes)
 
 
-def _validate(options: dict[str, Any]) -> list[Path]:
-    """Refuse before the long work what would fail after it. Fills in defaults.
-
-    **Returns:** the files to write, each once.
-    """
-    if options["quiet"] and options["verbose"]:
-        raise UsageError("-q and -v exclude each other", hint="give one of them")
-    if options["tokens"] is not None and options["text"] is not None:
-        raise UsageError("--tokens and --text exclude each other", hint="give one")
-    options["precision"] = tuple(dict.fromkeys(options["precision"]))
-    from lyapunov.command._audit_session import validate_audit
-
-    validate_audit(options, options["output"])
-    if options["audit"] is None:
-        options["precision"] = options["precision"] or ("bf16", "fp16")
-    if options["round_weights"]:
-        from lyapunov.sublayers.groups import rounded_group
-
-        options["round_weights"] = tuple(
-            dict.fromkeys(str(rounded_group(text)) for text in options["round_weights"])
-        )
-    if options["select"] or options["ignore"]:
-        from lyapunov.findings._rules import check_codes
-
-        options["select"] = check_codes(options["select"])
-        options["ignore"] = check_codes(options["ignore"])
-    for option in ("baseline", "output") if options["plan"] else ():
-        if options[option]:
-            raise UsageError(f"--{option} is not for --plan", hint="leave it out")
-    if options["baseline"] is not None:
-        from lyapunov.findings._baseline_file import read_baseline
-
-        options["baseline"] = read_baseline(options["baseline"])
-    outputs = list(dict.fromkeys(options["output"]))
-    if outputs:
-        from lyapunov.report._write import check_target
-
-        for path in outputs:
-            check_target(path)
-    return outputs
-
-
-def _check(source: str | None, options: dict[str, Any]) -> Any:
+def _check(source: str | None, options: Options) -> Any:
     """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for."""
-    work = _checked if options["audit"] is None else _audit
     with _progress(options) as progress:
-        report = interruptible(lambda: work(source, options, progress))
-    if options["baseline"] is None:
+        report = interruptible(lambda: _checked(source, options, progress))
+    if options.earlier is None:
         return report
     from lyapunov.findings._baseline import with_baseline
 
-    report, outcome = with_baseline(report, options["baseline"])
-    if not options["quiet"]:
+    report, outcome = with_baseline(report, options.earlier)
+    if not options.quiet:
         click.echo(f"baseline: {outcome}", err=True)
     return report
 
@@ -187,53 +144,42 @@ def _with_command(report: Any) -> Any:
     )
 
 
-def _checked(source: str | None, options: dict[str, Any], progress: Any) -> Any:
-    """The seam to the library."""
+def _checked(source: str | None, options: Options, progress: Any) -> Any:
+    """The seam to the library: a check, or an audit."""
     _prepare_jax()
-    from lyapunov.questions._check import check
-
-    model = _open(source, options["revision"])
-    tokens = _tokens(model, options)
-    if options["baseline"] is not None:
+    model = _open(source, options.revision)
+    tokens = None if options.question == DUMP else options.chosen_tokens(model)
+    if options.source is not None:
+        return _audited(model, tokens, options, progress)
+    if options.earlier is not None and tokens is not None:
         from lyapunov.findings._baseline import check_tokens
         from lyapunov.questions._request import tokens_facts
 
-        facts = dataclasses.asdict(tokens_facts(tokens.ids, tokens.source))
-        check_tokens(facts, options["baseline"])
-    return check(
-        model,
-        tokens.ids,
-        precisions=options["precision"],
-        state_precision=options["state_precision"],
-        mode=options["mode"],
-        layers=options["layers"],
-        measure=options["measure"],
-        constants=options["constants"],
-        device=options["device"],
-        against=options["against"],
-        round_weights=options["round_weights"],
-        seed=options["seed"],
-        progress=progress,
-        token_source=tokens.source,
-        tokens_are_text=tokens.is_text,
-        token_bytes=tokens.n_bytes,
-        fail_on=options["fail_on"],
-        select=options["select"],
-        ignore=options["ignore"],
-        allow_partial=options["allow_partial"],
-        exit_zero=options["exit_zero"],
-    )
+        check_tokens(dataclasses.asdict(tokens_facts(tokens)), options.earlier)
+    return options.check(model, tokens, progress)
 
 
-def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
+def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
+    """The audit, with a script of what is wrong where one is asked for."""
+    if options.reproduce is None:
+        return options.audit(model, tokens, progress)
+    from lyapunov.command._scripts import place_of, write_scripts
+
+    place = place_of(model)
+    report = options.audit(model, tokens, progress)
+    told = write_scripts(report, tokens.ids[0], place, options.reproduce)
+    if not options.quiet:
+        click.echo("\n".join(told), err=True)
+    return report
+
+
+def _plan(sources: list[str | None], options: Options) -> int:
     """What checking each would cost, shown; always 0."""
 
     def planned_one(source: str | None) -> Any:
         _prepare_jax()
-        from lyapunov.command._plan_session import planned
-
-        model = _open(source, options["revision"])
-        return planned(model, _tokens(model, options).ids, options)
+        model = _open(source, options.revision)
+        return options.plan(model, options.chosen_tokens(model))
 
     documents = []
     for source in sources:
@@ -243,47 +189,18 @@ def _plan(sources: list[str | None], options: dict[str, Any]) -> int:
         except KeyboardInterrupt:
             raise Interrupted from None
         documents.append(made.to_dict())
-        if not options["json_output"]:
+        if not options.json_output:
             from lyapunov.report.plan import to_plan_table
 
-            color = wants_color(options["color"], sys.stdout)
+            color = wants_color(options.color, sys.stdout)
             width = shutil.get_terminal_size((80, 24)).columns
             encoding = sys.stdout.encoding
             put(to_plan_table(made, width=width, color=color, encoding=encoding), color)
-    if options["json_output"]:
+    if options.json_output:
         from lyapunov.report.json import combined, dump
 
         put(dump(combined(documents)))
     return 0
-
-
-def _audit(source: str | None, options: dict[str, Any], progress: Any) -> Any:
-    """Load, choose the tokens where a dump has none, audit."""
-    _prepare_jax()
-    from lyapunov.command._audit_session import run_audit
-    from lyapunov.implementations._registry import is_recorded
-
-    model = _open(source, options["revision"])
-    tokens = None if is_recorded(options["audit"]) else _tokens(model, options)
-    return run_audit(model, tokens, options, progress)
-
-
-def _tokens(model: Any, options: dict[str, Any]) -> Any:
-    """The tokens that the options ask for."""
-    from lyapunov.models._tokens import choose_tokens
-
-    checkpoint = getattr(model, "checkpoint", None)
-    return choose_tokens(
-        vocab_size=model.config.vocab_size,
-        tokens=options["tokens"],
-        text=options["text"],
-        length=options["length"],
-        batch=options["batch"],
-        seed=options["seed"],
-        config=getattr(checkpoint, "config", None),
-        folder=getattr(checkpoint, "folder", None),
-        are_text=options["tokens_are_text"],
-    )
 
 
 def _open(source: str | None, revision: str | None) -> Any:
@@ -303,14 +220,14 @@ def _prepare_jax() -> None:
 
 
 @contextlib.contextmanager
-def _progress(options: dict[str, Any]) -> Iterator[Any]:
+def _progress(options: Options) -> Iterator[Any]:
     from lyapunov.command._progress import choose_progress
 
     progress = choose_progress(
-        wanted=not options["no_progress"],
-        quiet=options["quiet"],
-        verbose=options["verbose"],
-        color=wants_color(options["color"], sys.stderr),
+        wanted=not options.no_progress,
+        quiet=options.quiet,
+        verbose=options.verbose,
+        color=wants_color(options.color, sys.stderr),
     )
     try:
         yield progress
@@ -318,41 +235,39 @@ def _progress(options: dict[str, Any]) -> Iterator[Any]:
         progress.close()
 
 
-def _show(report: Any, options: dict[str, Any]) -> None:
+def _show(report: Any, options: Options) -> None:
     from lyapunov.report import audit_to_table, to_table
 
     show: Any = to_table if isinstance(report, Report) else audit_to_table
-    color = wants_color(options["color"], sys.stdout)
+    color = wants_color(options.color, sys.stdout)
     put(
         show(
             report,
             width=shutil.get_terminal_size((80, 24)).columns,
             color=color,
             encoding=sys.stdout.encoding,
-            quiet=options["quiet"],
-            verbose=options["verbose"],
+            quiet=options.quiet,
+            verbose=options.verbose,
         ),
         color=color,
     )
 
 
-def _deliver(
-    outcomes: list[_Outcome], outputs: list[Path], options: dict[str, Any]
-) -> None:
+def _deliver(outcomes: list[_Outcome], options: Options) -> None:
     """The document on stdout, then the files. Without any report, no file."""
     entries = [outcome.entry for outcome in outcomes]
-    if options["json_output"]:
+    if options.json_output:
         from lyapunov.report.json import combined, dump
 
         document = dump(combined(entries))
     if any(outcome.report is not None for outcome in outcomes):
-        for path in outputs:
+        for path in options.output:
             from lyapunov.report._write import render, write
 
             write(path, render(path.suffix.lower(), entries))
-            if not options["quiet"]:
+            if not options.quiet:
                 click.echo(f"wrote {path}", err=True)
-    if options["json_output"]:
+    if options.json_output:
         put(document)
 
 

@@ -1,6 +1,8 @@
 """Which findings count, and what they add up to."""
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lyapunov._errors import UsageError
 from lyapunov.findings._catalogue import CATALOGUE, ERROR, WARNING
@@ -53,6 +55,50 @@ def select_findings(
         if wanted >= 0 and wanted > unwanted:
             kept.append(finding)
     return kept
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Say what counts, and what is a failure.
+
+    **Arguments:**
+
+    - `fail_on`: `error` or `warning`, the lowest severity that fails.
+    - `select`, `ignore`: codes, or their beginnings, that count and that do not.
+    - `allow_partial`: sublayers that were skipped, and few bounds, are no failure.
+    - `exit_zero`: findings leave the exit code at 0.
+    """
+
+    fail_on: str = ERROR
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    allow_partial: bool = False
+    exit_zero: bool = False
+
+    def kept(self, found: Iterable[Finding]) -> list[Finding]:
+        """The findings that count."""
+        return select_findings(found, self.select, self.ignore)
+
+    def of(
+        self,
+        found: Iterable[Finding],
+        *,
+        checked: int,
+        skipped: int = 0,
+        bounded: float | None = None,
+    ) -> tuple[str, int]:
+        """The word and the exit code that findings add up to; see `verdict`."""
+        counted = {"checked": checked, "skipped": skipped, "bounded": bounded}
+        return verdict(found, **counted, **vars(self))
+
+    def fails(self, found: Iterable[Finding]) -> bool:
+        """Whether some finding is of a severity that fails."""
+        return any(f.severity == ERROR or self.fail_on == WARNING for f in found)
+
+    def settings(self) -> dict[str, Any]:
+        """The same as a report repeats it."""
+        codes = {"select": list(self.select), "ignore": list(self.ignore)}
+        return asdict(self) | codes
 
 
 def bounded_share(

@@ -9,7 +9,6 @@ Below it, an error far beyond what random roundings give is suspicious.
 """
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from .._xla import demand_flags
 from ..bounds.local import element, with_operator_norms
 from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known
-from ..findings._verdict import BOUNDED_SHARE, select_findings
+from ..findings._verdict import BOUNDED_SHARE, Verdict
 from ..implementations import Execution, Reference
 from ..implementations._implementation import RefusedError
 from ..implementations._registry import audited
@@ -34,6 +33,7 @@ from ..implementations._trace import HeadRecord
 from ..implementations._ways import Variant, variants_asked
 from ..models import Model
 from ..models._load import demand_head, model_of
+from ..models._tokens import Tokens
 from ..results._audit import (
     BUG,
     CONSISTENT,
@@ -46,7 +46,6 @@ from ..results._audit import (
     LogitsAudit,
     VariantAudit,
 )
-from ..results._check import CheckpointFacts, TokensFacts
 from ..sublayers.config import plain_mamba1
 from . import _compare
 from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
@@ -59,7 +58,7 @@ from ._audit_ways import (
     ways_of_source,
 )
 from ._environment import environment
-from ._request import given_tokens
+from ._request import checkpoint_facts, chosen_tokens, tokens_facts
 from ._settings import checked_settings
 
 
@@ -74,7 +73,6 @@ def audit(
     n_probes: int = 4,
     seed: int = 0,
     progress=None,
-    token_source: str = "given",
     fail_on: str = "error",
     select: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
@@ -88,8 +86,8 @@ def audit(
     - `source`: `transformers` or another of `lyapunov.implementations.IMPLEMENTATIONS`
       that has ways, which are run here; or the path of a dump
       (`lyapunov.implementations.dump.file`).
-    - `tokens`: (seq) or (batch, seq) integers, as for `check`; a dump has its own. Ways
-      with padding or company run the first sequence.
+    - `tokens`: (seq) or (batch, seq) integers, or `models.Tokens`, as for `check`; a
+      dump has its own. Ways with padding or company run the first sequence.
     - `precisions`: of the executions; a dump has its own.
     - `variants`: ways to run the text, such as `steps` or `chunks:61,rest`; None is
       every kind. Of a dump: which of its runs, by kind; None is all.
@@ -113,8 +111,12 @@ def audit(
             "exit_zero": exit_zero,
         }
     )
-    precisions, variants, select, ignore = (
-        settings[name] for name in ("precisions", "variants", "select", "ignore")
+    precisions, variants = settings["precisions"], settings["variants"]
+    counts = Verdict(
+        fail_on=fail_on,
+        select=tuple(settings["select"]),
+        ignore=tuple(settings["ignore"]),
+        exit_zero=settings["exit_zero"],
     )
     progress = progress_or_none(progress)
     demand_flags()
@@ -129,9 +131,10 @@ def audit(
     recorded = implementation.suffix is not None
     dump = open_dump(source, tokens) if recorded else None
     if dump is None:
-        ids, token_source = given_tokens(model, tokens, seed, token_source)
+        given = chosen_tokens(model, tokens, seed)
     else:
-        ids, token_source = dump.tokens, f"the dump {dump.path.name}"
+        given = Tokens(dump.tokens, f"the dump {dump.path.name}")
+    ids = given.ids
     with jax.enable_x64(True):
         if dump is not None:
             ways, skipped = ways_of_dump(model, dump, variants)
@@ -149,33 +152,18 @@ def audit(
             f"{source} ran the text in none of these ways: {results[0].reason}",
             hint="--audit transformers tries every kind",
         )
-    findings = select_findings(audit_findings(results), select, ignore)
+    findings = counts.kept(audit_findings(results))
     return AuditReport(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,
         environment=environment(),
         assumptions=assumptions(ways),
-        checkpoint=CheckpointFacts(
-            source=model.source,
-            architecture=model.layout.architecture,
-            n_layers=len(model.sublayers),
-            n_params=model.layout.n_params,
-            dtype=model.layout.dtype,
-            files=[] if model.checkpoint is None else model.checkpoint.hashes(),
-            n_blocks=model.layout.n_blocks,
-        ),
-        tokens=TokensFacts(
-            source=token_source,
-            batch=ids.shape[0],
-            length=ids.shape[1],
-            sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
-        ),
+        checkpoint=checkpoint_facts(model),
+        tokens=tokens_facts(given),
         source=str(source),
         variants=results,
         findings=findings,
-        summary=audit_summary(
-            results, findings, fail_on, exit_zero, time.perf_counter() - began
-        ),
+        summary=audit_summary(results, findings, counts, time.perf_counter() - began),
     )
 
 

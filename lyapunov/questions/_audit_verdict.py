@@ -2,6 +2,7 @@
 
 import math
 
+from ..findings._verdict import Verdict
 from ..results._audit import (
     BUG,
     CONSISTENT,
@@ -58,7 +59,12 @@ def audit_findings(results: list[VariantAudit]) -> list[Finding]:
     return findings
 
 
-def audit_summary(results, findings, fail_on, exit_zero, seconds) -> AuditSummary:
+def audit_summary(
+    results: list[VariantAudit],
+    findings: list[Finding],
+    counts: Verdict,
+    seconds: float,
+) -> AuditSummary:
     """The worst verdict, and the exit code that follows from the findings."""
     ran = [r for r in results if r.verdict != NOT_RUN]
     bad = [r for r in ran if r.verdict == BUG]
@@ -70,14 +76,15 @@ def audit_summary(results, findings, fail_on, exit_zero, seconds) -> AuditSummar
         blind = [r for r in ran if r.verdict == UNBOUNDED]
         if blind and not odd:
             verdict, named = UNBOUNDED, blind
-    failed = any(f.severity == "error" or fail_on == "warning" for f in findings)
     return AuditSummary(
         verdict=verdict,
         recommendation=_recommendation(verdict, named, len(ran)),
         checked=len(ran),
         skipped=len(results) - len(ran),
         seconds=seconds,
-        exit_code=1 if failed and not exit_zero else 2 * (verdict == UNBOUNDED),
+        exit_code=1
+        if counts.fails(findings) and not counts.exit_zero
+        else 2 * (verdict == UNBOUNDED),
     )
 
 

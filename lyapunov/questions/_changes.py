@@ -24,7 +24,7 @@ from ..models import Model
 from ..results._check import LayerChange, ParameterChangeReport
 from ..sublayers.residual import Stream, final_norm, sublayer
 from . import _compare
-from ._request import chosen_layers, given_tokens
+from ._request import chosen_layers, chosen_tokens
 from ._weight_sets import ParameterChange
 
 
@@ -62,7 +62,7 @@ def parameter_changes(
     """
     if not changes:
         return []
-    ids, _ = given_tokens(model, tokens, 0, "given")
+    ids = chosen_tokens(model, tokens).ids
     chosen = chosen_layers(model, layers)
     with jax.enable_x64(True):
         return _study(model, ids, changes, progress, chosen, floor)

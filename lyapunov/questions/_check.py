@@ -14,22 +14,24 @@ from ..exponents import gather_exponents
 from ..findings import _rules as findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
-from ..implementations._registry import measuring
-from ..models._load import demand_head, model_of
-from ..results._check import CheckpointFacts, Report, Summary
+from ..models import Model
+from ..models._load import model_of
+from ..models._tokens import Tokens
+from ..results._check import Report, Summary
 from ._changes import parameter_changes
 from ._environment import environment
-from ._layers import Effort, default_readouts, run_layers
+from ._layers import run_layers
 from ._reference_loss import reference_loss
 from ._request import (
-    chosen_executions,
-    chosen_layers,
+    AS_EFFORT,
+    AsEffort,
+    Request,
+    checkpoint_facts,
+    chosen_tokens,
+    demand_logits,
     device_named,
     tokens_facts,
-    tokens_to_check,
 )
-from ._settings import checked_settings
-from ._weight_sets import chosen_changes
 
 
 def check(
@@ -45,14 +47,14 @@ def check(
     device: str | None = None,
     against: str | os.PathLike | None = None,
     round_weights: str | Sequence[str] = (),
-    floor: bool = True,
-    probes: int = 1,
-    readouts: int | None = None,
-    ball: bool = True,
-    growth: bool | None = None,
+    effort: str = "standard",
+    floor: bool | AsEffort = AS_EFFORT,
+    probes: int | AsEffort = AS_EFFORT,
+    readouts: int | AsEffort | None = AS_EFFORT,
+    ball: bool | AsEffort = AS_EFFORT,
+    growth: bool | AsEffort | None = AS_EFFORT,
     seed: int = 0,
     progress=None,
-    token_source: str = "given",
     tokens_are_text: bool = False,
     token_bytes: int | None = None,
     fail_on: str = "error",
@@ -68,8 +70,9 @@ def check(
     - `model`: what `load` returns, or a path or Hub id for it; or a torch module, as
       `from_torch` takes it; None is the bundled model. Without a head sublayers are
       compared and bounded, and nothing is said of logits (T2, T3 and T4 are left out).
-    - `tokens`: (seq) or (batch, seq) integers; None is English text where the
-      checkpoint has a tokenizer, else seeded random tokens.
+    - `tokens`: (seq) or (batch, seq) integers, or `models.Tokens`, which say where they
+      came from; None is English text where the checkpoint has a tokenizer, else seeded
+      random tokens.
     - `precisions`: of the executions, such as `bf16`; `bf16-cast` casts A_log and D
       as well. Here and below, one string stands for a sequence of it alone.
     - `state_precision`: hold the state in this format after every token.
@@ -83,6 +86,9 @@ def check(
     - `round_weights`: hold the model against itself with weights rounded, each
       FORMAT or FORMAT:GROUP, as `bf16:A_log`; `fp8_e4m3` and other formats with
       scales round matrices as quantisers do.
+    - `effort`: where the next five are not given. `standard` is floor, one probe, T4;
+      `quick` leaves out the floor, T2 and T4; `full` takes four probes and read-outs
+      and follows perturbations through all sublayers. The report says what it lacks.
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `probes`: runs with random roundings behind T3, the predicted divergence of the
@@ -94,7 +100,6 @@ def check(
       sequence); None: where some sublayer has no exponent.
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
-    - `token_source`: what the report says of where the tokens came from.
     - `tokens_are_text`: the tokens given are text, so that the reference's loss on
       them is judged (LYA016, LYA017); `token_bytes`: of all but the first token of
       each sequence, for the loss a byte.
@@ -102,76 +107,36 @@ def check(
 
     **Raises:** `LyapunovError` with a hint, for whatever cannot be checked.
     """
+    named = dict(locals())  # the front is flat; behind it there is one request
+    for beside in ("model", "tokens", "progress", "token_bytes"):
+        del named[beside]
     began = time.perf_counter()
-    settings = checked_settings(
-        {
-            "precisions": precisions,
-            "state_precision": state_precision,
-            "mode": mode,
-            "layers": layers,
-            "measure": measure,
-            "constants": constants,
-            "device": device,
-            "against": against,
-            "round_weights": round_weights,
-            "floor": floor,
-            "probes": probes,
-            "readouts": readouts,
-            "ball": ball,
-            "growth": growth,
-            "seed": seed,
-            "tokens_are_text": tokens_are_text,
-            "fail_on": fail_on,
-            "select": select,
-            "ignore": ignore,
-            "allow_partial": allow_partial,
-            "exit_zero": exit_zero,
-        }
-    )
-    precisions, layers, select, ignore = (
-        settings[name] for name in ("precisions", "layers", "select", "ignore")
-    )
-    round_weights, against = settings["round_weights"], settings["against"]
+    request = Request.of(**named)
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)
-    implementation = measuring(measure)
-    headless = implementation is None or implementation.runs_without_head
-    if against or round_weights or not headless:
-        demand_head(model)
-    if not model.has_head:
-        # all of these are of the logits
-        probes = readouts = settings["probes"] = settings["readouts"] = 0
-        ball = settings["ball"] = False
-    if readouts is None:
-        readouts = default_readouts(model.layout.n_params)
-        settings["readouts"] = readouts
-    given = tokens_to_check(
-        model,
-        tokens,
-        seed,
-        token_source,
-        are_text=tokens_are_text,
-        n_bytes=token_bytes,
+    demand_logits(model, request)
+    given = chosen_tokens(
+        model, tokens, seed, are_text=tokens_are_text, n_bytes=token_bytes
     )
-    ids, token_source = given.ids, given.source
-    chosen = chosen_layers(model, layers)
-    with jax.enable_x64(True), jax.default_device(device_named(device)):
-        executions = chosen_executions(
-            model, precisions, state_precision, mode, measure, constants
-        )
-        changed = chosen_changes(model, against, round_weights)
+    return _answer(model, given, request.on(model, given), progress, began)
+
+
+def _answer(
+    model: Model, given: Tokens, request: Request, progress, began: float
+) -> Report:
+    """One check as it was asked for; `began` is when, in seconds."""
+    ids, chosen = given.ids, request.sublayers(model)
+    effort, counts = request.effort, request.verdict
+    settings = request.settings()
+    with jax.enable_x64(True), jax.default_device(device_named(request.device)):
+        executions = request.executions(model)
+        changed = request.changes(model)
         changes = parameter_changes(
-            model,
-            ids,
-            changed,
-            progress,
-            layers=chosen,
-            floor=floor,
+            model, ids, changed, progress, layers=chosen, floor=effort.floor
         )
-        effort = Effort(floor, probes, readouts, ball, seed, growth)
         rows, reports, clipped, bits = run_layers(
-            model, ids, executions, chosen, measure, effort, progress
+            model, ids, executions, chosen, request, progress
         )
         reference = None
         if model.has_head:
@@ -180,7 +145,7 @@ def check(
                 ids,
                 model.config.vocab_size,
                 is_text=given.is_text,
-                source=token_source,
+                source=given.source,
                 n_bytes=given.n_bytes,
             )
         exponents = gather_exponents(rows, ids.size)
@@ -192,41 +157,26 @@ def check(
             observed=clipped,
             adapter_targets=[name for one in changed for name in one.adapted],
         )
-        found = findings.select_findings(found, select, ignore)
+        found = counts.kept(found)
         bounded = findings.bounded_share(reports, changes)
         skipped = len(findings.unchecked(reports, changes))
-        verdict, exit_code = findings.verdict(
-            found,
-            fail_on=fail_on,
-            checked=len(chosen) - skipped,
-            skipped=skipped,
-            allow_partial=allow_partial,
-            select=select,
-            ignore=ignore,
-            exit_zero=exit_zero,
-            bounded=bounded,
+        checked = len(chosen) - skipped
+        verdict, exit_code = counts.of(
+            found, checked=checked, skipped=skipped, bounded=bounded
         )
     return Report(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,
         environment=environment(),
         assumptions=_assumptions(executions),
-        checkpoint=CheckpointFacts(
-            source=model.source,
-            architecture=model.layout.architecture,
-            n_layers=len(model.sublayers),
-            n_params=model.layout.n_params,
-            dtype=model.layout.dtype,
-            files=[] if model.checkpoint is None else model.checkpoint.hashes(),
-            n_blocks=model.layout.n_blocks,
-        ),
-        tokens=tokens_facts(ids, token_source),
+        checkpoint=checkpoint_facts(model),
+        tokens=tokens_facts(given),
         exponents=exponents,
         precisions=reports,
         findings=found,
         summary=Summary(
             verdict=verdict,
-            checked=len(chosen) - skipped,
+            checked=checked,
             skipped=skipped,
             left_out=len(model.sublayers) - len(chosen),
             seconds=time.perf_counter() - began,
@@ -236,6 +186,7 @@ def check(
         ),
         parameter_changes=changes,
         reference=reference,
+        not_computed=effort.left_out(has_head=model.has_head),
     )
 
 

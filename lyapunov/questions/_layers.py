@@ -26,37 +26,15 @@ from ..sublayers.kinds import KINDS
 from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
+from ._effort import Effort
 from ._functions import OtherFunctions
 from ._layer_facts import layer_facts
 from ._reference_loss import NextTokenLoss
+from ._request import Request
 
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
 WORKERS = 3
-
-# Parameters from which a reverse pass is not cheap any more.
-LARGE = 20_000_000
-
-
-class Effort(NamedTuple):
-    """What is looked for beside T0 and T1."""
-
-    floor: bool = True
-    """Whether to search for what no bound on free roundings could beat."""
-    probes: int = 1
-    """Runs with random roundings behind T3; 0 leaves T2 and T3 out."""
-    readouts: int = 4
-    """Read-outs behind T2 and the shares; 0 leaves them out."""
-    ball: bool = True
-    """Whether to follow T4 for as long as it says something."""
-    seed: int = 0
-    growth: bool | None = None
-    """Whether to find how perturbations grow; None: if a sublayer has no exponent."""
-
-
-def default_readouts(n_params: int) -> int:
-    """Read-outs where nobody asks: each costs a reverse pass through the model."""
-    return 4 if n_params <= LARGE else 1
 
 
 class _Run(NamedTuple):
@@ -77,8 +55,7 @@ def run_layers(
     ids: np.ndarray,
     executions: list[Execution],
     chosen: tuple[int, ...],
-    measure: str,
-    effort: Effort,
+    request: Request,
     progress=None,
 ) -> tuple[
     list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt], np.ndarray
@@ -90,9 +67,11 @@ def run_layers(
     **Arguments:**
 
     - `ids`: (batch, seq). `chosen`: the sublayers to bound.
-    - `measure`: whoever runs the executions, as in `check`.
+    - `request`: who runs the executions, how much is looked for, and the seed.
     - `progress`: with `start(total, what)` and `advance()`; None is silent.
     """
+    measure = request.measure
+    effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
     states = dict.fromkeys(e.state_precision for e in executions)
     states.pop("fp32", None)
     formats = [state_format_named(name) for name in states]
@@ -115,7 +94,7 @@ def run_layers(
         )
         for e in executions
     ]
-    estimates = _estimates(model, ids, executions, effort)
+    estimates = _estimates(model, ids, executions, effort, request.seed)
     functions = OtherFunctions(model, ids, executions)
     steps = len(model.sublayers) + 1
     if progress is not None:
@@ -163,7 +142,7 @@ def run_layers(
                 dt = np.asarray(record.observed["dt"])
                 clipped[sublayer.layer] = clipped_dt(dt, limits)
             found = layer_facts(
-                model, sublayer, record, growth=growth, seed=effort.seed
+                model, sublayer, record, growth=growth, seed=request.seed
             )
             rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
             _collect(pending)
@@ -198,7 +177,9 @@ def run_layers(
     return rows, reports, clipped, bits
 
 
-def _estimates(model: Model, ids, executions, effort: Effort) -> EndToEnd | None:
+def _estimates(
+    model: Model, ids, executions, effort: Effort, seed: int
+) -> EndToEnd | None:
     if not executions or effort.probes == 0:
         return None
     return EndToEnd(
@@ -206,8 +187,8 @@ def _estimates(model: Model, ids, executions, effort: Effort) -> EndToEnd | None
         ids,
         executions,
         n_probes=effort.probes,
-        n_readouts=effort.readouts,
-        seed=effort.seed,
+        n_readouts=effort.readouts or 0,
+        seed=seed,
     )
 
 

@@ -18,14 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..bounds.floor import FLOOR_TOKENS
+from ..findings._change_findings import coverage_findings
+from ..findings._semantics import semantic_findings
 from ..implementations import Execution
 from ..implementations._reference import run_layer
 from ..models import Model, Sublayer
 from ..models._language_model import VOCABULARY_SLICE
+from ..models._tokens import Tokens
 from ..results._check import SCHEMA_VERSION, Finding
 from ..sublayers import Counts
 from ..sublayers.residual import Stream
-from ._layers import default_readouts
+from ._effort import EFFORTS, Effort
+from ._request import Request, demand_logits, device_named
 
 
 CALIBRATION_TOKENS = 256
@@ -129,16 +133,56 @@ class Plan:
         }
 
 
+def planned(model: Model, tokens: Tokens, request: Request) -> Plan:
+    """What the check that is asked for would cost.
+
+    **Raises:** `UsageError` for what the check would refuse as well.
+    """
+    demand_logits(model, request)
+    request = request.on(model, tokens)
+    layers = request.sublayers(model)
+    with jax.default_device(device_named(request.device)):
+        return plan(
+            model,
+            tokens.ids,
+            request.executions(model),
+            layers=layers,
+            effort=request.effort,
+            changes=len(request.round_weights) + (request.against is not None),
+            findings=known_before(model, tokens.ids, request),
+        )
+
+
+def known_before(model: Model, ids: np.ndarray, request: Request) -> list[Finding]:
+    """The findings that configuration, adapter and the tokens' number tell alone.
+
+    Where an implementation's paths are other functions (LYA011 to LYA014), and for
+    what an adapter leaves out (LYA019), no token is needed; whether limits of dt move
+    anything on these tokens, only a check says.
+
+    **Raises:** `LyapunovError` for an adapter or checkpoint that cannot be held
+    against the model, as the check would.
+    """
+    changed = request.changes(model)
+    found = semantic_findings(
+        model,
+        ids.shape[1],
+        ids.shape[0],
+        adapter_targets=[name for one in changed for name in one.adapted],
+    )
+    for one in changed:
+        if one.coverage is not None:
+            found += coverage_findings(one.name, one.coverage)
+    return request.verdict.kept(found)
+
+
 def plan(
     model: Model,
     ids: np.ndarray,
     executions: Sequence[Execution],
     *,
     layers: Sequence[int] | None = None,
-    floor: bool = True,
-    probes: int = 1,
-    readouts: int | None = None,
-    ball: bool = True,
+    effort: Effort = EFFORTS["standard"],
     changes: int = 0,
     findings: Sequence[Finding] = (),
 ) -> Plan:
@@ -149,14 +193,14 @@ def plan(
     - `ids`: (batch, seq) tokens; the first few are used to calibrate.
     - `executions`: that would be measured and bounded.
     - `layers`: sublayers to bound; None is all.
-    - `floor`, `probes`, `readouts`, `ball`: as in `check`.
+    - `effort`: how much the check would look for.
     - `changes`: changed weight sets.
     - `findings`: known before the check, to be told with the plan.
 
     **Returns:** a `Plan`; seconds and bytes.
     """
-    if readouts is None:
-        readouts = default_readouts(model.layout.n_params)
+    effort = effort.on(has_head=model.has_head, n_params=model.layout.n_params)
+    probes, readouts = effort.probes, effort.readouts or 0
     with jax.enable_x64(True):
         taken = {
             kind: _calibrate(model, ids, layer)
@@ -175,10 +219,12 @@ def plan(
         "reference": 1.0,
         "run": float(n),
         "T0 and T1": n * share,
-        "floor": n * share * min(FLOOR_TOKENS, length) / ids.size if floor else 0.0,
+        "floor": n * share * min(FLOOR_TOKENS, length) / ids.size
+        if effort.floor
+        else 0.0,
         "T3": n * (probes + 1.0) / 2 if probes else 0.0,
         "T2": readouts / batch if probes and n else 0.0,
-        "T4": n * min(BALL_SUBLAYERS, n_layers) / n_layers if ball else 0.0,
+        "T4": n * min(BALL_SUBLAYERS, n_layers) / n_layers if effort.ball else 0.0,
         "changed weights": changes * share,
     }
     sizes = _stage_bytes(model, ids.shape, n, probes, readouts)

@@ -1,53 +1,176 @@
 """What was asked for, checked before the long work: tokens, layers, device, runs."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
-from .._arguments import shown, switch, whole
+from .._arguments import shown, whole
 from .._errors import ArgumentError, UsageError
+from ..findings._verdict import Verdict
+from ..formats import Precision
 from ..implementations import Execution, executions_for
 from ..implementations._constants import with_measured
+from ..implementations._registry import measuring
 from ..models import Model
+from ..models._load import demand_head
 from ..models._token_ids import check_range, integer_tokens
 from ..models._tokens import Tokens, called_text, choose_tokens
-from ..results._check import TokensFacts
-from ._settings import CONSTANTS
+from ..results._check import CheckpointFacts, TokensFacts
+from ._effort import SWITCHES, Effort
+from ._settings import checked_settings
+from ._weight_sets import ParameterChange, chosen_changes
 
 
-def given_tokens(
-    model: Model, tokens, seed: int, source: str
-) -> tuple[np.ndarray, str]:
-    """Tokens as (batch, seq) with where they came from; chosen where none are given."""
-    chosen = tokens_to_check(model, tokens, seed, source)
-    return chosen.ids, chosen.source
+class AsEffort:
+    """A switch that nobody set: it is as `effort` says."""
+
+    def __repr__(self) -> str:
+        return "<as effort says>"
 
 
-def tokens_to_check(
+AS_EFFORT = AsEffort()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Say what a check is to do: which runs and sublayers, how much, and what counts.
+
+    Fields are as the arguments of `check`, in the types that the work expects.
+    """
+
+    precisions: tuple[Precision, ...] = (Precision("bf16"), Precision("fp16"))
+    state_precision: Precision | None = None
+    mode: str = "prefill"
+    layers: tuple[int, ...] | None = None
+    measure: str = "emulated"
+    constants: str = "documented"
+    device: str | None = None
+    against: str | None = None
+    round_weights: tuple[str, ...] = ()
+    effort: Effort = field(default_factory=Effort)
+    seed: int = 0
+    tokens_are_text: bool = False
+    verdict: Verdict = field(default_factory=Verdict)
+
+    @classmethod
+    def of(cls, **named: Any) -> "Request":
+        """Make a request of the arguments of `check`, by name.
+
+        **Raises:** `LyapunovError` with a hint for the first that is wrong.
+        """
+        settings = checked_settings(
+            {name: value for name, value in named.items() if value is not AS_EFFORT}
+        )
+        switches = {name: settings.pop(name) for name in SWITCHES if name in settings}
+        rules = [rule.name for rule in dataclasses.fields(Verdict)]
+        counts = {name: settings.pop(name) for name in rules if name in settings}
+        state = settings.get("state_precision")
+        if "precisions" in settings:
+            settings["precisions"] = map(Precision.named, settings["precisions"])
+        if state is not None:
+            settings["state_precision"] = Precision.named(state)
+        return cls(
+            **_frozen(settings)
+            | {
+                "effort": Effort.of(settings.get("effort", "standard"), **switches),
+                "verdict": Verdict(**_frozen(counts)),
+            }
+        )
+
+    def on(self, model: Model, tokens: Tokens) -> "Request":
+        """The request as it is for this model and these tokens, defaults resolved."""
+        n_params = model.layout.n_params
+        return dataclasses.replace(
+            self,
+            effort=self.effort.on(has_head=model.has_head, n_params=n_params),
+            tokens_are_text=tokens.is_text,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The request as a report repeats it: plain JSON types."""
+        flat: dict[str, Any] = {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Effort | Verdict):
+                flat |= value.settings()
+            else:
+                flat[one.name] = _plain(value)
+        return flat
+
+    def sublayers(self, model: Model) -> tuple[int, ...]:
+        """The sublayers to bound and compare, ascending."""
+        return chosen_layers(model, self.layers)
+
+    def executions(self, model: Model) -> list[Execution]:
+        """One execution for each precision, of whatever measures.
+
+        **Raises:** `UsageError` for what the implementation does not run.
+        """
+        state = self.state_precision
+        executions = executions_for(
+            model.config,
+            [str(precision) for precision in self.precisions],
+            architecture=model.layout.architecture,
+            mode=self.mode,
+            measure=self.measure,
+            state_precision=None if state is None else str(state),
+        )
+        if self.constants == "documented":
+            return executions
+        return [with_measured(execution) for execution in executions]
+
+    def changes(self, model: Model) -> list[ParameterChange]:
+        """The weight sets to hold against the model."""
+        return chosen_changes(model, self.against, self.round_weights)
+
+
+def demand_logits(model: Model, request: Request) -> None:
+    """Refuse a model without a head where logits are needed.
+
+    **Raises:** `UsageError` that says what can be done without.
+    """
+    measured = measuring(request.measure)
+    headless = measured is None or measured.runs_without_head
+    if request.against or request.round_weights or not headless:
+        demand_head(model)
+
+
+def _frozen(settings: dict[str, Any]) -> dict[str, Any]:
+    """Lists as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list | map) else value
+        for name, value in settings.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Precision) else value
+
+
+def chosen_tokens(
     model: Model,
     tokens,
-    seed: int,
-    source: str,
+    seed: int = 0,
     *,
     are_text: bool = False,
     n_bytes: int | None = None,
 ) -> Tokens:
-    """Tokens as (batch, seq), and whether they are text.
+    """Tokens as (batch, seq), where they came from, and whether they are text.
 
     **Arguments:**
 
-    - `tokens`: (seq) or (batch, seq) integers; None chooses.
+    - `tokens`: (seq) or (batch, seq) integers, or `Tokens`; None chooses.
     - `are_text`: those given are text, of which `n_bytes` are predicted.
 
     **Raises:** `TokensError`, also where tokens that are called text were drawn.
     """
-    if not isinstance(source, str):
-        raise ArgumentError(
-            f"token_source is {shown(source)}", hint="words, as token_source='my text'"
-        )
-    switch(are_text, "tokens_are_text")
     if n_bytes is not None:
         whole(n_bytes, "token_bytes", 1)
     checkpoint = model.checkpoint
@@ -60,19 +183,37 @@ def tokens_to_check(
             folder=None if checkpoint is None else checkpoint.folder,
             are_text=are_text,
         )
-    ids = integer_tokens(tokens, least=2)
+    told = tokens if isinstance(tokens, Tokens) else Tokens(tokens, "given")
+    if not isinstance(told.source, str):
+        raise ArgumentError(
+            f"the source of the tokens is {shown(told.source)}",
+            hint='words, as Tokens(ids, "my text")',
+        )
+    ids = integer_tokens(told.ids, least=2)
     check_range(ids, model.config.vocab_size)
-    given = Tokens(ids.astype(np.int64), source, False, n_bytes)
+    given = dataclasses.replace(told, ids=ids.astype(np.int64))
+    if n_bytes is not None:
+        given = dataclasses.replace(given, n_bytes=n_bytes)
     return called_text(given, config) if are_text else given
 
 
-def tokens_facts(ids: np.ndarray, source: str) -> TokensFacts:
-    """What a report says of its tokens (batch, seq)."""
-    return TokensFacts(
-        source=source,
-        batch=ids.shape[0],
-        length=ids.shape[1],
-        sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
+def tokens_facts(tokens: Tokens) -> TokensFacts:
+    """What a report says of its tokens."""
+    batch, length = tokens.ids.shape
+    digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).hexdigest()
+    return TokensFacts(tokens.source, batch, length, digest)
+
+
+def checkpoint_facts(model: Model) -> CheckpointFacts:
+    """What a report says of its checkpoint."""
+    return CheckpointFacts(
+        source=model.source,
+        architecture=model.layout.architecture,
+        n_layers=len(model.sublayers),
+        n_params=model.layout.n_params,
+        dtype=model.layout.dtype,
+        files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+        n_blocks=model.layout.n_blocks,
     )
 
 
@@ -108,32 +249,3 @@ def device_named(name: str | None):
             f"no device {name!r}",
             hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
         ) from None
-
-
-def chosen_executions(
-    model: Model,
-    precisions,
-    state_precision,
-    mode: str,
-    measure: str,
-    constants: str = "documented",
-) -> list[Execution]:
-    """One execution for each precision, of whatever measures.
-
-    **Raises:** `UsageError` for constants that there are not, and as `executions_for`.
-    """
-    if constants not in CONSTANTS:
-        raise UsageError(
-            f"no constants {constants!r}", hint=f"one of {', '.join(CONSTANTS)}"
-        )
-    executions = executions_for(
-        model.config,
-        precisions,
-        architecture=model.layout.architecture,
-        mode=mode,
-        measure=measure,
-        state_precision=state_precision,
-    )
-    if constants == "documented":
-        return executions
-    return [with_measured(execution) for execution in executions]

@@ -12,6 +12,7 @@ from ..formats._table import PRECISIONS
 from ..implementations._implementation import MODES
 from ..implementations._registry import NONE, measure_names
 from ..sublayers.groups import rounded_group
+from ._effort import EFFORTS
 
 
 CONSTANTS = ("documented", "measured")
@@ -77,6 +78,7 @@ _SETTINGS = {
             for one in words(value, "round_weights", '["bf16:A_log"]')
         )
     ),
+    "effort": lambda value: choice(value, "effort", tuple(EFFORTS)),
     "floor": _switch("floor"),
     "probes": _whole("probes", 0),
     "readouts": lambda value: None if value is None else whole(value, "readouts", 0),

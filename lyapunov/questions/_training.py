@@ -17,7 +17,7 @@ from ..formats._table import PRECISIONS
 from ..models._from_torch import from_torch
 from ..results._check import Report
 from ._check import check
-from ._request import given_tokens
+from ._request import chosen_tokens
 from ._settings import checked_settings
 
 
@@ -120,7 +120,7 @@ class StabilityCallback(TrainerCallback):
         if self.tokens is None:
             drawn = np.random.default_rng(self.seed)
             self.tokens = drawn.integers(0, model.config.vocab_size, 64)
-        given_tokens(model, self.tokens, self.seed, "given")
+        chosen_tokens(model, self.tokens, self.seed)
         self._check(kwargs["model"], state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -150,10 +150,8 @@ class StabilityCallback(TrainerCallback):
                 self.tokens,
                 precisions=(self.precision,),
                 device="cpu",
-                floor=False,
+                effort="quick",
                 probes=self.probes,
-                readouts=0,
-                ball=False,
                 growth=False,
                 seed=self.seed,
             )

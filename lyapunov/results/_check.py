@@ -257,6 +257,9 @@ class Report:
     schema_version: int = SCHEMA_VERSION
     parameter_changes: list[ParameterChangeReport] = field(default_factory=list)
     reference: ReferenceLoss | None = None
+    not_computed: dict[str, str] = field(default_factory=dict)
+    """Figures that are null everywhere because nobody looked for them, each with the
+    reason: how much effort the check was to take, or no logits."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import OutputError, UsageError
-from lyapunov.command import _audit_session
+from lyapunov.command._options import Options
+from lyapunov.command._scripts import place_of, write_scripts
 from lyapunov.findings._known_defects import known_defect, with_known
+from lyapunov.findings._verdict import Verdict
 from lyapunov.implementations import IMPLEMENTATIONS, implementation_named
 from lyapunov.implementations._implementation import installed
 from lyapunov.implementations._ways import KINDS, parse_variant
@@ -111,7 +113,7 @@ def report_of(*variants) -> AuditReport:
         "transformers",
         list(variants),
         found,
-        audit_summary(list(variants), found, "error", False, 1.0),
+        audit_summary(list(variants), found, Verdict(), 1.0),
     )
 
 
@@ -244,21 +246,16 @@ def test_what_is_known_stands_in_the_script(folder):
 # --- The command -----------------------------------------------------------------
 
 
-def options(target, **more):
-    return {"audit": "transformers", "reproduce": target, "quiet": False, **more}
-
-
-def test_scripts_are_written_one_a_kind(tmp_path, folder, capsys):
+def test_scripts_are_written_one_a_kind(tmp_path, folder):
     target = tmp_path / "shown.py"
     report = report_of(
         bug(CHUNKS, 7, "gated"),
         bug("chunks:12,rest", 12, "gated"),
         bug(PADDED, 20, "x"),
     )
-    _audit_session._write_scripts(report, TOKENS, (str(folder), None), options(target))
+    told = write_scripts(report, TOKENS, (str(folder), None), target)
     made = sorted(path.name for path in tmp_path.iterdir())
     assert made == ["shown-padded_right.py", "shown.py"]
-    told = capsys.readouterr().err.splitlines()
     assert [line.rpartition(" ")[2] for line in told] == [CHUNKS, PADDED]
     run = subprocess.run(
         [sys.executable, "-c", f"compile(open({str(target)!r}).read(), 'x', 'exec')"],
@@ -267,30 +264,28 @@ def test_scripts_are_written_one_a_kind(tmp_path, folder, capsys):
     assert run.returncode == 0
 
 
-def test_nothing_wrong_writes_nothing(tmp_path, capsys):
+def test_nothing_wrong_writes_nothing(tmp_path):
     right = VariantAudit("whole", "bf16", CONSISTENT, ratio=0.4, z=1.0)
     report = report_of(right)
-    _audit_session._write_scripts(
-        report, TOKENS, ("m", None), options(tmp_path / "shown.py")
-    )
+    (told,) = write_scripts(report, TOKENS, ("m", None), tmp_path / "shown.py")
     assert list(tmp_path.iterdir()) == []
-    assert "nothing to reproduce" in capsys.readouterr().err
+    assert "nothing to reproduce" in told
 
 
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"audit": None}, UsageError),
-        ({"audit": "emulated"}, UsageError),
-        ({"audit": "dump.npz"}, UsageError),
+        ({"source": None}, UsageError),
+        ({"source": "emulated"}, UsageError),
+        ({"source": "dump.npz"}, UsageError),
         ({"name": "shown.txt"}, OutputError),
         ({"name": "no/folder/shown.py"}, OutputError),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, change, kind):
-    asked_for = options(tmp_path / change.pop("name", "shown.py"), **change)
+    target = tmp_path / change.get("name", "shown.py")
     with pytest.raises(kind) as caught:
-        _audit_session.validate_audit(asked_for, [])
+        Options(source=change.get("source", "transformers"), reproduce=target)
     assert caught.value.hint
 
 
@@ -298,11 +293,11 @@ def test_a_checkpoint_that_transformers_does_not_read_is_refused():
     checkpoint = SimpleNamespace(config={"d_model": 1, "n_layer": 1})
     model = SimpleNamespace(checkpoint=checkpoint, source="m")
     with pytest.raises(UsageError, match="transformers' layout") as caught:
-        _audit_session._place(model)
+        place_of(model)
     assert "save_pretrained" in caught.value.hint
 
 
 def test_a_hub_model_is_given_by_its_id_and_commit():
     checkpoint = SimpleNamespace(config={"model_type": "mamba"}, revision="abc")
     model = SimpleNamespace(checkpoint=checkpoint, source="org/name@main")
-    assert _audit_session._place(model) == ("org/name", "abc")
+    assert place_of(model) == ("org/name", "abc")

@@ -87,9 +87,9 @@ def test_reference_of_the_bundled_model_is_within_its_share():
         model = lyapunov.load()
     except lyapunov.LyapunovError:
         pytest.skip("the bundled model is not here")
-    from lyapunov.questions._request import given_tokens
+    from lyapunov.questions._request import chosen_tokens
 
-    ids, _ = given_tokens(model, None, 0, "")
+    ids = chosen_tokens(model, None).ids
     found = shares(model, ids[0], len(model.sublayers))
     print([round(float(np.log2(share)), 1) for share in found])
     assert max(found) <= 2.0**-31, found

@@ -10,6 +10,7 @@ import pytest
 from lyapunov.arithmetic import Bounded
 from lyapunov.bounds.local import compare
 from lyapunov.bounds.segments import _hold
+from lyapunov.findings._verdict import Verdict
 from lyapunov.questions._audit import _variant
 from lyapunov.questions._audit_verdict import audit_findings, audit_summary
 from lyapunov.results._audit import CONSISTENT, UNBOUNDED, LayerAudit
@@ -101,7 +102,7 @@ def test_an_audit_without_bounds_is_not_called_rounding(
     assert run.verdict == verdict
     assert (run.elements, run.unbounded) == (2000, 2 * unbounded)
     assert run.bounded_share == min(1 - unbounded / 1000, output_bounded)
-    summary = audit_summary([run], audit_findings([run]), "error", False, 1.0)
+    summary = audit_summary([run], audit_findings([run]), Verdict(), 1.0)
     assert summary.verdict == verdict
     assert summary.exit_code == (2 if verdict == UNBOUNDED else 0)
     if verdict == CONSISTENT and unbounded:
@@ -115,5 +116,5 @@ def test_a_violation_or_an_odd_error_counts_more_than_missing_bounds():
     assert audit_of(blind, replace(blind, violations=1)).verdict == "bug"
     assert audit_of(replace(blind, z=9.0)).verdict == "suspicious"
     runs = [audit_of(blind), audit_of(replace(LAYER, z=9.0)), audit_of(LAYER)]
-    assert audit_summary(runs, [], "error", False, 1.0).verdict == "suspicious"
-    assert audit_summary(runs[::2], [], "error", False, 1.0).verdict == UNBOUNDED
+    assert audit_summary(runs, [], Verdict(), 1.0).verdict == "suspicious"
+    assert audit_summary(runs[::2], [], Verdict(), 1.0).verdict == UNBOUNDED

@@ -13,9 +13,9 @@ def test_defaults(run, fake):
     assert result.exit_code == 0, result.output
     model, tokens, options = fake.calls[0]
     assert (model.source, fake.opened) == ("model", [("model", None)])
-    assert tokens.shape == (1, 512)
-    assert options["precisions"] == ("bf16", "fp16")
-    assert options["token_source"].startswith("random")
+    assert tokens.ids.shape == (1, 512)
+    assert "precisions" not in options, "they are the library's own"
+    assert tokens.source.startswith("random")
     for name, value in {
         "state_precision": None,
         "mode": "prefill",
@@ -23,6 +23,7 @@ def test_defaults(run, fake):
         "measure": "emulated",
         "constants": "documented",
         "device": None,
+        "effort": "standard",
         "seed": 0,
         "fail_on": "error",
         "select": (),
@@ -42,14 +43,15 @@ def test_every_option_reaches_the_check(run, fake):
     given = "--revision main --tokens random --length 16 --batch 3 --seed 5"
     given += " --precision fp32 --precision bf16 --precision bf16"
     given += " --state-precision bf16 --layers 4,0-2 --measure transformers"
-    given += " --constants measured"
+    given += " --constants measured --effort full"
     given += " --device cpu --fail-on warning --select lya001,LYA004 --ignore LYA008"
     given += " --exit-zero --allow-partial --against other"
     given += " --round-weights bf16 --round-weights bf16:all --round-weights fp16:D"
     assert run("model", *given.split()).exit_code == 0
     assert fake.opened == [("model", "main")]
     _, tokens, options = fake.calls[0]
-    assert tokens.shape == (3, 16)
+    assert tokens.ids.shape == (3, 16)
+    assert tokens.source == "random (seed 5)"
     del options["progress"]
     assert options == {
         "precisions": ("fp32", "bf16"),
@@ -58,13 +60,11 @@ def test_every_option_reaches_the_check(run, fake):
         "layers": (0, 1, 2, 4),
         "measure": "transformers",
         "constants": "measured",
+        "effort": "full",
         "device": "cpu",
         "against": "other",
         "round_weights": ("bf16:all", "fp16:D"),
         "seed": 5,
-        "token_source": "random (seed 5)",
-        "tokens_are_text": False,
-        "token_bytes": None,
         "fail_on": "warning",
         "select": ("LYA001", "LYA004"),
         "ignore": ("LYA008",),
@@ -76,14 +76,15 @@ def test_every_option_reaches_the_check(run, fake):
 def test_tokens_come_from_a_file(run, fake, tmp_path):
     np.save(tmp_path / "t.npy", np.arange(12).reshape(2, 6))
     assert run("model", "--tokens", tmp_path / "t.npy").exit_code == 0
-    assert fake.calls[0][1].tolist() == np.arange(12).reshape(2, 6).tolist()
-    assert fake.calls[0][2]["token_source"] == str(tmp_path / "t.npy")
+    assert fake.calls[0][1].ids.tolist() == np.arange(12).reshape(2, 6).tolist()
+    assert fake.calls[0][1].source == str(tmp_path / "t.npy")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--mode", "train"], "train"),
+        (["--effort", "half"], "half"),
         (["--state-precision", "fp64"], "fp64"),
         *(
             (["--precision", name], f"'{name}' is not one of 'bf16', 'fp16', 'fp32'")

@@ -1,6 +1,7 @@
 """Assert that a plan is quick, honest about memory, and starts nothing."""
 
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -13,10 +14,20 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.command._plan_session import known_before
+from lyapunov.command._declare import AUDIT, CHECK, DUMP, declared, name_of
+from lyapunov.command._options import Options
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
-from lyapunov.questions._plan import FORWARDS, PROGRAMS, Plan, available_memory, plan
+from lyapunov.questions._effort import EFFORTS, Effort
+from lyapunov.questions._plan import (
+    FORWARDS,
+    PROGRAMS,
+    Plan,
+    available_memory,
+    known_before,
+    plan,
+)
+from lyapunov.questions._request import Request
 from lyapunov.report.plan import duration, size, to_plan_table
 from lyapunov.results._check import Finding
 from lyapunov.sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
@@ -47,11 +58,23 @@ def forwards(found: Plan) -> dict[str, float]:
 
 def test_stages_are_those_that_would_run(model):
     assert set(forwards(made(model))) == set(FORWARDS) - {"changed weights"}
-    bare = made(model, floor=False, probes=0, ball=False)
+    bare = made(model, effort=Effort(floor=False, probes=0, ball=False))
     assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
-    assert set(forwards(made(model, precisions=(), floor=False))) == {"reference"}
+    assert set(forwards(made(model, precisions=(), effort=Effort(floor=False)))) == {
+        "reference"
+    }
     assert "changed weights" in forwards(made(model, changes=2))
     assert set(PROGRAMS) == set(FORWARDS)
+
+
+def test_a_plan_is_of_the_effort(model):
+    """Assert that what is left out costs nothing, and that more of it costs more."""
+    quick, standard, full = (
+        forwards(made(model, effort=one)) for one in EFFORTS.values()
+    )
+    assert set(standard) - set(quick) == {"floor", "T2", "T4"}
+    assert set(full) == set(standard)
+    assert full["T3"] == 2.5 * standard["T3"], "four probes beside one, and the weights"
 
 
 def test_forwards_count_executions_layers_and_probes(model):
@@ -61,7 +84,7 @@ def test_forwards_count_executions_layers_and_probes(model):
     assert two["T2"] == one["T2"], "one reverse pass serves all executions"
     some = forwards(made(model, layers=(1,)))
     assert some["T0 and T1"] == pytest.approx(one["T0 and T1"] / 3)
-    assert forwards(made(model, probes=3))["T3"] == 2 * one["T3"]
+    assert forwards(made(model, effort=Effort(probes=3)))["T3"] == 2 * one["T3"]
     long = forwards(made(model, length=1024))
     assert long["floor"] == one["floor"] / 4, "the floor looks at 256 tokens"
 
@@ -149,10 +172,48 @@ def test_what_a_plan_does_not_do_is_refused(run, fake, other):
     assert fake.opened == []
 
 
-def test_an_audit_takes_no_baseline(run, fake):
-    result = run("m", "--audit", "emulated", "--baseline", "b.json")
-    assert result.exit_code == 2
-    assert "--baseline is not for --audit" in result.stderr
+UNREAD = {
+    "audit": {
+        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
+        *("against", "round_weights", "device", "plan_alone", "baseline"),
+        "allow_partial",
+    },
+    "plan": {"baseline", "output", "reproduce", "source"},
+    "check": {"reproduce", "source", "plan_alone"},
+}
+UNREAD[DUMP] = UNREAD["audit"] | {
+    *("tokens", "text", "length", "batch", "precision", "state_precision"),
+    "reproduce",
+}
+ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
+GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
+GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
+GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
+
+
+@pytest.mark.parametrize("question", UNREAD)
+def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
+    """Assert it of every option, whatever is asked."""
+    options = declared(Options)
+    found = {name for name, said in options.items() if question not in said.of}
+    assert found == UNREAD[question]
+    others = {"source", "plan_alone", "reproduce"}  # each asks something itself
+    for name in found - others if question != CHECK else ():
+        value = [] if options[name].click.get("is_flag") else [GIVEN.get(name, "x")]
+        shown = name_of(name, options[name])
+        result = run("m", *ASKED[question].split(), shown, *value)
+        assert result.exit_code == 2
+        assert f"{shown} is not for" in result.stderr
+    assert fake.opened == []
+
+
+def test_every_argument_of_the_library_is_one():
+    """Assert that what an option hands on is there."""
+    for question, function in ((CHECK, lyapunov.check), (AUDIT, lyapunov.audit)):
+        known = inspect.signature(function).parameters
+        for said in declared(Options).values():
+            if question in said.of and said.argument:
+                assert said.argument in known
 
 
 # --- Against the check -----------------------------------------------------------
@@ -201,9 +262,8 @@ def planned_findings(sizes, architecture="granitemoehybrid", length=100, **optio
     layout = SimpleNamespace(
         architecture=architecture, config=config, n_params=1, dtype="fp32", n_blocks=1
     )
-    known = {"against": None, "round_weights": (), "select": (), "ignore": ()}
     ids = np.zeros((1, length), np.int64)
-    return known_before(Model(cast(Any, layout)), ids, known | options)
+    return known_before(Model(cast(Any, layout)), ids, Request.of(**options))
 
 
 # A Granite-4 hybrid's mixer with 128 heads of 64 and 128 states.
@@ -245,14 +305,13 @@ def test_an_adapters_targets_are_told_in_the_plan(folder, tmp_path):
     }
     save_file(made, home / "adapter_model.safetensors")
     model = lyapunov.load(str(folder))
-    options = {"against": str(home), "round_weights": (), "select": (), "ignore": ()}
     ids = np.zeros((1, 8), np.int64)
-    found = known_before(model, ids, options)
+    found = known_before(model, ids, Request(against=str(home)))
     assert {"LYA014", "LYA019"} <= {finding.code for finding in found}
     # and what the check would refuse, the plan refuses
-    options |= {"against": None, "round_weights": ("bf16:q_proj",)}
+    asked = Request(round_weights=("bf16:q_proj",))
     with pytest.raises(UsageError, match="no weights of the group 'q_proj'"):
-        known_before(model, ids, options)
+        known_before(model, ids, asked)
 
 
 def test_the_plan_shows_and_writes_them(model):

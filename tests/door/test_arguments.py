@@ -3,6 +3,7 @@
 import inspect
 import traceback
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from lyapunov.exponents import (
     finite_time_exponents,
     transient_growth,
 )
+from lyapunov.models import Tokens
+from lyapunov.questions._effort import NO_LOGITS
+from lyapunov.questions._request import Request
 from lyapunov.questions._settings import checked_settings
 
 
@@ -40,6 +44,8 @@ REFUSED = {
         [2**70, 1],
         {"ids": [1]},
         object(),
+        Tokens(np.array([[1, 2]]), cast(Any, 3)),
+        Tokens(np.array([[1, 256]]), "a text"),
     ],
     "precisions": [*SEQUENCES, "int8", ["tf32"], ["fp64"], "fp8_e4m3", (), "b"],
     "state_precision": [*NAMES, "int4", "bf16-cast"],
@@ -50,6 +56,7 @@ REFUSED = {
     "device": [*NAMES, "abacus", "cpu:99", "cpu:x"],
     "against": [3, [], "", object(), "no/such/folder/at/all"],
     "round_weights": [*SEQUENCES, "A_log", "bf16:A", ["bf16:"], "int3"],
+    "effort": [*NAMES, None, "half"],
     "floor": SWITCHES,
     "probes": [-1, 1.0, "1", True, None, [1]],
     "readouts": [-1, 1.0, "1", True, [1]],
@@ -57,7 +64,6 @@ REFUSED = {
     "growth": SWITCHES,
     "seed": [-1, 1.5, "0", True, None, 2**64],
     "progress": [3, "bar", object(), print],
-    "token_source": [3, []],
     "tokens_are_text": SWITCHES,
     "token_bytes": [0, -1, 1.0, "1", True],
     "fail_on": [*NAMES, None, "note"],
@@ -142,6 +148,28 @@ def test_numpy_numbers_are_numbers(bundled):
     assert found == {"layers": [0, 1], "probes": 1, "floor": True, "seed": 3}
     assert [type(value) for value in found.values()] == [list, int, bool, int]
     assert type(found["layers"][0]) is int
+
+
+def test_settings_are_what_the_request_says():
+    """Assert that every argument of a check that is a setting comes back, and that a
+    switch that was given wins over the effort, also where it is the default."""
+    beside = {"model", "tokens", "progress", "token_bytes"}
+    names = set(inspect.signature(lyapunov.check).parameters) - beside
+    assert set(Request().settings()) == names
+    asked = Request.of(effort="quick", floor=True, precisions="bf16-amp", layers=[3, 0])
+    said = asked.settings()
+    assert (said["effort"], said["floor"], said["ball"]) == ("quick", True, False)
+    assert (said["precisions"], said["layers"]) == (["bf16-amp"], [0, 3])
+    assert asked.precisions[0].autocast
+    assert "floor_t1_ratio" not in asked.effort.left_out()
+    assert asked.effort.left_out()["certified_l2"] == "left out by the effort quick"
+    assert Request.of(floor=False).effort.left_out() == {
+        "floor_t1_ratio": "floor=False",
+        "floor_ratio": "floor=False",
+    }
+    bare = Request().effort.on(has_head=False, n_params=1).left_out(has_head=False)
+    assert {"sigma_t3", "estimate_t2", "certified_until_layer"} <= set(bare)
+    assert set(bare.values()) == {NO_LOGITS}
 
 
 @pytest.mark.parametrize("value", REFUSED["model"])

@@ -11,7 +11,9 @@ from lyapunov._errors import LyapunovError, UsageError
 from lyapunov.findings._rules import find
 from lyapunov.implementations import Reference
 from lyapunov.implementations.transformers.networks import transformers_network
-from lyapunov.questions._layers import Effort, run_layers
+from lyapunov.questions._effort import Effort
+from lyapunov.questions._layers import run_layers
+from lyapunov.questions._request import Request
 from lyapunov.report import to_json
 from lyapunov.report.json import schema
 from lyapunov.results._check import Exponents, OutputDivergence
@@ -119,7 +121,7 @@ def test_a_function_of_its_own_is_measured_on_the_stream():
     executions = [transformers_network(bare.config, "mamba2", "fp32", "decode")]
     effort = Effort(floor=False, probes=0, readouts=0, ball=False, growth=False)
     _, (run,), _, bits = run_layers(
-        bare, TOKENS[None], executions, (), "emulated", effort
+        bare, TOKENS[None], executions, (), Request(effort=effort)
     )
     distance = run.function
     streams = [

@@ -1,0 +1,356 @@
+"""The options, each declared once: what click reads, who looks at it, what it becomes.
+
+A new option is a field here, and what reads it. One with `argument` goes to `check` or
+`audit` under that name by itself. Nothing heavy is imported before the work.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lyapunov.command import _declare
+from lyapunov.command._declare import (
+    AUDIT,
+    CHECK,
+    CHECKED,
+    DUMP,
+    INPUT,
+    OF_A_CHECK,
+    OF_A_MODEL,
+    OUTPUT,
+    PLAN,
+    VERDICT,
+    option,
+)
+from lyapunov.command._measure import MeasureChoice
+from lyapunov.command._refusals import refuse
+from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
+from lyapunov.formats._weight_table import formats_in_words
+from lyapunov.implementations._registry import gpu_names, is_recorded, source_names
+from lyapunov.questions._effort import EFFORTS
+from lyapunov.sublayers.groups import GROUPS as WEIGHT_GROUPS
+
+
+CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything that was typed, in the types that the work expects.
+
+    **Raises:** `LyapunovError` for what goes together with nothing here, and for what
+    cannot be read or written: before the long work.
+    """
+
+    revision: str | None = option(INPUT, help="Branch, tag or commit of a Hub model.")
+    tokens: str | None = option(
+        INPUT,
+        of=OF_A_MODEL,
+        metavar="FILE|random",
+        help="A .npy of integers, (seq) or (batch, seq); a text file; or random ids.  "
+        "[default: English text where there is a tokenizer, else random]",
+    )
+    tokens_are_text: bool = option(
+        INPUT,
+        of=OF_A_CHECK,
+        is_flag=True,
+        help="The ids of a .npy are text, so that the loss on them is judged.",
+    )
+    text: str | None = option(
+        INPUT, of=OF_A_MODEL, help="A text to check on, where there is a tokenizer."
+    )
+    length: int | None = option(
+        INPUT,
+        of=OF_A_MODEL,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens a sequence.  [default: the file's, else 512]",
+    )
+    batch: int | None = option(
+        INPUT,
+        of=OF_A_MODEL,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Sequences, each another passage.  [default: the file's, else 1]",
+    )
+    seed: int = option(
+        INPUT,
+        argument="seed",
+        default=0,
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Of random tokens and probes.",
+    )
+    precision: tuple[str, ...] = option(
+        CHECKED,
+        of=OF_A_MODEL,
+        argument="precisions",
+        multiple=True,
+        type=click.Choice(PRECISIONS),
+        callback=_declare.each_once,
+        metavar="FORMAT",
+        help=f"One of {', '.join(PRECISIONS)}: with -cast A_log and D are cast as "
+        "well, with -amp weights stay fp32 under autocast; repeatable.  "
+        "[default: bf16 and fp16]",
+    )
+    state_precision: str | None = option(
+        CHECKED,
+        of=OF_A_MODEL,
+        argument="state_precision",
+        type=click.Choice(STATE_PRECISIONS),
+        metavar="FORMAT",
+        help=f"Of the recurrent state in its cache: {STATE_PRECISIONS_TOLD}.  "
+        "[default: the implementation's]",
+    )
+    mode: str = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="mode",
+        default="prefill",
+        type=click.Choice(("prefill", "decode")),
+        help="The whole sequence at once, or step by step.",
+    )
+    layers: tuple[int, ...] | None = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="layers",
+        callback=_declare.layers,
+        metavar="LIST",
+        help="Sublayers to check, as 0,3-7.  [default: all]",
+    )
+    measure: str = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="measure",
+        default="emulated",
+        type=MeasureChoice(),
+        help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
+        "another implementation "
+        f"({' and '.join(gpu_names())} need a GPU), or nothing.",
+    )
+    constants: str = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="constants",
+        default="documented",
+        type=click.Choice(("documented", "measured")),
+        help="Of the arithmetic between stores: what documents promise of every GPU, "
+        "or what all fp32 arguments gave on an H200.",
+    )
+    effort: str = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="effort",
+        default="standard",
+        type=click.Choice(tuple(EFFORTS)),
+        help="quick leaves out the floor, T2 and T4, and the report says so; full "
+        "takes four probes and read-outs and follows perturbations through every "
+        "sublayer.",
+    )
+    against: str | None = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="against",
+        metavar="OTHER",
+        help="Hold another checkpoint of the same network, or a folder with a LoRA "
+        "adapter, against this one.",
+    )
+    round_weights: tuple[str, ...] = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="round_weights",
+        multiple=True,
+        callback=_declare.groups,
+        metavar="FORMAT[:GROUP]",
+        help="Hold this one against itself with weights rounded, as bf16:A_log, or as "
+        "quantisers do: int8, fp8_e4m3. Formats: "
+        f"{formats_in_words()}. Groups: {', '.join(WEIGHT_GROUPS)}, a kind of "
+        "sublayer, or a parameter; repeatable.",
+    )
+    source: str | None = option(
+        CHECKED,
+        "--audit",
+        of=(AUDIT, DUMP),
+        argument="source",
+        metavar="SOURCE",
+        help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in "
+        f"a batch, each held to its bounds: {', '.join(source_names())} or a dump, "
+        "FILE.npz.",
+    )
+    reproduce: Path | None = option(
+        CHECKED,
+        of=(AUDIT,),
+        type=click.Path(path_type=Path),
+        metavar="FILE.py",
+        help="With --audit transformers: write what was found wrong as a script that "
+        "needs torch and transformers alone.",
+    )
+    device: str | None = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="device",
+        metavar="NAME",
+        help="Where it runs.  [default: JAX's]",
+    )
+    plan_alone: bool = option(
+        CHECKED,
+        "--plan",
+        of=(PLAN,),
+        is_flag=True,
+        help="Say what time and memory a check would take, and stop.",
+    )
+    fail_on: str = option(
+        VERDICT,
+        argument="fail_on",
+        default="error",
+        type=click.Choice(("error", "warning")),
+        help="Lowest severity that makes the exit code 1.",
+    )
+    select: tuple[str, ...] = option(
+        VERDICT,
+        argument="select",
+        multiple=True,
+        callback=_declare.codes,
+        metavar="CODE",
+        help=CODES,
+    )
+    ignore: tuple[str, ...] = option(
+        VERDICT,
+        argument="ignore",
+        multiple=True,
+        callback=_declare.codes,
+        metavar="CODE",
+        help="Codes that do not count; the longer of two matches wins.",
+    )
+    baseline: Path | None = option(
+        VERDICT,
+        of=(CHECK,),
+        type=click.Path(path_type=Path),
+        metavar="REPORT",
+        help="An earlier .json of the same checkpoint and tokens: what grew by more "
+        "than a quarter is an error, and of the other findings only new ones count.",
+    )
+    exit_zero: bool = option(
+        VERDICT,
+        argument="exit_zero",
+        is_flag=True,
+        help="Exit code 0 in spite of findings.",
+    )
+    allow_partial: bool = option(
+        VERDICT,
+        of=OF_A_CHECK,
+        argument="allow_partial",
+        is_flag=True,
+        help="Sublayers that were skipped are no failure.",
+    )
+    json_output: bool = option(
+        OUTPUT,
+        "--json",
+        is_flag=True,
+        help="One JSON document on stdout, errors included.",
+    )
+    output: tuple[Path, ...] = option(
+        OUTPUT,
+        *("-o", "--output"),
+        of=(CHECK, AUDIT, DUMP),
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=_declare.each_once,
+        metavar="FILE",
+        help="Write the report, by suffix .json, .html or .md; repeatable.",
+    )
+    color: str = option(
+        OUTPUT,
+        default="auto",
+        type=click.Choice(("auto", "always", "never")),
+        help="NO_COLOR and FORCE_COLOR are heeded.",
+    )
+    no_progress: bool = option(OUTPUT, is_flag=True, help="No progress on stderr.")
+    quiet: bool = option(
+        OUTPUT,
+        *("-q", "--quiet"),
+        is_flag=True,
+        help="Findings and verdict only; no progress.",
+    )
+    verbose: bool = option(
+        OUTPUT, *("-v", "--verbose"), is_flag=True, help="Say more on stderr."
+    )
+    debug: bool = option(
+        OUTPUT,
+        is_flag=True,
+        envvar="LYAPUNOV_DEBUG",
+        help="A traceback with every error (also LYAPUNOV_DEBUG=1).",
+    )
+
+    # ---- what goes together
+
+    @property
+    def question(self) -> str:
+        """Which question is asked: `check`, `plan`, `audit` or `DUMP`."""
+        if self.source is None:
+            return PLAN if self.plan_alone else CHECK
+        return DUMP if is_recorded(self.source) else AUDIT
+
+    def __post_init__(self):
+        refuse(self)
+
+    @functools.cached_property
+    def earlier(self) -> Mapping[str, Any] | None:
+        """The report of `--baseline`, read once."""
+        if self.baseline is None:
+            return None
+        from lyapunov.findings._baseline_file import read_baseline
+
+        return read_baseline(self.baseline)
+
+    # ---- what they become
+
+    def chosen_tokens(self, model: Any) -> Any:
+        """The tokens that the options ask for, as `models.Tokens`."""
+        from lyapunov.models._tokens import choose_tokens
+
+        checkpoint = getattr(model, "checkpoint", None)
+        return choose_tokens(
+            vocab_size=model.config.vocab_size,
+            tokens=self.tokens,
+            text=self.text,
+            length=self.length,
+            batch=self.batch,
+            seed=self.seed,
+            config=getattr(checkpoint, "config", None),
+            folder=getattr(checkpoint, "folder", None),
+            are_text=self.tokens_are_text,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What goes to the question's function, by the names of its arguments; what
+        was not said is the function's own default."""
+        return {
+            said.argument: getattr(self, name)
+            for name, said in _declare.declared(Options).items()
+            if said.argument and self.question in said.of
+            if name != "precision" or self.precision
+        }
+
+    def check(self, model: Any, tokens: Any, progress: Any) -> Any:
+        """Check the model; a `Report`."""
+        from lyapunov.questions._check import check
+
+        return check(model, tokens, progress=progress, **self.arguments())
+
+    def audit(self, model: Any, tokens: Any, progress: Any) -> Any:
+        """Audit the source with the model; an `AuditReport`. A dump has its tokens."""
+        from lyapunov.questions._audit import audit
+
+        return audit(model, tokens=tokens, progress=progress, **self.arguments())
+
+    def plan(self, model: Any, tokens: Any) -> Any:
+        """The plan of the check that the same options would start."""
+        from lyapunov.questions._plan import planned
+        from lyapunov.questions._request import Request
+
+        return planned(model, tokens, Request.of(**self.arguments()))
