@@ -237,7 +237,7 @@ class Mamba3Sizes(AbstractSublayer):
         return (
             HandedOn("angle", "state", ("angle_sum",)),
             HandedOn("state", "state", ("state",)),
-            HandedOn("keys", "window", ("k_turned",)),
+            HandedOn("keys", "state", ("k_turned",)),  # turned by the angle
             HandedOn("values", "window", ("x_cast",)),
         )
 

@@ -197,7 +197,7 @@ def layout(folder) -> tuple[NetworkLayout, dict[str, np.ndarray]]:
         shapes |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
         parts.append({n: Part(f"layers.{i}.{n}", s) for n, s in own.items()})
     weights = {
-        name: np.float32(rng.normal(size=shape) / 2 + (len(shape) == 1))
+        name: (rng.normal(size=shape) / 2 + (len(shape) == 1)).astype(np.float32)
         for name, shape in shapes.items()
     }
     checkpoint = open_checkpoint(save(folder, weights, {"model_type": "leaky"}))

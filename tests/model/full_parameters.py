@@ -1,0 +1,184 @@
+"""Every parameter that a kind of sublayer can have, drawn in its stored shape."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from lyapunov.sublayers import AbstractSublayer
+
+from .every_kind import SIZES
+
+
+RANK = 2  # of adapters
+WIDTH = 8
+
+
+def around(d_model: int = WIDTH, width: int = WIDTH) -> dict[str, tuple[int, ...]]:
+    return {
+        **dict.fromkeys(("norm", "norm_bias"), (width,)),
+        **dict.fromkeys(("norm_behind", "norm_behind_bias"), (d_model,)),
+    }
+
+
+def adapters(name: str, rows: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}_adapter_down": (RANK, width),
+        f"{name}_adapter_up": (rows, RANK),
+    }
+
+
+def mamba1(s) -> dict[str, tuple[int, ...]]:
+    own = s.d_inner // s.heads
+    norms = {"dt_norm": s.dt_rank, "B_norm": s.d_state, "C_norm": s.d_state}
+    return {
+        **around(),
+        "in_proj": (2 * s.d_inner, s.d_model),
+        "in_proj_bias": (2 * s.d_inner,),
+        "conv_weight": (s.d_inner, s.d_conv),
+        **dict.fromkeys(("conv_bias", "dt_bias", "D"), (s.d_inner,)),
+        "x_proj": (s.heads, s.dt_rank + 2 * s.d_state, own),
+        "dt_proj": (s.heads, own, s.dt_rank),
+        "A_log": (s.d_inner, s.d_state),
+        "out_proj": (s.d_model, s.d_inner),
+        "out_proj_bias": (s.d_model,),
+        **{f"{n}{end}": (w,) for n, w in norms.items() for end in ("", "_bias")},
+    }
+
+
+def mamba2(s) -> dict[str, tuple[int, ...]]:
+    mixed = s.d_inner + 2 * s.groups * s.d_state
+    return {
+        **around(),
+        "in_proj": (s.d_inner + mixed + s.heads, s.d_model),
+        "in_proj_bias": (s.d_inner + mixed + s.heads,),
+        "conv_weight": (mixed, s.d_conv),
+        "conv_bias": (mixed,),
+        **dict.fromkeys(("dt_bias", "A_log", "D"), (s.heads,)),
+        "gate_norm": (s.d_inner,),
+        "out_proj": (s.d_model, s.d_inner),
+        "out_proj_bias": (s.d_model,),
+    }
+
+
+def mamba3(s) -> dict[str, tuple[int, ...]]:
+    rank, head_dim = s.rank or 1, s.d_inner // s.heads
+    rows = 2 * s.d_inner + 2 * rank * s.groups * s.d_state + 3 * s.heads + s.angles
+    of_rank = dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), (s.heads, rank, head_dim))
+    return {
+        **around(),
+        "in_proj": (rows, s.d_model),
+        **dict.fromkeys(("dt_bias", "D"), (s.heads,)),
+        **dict.fromkeys(("B_bias", "C_bias"), (s.heads, rank, s.d_state)),
+        **{f"{n}_norm{end}": (s.d_state,) for n in "BC" for end in ("", "_bias")},
+        "gate_norm": (s.d_inner,),
+        "out_proj": (s.d_model, s.d_inner),
+    } | (of_rank if s.rank is not None else {})
+
+
+def attention(s) -> dict[str, tuple[int, ...]]:
+    width = s.width or s.d_model
+    rows = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+    rows = {name: heads * s.head_dim for name, heads in rows.items()}
+    found: dict[str, tuple[int, ...]] = around(s.d_model, width)
+    for name, count in rows.items():
+        found |= {f"{name}_proj": (count, width), f"{name}_bias": (count,)}
+        found |= adapters(name, count, width)
+    norms = ("q_norm", "q_norm_bias", "k_norm", "k_norm_bias")
+    found |= dict.fromkeys(norms, (s.head_dim,))
+    if s.d_conv:
+        mixed = sum(rows.values())
+        found |= {"conv_weight": (mixed, s.d_conv), "conv_bias": (mixed,)}
+    return found | {"o_proj": (s.d_model, rows["q"]), "o_bias": (s.d_model,)}
+
+
+def mlp(s) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = around()
+    for name in ("up", "gate") if s.gated else ("up",):
+        found |= {name: (s.d_hidden, s.d_model), f"{name}_bias": (s.d_hidden,)}
+        found |= adapters(name, s.d_hidden, s.d_model)
+    return found | {"down": (s.d_model, s.d_hidden), "down_bias": (s.d_model,)}
+
+
+def experts(s) -> dict[str, tuple[int, ...]]:
+    width = s.width or s.d_model
+    found = {
+        **around(),
+        "router": (s.experts, s.d_model),
+        "router_bias": (s.experts,),
+        "up": (s.experts, s.d_hidden, width),
+        "down": (s.experts, width, s.d_hidden),
+    }
+    if s.gated:
+        found["gate"] = found["up"]
+    if s.width is not None:
+        found |= {"to_latent": (width, s.d_model), "to_latent_bias": (width,)}
+        found |= {"from_latent": (s.d_model, width), "from_latent_bias": (s.d_model,)}
+    if s.shared is not None:
+        found |= {f"shared_{n}": shape for n, shape in mlp(s.shared).items()}
+    return found
+
+
+def shared(s) -> dict[str, tuple[int, ...]]:
+    found = mlp(s.mlp) | attention(s.attention)
+    return found | {"mlp_norm": (s.mlp.d_model,), "linear": (s.mlp.d_model,) * 2}
+
+
+SHAPES = {
+    "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
+    "mlp": mlp, "experts": experts, "shared": shared,
+}  # fmt: skip
+
+
+def parameters(sublayer: AbstractSublayer, *without: str, seed: int = 0):
+    """What the flow takes, drawn; all that the kind can have but for some names."""
+    rng = np.random.default_rng(seed)
+    shapes = SHAPES[sublayer.kind](sublayer)
+    drawn = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
+    get = lambda n: None if n in without or n not in drawn else jnp.asarray(drawn[n])
+    return sublayer.parameters(get)
+
+
+def width_of(sublayer) -> int:
+    """Channels that it reads: of the stream, and of what stands beside it."""
+    inner = sublayer.attention if sublayer.kind == "shared" else sublayer
+    return (inner.kind == "attention" and inner.width) or inner.d_model
+
+
+change = dataclasses.replace
+_a = change(
+    SIZES["attention"], rotary=4, theta=10.0, clip=1.0, d_conv=2, key_multiplier=2.0,
+    in_multiplier=2.0, out_multiplier=2.0,
+)  # fmt: skip
+_m = change(
+    SIZES["mlp"], activation="gelu_new", gate_multiplier=2.0, down_multiplier=2.0,
+    out_multiplier=2.0,
+)  # fmt: skip
+VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
+    (SIZES["mamba1"], ()),
+    (SIZES["mamba2"], ()),
+    (
+        change(
+            SIZES["mamba2"], in_multiplier=2.0, out_multiplier=2.0,
+            row_multipliers=(1.0, 2.0, 3.0, 4.0, 5.0),
+        ),
+        ("gate_norm",),
+    ),
+    (SIZES["mamba3"], ()),
+    (SIZES["mamba3"], ("gate_norm",)),
+    (change(SIZES["mamba3"], rank=None), ()),
+    (_a, ()),
+    (change(_a, d_conv=0, clip=None), ()),
+    (_m, ()),
+    (change(_m, gated=False), ()),
+    (
+        change(
+            SIZES["experts"], width=4, activation="gelu_new", routed_multiplier=2.0,
+            out_multiplier=2.0,
+            shared=change(_m, norm_front=False, norm_behind=False),
+        ),
+        (),
+    ),
+    (change(SIZES["shared"], attention=_a, mlp=_m), ()),
+]  # fmt: skip
+"""Sublayers that between them have every switch on, and parameters to leave out."""
