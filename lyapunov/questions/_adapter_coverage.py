@@ -5,7 +5,6 @@ from typing import Any
 
 from ..checkpoints._adapter import AdaptedLayout, Adapter, adapted_module
 from ..results._check import AdapterCoverage
-from ..sublayers.kinds import KINDS
 
 
 # A tied head is no tensor of its own, and a module that an adapter may name.
@@ -20,12 +19,11 @@ def adapter_coverage(merged: AdaptedLayout, adapter: Adapter) -> AdapterCoverage
     - `merged`: the base with the adapter. Its low-rank factors are read.
     """
     moving = {name for name, one in merged.updates.items() if not one.is_zero()}
-    kinds = [sizes.kind for sizes in merged.config.sublayers]
     touched = [
         any(name in moving for part in parts.values() for name in part.names)
         for parts in merged.parts
     ]
-    recurrent = [KINDS[kind].recurrent for kind in kinds]
+    recurrent = [one.recurrent for one in merged.config.sublayers]
     named = list(_named(adapter.settings))
     of_base = {*_HEADS, *_paths(merged.checkpoint.names())}
     of_adapter = set(_paths(f"{adapted_module(n)}." for n in adapter.tensors))

@@ -22,7 +22,6 @@ from ..results._check import (
     OutputDivergence,
     PrecisionReport,
 )
-from ..sublayers.kinds import KINDS
 from . import _compare
 from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
@@ -101,7 +100,7 @@ def run_layers(
         progress.start(steps + (steps if estimates else 0), "checking")
     growth = effort.growth
     if growth is None:
-        growth = any(not KINDS[layer.kind].recurrent for layer in model.sublayers)
+        growth = any(not one.recurrent for one in model.config.sublayers)
     modules = model.layout.modules
     rows: list[LayerExponents] = []
     clipped: dict[int, ClippedDt] = {}

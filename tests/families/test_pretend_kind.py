@@ -166,6 +166,13 @@ def test_without_its_registration_it_is_refused(registered, tmp_path, monkeypatc
         assert "KINDS['leaky']" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["emulated", "mamba_ssm", "transformers"])
+def test_who_says_nothing_of_it_refuses_it(registered, name):
+    """Assert it of implementations: none stores it as another kind."""
+    with pytest.raises(UsageError, match="nothing for sublayers of kind 'leaky'"):
+        IMPLEMENTATIONS[name].execution(pretend_kind.config(), "bf16")
+
+
 def test_what_is_registered_is_a_kind_and_calls_itself_so(registered):
     with pytest.raises(UsageError, match="is of kind 'leaky', not 'delta'"):
         KINDS["delta"] = LeakySublayer

@@ -65,7 +65,7 @@ def mamba3(s) -> dict[str, tuple[int, ...]]:
     rank, head_dim = s.rank or 1, s.d_inner // s.heads
     rows = 2 * s.d_inner + 2 * rank * s.groups * s.d_state + 3 * s.heads + s.angles
     of_rank = dict.fromkeys(("mimo_x", "mimo_z", "mimo_o"), (s.heads, rank, head_dim))
-    return {
+    found: dict[str, tuple[int, ...]] = {
         **around(),
         "in_proj": (rows, s.d_model),
         **dict.fromkeys(("dt_bias", "D"), (s.heads,)),
@@ -73,7 +73,8 @@ def mamba3(s) -> dict[str, tuple[int, ...]]:
         **{f"{n}_norm{end}": (s.d_state,) for n in "BC" for end in ("", "_bias")},
         "gate_norm": (s.d_inner,),
         "out_proj": (s.d_model, s.d_inner),
-    } | (of_rank if s.rank is not None else {})
+    }
+    return found if s.rank is None else found | of_rank
 
 
 def attention(s) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,8 @@
 """Which parameters a group of weights holds: those of every kind, each in its own."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -146,6 +149,28 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     assert held - set(GROUPS) - PARAMETERS == {"mamba1", "mamba2", "mamba3"}
+
+
+def test_groups_are_known_or_refused_without_jax():
+    """Assert it of a right name, a kind's, a parameter's and a wrong one."""
+    program = (
+        "import sys\n"
+        "from lyapunov._errors import UsageError\n"
+        "from lyapunov.sublayers.groups import rounded_group\n"
+        "for name in ('all', 'mamba2', 'A_log', 'mimo_x'):\n"
+        "    rounded_group(f'bf16:{name}')\n"
+        "try:\n"
+        "    rounded_group('bf16:A')\n"
+        "except UsageError as error:\n"
+        "    print(error.hint)\n"
+        "print({'jax', 'numpy', 'equinox'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    hint, loaded = done.stdout.splitlines()
+    assert hint.startswith("one of all, projections")
+    assert loaded == "set()"
 
 
 def test_the_names_that_need_no_jax_are_those_of_the_kinds():

@@ -9,7 +9,6 @@ import dataclasses
 from ..._errors import UsageError
 from ...formats import FP32, Format
 from ...sublayers import ExpertsSizes, NetworkConfig
-from ...sublayers.kinds import KINDS
 from .._autocast import autocast_parameters
 from .._execution import Execution, any_order, assume_formats, parse_precision
 from ..transformers.networks import NORM_ROUNDS_ONCE
@@ -107,11 +106,13 @@ def mamba_ssm_network(
         mixer = dataclasses.replace(
             mixer, sites=mixer.sites | dict.fromkeys(MIXER_NORMS, fmt)
         )
-    used = {s.kind for s in config.sublayers}
+    known = {mixer.kind: mixer, **kinds}
+    # of any other kind nothing is declared, and `Execution.of` refuses it
+    used = {s.kind for s in config.sublayers if s.kind in known}
     recurrent = [
-        mixer if kind == mixer.kind else kinds[kind]
+        known[kind]
         for kind in sorted(used)
-        if KINDS[kind].recurrent
+        if any(s.kind == kind and s.recurrent for s in config.sublayers)
     ]
     sites = mixer.sites | around
     if not recurrent:

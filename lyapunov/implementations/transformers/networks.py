@@ -15,7 +15,6 @@ import math
 from ..._errors import UsageError
 from ...formats import FP16, FP32
 from ...sublayers.config import NetworkConfig, plain_mamba1
-from ...sublayers.kinds import KINDS
 from ...sublayers.sites import GELU_NEW
 from .._execution import (
     Execution,
@@ -147,7 +146,7 @@ def transformers_network(
         found = front | dict.fromkeys(sites, fmt)
         return dataclasses.replace(mixer, sites=found, **changes)
 
-    recurrent = any(KINDS[one.kind].recurrent for one in config.sublayers)
+    recurrent = any(one.recurrent for one in config.sublayers)
     parts = [part for part in GELU_NEW if part != "square" or fmt != FP16]
     written = [f"activated_{part}" for part in parts]
     turning = set(ATTENTION)
