@@ -27,13 +27,14 @@ class Storing(Exact):
     def stores(self, site):
         return self.apart
 
-    def store(self, site, x):
+    def store(self, site, x, *, angle=False):
         self.found.add(site)
         return x
 
-    may_store = store
+    def may_store(self, site, x):
+        return self.store(site, x)
 
-    def within(self, numbers, terms, *, compiled=False):
+    def _in_one_kernel(self, numbers, *, compiled=False):
         return Storing(self.found, self.apart, self.chunked)
 
     def _inside_scan(self, key):
