@@ -12,6 +12,7 @@ open). What to give to an implementation itself, its own `flags` say.
 
 from collections.abc import Sequence
 
+from lyapunov.formats._precision import Precision
 from lyapunov.results._check import PrecisionReport
 
 from ._implementation import Flag
@@ -38,19 +39,24 @@ def serving_flags(
     flag is left out rather than made up.
     """
     flags: list[Flag] = []
-    held, _, rounding = (state or "").partition("-")
+    held = None if state is None else Precision.named(state)
     # stochastic rounding is served for fp16 alone, scaled states not at all
-    if held in DTYPES and rounding in ("", "stochastic" if held == "fp16" else ""):
-        dtype = DTYPES[held]
-        more = f" {STOCHASTIC}" if rounding else ""
-        why = _why_state(precisions, state or "")
+    if (
+        held is not None
+        and held.format in DTYPES
+        and not held.scaled
+        and (held.format == "fp16" or not held.stochastic)
+    ):
+        dtype = DTYPES[held.format]
+        more = f" {STOCHASTIC}" if held.stochastic else ""
+        why = _why_state(precisions, str(held))
         flags += [
             Flag("vLLM", f"--mamba-ssm-cache-dtype {dtype}{more}", why),
             Flag("SGLang", f"--mamba-ssm-dtype {dtype}{more}", why),
         ]
         flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(state, None)]
-    form = (weights or "").partition("-")[0]
-    if form in DTYPES:
+    form = None if weights is None else Precision.named(weights).format
+    if form is not None and form in DTYPES:
         flags += [
             Flag(stack, f"--dtype {DTYPES[form]}", why_weights(form))
             for stack in ("vLLM", "SGLang")

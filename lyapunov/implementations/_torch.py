@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from .._errors import MissingExtraError
+from ..formats._precision import Precision
 from ..models import Model
 
 
@@ -53,9 +54,8 @@ def import_torch():
 
 def torch_dtype(torch, precision: str):
     """The torch dtype of a precision such as `bf16` or `bf16-cast`."""
-    name = precision.partition("-")[0]
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return kinds[name]
+    return kinds[Precision.named(precision).format]
 
 
 def exact_sums(torch) -> None:

@@ -183,6 +183,50 @@ def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
     assert "1 of 3 sublayers checked, as asked" in to_table(part)
 
 
+def null_paths(part, whole, path=()):
+    """Figures that one document has not and the other has, by their names."""
+    if part is None and whole is not None:
+        yield path
+    elif isinstance(whole, dict):
+        for name, value in whole.items():
+            yield from null_paths(part[name], value, (*path, name))
+    elif isinstance(whole, list):
+        for one, other in zip(part, whole, strict=True):
+            yield from null_paths(one, other, path)
+
+
+def figures(report):
+    document = report.to_dict()
+    names = ("exponents", "precisions", "parameter_changes", "reference")
+    return {name: document[name] for name in names}
+
+
+def test_an_effort_says_what_it_left_out(checkpoint, report):
+    """Assert that quick gives the same figures but the floor, T2 and T4, and that the
+    report has a reason for every figure that is null for it."""
+    folder, _, tokens = checkpoint
+    quick = lyapunov.check(
+        str(folder), tokens, precisions=["bf16", "fp16"], effort="quick"
+    )
+    assert report.not_computed == {}
+    assert report.settings["effort"] == "standard"
+    settings = quick.settings
+    assert (settings["effort"], settings["readouts"]) == ("quick", 0)
+    left, right = figures(quick), figures(report)
+    lost = {path[-1] for path in null_paths(left, right)}
+    assert {"floor_t1_ratio", "estimate_t2", "certified_until_layer"} <= lost
+    told = set(quick.not_computed)
+    assert lost <= told
+    assert set(quick.not_computed.values()) == {"left out by the effort quick"}
+    assert told - lost <= {"floor_ratio", "certified_l2", "stopped_by"}
+    for one, other in zip(left["precisions"], right["precisions"], strict=True):
+        assert one["output"]["sigma_t3"] == other["output"]["sigma_t3"]
+        assert one["output"]["kl_max"] == other["output"]["kl_max"]
+        for row, whole in zip(one["layers"], other["layers"], strict=True):
+            assert row["bound_t1_l2"] == whole["bound_t1_l2"]
+            assert row["violations"] == whole["violations"]
+
+
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 99], []])
 def test_layers_that_do_not_exist_are_refused(checkpoint, layers):
     """Assert one line with the number of sublayers."""

@@ -20,7 +20,7 @@ head are cast.
 import dataclasses
 import math
 
-from ...formats import FP32, TF32_OPERAND, Format, state_format_named
+from ...formats import FP32, TF32_OPERAND, Format, Precision, state_format_named
 from .._execution import (
     Depths,
     Execution,
@@ -222,6 +222,6 @@ def _formats(
         sites.pop(site)
     if gate_norm:
         sites["scan_output"] = fmt
-    if not precision.endswith("-amp"):
+    if not Precision.named(precision).autocast:
         parameters.pop("A_log", None)
     return fmt, sites, parameters

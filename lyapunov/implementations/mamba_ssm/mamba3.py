@@ -20,7 +20,15 @@ fp32, where they are made; `bf16-cast` casts them too; `bf16-amp` is fp32 weight
 import dataclasses
 
 from ..._errors import UsageError
-from ...formats import BF16, FP16, FP32, TF32_OPERAND, Format, state_format_named
+from ...formats import (
+    BF16,
+    FP16,
+    FP32,
+    TF32_OPERAND,
+    Format,
+    Precision,
+    state_format_named,
+)
 from .._execution import (
     Depths,
     Execution,
@@ -112,7 +120,7 @@ def mamba_ssm_mamba3_prefill(
             hint="bf16 or fp16; fp32 with --mode decode",
         )
     own = BF16 if rank is None else fmt
-    cast = precision.endswith("-cast")
+    cast = Precision.named(precision).cast
     constants = SCAN
     if rank is None:
         if fmt != BF16:
@@ -267,8 +275,9 @@ def _formats(precision: str, residual_in_fp32: bool, fused_add_norm: bool):
         sites.pop(site)
     sites |= dict.fromkeys(("B_norm", "C_norm"), fmt)
     parameters.pop("A_log", None)
-    if precision.endswith("-cast"):
+    said = Precision.named(precision)
+    if said.cast:
         sites |= dict.fromkeys(("dt_biased", "softplus"), fmt)
-    elif not precision.endswith("-amp"):
+    elif not said.autocast:
         parameters |= dict.fromkeys(HELD, FP32)
     return fmt, sites, parameters

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._errors import MissingExtraError, UsageError
+from ...formats._precision import Precision
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
@@ -154,14 +155,14 @@ class MambaSsm:
 
     def _autocast(self, torch):
         """What the modules run under: autocast, or nothing."""
-        if not self.execution.precision.endswith("-amp"):
+        if not self.execution.runs_in.autocast:
             return nullcontext()
         dtype = torch_dtype(torch, self.execution.precision)
         return torch.autocast("cuda", dtype=dtype)
 
     def _cast(self, torch, seen):
         """Under autocast in_proj casts what it reads: the first norm's is fp32."""
-        if self.execution.precision.endswith("-amp") and "norm" in seen:
+        if self.execution.runs_in.autocast and "norm" in seen:
             dtype = torch_dtype(torch, self.execution.precision)
             seen["norm"] = copied(torch.tensor(seen["norm"]).to(dtype))
         return seen
@@ -232,8 +233,8 @@ def _build(
         pad_vocab_size_multiple=1,
         tie_embeddings=False,
     )
-    amp = precision.endswith("-amp")
-    dtype = torch_dtype(torch, "fp32" if amp else precision)
+    said = Precision.named(precision)
+    dtype = torch_dtype(torch, "fp32" if said.autocast else precision)
     network = MambaLMHeadModel(settings, device=device, dtype=dtype)
     if config.sublayers[0].kind == "mamba3":
         _put_mamba3(model, network, decoding, device=device, dtype=dtype)
@@ -250,7 +251,7 @@ def _build(
     for block, sizes in zip(network.backbone.layers, config.sublayers, strict=True):
         if getattr(block.mixer, "rmsnorm", False):
             block.mixer.norm.eps = sizes.gate_norm_epsilon
-    if precision.endswith("-cast"):
+    if said.cast:
         network = network.to(dtype)
     return torch, network.eval()
 

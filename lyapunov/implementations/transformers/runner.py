@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._errors import MissingExtraError, UsageError
+from ...formats._precision import Precision
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
@@ -39,7 +40,7 @@ class Transformers:
     """
 
     def __init__(self, execution: Execution, device: str = "cpu"):
-        if execution.precision.endswith("-amp") and device != "cpu":
+        if execution.runs_in.autocast and device != "cpu":
             raise UsageError(
                 f"autocast is followed on cpu, not on {device}: the lists of "
                 "operations that it casts differ",
@@ -87,7 +88,7 @@ class Transformers:
 
     def _autocast(self, torch):
         """What the modules run under: autocast, or nothing."""
-        if not self.execution.precision.endswith("-amp"):
+        if not self.execution.runs_in.autocast:
             return nullcontext()
         dtype = torch_dtype(torch, self.execution.precision)
         return torch.autocast("cpu", dtype=dtype)
@@ -204,7 +205,7 @@ def _build(model: Model, precision: str, device: str) -> Any:
     )
     with torch.device("meta"):
         network = transformers.MambaForCausalLM(settings)
-    amp = precision.endswith("-amp")
+    amp = Precision.named(precision).autocast
     dtype = torch_dtype(torch, "fp32" if amp else precision)
     state = {
         name: torch.tensor(array, device=device).to(dtype)
