@@ -29,6 +29,7 @@ MODULES = {
 """Distributions whose module has another name."""
 
 NOT_IMPORTED = {
+    "beartype": "jaxtyping calls it in `make test-shapes`",
     "causal-conv1d": "mamba_ssm's kernels load it",
     "hatchling": "runs in a process of its own",
     "import-linter": "a command",
@@ -136,3 +137,12 @@ def test_exceptions_are_still_exceptions():
     """Assert that each is of something that is declared."""
     declared = CORE.union(*EXTRA.values())
     assert set(NOT_IMPORTED) | set(MODULES) | set(GIVEN) <= declared
+
+
+@pytest.mark.parametrize("extra", ["tests", "dev"])
+def test_tools_are_locked(extra):
+    """Assert that what tests and linters say does not change with the day."""
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
+    own = names([d for d in PROJECT["optional-dependencies"][extra] if "[" not in d])
+    assert own <= set(pinned)
+    assert set(pinned) - {"torch", "grimp"} <= EXTRA["dev"]

@@ -169,3 +169,19 @@ def test_rooms_of_references_say_what_they_hold():
         named = ast.literal_eval(tree.body[-1].value)
         there = {one.stem for one in place.parent.iterdir() if one.name[0] != "_"}
         assert set(named) == there
+
+
+def test_protocols_can_be_asked_for():
+    """Assert that beartype, which checks shapes, can check each of them too."""
+    files = [*(ROOT / "lyapunov").rglob("*.py")]
+    classes = [
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and "Protocol" in {ast.unparse(base) for base in node.bases}
+    ]
+    assert len(classes) > 5
+    for node in classes:
+        marks = {ast.unparse(one) for one in node.decorator_list}
+        assert "runtime_checkable" in marks, node.name

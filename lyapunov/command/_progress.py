@@ -6,9 +6,10 @@ answer to those and nothing else.
 
 import sys
 import time
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What a check tells its caller while it works."""
 

@@ -1,6 +1,6 @@
 """The residual stream around a sublayer, and the head at its end."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ def beside(at: AbstractArithmetic, output, other):
     return at.store("beside", at.add(output, other, alone=True))
 
 
+@runtime_checkable
 class Place(Protocol):
     """What the stream needs to know of a sublayer's place in its network."""
 

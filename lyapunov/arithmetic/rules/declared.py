@@ -1,7 +1,7 @@
 """What rules are told of an execution, and what one operation costs in it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from .._bounded_values import Bounded, RoundingModel, lift
 NO_OVERFLOW = 2.0**127
 
 
+@runtime_checkable
 class Declared(Protocol):
     """What an execution declares, and how it is followed; a bounding interpreter.
 
