@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..formats import FormatNumbers, is_state_numbers
+from ..formats import FormatNumbers, StateNumbers, is_state_numbers
 from ._bounded_values import Bounded, BoundedState, Lengths, RoundingModel, lift
 from ._interface import AbstractArithmetic, ScanKernel
 from ._row_blocks import emptied, over_blocks
@@ -41,7 +41,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
 
     def __init__(
         self,
-        sites: Mapping[str, FormatNumbers],
+        sites: Mapping[str, FormatNumbers | StateNumbers],
         model: RoundingModel,
         *,
         accumulation_depth: Callable[[int], int] = lambda terms: terms,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._errors import UsageError
@@ -118,7 +119,7 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def unit_in_first_place(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def unit_in_first_place(x: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     """ufp(x) = 2^floor(log2 |x|), and 0 at 0 (Rump, Ogita, Oishi 2008).
 
     |round(x) - x| <= u ufp(x) for normal x: up to twice sharper than u |x|.
@@ -129,7 +130,9 @@ def unit_in_first_place(x: Float[Array, "..."]) -> Float[Array, "..."]:
     )
 
 
-def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..."]:
+def round_to(
+    x: Float[Array | np.ndarray, "..."], numbers: FormatNumbers
+) -> Float[Array, "..."]:
     """Round fp64 values to the format, to nearest, ties to even, or cut them off.
 
     Subnormals of the target are kept; beyond the largest value IEEE formats give
@@ -152,7 +155,7 @@ def round_to(x: Float[Array, "..."], numbers: FormatNumbers) -> Float[Array, "..
 
 
 def rounding_error_bound(
-    magnitude: Float[Array, "..."], numbers: FormatNumbers
+    magnitude: Float[Array | np.ndarray, "..."], numbers: FormatNumbers
 ) -> Float[Array, "..."]:
     """The most that rounding moves any value of at most this magnitude.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._errors import UsageError
@@ -166,7 +167,7 @@ def state_format_named(name: str) -> Format:
 
 
 def state_scale(
-    largest: Float[Array, " channels"], numbers: FormatNumbers
+    largest: Float[Array | np.ndarray, " channels"], numbers: FormatNumbers
 ) -> Float[Array, " channels"]:
     """The smallest power of two s with largest / s not beyond the format's largest.
 
@@ -180,9 +181,9 @@ def state_scale(
 
 
 def round_stochastically(
-    x: Float[Array, "*shape"],
+    x: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers,
-    uniform: Float[Array, "*shape"],
+    uniform: Float[Array | np.ndarray, "*shape"],
 ) -> Float[Array, "*shape"]:
     """Round fp64 values to a neighbour in the format, upwards in magnitude by chance.
 
@@ -206,7 +207,7 @@ def round_stochastically(
 
 
 def round_state(
-    x: Float[Array, "d_state channels"],
+    x: Float[Array | np.ndarray, "d_state channels"],
     numbers: FormatNumbers | StateNumbers,
     key: Array | None = None,
 ) -> Float[Array, "d_state channels"]:
@@ -288,7 +289,8 @@ def integer_ends(
 
 
 def is_held(
-    x: Float[Array, "d_state channels"], numbers: FormatNumbers | StateNumbers
+    x: Float[Array | np.ndarray, "d_state channels"],
+    numbers: FormatNumbers | StateNumbers,
 ) -> Bool[Array, "d_state channels"]:
     """Where a state is one of the format's numbers already, so that no store moves it.
 
@@ -301,7 +303,7 @@ def is_held(
 
 
 def state_error_bound(
-    magnitude: Float[Array, "d_state channels"],
+    magnitude: Float[Array | np.ndarray, "d_state channels"],
     numbers: FormatNumbers | StateNumbers,
 ) -> Float[Array, "d_state channels"]:
     """The most that one store moves states of at most these magnitudes.

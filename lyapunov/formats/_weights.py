@@ -60,7 +60,7 @@ class Blocks(NamedTuple):
 def dequantised(
     matrix: Shaped[np.ndarray, "*stack rows columns"],
     name: str,
-    largest: float | None = None,
+    largest: float | np.floating | None = None,
 ) -> Float[np.ndarray, "*stack rows columns"]:
     """Quantise a stored matrix and read it back, in fp64.
 
@@ -101,7 +101,7 @@ def needs_largest(name: str) -> bool:
 def _of_matrix(
     matrix: Float[np.ndarray, "rows columns"],
     row: WeightFormatRow,
-    largest: float | None,
+    largest: float | np.floating | None,
 ) -> np.ndarray:
     if row.element == "nf4":
         flat = matrix.reshape(1, -1)

@@ -96,6 +96,7 @@ def test_they_exist_under_a_scale_alone():
         assert "int8 or int16 with -scaled" in caught.value.hint
 
 
+@pytest.mark.wrong_types
 def test_what_is_no_format_is_refused():
     """Assert that nothing falls back to the rule of plain formats."""
     assert is_state_numbers(numbers_of("int8-scaled"))

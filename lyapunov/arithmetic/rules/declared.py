@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..._devices import has_gpu
-from ...formats import FormatNumbers
+from ...formats import FormatNumbers, StateNumbers
 from .._bounded_values import Bounded, RoundingModel, lift
 
 
@@ -32,7 +32,7 @@ class Declared(Protocol):
     """The same for a sum along a row."""
     scan_depth: int
     """Most additions that a term of a scan goes through."""
-    sites: Mapping[str, FormatNumbers]
+    sites: Mapping[str, FormatNumbers | StateNumbers]
     anchors: Mapping[str, Float[Array, "..."]]
     centred: bool
     in_scan: bool
