@@ -190,12 +190,12 @@ def _plan(sources: list[str | None], options: Options) -> int:
             raise Interrupted from None
         documents.append(made.to_dict())
         if not options.json_output:
-            from lyapunov.report.plan import to_plan_table
+            from lyapunov.report import to_table
 
             color = wants_color(options.color, sys.stdout)
             width = shutil.get_terminal_size((80, 24)).columns
             encoding = sys.stdout.encoding
-            put(to_plan_table(made, width=width, color=color, encoding=encoding), color)
+            put(to_table(made, width=width, color=color, encoding=encoding), color)
     if options.json_output:
         from lyapunov.report.json import combined, dump
 
@@ -236,12 +236,11 @@ def _progress(options: Options) -> Iterator[Any]:
 
 
 def _show(report: Any, options: Options) -> None:
-    from lyapunov.report import audit_to_table, to_table
+    from lyapunov.report import to_table
 
-    show: Any = to_table if isinstance(report, Report) else audit_to_table
     color = wants_color(options.color, sys.stdout)
     put(
-        show(
+        to_table(
             report,
             width=shutil.get_terminal_size((80, 24)).columns,
             color=color,

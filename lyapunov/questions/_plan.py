@@ -26,6 +26,7 @@ from ..models import Model, Sublayer
 from ..models._language_model import VOCABULARY_SLICE
 from ..models._tokens import Tokens
 from ..results._check import SCHEMA_VERSION, Finding
+from ..results._shown import Shown
 from ..sublayers import Counts
 from ..sublayers.residual import Stream
 from ._effort import EFFORTS, Effort
@@ -97,7 +98,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """What a check would cost. Estimates, not promises."""
 
     checkpoint: str

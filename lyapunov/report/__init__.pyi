@@ -1,8 +1,3 @@
-from .audit import (
-    audit_to_json as audit_to_json,
-    audit_to_markdown as audit_to_markdown,
-    audit_to_table as audit_to_table,
-)
 from .html import to_html as to_html
 from .json import to_json as to_json
 from .markdown import to_markdown as to_markdown

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lyapunov.findings._advice import layers_text
 from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.results._audit import AuditReport
 from lyapunov.results._check import (
     Exponents,
     Finding,
@@ -53,11 +54,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def ratio(value: float | None, times: str = "×") -> str:
+def ratio(value: float | None) -> str:
     """How many times: `45×`, `1.4×`."""
     if value is None or not math.isfinite(value):
         return number(value)
-    return f"{number(value) if value < 10_000 else f'{value:.0e}'}{times}"
+    return f"{number(value) if value < 10_000 else f'{value:.0e}'}×"
 
 
 def count(value: float | None) -> str:
@@ -166,6 +167,11 @@ class Group:
     """The message of the first, with a word on how many more there are."""
     findings: list[Finding]
 
+    @property
+    def explanation(self) -> str:
+        """What it means and what to do, of every finding of the code."""
+        return CATALOGUE[self.code].explanation if self.code in CATALOGUE else ""
+
 
 _OF_THE_LOGITS = ("LYA002", "LYA003", "LYA004", "LYA015")
 _OF_THE_REFERENCE = ("LYA016", "LYA017")
@@ -229,19 +235,38 @@ def groups(
     return made
 
 
-def seconds(report: Report) -> str:
-    """How long the check took."""
+def tool(report: Report | AuditReport) -> str:
+    """Name and version."""
+    return f"{report.tool.get('name', '')} {report.tool.get('version', '')}".strip()
+
+
+def duration(seconds: float) -> str:
+    """A time that nobody should take to the second: `0.4 s`, `40 s`, `3 min`, `2 h`."""
+    if seconds < 100:
+        return f"{number(seconds, 1 if seconds >= 10 else 2)} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
+
+
+def size(n: int) -> str:
+    """Bytes: `310 MiB`, `1.4 GiB`."""
+    return f"{n / 2**20:.0f} MiB" if n < 2**30 else f"{number(n / 2**30)} GiB"
+
+
+def seconds(report: Report | AuditReport) -> str:
+    """How long it took."""
     taken = report.summary.seconds
     return f"{taken:.1f} s" if taken < 60 else f"{taken / 60:.1f} min"
 
 
-def tokens_sentence(report: Report) -> str:
+def tokens_sentence(report: Report | AuditReport) -> str:
     """Which tokens, how many."""
     tokens = report.tokens
     return f"{tokens.source}, {tokens.batch} × {tokens.length}"
 
 
-def checkpoint_sentence(report: Report) -> str:
+def checkpoint_sentence(report: Report | AuditReport) -> str:
     """Architecture, size and stored format."""
     facts = report.checkpoint
     return (

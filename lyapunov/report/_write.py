@@ -82,18 +82,13 @@ def render(
         return dump(
             combined([dict(e) if isinstance(e, Mapping) else e for e in entries])
         )
-    if suffix == ".md" and any(isinstance(e, AuditReport) for e in entries):
-        from lyapunov.report.audit import audits_to_markdown
-
-        return audits_to_markdown([e for e in entries if not isinstance(e, Report)])
-    checks = [e for e in entries if not isinstance(e, AuditReport)]
     if suffix == ".md":
         from lyapunov.report.markdown import to_markdown
 
-        return to_markdown(checks)
+        return to_markdown(entries)
     from lyapunov.report.html import to_html
 
-    return to_html(checks)
+    return to_html(entries)
 
 
 def write(path: Path, text: str) -> None:

@@ -3,15 +3,19 @@
 import importlib.resources
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lyapunov.results._audit import AuditReport
 from lyapunov.results._check import SCHEMA_VERSION, Report
 
 
-def to_json(report: Report) -> str:
-    """One report as a JSON document, keys in the order of the schema."""
-    return dump(report.to_dict())
+if TYPE_CHECKING:
+    from lyapunov.questions._plan import Plan
+
+
+def to_json(result: "Report | AuditReport | Plan") -> str:
+    """Write one result as a JSON document, keys in the order of the schema."""
+    return dump(result.to_dict())
 
 
 def combined(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._check import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts, _plain
+from ._shown import Shown
 
 
 BUG = "bug"
@@ -134,7 +135,7 @@ class AuditSummary:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Shown):
     """Everything that one audit found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]

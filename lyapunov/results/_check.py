@@ -23,6 +23,7 @@ from ._rows import (
     TextDivergence as TextDivergence,
     UpperBound as UpperBound,
 )
+from ._shown import Shown
 
 
 SCHEMA_VERSION = 1
@@ -241,7 +242,7 @@ class TokensFacts:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """Everything that one check found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]

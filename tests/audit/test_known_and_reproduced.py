@@ -23,9 +23,8 @@ from lyapunov.implementations import IMPLEMENTATIONS, implementation_named
 from lyapunov.implementations._implementation import installed
 from lyapunov.implementations._ways import KINDS, parse_variant
 from lyapunov.questions._audit_verdict import audit_findings, audit_summary
-from lyapunov.report import audit_to_table
+from lyapunov.report import to_markdown, to_table
 from lyapunov.report._reproduce import _HOW, bugs, script
-from lyapunov.report.audit import audit_to_markdown
 from lyapunov.results._audit import (
     BUG,
     CONSISTENT,
@@ -137,8 +136,8 @@ def test_every_form_says_what_is_known(monkeypatch):
     assert [one.known is not None for one in met] == [False, True, False]
     report = report_of(*met)
     assert report.summary.recommendation.endswith(f"a known defect: {CHUNKS}")
-    table = " ".join(audit_to_table(report, width=100).split())
-    markdown = " ".join(audit_to_markdown(report).replace("\\", "").split())
+    table = " ".join(to_table(report, width=100).split())
+    markdown = " ".join(to_markdown(report).replace("\\", "").split())
     for form in (table, markdown):
         assert f"{CHUNKS}: a known defect of transformers (seen in 5.24)" in form
         assert "batched:1: a known defect" not in form

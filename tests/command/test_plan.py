@@ -28,7 +28,8 @@ from lyapunov.questions._plan import (
     plan,
 )
 from lyapunov.questions._request import Request
-from lyapunov.report.plan import duration, size, to_plan_table
+from lyapunov.report import to_table
+from lyapunov.report._words import duration, size
 from lyapunov.results._check import Finding
 from lyapunov.sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 from oracles.checkpoints.mamba1 import save_transformers
@@ -105,10 +106,10 @@ def test_what_does_not_fit_is_said(model):
     assert found.fits == (found.available_bytes is None or found.available_bytes > 4e9)
     short = dataclasses.replace(found, available_bytes=2**20)
     assert not short.fits
-    assert "lower --length or --batch" in to_plan_table(short)
+    assert "lower --length or --batch" in to_table(short)
     unknown = dataclasses.replace(found, available_bytes=None)
     assert unknown.fits
-    assert "free" not in to_plan_table(unknown)
+    assert "free" not in to_table(unknown)
 
 
 def test_free_memory_is_known_here():
@@ -121,7 +122,7 @@ def test_free_memory_is_known_here():
 def test_the_table_fits_and_has_every_stage(model):
     found = made(model, precisions=("bf16", "fp16"))
     for width, encoding in ((80, "utf-8"), (40, "ascii")):
-        text = to_plan_table(found, width=width, encoding=encoding)
+        text = to_table(found, width=width, encoding=encoding)
         assert max(map(len, text.splitlines())) <= width
         for stage in found.stages:
             assert stage.name in text
@@ -317,8 +318,8 @@ def test_an_adapters_targets_are_told_in_the_plan(folder, tmp_path):
 def test_the_plan_shows_and_writes_them(model):
     finding = Finding("LYA013", "warning", None, "1 x 200,000 tokens: end at 9", 2e5, 9)
     found = made(model, findings=[finding])
-    text = " ".join(to_plan_table(found).split())
+    text = " ".join(to_table(found).split())
     assert "warning LYA013 the network: 1 x 200,000 tokens: end at 9" in text
     (written,) = json.loads(json.dumps(found.to_dict()))["plan"]["findings"]
     assert (written["code"], written["limit"]) == ("LYA013", 9)
-    assert "LYA" not in to_plan_table(made(model))
+    assert "LYA" not in to_table(made(model))

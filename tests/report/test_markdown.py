@@ -34,4 +34,4 @@ def test_names_cannot_mark_up():
 def test_failures_stand_beside_reports():
     failure = {"checkpoint": {"source": "lost"}, "error": {"message": "no such file"}}
     text = to_markdown([example_report(1), failure])
-    assert "# lost\n\nCould not be checked: no such file" in text
+    assert "# lost\n\n**Could not be checked: no such file**" in text

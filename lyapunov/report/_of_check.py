@@ -1,0 +1,252 @@
+"""What a check found, as a document of sections."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lyapunov.report import _columns as columns, _words as words
+from lyapunov.report._headline import headline
+from lyapunov.report._sections import (
+    Columns,
+    Document,
+    Form,
+    Line,
+    Note,
+    Section,
+    Table,
+    meant,
+    written,
+)
+from lyapunov.report._sentences import change_sentence, output_lines
+from lyapunov.results._check import ParameterChangeReport, PrecisionReport, Report
+
+
+def document(report: Report) -> Document:
+    """Verdict, findings, logits, sublayers, and what it rests on."""
+    line, summary = headline(report), report.summary
+    baseline = [f"baseline: {summary.baseline}"] if summary.baseline else []
+    given = [Line(f["stack"], f["why"], f["flag"]) for f in summary.flags]
+    logits = [*_logits(report), *_beyond_the_table(report), *_changes(report)]
+    sections = [
+        Section(
+            "What to give to a serving stack",
+            lines=given,
+            forms=Form.VERBOSE | Form.WRITTEN,
+        ),
+        Section(
+            "Figures", pictures=functools.partial(_pictures, report), forms=Form.PAGE
+        ),
+        # what matters most comes first on a page, last where the end is what is seen
+        *_only(logits, Form.PAGE),
+        _layers(report),
+        *_growth(report),
+        *_only(logits, Form.SHORT),
+        *_losses(report),
+        *written(report),
+    ]
+    return Document(
+        title=report.checkpoint.source,
+        verdict=line.sentence,
+        word=line.word.lower(),
+        style=line.style,
+        counts=line.counts,
+        advice=[*baseline, *filter(None, [summary.recommendation])],
+        aside=summary.benchmark_note or "",
+        facts=_facts(report),
+        findings=words.groups(report.findings, words.modules_of(report)),
+        sections=sections if given else sections[1:],
+        tool=words.tool(report),
+    )
+
+
+def _only(sections: Sequence[Section], forms: Form) -> list[Section]:
+    """Sections at a place that is right for some forms."""
+    return [replace(one, forms=one.forms & forms) for one in meant(sections, forms)]
+
+
+def _pictures(report: Report, prefix: str) -> Sequence[Any]:
+    from lyapunov.report.plots import pictures
+
+    return pictures(report, prefix)
+
+
+def _facts(report: Report) -> list[Line]:
+    facts = [
+        Line("network", words.checkpoint_sentence(report)),
+        Line("tokens", words.tokens_sentence(report)),
+        Line("exponents", words.exponent_sentence(report.exponents)),
+    ]
+    if report.reference is not None:
+        facts.append(Line("loss", words.loss_sentence(report.reference)))
+    for precision in report.precisions:
+        sentence = words.execution_sentence(precision, report.exponents)
+        facts.append(Line(precision.precision, sentence))
+    return facts
+
+
+def _layers(report: Report) -> Section:
+    """Exponents and every execution's divergence, a row a sublayer."""
+    groups = [
+        Columns(
+            columns.within(
+                columns.of("exponents"), columns.exponents(report.exponents.layers)
+            ),
+            title="Exponents",
+            note="Exponents in nats per token, largest and smallest over channels and "
+            "states, exact for these tokens; stderr is that of the largest as an "
+            "estimate for similar text. Memory in tokens.",
+        )
+    ]
+    for i, precision in enumerate(report.precisions):
+
+        def divergence(row: words.Row, i: int = i) -> Any:
+            return row.divergences[i]
+
+        groups.append(
+            Columns(
+                columns.within(divergence, columns.divergences()),
+                name=precision.precision,
+                title=f"{precision.precision}: {precision.execution}",
+            )
+        )
+    notes = [Note(words.LEGEND, Form.SHORT)]
+    if report.precisions:
+        notes.append(
+            Note(
+                "T0 and T1 are certified bounds; floor is what no bound that treats "
+                "roundings as free could beat. Above bound: * some elements have no "
+                "finite one, a dash: none has. Local: the reference re-run on the "
+                "execution's own input of the layer. Accumulated: against the "
+                "reference trajectory.",
+                Form.PAGE,
+            )
+        )
+    table = Table(words.rows(report), columns.PLACE, groups)
+    return Section("Layers", table=table, notes=notes)
+
+
+# Distances that a line has room for.
+_SHOWN = (0, 1, 4, 16, 64, 256, 1024)
+
+
+def _growth(report: Report) -> list[Section]:
+    """SSMs and attention on one scale, a row a kind."""
+    rows = words.growth_rows(report.exponents.layers)
+    if not rows:
+        return []
+    shown = [distance for distance in rows[0].response if distance in _SHOWN]
+    table = Table(rows, [columns.KIND], [Columns(columns.growth(shown))])
+    return [
+        Section(
+            "Growth of perturbations", table=table, notes=[Note(words.GROWTH_LEGEND)]
+        )
+    ]
+
+
+def _losses(report: Report) -> list[Section]:
+    """Where the bound is lost and where the error comes from, a row a sublayer; a page
+    has it beside the bounds."""
+    rows = [
+        row
+        for row in words.rows(report)
+        if any(
+            d and (d.binding_site or d.sigma_share is not None) for d in row.divergences
+        )
+    ]
+    if not rows:
+        return []
+    groups = []
+    for i, precision in enumerate(report.precisions):
+
+        def divergence(row: words.Row, i: int = i) -> Any:
+            return row.divergences[i]
+
+        groups.append(
+            Columns(columns.within(divergence, columns.BOUND_LOST), precision.precision)
+        )
+    table = Table(rows, [columns.LAYER], groups)
+    forms = Form.VERBOSE | Form.MARKDOWN
+    return [Section("Where the bound is lost", table=table, forms=forms)]
+
+
+# --- The logits ------------------------------------------------------------------
+
+
+def _logits(report: Report) -> list[Section]:
+    rows = [p for p in report.precisions if p.output.compared]
+    if not rows:
+        return []
+    shown = [*columns.LOGITS, *columns.margins([p.output for p in rows])]
+    groups = [Columns(columns.within(columns.of("output"), shown))]
+    told = (
+        "rel L2 and max: difference of the logits. KL in nats per token. Flips: top "
+        "token changed; changes between equal leaders of the reference (ties) are "
+        "counted apart. Margin: the reference's top logit less the second, at "
+        "quantiles over tokens."
+    )
+    return [
+        Section(
+            "Logits against the fp64 reference",
+            table=Table(rows, [columns.EXECUTION], groups),
+            notes=[Note(told, Form.WRITTEN)],
+        )
+    ]
+
+
+def _beyond_the_table(report: Report) -> list[Section]:
+    """Predicted, certified and decided, a section an execution."""
+    made = []
+    for precision in report.precisions:
+        lines = output_lines(precision, report.checkpoint.n_layers)
+        if lines:
+            made.append(_told(precision, lines))
+    if made and any(p.output.compared for p in report.precisions):
+        note = Note(
+            "Predicted (tier T3) and worst case to first order (T2) are estimates. "
+            "Certified (T4) holds for every execution of the declared kind: the "
+            "sublayers end to end, and the top tokens that no rounding can change.",
+            Form.WRITTEN,
+        )
+        made[-1] = replace(made[-1], notes=[note])
+    return made
+
+
+def _told(precision: PrecisionReport, lines: Sequence[tuple[str, str]]) -> Section:
+    compared = precision.output.compared
+    what = "logits, predicted and certified" if compared else "sublayers"
+    told = [Line(label, text) for label, text in lines]
+    return Section(f"{precision.precision}: {what}", lines=told, level=3)
+
+
+def _changes(report: Report) -> list[Section]:
+    """Changed weight sets: a line each, on a page a table each as well."""
+    changes = report.parameter_changes
+    if not changes:
+        return []
+    told = [Line(_name(change), change_sentence(change)) for change in changes]
+    note = Note(
+        "Exact arithmetic with two weight sets, each sublayer on the base's own input; "
+        "the bound holds for every weight set within the elementwise distances.",
+        Form.PAGE,
+    )
+    return [
+        Section("Changed weights", lines=told, notes=[note]),
+        *(
+            Section(
+                f"Changed weights: {_name(change)}",
+                table=Table(
+                    change.layers,
+                    [columns.LAYER, columns.KIND],
+                    [Columns(columns.CHANGE)],
+                ),
+                level=3,
+                forms=Form.PAGE,
+            )
+            for change in changes
+        ),
+    ]
+
+
+def _name(change: ParameterChangeReport) -> str:
+    return f"{change.name} ({change.kind})"

@@ -1,0 +1,61 @@
+"""What a check would cost, as a document of sections."""
+
+from lyapunov.questions._plan import Plan
+from lyapunov.report import _words as words
+from lyapunov.report._columns import of
+from lyapunov.report._sections import (
+    Column,
+    Columns,
+    Document,
+    Line,
+    Note,
+    Section,
+    Table,
+    as_it_is,
+    undigited,
+)
+from lyapunov.report._words import duration, size
+
+
+def document(plan: Plan) -> Document:
+    """Time and memory in all, and a row a stage."""
+    free = plan.available_bytes
+    network = (
+        f"{plan.architecture}, {words.layers(plan.n_layers, plan.n_blocks)}, "
+        f"{words.parameters(plan.n_params)} parameters"
+    )
+    columns = [
+        Column("forwards", of("forwards")),
+        Column("time", of("seconds"), undigited(duration)),
+        Column("memory", of("bytes"), undigited(size)),
+    ]
+    stage = Column("stage", of("name"), as_it_is, word=True)
+    one = f"one forward in fp64: {duration(plan.forward_seconds)}"
+    return Document(
+        title=plan.checkpoint,
+        verdict=f"about {duration(plan.seconds)}, at most about "
+        f"{size(plan.peak_bytes)} of memory"
+        f"{'' if free is None else f', {size(free)} free'}",
+        word="plan",
+        style="" if plan.fits else "incomplete",
+        advice=[]
+        if plan.fits
+        else [
+            "more memory than is free: lower --length or --batch, or give one "
+            "--precision at a time"
+        ],
+        facts=[
+            Line("network", network),
+            Line("tokens", f"{plan.batch} × {plan.length}"),
+            Line("runs", "; ".join(plan.executions) or "the reference alone"),
+            Line("device", plan.device),
+        ],
+        findings=words.groups(plan.findings) if plan.findings else None,
+        sections=[
+            Section(
+                "Stages",
+                table=Table(plan.stages, [stage], [Columns(columns)]),
+                notes=[Note(f"{one}; time includes compiling")],
+            )
+        ],
+    )

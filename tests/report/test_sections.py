@@ -1,0 +1,191 @@
+"""Assert that every form of a result says all that its sections hold for it."""
+
+import html
+import re
+import sys
+
+import pytest
+
+from lyapunov.questions._plan import Plan, Stage
+from lyapunov.report import to_html, to_json, to_markdown, to_table
+from lyapunov.report._sections import Form, document_of, meant
+from lyapunov.results._audit import (
+    BUG,
+    NOT_RUN,
+    AuditReport,
+    AuditSummary,
+    FirstViolation,
+    LayerAudit,
+    LogitsAudit,
+    VariantAudit,
+)
+from lyapunov.results._check import Finding
+
+from .example import example_report, parameter_change
+
+
+def example_audit() -> AuditReport:
+    report = example_report(2)
+    found = [
+        VariantAudit(
+            "steps",
+            "bf16",
+            BUG,
+            violations=3,
+            ratio=2.0,
+            z=9.0,
+            first_violation=FirstViolation(1, "gated", 0, 7, 3, 0.31, 0.012),
+            layers=[LayerAudit(1, "mamba1", 3, 1.5, 2.0, 9.0, 7, elements=1280)],
+            logits=[LogitsAudit("whole", 0.25, 1.5, 0.125, 4, 1)],
+            elements=1280,
+            unbounded=12,
+        ),
+        VariantAudit("chunks:3", "bf16", NOT_RUN, reason="it takes no state"),
+    ]
+    message = "steps: layer 1, token 7, gated: 0.31 above 0.012"
+    return AuditReport(
+        {"name": "lyapunov-check", "version": "0.1.0"},
+        {"precisions": ["bf16"]},
+        {"python": "3.11.7", "command": None},
+        ["Rounding is to nearest."],
+        report.checkpoint,
+        report.tokens,
+        "transformers",
+        found,
+        [Finding("LYA018", "error", 1, message, precision="bf16")],
+        AuditSummary(BUG, "Do not decode with steps.", 1, 1, 2.0, 1),
+    )
+
+
+def example_plan() -> Plan:
+    stages = [Stage("reference", 1.0, 1.3, 2**30), Stage("T3", 6.0, 20.4, 2**31)]
+    return Plan(
+        "some/model",
+        "mamba2",
+        24,
+        24,
+        129_000_000,
+        2,
+        4096,
+        ["mamba_ssm prefill, bf16", "mamba_ssm prefill, fp16"],
+        "cpu",
+        1.25,
+        stages,
+        4000.0,
+        3 * 2**30,
+        2**30,
+        [Finding("LYA013", "warning", None, "2 x 4,096 tokens: end at 9")],
+    )
+
+
+@pytest.fixture(scope="module", params=["check", "changes", "audit", "plan"])
+def result(request):
+    made = {
+        "check": lambda: example_report(2, ("bf16", "fp16", "fp32")),
+        "changes": lambda: example_report(2, changes=[parameter_change(n_layers=2)]),
+        "audit": example_audit,
+        "plan": example_plan,
+    }
+    return made[request.param]()
+
+
+def bare(text: str) -> str:
+    """Words alone: without markup, its escapes, and breaks of lines."""
+    return " ".join(text.replace("\\", "").replace("**", "").replace("`", "").split())
+
+
+FORMS = {
+    "terminal": (
+        Form.TERMINAL | Form.VERBOSE,
+        lambda result: to_table(result, width=400, verbose=True),
+    ),
+    "markdown": (Form.MARKDOWN, to_markdown),
+    "page": (
+        Form.PAGE,
+        lambda result: html.unescape(re.sub(r"<[^>]*>", " ", to_html(result))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_says_all_that_is_meant_for_it(result, name):
+    """Assert sentences, lines, notes, findings and every cell of every table."""
+    form, show = FORMS[name]
+    text = bare(show(result))
+    document = document_of(result)
+    told = [document.title, document.verdict, document.counts, document.aside]
+    told += document.advice
+    told += [fact.text for fact in document.facts]
+    told += [finding.message for finding in document.findings or ()]
+    cells = []
+    for section in meant(document.sections, form):
+        told.append(section.title)
+        for line in section.lines:
+            told += [line.label, line.text, line.code]
+        told += [note.text for note in meant(section.notes, form)]
+        if section.table is not None:
+            table = section.table.chosen(form)
+            for group in table.groups:
+                for column in [*table.keys, *group.columns]:
+                    digits = 3 if name == "page" else 2
+                    cells += [column.text(row, digits) for row in table.rows]
+                    assert (
+                        column.head in text
+                        or column.long in text
+                        or form in (Form.TERMINAL | Form.VERBOSE)
+                    ), column.head
+    for fact in told:
+        assert bare(fact) in text, fact
+    words = set(text.split())
+    for cell in cells:
+        assert set(cell.split()) <= words, cell
+
+
+def test_what_only_some_forms_show_is_in_none_of_the_others(result):
+    """Assert it of the columns: a page has what no line has room for."""
+    document = document_of(result)
+    for section in document.sections:
+        for group in section.table.groups if section.table else ():
+            for column in group.columns:
+                assert column.forms & Form.EVERY, column.head
+    if isinstance(result, Plan):
+        assert "Assumptions" not in to_markdown(result)
+        return
+    assert "Assumptions" not in to_table(result, verbose=True)
+
+
+def test_every_number_of_an_audit_is_on_its_page():
+    page = to_html(example_audit())
+    for value in ("1.50", "2.00", "9.00", "0.250", "0.125", "1,280", "steps"):
+        assert f">{value}<" in page, value
+    for form in (page, to_markdown(example_audit()), to_table(example_audit())):
+        flat = bare(form)
+        assert "!bug" in flat
+        assert "layer 1, token 7, gated" in flat
+        assert "not run: chunks:3: it takes no state" in flat
+        assert "12 of 1,280 elements have no finite bound" in flat
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminals_are_not_overrun(result, width):
+    text = to_table(result, width=width, verbose=True)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def test_ascii_for_all_of_them(result):
+    assert to_table(result, encoding="ascii", verbose=True).isascii()
+
+
+def test_print_shows_the_table_and_a_notebook_the_page(result, monkeypatch):
+    """Assert it without the libraries of the page too; `repr` stays the data's."""
+    monkeypatch.setenv("COLUMNS", "100")
+    assert f"{result}" == to_table(result, width=100).rstrip("\n")
+    frame = result._repr_html_()
+    page = re.fullmatch(r'<iframe srcdoc="([^"]*)" style="[^"]*"></iframe>', frame)
+    assert page is not None
+    assert html.unescape(page.group(1)) == to_html(result)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert result._repr_html_().startswith("<pre>checkpoint")
+    assert repr(result).startswith(f"{type(result).__name__}(")
+    assert to_json(result).startswith("{\n")
