@@ -9,6 +9,7 @@ import pytest
 from lyapunov.questions._plan import Plan, Stage
 from lyapunov.report import to_html, to_json, to_markdown, to_table
 from lyapunov.report._sections import Form, document_of, meant
+from lyapunov.report._write import render
 from lyapunov.results._audit import (
     BUG,
     NOT_RUN,
@@ -164,6 +165,14 @@ def test_every_number_of_an_audit_is_on_its_page():
         assert "layer 1, token 7, gated" in flat
         assert "not run: chunks:3: it takes no state" in flat
         assert "12 of 1,280 elements have no finite bound" in flat
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md"])
+def test_a_file_takes_audits_and_failures_alike(suffix):
+    failure = {"checkpoint": {"source": "lost"}, "error": {"message": "no such file"}}
+    text = render(suffix, [example_audit(), failure])
+    assert "Do not decode with steps." in text
+    assert "no such file" in text
 
 
 @pytest.mark.parametrize("width", [80, 120])
