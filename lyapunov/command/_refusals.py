@@ -25,11 +25,6 @@ def refuse(options: Any) -> None:
         said: Declared = field.metadata["declared"]
         if getattr(options, field.name) != field.default:
             _refuse_unread(name_of(field.name, said), said, options.question)
-    pages = [path for path in options.output if path.suffix.lower() == ".html"]
-    if pages and options.source is not None:
-        raise UsageError(
-            f"an audit is not written as {pages[0].name}", hint="use .json or .md"
-        )
     _ = options.earlier
     if options.output:
         from lyapunov.report._write import check_target

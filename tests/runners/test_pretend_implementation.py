@@ -38,7 +38,6 @@ from lyapunov.implementations._trace import HeadRecord
 from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.questions._environment import environment
 from lyapunov.report import to_table
-from lyapunov.report.audit import audit_to_markdown
 from lyapunov.report.markdown import to_markdown
 from lyapunov.results._audit import BUG, FirstViolation, VariantAudit
 from oracles.checkpoints.hard import SIZES
@@ -250,7 +249,7 @@ def test_an_audit_runs_its_ways_and_knows_its_defects(pretend, folder):
     assert "one text at a time" in batched.reason
     assert packed.reason == "pretend packs nothing"
     assert "pretend does not say" in steps.reason
-    assert "known defect of pretend" in audit_to_markdown(report)
+    assert "known defect of pretend" in to_markdown(report)
 
 
 def test_the_command_offers_it(pretend, folder, tmp_path):
