@@ -89,7 +89,7 @@ class NetworkLayout:
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """The parameters of one sublayer under their canonical names.
 
-        They are the fields of the parameters of the sublayer's flow (`flows/`), with
+        They are the fields of the parameters of the sublayer's flow (`sublayers`), with
         (channels, taps) for a convolution, the oldest tap first.
 
         **Arguments:**

@@ -48,7 +48,7 @@ def rounded_weights(model: Model, group: str) -> ParameterChange:
     **Arguments:**
 
     - `group`: FORMAT or FORMAT:GROUP, as `bf16` or `fp8_e4m3:in_proj`; formats are
-      those of `_weight_format_table`, groups those of `_weight_groups`. Without a
+      those of `formats`, groups those of `sublayers.groups`. Without a
       group it is every parameter; under a format with scales what quantisers round.
 
     **Raises:** `UsageError` for an unknown format or group, for a group that this

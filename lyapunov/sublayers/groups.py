@@ -7,7 +7,6 @@ can be without a group. Only the names are here as well, since the kinds need JA
 """
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import NamedTuple
 
 from .._errors import UsageError
@@ -41,14 +40,17 @@ GROUPS: dict[str, str] = {
 }
 """Names that `--round-weights` takes, beside those of single parameters."""
 
-_NORMS = (*("norm", "norm_behind", "dt_norm", "B_norm", "C_norm", "q_norm", "k_norm"),)
+_NORMS = (
+    *("norm", "norm_behind", "mlp_norm", "dt_norm", "B_norm", "C_norm"),
+    *("q_norm", "k_norm"),
+)
 _MLP = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 _ADAPTED = ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
 
 PARAMETERS = frozenset(
     {
         *("in_proj", "in_proj_bias", "out_proj", "out_proj_bias", "x_proj", "dt_proj"),
-        *("conv_weight", "conv_bias", "A_log", "dt_bias", "D", "gate_norm", "mlp_norm"),
+        *("conv_weight", "conv_bias", "A_log", "dt_bias", "D", "gate_norm"),
         *("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o"),
         *(f"{name}{bias}" for name in _NORMS for bias in ("", "_bias")),
         *(f"{name}_{part}" for name in "qkvo" for part in ("proj", "bias")),
@@ -102,8 +104,9 @@ def is_matrix(kind: str, parameter: str) -> bool:
 
 def _known() -> frozenset[str]:
     """All that `--round-weights` may name. Kinds of others are imported already."""
-    others = (one.weight_groups for one in KINDS.imported())
-    return frozenset({*GROUPS, *KINDS, *PARAMETERS, *chain.from_iterable(others)})
+    others = [one.weight_groups for one in KINDS.imported()]
+    groups = (of for one in others for of in one.values())
+    return frozenset({*GROUPS, *KINDS, *PARAMETERS}.union(*others, *groups))
 
 
 class RoundedGroup(NamedTuple):

@@ -13,7 +13,14 @@ import equinox as eqx
 import numpy as np
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ._sublayer import AbstractSublayer, Counts, Get, HandedOn, within
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Get,
+    HandedOn,
+    with_biases,
+    within,
+)
 from .attention import (
     ATTEND,
     NOT_A_RECURRENCE,
@@ -88,7 +95,7 @@ class SharedSizes(AbstractSublayer):
     weight_groups: ClassVar = {
         **{name: of | {"shared"} for name, of in MlpSizes.weight_groups.items()},
         **{name: of | {"shared"} for name, of in AttentionSizes.weight_groups.items()},
-        **within("shared", "mlp", norms="mlp_norm"),
+        **within("shared", "mlp", norms=with_biases("mlp_norm")),
         **within("shared", projections="linear"),
     }
 
@@ -99,7 +106,9 @@ class SharedSizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> SharedParameters:
         """Put the flow's parameters together from stored ones."""
-        of_mlp = lambda name: get("mlp_norm" if name == "norm" else name)
+        # the MLP's norm has a name of its own, and so does its bias
+        own = {"norm": "mlp_norm", "norm_bias": "mlp_norm_bias"}
+        of_mlp = lambda name: get(own.get(name, name))
         return SharedParameters(
             attention=self.attention.parameters(get),
             mlp=self.mlp.parameters(of_mlp),

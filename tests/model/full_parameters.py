@@ -122,7 +122,8 @@ def experts(s) -> dict[str, tuple[int, ...]]:
 
 def shared(s) -> dict[str, tuple[int, ...]]:
     found = mlp(s.mlp) | attention(s.attention)
-    return found | {"mlp_norm": (s.mlp.d_model,), "linear": (s.mlp.d_model,) * 2}
+    norms = dict.fromkeys(("mlp_norm", "mlp_norm_bias"), (s.mlp.d_model,))
+    return found | norms | {"linear": (s.mlp.d_model,) * 2}
 
 
 SHAPES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov.arithmetic import Exact
+from lyapunov.arithmetic import Exact, Weight
 from lyapunov.sublayers import KINDS, AbstractSublayer
 from lyapunov.sublayers.sites import AFTER, BEFORE, FLOW_ORDER, _joined
 
@@ -138,6 +138,29 @@ def test_what_is_handed_on_is_what_a_later_call_needs(case):
             assert np.abs(array - apart).max() == 0.0, one
         else:
             assert np.abs(array - apart).max() > 1e-9 * scale, one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_one_number_of_the_flow(kind):
+    """Assert that no two places of a flow read one stored parameter, as the two norms
+    of a shared block once read one bias."""
+    given: dict[str, float] = {}
+
+    def get(name):
+        return jnp.full((2, 2, 2), given.setdefault(name, float(len(given))))
+
+    built = SIZES[kind].parameters(get)
+    leaves = jax.tree.leaves(built, is_leaf=lambda x: isinstance(x, Weight))
+    arrays = [x.matrix if isinstance(x, Weight) else x for x in leaves]
+    names = list(given)
+    found = [names[int(jnp.max(array))] for array in arrays]
+    several = {name for name in found if found.count(name) > 1}
+    if kind == "shared":  # which has no norm behind: the flow reads neither
+        several -= {"norm_behind", "norm_behind_bias"}
+    if kind == "mamba1":  # of heads: a tuple of what is stored as one
+        several -= {"x_proj", "dt_proj"}
+    assert not several
+    assert set(found) == set(KINDS[kind].weight_groups)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -81,7 +81,7 @@ EXPECTED = {
         "shared projections": "linear",
         **{f"shared attention {key}": names for key, names in OF_ATTENTION.items()},
         **{f"shared mlp {key}": names for key, names in OF_MLP.items()},
-        "shared mlp norms": "mlp_norm",
+        "shared mlp norms": "mlp_norm mlp_norm_bias",
     },
     OUTSIDE: {
         "embedding_and_head": "embedding head",
