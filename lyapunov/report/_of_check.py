@@ -43,6 +43,11 @@ def document(report: Report) -> Document:
         *_growth(report),
         *_only(logits, Form.SHORT),
         *_losses(report),
+        Section(
+            "Not computed",
+            lines=[Line(name, why) for name, why in report.not_computed.items()],
+            forms=Form.VERBOSE | Form.WRITTEN,
+        ),
         *written(report),
     ]
     return Document(
@@ -55,7 +60,7 @@ def document(report: Report) -> Document:
         aside=summary.benchmark_note or "",
         facts=_facts(report),
         findings=words.groups(report.findings, words.modules_of(report)),
-        sections=sections if given else sections[1:],
+        sections=[one for one in sections if not one.empty],
         tool=words.tool(report),
     )
 
@@ -95,7 +100,8 @@ def _layers(report: Report) -> Section:
             title="Exponents",
             note="Exponents in nats per token, largest and smallest over channels and "
             "states, exact for these tokens; stderr is that of the largest as an "
-            "estimate for similar text. Memory in tokens.",
+            "estimate for similar text. Memory in tokens (* some exceed the "
+            "sample).",
         )
     ]
     for i, precision in enumerate(report.precisions):

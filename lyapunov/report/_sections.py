@@ -147,10 +147,9 @@ class Note(Meant):
 
 @dataclass(frozen=True)
 class Section(Meant):
-    """A part of a document, in the order: sentences, lines, table, notes, pictures."""
+    """A part of a document, in the order: lines, table, notes, pictures."""
 
     title: str
-    intro: Sequence[str] = ()
     lines: Sequence[Line] = ()
     table: Table | None = None
     notes: Sequence[Note] = ()
@@ -159,6 +158,11 @@ class Section(Meant):
     level: int = 2
     """Of the heading; 3 belongs to the section before."""
     forms: Form = Form.EVERY
+
+    @property
+    def empty(self) -> bool:
+        """Whether it would be a heading alone."""
+        return not (self.lines or self.table or self.pictures)
 
 
 @dataclass(frozen=True)

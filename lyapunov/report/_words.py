@@ -135,9 +135,8 @@ def rows(report: Report) -> list[Row]:
     for layer in layers:
         found = [by_layer.get(layer) for by_layer in divergences]
         known = [row for row in (exponents.get(layer), *found) if row is not None]
-        made.append(
-            Row(layer, known[0].kind, known[0].module, exponents.get(layer), found)
-        )
+        module = next((row.module for row in known if row.module), None)
+        made.append(Row(layer, known[0].kind, module, exponents.get(layer), found))
     return made
 
 

@@ -1,5 +1,6 @@
 """Assert that every form of a result says all that its sections hold for it."""
 
+import dataclasses
 import html
 import re
 import sys
@@ -82,7 +83,10 @@ def example_plan() -> Plan:
 @pytest.fixture(scope="module", params=["check", "changes", "audit", "plan"])
 def result(request):
     made = {
-        "check": lambda: example_report(2, ("bf16", "fp16", "fp32")),
+        "check": lambda: dataclasses.replace(
+            example_report(2, ("bf16", "fp16", "fp32")),
+            not_computed={"certified_l2": "left out by the effort quick"},
+        ),
         "changes": lambda: example_report(2, changes=[parameter_change(n_layers=2)]),
         "audit": example_audit,
         "plan": example_plan,
@@ -198,3 +202,79 @@ def test_print_shows_the_table_and_a_notebook_the_page(result, monkeypatch):
     assert result._repr_html_().startswith("<pre>checkpoint")
     assert repr(result).startswith(f"{type(result).__name__}(")
     assert to_json(result).startswith("{\n")
+
+
+def said(report) -> list[str]:
+    """Every line and cell of a page but its figures."""
+    document = document_of(report)
+    told = [line.text for line in document.facts]
+    for section in meant(document.sections, Form.PAGE):
+        told += [line.text for line in section.lines]
+        table = section.table
+        for group in table.groups if table else ():
+            told += [
+                column.text(row, 3)
+                for column in meant([*table.keys, *group.columns], Form.PAGE)
+                for row in table.rows
+            ]
+    return told
+
+
+def with_row(report, kind, **changes):
+    """The report with the first row of a kind changed."""
+    if kind == "exponents":
+        layers = report.exponents.layers
+        row = dataclasses.replace(layers[0], **changes)
+        made = dataclasses.replace(report.exponents, layers=[row, *layers[1:]])
+        return dataclasses.replace(report, exponents=made)
+    if kind == "change":
+        (changed,) = report.parameter_changes
+        row = dataclasses.replace(changed.layers[0], **changes)
+        made = dataclasses.replace(changed, layers=[row, *changed.layers[1:]])
+        return dataclasses.replace(report, parameter_changes=[made])
+    run = report.precisions[0]
+    if kind == "output":
+        made = dataclasses.replace(
+            run, output=dataclasses.replace(run.output, **changes)
+        )
+    else:
+        row = dataclasses.replace(run.layers[0], **changes)
+        made = dataclasses.replace(run, layers=[row, *run.layers[1:]])
+    return dataclasses.replace(report, precisions=[made, *report.precisions[1:]])
+
+
+UNSAID = {
+    "exponents": {"multiplicity", "n_minus_inf"},
+    "divergence": {"accumulated_max", "non_finite"},
+    "output": set(),
+    "change": {"elements_total"},
+}
+"""Numbers that no form tells of a row: in sums, in findings, or in JSON alone."""
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+def test_no_number_of_a_row_is_forgotten(kind):
+    """Assert that the page changes with each of them, and that nothing that it does
+    tell is taken for untold."""
+    report = example_report(2, changes=[parameter_change(n_layers=2)])
+    rows = {
+        "exponents": report.exponents.layers[0],
+        "divergence": report.precisions[0].layers[0],
+        "output": report.precisions[0].output,
+        "change": report.parameter_changes[0].layers[0],
+    }
+    before = said(report)
+    numbers = {
+        field.name: value
+        for field in dataclasses.fields(rows[kind])
+        if field.init and field.name != "layer"
+        for value in [getattr(rows[kind], field.name)]
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    untold = {
+        name
+        for name, value in numbers.items()
+        if said(with_row(report, kind, **{name: 2 * value + 3})) == before
+    }
+    assert untold == UNSAID[kind]
+    assert len(numbers) > 5
