@@ -113,6 +113,7 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
                 "hint: another precision may have bounds; --allow-partial accepts few",
                 err=True,
             )
+        _say_what_is_not_there(report, options)
         if not options.json_output:
             _show(report, options)
     try:
@@ -120,6 +121,15 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     except KeyboardInterrupt:
         raise Interrupted from None
     return INTERRUPTED if interrupted else max(outcome.code for outcome in outcomes)
+
+
+def _say_what_is_not_there(report: Any, options: Options) -> None:
+    """On stderr: the figures that a lower effort left out."""
+    lost = getattr(report, "not_computed", {})
+    left_out = [name for name, why in lost.items() if "effort" in why]
+    if left_out and not options.quiet:
+        text = f"--effort {options.effort} left out {', '.join(left_out)}"
+        click.echo(text, err=True)
 
 
 def _check(source: str | None, options: Options) -> Any:

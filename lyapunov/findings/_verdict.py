@@ -1,7 +1,7 @@
 """Which findings count, and what they add up to."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lyapunov._errors import UsageError
@@ -74,6 +74,19 @@ class Verdict:
     ignore: tuple[str, ...] = ()
     allow_partial: bool = False
     exit_zero: bool = False
+
+    @classmethod
+    def among(cls, settings: Mapping[str, Any]) -> "Verdict":
+        """What settings say of it; what they leave out is the default."""
+        said: dict[str, Any] = {
+            rule.name: settings[rule.name]
+            for rule in fields(cls)
+            if rule.name in settings
+        }
+        codes = {
+            name: tuple(said[name]) for name in ("select", "ignore") if name in said
+        }
+        return cls(**said | codes)
 
     def kept(self, found: Iterable[Finding]) -> list[Finding]:
         """The findings that count."""

@@ -96,28 +96,15 @@ def audit(
 
     **Raises:** `LyapunovError` with a hint, for whatever cannot be audited.
     """
+    named = dict(locals())  # the front is flat; a report repeats it
+    for beside in ("model", "tokens", "progress"):
+        del named[beside]
     began = time.perf_counter()
-    settings = checked_settings(
-        {
-            "source": audit_source(source),
-            "precisions": precisions,
-            "variants": None if variants is None else variants_asked(variants),
-            "state_precision": state_precision,
-            "n_probes": n_probes,
-            "seed": seed,
-            "fail_on": fail_on,
-            "select": select,
-            "ignore": ignore,
-            "exit_zero": exit_zero,
-        }
-    )
+    named["source"] = audit_source(source)
+    named["variants"] = None if variants is None else variants_asked(variants)
+    settings = checked_settings(named)
     precisions, variants = settings["precisions"], settings["variants"]
-    counts = Verdict(
-        fail_on=fail_on,
-        select=tuple(settings["select"]),
-        ignore=tuple(settings["ignore"]),
-        exit_zero=settings["exit_zero"],
-    )
+    counts = Verdict.among(settings)
     progress = progress_or_none(progress)
     demand_flags()
     model = model_of(model)

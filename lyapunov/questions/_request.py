@@ -67,8 +67,9 @@ class Request:
             {name: value for name, value in named.items() if value is not AS_EFFORT}
         )
         switches = {name: settings.pop(name) for name in SWITCHES if name in settings}
-        rules = [rule.name for rule in dataclasses.fields(Verdict)]
-        counts = {name: settings.pop(name) for name in rules if name in settings}
+        verdict = Verdict.among(settings)
+        for name in verdict.settings():
+            settings.pop(name, None)
         state = settings.get("state_precision")
         if "precisions" in settings:
             settings["precisions"] = map(Precision.named, settings["precisions"])
@@ -78,7 +79,7 @@ class Request:
             **_frozen(settings)
             | {
                 "effort": Effort.of(settings.get("effort", "standard"), **switches),
-                "verdict": Verdict(**_frozen(counts)),
+                "verdict": verdict,
             }
         )
 

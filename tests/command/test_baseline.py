@@ -363,11 +363,10 @@ def test_the_command_compares_and_says_so(run, fake, tmp_path):
     assert run("model", "--tokens", "random", "-o", path).exit_code == 0
     # the fake check's report is of tokens of its own
     document = json.loads(path.read_text())
-    from lyapunov.models import Tokens
     from lyapunov.questions._request import tokens_facts
 
-    _, ids, _ = fake.calls[0]
-    facts = tokens_facts(Tokens(ids, "random"))
+    _, tokens, _ = fake.calls[0]
+    facts = tokens_facts(tokens)
     fake.default = replace(fake.default, tokens=facts)
     document["tokens"]["sha256"] = facts.sha256
     path.write_text(json.dumps(document))

@@ -1,5 +1,6 @@
 """Assert that options reach the check, and that bad ones are refused at once."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_defaults(run, fake):
         "exit_zero": False,
     }.items():
         assert options[name] == value
+
+
+def test_what_an_effort_left_out_is_said(run, fake):
+    """Assert that it is told once, on stderr, and not where all was computed."""
+    told = {"estimate_t2": "left out by the effort quick", "sigma_t3": "no logits"}
+    assert "left out" not in run("model").stderr
+    fake.default = dataclasses.replace(fake.default, not_computed=told)
+    result = run("model", "--effort", "quick")
+    assert "--effort quick left out estimate_t2\n" in result.stderr
+    assert "left out" not in run("model", "--effort", "quick", "-q").stderr
 
 
 def test_no_argument_checks_the_bundled_model(run, fake):
