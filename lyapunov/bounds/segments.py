@@ -82,6 +82,10 @@ class _Plan:
             stop - first, sites, model, anchors=anchors, centred=True
         )
 
+    def chunked(self, i: int) -> bool:
+        """Whether a recurrence runs in its chunked form in one segment."""
+        return self._executions[i].chunked
+
     def __eq__(self, other) -> bool:
         return isinstance(other, _Plan) and self._key == other._key
 
@@ -143,7 +147,9 @@ def _chained(flow, plan: _Plan, inputs, at, incoming, p, start, stored=None):
     """
     outputs, interpreters = [], []
     for i, (first, stop) in enumerate(plan.spans):
-        anchors = {s: x[first:stop] for s, x in (stored or {}).items()}
+        anchors = stored or {}
+        if len(plan.spans) > 1:  # tensors of one call need not begin with its tokens
+            anchors = {s: x[first:stop] for s, x in anchors.items()}
         interpreter = at(i, inputs.sites[i], anchors)
         if i:
             kept = at(i, inputs.caches[i], {}).store("state", start.state)
@@ -219,7 +225,9 @@ def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool
     def probe(key):
         def one(key, incoming):
             own = lambda i: jax.random.fold_in(key, i)
-            at = lambda i, sites, _: Sampled(sites, own(i), **inner)
+            at = lambda i, sites, _: Sampled(
+                sites, own(i), chunked=plan.chunked(i), **inner
+            )
             return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
 
         per_sequence = jax.random.split(key, exact.shape[0])

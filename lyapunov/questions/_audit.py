@@ -26,6 +26,7 @@ from ..bounds.local import element, with_operator_norms
 from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known
 from ..findings._verdict import BOUNDED_SHARE, Verdict
+from ..formats import FP32
 from ..implementations import Execution, Reference
 from ..implementations._implementation import RefusedError
 from ..implementations._registry import audited
@@ -46,7 +47,6 @@ from ..results._audit import (
     LogitsAudit,
     VariantAudit,
 )
-from ..sublayers.config import plain_mamba1
 from . import _compare
 from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
 from ._audit_ways import (
@@ -109,11 +109,6 @@ def audit(
     demand_flags()
     model = model_of(model)
     demand_head(model)
-    if plain_mamba1(model.config) is None:
-        raise UsageError(
-            f"an audit follows Mamba-1 alone; this is {model.layout.architecture}",
-            hint="--measure transformers holds one run of it to its bounds",
-        )
     implementation = audited(source)
     recorded = implementation.suffix is not None
     dump = open_dump(source, tokens) if recorded else None
@@ -183,14 +178,19 @@ def _one(model: Model, ids, way: Way, keys, progress):
             head = record
             break
         layer = record.layer
-        parameters = with_operator_norms(model.parameters(layer, execution))
-        held = model.held_exactly(layer, execution)
+        # what is declared of this kind of sublayer; limits of dt are of the whole way
+        own = execution.of(record.kind)
+        parameters = with_operator_norms(model.parameters(layer, own))
+        held = model.held_exactly(layer, own)
         checked = audit_sublayer(
-            way.segments,
+            [
+                dataclasses.replace(s, execution=s.execution.of(record.kind))
+                for s in way.segments
+            ],
             model.sublayers[layer].flow,
             record,
             parameters,
-            None if held else model.parameters(layer, function=execution),
+            None if held else model.parameters(layer, function=own),
             model.start(parameters),
             keys,
         )
@@ -208,12 +208,19 @@ def _embedding(model: Model, ids, execution: Execution, record):
     batch = record.residual.shape[0]
     expected = np.asarray(model.embed(ids[:batch], execution))
     distance = np.abs(np.asarray(record.residual + record.hidden) - expected)
-    wrong = ~(distance == 0.0)
+    limit = np.zeros_like(expected)
+    if model.config.embedding_multiplier != 1.0:
+        # the multiplier in fp32, and the product, are rounded to nearest
+        form = execution.sites["embedding"]
+        unit = form.unit_roundoff + FP32.unit_roundoff * (1 + form.unit_roundoff)
+        limit = unit * np.abs(expected) + form.smallest_normal * form.unit_roundoff
+    wrong = ~(distance <= limit)
     if not wrong.any():
         return None
     place = int(np.argmax(wrong))
     at = element(place, wrong.shape)
-    first = FirstViolation(0, "embedding", *at, float(distance.flat[place]), 0.0)
+    bound = float(limit.flat[place])
+    first = FirstViolation(0, "embedding", *at, float(distance.flat[place]), bound)
     return int(wrong.sum()), first
 
 

@@ -15,11 +15,14 @@ from ..implementations._ways import Variant, union, usual_variants
 from ..implementations.dump.file import File
 from ..models import Model
 from ..results._audit import NOT_RUN, VariantAudit
-from ..sublayers.config import NetworkConfig
+from ..sublayers.config import NetworkConfig, plain_mamba1
 
 
 # Calls through a cache below fp32 are bounded one by one, each compiled apart.
 MOST_CALLS = 16
+
+# Ways in which no call over several tokens hands anything on to another.
+IN_ONE_PIECE = ("whole", "steps", "batched")
 
 
 class Way(NamedTuple):
@@ -82,7 +85,11 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
     for name, variant in dump.runs.items():
         if wanted is not None and variant not in wanted:
             continue
-        segments = _segments(flow, variant, dump.tokens.shape[1], *pair)
+        reason = _not_bounded(model, variant) or _first_call(flow, model, variant)
+        if reason is not None:
+            skipped.append(not_run(variant, dump.precision, reason))
+            continue
+        segments = _segments(flow, model, variant, dump.tokens.shape[1], *pair)
         trace = File(dump.path, name).trace(model)
         _add(ways, skipped, Way(variant, dump.precision, segments, trace))
     return ways, skipped
@@ -105,22 +112,50 @@ def ways_of_source(
         )
         runner = implementation.in_ways(model, pair[0])
         for variant in tried:
-            reason = _refused(implementation, variant)
+            reason = _refused(implementation, model, variant)
             if reason is not None:
                 skipped.append(not_run(variant, precision, reason))
                 continue
-            segments = _segments(implementation, variant, seq, *pair)
+            segments = _segments(implementation, model, variant, seq, *pair)
             trace = runner.trace(model, ids, variant, segments)
             _add(ways, skipped, Way(variant, precision, segments, trace))
     return ways, skipped
 
 
-def _refused(implementation: AbstractImplementation, variant: Variant) -> str | None:
+def _refused(
+    implementation: AbstractImplementation, model: Model, variant: Variant
+) -> str | None:
     """Why a text is not run so; None where it is."""
     if variant.kind in implementation.ways:
-        return None
+        return _not_bounded(model, variant)
     unsaid = f"{implementation.name} does not say whether it runs texts so"
     return implementation.refused_ways.get(variant.kind, unsaid)
+
+
+def _not_bounded(model: Model, variant: Variant) -> str | None:
+    """Why a run in that way has no bounds here; None where it has."""
+    if variant.kind in IN_ONE_PIECE or plain_mamba1(model.config) is not None:
+        return None
+    return (
+        f"what {model.layout.architecture} hands on from one call over several tokens "
+        "to the next is not bounded; that is followed for Mamba-1 alone"
+    )
+
+
+def _first_call(
+    flow: AbstractImplementation, model: Model, variant: Variant
+) -> str | None:
+    """Why steps that someone else made are not bounded: their first call had no cache,
+    and rounds otherwise than a step."""
+    recurrent = any(sizes.recurrent for sizes in model.config.sublayers)
+    own = plain_mamba1(model.config) is not None or flow.first_is_step
+    if variant.kind != "steps" or own or not recurrent:
+        return None
+    return (
+        f"the first of {flow.name}'s steps is a call without a state, which "
+        f"{model.layout.architecture} rounds otherwise; --audit {flow.name} steps "
+        "from a cache of no token"
+    )
 
 
 def _executions(
@@ -146,15 +181,20 @@ def _executions(
 
 def _segments(
     implementation: AbstractImplementation,
+    model: Model,
     variant: Variant,
     seq: int,
     prefill: Execution,
     decode: Execution,
 ) -> tuple[Segment, ...]:
-    """The calls of a run, each with what is declared of it."""
+    """The calls of a run, each with what is declared of it.
+
+    Networks of other kinds than Mamba-1 alone step from a cache of no token.
+    """
     variant.check(seq)
     cache = state_format_named(decode.state_precision)
-    calls = variant.calls(seq, first_is_step=implementation.first_is_step)
+    steps = implementation.first_is_step or plain_mamba1(model.config) is None
+    calls = variant.calls(seq, first_is_step=steps)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
         for call in calls

@@ -130,7 +130,7 @@ class UnderAutocast(TransformersNetwork):
         super().__init__(execution)
         self._network = network
 
-    def _built(self, model):
+    def built(self, model):
         import torch
 
         run = torch.autocast("cpu", torch.bfloat16)(self._network.forward)

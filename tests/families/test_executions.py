@@ -234,7 +234,7 @@ def caught(family, name, broken, monkeypatch):
     """What `held` first finds violated of the library's code after a change."""
     import torch
 
-    whole = TransformersNetwork._built
+    whole = TransformersNetwork.built
 
     def built(self, model):
         torch_, network = whole(self, model)
@@ -242,7 +242,7 @@ def caught(family, name, broken, monkeypatch):
             broken(network)
         return torch_, network
 
-    monkeypatch.setattr(TransformersNetwork, "_built", built)
+    monkeypatch.setattr(TransformersNetwork, "built", built)
     return [first for *_, first in held(family, name, "bf16") if first is not None]
 
 

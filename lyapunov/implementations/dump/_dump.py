@@ -3,6 +3,7 @@
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,9 +84,24 @@ def write_dump(
                 "residual": record.residual,
                 "hidden": record.hidden,
                 "output": record.output,
-            } | {f"stored.{site}": x for site, x in record.stored.items()}
+            } | {f"stored.{site}": x for site, x in _of_tokens(record).items()}
             for key, value in arrays.items():
                 _write(file, at + key, _narrowest(np.asarray(value)))
+
+
+def _of_tokens(record) -> dict[str, Any]:
+    """Stored tensors of one row a token: what a dump holds.
+
+    **Raises:** `DumpError` for a sublayer that reads more than the stream.
+    """
+    if record.aside is not None or record.embedded is not None:
+        raise DumpError(
+            f"sublayer {record.layer} reads more than the stream, which a dump does "
+            "not hold",
+            hint="--audit transformers runs its network here",
+        )
+    lead = record.output.shape[:-1]
+    return {s: x for s, x in record.stored.items() if x.shape[:-1] == lead}
 
 
 def _check_same(dump: File, tokens, implementation: str, precision: str) -> None:

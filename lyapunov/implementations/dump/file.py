@@ -13,7 +13,7 @@ A dump is a NumPy .npz with one array for each key:
 | `kind` | how the text was run (`lyapunov.implementations._ways.KINDS`); `whole` if left out | () |
 | `layer.I.input` | what sublayer I is given, the stream in front of its norm | (..., d_model) |
 | `layer.I.residual`, `layer.I.hidden` | instead: the stream, and what is added to it | (..., d_model) |
-| `layer.I.output` | what the mixer of sublayer I puts out | (..., d_model) |
+| `layer.I.output` | what sublayer I adds to the stream: what its mixer, attention or MLP puts out, times the model's multiplier where it has one | (..., d_model) |
 | `layer.I.stored.SITE` | a stored tensor, such as `xz`, `conv`, `x_proj`, `gated` | (..., its width) |
 | `logits` | if wanted | (..., vocabulary) |
 
@@ -44,17 +44,19 @@ are checked before memory is taken.
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from ..._errors import DumpError
 from ...models import Model
-from ...sublayers import Mamba1Sizes, NetworkConfig
+from ...sublayers import NetworkConfig
 from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
 from ._npz import Npz
+from ._sites import site_widths
 
 
 FORMAT = "lyapunov-dump-1"
@@ -66,20 +68,6 @@ HINT = (
     "lyapunov.implementations.dump.file describes the keys; "
     "lyapunov.write_dump writes them"
 )
-
-
-def site_widths(sizes: Mamba1Sizes) -> dict[str, int]:
-    """Width of every stored tensor that a dump may hold, by site."""
-    inner, model = sizes.d_inner, sizes.d_model
-    of_model = ("norm_input", "norm_hat", "norm", "out", "residual")
-    of_inner = ("conv_sum", "conv", "dt", "dt_biased", "softplus", "silu_z", "gated")
-    return {
-        **dict.fromkeys(of_model, model),
-        **dict.fromkeys(of_inner, inner),
-        "xz": 2 * inner,
-        "xz_product": 2 * inner,
-        "x_proj": sizes.dt_rank + 2 * sizes.d_state,
-    }
 
 
 class File:
@@ -146,7 +134,7 @@ class File:
         """Records of the sublayers in the dump, and the head where it has logits.
 
         Where a sublayer's `input` alone is known, the stream and what was added to it
-        are the input and output of the sublayer before.
+        are the input and output of the sublayer before, but not beside another one.
 
         **Arguments:**
 
@@ -158,7 +146,7 @@ class File:
                 hint="leave the tokens out: the dump has them",
             )
         self.check(model)
-        arrays, before = self._arrays[self._run], None
+        arrays, before, stands_beside = self._arrays[self._run], None, False
         for layer in model.sublayers:
             keys = {k: v for (i, k), v in arrays.items() if i == layer.layer}
             if not keys:
@@ -178,13 +166,18 @@ class File:
                 residual, hidden = before or (given, jnp.zeros_like(given))
                 stored["residual"] = given
                 before = given, output
+            if layer.shares or stands_beside:
+                before = None
+            stands_beside = layer.shares
+            if _puts_out(model.config.sublayers[layer.layer]):
+                stored["out"] = output
             yield SublayerRecord(
                 layer.layer,
                 layer.kind,
                 residual,
                 hidden,
                 output,
-                stored | {"out": output},
+                stored,
                 {},
             )
         if self._run in self._logits:
@@ -207,7 +200,14 @@ class File:
                 f"{config.vocab_size}",
                 hint="is the dump of another checkpoint?",
             )
-        widths = site_widths(config.sublayers[0])
+        for layer in model.sublayers:
+            if layer.aside or layer.embedded:
+                raise DumpError(
+                    f"{model.layout.architecture} has blocks that several layers "
+                    "share and that read the embedding, which a dump does not hold",
+                    hint="--audit transformers runs it here",
+                )
+        by_sizes: dict[Any, dict[str, int]] = {}
         for run, arrays in self._arrays.items():
             layers: dict[int, set[str]] = {}
             for (layer, key), name in arrays.items():
@@ -216,6 +216,10 @@ class File:
                         f"{name}: this model has {config.n_layers} sublayers",
                         hint="they count from 0; is the dump of another checkpoint?",
                     )
+                sizes = config.sublayers[layer]
+                if sizes not in by_sizes:
+                    by_sizes[sizes] = site_widths(model, model.sublayers[layer])
+                widths = by_sizes[sizes]
                 site = key.removeprefix("stored.")
                 if site != key and site not in widths:
                     raise DumpError(
@@ -325,6 +329,14 @@ class File:
             # bf16 is the upper half of fp32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         return jnp.asarray(array.astype(np.float64))
+
+
+def _puts_out(sizes: Any) -> bool:
+    """Whether what a sublayer adds to the stream is its site `out`."""
+    multipliers = ("out_multiplier", "down_multiplier")
+    return not getattr(sizes, "norm_behind", False) and all(
+        getattr(sizes, name, 1.0) == 1.0 for name in multipliers
+    )
 
 
 def _is_index(text: str) -> bool:

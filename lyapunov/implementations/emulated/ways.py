@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from ..._devices import side_by_side
 from ...arithmetic import Rounded
 from ...models import Model
+from ...sublayers.config import plain_mamba1
 from ...sublayers.residual import Stream, final_norm, logits, sublayer
 from .._segment import Segment
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
+from .runner import Emulated
 
 
 class EmulatedVariants:
@@ -29,6 +31,10 @@ class EmulatedVariants:
         """
         del variant
         execution = segments[0].execution
+        if plain_mamba1(model.config) is None:
+            (_,) = segments  # others are run in one call
+            yield from Emulated(execution).trace(model, tokens)
+            return
         stream = Stream.start(model.embed(tokens, execution))
         for layer in model.sublayers:
             p = model.parameters(layer.layer, execution)

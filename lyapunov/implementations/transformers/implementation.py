@@ -127,8 +127,11 @@ class TransformersImplementation(AbstractImplementation):
 
     def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
         """Run texts in calls, padded or in a batch, from its own cache."""
-        from .ways import TransformersVariants
+        from ...sublayers.config import plain_mamba1
+        from .ways import NetworkVariants, TransformersVariants
 
+        if plain_mamba1(model.config) is None:
+            return NetworkVariants(model, execution)
         return TransformersVariants(model, execution)
 
     def reads(self, config: Mapping[str, Any]) -> bool:

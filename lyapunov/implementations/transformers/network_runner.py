@@ -20,6 +20,7 @@ from ...checkpoints import NetworkLayout
 from ...models import Model, Sublayer
 from ...sublayers.residual import Stream
 from .. import Execution
+from .._implementation import RefusedError
 from .._torch import copied, exact_sums, import_torch, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ._steps import stepped
@@ -97,9 +98,22 @@ class TransformersNetwork:
         """Records of all sublayers, then the head.
 
         **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
-        sublayer whose output no module puts out.
+        sublayer whose output no module puts out; `RefusedError` where the network
+        itself raises.
         """
-        torch, network = self._built(model)
+        yield from self.trace_of(self.built(model), model, tokens)
+
+    def trace_of(
+        self, built: tuple[Any, Any], model: Model, tokens, row: slice = slice(None)
+    ) -> Trace:
+        """The same with a network that is built already.
+
+        **Arguments:**
+
+        - `built`: torch and the network.
+        - `row`: whose records are wanted of a batch that runs as one.
+        """
+        torch, network = built
         layout = model.layout
         assert isinstance(layout, NetworkLayout)
         modules = dict(network.named_modules())
@@ -111,11 +125,12 @@ class TransformersNetwork:
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
-            if self.execution.mode == "decode":
-                logits = stepped(torch, network, ids, calls)
-            else:
-                logits = network(ids, use_cache=False).logits
-        seen = {key: iter(found) for key, found in calls.items()}
+            try:
+                logits = self._forward(torch, network, ids, calls)
+            except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise RefusedError(f"transformers refuses it: {reason}") from error
+        seen = {key: iter(x[row] for x in found) for key, found in calls.items()}
         stream: Stream | None = None
         taken: dict[tuple[str, str], np.ndarray] = {}
         for layer in model.sublayers:
@@ -129,8 +144,14 @@ class TransformersNetwork:
         yield HeadRecord(
             stream.residual,
             stream.hidden,
-            lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
+            lambda start, stop: jnp.asarray(copied(logits[row, ..., start:stop])),
         )
+
+    def _forward(self, torch, network, ids, calls):
+        """Logits of a text, whole or by steps as the execution says."""
+        if self.execution.mode == "decode":
+            return stepped(torch, network, ids, calls)
+        return network(ids, use_cache=False).logits
 
     def _record(
         self,
@@ -219,7 +240,11 @@ class TransformersNetwork:
                 more[site or "out"] = output
         return output, more
 
-    def _built(self, model: Model) -> Any:
+    def built(self, model: Model) -> tuple[Any, Any]:
+        """torch, and the network as transformers loads it.
+
+        **Raises:** `UsageError` for a checkpoint that transformers does not read.
+        """
         torch = import_torch()
         if self._device != "cpu":
             if not torch.cuda.is_available():

@@ -25,6 +25,7 @@ from .._torch import copied, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 from ._cache import cache_of, given_cache
+from .network_runner import TransformersNetwork
 from .runner import _build
 
 
@@ -118,6 +119,41 @@ class TransformersVariants:
             ids = torch.as_tensor(np.ascontiguousarray(ids), device=self._device)
             result = backbone(ids, **options)
         return result, seen
+
+
+class NetworkVariants:
+    """Run one text with transformers' own classes of any family: whole, by steps from
+    a cache that holds nothing yet, or as one row of a batch.
+
+    **Arguments:**
+
+    - `execution`: whose `precision` says the dtype of the weights.
+    - `device`: a torch device.
+    """
+
+    def __init__(self, model: Model, execution: Execution, device: str = "cpu"):
+        self._built = TransformersNetwork(execution, device).built(model)
+        self._device = device
+
+    @traced_in_fp64
+    def trace(
+        self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq); a batch runs the first sequence among shifted ones.
+        - `segments`: one, since every call of a run is of the same execution.
+
+        **Raises:** `RefusedError` where the library raises.
+        """
+        (segment,) = segments
+        runner = TransformersNetwork(segment.execution, self._device)
+        tokens, row = np.asarray(tokens), slice(None)
+        if variant.kind == "batched":
+            ((tokens, _, row, _),) = _plan(tokens, variant)
+        yield from runner.trace_of(self._built, model, tokens, row)
 
 
 def _input_into(seen):
