@@ -22,7 +22,8 @@ def site_widths(model: Model, layer: Sublayer) -> dict[str, int]:
     p = model.parameters(layer.layer)
     with jax.enable_x64(True):
         short, long = (_shapes(model, layer, sizes, p, seq) for seq in LENGTHS)
-    return {
+    of_stream = dict.fromkeys(("residual", "residual_aside"), sizes.d_model)
+    return of_stream | {
         site: short[site][1]
         for site in sizes.sites
         if site in short
