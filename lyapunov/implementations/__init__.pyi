@@ -34,7 +34,6 @@ from .mamba_ssm import (
 )
 from .transformers import (
     Transformers as Transformers,
-    TransformersNetwork as TransformersNetwork,
     transformers_decode as transformers_decode,
     transformers_prefill as transformers_prefill,
 )

@@ -9,8 +9,9 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.implementations import TransformersNetwork, write_dump
+from lyapunov.implementations import Transformers, write_dump
 from lyapunov.implementations.transformers._cache import cache_argument
+from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
 from oracles.checkpoints.configurations import CONFIGURATIONS
@@ -178,7 +179,7 @@ def test_a_dump_of_a_transformer_is_judged(models, tmp_path):
     (execution,) = executions_for(
         model.config, ["bf16"], architecture="gpt_neox", measure="transformers"
     )
-    records = list(TransformersNetwork(execution).trace(model, tokens[None]))
+    records = list(Transformers(execution).trace(model, tokens[None]))
     given = {"implementation": "transformers", "precision": "bf16"}
     write_dump(tmp_path / "right.npz", iter(records), tokens, **given)
     (run,) = lyapunov.audit(model, tmp_path / "right.npz").variants

@@ -13,8 +13,9 @@ import pytest
 import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.formats import BF16, FP32
-from lyapunov.implementations import TransformersNetwork, executions_for
+from lyapunov.implementations import executions_for
 from lyapunov.implementations._autocast import CAST, KEPT, autocast_parameters
+from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from lyapunov.sublayers.kinds import KINDS
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save

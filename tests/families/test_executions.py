@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.implementations import Emulated, TransformersNetwork, executions_for
+from lyapunov.implementations import Emulated, Transformers, executions_for
+from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
 
@@ -37,7 +38,7 @@ def model_of(family, name):
     return lyapunov.load(save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-"))))
 
 
-def held(family, name, precision, run=TransformersNetwork):
+def held(family, name, precision, run=Transformers):
     """(sublayer, T0 by site, T1, first violation) of each sublayer of one run."""
     yield from sublayers_held(model_of(family, name), precision, run)
 
@@ -78,7 +79,7 @@ def wide():
     ],
 )
 @pytest.mark.parametrize(
-    "run", [TransformersNetwork, pytest.param(Emulated, marks=pytest.mark.slow)]
+    "run", [Transformers, pytest.param(Emulated, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
     "precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)]
@@ -100,7 +101,7 @@ def test_scores_that_overflow_are_no_accusation():
     """Assert it where inf - inf in a softmax makes NaN; other families are slow."""
     from .test_overflow import changed, large_scores, not_finite
 
-    assert not_finite(changed("llama", large_scores), TransformersNetwork) > 0
+    assert not_finite(changed("llama", large_scores), Transformers) > 0
 
 
 @pytest.mark.slow

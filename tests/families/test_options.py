@@ -8,12 +8,11 @@ import pytest
 
 import lyapunov
 from lyapunov.checkpoints.families._architectures import FAMILIES
-from lyapunov.implementations import Transformers, TransformersNetwork, executions_for
+from lyapunov.implementations import Transformers, executions_for
 from lyapunov.implementations.transformers.mamba1 import (
     transformers_decode,
     transformers_prefill,
 )
-from lyapunov.sublayers.config import plain_mamba1
 from oracles.checkpoints.transformers import make, save
 
 from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered
@@ -48,9 +47,8 @@ def accused(settings, family, mode, precision, seq=SEQ):
         measure="transformers",
         mode=mode,
     )
-    several = plain_mamba1(model.config) is None
-    run = (TransformersNetwork if several else Transformers)(execution)
-    found = list(divergences(model, execution, run.trace(model, tokens)))
+    trace = Transformers(execution).trace(model, tokens)
+    found = list(divergences(model, execution, trace))
     assert len(found) == len(model.sublayers)
     return [(x.layer.layer, x.layer.kind, x.first) for x in found if x.first]
 

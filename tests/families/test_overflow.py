@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lyapunov
-from lyapunov.implementations import Emulated, TransformersNetwork
+from lyapunov.implementations import Emulated, Transformers
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
 
@@ -74,7 +74,7 @@ def not_finite(model, run, precision="fp16") -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGURATIONS)
-@pytest.mark.parametrize("run", [TransformersNetwork, Emulated])
+@pytest.mark.parametrize("run", [Transformers, Emulated])
 def test_no_family_is_accused_of_its_overflows(family, run):
     """Assert it of every change, and that one of them overflows."""
     found = [not_finite(changed(family, change), run) for change in CHANGES]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.implementations import TransformersNetwork, executions_for
+from lyapunov.implementations import Transformers, executions_for
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
 
@@ -48,7 +48,7 @@ def held(model, tokens, precision):
         measure="transformers",
         mode="decode",
     )
-    trace = TransformersNetwork(execution).trace(model, tokens)
+    trace = Transformers(execution).trace(model, tokens)
     for found in divergences(model, execution, trace):
         assert found.whole.measured_square.shape == (1, SEQ)
         yield found

@@ -6,5 +6,4 @@ from .mamba1 import (
     transformers_decode as transformers_decode,
     transformers_prefill as transformers_prefill,
 )
-from .network_runner import TransformersNetwork as TransformersNetwork
 from .runner import Transformers as Transformers

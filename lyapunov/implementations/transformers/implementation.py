@@ -117,13 +117,9 @@ class TransformersImplementation(AbstractImplementation):
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:
         """Run a text with its modules, whole or from a cache."""
-        from ...sublayers.config import plain_mamba1
-        from .network_runner import TransformersNetwork
         from .runner import Transformers
 
-        network = plain_mamba1(model.config) is None
-        runner = (TransformersNetwork if network else Transformers)(execution)
-        return runner.trace(model, tokens)
+        return Transformers(execution).trace(model, tokens)
 
     def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
         """Run texts in calls, padded or in a batch, from its own cache."""
@@ -184,6 +180,6 @@ class TransformersCudaImplementation(AbstractImplementation):
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:
         """Run a text with its modules on a GPU."""
-        from .network_runner import TransformersNetwork
+        from .runner import Transformers
 
-        return TransformersNetwork(execution, device="cuda").trace(model, tokens)
+        return Transformers(execution, device="cuda").trace(model, tokens)

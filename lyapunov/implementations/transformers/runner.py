@@ -24,10 +24,14 @@ from .._torch import copied, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from ._cache import given_cache
 from .implementation import TransformersImplementation
+from .network_runner import TransformersNetwork
 
 
 class Transformers:
     """Run a network with transformers' classes, on CPU unless told otherwise.
+
+    Nothing but Mamba-1 is built of its weights, whatever layout they came in, and goes
+    block by block; every other network is loaded as transformers loads its folder.
 
     **Arguments:**
 
@@ -51,7 +55,16 @@ class Transformers:
 
     @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers, then the head."""
+        """Records of all sublayers, then the head.
+
+        **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
+        sublayer whose output no module puts out; `RefusedError` where the network
+        itself raises.
+        """
+        if plain_mamba1(model.config) is None:
+            watched = TransformersNetwork(self.execution, self._device)
+            yield from watched.trace(model, tokens)
+            return
         torch, network = _build(model, self.execution.precision, self._device)
         run = _decoded if self.execution.mode == "decode" else _layer_by_layer
         with torch.no_grad():
