@@ -62,8 +62,8 @@ class Transformers:
         itself raises.
         """
         if plain_mamba1(model.config) is None:
-            watched = TransformersNetwork(self.execution, self._device)
-            yield from watched.trace(model, tokens)
+            network = TransformersNetwork(self.execution, self._device)
+            yield from network.trace(model, tokens)
             return
         torch, network = _build(model, self.execution.precision, self._device)
         run = _decoded if self.execution.mode == "decode" else _layer_by_layer
