@@ -1,7 +1,7 @@
 """What a check found, as a document of sections."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,18 +104,14 @@ def _layers(report: Report) -> Section:
             "sample).",
         )
     ]
-    for i, precision in enumerate(report.precisions):
-
-        def divergence(row: words.Row, i: int = i) -> Any:
-            return row.divergences[i]
-
-        groups.append(
-            Columns(
-                columns.within(divergence, columns.divergences()),
-                name=precision.precision,
-                title=f"{precision.precision}: {precision.execution}",
-            )
+    groups += [
+        Columns(
+            columns.within(_divergence(i), columns.divergences()),
+            name=p.precision,
+            title=f"{p.precision}: {p.execution}",
         )
+        for i, p in enumerate(report.precisions)
+    ]
     notes = [Note(words.LEGEND, Form.SHORT)]
     if report.precisions:
         notes.append(
@@ -130,6 +126,11 @@ def _layers(report: Report) -> Section:
         )
     table = Table(words.rows(report), columns.PLACE, groups)
     return Section("Layers", table=table, notes=notes)
+
+
+def _divergence(i: int) -> Callable[[words.Row], Any]:
+    """Of a row, what the execution of this number did."""
+    return lambda row: row.divergences[i]
 
 
 # Distances that a line has room for.
@@ -162,15 +163,10 @@ def _losses(report: Report) -> list[Section]:
     ]
     if not rows:
         return []
-    groups = []
-    for i, precision in enumerate(report.precisions):
-
-        def divergence(row: words.Row, i: int = i) -> Any:
-            return row.divergences[i]
-
-        groups.append(
-            Columns(columns.within(divergence, columns.BOUND_LOST), precision.precision)
-        )
+    groups = [
+        Columns(columns.within(_divergence(i), columns.BOUND_LOST), p.precision)
+        for i, p in enumerate(report.precisions)
+    ]
     table = Table(rows, [columns.LAYER], groups)
     forms = Form.VERBOSE | Form.MARKDOWN
     return [Section("Where the bound is lost", table=table, forms=forms)]
