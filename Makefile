@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-.PHONY: check test test-slow benchmark lint clean
+# What jaxtyping's shapes say is checked at every call of the library.
+SHAPES := tests/formats tests/arithmetic tests/recurrences
+
+.PHONY: check test test-slow test-shapes benchmark lint clean
 
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
@@ -14,8 +17,13 @@ check: $(VENV)/.check
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
 
-test-slow: $(VENV)/.tests
+test-slow: $(VENV)/.tests test-shapes
 	$(BIN)/python -m pytest -m "slow and not cuda"
+
+test-shapes: $(VENV)/.tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SHAPES) \
+		--jaxtyping-packages=lyapunov,beartype.beartype \
+		-m "not slow and not cuda and not wrong_types"
 
 benchmark: $(VENV)/.tests
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s

@@ -7,6 +7,9 @@ compute a recurrence, and `tolerances` how far two right computations may lie ap
 Tests and studies import it; it imports nothing of theirs and nothing of `lyapunov`.
 """
 
+from . import checkpoints, kernels, mutants, networks, scan_orders, tolerances
+
+
 __all__ = [
     "checkpoints",
     "kernels",

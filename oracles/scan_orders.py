@@ -156,5 +156,6 @@ def block_scan(a, b, combine):
                     out.append(running[1])
             aggregate = lanes[0][warp, 31], lanes[1][warp, 31]
             total = aggregate if total is None else combine(*total, *aggregate)
+        assert total is not None
         prefix = total if prefix is None else combine(*prefix, *total)
     return np.stack(out)

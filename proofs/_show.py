@@ -2,6 +2,7 @@
 
 import html
 import textwrap
+from typing import Any
 
 import sympy
 from sympy.printing.mathml import MathMLPresentationPrinter
@@ -198,7 +199,8 @@ class _Drawn(MathMLPresentationPrinter):
         )
         letter.appendChild(self.dom.createTextNode("\u03b4"))
         for index in delta.args:
-            below.appendChild(self._print(index))
+            node: Any = self._print(index)  # an element, whatever its stub says
+            below.appendChild(node)
         drawn.appendChild(letter)
         drawn.appendChild(below)
         return drawn

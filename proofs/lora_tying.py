@@ -1,5 +1,7 @@
 """LoRA on a projection that makes dt, B and C ties their adaptations together."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import sympy
@@ -22,9 +24,10 @@ def derive(given):
     i, j, k = sympy.symbols("i j k", integer=True)
     r = sympy.Symbol("r", integer=True, positive=True)
     first = sympy.Symbol("o", integer=True, nonnegative=True)
-    U, V, own, W = (sympy.IndexedBase(name) for name in ("U", "V", "V_B", "W"))
+    indexed: Any = sympy.IndexedBase  # its stub knows of no indices
+    U, V, own, W = (indexed(name) for name in ("U", "V", "V_B", "W"))
     right = V if "one_adapter" in given else own
-    x = sympy.IndexedBase("x")
+    x = indexed("x")
     block = lambda factor, row: sympy.Sum(U[row, k] * factor[k, j], (k, 1, r))
     yield identity(
         "row i of the block that starts at o (dt, B or C in x_proj; z, x, B, C, dt in "
@@ -35,7 +38,7 @@ def derive(given):
     d = sympy.Symbol("d", integer=True, positive=True)
     seen = sympy.Sum(block(V, first + i) * x[j], (j, 1, d))
     code = sympy.Sum(V[k, j] * x[j], (j, 1, d))
-    fixed = {d: 3, r: 2}
+    fixed: Any = {d: 3, r: 2}
     yield identity(
         "every adapted block reads the token through the same r numbers V x (written "
         "out for d = 3, r = 2; for all d and r it is that finite sums commute)",
@@ -66,8 +69,8 @@ def derive(given):
         most < e.rank(),
         f"rank {e.rank()} against r = {most}",
     )
-    M = sympy.IndexedBase("M")
-    made = sympy.Sum(W[first + i, j] * x[j], (j, 1, d))
+    M = indexed("M")
+    made: Any = sympy.Sum(W[first + i, j] * x[j], (j, 1, d))
     yield identity(
         "and an adapter on dt_proj, M, leaves B and C = W_block x as they are: they "
         "are split off before it",

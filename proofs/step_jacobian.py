@@ -1,6 +1,7 @@
 """The step Jacobian of Mamba-1, Mamba-2 and Mamba-3 is diagonal, and known."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +35,18 @@ HYPOTHESES = (
 def derive(given):
     """Entries for symbolic indices: any number of channels, heads and states."""
     i, j, n, m, p, q, t = sympy.symbols("i j n m p q t", integer=True)
-    dt = sympy.IndexedBase("dt", positive=True)
-    A = sympy.IndexedBase("A", negative=True)
-    h = sympy.IndexedBase("h", real=True)
+    indexed: Any = sympy.IndexedBase  # its stub knows of no indices
+    dt = indexed("dt", positive=True)
+    A = indexed("A", negative=True)
+    h = indexed("h", real=True)
 
     # what is added to the library's own derivative when a hypothesis is dropped
     extra = sympy.Integer(0)
     if "inputs_held" not in given:
-        slope = sympy.IndexedBase("w", real=True)  # d dt[t, i] / d h[j, m]
+        slope = indexed("w", real=True)  # d dt[t, i] / d h[j, m]
         extra += A[i, n] * slope[i, j, m] * sympy.exp(dt[t, i] * A[i, n]) * h[i, n]
     if "diagonal" not in given:
-        extra += sympy.IndexedBase("M", real=True)[n, m] * delta(i, j)
+        extra += indexed("M", real=True)[n, m] * delta(i, j)
     yield identity(
         "Mamba-1, read off the library's own recurrence: entry [i n, j m]",
         symbolic.step_jacobian("mamba1") + extra,

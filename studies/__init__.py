@@ -4,4 +4,7 @@
 cannot run, `files` and `picture` write whole or not at all.
 """
 
+from . import files, picture, problems, study
+
+
 __all__ = ["files", "picture", "problems", "study"]

@@ -27,12 +27,12 @@ class CovariantVectors(eqx.Module):
     """Hold covariant vectors along the middle of a trajectory, and their growth.
 
     Row n stands before the token `first_token + n`, whose step Jacobian sends each
-    vector to the next row's, times `exp(log_growth[n])`.
+    vector to the next row's, times `exp(log_growth[n])`: one instant more than tokens.
     """
 
-    vectors: Float[Array, "tokens+1 d k"]
+    vectors: Float[Array, "instants d k"]
     """Columns of length 1, in the flat state's coordinates, the fastest first."""
-    states: Float[Array, "tokens+1 d"]
+    states: Float[Array, "instants d"]
     """Where the vectors stand, flat."""
     log_growth: Float[Array, "tokens k"]
     """Of each vector over each token, in nats."""
@@ -44,7 +44,7 @@ class CovariantVectors(eqx.Module):
         return self.log_growth.mean(axis=0)
 
     @property
-    def angles(self) -> Float[Array, "tokens+1 k k"]:
+    def angles(self) -> Float[Array, "instants k k"]:
         """Measure the angles between the lines of two vectors, radians, 0 to pi / 2.
 
         One near 0 is a near tangency: growth and decay can hardly be told apart.
@@ -185,7 +185,7 @@ def _refuse(singular: np.ndarray, triangles: np.ndarray) -> None:
 @jax.jit
 def backward(
     triangles: Float[Array, "tokens k k"], last: Float[Array, "k k"]
-) -> tuple[Float[Array, "tokens+1 k k"], Float[Array, "tokens k"]]:
+) -> tuple[Float[Array, "instants k k"], Float[Array, "tokens k"]]:
     """Solve backward for coefficients A_0 to A_T of unit columns, and their log growth.
 
     `triangles[n]` leads from A_n to A_{n+1}, in the frames before and after token n.

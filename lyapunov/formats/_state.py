@@ -207,14 +207,15 @@ def round_stochastically(
 
 
 def round_state(
-    x: Float[Array | np.ndarray, "d_state channels"],
+    x: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers | StateNumbers,
     key: Array | None = None,
-) -> Float[Array, "d_state channels"]:
+) -> Float[Array, "*shape"]:
     """The state as it is read back after a store.
 
     **Arguments:**
 
+    - `x`: of any shape; (d_state, channels) where channels have scales.
     - `key`: for stochastic rounding. Without one the state is rounded to nearest.
     """
     if not is_state_numbers(numbers):
@@ -289,9 +290,9 @@ def integer_ends(
 
 
 def is_held(
-    x: Float[Array | np.ndarray, "d_state channels"],
+    x: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers | StateNumbers,
-) -> Bool[Array, "d_state channels"]:
+) -> Bool[Array, "*shape"]:
     """Where a state is one of the format's numbers already, so that no store moves it.
 
     The largest of a channel is held by integers but for the roundings of its scale.
@@ -303,9 +304,9 @@ def is_held(
 
 
 def state_error_bound(
-    magnitude: Float[Array | np.ndarray, "d_state channels"],
+    magnitude: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers | StateNumbers,
-) -> Float[Array, "d_state channels"]:
+) -> Float[Array, "*shape"]:
     """The most that one store moves states of at most these magnitudes.
 
     To nearest u ufp(m), stochastically one spacing 2 u ufp(m); where the format's

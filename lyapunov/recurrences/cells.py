@@ -41,15 +41,15 @@ class HiddenAndCell(NamedTuple):
 class LSTM(AbstractRecurrence):
     """c' = f c + i g, h' = o tanh(c'), gates of the token and h.
 
-    Rows of the weights in PyTorch's order: i, f, g, o.
+    Rows of the weights, 4 width gates, in PyTorch's order: i, f, g, o.
 
     ??? cite "Hochreiter and Schmidhuber (1997), Neural Computation 9, 1735-1780; with
     the forget gate of Gers et al. (2000), Neural Computation 12, 2451-2471"
     """
 
-    from_token: Float[Array, "4*width d_model"]
-    from_hidden: Float[Array, "4*width width"]
-    bias: Float[Array, " 4*width"]
+    from_token: Float[Array, "gates d_model"]
+    from_hidden: Float[Array, "gates width"]
+    bias: Float[Array, " gates"]
 
     @classmethod
     def drawn(cls, key: PRNGKeyArray, d_model: int, width: int) -> "LSTM":
@@ -92,15 +92,15 @@ class LSTM(AbstractRecurrence):
 class GRU(AbstractRecurrence):
     """h' = (1 - z) n + z h, n = tanh(W x + b + r (U h + b')), in PyTorch's variant.
 
-    Rows of the weights in PyTorch's order: r, z, n.
+    Rows of the weights, 3 width gates, in PyTorch's order: r, z, n.
 
     ??? cite "Cho et al. (2014), arXiv 1406.1078"
     """
 
-    from_token: Float[Array, "3*width d_model"]
-    from_hidden: Float[Array, "3*width width"]
-    bias: Float[Array, " 3*width"]
-    hidden_bias: Float[Array, " 3*width"]
+    from_token: Float[Array, "gates d_model"]
+    from_hidden: Float[Array, "gates width"]
+    bias: Float[Array, " gates"]
+    hidden_bias: Float[Array, " gates"]
 
     @classmethod
     def drawn(cls, key: PRNGKeyArray, d_model: int, width: int) -> "GRU":
@@ -145,14 +145,14 @@ class CellNormaliserHidden(NamedTuple):
 class SLSTM(AbstractRecurrence):
     """xLSTM's scalar cell: c' = f c + i z, n' = f n + i, h' = o c' / n', i = exp(.).
 
-    One head; f = sigmoid(.). Rows of the weights in the order i, f, z, o.
+    One head; f = sigmoid(.). Rows of the weights, 4 width gates, in order: i, f, z, o.
 
     ??? cite "Beck et al. (2024), arXiv 2405.04517, section 2.2"
     """
 
-    from_token: Float[Array, "4*width d_model"]
-    from_hidden: Float[Array, "4*width width"]
-    bias: Float[Array, " 4*width"]
+    from_token: Float[Array, "gates d_model"]
+    from_hidden: Float[Array, "gates width"]
+    bias: Float[Array, " gates"]
 
     @classmethod
     def drawn(cls, key: PRNGKeyArray, d_model: int, width: int) -> "SLSTM":
@@ -224,7 +224,7 @@ class LinearAttention(AbstractScalarRecurrence):
         """Uniform up to 1 / sqrt(d_model)."""
         return cls(*_uniform(key, ((heads, d_head, d_model),) * 2, d_model))
 
-    def start(self) -> Float[Array, "heads d_key d_value+1"]:
+    def start(self) -> Float[Array, "heads d_key d_value_and_1"]:
         """Zeros."""
         heads, d_value, _ = self.value.shape
         return jnp.zeros((heads, self.key.shape[1], d_value + 1))
@@ -266,7 +266,7 @@ class MLSTM(AbstractScalarRecurrence):
         bias = jnp.stack([jnp.zeros(heads), jnp.linspace(3, 6, heads)])
         return cls(k, v, gates, bias)
 
-    def start(self) -> Float[Array, "heads d_value+1 d_key"]:
+    def start(self) -> Float[Array, "heads d_value_and_1 d_key"]:
         """Zeros."""
         heads, d_value, _ = self.value.shape
         return jnp.zeros((heads, d_value + 1, self.key.shape[1]))

@@ -56,9 +56,10 @@ class AttentionParameters(eqx.Module):
     """(kv_heads head_dim, width)."""
     v_proj: Weight
     """(kv_heads head_dim, width)."""
-    q_bias: Float[Array, " heads*head_dim"] | None
-    k_bias: Float[Array, " kv_heads*head_dim"] | None
-    v_bias: Float[Array, " kv_heads*head_dim"] | None
+    q_bias: Float[Array, " q_channels"] | None
+    k_bias: Float[Array, " kv_channels"] | None
+    v_bias: Float[Array, " kv_channels"] | None
+    """Of heads head_dim and of kv_heads head_dim channels."""
     q_norm: Norm | None
     """Over each head's channels; over all of them where its weight is as wide."""
     k_norm: Norm | None

@@ -35,7 +35,8 @@ class Mamba1Parameters(eqx.Module):
     norm: Float[Array, " d_model"]
     in_proj: Weight
     """(2 d_inner, d_model), rows x then z."""
-    in_proj_bias: Float[Array, " 2*d_inner"] | None
+    in_proj_bias: Float[Array, " xz_channels"] | None
+    """2 d_inner of them."""
     conv_weight: Float[Array, "d_inner d_conv"]
     conv_bias: Float[Array, " d_inner"]
     x_proj: Weight | tuple[Weight, ...]

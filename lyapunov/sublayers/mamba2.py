@@ -34,15 +34,16 @@ class Mamba2Parameters(eqx.Module):
     """One sublayer: the norm and the mixer after it.
 
     Channels of x, z and y are head-major, (heads x head_dim) = d_inner; B and C are
-    group-major, (groups x d_state).
+    group-major, (groups x d_state). The conv's channels are x's, B's and C's:
+    d_inner + 2 groups d_state.
     """
 
     norm: Float[Array, " d_model"]
     in_proj: Weight
     """(2 d_inner + 2 groups d_state + heads, d_model), rows z, x, B, C, dt."""
     in_proj_bias: Float[Array, " rows"] | None
-    conv_weight: Float[Array, "d_inner+2*groups*d_state d_conv"]
-    conv_bias: Float[Array, " d_inner+2*groups*d_state"]
+    conv_weight: Float[Array, "conv_channels d_conv"]
+    conv_bias: Float[Array, " conv_channels"]
     dt_bias: Float[Array, " heads"]
     A_log: Float[Array, " heads"]
     D: Float[Array, " d_inner"]

@@ -3,6 +3,9 @@
 Some are made by transformers, whose own logits are the reference then.
 """
 
+from . import configurations, hard, mamba1, mamba3, mamba_ssm, megatron, transformers
+
+
 __all__ = [
     "configurations",
     "hard",

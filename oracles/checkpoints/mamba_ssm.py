@@ -96,7 +96,7 @@ def attention_shapes(attn):
 
 
 def mamba_ssm_shapes(config):
-    shapes = {"backbone.embedding.weight": (37, D_MODEL)}
+    shapes: dict[str, tuple[int, ...]] = {"backbone.embedding.weight": (37, D_MODEL)}
     norms = ["backbone.norm_f"]
     for i in range(config["n_layer"]):
         prefix = f"backbone.layers.{i}."

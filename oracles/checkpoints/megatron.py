@@ -12,8 +12,6 @@ import io
 import sys
 import types
 
-import torch
-
 from oracles.checkpoints.configurations import NEMOTRON, NO_LIMITS
 from oracles.checkpoints.transformers import make
 
@@ -73,6 +71,8 @@ def names(state, pattern):
 
 def by_group(own, size=8):
     """Queries of a group of heads, then its key and its value."""
+    import torch
+
     q, k, v = (own[f"mixer.{name}_proj.weight"].reshape(-1, size, 32) for name in "qkv")
     shared = len(q) // len(k)
     rows = []
@@ -90,6 +90,8 @@ SECOND = ("out_proj.weight", "linear_proj.weight", "linear_fc2.weight")
 
 def share(name, tensor, rank, ranks, inner, wide, heads):
     """What one of several ranks holds of a tensor."""
+    import torch
+
     if name.endswith("in_proj.weight"):
         components = tensor.split([inner, inner, wide, wide, heads])
     elif "conv1d" in name:
@@ -105,6 +107,8 @@ def share(name, tensor, rank, ranks, inner, wide, heads):
 
 def save(folder, tensors, ranks, *, inner, wide, heads, **changes):
     """`release/mp_rank_0r/model_optim_rng.pt` for each rank, and the tracker."""
+    import torch
+
     args = {
         "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4,
         "group_query_attention": True, "num_query_groups": 2, "kv_channels": 8,

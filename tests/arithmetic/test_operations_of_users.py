@@ -237,6 +237,7 @@ def test_a_formula_is_written_down_or_refused():
     assert "symbolic=" in refused.value.hint
 
 
+@pytest.mark.wrong_types
 def test_a_pair_that_does_not_fit_is_refused_by_name():
     """Assert what is said of results of another kind or shape, and of no function."""
     x, at = jnp.ones((2, 3)), BoundedArithmetic({}, RoundingModel.none())
