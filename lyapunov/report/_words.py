@@ -75,10 +75,10 @@ def count(value: float | None) -> str:
 
 
 def decay(value: float | None) -> str:
-    """A decay; near 1 its distance to 1 is what matters: `1-1.5e-3`."""
-    if value is None or not 0.99 < value < 1:
+    """A decay; near 1 its distance to 1 is what matters: `1-1.5e-3`, `1+4.0e-3`."""
+    if value is None or value == 1 or not 0.99 < value < 1.01:
         return number(value)
-    return f"1-{number(1 - value)}"
+    return f"1{'-' if value < 1 else '+'}{number(abs(1 - value))}"
 
 
 def memory(value: MemoryTokens | None) -> str:

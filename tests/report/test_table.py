@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lyapunov.report import to_table
-from lyapunov.report._words import LEGEND, count, number, ratio
+from lyapunov.report._words import LEGEND, count, decay, number, ratio
 
 from .example import example_report, precision_report
 
@@ -119,6 +119,12 @@ def test_estimates_are_never_called_bounds():
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def test_a_decay_beyond_1_is_seen_to_be():
+    decays = (None, 0.5, 1 - 1.5e-3, 1.0, 1.004, 1.5)
+    shown = ["–", "0.50", "1-1.5e-3", "1.0", "1+4.0e-3", "1.5"]
+    assert [decay(x) for x in decays] == shown
 
 
 def test_counts_and_ratios_are_short():
