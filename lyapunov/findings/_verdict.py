@@ -78,15 +78,11 @@ class Verdict:
     @classmethod
     def among(cls, settings: Mapping[str, Any]) -> "Verdict":
         """What settings say of it; what they leave out is the default."""
-        said: dict[str, Any] = {
-            rule.name: settings[rule.name]
-            for rule in fields(cls)
-            if rule.name in settings
-        }
-        codes = {
-            name: tuple(said[name]) for name in ("select", "ignore") if name in said
-        }
-        return cls(**said | codes)
+        said = [rule.name for rule in fields(cls) if rule.name in settings]
+        found: dict[str, Any] = {name: settings[name] for name in said}
+        for codes in {"select", "ignore"} & set(said):
+            found[codes] = tuple(found[codes])
+        return cls(**found)
 
     def kept(self, found: Iterable[Finding]) -> list[Finding]:
         """The findings that count."""
