@@ -185,3 +185,27 @@ def test_protocols_can_be_asked_for():
     for node in classes:
         marks = {ast.unparse(one) for one in node.decorator_list}
         assert "runtime_checkable" in marks, node.name
+
+
+def test_axes_of_shapes_have_names():
+    """Assert that none is an expression, which is looked up before its parts are known.
+
+    `make test-shapes` would end at the first construction of a class with such a field.
+    """
+    kinds = {"Float", "Int", "Bool", "Shaped", "Num", "Complex", "UInt"}
+    shapes = [
+        (file.name, node.slice.elts[1].value)
+        for file in (ROOT / "lyapunov").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) in kinds
+        and isinstance(node.slice, ast.Tuple)
+    ]
+    assert len(shapes) > 300
+    for file, shape in shapes:
+        for axis in shape.split():
+            plain = axis.lstrip("*#?_") or "_"
+            assert plain.isidentifier() or plain.isdigit() or axis == "...", (
+                file,
+                shape,
+            )

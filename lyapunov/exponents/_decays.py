@@ -34,7 +34,7 @@ class Decays:
     def __init__(
         self,
         dt: Float[Array | np.ndarray, "batch seq d_inner"],
-        A: Float[Array | np.ndarray, "d_inner *d_state"],
+        A: Float[Array | np.ndarray, " d_inner *d_state"],
     ):
         dt, A = np.asarray(dt, np.float64), np.asarray(A, np.float64)
         if dt.ndim != 3 or 0 in dt.shape:

@@ -60,7 +60,7 @@ class StoredParameters(NamedTuple):
     """Hold what a checkpoint stores of a recurrence; None is not looked at."""
 
     dt_bias: Float[Array | np.ndarray, " d_inner"] | None = None
-    A_log: Float[Array | np.ndarray, "d_inner *d_state"] | None = None
+    A_log: Float[Array | np.ndarray, " d_inner *d_state"] | None = None
     D: Float[Array | np.ndarray, " d_inner"] | None = None
     ones: Mapping[str, np.ndarray] = MappingProxyType({})
     """Further parameters that are 1 before training, by name."""

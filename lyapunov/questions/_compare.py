@@ -191,7 +191,7 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
 
 
 def _texts(
-    relative: Float[np.ndarray, "batch"],
+    relative: Float[np.ndarray, " batch"],
     kl: Float[np.ndarray, "batch seq"],
     differs: Bool[np.ndarray, "batch seq"],
     tied: Bool[np.ndarray, "batch seq"],
