@@ -108,7 +108,10 @@ class SharedSizes(AbstractSublayer):
         """Put the flow's parameters together from stored ones."""
         # the MLP's norm has a name of its own, and so does its bias
         own = {"norm": "mlp_norm", "norm_bias": "mlp_norm_bias"}
-        of_mlp = lambda name: get(own.get(name, name))
+
+        def of_mlp(name: str) -> Any:
+            return get(own.get(name, name))
+
         return SharedParameters(
             attention=self.attention.parameters(get),
             mlp=self.mlp.parameters(of_mlp),

@@ -1,5 +1,7 @@
 """Which stored tensors a dump may hold of a sublayer, and how wide they are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,11 +20,13 @@ def site_widths(model: Model, layer: Sublayer) -> dict[str, int]:
 
     The flow is traced and not run, with a store at every site that its kind has.
     """
-    sizes = model.config.sublayers[layer.layer]
+    sizes: Any = model.config.sublayers[layer.layer]
     p = model.parameters(layer.layer)
     with jax.enable_x64(True):
         short, long = (_shapes(model, layer, sizes, p, seq) for seq in LENGTHS)
-    of_stream = dict.fromkeys(("residual", "residual_aside"), sizes.d_model)
+    of_stream: dict[str, int] = dict.fromkeys(
+        ("residual", "residual_aside"), sizes.d_model
+    )
     return of_stream | {
         site: short[site][1]
         for site in sizes.sites
