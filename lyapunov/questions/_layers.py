@@ -14,9 +14,10 @@ from ..bounds.ball import Ball
 from ..bounds.end_to_end import EndToEnd, decided
 from ..findings._semantics import ClippedDt, clipped_dt
 from ..formats import StateFormat, state_format_named
-from ..implementations import Execution, Reference, implementation_named
+from ..implementations import Execution, Reference, Trace, implementation_named
 from ..models import Model
 from ..results._check import (
+    FunctionDistance,
     LayerDivergence,
     LayerExponents,
     OutputDivergence,
@@ -71,28 +72,8 @@ def run_layers(
     """
     measure = request.measure
     effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
-    states = dict.fromkeys(e.state_precision for e in executions)
-    states.pop("fp32", None)
-    formats = [state_format_named(name) for name in states]
-    reference = Reference(
-        tuple(f.unit_roundoff for f in formats),
-        tuple(f.smallest_normal for f in formats),
-        state_steps=tuple(
-            f.step if isinstance(f, StateFormat) else 0.0 for f in formats
-        ),
-    ).trace(model, ids)
-    places = {name: i for i, name in enumerate(states)}
-    runs = [
-        _Run(
-            e,
-            implementation_named(measure).run(model, ids, e),
-            [],
-            Ball(model, ids, e) if effort.ball else None,
-            {},
-            [],
-        )
-        for e in executions
-    ]
+    reference, places = _reference(model, ids, executions)
+    runs = [_begun(model, ids, e, measure, effort) for e in executions]
     estimates = _estimates(model, ids, executions, effort, request.seed)
     functions = OtherFunctions(model, ids, executions)
     steps = len(model.sublayers) + 1
@@ -114,11 +95,7 @@ def run_layers(
             functions.sublayer()
             started = []
             for run in runs:
-                other = next(run.trace)
-                place = places.get(run.execution.state_precision)
-                facts = None if place is None else state_facts(record, place)
-                if facts is not None:
-                    run.facts.append(facts)
+                other, stagnation = _next_of(run, record, places)
                 if sublayer.layer in chosen:
                     work = SublayerDivergence(
                         model,
@@ -128,7 +105,7 @@ def run_layers(
                         other,
                         effort.floor,
                         workers,
-                        None if facts is None else facts.stagnation,
+                        stagnation,
                     )
                     started.append((run, work))
                 found = run.ball and run.ball.sublayer(sublayer, record)
@@ -153,27 +130,76 @@ def run_layers(
         model, next(reference), runs, estimates, functions, ids, progress
     )
     reports = [
-        PrecisionReport(
-            precision=run.execution.precision,
-            state_precision=run.execution.state_precision,
-            execution=run.execution.name,
-            mode=run.execution.mode,
-            measured_by=measure,
-            layers=[
-                dataclasses.replace(
-                    row,
-                    module=modules[row.layer],
-                    certified_l2=run.certified.get(row.layer),
-                    sigma_share=shares.get(row.layer),
-                )
-                for row in run.rows
-            ],
-            output=output,
-            function=functions.distance(run.execution),
-        )
-        for run, (output, shares) in zip(runs, outputs, strict=True)
+        _report(run, measure, modules, functions.distance(run.execution), *found)
+        for run, found in zip(runs, outputs, strict=True)
     ]
     return rows, reports, clipped, bits
+
+
+def _reference(model: Model, ids, executions) -> tuple[Trace, dict[str, int]]:
+    """The reference's trace, which looks at its states as the executions' formats hold
+    them, and where it says what it saw of each."""
+    states = dict.fromkeys(e.state_precision for e in executions)
+    states.pop("fp32", None)
+    formats = [state_format_named(name) for name in states]
+    trace = Reference(
+        tuple(f.unit_roundoff for f in formats),
+        tuple(f.smallest_normal for f in formats),
+        state_steps=tuple(
+            f.step if isinstance(f, StateFormat) else 0.0 for f in formats
+        ),
+    ).trace(model, ids)
+    return trace, {name: i for i, name in enumerate(states)}
+
+
+def _begun(
+    model: Model, ids, execution: Execution, measure: str, effort: Effort
+) -> _Run:
+    """An execution before its first sublayer."""
+    trace = implementation_named(measure).run(model, ids, execution)
+    ball = Ball(model, ids, execution) if effort.ball else None
+    return _Run(execution, trace, [], ball, {}, [])
+
+
+def _next_of(run: _Run, record, places: dict[str, int]) -> tuple[Any, Any]:
+    """An execution's own record of the next sublayer, and how much of its state stands
+    still; None where the reference has not looked."""
+    other = next(run.trace)
+    place = places.get(run.execution.state_precision)
+    facts = None if place is None else state_facts(record, place)
+    if facts is None:
+        return other, None
+    run.facts.append(facts)
+    return other, facts.stagnation
+
+
+def _report(
+    run: _Run,
+    measure: str,
+    modules,
+    function: FunctionDistance | None,
+    output: OutputDivergence,
+    shares: dict[int, float],
+) -> PrecisionReport:
+    """What was found of one execution."""
+    return PrecisionReport(
+        precision=run.execution.precision,
+        state_precision=run.execution.state_precision,
+        execution=run.execution.name,
+        mode=run.execution.mode,
+        measured_by=measure,
+        layers=[
+            dataclasses.replace(
+                row,
+                module=modules[row.layer],
+                certified_l2=run.certified.get(row.layer),
+                sigma_share=shares.get(row.layer),
+            )
+            for row in run.rows
+        ],
+        output=output,
+        function=function,
+    )
 
 
 def _estimates(
