@@ -123,41 +123,16 @@ def mamba_ssm_mamba3_prefill(
     cast = Precision.named(precision).cast
     constants = SCAN
     if rank is None:
-        if fmt != BF16:
-            sites |= dict.fromkeys(CASTS, BF16)
-            sites |= {} if gate_norm else {"z_cast": BF16}
-        # the sums of angles are put into an array of the angles' format
-        sites |= dict.fromkeys(("angle_sum", *PRODUCTS), BF16)
-        if cast:
-            sites |= dict.fromkeys(
-                ("B_biased", "C_biased", "CB_product", "CB", "k_turned"), fmt
-            )
-        else:
-            sites["CB_operand"] = TF32_OPERAND
-        how = (
-            f"what the scan reads and stores, angles as well, is rounded to bf16 in a "
-            f"model of any format; a chunk has {chunk} tokens"
-        )
+        own_sites, how = _of_rank_1(fmt, cast, gate_norm)
+        sites |= own_sites
     else:
-        sites |= dict.fromkeys(RANKED, fmt)
-        sites |= {} if gate_norm else dict.fromkeys(RANKED_GATE, fmt)
-        for name in ("B_bias", "C_bias", "mimo_x"):
-            parameters[name] = fmt
+        own_sites, how = _of_ranks(fmt, gate_norm)
+        sites |= own_sites
+        parameters |= dict.fromkeys(("B_bias", "C_bias", "mimo_x"), fmt)
         if not gate_norm:
             parameters["mimo_o"] = fmt
             constants = dataclasses.replace(SCAN, silu_size=GATE)
-        how = (
-            f"dt, gamma, keys, queries, pairs of tokens, sums over ranks and the state "
-            f"handed to a chunk are rounded to {fmt.name}; a chunk has {chunk} tokens"
-        )
-    if gate_norm:
-        sites["scan_output"] = own
-    if rank is None:
-        sites["gated"] = BF16
-        if fmt == FP16:
-            sites["gated_cast"] = fmt
-    else:
-        sites["gated"] = fmt
+    how = f"{how}; a chunk has {chunk} tokens"
     return Execution(
         name=f"mamba_ssm prefill, {precision}",
         implementation="mamba_ssm",
@@ -181,6 +156,40 @@ def mamba_ssm_mamba3_prefill(
             "silu and sigmoid 8 ulp, reciprocal square root 2 ulp",
         ),
         chunked=True,
+    )
+
+
+def _of_rank_1(fmt: Format, cast: bool, gate_norm: bool) -> tuple[dict, str]:
+    """Stores of the kernel of rank 1, by site, and what is said of them."""
+    sites = {}
+    if fmt != BF16:
+        sites |= dict.fromkeys(CASTS, BF16)
+        sites |= {} if gate_norm else {"z_cast": BF16}
+    # the sums of angles are put into an array of the angles' format
+    sites |= dict.fromkeys(("angle_sum", *PRODUCTS), BF16)
+    if cast:
+        sites |= dict.fromkeys(
+            ("B_biased", "C_biased", "CB_product", "CB", "k_turned"), fmt
+        )
+    else:
+        sites["CB_operand"] = TF32_OPERAND
+    sites |= {"scan_output": BF16} if gate_norm else {}
+    sites["gated"] = BF16
+    sites |= {"gated_cast": fmt} if fmt == FP16 else {}
+    return sites, (
+        "what the scan reads and stores, angles as well, is rounded to bf16 in a model "
+        "of any format"
+    )
+
+
+def _of_ranks(fmt: Format, gate_norm: bool) -> tuple[dict, str]:
+    """Stores of the kernels of higher rank, by site, and what is said of them."""
+    sites = dict.fromkeys(RANKED, fmt)
+    sites |= dict.fromkeys(("scan_output",) if gate_norm else RANKED_GATE, fmt)
+    sites["gated"] = fmt
+    return sites, (
+        "dt, gamma, keys, queries, pairs of tokens, sums over ranks and the state "
+        f"handed to a chunk are rounded to {fmt.name}"
     )
 
 

@@ -5,6 +5,7 @@ sublayer has one of its own, `Execution.of(kind)`.
 """
 
 import dataclasses
+from typing import Any
 
 from ..._errors import UsageError
 from ...formats import FP32, Format
@@ -80,28 +81,7 @@ def mamba_ssm_network(
             kind: _under_autocast(one, config, architecture, fmt)
             for kind, one in kinds.items()
         }
-    second = next((s for s in config.sublayers if s.kind == "mamba2"), None)
-    if second is not None:
-        gate = {"gate_norm": second.gate_norm}
-        kinds["mamba2"] = (
-            mamba_ssm_mamba2_decode(precision, **common, **gate)
-            if decode
-            else mamba_ssm_mamba2_prefill(
-                precision, **common, **gate, chunk=second.chunk
-            )
-        )
-        if amp:
-            own = kinds["mamba2"]
-            sites = own.sites | _scaled_input(config, "mamba2", fmt)
-            kinds["mamba2"] = dataclasses.replace(own, sites=sites)
-    third = next((s for s in config.sublayers if s.kind == "mamba3"), None)
-    if third is not None:
-        own = {"rank": third.rank, "gate_norm": third.gate_norm}
-        kinds["mamba3"] = (
-            mamba_ssm_mamba3_decode(precision, **common, **own)
-            if decode
-            else mamba_ssm_mamba3_prefill(precision, **common, **own, chunk=third.chunk)
-        )
+    kinds |= _other_mixers(config, precision, decode, common)
     if any(getattr(s, "mixer_norm_epsilon", None) for s in config.sublayers):
         mixer = dataclasses.replace(
             mixer, sites=mixer.sites | dict.fromkeys(MIXER_NORMS, fmt)
@@ -129,6 +109,37 @@ def mamba_ssm_network(
         },
         assumptions=_said(mixer, kinds, used),
     )
+
+
+def _other_mixers(
+    config: NetworkConfig, precision: str, decode: bool, common: dict[str, Any]
+) -> dict[str, Execution]:
+    """Mixers of Mamba-2 and of Mamba-3, where the network has some."""
+    fmt, variant = parse_precision(precision, "mamba_ssm")
+    kinds: dict[str, Execution] = {}
+    second = next((s for s in config.sublayers if s.kind == "mamba2"), None)
+    if second is not None:
+        gate = {"gate_norm": second.gate_norm}
+        kinds["mamba2"] = (
+            mamba_ssm_mamba2_decode(precision, **common, **gate)
+            if decode
+            else mamba_ssm_mamba2_prefill(
+                precision, **common, **gate, chunk=second.chunk
+            )
+        )
+        if variant == "amp":
+            own = kinds["mamba2"]
+            sites = own.sites | _scaled_input(config, "mamba2", fmt)
+            kinds["mamba2"] = dataclasses.replace(own, sites=sites)
+    third = next((s for s in config.sublayers if s.kind == "mamba3"), None)
+    if third is not None:
+        own = {"rank": third.rank, "gate_norm": third.gate_norm}
+        kinds["mamba3"] = (
+            mamba_ssm_mamba3_decode(precision, **common, **own)
+            if decode
+            else mamba_ssm_mamba3_prefill(precision, **common, **own, chunk=third.chunk)
+        )
+    return kinds
 
 
 def _under_autocast(

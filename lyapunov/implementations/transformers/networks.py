@@ -13,7 +13,7 @@ import functools
 import math
 
 from ..._errors import UsageError
-from ...formats import FP16, FP32
+from ...formats import FP16, FP32, Format
 from ...sublayers.config import NetworkConfig, plain_mamba1
 from ...sublayers.sites import GELU_NEW
 from .._execution import (
@@ -139,42 +139,9 @@ def transformers_network(
         norms[name] = fmt
         if not once:
             norms[f"{name}_hat"] = fmt
-    front = {name: around[name] for name in ("residual", "residual_aside")}
-    front |= {"norm_input": fmt} | norms
-
-    def of(sites, **changes) -> Execution:
-        found = front | dict.fromkeys(sites, fmt)
-        return dataclasses.replace(mixer, sites=found, **changes)
-
-    recurrent = any(one.recurrent for one in config.sublayers)
-    parts = [part for part in GELU_NEW if part != "square" or fmt != FP16]
-    written = [f"activated_{part}" for part in parts]
-    turning = set(ATTENTION)
-    if architecture in TURNS_IN_FP32:
-        turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
     decode = mode == "decode"
-    step = set(STEP)
-    if architecture in GATE_NORM_ROUNDS_ONCE:
-        step -= {"gate_norm_hat"}
-    mamba2 = of(
-        (*MAMBA2, *step) if decode else MAMBA2,
-        chunked=not decode,
-        # `mamba2_chunk_scan` sums all chunks' states times exp of masked sums
-        chunks_at_once=not decode,
-        dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
-    )
-    if decode:
-        mamba2.sites["state"] = FP32
-    kinds = {
-        "mamba2": mamba2,
-        "attention": of(turning),
-        "mlp": of((*MLP, *written)),
-        "experts": of(
-            {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
-            - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
-        ),
-        "shared": of((*SHARED, *written)),
-    }
+    kinds = _kinds(mixer, config, architecture, fmt, around, norms, decode)
+    recurrent = any(one.recurrent for one in config.sublayers)
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
     sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)
     for name in ("norm_hat", "norm_f_hat") if once else ():
@@ -201,6 +168,58 @@ def transformers_network(
             "square root 2 ulp",
         ),
     )
+
+
+def _kinds(
+    mixer: Execution,
+    config: NetworkConfig,
+    architecture: str,
+    fmt: Format,
+    around: dict[str, Format],
+    norms: dict[str, Format],
+    decode: bool,
+) -> dict[str, Execution]:
+    """What the code of each kind of sublayer stores, but of Mamba-1's.
+
+    **Arguments:**
+
+    - `mixer`: Mamba-1's, of which everything else is taken.
+    - `around`, `norms`: what the stream and the norms store.
+    """
+    front = {name: around[name] for name in ("residual", "residual_aside")}
+    front |= {"norm_input": fmt} | norms
+
+    def of(sites, **changes) -> Execution:
+        found = front | dict.fromkeys(sites, fmt)
+        return dataclasses.replace(mixer, sites=found, **changes)
+
+    parts = [part for part in GELU_NEW if part != "square" or fmt != FP16]
+    written = [f"activated_{part}" for part in parts]
+    turning = set(ATTENTION)
+    if architecture in TURNS_IN_FP32:
+        turning -= {"rotary_cos", "rotary_sin", "q_cos", "q_sin", "k_cos", "k_sin"}
+    step = set(STEP)
+    if architecture in GATE_NORM_ROUNDS_ONCE:
+        step -= {"gate_norm_hat"}
+    mamba2 = of(
+        (*MAMBA2, *step) if decode else MAMBA2,
+        chunked=not decode,
+        # `mamba2_chunk_scan` sums all chunks' states times exp of masked sums
+        chunks_at_once=not decode,
+        dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
+    )
+    if decode:
+        mamba2.sites["state"] = FP32
+    return {
+        "mamba2": mamba2,
+        "attention": of(turning),
+        "mlp": of((*MLP, *written)),
+        "experts": of(
+            {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
+            - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
+        ),
+        "shared": of((*SHARED, *written)),
+    }
 
 
 def _limit_of_sequences(
