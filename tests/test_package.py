@@ -209,3 +209,24 @@ def test_axes_of_shapes_have_names():
                 file,
                 shape,
             )
+
+
+LONG = {"read_pickle", "in_kernel"}
+"""Their length is their content: a machine's table of opcodes, and a fused kernel."""
+
+
+def test_files_and_functions_can_be_read_at_a_sitting():
+    """Assert lines of a file, of a function without its docstring, files at the root."""
+    root = ROOT / "lyapunov"
+    assert len(list(root.glob("*.py"))) <= 8
+    found = set()
+    for path in root.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) <= 400, path
+        for one in ast.walk(ast.parse(text)):
+            if isinstance(one, ast.FunctionDef):
+                told = ast.get_docstring(one, clean=False)
+                lines = one.end_lineno - one.lineno + 1
+                if lines - (told.count("\n") + 1 if told else 0) > 80:
+                    found.add(one.name)
+    assert found == LONG
