@@ -216,7 +216,7 @@ LONG = {"read_pickle", "in_kernel"}
 
 
 def test_files_and_functions_can_be_read_at_a_sitting():
-    """Assert lines of a file, of a function without its docstring, files at the root."""
+    """Assert it of lines of files and functions, and of files at the root."""
     root = ROOT / "lyapunov"
     assert len(list(root.glob("*.py"))) <= 8
     found = set()
