@@ -13,6 +13,7 @@ from lyapunov.implementations import (
     mamba_ssm_decode,
 )
 from lyapunov.questions._cause import StateFacts, state_cause, state_facts
+from lyapunov.sublayers import Mamba1Sizes, NetworkConfig
 
 from .conftest import SLOW_KINDS
 
@@ -121,10 +122,7 @@ def test_drawn_states_average_to_the_ones_that_are_not_rounded(checkpoint):
     assert off < 3 * np.linalg.norm(drawn[0] - exact) / np.sqrt(64)
 
 
-class Config:
-    residual_in_fp32 = True
-    fused_add_norm = True
-    proj_bias = False
+CONFIG = NetworkConfig(50, 50, 16, (Mamba1Sizes(16, 32, 4, 4, 1, 1e-5),))
 
 
 @pytest.mark.parametrize(
@@ -153,22 +151,22 @@ def test_what_there_is_not_is_said(asked, says):
     """Assert a UsageError with what was given, and a hint."""
     precisions = asked.pop("precisions", ["bf16"])
     with pytest.raises(UsageError, match=says) as caught:
-        executions_for(Config(), precisions, **asked)
+        executions_for(CONFIG, precisions, **asked)
     assert caught.value.hint
 
 
 def test_executions_are_those_that_were_asked_for():
     """Assert implementation, mode, formats and order; none for `none`."""
     found = executions_for(
-        Config(), ["bf16", "fp16-amp"], mode="decode", state_precision="fp8_e5m2"
+        CONFIG, ["bf16", "fp16-amp"], mode="decode", state_precision="fp8_e5m2"
     )
     assert [e.precision for e in found] == ["bf16", "fp16-amp"]
     assert {e.mode for e in found} == {"decode"}
     assert {e.sites["state"].name for e in found} == {"fp8_e5m2"}
-    assert executions_for(Config(), ["bf16"], measure="none") == []
-    (torch,) = executions_for(Config(), ["bf16"], mode="decode", measure="transformers")
+    assert executions_for(CONFIG, ["bf16"], measure="none") == []
+    (torch,) = executions_for(CONFIG, ["bf16"], mode="decode", measure="transformers")
     assert torch.name == "transformers decode, bf16"
-    (prefill,) = executions_for(Config(), ["bf16"])
+    (prefill,) = executions_for(CONFIG, ["bf16"])
     assert "state" not in prefill.sites
 
 

@@ -23,7 +23,7 @@ from lyapunov.implementations.transformers._source import (
     source,
 )
 from lyapunov.implementations.transformers.networks import NORM_ROUNDS_ONCE
-from lyapunov.sublayers import Mamba2Sizes, NetworkConfig
+from lyapunov.sublayers import Mamba1Sizes, Mamba2Sizes, NetworkConfig
 
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_where_a_norm_rounds_is_followed(version):
 def test_versions_before_those_that_were_read_are_refused(mode, version):
     """Assert it of networks and of a plain Mamba-1."""
     version("5.10.4", llama="")
-    plain = SimpleNamespace(residual_in_fp32=True)
+    plain = NetworkConfig(50, 50, 16, (Mamba1Sizes(16, 32, 4, 4, 1, 1e-5),))
     for config, family in ((network(1), "llama"), (plain, "mamba1")):
         with pytest.raises(UsageError, match=r"transformers 5\.10 is older") as refused:
             execution_of(config, family, mode)
@@ -204,7 +204,7 @@ def test_versions_before_those_that_were_read_are_refused(mode, version):
 )
 def test_a_report_says_which_version_was_read(number, told, version):
     version(number, mamba2="")
-    plain = SimpleNamespace(residual_in_fp32=True)
+    plain = NetworkConfig(50, 50, 16, (Mamba1Sizes(16, 32, 4, 4, 1, 1e-5),))
     for config, family in ((network(1), "mamba2"), (plain, "mamba1")):
         (line,) = [
             one
