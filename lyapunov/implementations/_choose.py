@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from .._errors import UsageError
-from ..formats import state_format_named
 from ..sublayers.config import NetworkConfig
 from ._execution import Execution
-from ._implementation import MODES
+from ._implementation import refuse_unknown
 from ._registry import measuring
 
 
@@ -34,12 +32,7 @@ def executions_for(
     **Raises:** `UsageError` with a hint for what there is not.
     """
     implementation = measuring(measure)
-    if mode not in MODES:
-        raise UsageError(
-            f"cannot run in mode {mode!r}", hint=f"one of {', '.join(MODES)}"
-        )
-    if state_precision is not None:
-        state_format_named(state_precision)
+    refuse_unknown(mode, state_precision)
     if implementation is None:
         return []
     return [

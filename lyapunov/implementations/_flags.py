@@ -58,15 +58,20 @@ def serving_flags(
     form = None if weights is None else Precision.named(weights).format
     if form is not None and form in DTYPES:
         flags += [
-            Flag(stack, f"--dtype {DTYPES[form]}", why_weights(form))
+            Flag(stack, f"--dtype {DTYPES[form]}", _why_weights(form))
             for stack in ("vLLM", "SGLang")
         ]
         flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(None, form)]
     return [flag._asdict() for flag in flags]
 
 
-def why_weights(form: str) -> str:
-    """Why a stack is told a format to run in."""
+def from_pretrained(stack: str, form: str) -> Flag:
+    """What loads a model in that format, of libraries with such a method."""
+    flag = f"from_pretrained(..., dtype=torch.{DTYPES[form]})"
+    return Flag(stack, flag, _why_weights(form))
+
+
+def _why_weights(form: str) -> str:
     return f"weights and activations in {form}"
 
 

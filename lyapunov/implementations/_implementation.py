@@ -158,14 +158,7 @@ class AbstractImplementation(ABC):
 
         **Raises:** `UsageError` with a reason and a hint for what it does not run.
         """
-        if mode not in MODES:
-            raise UsageError(
-                f"cannot run in mode {mode!r}", hint=f"one of {', '.join(MODES)}"
-            )
-        if state_precision is not None:
-            from ..formats import state_format_named
-
-            state_format_named(state_precision)
+        refuse_unknown(mode, state_precision)
         kept = self.state_precisions(mode)
         if state_precision and kept is not None and state_precision not in kept:
             raise UsageError(
@@ -259,6 +252,21 @@ class AbstractImplementation(ABC):
     def documented_constants(self) -> Mapping[str, InnerConstants]:
         """Sets of constants that `analysis.kernel_constants` measures, by name."""
         return {}
+
+
+def refuse_unknown(mode: str, state_precision: str | None) -> None:
+    """Refuse a mode and a format of states that there are not, whoever runs them.
+
+    **Raises:** `UsageError` that says which there are.
+    """
+    if mode not in MODES:
+        raise UsageError(
+            f"cannot run in mode {mode!r}", hint=f"one of {', '.join(MODES)}"
+        )
+    if state_precision is not None:
+        from ..formats import state_format_named
+
+        state_format_named(state_precision)
 
 
 def installed(distribution: str) -> tuple[int, ...] | None:

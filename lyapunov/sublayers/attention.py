@@ -27,7 +27,7 @@ from ._sublayer import (
 )
 from .mlp import LowRank, adapter_of, around, projected
 from .norm import Norm, norm_of, normalise, scaled
-from .sites import FRONT
+from .sites import BEHIND, FRONT
 
 
 NOT_A_RECURRENCE = "no exponent: not a recurrence"
@@ -310,9 +310,7 @@ class AttentionSizes(AbstractSublayer):
     kind: ClassVar = "attention"
     recurrent: ClassVar = False
     flow: ClassVar = staticmethod(attention)
-    sites: ClassVar = (
-        *FRONT, *ATTEND, "out", "norm_behind_hat", "norm_behind", "out_scaled"
-    )  # fmt: skip
+    sites: ClassVar = (*FRONT, *ATTEND, *BEHIND)
     weight_groups: ClassVar = within(
         "attention",
         projections="q_proj k_proj v_proj o_proj q_adapter_down q_adapter_up"

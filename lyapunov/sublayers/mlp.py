@@ -19,7 +19,7 @@ from ._sublayer import (
     within,
 )
 from .norm import Norm, norm_of, normalise, scaled
-from .sites import FRONT, GELU_NEW
+from .sites import BEHIND, FRONT, GELU_NEW
 
 
 NO_STATE = "no exponent: no state"
@@ -185,9 +185,7 @@ class MlpSizes(AbstractSublayer):
     kind: ClassVar = "mlp"
     recurrent: ClassVar = False
     flow: ClassVar = staticmethod(mlp)
-    sites: ClassVar = (
-        *FRONT, *FEED_FORWARD, "out", "norm_behind_hat", "norm_behind", "out_scaled",
-    )  # fmt: skip
+    sites: ClassVar = (*FRONT, *FEED_FORWARD, *BEHIND)
     weight_groups: ClassVar = within(
         "mlp",
         projections="up gate down up_adapter_down up_adapter_up gate_adapter_down"

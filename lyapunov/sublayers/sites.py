@@ -11,6 +11,9 @@ from .kinds import KINDS
 FRONT = ("norm_input", "norm_hat", "norm")
 """Of the norm in front of a sublayer."""
 
+BEHIND = ("out", "norm_behind_hat", "norm_behind", "out_scaled")
+"""Of what a sublayer puts out, and of a norm and a multiplier behind it."""
+
 TOKEN = ("dB", "dBx", "state", "state_read", "read_out", "skip", "skip_sum")
 """Of one token of a selective scan."""
 

@@ -44,11 +44,9 @@ class EmulatedImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """What is declared of mamba_ssm, whose flow this follows."""
-        from ..mamba_ssm.implementation import promised_of_kernels
+        from ..mamba_ssm.networks import mamba_ssm_network
 
-        return promised_of_kernels(
-            config, precision, architecture, mode, state_precision
-        )
+        return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:
         """Run a text whole or by steps, as the execution says."""

@@ -68,9 +68,9 @@ class MambaSsmImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """Mixers on its kernels, everything else in torch operations."""
-        return promised_of_kernels(
-            config, precision, architecture, mode, state_precision
-        )
+        from .networks import mamba_ssm_network
+
+        return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 
     def run(self, model: Model, tokens, execution: Execution) -> Trace:
         """Run a text with its kernels, on an NVIDIA GPU."""
@@ -91,7 +91,7 @@ class MambaSsmImplementation(AbstractImplementation):
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """One dtype serves the state and the convolution's window."""
-        from .._flags import DTYPES, why_weights
+        from .._flags import from_pretrained
 
         flags = []
         if state is not None:
@@ -104,8 +104,7 @@ class MambaSsmImplementation(AbstractImplementation):
                 )
             )
         if weights is not None:
-            flag = f"from_pretrained(..., dtype=torch.{DTYPES[weights]})"
-            flags.append(Flag(self.name, flag, why_weights(weights)))
+            flags.append(from_pretrained(self.name, weights))
         return flags
 
     def reach(self, sizes: Any, batch: int) -> Iterator[Reach]:
@@ -121,16 +120,3 @@ class MambaSsmImplementation(AbstractImplementation):
         from .mamba3 import SCAN
 
         return {"KERNEL": KERNEL, "STEP": STEP, "SCAN": SCAN}
-
-
-def promised_of_kernels(
-    config: Any,
-    precision: str,
-    architecture: str,
-    mode: str,
-    state_precision: str | None,
-) -> Execution:
-    """What is declared of mamba_ssm's flow, whoever runs it."""
-    from .networks import mamba_ssm_network
-
-    return mamba_ssm_network(config, architecture, precision, mode, state_precision)

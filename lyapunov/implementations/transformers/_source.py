@@ -7,11 +7,11 @@ function than the checkpoint's publisher, which is refused: a bound would accuse
 import importlib.util
 import re
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..._errors import UsageError
+from .._implementation import installed as version_of
 
 
 READ = ((5, 17), (5, 24))
@@ -24,11 +24,8 @@ ROUNDS_BEFORE_WEIGHT = "self.weight * hidden_states.to(input_dtype)"
 
 def installed() -> tuple[int, ...] | None:
     """transformers' version, as (5, 24), not imported for it; None where it is not."""
-    try:
-        parts = metadata.version("transformers").split(".")[:2]
-    except metadata.PackageNotFoundError:
-        return None
-    return tuple(int(part) for part in parts if part.isdigit())
+    found = version_of("transformers")
+    return None if found is None else found[:2]
 
 
 def source(architecture: str) -> str | None:

@@ -136,15 +136,14 @@ class TransformersImplementation(AbstractImplementation):
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """Its cache keeps the state in fp32, and in nothing else."""
-        from .._flags import DTYPES, why_weights
+        from .._flags import from_pretrained
 
         flags = []
         if state == "fp32":
             why = "its cache keeps the state in fp32"
             flags.append(Flag(self.name, "none needed", why))
         if weights is not None:
-            flag = f"from_pretrained(..., dtype=torch.{DTYPES[weights]})"
-            flags.append(Flag(self.name, flag, why_weights(weights)))
+            flags.append(from_pretrained(self.name, weights))
         return flags
 
 
