@@ -8,7 +8,7 @@ from .files._files import quote
 
 
 if TYPE_CHECKING:
-    from ._network import Part
+    from ._parts import Part
 
 
 _BESIDE = ("norm", "norm_bias", "norm_behind", "norm_behind_bias", "linear")

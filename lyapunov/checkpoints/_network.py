@@ -6,47 +6,21 @@ same for all.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ._checkpoint import Checkpoint
 from ._modules import module_of
+from ._parts import Part, TopNames
 from .files._files import listing, quote
 from .files._tensors import WEIGHT_DTYPES
 
 
 _CHUNK_ROWS = 4096
-
-
-class Part(NamedTuple):
-    """Where a parameter lies, and how it is made of what is stored there."""
-
-    name: str | tuple[str, ...]
-    """Stored name; several of one shape are stacked along a new first axis."""
-    shape: tuple[int, ...]
-    """As stored."""
-    take: Callable[[np.ndarray], np.ndarray] | None = None
-    """From the stored array to the canonical one; None where they are the same."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every stored name."""
-        return (self.name,) if isinstance(self.name, str) else self.name
-
-
-class TopNames(NamedTuple):
-    """Stored names of what stands around the sublayers."""
-
-    embedding: str
-    final_norm: str | None
-    head: str
-    inside: tuple[str, ...]
-    """Beginnings of the names that belong to the model."""
-    final_norm_bias: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +105,6 @@ class NetworkLayout:
     def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
         """Rows of a tensor by its stored name, as `Checkpoint.read_rows` takes them."""
         return finite(self.checkpoint.read_rows(name, start, stop), name)
-
-
-def without_middle_axis(array: np.ndarray) -> np.ndarray:
-    """A depthwise convolution's weight, (channels, 1, taps) to (channels, taps)."""
-    return array[:, 0, :]
 
 
 def recognise_network(

@@ -1,12 +1,14 @@
 """Values of a `config.json`, each refused by name where it is none."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from .families._families import LIST_HINT
 from .files._files import quote
 
+
+LIST_HINT = "what is covered: lyapunov-check --list-architectures"
 
 _MAX_SIZE = 2**31 - 1
 _MAX_LAYERS = 10_000
@@ -22,7 +24,7 @@ ACTIVATIONS = {
 """transformers' names of activations, and ours."""
 
 
-def activation(config: dict[str, Any], default: str, key: str = "hidden_act") -> str:
+def activation(config: Mapping[str, Any], default: str, key: str = "hidden_act") -> str:
     """The MLP's activation by our name."""
     given = config.get(key, default)
     if not isinstance(given, str) or given not in ACTIVATIONS:
@@ -34,7 +36,7 @@ def activation(config: dict[str, Any], default: str, key: str = "hidden_act") ->
     return ACTIVATIONS[given]
 
 
-def silu_only(config: dict[str, Any], key: str = "hidden_act") -> None:
+def silu_only(config: Mapping[str, Any], key: str = "hidden_act") -> None:
     """Refuse a mixer's activation other than silu."""
     act = config.get(key, "silu")
     if act not in ("silu", "swish"):
@@ -45,7 +47,7 @@ def silu_only(config: dict[str, Any], key: str = "hidden_act") -> None:
 
 
 def rotary(
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     head_dim: int,
     share: float | None = None,
     theta: float = 10000.0,
@@ -73,7 +75,7 @@ def rotary(
     return int(head_dim * part), positive(merged, "rope_theta", theta)
 
 
-def limits(config: dict[str, Any], key: str) -> tuple[float, float]:
+def limits(config: Mapping[str, Any], key: str) -> tuple[float, float]:
     """Limits of dt, none where there are none."""
     value = config.get(key)
     value = (0.0, math.inf) if value is None else value
@@ -97,7 +99,7 @@ def refuse(key: str, value: object, wanted: str) -> CorruptCheckpointError:
     )
 
 
-def integer(config: dict[str, Any], key: str, default: int) -> int:
+def integer(config: Mapping[str, Any], key: str, default: int) -> int:
     """A size: an integer of at least 1."""
     value = config.get(key, default)
     if type(value) is not int or not 1 <= value <= _MAX_SIZE:
@@ -105,13 +107,13 @@ def integer(config: dict[str, Any], key: str, default: int) -> int:
     return value
 
 
-def natural(config: dict[str, Any], key: str, default: int) -> int:
+def natural(config: Mapping[str, Any], key: str, default: int) -> int:
     """A count that may be 0, such as an offset."""
     value = config.get(key, default)
     return 0 if type(value) is int and value == 0 else integer(config, key, default)
 
 
-def layer_count(config: dict[str, Any], key: str, default: int) -> int:
+def layer_count(config: Mapping[str, Any], key: str, default: int) -> int:
     """How many layers there are; each costs a table, so that nonsense must end here."""
     value = integer(config, key, default)
     if value > _MAX_LAYERS:
@@ -119,7 +121,7 @@ def layer_count(config: dict[str, Any], key: str, default: int) -> int:
     return value
 
 
-def switch(config: dict[str, Any], key: str, default: bool) -> bool:
+def switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
     """True or false."""
     value = config.get(key, default)
     if type(value) is not bool:
@@ -127,7 +129,7 @@ def switch(config: dict[str, Any], key: str, default: bool) -> bool:
     return value
 
 
-def positive(config: dict[str, Any], key: str, default: float) -> float:
+def positive(config: Mapping[str, Any], key: str, default: float) -> float:
     """A positive, finite number."""
     value = config.get(key, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
@@ -135,7 +137,7 @@ def positive(config: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def expanded(config: dict[str, Any], d_model: int, key: str = "expand") -> int:
+def expanded(config: Mapping[str, Any], d_model: int, key: str = "expand") -> int:
     """Channels of a mixer."""
     value = config.get(key, 2)
     if type(value) not in (int, float) or not 0 < value * d_model <= _MAX_SIZE:
@@ -143,14 +145,14 @@ def expanded(config: dict[str, Any], d_model: int, key: str = "expand") -> int:
     return int(value * d_model)
 
 
-def rank(config: dict[str, Any], key: str, d_model: int) -> int:
+def rank(config: Mapping[str, Any], key: str, d_model: int) -> int:
     """The rank of the projection that makes dt."""
     if config.get(key, "auto") == "auto":
         return math.ceil(d_model / 16)
     return integer(config, key, 1)
 
 
-def number(config: dict[str, Any], key: str, default: float = 1.0) -> float:
+def number(config: Mapping[str, Any], key: str, default: float = 1.0) -> float:
     """A finite number other than 0, such as a multiplier."""
     value = config.get(key)
     value = default if value is None else value
@@ -159,7 +161,7 @@ def number(config: dict[str, Any], key: str, default: float = 1.0) -> float:
     return float(value)
 
 
-def numbers(config: dict[str, Any], key: str, count: int) -> tuple[float, ...]:
+def numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
     """So many finite numbers; ones where there are none."""
     value = config.get(key)
     if value is None:
@@ -169,7 +171,7 @@ def numbers(config: dict[str, Any], key: str, count: int) -> tuple[float, ...]:
     return tuple(number({key: one}, key) for one in value)
 
 
-def head_count(config: dict[str, Any], default: int) -> tuple[int, int]:
+def head_count(config: Mapping[str, Any], default: int) -> tuple[int, int]:
     """Heads of an attention, and heads of its keys and values."""
     heads = integer(config, "num_attention_heads", default)
     if config.get("num_key_value_heads") is None:
@@ -180,7 +182,7 @@ def head_count(config: dict[str, Any], default: int) -> tuple[int, int]:
     return heads, kv_heads
 
 
-def head_size(config: dict[str, Any], d_model: int, heads: int) -> int:
+def head_size(config: Mapping[str, Any], d_model: int, heads: int) -> int:
     """Channels of a head."""
     if config.get("head_dim") is not None:
         return integer(config, "head_dim", 1)
@@ -190,7 +192,7 @@ def head_size(config: dict[str, Any], d_model: int, heads: int) -> int:
 
 
 def layer_kinds(
-    config: dict[str, Any], keys: tuple[str, ...], default: list[str] | None
+    config: Mapping[str, Any], keys: tuple[str, ...], default: list[str] | None
 ) -> list[str]:
     """What each layer is, with transformers' older words in place of its newer ones."""
     older = {"linear_attention": "mamba", "full_attention": "attention"}

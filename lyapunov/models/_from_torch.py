@@ -20,7 +20,7 @@ from .._errors import UnsupportedCheckpointError, UsageError
 from ..checkpoints import Checkpoint, NetworkLayout
 from ..checkpoints._adapter import Adapter, adapted
 from ..checkpoints._adapter_settings import MERGE, refuse_other_kinds, scaling
-from ..checkpoints.families._families import refuse_quantised
+from ..checkpoints.families._architectures import refuse_quantised
 from ..checkpoints.files._files import quote
 from ..checkpoints.files._tensors import StoredTensor
 from . import Model

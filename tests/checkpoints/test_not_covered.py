@@ -9,7 +9,7 @@ import pytest
 import lyapunov
 from lyapunov import recurrences
 from lyapunov._errors import UnsupportedCheckpointError
-from lyapunov.checkpoints.families._families import _MODEL_TYPES, layout_of
+from lyapunov.checkpoints.families._architectures import _MODEL_TYPES, layout_of
 from lyapunov.checkpoints.families._not_covered import NOT_COVERED, WINDOW
 from lyapunov.command._answers import architectures
 

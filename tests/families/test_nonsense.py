@@ -1,6 +1,7 @@
 """A damaged config.json of any family ends in one line, never a traceback."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import tempfile
@@ -11,7 +12,17 @@ import pytest
 from lyapunov._errors import CheckpointError, CorruptCheckpointError
 from lyapunov.checkpoints import open_checkpoint, recognise
 from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.mamba3 import CONFIGS as MAMBA3
+from oracles.checkpoints.mamba_ssm import (
+    CONFIGS,
+    drawn,
+    full_config,
+    mamba_ssm_shapes,
+    openelm,
+    save as save_as,
+)
 from oracles.checkpoints.transformers import make, save
+from oracles.networks import mamba3 as numpy_mamba3
 from tests.families.quick import QUICK
 
 
@@ -40,6 +51,36 @@ def test_nonsense_in_any_setting(family, name):
                 continue
             refused.add(key)
     assert {"model_type", "vocab_size", "hidden_size"} <= refused
+
+
+OTHERS = [*CONFIGS, *MAMBA3, "OpenELM"]
+
+
+def other_layout(name):
+    """(config, shapes) of a network in mamba_ssm's or Apple's layout."""
+    if name == "OpenELM":
+        return openelm(True)[:2]
+    if name in MAMBA3:
+        config = full_config({"ssm_cfg": MAMBA3[name]})
+        return config, numpy_mamba3.shapes(config)
+    config = full_config(CONFIGS[name])
+    return config, mamba_ssm_shapes(config)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nonsense_in_other_layouts(rng, tmp_path, name):
+    """Assert it for every setting, those inside of others too."""
+    whole, shapes = other_layout(name)
+    checkpoint = open_checkpoint(save_as(tmp_path, drawn(shapes, rng), whole))
+    inner = {
+        (part, key) for part in ("ssm_cfg", "attn_cfg") for key in whole.get(part, ())
+    }
+    for place in [(key,) for key in whole] + sorted(inner):
+        for value in NONSENSE:
+            config = json.loads(json.dumps(whole))
+            (config if len(place) == 1 else config[place[0]])[place[-1]] = value
+            with contextlib.suppress(CheckpointError):
+                recognise(dataclasses.replace(checkpoint, config=config))
 
 
 @pytest.mark.parametrize(("family", "name"), QUICK)

@@ -34,7 +34,7 @@ def test_nemotron_s_shares_have_its_floor(tmp_path, monkeypatch):
     assert (sums < 1e-20).any()
     found = np.asarray(model.logits(TOKENS))
     np.testing.assert_allclose(found, expected, rtol=0, atol=allowed)
-    monkeypatch.setattr("lyapunov.checkpoints.families._hybrids.SHARE_FLOOR", 0.0)
+    monkeypatch.setattr("lyapunov.checkpoints.families._nemotron_h.SHARE_FLOOR", 0.0)
     without = np.asarray(lyapunov.load(tmp_path / "model").logits(TOKENS))
     assert np.abs(without - expected).max() > 10 * allowed
 

@@ -1,201 +1,73 @@
-"""Which families are covered, in which layouts, and what of each is not."""
+"""All families: what is covered, which one a configuration describes, why none."""
 
-from typing import Any, NamedTuple
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
+from .._family import Family
+from .._settings import LIST_HINT
+from ..files._files import listing, quote
+from ._bamba import BAMBA
+from ._falcon_h1 import FALCON_H1
+from ._gpt_neox import GPT_NEOX
+from ._granite import GRANITE
+from ._jamba import JAMBA
+from ._llama import LLAMA, OLMO, OLMO2
+from ._mamba1 import FALCON_MAMBA, MAMBA1
+from ._mamba2 import MAMBA2
+from ._mamba3 import MAMBA3
+from ._megatron import MEGATRON
+from ._nemotron_h import NEMOTRON_H
+from ._not_covered import uncovered
+from ._openelm import OPENELM
+from ._zamba import ZAMBA, ZAMBA2
 
 
-class Family(NamedTuple):
-    """One family of models."""
+if TYPE_CHECKING:
+    from .._checkpoint import Checkpoint
+    from .._network import NetworkLayout
 
-    title: str
-    layouts: tuple[str, ...]
-    covered: tuple[str, ...] = ()
-    not_covered: tuple[str, ...] = ()
 
+FAMILIES: dict[str, Family] = {
+    "mamba1": MAMBA1,
+    "falcon_mamba": FALCON_MAMBA,
+    "mamba2": MAMBA2,
+    "mamba3": MAMBA3,
+    "jamba": JAMBA,
+    "zamba": ZAMBA,
+    "zamba2": ZAMBA2,
+    "bamba": BAMBA,
+    "granitemoehybrid": GRANITE,
+    "nemotron_h": NEMOTRON_H,
+    "falcon_h1": FALCON_H1,
+    "megatron": MEGATRON,
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "olmo": OLMO,
+    "olmo2": OLMO2,
+    "openelm": OPENELM,
+}
+"""By the name that the report uses: transformers' model_type but for Mamba-1's."""
 
 _FOR_ALL = (
     "fp32, fp16, bf16 and fp64 weights, in one file or sharded",
     "tied and untied heads",
 )
 _FOR_NONE = ("quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",)
-_SILU = ("activations of the mixer other than silu",)
-_NO_EXPONENT = "attention has no state of fixed size: no exponent, not a recurrence"
-
-
-def _transformers(model_type: str) -> str:
-    return (
-        f"transformers (model_type {model_type}): model.safetensors or"
-        " pytorch_model.bin, one file or sharded"
-    )
-
-
-FAMILIES = {
-    "mamba1": Family(
-        "Mamba-1",
-        (
-            _transformers("mamba"),
-            "mamba_ssm: pytorch_model.bin or model.safetensors",
-        ),
-        (
-            "padded vocabularies",
-            "biases of the projections and of the convolution, or none",
-            "RMSNorm or LayerNorm, attention layers and MLPs among the mixers"
-            " (mamba_ssm)",
-        ),
-        (
-            *_SILU,
-            "attention of mamba_ssm that is not causal, has interleaved positions or"
-            " an MLP of its own (mlp_dim)",
-        ),
-    ),
-    "falcon_mamba": Family(
-        "Falcon Mamba",
-        (_transformers("falcon_mamba"),),
-        ("norms without weights over dt, B and C, before dt_proj",),
-        (
-            *_SILU,
-            "the fused kernel of training, which normalises dt after dt_proj: another"
-            " function",
-        ),
-    ),
-    "mamba2": Family(
-        "Mamba-2, Codestral Mamba",
-        (
-            _transformers("mamba2"),
-            "mamba_ssm (ssm_cfg.layer Mamba2): pytorch_model.bin or model.safetensors",
-            "Mistral: params.json and consolidated.safetensors",
-        ),
-        (
-            "groups, D per head or per channel, limits of dt",
-            "the gated norm before or after the gate, or none",
-            "RMSNorm or LayerNorm, attention layers and MLPs among the mixers"
-            " (mamba_ssm)",
-        ),
-        (
-            *_SILU,
-            "an MLP inside the mixer (d_ssm below d_inner)",
-            "attention of mamba_ssm that is not causal, has interleaved positions or"
-            " an MLP of its own (mlp_dim)",
-        ),
-    ),
-    "mamba3": Family(
-        "Mamba-3",
-        ("mamba_ssm (ssm_cfg.layer Mamba3): pytorch_model.bin or model.safetensors",),
-        (
-            "SISO and MIMO of any rank, groups, the norm before the gate or none",
-            "the decay -softplus of mamba_ssm 2.3.2",
-            "prefill and decode of mamba_ssm's kernels, emulated",
-        ),
-        (
-            "a run on mamba_ssm's kernels themselves (--measure mamba_ssm)",
-            "prefill in fp32 with a rank above 1, and fp16-cast",
-            "the decay with a heavy tail of mamba_ssm after 2.3.2, which no"
-            " configuration names: another function",
-        ),
-    ),
-    "jamba": Family(
-        "Jamba",
-        (_transformers("jamba"),),
-        ("norms over dt, B and C", "attention without positions", "experts"),
-        (_NO_EXPONENT, *_SILU),
-    ),
-    "zamba": Family(
-        "Zamba",
-        (_transformers("zamba"),),
-        ("mixers of several heads", "the shared block, which reads the embedding"),
-        (_NO_EXPONENT, *_SILU),
-    ),
-    "zamba2": Family(
-        "Zamba2",
-        (_transformers("zamba2"),),
-        (
-            "shared blocks in turn, with the adapters of each layer",
-            "positions",
-            "limits of dt by time_step_limit, and not by time_step_min",
-        ),
-        (_NO_EXPONENT,),
-    ),
-    "bamba": Family(
-        "Bamba",
-        (_transformers("bamba"),),
-        ("attention whose heads turn by half", "biases", "limits of dt"),
-        (_NO_EXPONENT, *_SILU),
-    ),
-    "granitemoehybrid": Family(
-        "Granite 4 hybrid",
-        (_transformers("granitemoehybrid"),),
-        ("experts and the shared MLP", "all multipliers", "positions or none"),
-        (_NO_EXPONENT, *_SILU),
-    ),
-    "nemotron_h": Family(
-        "Nemotron-H",
-        (_transformers("nemotron_h"),),
-        (
-            "mixers, attention, MLPs and experts in any order, latent experts",
-            "limits of dt by time_step_limit, as the publisher's code has them",
-        ),
-        (
-            _NO_EXPONENT,
-            *_SILU,
-            "experts chosen group by group",
-            "heads for more tokens",
-        ),
-    ),
-    "falcon_h1": Family(
-        "Falcon-H1",
-        (_transformers("falcon_h1"),),
-        ("mixer and attention side by side", "all multipliers"),
-        (_NO_EXPONENT, *_SILU),
-    ),
-    "megatron": Family(
-        "Megatron hybrids (nvidia mamba2-8b, mamba2-hybrid-8b)",
-        ("Megatron: model_optim_rng.pt, one file or one a tensor-parallel rank",),
-        ("mixers, attention and MLPs, with norms alone or fused with projections",),
-        (
-            _NO_EXPONENT,
-            "pipeline-parallel and torch_dist checkpoints",
-            "LayerNorm, biases of linear layers, experts",
-        ),
-    ),
-    "gpt_neox": Family(
-        "GPT-NeoX (Pythia)",
-        (_transformers("gpt_neox"),),
-        ("attention and MLP side by side or in turn",),
-        (_NO_EXPONENT, "positions of other kinds (rope_type)"),
-    ),
-    "llama": Family(
-        "Llama (TinyLlama)",
-        (_transformers("llama"),),
-        ("grouped heads", "biases, or none"),
-        (_NO_EXPONENT, "positions of other kinds (rope_type)"),
-    ),
-    "olmo": Family(
-        "OLMo",
-        (_transformers("olmo"),),
-        ("norms without weights", "clipped queries, keys and values"),
-        (_NO_EXPONENT, "positions of other kinds (rope_type)"),
-    ),
-    "olmo2": Family(
-        "OLMo 2",
-        (_transformers("olmo2"),),
-        ("norms behind attention and MLP, over queries and keys",),
-        (_NO_EXPONENT, "positions of other kinds (rope_type)"),
-    ),
-    "openelm": Family(
-        "OpenELM",
-        ("Apple's own (model_type openelm): model.safetensors",),
-        ("heads and widths that change from layer to layer",),
-        (_NO_EXPONENT, "MLPs without a gate, norms other than RMSNorm"),
-    ),
+_MODEL_TYPES = {
+    {"mamba1": "mamba"}.get(name, name): name
+    for name, family in FAMILIES.items()
+    if "transformers" in family.readers
 }
-"""By the name that the report uses."""
+_SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2", "Mamba3": "mamba3"}
 
-PLANNED: dict[str, str] = {}
-"""Not covered yet."""
+_SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
 
 
 def list_architectures() -> list[dict[str, Any]]:
     """What is covered: `name`, `title`, `layouts`, `covered` and `not_covered` each."""
-    listed = [
+    return [
         {
             "name": name,
             "title": family.title,
@@ -205,13 +77,104 @@ def list_architectures() -> list[dict[str, Any]]:
         }
         for name, family in FAMILIES.items()
     ]
-    return listed + [
-        {
-            "name": name,
-            "title": title,
-            "layouts": [],
-            "covered": [],
-            "not_covered": ["planned"],
-        }
-        for name, title in PLANNED.items()
+
+
+def recognise(checkpoint: "Checkpoint") -> "NetworkLayout":
+    """Tell the architecture and hold the tensors to the configuration.
+
+    **Arguments:**
+
+    - `checkpoint`: an opened checkpoint; only names, shapes and types are looked at
+        (and head against embedding, where they are tied and both are stored).
+
+    **Returns:** the layout, which reads layers.
+
+    **Raises:** `UnsupportedCheckpointError` for another family or a quantised model;
+    `CorruptCheckpointError` where configuration and tensors disagree.
+    """
+    from .._network import recognise_network
+
+    config, source, names = checkpoint.config, checkpoint.source, checkpoint.names()
+    name, layout = layout_of(config, source, names)
+    found = FAMILIES[name].readers[layout](config, checkpoint.tensors)
+    return recognise_network(checkpoint, name, *found)
+
+
+def layout_of(
+    config: dict[str, Any], source: str, names: Iterable[str] | None = None
+) -> tuple[str, str]:
+    """What a configuration describes: (architecture, layout).
+
+    Layouts are "transformers", "mamba_ssm" and "megatron".
+
+    **Arguments:**
+
+    - `config`: `config.json`.
+    - `source`: what the user gave, for the error.
+    - `names`: the tensors, where they are known already.
+
+    **Raises:** `UnsupportedCheckpointError` for every other family.
+    """
+    refuse_quantised(config)
+    model_type = config.get("model_type")
+    if model_type == "megatron":
+        return "megatron", "megatron"
+    if isinstance(model_type, str) and model_type in _MODEL_TYPES:
+        return _MODEL_TYPES[model_type], "transformers"
+    if model_type is None and "d_model" in config and "n_layer" in config:
+        ssm = config.get("ssm_cfg") or {}
+        if not isinstance(ssm, dict):
+            raise CorruptCheckpointError(
+                "config.json: ssm_cfg is not an object",
+                hint="download config.json again",
+            )
+        layer = ssm.get("layer", "Mamba1")
+        if isinstance(layer, str) and layer in _SSM_LAYERS:
+            return _SSM_LAYERS[layer], "mamba_ssm"
+        raise _unsupported(str(layer).lower(), f"layer {quote(layer)}", source, names)
+    if model_type is None:
+        raise _unsupported("", "config.json without a model_type", source, names)
+    found = uncovered(config)
+    if found is not None:
+        name, family = found
+        raise UnsupportedCheckpointError(
+            f"{family.title} (model_type {quote(name)}) is not covered as a"
+            f" checkpoint; it recurs by {family.recurrence}: {quote(source, 200)}",
+            hint=family.hint,
+        )
+    title = f"model_type {quote(model_type)}"
+    raise _unsupported(str(model_type), title, source, names)
+
+
+def refuse_quantised(config: dict[str, Any]) -> None:
+    """Refuse what GPTQ, AWQ, bitsandbytes and their kin leave behind."""
+    for key in ("quantization_config", "compression_config"):
+        found = config.get(key)
+        if not found:
+            continue
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method is None and isinstance(found, dict) and "load_in_4bit" in found:
+            method = "bitsandbytes"
+        raise UnsupportedCheckpointError(
+            f"a quantised model ({quote(method or key)}), which is not covered",
+            hint="check the checkpoint that it was quantised from",
+        )
+
+
+def _unsupported(
+    name: str, title: str, source: str, names: Iterable[str] | None
+) -> UnsupportedCheckpointError:
+    shown = quote(source, 200)
+    parts = [
+        tensor
+        for tensor in names or ()
+        if any(part in tensor.lower() for part in _SSM_PARTS)
     ]
+    seen = f" (it holds {listing(parts)})" if parts else ""
+    near = difflib.get_close_matches(name[:100].lower(), _MODEL_TYPES, n=3, cutoff=0.6)
+    hint = f"nearest: {', '.join(near)}; {LIST_HINT}" if near else LIST_HINT
+    if names is not None and not parts:
+        seen = " (no SSM layer among its tensors)"
+    return UnsupportedCheckpointError(
+        f"{title} is not covered: {shown}{seen}", hint=hint
+    )

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ..._errors import UnsupportedCheckpointError
+from .._settings import LIST_HINT
 from ..files._files import quote
-from ._families import LIST_HINT
 
 
 def mistral_config(params: dict[str, Any]) -> dict[str, Any]:

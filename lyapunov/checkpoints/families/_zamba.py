@@ -5,214 +5,158 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from ...sublayers import (
-    AttentionSizes,
-    Mamba1Sizes,
-    Mamba2Sizes,
-    MlpSizes,
-    NetworkConfig,
-    SharedSizes,
+from ... import sublayers
+from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._parts import (
+    Described,
+    Part,
+    attention_parts,
+    ending,
+    fused_mlp_parts,
+    gate_and_up,
+    mamba1_parts,
+    mamba2_parts,
+    mlp_parts,
+    rows,
+    top_names,
 )
-from .._blocks import attention_parts, fused_mlp_parts, mlp_parts, rows
-from .._checkpoint import Checkpoint
-from .._network import NetworkLayout, Part, TopNames, recognise_network
 from .._settings import (
-    activation,
     expanded,
     head_count,
     integer,
     layer_count,
     layer_kinds,
-    limits,
     natural,
     positive,
-    rank,
     refuse,
     rotary,
     silu_only,
     switch,
 )
-from ._mamba import mamba1_parts, mamba2_parts
-from ._mamba_config import divided
+from .._sizes import NetworkSettings
 
 
-def zamba_config(config: dict[str, Any]) -> NetworkConfig:
-    """Sizes from `config.json` with model_type "zamba"."""
-    silu_only(config, "hidden_mamba_act")
-    d_model = integer(config, "hidden_size", 3712)
-    epsilon = positive(config, "rms_norm_eps", 1e-5)
-    mixer = Mamba1Sizes(
-        d_model=d_model,
-        d_inner=expanded(config, d_model, "mamba_expand"),
-        d_state=integer(config, "mamba_d_state", 16),
-        d_conv=integer(config, "mamba_d_conv", 4),
-        dt_rank=rank(config, "mamba_dt_rank", d_model),
-        norm_epsilon=epsilon,
-        conv_bias=switch(config, "mamba_conv_bias", True),
-        proj_bias=switch(config, "mamba_proj_bias", False),
-        heads=integer(config, "n_mamba_heads", 2),
-    )
+_NAMES = {
+    "d_state": ("mamba_d_state", 64),
+    "groups": ("mamba_ngroups", 1),
+    "d_conv": ("mamba_d_conv", 4),
+    "chunk": ("chunk_size", 256),
+    "proj_bias": ("add_bias_linear", False),
+}
+_KINDS = ("layers_block_type", "layer_types")
+
+
+def _read_zamba(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
+    """All hybrid layers share one block, and none adds anything of its own."""
+    silu_only(settings, "hidden_mamba_act")
+    d_model = integer(settings, "hidden_size", 3712)
+    epsilon = positive(settings, "rms_norm_eps", 1e-5)
+    network = NetworkSettings(settings, d_model, epsilon)
+    mixer = network.mamba1(heads=integer(settings, "n_mamba_heads", 2))
     if mixer.d_inner % mixer.heads:
         raise refuse("n_mamba_heads", mixer.heads, f"a divisor of {mixer.d_inner}")
-    layers = layer_count(config, "num_hidden_layers", 76)
-    period, offset = (
-        integer(config, "attn_layer_period", 6),
-        natural(config, "attn_layer_offset", 4),
-    )
+    layers = layer_count(settings, "num_hidden_layers", 76)
+    period = integer(settings, "attn_layer_period", 6)
+    offset = natural(settings, "attn_layer_offset", 4)
     default = ["mamba", "mamba", "hybrid"] + [
         "hybrid" if i % period == offset else "mamba" for i in range(layers - 3)
     ]
-    kinds = layer_kinds(config, ("layers_block_type", "layer_types"), default[:layers])
-    # one block for all, and nothing that a layer adds of its own
-    shared = replace(
-        _shared_sizes(config, epsilon, None), blocks=1, adapter_rank=0, adapted=False
-    )
-    return _network(config, epsilon, kinds, mixer, shared)
+    kinds = layer_kinds(settings, _KINDS, default[:layers])
+    shared = replace(_shared_sizes(network), blocks=1, adapter_rank=0, adapted=False)
+    config = _config(network, kinds, mixer, shared)
+    return _described(stored, config, "shared_transf", _shared_parts)
 
 
-def zamba2_config(config: dict[str, Any]) -> NetworkConfig:
-    """Sizes from `config.json` with model_type "zamba2"."""
-    d_model = integer(config, "hidden_size", 2560)
-    epsilon = positive(config, "rms_norm_eps", 1e-5)
-    d_inner = expanded(config, d_model, "mamba_expand")
-    groups = integer(config, "mamba_ngroups", 1)
-    heads = integer(config, "n_mamba_heads", 8)
+def _read_zamba2(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
+    """Hybrid layers take blocks in turn, with adapters of their own."""
+    d_model = integer(settings, "hidden_size", 2560)
+    epsilon = positive(settings, "rms_norm_eps", 1e-5)
+    network = NetworkSettings(settings, d_model, epsilon)
+    d_inner = expanded(settings, d_model, "mamba_expand")
+    heads = integer(settings, "n_mamba_heads", 8)
     if d_inner % heads:
         raise refuse("n_mamba_heads", heads, f"a divisor of {d_inner} channels")
-    mixer = divided(
-        Mamba2Sizes(
-            d_model=d_model,
-            d_inner=d_inner,
-            d_state=integer(config, "mamba_d_state", 64),
-            heads=heads,
-            groups=groups,
-            d_conv=integer(config, "mamba_d_conv", 4),
-            chunk=integer(config, "chunk_size", 256),
-            norm_epsilon=epsilon,
-            gate_norm_epsilon=1e-5,  # transformers fixes it
-            # as the publisher's code takes it, and not transformers' (to 5.24)
-            dt_limit=limits(config, "time_step_limit"),
-            transformers_dt_limit=(positive(config, "time_step_min", 0.001), math.inf),
-            norm_groups=groups,
-            proj_bias=switch(config, "add_bias_linear", False),
-        )
+    mixer = network.mamba2(
+        d_inner,
+        heads,
+        _NAMES,
+        gate_norm_epsilon=1e-5,  # transformers fixes it
+        # dt_limit as the publisher's code takes it; this as transformers does (to 5.24)
+        transformers_dt_limit=(positive(settings, "time_step_min", 0.001), math.inf),
     )
-    kinds = layer_kinds(config, ("layers_block_type", "layer_types"), None)
-    turning = None
-    if switch(config, "use_mem_rope", False):
-        attended = 2 * d_model // head_count(config, 32)[0]
-        turning = rotary(config, attended)
-    shared = _shared_sizes(config, epsilon, turning)
-    return _network(config, epsilon, kinds, mixer, shared)
+    kinds = layer_kinds(settings, _KINDS, None)
+    turning = (0, 10000.0)
+    if switch(settings, "use_mem_rope", False):
+        turning = rotary(settings, 2 * d_model // head_count(settings, 32)[0])
+    config = _config(network, kinds, mixer, _shared_sizes(network, turning))
+    return _described(stored, config, "shared_transformer", _adapted_parts)
 
 
 def _shared_sizes(
-    config: dict[str, Any], epsilon: float, turning: tuple[int, float] | None
-) -> SharedSizes:
-    d_model = integer(config, "hidden_size", 1)
-    heads, kv_heads = head_count(config, 16)
-    if 2 * d_model % heads:
-        raise refuse("num_attention_heads", heads, f"a divisor of {2 * d_model}")
-    head_dim = 2 * d_model // heads
-    hidden = config.get("intermediate_size") or 4 * d_model
-    return SharedSizes(
-        AttentionSizes(
-            d_model=d_model,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            rotary=turning[0] if turning else 0,
-            theta=turning[1] if turning else 10000.0,
-            # half of a head comes from the embedding
-            scale=(head_dim / 2) ** -0.5,
-            norm_epsilon=epsilon,
-            width=2 * d_model,
+    network: NetworkSettings, turning: tuple[int, float] = (0, 10000.0)
+) -> "sublayers.SharedSizes":
+    settings, width = network.settings, 2 * network.d_model
+    heads = head_count(settings, 16)
+    if width % heads[0]:
+        raise refuse("num_attention_heads", heads[0], f"a divisor of {width}")
+    head_dim = width // heads[0]
+    if not settings.get("intermediate_size"):
+        settings = {**settings, "intermediate_size": 4 * network.d_model}
+    return sublayers.SharedSizes(
+        network.attention(
+            heads,
+            head_dim,
+            turning,
+            scale=(head_dim / 2) ** -0.5,  # half of a head comes from the embedding
+            width=width,
         ),
-        MlpSizes(
-            d_model=d_model,
-            d_hidden=integer({"intermediate_size": hidden}, "intermediate_size", 1),
-            activation=activation(config, "gelu"),
-            gated=True,
-            norm_epsilon=epsilon,
-        ),
-        blocks=integer(config, "num_mem_blocks", 1),
-        adapter_rank=integer(config, "adapter_rank", 128),
-        adapted=switch(config, "use_shared_attention_adapter", False),
+        replace(network, settings=settings).mlp(1, act="gelu"),
+        blocks=integer(settings, "num_mem_blocks", 1),
+        adapter_rank=integer(settings, "adapter_rank", 128),
+        adapted=switch(settings, "use_shared_attention_adapter", False),
     )
 
 
-def _network(
-    config: dict[str, Any],
-    epsilon: float,
+def _config(
+    network: NetworkSettings,
     kinds: list[str],
     mixer: Any,
-    shared: SharedSizes,
-) -> NetworkConfig:
+    shared: "sublayers.SharedSizes",
+) -> "sublayers.NetworkConfig":
     if not set(kinds) <= {"mamba", "hybrid"}:
         raise refuse("layers_block_type", sorted(set(kinds)), "mamba and hybrid")
-    sublayers: list[Any] = []
+    blocks: list[Any] = []
     for kind in kinds:
-        sublayers += [shared, mixer] if kind == "hybrid" else [mixer]
-    vocab_size = integer(config, "vocab_size", 32000)
-    return NetworkConfig(
-        vocab_size=vocab_size,
-        padded_vocab_size=vocab_size,
-        d_model=mixer.d_model,
-        sublayers=tuple(sublayers),
-        norm_epsilon=epsilon,
-        residual_in_fp32=False,
-        tie_embeddings=switch(config, "tie_word_embeddings", True),
-    )
+        blocks += [shared, mixer] if kind == "hybrid" else [mixer]
+    return network.config(blocks, tied=True)
 
 
-def recognise_zamba(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
-    """A Zamba model; all hybrid layers share one block."""
-    return _recognise(checkpoint, config, "zamba", "shared_transf")
-
-
-def recognise_zamba2(checkpoint: Checkpoint, config: NetworkConfig) -> NetworkLayout:
-    """A Zamba2 model; its layers take blocks in turn, with their own adapters."""
-    return _recognise(checkpoint, config, "zamba2", "shared_transformer")
-
-
-def _recognise(
-    checkpoint: Checkpoint, config: NetworkConfig, name: str, block: str
-) -> NetworkLayout:
-    stored = checkpoint.tensors
+def _described(
+    stored: dict[str, Any],
+    config: "sublayers.NetworkConfig",
+    block: str,
+    shared_parts: Any,
+) -> Described:
     parts: list[dict[str, Part]] = []
     layer, homes, hybrid, adapted = 0, [], False, False
     for sizes in config.sublayers:
         prefix = f"model.layers.{layer}."
-        if isinstance(sizes, SharedSizes):
-            hybrid, adapted = True, sizes.adapted
-            blocks = sizes.blocks if name == "zamba2" else 1
+        if sizes.kind == "shared":
+            hybrid, adapted, use = True, sizes.adapted, len(homes)
             # the first few hybrid layers hold the blocks that later ones use again,
             # unless these were saved with copies
-            place = len(homes) % blocks
             copied = f"{prefix}{block}.input_layernorm.weight" in stored
-            homes.append(prefix if copied or len(homes) < blocks else homes[place])
-            own = _shared_parts(
-                sizes, f"{homes[-1]}{block}.", len(homes) - 1, name, stored
-            )
-            width = (config.d_model, config.d_model)
-            parts.append(own | {"linear": Part(f"{prefix}linear.weight", width)})
+            own = copied or use < sizes.blocks
+            homes.append(prefix if own else homes[use % sizes.blocks])
+            linear = Part(f"{prefix}linear.weight", (config.d_model, config.d_model))
+            held = shared_parts(sizes, stored, f"{homes[-1]}{block}.", use)
+            parts.append(held | {"linear": linear})
             continue
         inside = f"{prefix}mamba_decoder." if hybrid else prefix
-        norm, mixer = f"{inside}input_layernorm", f"{inside}mamba."
-        if isinstance(sizes, Mamba1Sizes):
-            parts.append(_headed(sizes, mamba1_parts(sizes, mixer, norm), mixer))
-        else:
-            parts.append(mamba2_parts(sizes, mixer, norm, stored))
+        mixer_parts = _headed_parts if sizes.kind == "mamba1" else mamba2_parts
+        norm = f"{inside}input_layernorm"
+        parts.append(mixer_parts(sizes, stored, f"{inside}mamba.", norm))
         layer, hybrid = layer + 1, False
-    embedding = "model.embed_tokens.weight"
-    names = TopNames(
-        embedding=embedding,
-        final_norm="model.final_layernorm.weight",
-        head=embedding if config.tie_embeddings else "lm_head.weight",
-        inside=("model.",),
-    )
     # a copy of a block holds adapters of all the layers that take this block
     of_others = [
         n
@@ -222,54 +166,56 @@ def _recognise(
         and int(found[2]) < len(homes)
         and not n.startswith(homes[int(found[2])])
     ]
-    ignored = [*of_others, *(n for n in stored if n.endswith("rotary_emb.inv_freq"))]
-    return recognise_network(checkpoint, name, config, names, parts, ignored, layer)
+    ignored = [*of_others, *ending(stored, "rotary_emb.inv_freq")]
+    names = top_names(config, "model", "embed_tokens", "final_layernorm")
+    return Described(config, names, parts, ignored, layer)
 
 
 def _shared_parts(
-    sizes: SharedSizes, prefix: str, use: int, name: str, stored: dict[str, Any]
+    sizes: "sublayers.SharedSizes", stored: dict[str, Any], prefix: str, use: int
 ) -> dict[str, Part]:
-    """The block's parameters; `use` counts the hybrid layers before this one."""
+    """The parameters of Zamba's block."""
+    del use
+    norm = Part(f"{prefix}pre_ff_layernorm.weight", (sizes.mlp.d_model,))
+    own, attn = f"{prefix}input_layernorm", f"{prefix}self_attn."
+    parts = attention_parts(sizes.attention, stored, attn, own)
+    mlp = mlp_parts(sizes.mlp, stored, f"{prefix}feed_forward.")
+    return parts | mlp | {"mlp_norm": norm}
+
+
+def _adapted_parts(
+    sizes: "sublayers.SharedSizes", stored: dict[str, Any], prefix: str, use: int
+) -> dict[str, Part]:
+    """Those of Zamba2's; `use` counts the hybrid layers before this one."""
     attn, ff = f"{prefix}self_attn.", f"{prefix}feed_forward."
-    parts = attention_parts(
-        sizes.attention, stored, attn, f"{prefix}input_layernorm.weight"
-    )
+    parts = attention_parts(sizes.attention, stored, attn, f"{prefix}input_layernorm")
     d_model, hidden = sizes.mlp.d_model, sizes.mlp.d_hidden
-    norm = Part(f"{prefix}pre_ff_layernorm.weight", (d_model,))
-    if name == "zamba":
-        return parts | mlp_parts(sizes.mlp, stored, ff, None) | {"mlp_norm": norm}
-    both, down = f"{ff}gate_up_proj.weight", f"{ff}down_proj.weight"
-    parts |= fused_mlp_parts(sizes.mlp, both, down) | {"mlp_norm": norm}
-    if f"{ff}gate_up_proj.bias" in stored:
-        for key, place in (("gate", (0, hidden)), ("up", (hidden, 2 * hidden))):
-            bias = f"{ff}gate_up_proj.bias"
-            parts[f"{key}_bias"] = Part(bias, (2 * hidden,), rows(*place))
-        parts["down_bias"] = Part(f"{ff}down_proj.bias", (d_model,))
-    adapter, low = f"{ff}gate_up_proj_adapter_list.{use}.", sizes.adapter_rank
-    for key, place in (("gate", (0, hidden)), ("up", (hidden, 2 * hidden))):
+    both, down = f"{ff}gate_up_proj", f"{ff}down_proj"
+    parts |= fused_mlp_parts(sizes.mlp, both, down, stored=stored)
+    parts["mlp_norm"] = Part(f"{prefix}pre_ff_layernorm.weight", (d_model,))
+    adapter, low = f"{both}_adapter_list.{use}.", sizes.adapter_rank
+    for key, place in gate_and_up(hidden).items():
         parts[f"{key}_adapter_down"] = Part(f"{adapter}0.weight", (low, d_model))
-        parts[f"{key}_adapter_up"] = Part(
-            f"{adapter}1.weight", (2 * hidden, low), rows(*place)
-        )
-    if sizes.adapted:
-        width = 2 * d_model
-        for key in "qkv":
-            adapter = f"{attn}linear_{key}_adapter_list.{use}."
-            parts[f"{key}_adapter_down"] = Part(f"{adapter}0.weight", (low, width))
-            parts[f"{key}_adapter_up"] = Part(f"{adapter}1.weight", (width, low))
+        up = Part(f"{adapter}1.weight", (2 * hidden, low), rows(*place))
+        parts[f"{key}_adapter_up"] = up
+    for key in "qkv" if sizes.adapted else "":
+        adapter, width = f"{attn}linear_{key}_adapter_list.{use}.", 2 * d_model
+        parts[f"{key}_adapter_down"] = Part(f"{adapter}0.weight", (low, width))
+        parts[f"{key}_adapter_up"] = Part(f"{adapter}1.weight", (width, low))
     return parts
 
 
-def _headed(c: Mamba1Sizes, parts: dict[str, Part], prefix: str) -> dict[str, Part]:
+def _headed_parts(
+    c: "sublayers.Mamba1Sizes", stored: dict[str, Any], prefix: str, norm: str
+) -> dict[str, Part]:
     """Rows of in_proj are x and z in turn; the rest lies head by head."""
+    parts = mamba1_parts(c, stored, prefix, norm)
     width = c.d_inner // c.heads
     flat = lambda array: array.reshape(c.d_inner, *array.shape[2:])
-    in_turn = lambda array: np.concatenate([array[0::2], array[1::2]])
-    alone = c.heads == 1
-    first = (lambda array: array[0]) if alone else None
+    first = (lambda array: array[0]) if c.heads == 1 else None
     x_shape = (c.heads, c.dt_rank + 2 * c.d_state, width)
-    parts = parts | {
-        "in_proj": parts["in_proj"]._replace(take=in_turn),
+    parts |= {
+        "in_proj": parts["in_proj"]._replace(take=_in_turn),
         "x_proj": Part(f"{prefix}x_proj_weight", x_shape, first),
         "dt_proj": Part(f"{prefix}dt_proj_weight", (c.heads, width, c.dt_rank), first),
         "dt_bias": Part(f"{prefix}dt_proj_bias", (c.heads, width), flat),
@@ -277,5 +223,31 @@ def _headed(c: Mamba1Sizes, parts: dict[str, Part], prefix: str) -> dict[str, Pa
         "D": Part(f"{prefix}D", (c.heads, width), flat),
     }
     if c.proj_bias:
-        parts["in_proj_bias"] = parts["in_proj_bias"]._replace(take=in_turn)
+        parts["in_proj_bias"] = parts["in_proj_bias"]._replace(take=_in_turn)
     return parts
+
+
+def _in_turn(array: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([array[0::2], array[1::2]])
+
+
+ZAMBA = Family(
+    "Zamba",
+    (of_transformers("zamba"),),
+    {"transformers": _read_zamba},
+    ("mixers of several heads", "the shared block, which reads the embedding"),
+    (NO_EXPONENT, SILU),
+)
+ZAMBA2 = Family(
+    "Zamba2",
+    (of_transformers("zamba2"),),
+    {"transformers": _read_zamba2},
+    (
+        "shared blocks in turn, with the adapters of each layer",
+        "positions",
+        "limits of dt by time_step_limit, and not by time_step_min",
+    ),
+    (NO_EXPONENT,),
+)

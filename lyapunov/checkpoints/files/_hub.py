@@ -14,7 +14,7 @@ from ..._errors import (
     LyapunovError,
     MissingExtraError,
 )
-from ..families._families import layout_of
+from ..families._architectures import layout_of
 from ._files import MAX_CONFIG_BYTES, quote, read_json_object
 from ._locate import CONFIG, TOKENIZER_FILES, choose_weights, read_weight_map
 
