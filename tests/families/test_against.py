@@ -55,6 +55,18 @@ def moved(weights, rng):
     }
 
 
+def move(network):
+    """Move what a checkpoint stores: before transformers 5.23 the bias of
+    Nemotron-H's router is no parameter."""
+    import torch
+
+    stored = {x.data_ptr(): x for x in network.state_dict().values()}
+    with torch.no_grad():
+        for tensor in stored.values():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + STEP * torch.randn_like(tensor))
+
+
 def of_transformers(folder, model_type, settings):
     """Folders of a model and of a changed copy; what transformers says of each."""
     import torch
@@ -62,9 +74,7 @@ def of_transformers(folder, model_type, settings):
     network = make(model_type, **settings)
     found = [(save_transformers(network, folder / "base"), *told(network))]
     torch.manual_seed(11)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(1 + STEP * torch.randn_like(parameter))
+    move(network)
     return [*found, (save_transformers(network, folder / "changed"), *told(network))]
 
 
@@ -98,9 +108,7 @@ def of_megatron(folder):
         tensors = megatron.names(network.state_dict(), "M*-M")
         where = megatron.save(folder / name, tensors, 1, inner=32, wide=16, heads=4)
         found.append((where, *told(network)))
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.mul_(1 + STEP * torch.randn_like(parameter))
+        move(network)
     return found
 
 

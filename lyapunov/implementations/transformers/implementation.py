@@ -33,15 +33,15 @@ LIBRARIES = {
 DEFECTS = (
     Defect(
         ("mamba1",),
-        (5, 24),
+        (5, 17),
         (5, 24),
         ("chunks",),
         "gated",
         "a call over several tokens keeps the window of the convolution and starts the "
         "scan from a state of zeros, whatever the cache holds",
-        "modeling_mamba.py of 5.24, whose mamba_selective_scan takes no initial state; "
-        "the same in Mamba-2 was https://github.com/huggingface/transformers/issues/"
-        "46032, mended by pull request 46084",
+        "modeling_mamba.py of 5.17 to 5.24, whose mamba_selective_scan has no initial "
+        "state; the same in Mamba-2 was https://github.com/huggingface/transformers/"
+        "issues/46032, mended by pull request 46084",
     ),
     Defect(
         ("mamba1",),
