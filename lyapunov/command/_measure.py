@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from lyapunov.implementations._registry import measure_names
+from lyapunov.implementations._registry import is_recorded, measure_names
 
 
 class MeasureChoice(click.Choice):
@@ -19,4 +19,6 @@ class MeasureChoice(click.Choice):
         **Raises:** `click.BadParameter` for a name that there is not.
         """
         self.choices = measure_names()
+        if value not in self.choices and is_recorded(value):
+            self.fail(f"{value} is a dump: --audit {value}", param, ctx)
         return super().convert(value, param, ctx)

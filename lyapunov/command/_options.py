@@ -179,7 +179,7 @@ class Options:
         metavar="SOURCE",
         help="Rounding or bug? Run the text whole, by steps, in chunks, padded and in "
         f"a batch, each held to its bounds: {', '.join(source_names())} or a dump, "
-        "FILE.npz.",
+        "FILE.npz or .safetensors.",
     )
     reproduce: Path | None = option(
         CHECKED,

@@ -276,6 +276,22 @@ _KINDS = (
         "trained model was meant, look at how the weights were loaded: transformers "
         "names keys that it had to initialise anew.",
     ),
+    FindingKind(
+        "LYA021",
+        "logits unlike rounding",
+        ERROR,
+        "Of an audit of a dump that has a run's logits and no sublayers: at some token "
+        "the logits are more than 6 times as far from the fp64 reference as random "
+        "roundings of the declared stores put them, beyond what rounding the weights "
+        "does. That is an estimate (T3) and no bound; a right run stays near 1. "
+        "Another checkpoint, shifted positions, a state or a cache that was lost, "
+        "sampling parameters that a server applies before it returns logits "
+        "(temperature, penalties, masks), log-probabilities called logits, or a lower "
+        "precision than the dump says, do this; so does a router that chooses other "
+        "experts, which moves logits by jumps. The message says from which token on, "
+        "and what the difference looks like. Dump sublayers, too: they are held to "
+        "certified bounds, and the first one that is wrong is named.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

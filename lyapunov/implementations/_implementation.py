@@ -124,7 +124,7 @@ class AbstractImplementation(ABC):
     """Whether decoding makes a step of the first token, too."""
     followed_by_dumps: ClassVar[bool] = False
     """Whether a dump may say that it follows this one's flow."""
-    suffix: ClassVar[str | None] = None
+    suffixes: ClassVar[tuple[str, ...]] = ()
     """Of the files that hold its runs, where they were made elsewhere."""
     reproducible: ClassVar[bool] = False
     """Whether the script of `report._reproduce`, which runs a text through

@@ -42,7 +42,7 @@ def measure_names() -> tuple[str, ...]:
 def source_names() -> tuple[str, ...]:
     """Implementations that an audit can run here."""
     return tuple(
-        one.name for one in IMPLEMENTATIONS.values() if one.ways and not one.suffix
+        one.name for one in IMPLEMENTATIONS.values() if one.ways and not one.suffixes
     )
 
 
@@ -63,8 +63,7 @@ def reproducible_names() -> tuple[str, ...]:
 
 def sources_hint() -> str:
     """What the source of an audit may be, for people."""
-    suffixes = [one.suffix for one in IMPLEMENTATIONS.values() if one.suffix]
-    files = ", ".join(f"a {suffix}" for suffix in suffixes)
+    files = " or ".join(f"a {s}" for o in IMPLEMENTATIONS.values() for s in o.suffixes)
     return f"one of {', '.join(source_names())}, or the path of a dump, {files}"
 
 
@@ -115,6 +114,6 @@ def audited(source: str | os.PathLike) -> AbstractImplementation:
 
 def _of_suffix(text: str) -> Any:
     for one in IMPLEMENTATIONS.values():
-        if one.suffix is not None and text.lower().endswith(one.suffix):
+        if one.suffixes and text.lower().endswith(one.suffixes):
             return one
     return None

@@ -39,6 +39,7 @@ from ..results._audit import (
     BUG,
     CONSISTENT,
     NOT_RUN,
+    REFERENCE,
     SUSPICIOUS,
     UNBOUNDED,
     AuditReport,
@@ -48,7 +49,13 @@ from ..results._audit import (
     VariantAudit,
 )
 from . import _compare
-from ._audit_verdict import Z_LIMIT, assumptions, audit_findings, audit_summary
+from ._audit_logits import nothing_seen, with_seen_logits
+from ._audit_verdict import (
+    Z_LIMIT,
+    assumptions,
+    audit_findings,
+    audit_summary,
+)
 from ._audit_ways import (
     Way,
     audit_source,
@@ -110,7 +117,7 @@ def audit(
     model = model_of(model)
     demand_head(model)
     implementation = audited(source)
-    recorded = implementation.suffix is not None
+    recorded = bool(implementation.suffixes)
     dump = open_dump(source, tokens) if recorded else None
     if dump is None:
         given = chosen_tokens(model, tokens, seed)
@@ -155,18 +162,25 @@ def audit(
 def _run(model, ids, ways, n_probes, seed, progress) -> list[VariantAudit]:
     keys = jax.random.split(jax.random.key(seed), n_probes)
     if progress is not None:
-        progress.start(len(ways) * len(model.sublayers), "auditing")
+        # all that are known by their logits alone go through the network together
+        passes = sum(way.trace is not None for way in ways)
+        passes += any(way.logits is not None for way in ways)
+        progress.start(passes * len(model.sublayers), "auditing")
     results: list[VariantAudit] = []
     heads: dict[int, HeadRecord] = {}
     for way in ways:
         try:
-            result, head = _one(model, ids, way, keys, progress)
+            if way.trace is None:
+                result, head = nothing_seen(way), None
+            else:
+                result, head = _one(model, ids, way, keys, progress)
         except RefusedError as error:
             result, head = not_run(way.variant, way.precision, error.message), None
         if head is not None:
             heads[len(results)] = head
         results.append(result)
-    return _with_logits(model, ids, results, heads)
+    results = _with_logits(model, ids, results, heads)
+    return with_seen_logits(model, ids, ways, results, n_probes, seed, progress)
 
 
 def _one(model: Model, ids, way: Way, keys, progress):
@@ -305,7 +319,7 @@ def _with_logits(model: Model, ids, results, heads) -> list[VariantAudit]:
         base.setdefault(results[i].precision, i)
     out = list(results)
     for i, head in heads.items():
-        beside = [("fp64 reference", reference)]
+        beside = [(REFERENCE, reference)]
         other = base[results[i].precision]
         if other != i:
             beside.append((results[other].variant, heads[other]))
@@ -321,12 +335,4 @@ def _logits(model: Model, ids, name: str, base, head) -> LogitsAudit:
     for start, stop in model.vocabulary_slices():
         against = jnp.asarray(base.logits(start, stop))[:batch]
         sums = _compare.add_logits(sums, against, head.logits(start, stop), start)
-    found = _compare.output_divergence(sums, model.config.vocab_size)
-    return LogitsAudit(
-        against=name,
-        rel_l2=found.measured_rel_l2,
-        max=found.measured_max,
-        kl_max=found.kl_max,
-        flips=found.argmax_flips,
-        ties=found.argmax_ties,
-    )
+    return _compare.logits_audit(name, sums, model.config.vocab_size)

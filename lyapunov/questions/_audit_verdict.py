@@ -6,6 +6,7 @@ from ..findings._verdict import Verdict
 from ..results._audit import (
     BUG,
     CONSISTENT,
+    IN_RANGE,
     NOT_RUN,
     SUSPICIOUS,
     UNBOUNDED,
@@ -41,6 +42,8 @@ def audit_findings(results: list[VariantAudit]) -> list[Finding]:
                     precision=result.precision,
                 )
             )
+        elif result.verdict == SUSPICIOUS and not result.layers:
+            findings.append(_of_logits(result))
         elif result.verdict == SUSPICIOUS:
             worst = max(result.layers, key=lambda layer: layer.z)
             findings.append(
@@ -59,6 +62,24 @@ def audit_findings(results: list[VariantAudit]) -> list[Finding]:
     return findings
 
 
+def _of_logits(result: VariantAudit) -> Finding:
+    """That logits are no rounding of the reference's, of a run without sublayers."""
+    held = result.logits[0]
+    like = "" if held.looks_like is None else f"; {held.looks_like}"
+    return Finding(
+        code="LYA021",
+        severity="error",
+        layer=None,
+        message=f"{result.variant}: the logits at token {held.z_token} are "
+        f"{held.z:.3g} sigma of random roundings away from exact arithmetic, "
+        f"{held.beyond:,} of {held.tokens:,} tokens above {Z_LIMIT:g}, the first "
+        f"{held.first_beyond}; KL {held.kl_mean:.3g} nats a token{like}",
+        value=held.z,
+        limit=Z_LIMIT,
+        precision=result.precision,
+    )
+
+
 def audit_summary(
     results: list[VariantAudit],
     findings: list[Finding],
@@ -74,8 +95,9 @@ def audit_summary(
     else:
         verdict, named = (SUSPICIOUS, odd) if odd else (CONSISTENT, ran)
         blind = [r for r in ran if r.verdict == UNBOUNDED]
-        if blind and not odd:
-            verdict, named = UNBOUNDED, blind
+        unseen = [r for r in ran if r.verdict == IN_RANGE]
+        if (blind or unseen) and not odd:
+            verdict, named = (UNBOUNDED, blind) if blind else (IN_RANGE, unseen)
     return AuditSummary(
         verdict=verdict,
         recommendation=_recommendation(verdict, named, len(ran)),
@@ -108,6 +130,18 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
             f"not decided: {names}: as few as {math.floor(100 * share)} % of the "
             "elements have a finite bound, and none of these exceeds it"
         )
+    if verdict == IN_RANGE:
+        most = max(r.z or 0.0 for r in named)
+        return (
+            f"{names}: logits as random roundings make them, at most {most:.2g} sigma "
+            "at a token; no sublayer was seen, so nothing is certified: "
+            "layer.I.input and layer.I.output in the dump would be held to bounds"
+        )
+    if verdict == SUSPICIOUS and not any(r.layers for r in named):
+        return (
+            f"no rounding by all estimates: {names}; no bound was held, since no "
+            "sublayer was seen"
+        )
     if verdict == SUSPICIOUS:
         return f"look at {names}: within the bounds, but not like random rounding"
     first = named[0].first_violation
@@ -130,6 +164,12 @@ def assumptions(ways: list[Way]) -> list[str]:
         f"suspicious: an output's L2 error at a token above {Z_LIMIT:g} times its root "
         "mean square under random roundings of the declared stores",
     ]
+    if any(way.logits is not None for way in ways):
+        lines.append(
+            "logits alone: sigma is what random roundings of the declared stores do to "
+            f"them (T3), an estimate; a token above {Z_LIMIT:g} is no rounding by it, "
+            "and below nothing is certified"
+        )
     for way in ways:
         for segment in way.segments:
             execution = segment.execution

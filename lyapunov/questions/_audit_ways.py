@@ -12,6 +12,7 @@ from ..implementations import AbstractImplementation, Execution, implementation_
 from ..implementations._registry import audited, sources_hint
 from ..implementations._segment import Segment
 from ..implementations._ways import Variant, union, usual_variants
+from ..implementations.dump._logits import SeenLogits
 from ..implementations.dump.file import File
 from ..models import Model
 from ..results._audit import NOT_RUN, VariantAudit
@@ -32,6 +33,9 @@ class Way(NamedTuple):
     precision: str
     segments: tuple[Segment, ...]
     trace: Any
+    """None where no sublayer was seen."""
+    logits: SeenLogits | None = None
+    """Where they are not in the trace."""
 
 
 def audit_source(source: Any) -> str:
@@ -85,13 +89,19 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
     for name, variant in dump.runs.items():
         if wanted is not None and variant not in wanted:
             continue
+        run = File(dump.path, name)
+        segments = _segments(flow, model, variant, dump.tokens.shape[1], *pair)
+        if not run.has_layers:
+            ways.append(Way(variant, dump.precision, segments, None, run.logits))
+            continue
         reason = _not_bounded(model, variant) or _first_call(flow, model, variant)
         if reason is not None:
             skipped.append(not_run(variant, dump.precision, reason))
             continue
-        segments = _segments(flow, model, variant, dump.tokens.shape[1], *pair)
-        trace = File(dump.path, name).trace(model)
-        _add(ways, skipped, Way(variant, dump.precision, segments, trace))
+        seen = run.logits
+        logits = None if seen is None or seen.everywhere else seen
+        way = Way(variant, dump.precision, segments, run.trace(model), logits)
+        _add(ways, skipped, way)
     return ways, skipped
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..results._audit import LogitsAudit
 from ..results._check import OutputDivergence, TextDivergence
 
 
@@ -187,6 +188,20 @@ def output_divergence(sums: LogitSums, vocab_size: int) -> OutputDivergence:
         constant_tokens=int(np.sum(other_flat & ~flat)),
         non_finite=int(np.sum(host.other_non_finite)),
         reference_non_finite=int(np.sum(host.non_finite)),
+    )
+
+
+def logits_audit(against: str, sums: LogitSums, vocab_size: int) -> LogitsAudit:
+    """What the sums say as an audit tells it, beside the logits `against`."""
+    found = output_divergence(sums, vocab_size)
+    return LogitsAudit(
+        against=against,
+        rel_l2=found.measured_rel_l2,
+        max=found.measured_max,
+        kl_max=found.kl_max,
+        flips=found.argmax_flips,
+        ties=found.argmax_ties,
+        kl_mean=found.kl_mean,
     )
 
 

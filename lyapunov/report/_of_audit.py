@@ -20,7 +20,9 @@ from lyapunov.report._sections import (
 from lyapunov.results._audit import (
     BUG,
     CONSISTENT,
+    IN_RANGE,
     NOT_RUN,
+    REFERENCE,
     SUSPICIOUS,
     UNBOUNDED,
     AuditReport,
@@ -34,6 +36,7 @@ STYLES = {
     CONSISTENT: "held",
     SUSPICIOUS: "incomplete",
     UNBOUNDED: "incomplete",
+    IN_RANGE: "incomplete",
     BUG: "findings",
     NOT_RUN: "incomplete",
 }
@@ -95,7 +98,8 @@ def _ways(report: AuditReport) -> Section:
 def _first(variant: VariantAudit) -> str | None:
     first = variant.first_violation
     if first is None:
-        return None
+        beyond = [x.first_beyond for x in variant.logits if x.first_beyond is not None]
+        return f"token {beyond[0]}" if beyond and not variant.layers else None
     return f"layer {first.layer}, token {first.token}, {first.tensor}"
 
 
@@ -117,20 +121,34 @@ def _parts(report: AuditReport, name: str) -> list[_Part]:
 
 
 def _logits(report: AuditReport) -> list[Section]:
-    columns = [
-        Column("against", of("row.against"), as_it_is, word=True),
-        Column("rel L2", of("row.rel_l2")),
-        Column("max", of("row.max")),
-        Column("KL max", of("row.kl_max")),
-        Column("flips", of("row.flips"), whole),
-        Column("ties", of("row.ties"), whole),
-    ]
     rows = _parts(report, "logits")
     if not rows:
         return []
+    alone = any(variant.logits and not variant.layers for variant in report.variants)
+    estimated = [
+        Column("sigma", of("row.sigma")),
+        Column("z", of("row.z")),
+        Column("z, rms", of("row.z_rms"), forms=Form.WRITTEN),
+        Column("KL mean", of("row.kl_mean")),
+    ]
+    columns = [
+        Column("against", of("row.against"), as_it_is, word=True),
+        Column("rel L2", of("row.rel_l2")),
+        *(estimated if alone else ()),
+        Column("max", of("row.max"), forms=Form.WRITTEN),
+        Column("KL max", of("row.kl_max")),
+        Column("flips", of("row.flips"), whole),
+        Column("ties", of("row.ties"), whole, forms=Form.WRITTEN),
+    ]
     table = Table(rows, [_WAY, EXECUTION], [Columns(columns)])
-    note = "Information, and no part of the verdict."
-    return [Section("Logits", table=table, notes=[Note(note)], forms=Form.WRITTEN)]
+    note = (
+        "sigma: rel L2 that random roundings make (T3), an estimate; z: distance at a "
+        "token in sigmas, above 6 is no rounding by it. Nothing here is certified."
+        if alone
+        else "Information, and no part of the verdict."
+    )
+    forms = Form.EVERY if alone else Form.WRITTEN
+    return [Section("Logits", table=table, notes=[Note(note)], forms=forms)]
 
 
 def _layers(report: AuditReport) -> list[Section]:
@@ -177,7 +195,7 @@ def _remarks(report: AuditReport) -> list[str]:
         (logits.rel_l2 or 0.0, logits.flips, variant, logits.against)
         for variant in report.variants
         for logits in variant.logits
-        if logits.against != "fp64 reference"
+        if logits.against != REFERENCE
     ]
     if apart:
         distance, flips, variant, against = max(apart, key=lambda row: row[:2])

@@ -17,6 +17,12 @@ CONSISTENT = "consistent with rounding"
 UNBOUNDED = "unbounded"
 """Nothing exceeds a bound, and few elements have a finite one."""
 NOT_RUN = "not run"
+IN_RANGE = "logits in range"
+"""The logits alone were seen, and are as far off as random roundings put them: an
+estimate, and no bound of anything."""
+
+REFERENCE = "fp64 reference"
+"""As what logits are held against."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,25 @@ class LogitsAudit:
     flips: int
     ties: int
     """Choices that differ between equal leaders of `against`."""
+    # further fields, of logits that are held to what random roundings do (T3)
+    kl_mean: float | None = None
+    """Nats a token, as `kl_max`; of few tokens' log-probabilities, that of these and
+    of all others as one, which is at most the whole."""
+    sigma: float | None = None
+    """Predicted `rel_l2`: what random roundings of the declared stores do."""
+    z: float | None = None
+    """Largest over the tokens: the distance beyond that of rounded weights, in sigmas
+    of the token, or of all tokens where that is more."""
+    z_token: int | None = None
+    z_rms: float | None = None
+    """Root mean square of z over the tokens; about 1 for a right run."""
+    beyond: int = 0
+    """Tokens whose z is above the limit."""
+    first_beyond: int | None = None
+    tokens: int | None = None
+    """Of which there are logits."""
+    looks_like: str | None = None
+    """What the difference looks like, in words, where it is beyond the limit."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,8 @@ class VariantAudit:
     variant: str
     precision: str
     verdict: str
-    """bug, suspicious, unbounded, consistent with rounding, or not run."""
+    """bug, suspicious, unbounded, consistent with rounding, logits in range (of a run
+    without any sublayer), or not run."""
     executions: list[str] = field(default_factory=list)
     """What was declared of its calls, in order, each once."""
     reason: str | None = None

@@ -25,7 +25,7 @@ _WORDS = {"safetensors": "a safetensors file", "torch": "a file that torch saved
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """Where the tensors of one file lie, whichever of the two formats it has."""
     kind = check_kind(path)
-    return read_header(path) if kind == "safetensors" else read_archive(path)
+    return read_header(path)[0] if kind == "safetensors" else read_archive(path)
 
 
 def check_kind(path: Path) -> str:

@@ -35,8 +35,9 @@ _NAMES = {
 _AGAIN = "download the file again; its size should match the source's"
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file lies."""
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, object]]:
+    """Where each tensor of a safetensors file lies, and its `__metadata__`, in which
+    there is what somebody wrote."""
     shown = quote(path, 200)
     with open_regular(path) as (file, size):
         with reading(path):
@@ -63,7 +64,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if len(data) < n:
         raise CorruptCheckpointError(f"{shown} ends inside its header", hint=_AGAIN)
     header = parse_json_object(data, f"the header of {shown}", strict=True)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     tensors, spans = {}, []
     for name, entry in header.items():
         tensor, span = _entry(path, name, entry, 8 + n)
@@ -84,7 +85,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{shown} does not have the length that its header claims: {what}",
             hint=_AGAIN,
         )
-    return tensors
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
 def _entry(

@@ -47,7 +47,7 @@ def write_dump(
     - `vocab_size`: write that many logits, too.
 
     **Raises:** `DumpError` where there is nothing to append to, or of other tokens;
-    where no flow has that name.
+    where no flow has that name, or the file's name is of another format.
     """
     parse_variant(kind)
     if implementation not in flow_names():
@@ -56,6 +56,11 @@ def write_dump(
             hint=f"`implementation` is one of {', '.join(flow_names())}",
         )
     path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        raise DumpError(
+            f"{path.name} would be a .npz",
+            hint="a name in .npz; safetensors' save_file writes the other, in one go",
+        )
     tokens = np.asarray(tokens)
     prefix = "" if name is None else f"run.{name}."
     settings = {

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..._errors import DumpError
+from ._arrays import MOST_ARRAYS, AbstractArrays
 
 
-MOST_ARRAYS = 100_000
 MOST_HEADER = 10_000
 """Bytes of a .npy header; NumPy's own limit."""
 
 
-class Npz:
-    """The arrays of a .npz by name. Nothing is unpickled.
+class Npz(AbstractArrays):
+    """A .npz, whose words are arrays without axes.
 
-    **Raises:** `DumpError` for whatever is no .npz, lies about its sizes, or holds
-    two arrays of one name.
+    **Raises:** `DumpError` as well where two arrays have one name.
     """
 
     def __init__(self, path: Path):
@@ -71,27 +70,17 @@ class Npz:
             self._headers[name] = shape, dtype
         return self._headers[name]
 
-    def read(
-        self, name: str, *, kinds: str = "fu", most: int | None = None, hint: str = ""
-    ) -> np.ndarray:
-        """One array.
+    def text(self, name: str, hint: str) -> str:
+        """A text without axes."""
+        array = self.read(name, kinds="US", most=200, hint=hint)
+        value = array.item() if array.shape == () else None
+        if isinstance(value, bytes):
+            value = value.decode("ascii", "replace")
+        if value is None:
+            raise DumpError(f"{name} has shape {array.shape}", hint="a single text")
+        return value
 
-        **Arguments:**
-
-        - `kinds`: allowed kinds of dtype, as NumPy names them.
-        - `most`: elements (or characters of a text) at most.
-        """
-        if name not in self._members:
-            raise DumpError(f"{self.path.name} has no {name!r}", hint=hint)
-        shape, dtype = self.shape_and_dtype(name)
-        size = int(np.prod(shape, dtype=object)) * (
-            dtype.itemsize if dtype.kind in "US" else 1
-        )
-        if dtype.kind not in kinds or (most is not None and size > 4 * most):
-            raise DumpError(
-                f"{name} is of dtype {dtype} and shape {shape}",
-                hint=hint or "floats",
-            )
+    def _loaded(self, name: str) -> np.ndarray:
         with self._open(name) as stream:
             shape, fortran, dtype = self._header(name, stream)
             try:

@@ -1,6 +1,7 @@
 """A trace from a file: what any stack did, written down by its user.
 
-A dump is a NumPy .npz with one array for each key:
+A dump is a NumPy .npz with one array for each key, or a .safetensors whose tensors have
+these keys and whose metadata has the texts:
 
 | key | what | shape |
 |---|---|---|
@@ -15,13 +16,17 @@ A dump is a NumPy .npz with one array for each key:
 | `layer.I.residual`, `layer.I.hidden` | instead: the stream, and what is added to it | (..., d_model) |
 | `layer.I.output` | what sublayer I adds to the stream: what its mixer, attention or MLP puts out, times the model's multiplier where it has one | (..., d_model) |
 | `layer.I.stored.SITE` | a stored tensor, such as `xz`, `conv`, `x_proj`, `gated` | (..., its width) |
-| `logits` | if wanted | (..., vocabulary) |
+| `logits` | if wanted, or instead of all layers | (..., vocabulary) |
+| `logprobs` | instead of `logits`: their log-softmax, in nats | (..., vocabulary) |
+| `top_logprobs`, `top_ids` | instead: of the n most likely tokens, others may be among them; id -1 fills up | (..., n) |
+| `positions` | where logits are of some tokens alone: row i follows token `positions[i]` | (rows) |
 
 `...` is the shape of `tokens`: the text's own tokens in their order, whatever calls they
 were computed in, without padding and without the rest of a batch. Several runs of the
 same tokens go into one file under `run.NAME.kind`, `run.NAME.layer.I.input` and so on.
-Layers may be left out. Values are float16, float32 or float64; uint16 is the bits of
-bf16, which NumPy does not have. In torch, for a transformers model:
+Layers may be left out. Where all are, the logits are held to what random roundings do
+to them (T3), and nothing is certified. Values are float16, float32 or float64; uint16
+is the bits of bf16, which NumPy does not have. In torch, for a transformers model:
 
 ```python
 arrays = {"format": "lyapunov-dump-1", "implementation": "transformers",
@@ -35,6 +40,16 @@ for i, block in enumerate(model.backbone.layers):
     block.mixer.register_forward_hook(keep(f"layer.{i}.output"))
 model(ids)
 np.savez("dump.npz", **arrays)
+```
+
+What a server returns is enough for logits alone, here as a .safetensors in bf16. A
+server that lists log-probabilities of a prompt says at token i how likely token i was:
+that row follows token i - 1, and there is none behind the last one.
+
+```python
+words = {"format": "lyapunov-dump-1", "implementation": "transformers",
+         "precision": "bf16"}
+save_file({"tokens": ids, "logits": model(ids).logits}, "dump.safetensors", words)
 ```
 
 The file is not trusted: nothing in it is unpickled, and names, dtypes, shapes and sizes
@@ -55,6 +70,8 @@ from ...sublayers import NetworkConfig
 from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
+from ._arrays import AbstractArrays, Safetensors
+from ._logits import KEYS, SeenLogits, as_fp64, check_shape, seen_logits
 from ._npz import Npz
 from ._sites import site_widths
 
@@ -75,7 +92,7 @@ class File:
 
     **Arguments:**
 
-    - `path`: the .npz.
+    - `path`: the .npz or .safetensors.
     - `run`: which of its runs `trace` gives; None is the first.
 
     **Raises:** `DumpError` that says what was found, and how it should be.
@@ -83,7 +100,11 @@ class File:
 
     def __init__(self, path: str | os.PathLike, run: str | None = None):
         self.path = Path(path)
-        self._npz = Npz(self.path)
+        self._npz: AbstractArrays = (
+            Safetensors(self.path)
+            if self.path.suffix.lower() == ".safetensors"
+            else Npz(self.path)
+        )
         if self._text("format") != FORMAT:
             raise DumpError(
                 f"{self.path.name} is of format {self._text('format')!r}",
@@ -101,11 +122,12 @@ class File:
         )
         self.tokens = self._tokens()
         self._arrays: dict[str, dict[tuple[int, str], str]] = {}
-        self._logits: dict[str, str] = {}
+        self._logits: dict[str, SeenLogits] = {}
         kinds: dict[str, str] = {}
         self._sort(kinds)
         self.runs: dict[str, Variant] = {
-            name: self._variant(kinds.get(name)) for name in self._arrays
+            name: self._variant(kinds.get(name))
+            for name in dict.fromkeys((*self._arrays, *self._logits))
         }
         if run is not None and run not in self.runs:
             raise DumpError(
@@ -126,7 +148,7 @@ class File:
 
     def configured(self, config: NetworkConfig) -> NetworkConfig:
         """The checkpoint's switches, or the dump's own words instead."""
-        given = {name: self._flag(name) for name in SWITCHES if name in self._npz}
+        given = {n: self._npz.flag(n) for n in SWITCHES if n in self._npz}
         return dataclasses.replace(config, **given)
 
     @traced_in_fp64
@@ -146,7 +168,8 @@ class File:
                 hint="leave the tokens out: the dump has them",
             )
         self.check(model)
-        arrays, before, stands_beside = self._arrays[self._run], None, False
+        arrays = self._arrays.get(self._run, {})
+        before, stands_beside = None, False
         for layer in model.sublayers:
             keys = {k: v for (i, k), v in arrays.items() if i == layer.layer}
             if not keys:
@@ -180,13 +203,23 @@ class File:
                 stored,
                 {},
             )
-        if self._run in self._logits:
-            name = self._logits[self._run]
+        seen = self.logits
+        if seen is not None and seen.everywhere:
             nothing = jnp.zeros((*self.tokens.shape, model.config.d_model))
             # only the logits are known of the head
             yield HeadRecord(
-                nothing, nothing, lambda start, stop: self._values(name, start, stop)
+                nothing, nothing, lambda *rows: jnp.asarray(seen.values(*rows))
             )
+
+    @property
+    def logits(self) -> SeenLogits | None:
+        """What there is of the run's logits."""
+        return self._logits.get(self._run)
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether the run has records of sublayers."""
+        return self._run in self._arrays
 
     def check(self, model: Model) -> None:
         """Hold names, shapes, dtypes and sizes of all runs to a model.
@@ -200,7 +233,7 @@ class File:
                 f"{config.vocab_size}",
                 hint="is the dump of another checkpoint?",
             )
-        for layer in model.sublayers:
+        for layer in model.sublayers if self._arrays else ():
             if layer.aside or layer.embedded:
                 raise DumpError(
                     f"{model.layout.architecture} has blocks that several layers "
@@ -227,17 +260,19 @@ class File:
                         hint=f"one of {', '.join(widths)}",
                     )
                 width = config.d_model if site == key else widths[site]
-                self._check_values(name, width)
+                batch, seq = self.tokens.shape
+                check_shape(self._npz, name, (batch, seq), (width,))
                 layers.setdefault(layer, set()).add(key)
             for layer, keys in layers.items():
                 _check_complete(run, layer, keys)
-        for name in self._logits.values():
-            self._check_values(name, config.vocab_size, config.padded_vocab_size)
+        for seen in self._logits.values():
+            seen.check(config.vocab_size, config.padded_vocab_size)
 
     # ---- reading
 
     def _sort(self, kinds: dict[str, str]) -> None:
         """Sort the keys by run; what is not understood is an error."""
+        logits: dict[str, dict[str, str]] = {}
         for name in self._npz:
             if name in SETTINGS or name in OPTIONAL:
                 continue
@@ -249,8 +284,8 @@ class File:
             of_layer = len(parts) >= 3 and parts[0] == "layer" and _is_index(parts[1])
             if run and rest == "kind":
                 kinds[run] = name
-            elif run and rest == "logits":
-                self._logits[run] = name
+            elif run and rest in KEYS:
+                logits.setdefault(run, {})[rest] = name
             elif (
                 run
                 and of_layer
@@ -265,31 +300,22 @@ class File:
                 raise DumpError(
                     f"the key {name[:80]!r} is not understood",
                     hint="keys are " + ", ".join(SETTINGS) + ", layer.I.input, "
-                    "layer.I.output, layer.I.stored.SITE, logits, or these behind "
-                    "run.NAME.",
+                    f"layer.I.output, layer.I.stored.SITE, {', '.join(KEYS)}, or these "
+                    "behind run.NAME.",
                 )
-        lost = sorted((set(kinds) | set(self._logits)) - set(self._arrays))
-        if lost or not self._arrays:
+        batch, seq = self.tokens.shape
+        for run, names in logits.items():
+            self._logits[run] = seen_logits(self._npz, run, (batch, seq), names)
+        lost = sorted(set(kinds) - set(self._logits) - set(self._arrays))
+        if lost or not (self._arrays or self._logits):
             which = f"the run {lost[0][:60]!r}" if lost else self.path.name
             raise DumpError(
-                f"{which} has no array of any layer",
-                hint="layer.0.input and layer.0.output are the least",
+                f"{which} has no array of any layer and no logits",
+                hint="layer.0.input and layer.0.output, or logits, are the least",
             )
 
     def _text(self, name: str) -> str:
-        array = self._npz.read(name, kinds="US", most=200, hint=HINT)
-        value = array.item() if array.shape == () else None
-        if isinstance(value, bytes):
-            value = value.decode("ascii", "replace")
-        if value is None:
-            raise DumpError(f"{name} has shape {array.shape}", hint="a single text")
-        return value
-
-    def _flag(self, name: str) -> bool:
-        array = self._npz.read(name, kinds="biu", most=1, hint="True or False")
-        if array.size != 1:
-            raise DumpError(f"{name} has shape {array.shape}", hint="True or False")
-        return bool(array.reshape(-1)[0])
+        return self._npz.text(name, HINT)
 
     def _tokens(self) -> np.ndarray:
         tokens = self._npz.read("tokens", kinds="iu", most=MOST_TOKENS, hint=HINT)
@@ -305,30 +331,9 @@ class File:
     def _variant(self, name: str | None) -> Variant:
         return parse_variant("whole" if name is None else self._text(name))
 
-    def _check_values(self, name: str, *widths: int) -> None:
-        shape, dtype = self._npz.shape_and_dtype(name)
-        lead = self.tokens.shape
-        allowed = [(*lead, width) for width in widths]
-        if lead[0] == 1:
-            allowed += [(lead[1], width) for width in widths]
-        if shape not in allowed:
-            raise DumpError(
-                f"{name} has shape {shape}, not {' or '.join(map(str, allowed))}",
-                hint="tokens first, as in `tokens`; is the dump of another checkpoint?",
-            )
-        if dtype.str[1:] not in ("f2", "f4", "f8", "u2"):
-            raise DumpError(
-                f"{name} is of dtype {dtype}",
-                hint="float16, float32, float64, or uint16 with the bits of bf16",
-            )
-
-    def _values(self, name: str, start: int = 0, stop: int | None = None):
-        array = self._npz.read(name)
-        array = array.reshape(*self.tokens.shape, -1)[..., start:stop]
-        if array.dtype.kind == "u":
-            # bf16 is the upper half of fp32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        return jnp.asarray(array.astype(np.float64))
+    def _values(self, name: str):
+        array = self._npz.read(name).reshape(*self.tokens.shape, -1)
+        return jnp.asarray(as_fp64(array))
 
 
 def _puts_out(sizes: Any) -> bool:

@@ -24,7 +24,7 @@ class DumpImplementation(AbstractImplementation):
     measures = False
     needs_gpu = False
     extra = None
-    suffix = ".npz"
+    suffixes = (".npz", ".safetensors")
     ways = (
         *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),
         *("packed", "initial_state"),
@@ -61,5 +61,5 @@ class DumpImplementation(AbstractImplementation):
     def _refuse(self) -> NoReturn:
         raise UsageError(
             "a dump runs nothing: it says what was run, and whose flow that follows",
-            hint=f"--audit FILE{self.suffix}",
+            hint=f"--audit FILE{' or FILE'.join(self.suffixes)}",
         )
