@@ -42,9 +42,7 @@ from .questions import (
 )
 from .results import (
     AuditReport as AuditReport,
-    Estimate as Estimate,
     Finding as Finding,
-    Measured as Measured,
     Report as Report,
     UpperBound as UpperBound,
 )

@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ..arithmetic._fp64 import in_fp64
-from ..results._check import _plain
+from ..results._shown import plain
 from ._batch_means import AbstractErrorBars, ErrorBars, Windows
 from ._cosines import SlowestCosines
 
@@ -115,7 +115,7 @@ class SpectrumResult(eqx.Module):
         """Write it in plain JSON types; infinities become null beside a flag."""
         bars = self.error_bars()
         stderr = np.asarray(bars.stderr)
-        return _plain(
+        return plain(
             {
                 "exponents": np.asarray(self.exponents).tolist(),
                 "multiplicity": np.asarray(self.multiplicity).tolist(),

@@ -37,7 +37,9 @@ def recommendation(
     for code, advise in _ADVICE:
         concerned = [f for f in findings if f.code == code and not f.hint]
         if concerned:
-            return " ".join([advise(concerned, exponents, precisions, findings), *told])
+            if not isinstance(advise, str):
+                advise = advise(concerned, exponents, precisions, findings)
+            return " ".join([advise, *told])
     return " ".join([_choice(exponents, precisions, findings), *told])
 
 
@@ -123,34 +125,10 @@ def _lost(concerned, exponents, precisions, findings) -> str:
     return f"Compare {what} with the original file first: {they} lost."
 
 
-def _untrained(concerned, exponents, precisions, findings) -> str:
-    return (
-        "Load trained weights before anything is concluded: these are as a constructor "
-        "makes them, so that rounding errors and exponents say nothing about a trained "
-        "model."
-    )
-
-
 def _violated(concerned, exponents, precisions, findings) -> str:
     return (
         f"Look for a bug in the {_formats(concerned)} execution, from "
         f"{layers_text(concerned[:1])} on: rounding does not explain the difference."
-    )
-
-
-def _worse_than_a_guess(concerned, exponents, precisions, findings) -> str:
-    return (
-        "Compare the checkpoint's tensors with the original, or give a text that the "
-        "model was made for: in exact arithmetic it predicts this one worse than a "
-        "uniform guess."
-    )
-
-
-def _worse_than_frequencies(concerned, exponents, precisions, findings) -> str:
-    return (
-        "Compare the loss with the one that is published for this model: in exact "
-        "arithmetic it predicts this text worse than the text's own frequencies do, so "
-        "that part of the checkpoint may be lost."
     )
 
 
@@ -165,11 +143,27 @@ _ADVICE = (
     ("LYA003", _violated),
     ("LYA015", _dead),
     ("LYA001", _growing),
-    ("LYA020", _untrained),
+    (
+        "LYA020",
+        "Load trained weights before anything is concluded: these are as a constructor "
+        "makes them, so that rounding errors and exponents say nothing about a trained "
+        "model.",
+    ),
     ("LYA008", _lost),
-    ("LYA016", _worse_than_a_guess),
-    ("LYA017", _worse_than_frequencies),
+    (
+        "LYA016",
+        "Compare the checkpoint's tensors with the original, or give a text that the "
+        "model was made for: in exact arithmetic it predicts this one worse than a "
+        "uniform guess.",
+    ),
+    (
+        "LYA017",
+        "Compare the loss with the one that is published for this model: in exact "
+        "arithmetic it predicts this text worse than the text's own frequencies do, so "
+        "that part of the checkpoint may be lost.",
+    ),
 )
+"""What to say of the first code that was found: a text, or what makes one."""
 
 
 def _choice(

@@ -6,7 +6,7 @@ Pure functions of documents; `_baseline_file` reads and checks the earlier one.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from lyapunov.findings._baseline_file import (
     FLIPS,
@@ -20,8 +20,8 @@ from lyapunov.findings._baseline_file import (
     TIES,
     BaselineError,
 )
-from lyapunov.findings._catalogue import CATALOGUE, ERROR
-from lyapunov.findings._verdict import select_findings, verdict
+from lyapunov.findings._catalogue import ERROR, finding_of
+from lyapunov.findings._verdict import Verdict, verdict
 from lyapunov.results._check import Finding, Report
 
 
@@ -35,6 +35,9 @@ NEAR_TIES = 1
 FIGURE, TOKENS, COUNT = "figure", "tokens", "count"
 SAMPLING = ("probes", "readouts", "seed")
 """Settings on which the sampled figures depend: with others they are not compared."""
+
+Figure: TypeAlias = tuple[str, float, float, str]
+"""Label, earlier, now, and one of the three kinds."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +91,25 @@ def compare(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> Outcome:
         for name in SAMPLING
     )
     names = (*OUTPUT_FIGURES, *(SAMPLED_FIGURES if sampled else ()))
-    findings, compared, changed = [], 0, 0
-    for name, old, new, kind in _loss_figures(baseline, report):
-        compared += 1
-        changed += old != new
-        growth = _growth(old, new, kind)
-        if growth > FACTOR:
-            told = f"{name} {_short(old)} → {_short(new)}"
-            findings.append(_finding(None, [(growth, told)]))
+    held: list[tuple[str | None, Iterator[Figure]]]
+    held = [(None, _loss_figures(baseline, report))]
     for key in common:
-        worse: list[tuple[float, str]] = []
         rows = {row["layer"] for row in now[key]["layers"]}
         lost = [r["layer"] for r in earlier[key]["layers"] if r["layer"] not in rows]
         if lost:
             notes.append(f"{len(lost)} sublayers are only in the baseline")
-        for label, old, new, kind in _figures(earlier[key], now[key], names):
+        held.append((key[0], _figures(earlier[key], now[key], names)))
+    findings, compared, changed = [], 0, 0
+    for precision, figures in held:
+        worse: list[tuple[float, str]] = []
+        for label, old, new, kind in figures:
             compared += 1
             changed += not (old == new or (math.isnan(old) and math.isnan(new)))
             growth = _growth(old, new, kind)
             if growth > FACTOR:
                 worse.append((growth, f"{label} {_short(old)} → {_short(new)}"))
         if worse:
-            findings.append(_finding(key[0], worse))
+            findings.append(_finding(precision, worse))
     return Outcome(findings, compared, changed, notes)
 
 
@@ -173,8 +173,8 @@ def _names(keys) -> str:
 
 def _figures(
     earlier: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]
-) -> Iterator[tuple[str, float, float, str]]:
-    """Label, earlier, now and kind of every figure that both have."""
+) -> Iterator[Figure]:
+    """Every figure that both have."""
     old, new = earlier["output"], now["output"]
     for name in names:
         yield from _pair(f"logits {name}", name, old, new, FIGURE)
@@ -198,7 +198,7 @@ def _figures(
 
 def _loss_figures(
     earlier: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, float, float, str]]:
+) -> Iterator[Figure]:
     """The reference's loss, where both have it: reports of before it was printed are
     baselines too."""
     old, new = earlier.get("reference"), now.get("reference")
@@ -208,7 +208,7 @@ def _loss_figures(
 
 def _pair(
     label: str, name: str, old: Mapping[str, Any], new: Mapping[str, Any], kind: str
-) -> Iterator[tuple[str, float, float, str]]:
+) -> Iterator[Figure]:
     before, after = _number(old, name), _number(new, name)
     if before is not None and after is not None:
         yield label, before, after, kind
@@ -242,9 +242,8 @@ def _short(value: float) -> str:
 def _finding(precision: str | None, worse: list[tuple[float, str]]) -> Finding:
     told = [text for _, text in worse[:4]]
     more = f", and {len(worse) - 4} more" if len(worse) > 4 else ""
-    return Finding(
+    return finding_of(
         "LYA010",
-        CATALOGUE["LYA010"].severity,
         None,
         f"grew since the baseline: {', '.join(told)}{more}",
         value=max(growth for growth, _ in worse),
@@ -263,11 +262,8 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
     outcome = compare(report.to_dict(), baseline)
     known = {_identity(finding) for finding in baseline.get("findings", ())}
     settings = report.settings
-    chosen = {
-        "select": settings.get("select") or (),
-        "ignore": settings.get("ignore") or (),
-    }
-    new = select_findings(outcome.findings, **chosen)
+    counts = Verdict.among(settings)
+    new = counts.kept(outcome.findings)
     told = [
         replace(f, known=(f.code, f.layer, f.precision) in known)
         for f in report.findings
@@ -275,27 +271,18 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
     findings = sorted([*told, *new], key=lambda f: (f.severity != ERROR, f.code))
     word, code = verdict(
         [finding for finding in findings if not finding.known],
-        fail_on=settings.get("fail_on", ERROR),
         checked=report.summary.checked,
         skipped=report.summary.skipped,
-        allow_partial=bool(settings.get("allow_partial")),
-        exit_zero=bool(settings.get("exit_zero")),
         bounded=report.summary.bounded_share,
-        **chosen,
+        **vars(counts),
     )
     grew = "" if outcome.findings else "nothing grew, "
     sentence = outcome.sentence()
     whole = "; ".join([f"{grew}{sentence}", *_familiar(told)])
     summary = replace(report.summary, verdict=word, exit_code=code, baseline=whole)
-    return (
-        replace(
-            report,
-            findings=findings,
-            summary=summary,
-            settings={**settings, "baseline": sentence},
-        ),
-        sentence,
-    )
+    settings = {**settings, "baseline": sentence}
+    report = replace(report, findings=findings, summary=summary, settings=settings)
+    return report, sentence
 
 
 def _identity(finding: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,9 @@ A code keeps its meaning for ever; new ones are added at the end.
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+from lyapunov.results._check import Finding
 
 
 ERROR = "error"
@@ -295,6 +298,12 @@ _KINDS = (
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}
+
+
+def finding_of(code: str, layer: int | None, message: str, **more: Any) -> Finding:
+    """A finding with the severity that the catalogue gives its code."""
+    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
+
 
 DOUBTS = frozenset(
     (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.findings._catalogue import finding_of
 from lyapunov.findings._change_words import coverage_gaps
 from lyapunov.results._check import AdapterCoverage, Finding, ParameterChangeReport
 
@@ -11,9 +11,8 @@ def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
     """Violations of its bounds, and what an adapter leaves out."""
     for layer in change.layers:
         if layer.violations:
-            yield Finding(
+            yield finding_of(
                 "LYA003",
-                CATALOGUE["LYA003"].severity,
                 layer.layer,
                 f"changed weights {change.name}: {layer.violations:,} of "
                 f"{layer.elements_total:,} elements above the bound",
@@ -28,9 +27,8 @@ def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
 def coverage_findings(name: str, coverage: AdapterCoverage) -> Iterator[Finding]:
     """What an adapter leaves out; known without a token."""
     if gaps := coverage_gaps(coverage):
-        yield Finding(
+        yield finding_of(
             "LYA019",
-            CATALOGUE["LYA019"].severity,
             None,
             f"the adapter {name}: {'; '.join(gaps)}",
             value=float(coverage.recurrent_touched),

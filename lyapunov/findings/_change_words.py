@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from lyapunov.findings._logit_limits import changed_share
 from lyapunov.results._check import AdapterCoverage, ParameterChangeReport
 
 
@@ -15,16 +16,10 @@ def change_clause(changes: Sequence[ParameterChangeReport]) -> str:
     """What the verdict adds to its own words: the weight set that changes most."""
     if not changes:
         return ""
-    worst = max(changes, key=changed_share)
+    worst = max(changes, key=lambda change: changed_share(change.output))
     subject = _subject(worst)
     clause = f"; {subject[:1].lower()}{subject[1:]} {_flips(worst)}"
     return f"{clause}, most of {len(changes)} weight sets" if changes[1:] else clause
-
-
-def changed_share(change: ParameterChangeReport) -> float:
-    """Share of the top tokens that change."""
-    output = change.output
-    return output.argmax_flips / output.argmax_total if output.argmax_total else 0.0
 
 
 def _subject(change: ParameterChangeReport) -> str:

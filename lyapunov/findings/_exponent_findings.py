@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
-from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.findings._catalogue import finding_of
 from lyapunov.formats._precision import Precision
 from lyapunov.formats._table import FORMAT_TABLE, half_step_below_one
 from lyapunov.results._check import Finding, LayerExponents
@@ -18,22 +17,11 @@ SMALLEST_DT = 2.0**-126
 """Smallest normal fp32; the kernels compute dt in fp32 and flush what is below."""
 
 
-def finding_of(code: str, layer: int | None, message: str, **more: Any) -> Finding:
-    """A finding with the severity that the catalogue gives its code."""
-    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
-
-
 def untrained_finding(sublayers: int) -> Finding:
     """LYA020, of a network of so many sublayers."""
-    return finding_of(
-        "LYA020",
-        None,
-        f"norms, D and matrices of {_all(sublayers)} are as before training",
-    )
-
-
-def _all(sublayers: int) -> str:
-    return "the one sublayer" if sublayers == 1 else f"all {sublayers:,} sublayers"
+    every = "the one sublayer" if sublayers == 1 else f"all {sublayers:,} sublayers"
+    message = f"norms, D and matrices of {every} are as before training"
+    return finding_of("LYA020", None, message)
 
 
 def exponent_findings(layer: LayerExponents, untrained: bool) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.findings._catalogue import finding_of
 from lyapunov.results._check import Exponents, Finding, ReferenceLoss
 
 
@@ -19,23 +19,25 @@ def loss_findings(loss: ReferenceLoss, *, untrained: bool = False) -> Iterator[F
     mean = loss.loss_bits_per_token
     told = f"{mean:.3g} ± {loss.stderr:.1g} bits a token"
     if mean - loss.stderr > loss.uniform_bits:
-        yield _finding(
+        yield finding_of(
             "LYA016",
+            None,
             f"the fp64 reference needs {told} for this text, a uniform guess "
             f"{loss.uniform_bits:.3g}",
-            mean,
-            loss.uniform_bits,
+            value=mean,
+            limit=loss.uniform_bits,
         )
         return
     if loss.unigram_bits is None or loss.unigram_stderr is None:
         return
     if mean - loss.unigram_stderr > loss.unigram_bits:
-        yield _finding(
+        yield finding_of(
             "LYA017",
+            None,
             f"the fp64 reference needs {told} for this text, its own frequencies "
             f"alone {loss.unigram_bits:.3g}",
-            mean,
-            loss.unigram_bits,
+            value=mean,
+            limit=loss.unigram_bits,
         )
 
 
@@ -56,8 +58,3 @@ def looks_untrained(exponents: Exponents, loss: ReferenceLoss | None) -> bool:
         and loss.loss_bits_per_token < loss.unigram_bits
     )
     return not learnt
-
-
-def _finding(code: str, message: str, value: float, limit: float) -> Finding:
-    severity = CATALOGUE[code].severity
-    return Finding(code, severity, None, message, value=value, limit=limit)

@@ -9,12 +9,11 @@ from typing import Any
 
 from lyapunov.findings._advice import recommendation, state_to_keep, weights_to_run
 from lyapunov.findings._benchmark_noise import benchmark_note
-from lyapunov.findings._catalogue import CATALOGUE, ERROR, FindingKind
+from lyapunov.findings._catalogue import CATALOGUE, ERROR, FindingKind, finding_of
 from lyapunov.findings._change_findings import change_findings
 from lyapunov.findings._exponent_findings import (
     decay_findings,
     exponent_findings,
-    finding_of,
     overflowed,
     untrained_finding,
 )
@@ -33,7 +32,6 @@ from lyapunov.implementations._flags import serving_flags
 from lyapunov.results._check import (
     Exponents,
     Finding,
-    FunctionDistance,
     LayerDivergence,
     LayerExponents,
     ParameterChangeReport,
@@ -129,11 +127,11 @@ def _of_divergence(
 ) -> Iterator[Finding]:
     name = precision.precision
     if layer.non_finite:
+        values = _are(layer.non_finite, "value", f" of the {name} execution")
         yield finding_of(
             "LYA002",
             layer.layer,
-            f"{_counted(layer.non_finite, 'value')} of the {name} execution "
-            f"{'is' if layer.non_finite == 1 else 'are'} not finite",
+            f"{values} not finite",
             value=float(layer.non_finite),
             limit=0.0,
             precision=name,
@@ -292,8 +290,8 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
 
 def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
     """Other functions than the model's, each once whatever formats it runs in."""
-    apart = [p.function for p in precisions if p.function is not None]
-    for one in {(f.implementation, f.mode, *f.dt_limit): f for f in apart}.values():
+    found = [p.function for p in precisions if p.function is not None]
+    for one in {(f.implementation, f.mode, *f.dt_limit): f for f in found}.values():
         # fp64 rounds as well: equal functions need not agree in the last bits
         if one.rel_l2 is None or one.rel_l2 <= SAME_FUNCTION:
             continue
@@ -301,10 +299,13 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
         own = f"limits dt to [{low:g}, {high:g}]"
         if (low, high) == (0.0, math.inf):
             own = "does not limit dt"
+        apart = "logits"
+        if one.argmax_total is None:
+            apart = "streams behind the last sublayer"
         message = (
             f"{one.implementation} {own} in {one.mode}, the checkpoint's config to "
             f"[{one.model_dt_limit[0]:g}, {one.model_dt_limit[1]:g}]: in fp64 the "
-            f"{_what_is_apart(one)} of the two functions are {one.rel_l2:.2g} apart "
+            f"{apart} of the two functions are {one.rel_l2:.2g} apart "
             "(relative L2)"
         )
         if one.kl_mean is not None:
@@ -314,14 +315,8 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
         yield finding_of("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
 
 
-def _what_is_apart(distance: FunctionDistance) -> str:
-    if distance.argmax_total is None:
-        return "streams behind the last sublayer"
-    return "logits"
-
-
-def _are(n: int, noun: str) -> str:
-    return f"{_counted(n, noun)} {'is' if n == 1 else 'are'}"
+def _are(n: int, noun: str, of: str = "") -> str:
+    return f"{_counted(n, noun)}{of} {'is' if n == 1 else 'are'}"
 
 
 def _counted(n: int, noun: str) -> str:
@@ -339,14 +334,8 @@ def advice(
     broken = any(
         f.severity == ERROR or (f.code in DAMAGED and not f.hint) for f in findings
     )
-    state, weights = (
-        (None, None)
-        if broken
-        else (
-            state_to_keep(precisions, findings),
-            weights_to_run(precisions, findings),
-        )
-    )
+    state = None if broken else state_to_keep(precisions, findings)
+    weights = None if broken else weights_to_run(precisions, findings)
     return {
         "recommendation": recommendation(exponents, precisions, findings, changes),
         "flags": serving_flags(precisions, state, weights),

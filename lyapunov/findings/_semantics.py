@@ -7,7 +7,7 @@ long sequences that compute something else. What is known, each implementation s
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ..implementations import IMPLEMENTATIONS
 from ..implementations._implementation import Reach
 from ..models import Model
 from ..results._check import Finding
-from ._catalogue import CATALOGUE
+from ._catalogue import finding_of
 
 
 class ClippedDt(NamedTuple):
@@ -61,18 +61,12 @@ def semantic_findings(
       tokens. Where it is given, limits that move nothing raise no finding.
     - `adapter_targets`: modules that an adapter changes, by name or path.
     """
-    found = [
+    return [
         *_limits(model, observed),
         *_trained_otherwise(model),
         *_offsets(model, length, batch),
         *_gradients(model, adapter_targets),
     ]
-    return [f for f in found if f is not None]
-
-
-def _finding(code: str, message: str, **more: Any) -> Finding:
-    more = {"layer": None, **more}
-    return Finding(code, CATALOGUE[code].severity, message=message, **more)
 
 
 def _limits(
@@ -90,11 +84,9 @@ def _limits(
     deaf = [one.name for one in IMPLEMENTATIONS.values() if one.ignores_dt_limits]
     ignored = f"decode steps of {' and '.join(deaf)} do not apply them"
     if observed is None:
-        yield _finding(
-            "LYA011",
-            f"{_counted(len(limited), 'layer')} limit dt to {limits} in prefill;"
-            f" {ignored}",
-        )
+        told = f"{len(limited):,} layer{'s' if len(limited) > 1 else ''}"
+        message = f"{told} limit dt to {limits} in prefill; {ignored}"
+        yield finding_of("LYA011", None, message)
         return
     moved = {
         i: seen
@@ -108,11 +100,11 @@ def _limits(
     above = sum(seen.above for seen in moved.values())
     total = sum(seen.total for i, seen in observed.items() if i in limited)
     parts = [f"{below:,} below"] * bool(below) + [f"{above:,} above"] * bool(above)
-    yield _finding(
+    yield finding_of(
         "LYA011",
+        worst,
         f"{below + above:,} of {total:,} dt are limited to {limits} in prefill"
         f" ({', '.join(parts)}); {ignored}; most in this layer",
-        layer=worst,
         value=(below + above) / total,
         limit=0.0,
     )
@@ -122,7 +114,7 @@ def _trained_otherwise(model: Model) -> Iterator[Finding]:
     family = model.layout.architecture
     for one in IMPLEMENTATIONS.values():
         if family in one.trains_otherwise:
-            yield _finding("LYA012", one.trains_otherwise[family])
+            yield finding_of("LYA012", None, one.trains_otherwise[family])
 
 
 def kernel_reach(model: Model, batch: int = 1) -> Reach | None:
@@ -146,8 +138,9 @@ def kernel_reach(model: Model, batch: int = 1) -> Reach | None:
 def _offsets(model: Model, length: int, batch: int) -> Iterator[Finding]:
     reach = kernel_reach(model, batch)
     if reach is not None and length > reach.length:
-        yield _finding(
+        yield finding_of(
             "LYA013",
+            None,
             f"{batch} x {length:,} tokens: the 32-bit offsets of"
             f" {reach.implementation}'s {reach.kernel} end at {reach.length:,}",
             value=float(length),
@@ -172,8 +165,9 @@ def _gradients(model: Model, targets: Iterable[str]) -> Iterator[Finding]:
             fused = " and ".join(sometimes)
             parts.append(f"{fused} in training with the fused kernels")
         if parts:
-            yield _finding(
+            yield finding_of(
                 "LYA014",
+                None,
                 f"{one.name} reads these weights past the adapter, which has no effect"
                 f" and no gradient there: {'; '.join(parts)}",
             )
@@ -183,7 +177,3 @@ def _mixers_module(target: str) -> str:
     """The module's own name where the path is a mixer's, or is no path."""
     *path, name = target.removesuffix(".weight").split(".")
     return name if not path or path[-1] in ("mixer", "mamba") else ""
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

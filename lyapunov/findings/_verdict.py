@@ -67,6 +67,8 @@ class Verdict:
     - `select`, `ignore`: codes, or their beginnings, that count and that do not.
     - `allow_partial`: sublayers that were skipped, and few bounds, are no failure.
     - `exit_zero`: findings leave the exit code at 0.
+
+    **Raises:** `UsageError` for another severity.
     """
 
     fail_on: str = ERROR
@@ -74,6 +76,13 @@ class Verdict:
     ignore: tuple[str, ...] = ()
     allow_partial: bool = False
     exit_zero: bool = False
+
+    def __post_init__(self):
+        if self.fail_on not in (ERROR, WARNING):
+            raise UsageError(
+                f"fail_on is 'error' or 'warning', not {self.fail_on!r}",
+                hint="the default is 'error'",
+            )
 
     @classmethod
     def among(cls, settings: Mapping[str, Any]) -> "Verdict":
@@ -87,18 +96,6 @@ class Verdict:
     def kept(self, found: Iterable[Finding]) -> list[Finding]:
         """The findings that count."""
         return select_findings(found, self.select, self.ignore)
-
-    def of(
-        self,
-        found: Iterable[Finding],
-        *,
-        checked: int,
-        skipped: int = 0,
-        bounded: float | None = None,
-    ) -> tuple[str, int]:
-        """The word and the exit code that findings add up to; see `verdict`."""
-        counted = {"checked": checked, "skipped": skipped, "bounded": bounded}
-        return verdict(found, **counted, **vars(self))
 
     def fails(self, found: Iterable[Finding]) -> bool:
         """Whether some finding is of a severity that fails."""
@@ -157,50 +154,33 @@ def unchecked(
 def verdict(
     findings: Iterable[Finding],
     *,
-    fail_on: str = ERROR,
     checked: int,
     skipped: int = 0,
-    allow_partial: bool = False,
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    exit_zero: bool = False,
     bounded: float | None = None,
+    **rules: Any,
 ) -> tuple[str, int]:
     """What the findings add up to.
 
     **Arguments:**
 
     - `findings`: as `find` gave them.
-    - `fail_on`: `error` or `warning`, the lowest severity that fails the check.
     - `checked`, `skipped`: sublayers that were, and that could not be, checked.
-    - `allow_partial`: skipped sublayers do not make the verdict incomplete, nor
-        elements without a bound make it unbounded.
-    - `select`, `ignore`: codes that count, and that do not.
-    - `exit_zero`: exit code 0 in spite of findings; an incomplete check stays 2.
     - `bounded`: share of elements with a finite bound, as `bounded_share` gives it.
+    - `rules`: the fields of `Verdict`. An incomplete check stays 2 whatever they say.
 
     **Returns:**
 
     The verdict (`held`, `findings`, `incomplete`, or `unbounded` where fewer than
     `BOUNDED_SHARE` of the elements have a finite bound) and the exit code (0, 1, 2).
     """
-    if fail_on not in (ERROR, WARNING):
-        raise UsageError(
-            f"fail_on is 'error' or 'warning', not {fail_on!r}",
-            hint="the default is 'error'",
-        )
-    failing = [
-        finding
-        for finding in select_findings(findings, select, ignore)
-        if fail_on == WARNING or finding.severity == ERROR
-    ]
-    incomplete = checked == 0 or bool(skipped and not allow_partial)
-    if failing:
+    counts = Verdict(**rules)
+    incomplete = checked == 0 or bool(skipped and not counts.allow_partial)
+    if counts.fails(counts.kept(findings)):
         # what was found counts, also where nothing has a bound
-        code = 0 if exit_zero else 1
-        return "findings", 2 if exit_zero and incomplete else code
+        code = 0 if counts.exit_zero else 1
+        return "findings", 2 if counts.exit_zero and incomplete else code
     if incomplete:
         return "incomplete", 2
-    if bounded is not None and bounded < BOUNDED_SHARE and not allow_partial:
+    if bounded is not None and bounded < BOUNDED_SHARE and not counts.allow_partial:
         return "unbounded", 2
     return "held", 0

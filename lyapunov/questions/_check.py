@@ -161,9 +161,8 @@ def _answer(
         bounded = findings.bounded_share(reports, changes)
         skipped = len(findings.unchecked(reports, changes))
         checked = len(chosen) - skipped
-        verdict, exit_code = counts.of(
-            found, checked=checked, skipped=skipped, bounded=bounded
-        )
+        total = {"checked": checked, "skipped": skipped, "bounded": bounded}
+        verdict, exit_code = findings.verdict(found, **total, **vars(counts))
     return Report(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,

@@ -22,12 +22,10 @@ from ._check import (
 )
 from ._rows import (
     Decisions as Decisions,
-    Estimate as Estimate,
     Exponents as Exponents,
     LayerDivergence as LayerDivergence,
     LayerExponents as LayerExponents,
     LayerGrowth as LayerGrowth,
-    Measured as Measured,
     MemoryTokens as MemoryTokens,
     OutputDivergence as OutputDivergence,
     TextDivergence as TextDivergence,

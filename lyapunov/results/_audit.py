@@ -3,11 +3,10 @@
 Layers and tokens count from 0. `ratio` is measured over bound: above 1 is a violation.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._check import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts, _plain
+from ._check import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts
 from ._shown import Shown
 
 
@@ -176,16 +175,3 @@ class AuditReport(Shown):
     summary: AuditSummary
     kind: str = "audit"
     schema_version: int = SCHEMA_VERSION
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""
-        document: dict[str, Any] = {
-            "schema_version": self.schema_version,
-            "kind": self.kind,
-        }
-        document.update(
-            (f.name, _plain(getattr(self, f.name)))
-            for f in dataclasses.fields(self)
-            if f.name not in document
-        )
-        return document

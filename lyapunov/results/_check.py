@@ -4,20 +4,16 @@ Nats per token; norms are absolute unless named `rel`. Every class here is data:
 computing is done elsewhere, showing too. Rows of sublayers and logits are in `_rows`.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ._rows import (
     OUTPUT as OUTPUT,
     Decisions as Decisions,
-    Estimate as Estimate,
     Exponents as Exponents,
     LayerDivergence as LayerDivergence,
     LayerExponents as LayerExponents,
     LayerGrowth as LayerGrowth,
-    Measured as Measured,
     MemoryTokens as MemoryTokens,
     OutputDivergence as OutputDivergence,
     TextDivergence as TextDivergence,
@@ -261,52 +257,3 @@ class Report(Shown):
     not_computed: dict[str, str] = field(default_factory=dict)
     """Figures that are null everywhere because nobody looked for them, each with the
     reason: how much effort the check was to take, or no logits."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""
-        document = {"schema_version": self.schema_version}
-        document.update(
-            (f.name, _plain(getattr(self, f.name)))
-            for f in dataclasses.fields(self)
-            if f.name != "schema_version"
-        )
-        return document
-
-
-def _flag(value: float) -> str:
-    if math.isnan(value):
-        return "nan"
-    return "inf" if value > 0 else "-inf"
-
-
-def _plain(value: Any) -> Any:
-    """Reduce to JSON types. Non-finite numbers become null; a sibling key
-    `NAME_flag` says which of nan, inf and -inf it was."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        plain: dict[str, Any] = {}
-        for key, item in value.items():
-            item = item.item() if hasattr(item, "item") else item
-            if isinstance(item, float) and not math.isfinite(item):
-                plain[key] = None
-                plain[f"{key}_flag"] = _flag(item)
-            elif isinstance(item, list | tuple) and any(
-                isinstance(x, float) and not math.isfinite(x) for x in item
-            ):
-                plain[key] = [_plain(x) for x in item]
-                plain[f"{key}_flag"] = [
-                    _flag(x) if isinstance(x, float) and not math.isfinite(x) else None
-                    for x in item
-                ]
-            else:
-                plain[key] = _plain(item)
-        return plain
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    item = getattr(value, "item", None)
-    if callable(item):
-        value = item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

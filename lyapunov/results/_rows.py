@@ -1,8 +1,7 @@
 """What a check finds of each sublayer and of the logits: rows of the report.
 
-Nats per token; norms are absolute unless named `rel`. `UpperBound`, `Estimate` and
-`Measured` are different types, so that an estimate is never printed as a bound.
-`_results` has what these are rows of.
+Nats per token; norms are absolute unless named `rel`. `_check` has what these are rows
+of.
 """
 
 from dataclasses import dataclass, field
@@ -23,31 +22,6 @@ class UpperBound:
 
     def __str__(self) -> str:
         return f"at most {self.value:.3g} ({self.tier})"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate with its standard error; never a bound."""
-
-    value: float
-    stderr: float | None
-    method: str
-
-    def __str__(self) -> str:
-        if self.stderr is None:
-            return f"about {self.value:.3g} ({self.method})"
-        return f"about {self.value:.3g} ± {self.stderr:.1g} ({self.method})"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measurement on one run of one execution."""
-
-    value: float
-    execution: str
-
-    def __str__(self) -> str:
-        return f"measured {self.value:.3g} ({self.execution})"
 
 
 @dataclass(frozen=True)
