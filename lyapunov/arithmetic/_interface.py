@@ -50,6 +50,9 @@ class AbstractArithmetic(abc.ABC):
     chunks_at_once: bool = False
     """Whether that form hands states on in one product over all chunks, later ones
     times an exact 0; see `reached`."""
+    calls: tuple[int, ...] = ()
+    """Tokens of each of the calls that the sequence came in, since chunks begin anew
+    with a call; none: it came in one."""
 
     @abc.abstractmethod
     def stores(self, site: str) -> bool:

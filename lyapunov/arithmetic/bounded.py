@@ -53,6 +53,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         in_scan: bool = False,
         chunked: bool = False,
         chunks_at_once: bool = False,
+        calls: tuple[int, ...] = (),
         growths: dict[int, Float[Array, ""]] | None = None,
         compiled: bool = False,
     ):
@@ -69,6 +70,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         self.in_scan = in_scan
         self.chunked = chunked
         self.chunks_at_once = chunks_at_once
+        self.calls = calls
         self.growths = growths
         self.compiled = compiled
         # of anchors, those of the block of rows that is being gone through
@@ -200,6 +202,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
     - `keeps_stores`: put into `records` what each store outside a scan holds.
     - `chunked`: run a recurrence that has a chunked form in it.
     - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
+    - `calls`: tokens of each call, where chunks begin anew with several.
     """
 
     matmul = _operation(sums.matmul)

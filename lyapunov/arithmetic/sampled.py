@@ -42,6 +42,7 @@ class Sampled(AbstractJaxArithmetic):
       of a recurrence's state. Of n products it is taken to be sqrt(n) roundings of
       their root sum of squares.
     - `chunked`: run a recurrence that has a chunked form in it.
+    - `calls`: tokens of each call, where chunks begin anew with several.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sampled(AbstractJaxArithmetic):
         inner: FormatNumbers | None = None,
         inner_sums: bool = False,
         chunked: bool = False,
+        calls: tuple[int, ...] = (),
     ):
         self.records = {}
         self.observed = {}
@@ -62,6 +64,7 @@ class Sampled(AbstractJaxArithmetic):
         self._inner = inner
         self._inner_sums = inner_sums
         self.chunked = chunked
+        self.calls = calls
         self._draws = 0
         self._stored: list[tuple[Any, FormatNumbers | StateNumbers]] = []
 

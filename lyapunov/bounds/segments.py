@@ -1,9 +1,13 @@
 """T0, T1 and z of one sublayer whose tokens were computed in several calls.
 
 A text run step by step, in chunks, or as a prompt and then steps is a row of
-segments, each under its own execution; the state goes from one to the next with its
-error. Consecutive segments of one execution are one scan in another bracketing, which
-the scan lemma covers (`arithmetic.bounded`), so they are bounded as one.
+segments, each under its own execution; what a kind hands on (`hand_over`) goes from one
+to the next with its error: a state, rounded to the format of its cache, and windows and
+rows of a cache as their sites stored them. Consecutive calls of one execution are one
+segment where `implementations._segment.merged` says why: of one scan they are another
+bracketing, which the scan lemma covers (`arithmetic.bounded`), of one in chunks the
+chunks begin with the calls (`sublayers.ssd`), and elsewhere tokens meet in no other way
+than all at once.
 
 z at a token is the L2 error of the sublayer's output over its root mean square under
 random roundings of the declared stores (`arithmetic.sampled`), from exact arithmetic
@@ -12,7 +16,7 @@ with the held weights on the execution's own input. A right execution's z is of 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,9 +26,9 @@ from jaxtyping import Array, Float, Int
 from .._devices import side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..formats import FP32
-from ..implementations._segment import Segment, merged
+from ..implementations._segment import Segment
 from ..sublayers.residual import Incoming, sublayer
-from ..sublayers.sites import FLOW_ORDER
+from ..sublayers.sites import FLOW_ORDER, NO_ROW_A_TOKEN
 from .local import REFERENCE_SHARE, finite_limit
 
 
@@ -58,20 +62,23 @@ class SublayerAudit(NamedTuple):
 
 
 class _Plan:
-    """The segments as far as they shape the computation: spans and depths."""
+    """What shapes the computation: the sublayer, and the segments' spans and depths."""
 
-    def __init__(self, segments: Sequence[Segment]):
+    def __init__(self, segments: Sequence[Segment], sizes: Any):
         self._executions = tuple(s.execution for s in segments)
         self.spans = tuple((s.start, s.stop) for s in segments)
-        # a scan's depth counts as a number: chunks whose depths add up to that of the
-        # whole text are one computation
+        self.sizes = sizes
+        # a scan's depth counts as a number: calls whose depths add up to that of the
+        # whole text are one computation, but for where chunks begin
         self._key = (
             self.spans,
+            sizes,
             tuple(
-                (d.accumulation, d.reduction, d.scan(s.stop - s.start), *form)
+                (d.accumulation, d.reduction, e.scan_depth(s.stop - s.start), *form)
                 for s in segments
-                for d in (s.execution.depths,)
-                for form in ((s.execution.chunked, s.execution.chunks_at_once),)
+                for e in (s.execution,)
+                for d in (e.depths,)
+                for form in ((e.chunked and (e.calls or True), e.chunks_at_once),)
             ),
         )
 
@@ -82,9 +89,10 @@ class _Plan:
             stop - first, sites, model, anchors=anchors, centred=True
         )
 
-    def chunked(self, i: int) -> bool:
-        """Whether a recurrence runs in its chunked form in one segment."""
-        return self._executions[i].chunked
+    def sampled(self, i: int, sites, key, **inner):
+        """The drawing interpreter of one segment."""
+        own = self._executions[i]
+        return Sampled(sites, key, chunked=own.chunked, calls=own.calls, **inner)
 
     def __eq__(self, other) -> bool:
         return isinstance(other, _Plan) and self._key == other._key
@@ -106,20 +114,22 @@ class _Inputs(NamedTuple):
 
 
 def audit_sublayer(
-    segments: Sequence[Segment], flow, record, parameters, original, start, keys
+    segments: Sequence[Segment], sizes, record, parameters, originals, start, keys
 ) -> SublayerAudit:
     """Hold one sublayer of a run to its bounds, and tell its error in sigmas.
 
     **Arguments:**
 
-    - `segments`: of the whole text, one after another.
+    - `segments`: of the whole text, one after another, `merged`.
+    - `sizes`: of the sublayer.
     - `record`: a `SublayerRecord` of all tokens.
-    - `parameters`: as the execution holds them, with operator norms if known.
-    - `original`: the checkpoint's own parameters, or None where they are the same.
+    - `parameters`: for each segment as its execution holds them, with operator norms if
+      known.
+    - `originals`: for each segment the checkpoint's own parameters in the function that
+      it computes; those held, where they are the same.
     - `start`: the state before the first token.
     - `keys`: one random key a probe, of all probes that sigma is estimated from.
     """
-    segments = merged(segments)
     common = set.intersection(*(set(s.execution.sites) for s in segments))
     inputs = _Inputs(
         tuple(s.execution.site_numbers() for s in segments),
@@ -129,18 +139,33 @@ def audit_sublayer(
         tuple(s.execution.constants.model() for s in segments),
         record.incoming,
         record.output,
-        {s: record.stored[s] for s in FLOW_ORDER if s in record.stored and s in common},
+        {
+            s: record.stored[s]
+            for s in FLOW_ORDER
+            if s in record.stored
+            and s in common
+            # what has no row a token is of one call
+            and (len(segments) == 1 or s not in NO_ROW_A_TOKEN)
+        },
     )
-    plan = _Plan(segments)
+    plan = _Plan(segments, sizes)
     inside = all(s.execution.sites["out"] is FP32 for s in segments)
-    z = _z(flow, plan, inputs, parameters, start, keys, inside)
-    given = flow, plan, inputs, parameters
+    parameters, originals = _once(parameters), _once(originals)
+    z = _z(plan, inputs, parameters, start, keys, inside)
     return SublayerAudit(
-        _operations(*given, start), _output(*given, original, start), z
+        _operations(plan, inputs, parameters, start),
+        _output(plan, inputs, parameters, originals, start),
+        z,
     )
 
 
-def _chained(flow, plan: _Plan, inputs, at, incoming, p, start, stored=None):
+def _once(of_segments) -> tuple:
+    """Parameters of all segments, or the one set that all of them have."""
+    first, *others = of_segments
+    return (first,) if all(p is first for p in others) else (first, *others)
+
+
+def _chained(plan: _Plan, inputs, at, incoming, parameters, start, stored=None):
     """The sublayer segment by segment; `at(i, sites, anchors)` makes an interpreter.
 
     **Returns:** the outputs joined, and each segment's interpreter.
@@ -152,10 +177,10 @@ def _chained(flow, plan: _Plan, inputs, at, incoming, p, start, stored=None):
             anchors = {s: x[first:stop] for s, x in anchors.items()}
         interpreter = at(i, inputs.sites[i], anchors)
         if i:
-            kept = at(i, inputs.caches[i], {}).store("state", start.state)
-            start = eqx.tree_at(lambda s: s.state, start, kept)
+            start = plan.sizes.handed(at(i, inputs.caches[i], {}), start)
         given = jax.tree.map(lambda x: x[first:stop], incoming)  # noqa: B023
-        _, output, start = sublayer(interpreter, flow, given, p, start)
+        p = parameters[i if len(parameters) > 1 else 0]
+        _, output, start = sublayer(interpreter, plan.sizes.flow, given, p, start)
         outputs.append(output)
         interpreters.append(interpreter)
     return interpreters[0].join(outputs), interpreters
@@ -180,10 +205,10 @@ def _hold(measured, value, error) -> Held:
 
 
 @eqx.filter_jit
-def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
+def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
     def one(incoming, stored):
         at = lambda i, sites, anchors: plan.bounded(i, sites, inputs.models[i], anchors)
-        _, made = _chained(flow, plan, inputs, at, incoming, parameters, start, stored)
+        _, made = _chained(plan, inputs, at, incoming, parameters, start, stored)
         return {
             site: (
                 jnp.concatenate([m.records[site].value for m in made]),
@@ -197,38 +222,41 @@ def _operations(flow, plan: _Plan, inputs: _Inputs, parameters, start):
 
 
 @eqx.filter_jit
-def _output(flow, plan: _Plan, inputs: _Inputs, parameters, original, start):
+def _output(plan: _Plan, inputs: _Inputs, parameters, originals, start):
     def bounded(incoming) -> Bounded:
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
-        return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
+        return _chained(plan, inputs, at, incoming, parameters, start)[0]
 
     centre = side_by_side(bounded)(inputs.incoming)
-    reference = _exact(
-        flow, inputs, parameters if original is None else original, start
-    )
+    reference = _exact(plan, inputs, originals, start)
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
     shift = jnp.abs(centre.value - reference) + own[..., None]
     return _hold(inputs.output, reference, centre.error + shift)
 
 
-def _exact(flow, inputs: _Inputs, p, start):
-    run = lambda i: sublayer(Exact(), flow, i, p, start)[1]
+def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
+    """In exact arithmetic calls are one, unless each computes a function of its own."""
+
+    def run(incoming):
+        if len(parameters) == 1:
+            return sublayer(Exact(), plan.sizes.flow, incoming, parameters[0], start)[1]
+        at = lambda i, sites, _: Exact()
+        return _chained(plan, inputs, at, incoming, parameters, start)[0]
+
     return side_by_side(run)(inputs.incoming)
 
 
 @eqx.filter_jit
-def _z(flow, plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
+def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
     # roundings of the fp32 operations between stores, where stores are no larger
     inner = {"inner": FP32.numbers(), "inner_sums": True} if inside else {}
-    exact = _exact(flow, inputs, parameters, start)
+    exact = _exact(plan, inputs, parameters, start)
 
     def probe(key):
         def one(key, incoming):
             own = lambda i: jax.random.fold_in(key, i)
-            at = lambda i, sites, _: Sampled(
-                sites, own(i), chunked=plan.chunked(i), **inner
-            )
-            return _chained(flow, plan, inputs, at, incoming, parameters, start)[0]
+            at = lambda i, sites, _: plan.sampled(i, sites, own(i), **inner)
+            return _chained(plan, inputs, at, incoming, parameters, start)[0]
 
         per_sequence = jax.random.split(key, exact.shape[0])
         drawn = side_by_side(one)(per_sequence, inputs.incoming)

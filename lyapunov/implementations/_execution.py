@@ -84,6 +84,9 @@ class Execution:
     chunks_at_once: bool = False
     """Whether that form hands states on in one product over all chunks, later ones
     times an exact 0, so that what is no number reaches earlier tokens, too."""
+    calls: tuple[int, ...] = ()
+    """Tokens of each of the calls that a text is cut into, where all are of this
+    execution and round nothing in between; none: it goes through in one."""
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
     """Of the same program, for kinds of sublayers that differ from this one: other
     sites, parameters, constants or depths."""
@@ -142,13 +145,20 @@ class Execution:
             model,
             accumulation_depth=self.depths.accumulation,
             reduction_depth=self.depths.reduction,
-            scan_depth=self.depths.scan(seq),
+            scan_depth=self.scan_depth(seq),
             anchors=anchors,
             centred=centred,
             keeps_stores=keeps_stores,
             chunked=self.chunked,
             chunks_at_once=self.chunks_at_once,
+            calls=self.calls,
         )
+
+    def scan_depth(self, seq: int) -> int:
+        """Additions that a term goes through: of one scan those of all its calls, in
+        chunks, which lie within a call, those of one."""
+        each = [self.depths.scan(tokens) for tokens in self.calls or (seq,)]
+        return max(each) if self.chunked else sum(each)
 
 
 def _here() -> tuple:

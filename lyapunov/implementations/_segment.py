@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from ..formats import FP32, Format
 from ._execution import Execution
@@ -20,26 +21,22 @@ class Segment:
     cache: Format = FP32
 
 
-@dataclasses.dataclass(frozen=True)
-class _InCalls:
-    """Scan depth of a text that was cut into calls: those of the calls, added up."""
+def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
+    """Consecutive calls of one execution as one segment, where its kind joins calls.
 
-    depth: object
-    calls: tuple[int, ...]
+    Not where a state is rounded in between; fp32 holds what fp32 registers held. A scan
+    is then as deep as all of its calls, chunks begin with calls, and attention has as
+    many terms a sum as its last call, of which earlier calls have fewer.
 
-    def __call__(self, seq: int) -> int:
-        return sum(self.depth(call) for call in self.calls)  # pyright: ignore
+    **Arguments:**
 
-
-def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Consecutive segments of one execution as one, its scan as deep as all of them.
-
-    Not where the state is rounded in between; fp32 holds what fp32 registers held.
+    - `sizes`: of the sublayer, whose executions these are.
     """
     runs: list[list[Segment]] = []
     for segment in segments:
         same = runs and runs[-1][0].execution is segment.execution
-        if same and segment.cache is FP32:
+        kept = segment.cache is FP32 or not sizes.recurrent
+        if same and kept and sizes.joins_calls:
             runs[-1].append(segment)
         else:
             runs.append([segment])
@@ -48,9 +45,6 @@ def merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
         execution = run[0].execution
         if len(run) > 1:
             calls = tuple(s.stop - s.start for s in run)
-            depths = dataclasses.replace(
-                execution.depths, scan=_InCalls(execution.depths.scan, calls)
-            )
-            execution = dataclasses.replace(execution, depths=depths)
+            execution = dataclasses.replace(execution, calls=calls)
         out.append(Segment(run[0].start, run[-1].stop, execution, run[0].cache))
     return tuple(out)

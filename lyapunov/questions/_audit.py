@@ -30,6 +30,7 @@ from ..formats import FP32
 from ..implementations import Execution, Reference
 from ..implementations._implementation import RefusedError
 from ..implementations._registry import audited
+from ..implementations._segment import merged
 from ..implementations._trace import HeadRecord
 from ..implementations._ways import Variant, variants_asked
 from ..models import Model
@@ -192,21 +193,18 @@ def _one(model: Model, ids, way: Way, keys, progress):
             head = record
             break
         layer = record.layer
-        # what is declared of this kind of sublayer; limits of dt are of the whole way
-        own = execution.of(record.kind)
-        parameters = with_operator_norms(model.parameters(layer, own))
-        held = model.held_exactly(layer, own)
-        checked = audit_sublayer(
+        sizes: Any = model.config.sublayers[layer]
+        # what is declared of this kind of sublayer
+        segments = merged(
             [
                 dataclasses.replace(s, execution=s.execution.of(record.kind))
                 for s in way.segments
             ],
-            model.sublayers[layer].flow,
-            record,
-            parameters,
-            None if held else model.parameters(layer, function=own),
-            model.start(parameters),
-            keys,
+            sizes,
+        )
+        held, originals = _parameters(model, layer, segments)
+        checked = audit_sublayer(
+            segments, sizes, record, held, originals, model.start(held[0]), keys
         )
         checked = jax.tree.map(np.asarray, checked)
         wrong = _embedding(model, ids, execution, record) if layer == 0 else None
@@ -215,6 +213,22 @@ def _one(model: Model, ids, way: Way, keys, progress):
         if progress is not None:
             progress.advance(1, f"{way.variant}, layer {layer}")
     return _variant(way, layers, tokens), head
+
+
+def _parameters(model: Model, layer: int, segments) -> tuple[list, list]:
+    """A sublayer's parameters for each segment: as its execution holds them, and as the
+    checkpoint does, in the function that it computes. Equal ones are made once."""
+    made: dict[tuple, tuple] = {}
+    found = []
+    for one in (segment.execution for segment in segments):
+        key = one.dt_limit, *((name, f.name) for name, f in one.parameters.items())
+        if key not in made:
+            held = with_operator_norms(model.parameters(layer, one))
+            exactly = model.held_exactly(layer, one)
+            exact = held if exactly else model.parameters(layer, function=one)
+            made[key] = held, exact
+        found.append(made[key])
+    return [held for held, _ in found], [exact for _, exact in found]
 
 
 def _embedding(model: Model, ids, execution: Execution, record):

@@ -7,23 +7,20 @@ from typing import Any, NamedTuple
 
 from .._arguments import shown
 from .._errors import ArgumentError, DumpError, UsageError
-from ..formats import FP32, state_format_named
+from ..formats import state_format_named
 from ..implementations import AbstractImplementation, Execution, implementation_named
 from ..implementations._registry import audited, sources_hint
-from ..implementations._segment import Segment
+from ..implementations._segment import Segment, merged
 from ..implementations._ways import Variant, union, usual_variants
 from ..implementations.dump._logits import SeenLogits
 from ..implementations.dump.file import File
 from ..models import Model
 from ..results._audit import NOT_RUN, VariantAudit
-from ..sublayers.config import NetworkConfig, plain_mamba1
+from ..sublayers.config import NetworkConfig
 
 
 # Calls through a cache below fp32 are bounded one by one, each compiled apart.
 MOST_CALLS = 16
-
-# Ways in which no call over several tokens hands anything on to another.
-IN_ONE_PIECE = ("whole", "steps", "batched")
 
 
 class Way(NamedTuple):
@@ -90,18 +87,16 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
         if wanted is not None and variant not in wanted:
             continue
         run = File(dump.path, name)
-        segments = _segments(flow, model, variant, dump.tokens.shape[1], *pair)
+        segments = _segments(
+            variant, dump.tokens.shape[1], *pair, first_is_step=flow.first_is_step
+        )
         if not run.has_layers:
             ways.append(Way(variant, dump.precision, segments, None, run.logits))
-            continue
-        reason = _not_bounded(model, variant) or _first_call(flow, model, variant)
-        if reason is not None:
-            skipped.append(not_run(variant, dump.precision, reason))
             continue
         seen = run.logits
         logits = None if seen is None or seen.everywhere else seen
         way = Way(variant, dump.precision, segments, run.trace(model), logits)
-        _add(ways, skipped, way)
+        _add(model, ways, skipped, way)
     return ways, skipped
 
 
@@ -122,50 +117,22 @@ def ways_of_source(
         )
         runner = implementation.in_ways(model, pair[0])
         for variant in tried:
-            reason = _refused(implementation, model, variant)
+            reason = _refused(implementation, variant)
             if reason is not None:
                 skipped.append(not_run(variant, precision, reason))
                 continue
-            segments = _segments(implementation, model, variant, seq, *pair)
+            segments = _segments(variant, seq, *pair)
             trace = runner.trace(model, ids, variant, segments)
-            _add(ways, skipped, Way(variant, precision, segments, trace))
+            _add(model, ways, skipped, Way(variant, precision, segments, trace))
     return ways, skipped
 
 
-def _refused(
-    implementation: AbstractImplementation, model: Model, variant: Variant
-) -> str | None:
+def _refused(implementation: AbstractImplementation, variant: Variant) -> str | None:
     """Why a text is not run so; None where it is."""
     if variant.kind in implementation.ways:
-        return _not_bounded(model, variant)
+        return None
     unsaid = f"{implementation.name} does not say whether it runs texts so"
     return implementation.refused_ways.get(variant.kind, unsaid)
-
-
-def _not_bounded(model: Model, variant: Variant) -> str | None:
-    """Why a run in that way has no bounds here; None where it has."""
-    if variant.kind in IN_ONE_PIECE or plain_mamba1(model.config) is not None:
-        return None
-    return (
-        f"what {model.layout.architecture} hands on from one call over several tokens "
-        "to the next is not bounded; that is followed for Mamba-1 alone"
-    )
-
-
-def _first_call(
-    flow: AbstractImplementation, model: Model, variant: Variant
-) -> str | None:
-    """Why steps that someone else made are not bounded: their first call had no cache,
-    and rounds otherwise than a step."""
-    recurrent = any(sizes.recurrent for sizes in model.config.sublayers)
-    own = plain_mamba1(model.config) is not None or flow.first_is_step
-    if variant.kind != "steps" or own or not recurrent:
-        return None
-    return (
-        f"the first of {flow.name}'s steps is a call without a state, which "
-        f"{model.layout.architecture} rounds otherwise; --audit {flow.name} steps "
-        "from a cache of no token"
-    )
 
 
 def _executions(
@@ -190,36 +157,37 @@ def _executions(
 
 
 def _segments(
-    implementation: AbstractImplementation,
-    model: Model,
     variant: Variant,
     seq: int,
     prefill: Execution,
     decode: Execution,
+    *,
+    first_is_step: bool = True,
 ) -> tuple[Segment, ...]:
-    """The calls of a run, each with what is declared of it.
-
-    Networks of other kinds than Mamba-1 alone step from a cache of no token.
-    """
+    """The calls of a run, each with what is declared of it; steps that are made here
+    begin with a cache of no token."""
     variant.check(seq)
     cache = state_format_named(decode.state_precision)
-    steps = implementation.first_is_step or plain_mamba1(model.config) is None
-    calls = variant.calls(seq, first_is_step=steps)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
-        for call in calls
+        for call in variant.calls(seq, first_is_step=first_is_step)
     )
 
 
-def _add(ways: list[Way], skipped: list[VariantAudit], way: Way) -> None:
-    if way.segments[0].cache is not FP32 and len(way.segments) > MOST_CALLS:
-        reason = (
-            f"more than {MOST_CALLS} calls through a {way.segments[0].cache.name} "
-            "cache are not bounded; --state-precision fp32 keeps them as one"
-        )
-        skipped.append(not_run(way.variant, way.precision, reason))
-    else:
-        ways.append(way)
+def _add(model: Model, ways: list[Way], skipped: list[VariantAudit], way: Way) -> None:
+    for sizes in set(model.config.sublayers):
+        if len(merged(way.segments, sizes)) > MOST_CALLS:
+            cache = way.segments[0].cache
+            reason = f"more than {MOST_CALLS} calls " + (
+                f"through a {cache.name} cache are not bounded; --state-precision fp32 "
+                "keeps them as one"
+                if sizes.joins_calls
+                else f"are not bounded of {sizes.kind}, each of which is its own; "
+                "longer chunks are fewer"
+            )
+            skipped.append(not_run(way.variant, way.precision, reason))
+            return
+    ways.append(way)
 
 
 def not_run(variant: Variant, precision: str, reason: str) -> VariantAudit:

@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Float
+
+from ..arithmetic import AbstractArithmetic
 
 
 Get = Callable[[str], Any]
@@ -70,6 +73,10 @@ class AbstractSublayer(abc.ABC):
     """Name of the kind, in reports and in executions."""
     recurrent: ClassVar[bool]
     """Whether it has a state of fixed size that every token so far is in."""
+    joins_calls: ClassVar[bool]
+    """Whether its flow on all tokens, told of the calls that they come in
+    (`AbstractArithmetic.calls`), is that of the calls one after another, so long as
+    nothing is rounded between them."""
     sites: ClassVar[tuple[str, ...]]
     """Tensors that its flow may store, in the order in which reports name them."""
     weight_groups: ClassVar[Mapping[str, frozenset[str]]]
@@ -87,7 +94,7 @@ class AbstractSublayer(abc.ABC):
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        said = ("kind", "recurrent", "sites", "weight_groups", "flow")
+        said = ("kind", "recurrent", "joins_calls", "sites", "weight_groups", "flow")
         missing = [name for name in said if not hasattr(cls, name)]
         if missing:
             raise TypeError(f"{cls.__name__} does not say its {', '.join(missing)}")
@@ -96,6 +103,22 @@ class AbstractSublayer(abc.ABC):
     @abc.abstractmethod
     def hand_over(self) -> tuple[HandedOn, ...]:
         """What a call needs of the one before it; empty where tokens do not meet."""
+
+    def handed(self, at: AbstractArithmetic, after: Any) -> Any:
+        """Give what the next call starts from.
+
+        **Arguments:**
+
+        - `at`: stores states in the formats of their cache; windows and rows of a cache
+          hold what was stored when it was computed.
+        - `after`: what the flow gave.
+        """
+        for one in self.hand_over:
+            if one.how == "state":
+                (site,) = one.sites
+                kept = at.store(site, getattr(after, one.name))
+                after = eqx.tree_at(lambda s: getattr(s, one.name), after, kept)  # noqa: B023
+        return after
 
     @abc.abstractmethod
     def parameters(self, get: Get) -> Any:

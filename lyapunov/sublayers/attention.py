@@ -309,6 +309,7 @@ class AttentionSizes(AbstractSublayer):
 
     kind: ClassVar = "attention"
     recurrent: ClassVar = False
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(attention)
     sites: ClassVar = (*FRONT, *ATTEND, *BEHIND)
     weight_groups: ClassVar = within(

@@ -167,6 +167,7 @@ class ExpertsSizes(AbstractSublayer):
 
     kind: ClassVar = "experts"
     recurrent: ClassVar = False
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(_flow)
     sites: ClassVar = (
         *FRONT, "router", "routing", "expert_weight", "latent", *FEED_FORWARD,

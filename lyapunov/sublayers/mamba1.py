@@ -204,6 +204,7 @@ class Mamba1Sizes(AbstractSublayer):
 
     kind: ClassVar = "mamba1"
     recurrent: ClassVar = True
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba1)
     sites: ClassVar = (
         *FRONT, "xz_product", "xz", "conv_sum", "conv", "x_proj", "dt_norm_hat",

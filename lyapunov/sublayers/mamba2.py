@@ -227,6 +227,7 @@ class Mamba2Sizes(AbstractSublayer):
 
     kind: ClassVar = "mamba2"
     recurrent: ClassVar = True
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba2)
     sites: ClassVar = (
         *FRONT, "in_scaled", "xz", "row_multipliers", "xz_scaled", "conv_sum", "conv",

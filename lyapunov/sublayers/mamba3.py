@@ -210,6 +210,7 @@ class Mamba3Sizes(AbstractSublayer):
 
     kind: ClassVar = "mamba3"
     recurrent: ClassVar = True
+    joins_calls: ClassVar = False  # a call's last token is not weighed by the next
     flow: ClassVar = staticmethod(mamba3)
     # what makes dt is named behind what stands beside it in the projection
     sites: ClassVar = (

@@ -184,6 +184,7 @@ class MlpSizes(AbstractSublayer):
 
     kind: ClassVar = "mlp"
     recurrent: ClassVar = False
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mlp)
     sites: ClassVar = (*FRONT, *FEED_FORWARD, *BEHIND)
     weight_groups: ClassVar = within(

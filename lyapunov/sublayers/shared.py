@@ -85,6 +85,7 @@ class SharedSizes(AbstractSublayer):
 
     kind: ClassVar = "shared"
     recurrent: ClassVar = False
+    joins_calls: ClassVar = True
     aside: ClassVar = True
     embedded: ClassVar = True
     flow: ClassVar = staticmethod(shared)

@@ -25,6 +25,11 @@ AFTER = ("beside", "norm_f_hat", "norm_f", "logits", "logits_scaled")
 """Around all sublayers."""
 
 
+NO_ROW_A_TOKEN = ("row_multipliers", "scores_product", "scores", "attention")
+"""Sites whose tensors do not have one row for each token: what multiplies all of them,
+and what heads make of pairs of them. Of several calls there is no one such tensor."""
+
+
 class FlowOrder(Sequence[str]):
     """The sites of all kinds that are registered, joined whenever they are asked for.
 

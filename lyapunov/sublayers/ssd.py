@@ -15,6 +15,7 @@ Within a chunk both sum masked pairs times x, as is done here.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from ..arithmetic import AbstractArithmetic
 
@@ -28,20 +29,22 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     - `x`: (seq, d_inner), head-major. `D`: (d_inner).
     - `B`, `C`: (seq, groups, d_state).
     - `state`: (d_state, d_inner), before the first token.
-    - `chunk`: tokens a chunk; the last one is filled up with dt = 0, which changes
-      nothing: its decays are 1 and its drives 0.
+    - `chunk`: tokens a chunk; the last one of a call is filled up with dt = 0, which
+      changes nothing: its decays are 1 and its drives 0.
+
+    A sequence that comes in several calls (`at.calls`) is one scan over the chunks of
+    all of them, since the state that a call leaves is where the next one starts. A
+    bound of it is one of the calls: within a call it is the rule of its chunks, and
+    between two calls, as between two chunks, the state goes on with its error.
     """
     seq, heads = dt.shape
-    padding = -seq % chunk
-    pieces = [
-        at.view(_cut(chunk, padding), piece)
-        for piece in (dt, at.view(_heads(heads), x), B, C)
-    ]
+    cut, joined = _chunks(seq, chunk, at.calls)
+    pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
     after, y = at.scan(
         lambda at, state, inputs: _one_chunk(at, state, inputs, A), start, pieces
     )
-    y = at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq], y)
+    y = at.view(joined, y)
     if at.chunks_at_once:
         # a state that was no number once is none at the end, whatever it fades by
         y = at.reached(y, after)
@@ -116,9 +119,30 @@ def _heads(heads: int):
     return lambda a: a.reshape(*a.shape[:-1], heads, -1)
 
 
-def _cut(chunk: int, padding: int):
-    def cut(a):
-        filled = jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1)))
-        return filled.reshape(-1, chunk, *a.shape[1:])
+def _chunks(seq: int, chunk: int, calls: tuple[int, ...]):
+    """What cuts (seq, ...) into (chunks, tokens, ...), zeros behind, and what joins
+    them again. A chunk begins with a call, and ends with it or after `chunk` tokens."""
+    if len(calls) < 2:
+        count = -(-seq // chunk)
+        behind = (0, count * chunk - seq)
 
-    return cut
+        def cut(a):
+            filled = jnp.pad(a, (behind, *((0, 0),) * (a.ndim - 1)))
+            return filled.reshape(count, chunk, *a.shape[1:])
+
+        return cut, lambda a: a.reshape(-1, *a.shape[2:])[:seq]
+    width, ends = min(chunk, max(calls)), np.cumsum(calls)
+    own = [
+        np.arange(first, min(first + width, end))
+        for tokens, end in zip(calls, ends, strict=True)
+        for first in range(end - tokens, end, width)
+    ]
+    # token `seq`, which there is not, is the zero behind a call
+    places = np.full((len(own), width), seq)
+    for row, tokens in zip(places, own, strict=True):
+        row[: len(tokens)] = tokens
+    there = np.flatnonzero(places < seq)
+    return (
+        lambda a: jnp.take(a, places, axis=0, mode="fill", fill_value=0),
+        lambda a: a.reshape(-1, *a.shape[2:])[there],
+    )

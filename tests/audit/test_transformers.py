@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lyapunov.implementations._implementation import installed
+from lyapunov.implementations.transformers._built import from_weights
 from lyapunov.implementations.transformers._cache import cache_of, given_cache
-from lyapunov.implementations.transformers.runner import _build
 from lyapunov.questions._audit_verdict import Z_LIMIT
 from lyapunov.results._audit import BUG, CONSISTENT
 
@@ -54,7 +54,7 @@ def test_right_ways_are_rounding(audited, precision):
 
 def fp32_logits(model, tokens, way):
     """Logits of the text in fp32 torch, whole or in the way that is in question."""
-    network = _build(model, "fp32", "cpu")[1]
+    network = from_weights(model, "fp32", "cpu")[1]
     ids = torch.as_tensor(tokens[None])
     with torch.no_grad():
         if way == "whole":

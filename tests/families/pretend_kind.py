@@ -83,6 +83,7 @@ class LeakySublayer(AbstractSublayer):
 
     kind: ClassVar = "leaky"
     recurrent: ClassVar = True
+    joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(leaky)
     sites: ClassVar = (*FRONT, "leaky_in", "softplus", *TOKEN, "leaky_y", "out")
     weight_groups: ClassVar = within(

@@ -176,10 +176,12 @@ def test_exponents_or_a_reason(kind):
 
 def test_a_kind_has_nothing_to_fall_back_to():
     """Assert that what is not said is an error, by name, and never another's."""
-    with pytest.raises(TypeError, match="Silent does not say its kind, recurrent"):
+    with pytest.raises(
+        TypeError, match="Silent does not say its kind, recurrent, joins_calls"
+    ):
         type("Silent", (AbstractSublayer,), {})
-    said = {name: getattr(KINDS["mlp"], name) for name in
-            ("kind", "recurrent", "sites", "weight_groups", "flow")}  # fmt: skip
+    names = "kind recurrent joins_calls sites weight_groups flow"
+    said = {name: getattr(KINDS["mlp"], name) for name in names.split()}
     for method in ("parameters", "count", "exponents", "hand_over"):
         assert method in AbstractSublayer.__abstractmethods__
     with pytest.raises(TypeError, match="abstract"):

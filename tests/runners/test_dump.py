@@ -246,10 +246,10 @@ def test_the_recipe_for_torch_works(setting, tmp_path):
     import torch
 
     from lyapunov.implementations.dump import file
-    from lyapunov.implementations.transformers.runner import _build
+    from lyapunov.implementations.transformers._built import from_weights
 
     model, _, tokens = setting
-    network = _build(model, "bf16", "cpu")[1]
+    network = from_weights(model, "bf16", "cpu")[1]
     recipe = file.__doc__.partition("```python\n")[2].partition("```")[0]
     recipe = recipe.replace("dump.npz", str(tmp_path / "dump.npz"))
     with torch.no_grad():

@@ -56,7 +56,7 @@ class EmulatedImplementation(AbstractImplementation):
 
     def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
         """Run texts in calls that hand a state on."""
-        del model, execution
-        from .ways import EmulatedVariants
+        del model
+        from .runner import Emulated
 
-        return EmulatedVariants()
+        return Emulated(execution)

@@ -1,5 +1,8 @@
 """The emulator: a flow with every stored tensor rounded as the execution says."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +10,12 @@ import jax.numpy as jnp
 from ..._devices import over_batch
 from ...arithmetic import Rounded
 from ...models import Model
-from ...sublayers.residual import Stream, beside, final_norm, logits, sublayer
+from ...sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
+from ...sublayers.sites import NO_ROW_A_TOKEN
 from .. import Execution
+from .._segment import Segment
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .._ways import Variant
 
 
 class Emulated:
@@ -25,26 +31,29 @@ class Emulated:
         self._seed = seed
 
     @traced_in_fp64
-    def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers with their stored tensors, then the head."""
+    def trace(
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> Trace:
+        """Records of all sublayers with their stored tensors, then the head.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq).
+        - `variant`: changes nothing; `segments` say what its calls are.
+        - `segments`: the calls and their executions; none is one call.
+        """
+        del variant
         execution = self.execution
+        segments = segments or (Segment(0, tokens.shape[1], execution),)
         sites = execution.site_numbers()
         stream = Stream.start(model.embed(tokens, execution))
         for layer in model.sublayers:
-            own = execution.of(layer.kind)
-            p = model.parameters(layer.layer, own)
-            key = jax.random.fold_in(jax.random.key(self._seed), layer.layer)
             incoming = stream.incoming(layer)
-            residual, output, stored = _run_layer(
-                layer.flow,
-                own.site_numbers(),
-                incoming,
-                p,
-                model.start(p),
-                key,
-                own.chunked,
-                own.chunks_at_once,
-            )
+            residual, output, stored = self._sublayer(model, layer, incoming, segments)
             yield SublayerRecord.of(layer, incoming, output, stored, {})
             together = lambda one, other: _run_together(sites, one, other)
             stream = stream.after(layer, residual, output, together)
@@ -60,20 +69,78 @@ class Emulated:
             ),
         )
 
+    def _sublayer(self, model: Model, layer, incoming, segments: Sequence[Segment]):
+        """Call after call: stream, output and what was stored, of all tokens."""
+        key = jax.random.fold_in(jax.random.key(self._seed), layer.layer)
+        sizes: Any = model.config.sublayers[layer.layer]
+        parts, after = [], None
+        for segment in segments:
+            own = segment.execution.of(layer.kind)
+            p = model.parameters(layer.layer, own)
+            *part, after = _run_layer(
+                sizes,
+                own.site_numbers(),
+                {"state": segment.cache.numbers()},
+                incoming if len(segments) == 1 else _cut(incoming, segment),
+                p,
+                model.start(p),
+                after,
+                jax.random.fold_in(key, segment.start) if segment.start else key,
+                own.chunked,
+                own.chunks_at_once,
+                segment is not segments[-1],
+            )
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _cut(incoming: Incoming, segment: Segment) -> Incoming:
+    return jax.tree.map(lambda x: x[:, segment.start : segment.stop], incoming)
+
+
+def _joined(parts):
+    """Streams, outputs and stored tensors of all calls, one after another."""
+    residuals, outputs, stored = zip(*parts, strict=True)
+    # what only some calls store is no tensor of the whole text
+    common = set.intersection(*(set(s) for s in stored)) - set(NO_ROW_A_TOKEN)
+    join = lambda arrays: jnp.concatenate(list(arrays), axis=1)
+    tensors = {site: join(s[site] for s in stored) for site in sorted(common)}
+    return join(residuals), join(outputs), tensors
+
 
 @eqx.filter_jit
-def _run_layer(flow, sites, incoming, p, start, key, chunked, chunks_at_once):
-    def one(incoming, key):
+def _run_layer(
+    sizes,
+    sites,
+    cache,
+    incoming,
+    p,
+    start,
+    before,
+    key,
+    chunked,
+    chunks_at_once,
+    hands_on: bool,
+):
+    def one(incoming, key, start):
         at = Rounded(sites, key=key, chunked=chunked, chunks_at_once=chunks_at_once)
-        residual, output, _ = sublayer(at, flow, incoming, p, start)
-        return residual, output, at.records
+        residual, output, after = sublayer(at, sizes.flow, incoming, p, start)
+        return residual, output, at.records, after if hands_on else None
+
+    def later(incoming, key, before):
+        return one(incoming, key, sizes.handed(Rounded(cache), before))
 
     keys = jax.random.split(key, incoming.residual.shape[0])
-    residual, output, stored = over_batch(one, incoming, keys)
+    if before is None:
+        found = over_batch(lambda i, k: one(i, k, start), incoming, keys)
+    else:
+        found = over_batch(later, incoming, keys, before)
+    residual, output, stored, after = found
     return (
         jnp.asarray(residual, jnp.float64),
         jnp.asarray(output, jnp.float64),
         stored,
+        after,
     )
 
 

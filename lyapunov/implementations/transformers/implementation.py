@@ -123,12 +123,10 @@ class TransformersImplementation(AbstractImplementation):
 
     def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
         """Run texts in calls, padded or in a batch, from its own cache."""
-        from ...sublayers.config import plain_mamba1
-        from .ways import NetworkVariants, TransformersVariants
+        del model
+        from .network_runner import TransformersNetwork
 
-        if plain_mamba1(model.config) is None:
-            return NetworkVariants(model, execution)
-        return TransformersVariants(model, execution)
+        return TransformersNetwork(execution)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Its own layout names a `model_type`."""

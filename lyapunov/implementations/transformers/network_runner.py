@@ -7,24 +7,26 @@ it before.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..._errors import MissingExtraError, UsageError
-from ...checkpoints import NetworkLayout
+from ..._errors import UsageError
 from ...models import Model, Sublayer
+from ...sublayers.config import plain_mamba1
 from ...sublayers.residual import Stream
 from .. import Execution
 from .._implementation import RefusedError
-from .._torch import copied, exact_sums, import_torch, torch_dtype
+from .._segment import Segment
+from .._torch import copied, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
-from ._steps import stepped
-from .implementation import TransformersImplementation
+from .._ways import Variant
+from ._built import from_folder, from_weights, parts_of
+from ._calls import called, of_no_token
+from .ways import planned
 
 
 class _Seen(NamedTuple):
@@ -78,7 +80,8 @@ FIRST = ("norm", "q_proj", "up", "in_proj")
 
 
 class TransformersNetwork:
-    """Run a checkpoint of transformers' layout with transformers' classes.
+    """Run a network with transformers' classes: a checkpoint of its own layout as it
+    loads it, one of nothing but plain Mamba-1 built of its weights.
 
     **Arguments:**
 
@@ -92,51 +95,65 @@ class TransformersNetwork:
     def __init__(self, execution: Execution, device: str = "cpu"):
         self.execution = execution
         self._device = device
+        self._network: tuple[Any, Any] | None = None
 
     @traced_in_fp64
-    def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers, then the head.
+    def trace(
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
+
+        Steps go through all layers at each token, so the records of a text come when it
+        is through. The network is built for the first text and kept.
+
+        **Arguments:**
+
+        - `tokens`: (batch, seq); ways with padding or a batch run the first sequence.
+        - `variant`: None: whole, or by steps, as the execution says.
+        - `segments`: the calls, and the execution that is declared of each.
 
         **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
         sublayer whose output no module puts out; `RefusedError` where the network
         itself raises.
         """
-        yield from self.trace_of(self.built(model), model, tokens)
-
-    def trace_of(
-        self, built: tuple[Any, Any], model: Model, tokens, row: slice = slice(None)
-    ) -> Trace:
-        """The same with a network that is built already.
-
-        **Arguments:**
-
-        - `built`: torch and the network.
-        - `row`: whose records are wanted of a batch that runs as one.
-        """
-        torch, network = built
-        layout = model.layout
-        assert isinstance(layout, NetworkLayout)
+        execution = segments[0].execution if segments else self.execution
+        if variant is None:
+            variant = Variant("steps" if execution.mode == "decode" else "whole")
+        if self._network is None:
+            self._network = self.built(model)
+        torch, network = self._network
         modules = dict(network.named_modules())
         calls: dict[tuple[str, str], list[np.ndarray]] = {}
+        parts = parts_of(model)
         with ExitStack() as stack, torch.no_grad():
-            places = [_places(parts, modules) for parts in layout.parts]
+            places = [_places(one, modules) for one in parts]
+            _with_streams(places, modules)
             paths = {path for found in places for path in found.values()}
             for path in sorted(paths):
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
-            ids = torch.as_tensor(np.asarray(tokens), device=self._device)
+            tokens = np.asarray(tokens)
             try:
-                logits = self._forward(torch, network, ids, calls)
+                cache = None
+                if variant.kind == "steps":
+                    cache = of_no_token(torch, network, tokens)
+                plan = planned(tokens, variant)
+                logits = called(torch, network, plan, calls, cache)
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise RefusedError(f"transformers refuses it: {reason}") from error
-        seen = {key: iter(x[row] for x in found) for key, found in calls.items()}
+        seen = {key: iter(found) for key, found in calls.items()}
         stream: Stream | None = None
         taken: dict[tuple[str, str], np.ndarray] = {}
         for layer in model.sublayers:
             own = places[layer.layer]
             taken = _calls(own, seen, taken)
-            record, stream = self._record(torch, model, layer, own, taken, stream)
+            of_layer = execution, model, layer, parts[layer.layer], own
+            record, stream = _record(torch, *of_layer, taken, stream)
             yield record
             if not layer.shares:
                 taken = {}
@@ -144,142 +161,105 @@ class TransformersNetwork:
         yield HeadRecord(
             stream.residual,
             stream.hidden,
-            lambda start, stop: jnp.asarray(copied(logits[row, ..., start:stop])),
+            lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
         )
-
-    def _forward(self, torch, network, ids, calls):
-        """Logits of a text, whole or by steps as the execution says."""
-        if self.execution.mode == "decode":
-            return stepped(torch, network, ids, calls)
-        return network(ids, use_cache=False).logits
-
-    def _record(
-        self,
-        torch,
-        model: Model,
-        layer: Sublayer,
-        places: dict[str, str],
-        taken: dict[tuple[str, str], np.ndarray],
-        stream: Stream | None,
-    ) -> tuple[SublayerRecord, Stream]:
-        """What one sublayer did, and the stream for the next.
-
-        What it read is held to the sum of what was put out before it, so that what
-        joins the residual is seen as well.
-        """
-        parts = model.layout.parts[layer.layer]  # type: ignore[attr-defined]
-
-        def at(key: str, side: str) -> np.ndarray | None:
-            array = taken.get((places.get(key, ""), side))
-            take = parts[key].take if key in parts else None
-            if array is None or take is None or side == "in":
-                return array
-            rows = take(array.reshape(-1, array.shape[-1]).T)
-            return rows.T.reshape(*array.shape[:-1], -1)
-
-        stored = {}
-        for one in WATCHED[layer.kind]:
-            array = at(one.key, one.side)
-            if array is not None:
-                stored[one.site] = array
-        if layer.kind == "mlp" and "gate" not in parts:
-            stored["activated"] = stored.pop("hidden")
-        first = next(key for key in FIRST if key in places)
-        read = at(first, "in")
-        if layer.kind == "experts":
-            self._add_shared(torch, stored, places)
-        output = stored.get("norm_behind", stored.get("out"))
-        if output is None or read is None:
-            raise UsageError(
-                f"transformers shows no output of layer {layer.layer} ({layer.kind})",
-                hint="--measure emulated",
-            )
-        output, more = self._finished(torch, model, layer, output)
-        stored |= more | {"norm_input": read}
-        own = read[..., : model.config.d_model]
-        if stream is None:
-            stream = Stream.start(jnp.asarray(own))
-        incoming = stream.incoming(layer)
-        if layer.embedded:
-            beside = jnp.asarray(read[..., model.config.d_model :])
-            incoming = incoming._replace(embedded=beside)
-        sites = self.execution.of(layer.kind).sites
-        kept = sites["residual"].name
-        residual = _added(torch, kept, incoming.residual, incoming.hidden)
-        if incoming.aside is not None:
-            stored["residual_aside"] = own
-        elif kept == sites["norm_input"].name:
-            stored["residual"] = residual = own
-        precision = self.execution.precision
-        together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
-        after = stream.after(
-            layer, jnp.asarray(residual), jnp.asarray(output), together
-        )
-        stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
-        record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
-        return record, after
-
-    def _add_shared(self, torch, stored, places: dict[str, str]) -> None:
-        """The output of experts: their module's, and that of an MLP beside it."""
-        apart = places.get("shared_down", "")
-        if not apart or apart.startswith(f"{places['block']}."):
-            # the module has added what is shared, or there is none
-            stored["out"] = stored.pop("routed")
-            return
-        precision = self.execution.precision
-        stored["out"] = _added(torch, precision, stored["routed"], stored["shared"])
-
-    def _finished(self, torch, model: Model, layer: Sublayer, output: np.ndarray):
-        """The output times the model's multipliers: torch's products, repeated."""
-        sizes, more = model.config.sublayers[layer.layer], {}
-        dtype = torch_dtype(torch, self.execution.precision)
-        for name, site in (("down_multiplier", ""), ("out_multiplier", "out_scaled")):
-            multiplier = getattr(sizes, name, 1.0)
-            if multiplier != 1.0:
-                output = copied(torch.tensor(output).to(dtype) * multiplier)
-                more[site or "out"] = output
-        return output, more
 
     def built(self, model: Model) -> tuple[Any, Any]:
-        """torch, and the network as transformers loads it.
+        """torch, and the network.
 
         **Raises:** `UsageError` for a checkpoint that transformers does not read.
         """
-        torch = import_torch()
-        if self._device != "cpu":
-            if not torch.cuda.is_available():
-                raise UsageError(
-                    "transformers_cuda needs an NVIDIA GPU, and torch sees none",
-                    hint="--measure transformers runs on the CPU",
-                )
-            exact_sums(torch)
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError(
-                f"measuring with transformers needs it installed ({error})",
-                hint=TransformersImplementation.install_hint(),
-            ) from None
-        if not Path(model.source).is_dir():
-            raise UsageError(
-                f"{model.source} is no folder that transformers could load",
-                hint="download it first, or --measure emulated",
-            )
-        try:
-            network: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                model.source,
-                dtype=torch_dtype(torch, self.execution.precision),
-                attn_implementation="eager",
-                experts_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(
-                f"transformers does not load {model.source}: {error}",
-                hint="--measure emulated",
-            ) from None
-        return torch, network.to(self._device).eval()
+        make = from_folder if plain_mamba1(model.config) is None else from_weights
+        return make(model, self.execution.precision, self._device)
+
+
+def _record(
+    torch,
+    execution: Execution,
+    model: Model,
+    layer: Sublayer,
+    parts,
+    places: dict[str, str],
+    taken: dict[tuple[str, str], np.ndarray],
+    stream: Stream | None,
+) -> tuple[SublayerRecord, Stream]:
+    """What one sublayer did, and the stream for the next.
+
+    What it read is held to the sum of what was put out before it, so that what
+    joins the residual is seen as well.
+    """
+
+    def at(key: str, side: str) -> np.ndarray | None:
+        array = taken.get((places.get(key, ""), side))
+        take = parts[key].take if key in parts else None
+        if array is None or take is None or side == "in":
+            return array
+        rows = take(array.reshape(-1, array.shape[-1]).T)
+        return rows.T.reshape(*array.shape[:-1], -1)
+
+    stored = {}
+    for one in WATCHED[layer.kind]:
+        array = at(one.key, one.side)
+        if array is not None:
+            stored[one.site] = array
+    if layer.kind == "mlp" and "gate" not in parts:
+        stored["activated"] = stored.pop("hidden")
+    first = next(key for key in FIRST if key in places)
+    read = at(first, "in")
+    if layer.kind == "experts":
+        _add_shared(torch, execution.precision, stored, places)
+    output = stored.get("norm_behind", stored.get("out"))
+    if output is None or read is None:
+        raise UsageError(
+            f"transformers shows no output of layer {layer.layer} ({layer.kind})",
+            hint="--measure emulated",
+        )
+    output, more = _finished(torch, execution.precision, model, layer, output)
+    stored |= more | {"norm_input": read}
+    own = read[..., : model.config.d_model]
+    if stream is None:
+        stream = Stream.start(jnp.asarray(own))
+    incoming = stream.incoming(layer)
+    if layer.embedded:
+        beside = jnp.asarray(read[..., model.config.d_model :])
+        incoming = incoming._replace(embedded=beside)
+    sites = execution.of(layer.kind).sites
+    kept = sites["residual"].name
+    residual = _added(torch, kept, incoming.residual, incoming.hidden)
+    if incoming.aside is not None:
+        stored["residual_aside"] = own
+    elif kept == sites["norm_input"].name:
+        stored["residual"] = residual = own
+    elif (wide := at("stream", "in")) is not None:
+        stored["residual"] = residual = wide
+    precision = execution.precision
+    together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
+    after = stream.after(layer, jnp.asarray(residual), jnp.asarray(output), together)
+    stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
+    record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
+    return record, after
+
+
+def _add_shared(torch, precision: str, stored, places: dict[str, str]) -> None:
+    """The output of experts: their module's, and that of an MLP beside it."""
+    apart = places.get("shared_down", "")
+    if not apart or apart.startswith(f"{places['block']}."):
+        # the module has added what is shared, or there is none
+        stored["out"] = stored.pop("routed")
+        return
+    stored["out"] = _added(torch, precision, stored["routed"], stored["shared"])
+
+
+def _finished(torch, precision: str, model: Model, layer: Sublayer, output: np.ndarray):
+    """The output times the model's multipliers: torch's products, repeated."""
+    sizes, more = model.config.sublayers[layer.layer], {}
+    dtype = torch_dtype(torch, precision)
+    for name, site in (("down_multiplier", ""), ("out_multiplier", "out_scaled")):
+        multiplier = getattr(sizes, name, 1.0)
+        if multiplier != 1.0:
+            output = copied(torch.tensor(output).to(dtype) * multiplier)
+            more[site or "out"] = output
+    return output, more
 
 
 def _calls(places: dict[str, str], seen, taken) -> dict[tuple[str, str], np.ndarray]:
@@ -343,6 +323,14 @@ def _places(parts, modules) -> dict[str, str]:
             if path in modules:
                 found["norm"] = path
     return found
+
+
+def _with_streams(places: list[dict[str, str]], modules) -> None:
+    """The module of a block that is one sublayer, which is given the stream itself."""
+    blocks = [found.get("norm", "").rpartition(".")[0] for found in places]
+    for found, block in zip(places, blocks, strict=True):
+        if block in modules and blocks.count(block) == 1:
+            found["stream"] = block
 
 
 def _path(stored: str, modules) -> str | None:

@@ -3,35 +3,30 @@
 The modules run unchanged, block by block; hooks copy what goes in and out of them.
 What happens between modules (the conv, dt, the scan) is not seen, so there T0 covers
 a longer stretch.
-
-Decoding goes token by token through all layers, so its records come only after the
-last token: they wait in memory, as fp64 on the host.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..._errors import MissingExtraError, UsageError
-from ...formats._precision import Precision
+from ..._errors import UsageError
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
-from .._torch import copied, import_torch, state_dict, torch_dtype, watched
+from .._torch import copied, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
-from ._cache import given_cache
-from .implementation import TransformersImplementation
+from ._built import from_weights
 from .network_runner import TransformersNetwork
 
 
 class Transformers:
     """Run a network with transformers' classes, on CPU unless told otherwise.
 
-    Nothing but Mamba-1 is built of its weights, whatever layout they came in, and goes
-    block by block; every other network is loaded as transformers loads its folder.
+    A whole text goes block by block through plain Mamba-1, of which nothing is kept;
+    every other network, and steps, go through `TransformersNetwork`.
 
     **Arguments:**
 
@@ -61,16 +56,15 @@ class Transformers:
         sublayer whose output no module puts out; `RefusedError` where the network
         itself raises.
         """
-        if plain_mamba1(model.config) is None:
+        if plain_mamba1(model.config) is None or self.execution.mode == "decode":
             network = TransformersNetwork(self.execution, self._device)
             yield from network.trace(model, tokens)
             return
-        torch, network = _build(model, self.execution.precision, self._device)
-        run = _decoded if self.execution.mode == "decode" else _layer_by_layer
+        torch, network = from_weights(model, self.execution.precision, self._device)
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
         residual, hidden, normed = None, None, None
-        for seen in run(torch, network, ids, self._autocast):
+        for seen in _layer_by_layer(torch, network, ids, self._autocast):
             if seen.normed is not None:
                 normed = seen.normed
                 continue
@@ -131,56 +125,6 @@ def _layer_by_layer(torch, network, ids, autocast) -> Iterator[_Seen]:
     yield _Seen(-1, np.zeros(0), {}, normed.to(network.lm_head.weight.dtype))
 
 
-def _decoded(torch, network, ids, autocast) -> Iterator[_Seen]:
-    """One token after another through all blocks, from a cache of zeros."""
-    blocks = network.backbone.layers
-    kept: list[dict[str, list[np.ndarray]]] = [{} for _ in blocks]
-    inputs, normed = [], []
-    with torch.no_grad(), autocast(torch):
-        cache = _empty_cache(torch, network, ids)
-        given = given_cache(network.backbone, cache)
-        for t in range(ids.shape[1]):
-            with ExitStack() as stack:
-                seen = [dict[str, np.ndarray]() for _ in blocks]
-                for block, into in zip(blocks, seen, strict=True):
-                    stack.enter_context(watched(block, into))
-                stream = network.backbone.embeddings(ids[:, t : t + 1])
-                inputs.append(copied(stream))
-                result = network.backbone(ids[:, t : t + 1], **given)
-                normed.append(result.last_hidden_state)
-            for into, step in zip(kept, seen, strict=True):
-                for name, array in step.items():
-                    into.setdefault(name, []).append(array)
-        whole = torch.cat(normed, dim=1).to(network.lm_head.weight.dtype)
-    for i, parts in enumerate(kept):
-        joined = {name: np.concatenate(arrays, 1) for name, arrays in parts.items()}
-        parts.clear()
-        yield _Seen(i, np.concatenate(inputs, axis=1), joined)
-    yield _Seen(-1, np.zeros(0), {}, whole)
-
-
-def _empty_cache(torch, network, ids):
-    """A cache as after no token at all, so that the first token is a step, too."""
-    from transformers import DynamicCache
-
-    cache: Any = DynamicCache(config=network.config)
-    batch, config, device = ids.shape[0], network.config, ids.device
-    dtype = network.backbone.layers[0].mixer.conv1d.weight.dtype
-    for layer in cache.layers:
-        shape = batch, config.intermediate_size
-        layer.lazy_initialization(
-            conv_states=torch.zeros(
-                *shape, config.conv_kernel, dtype=dtype, device=device
-            ),
-            conv_kernel_size=config.conv_kernel,
-        )
-        layer.lazy_initialization(
-            recurrent_states=torch.zeros(*shape, config.state_size, device=device)
-        )
-        layer.has_previous_state[0] = True
-    return cache
-
-
 def _cast(torch, seen, autocast):
     """Under autocast what in_proj and out_proj read is cast on the way in."""
     with autocast(torch):
@@ -189,43 +133,6 @@ def _cast(torch, seen, autocast):
             for name in ("norm", "gated"):
                 seen[name] = copied(torch.tensor(seen[name]).to(dtype))
     return seen
-
-
-def _build(model: Model, precision: str, device: str) -> Any:
-    torch = import_torch()
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(
-            f"measuring with transformers needs it installed ({error})",
-            hint=TransformersImplementation.install_hint(),
-        ) from None
-    config = model.config
-    sizes = plain_mamba1(config)
-    settings = transformers.MambaConfig(
-        vocab_size=config.padded_vocab_size,
-        hidden_size=config.d_model,
-        state_size=sizes.d_state,
-        num_hidden_layers=config.n_layers,
-        layer_norm_epsilon=config.norm_epsilon,
-        expand=sizes.d_inner // config.d_model,
-        conv_kernel=sizes.d_conv,
-        time_step_rank=sizes.dt_rank,
-        use_bias=sizes.proj_bias,
-        use_conv_bias=sizes.conv_bias,
-        residual_in_fp32=config.residual_in_fp32,
-        tie_word_embeddings=False,
-    )
-    with torch.device("meta"):
-        network = transformers.MambaForCausalLM(settings)
-    amp = Precision.named(precision).autocast
-    dtype = torch_dtype(torch, "fp32" if amp else precision)
-    state = {
-        name: torch.tensor(array, device=device).to(dtype)
-        for name, array in state_dict(model, "backbone.embeddings.weight")
-    }
-    network.load_state_dict(state, assign=True, strict=True)
-    return torch, network.eval()
 
 
 def _add(torch, residual, hidden, model: Model, execution: Execution) -> np.ndarray:

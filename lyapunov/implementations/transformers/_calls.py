@@ -1,0 +1,92 @@
+"""transformers' networks call by call, through their own cache."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from ..._errors import UsageError
+from ._cache import cache_argument, cache_of
+from .ways import Planned
+
+
+def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -> Any:
+    """Logits of the audited text.
+
+    **Arguments:**
+
+    - `seen`: what hooks on the network's modules fill in, call by call; left as one
+      call over all of the text's tokens leaves it.
+    - `cache`: before the first call; None: none.
+
+    **Raises:** `UsageError` for a network whose cache is not known here.
+    """
+    names = inspect.signature(network.forward).parameters
+    positioned = "position_ids" in names
+    several = len(plan) > 1 or cache is not None
+    slot = _slot(network) if several else None
+    seen.clear()
+    kept: dict[Any, list[list[np.ndarray]]] = {}
+    logits = []
+    for number, call in enumerate(plan):
+        given: dict[str, Any] = {"use_cache": several}
+        if slot is not None and cache is not None:
+            given[slot] = cache
+        if positioned and (several or call.mask is not None):
+            # said, since some models count from 0 again at every call
+            given["position_ids"] = _tensor(torch, network, call.positions)
+        if call.mask is not None and (positioned or number == 0):
+            # what sees no positions is shown no mask of steps, as by `generate`
+            given["attention_mask"] = _tensor(torch, network, call.mask)
+        result = network(_tensor(torch, network, call.ids), **given)
+        cache = cache_of(result) if several else None
+        logits.append(result.logits[call.rows, call.columns])
+        for key, arrays in seen.items():
+            for i, array in enumerate(arrays):
+                parts = kept.setdefault(key, [])
+                if i == len(parts):
+                    parts.append([])
+                parts[i].append(array[call.rows, call.columns])
+        seen.clear()
+    for key, found in kept.items():
+        seen[key] = [np.concatenate(p, axis=1) if len(p) > 1 else p[0] for p in found]
+    return torch.cat(logits, dim=1)
+
+
+def of_no_token(torch, network, ids) -> Any:
+    """A cache as after no token at all, so that the first token is a step as well.
+
+    One token makes it as the model does; its states are then set to 0 and its keys
+    taken out.
+
+    **Raises:** `UsageError` for a network whose cache is not known here.
+    """
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache(config=network.config)
+    ids = _tensor(torch, network, ids[:, :1])
+    network(ids, **{_slot(network): cache, "use_cache": True})
+    for layer in cache.layers:
+        for states in ("conv_states", "recurrent_states"):
+            for state in getattr(layer, states, {}).values():
+                if state is not None:
+                    state.zero_()
+        for name in ("keys", "values"):
+            array = getattr(layer, name, None)
+            if array is not None:
+                setattr(layer, name, array[..., :0, :])
+    return cache
+
+
+def _slot(network) -> str:
+    slot = cache_argument(network)
+    if slot is None:
+        raise UsageError(
+            f"{type(network).__name__} takes no cache that is known here",
+            hint="--mode prefill, or --measure emulated",
+        )
+    return slot
+
+
+def _tensor(torch, network, array) -> Any:
+    return torch.as_tensor(np.ascontiguousarray(array), device=network.device)
