@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov.arithmetic import Exact, Weight
+from lyapunov.arithmetic import Exact, Rounded, Weight
+from lyapunov.formats import FP32
 from lyapunov.sublayers import KINDS, AbstractSublayer
-from lyapunov.sublayers.sites import AFTER, BEFORE, FLOW_ORDER, _joined
+from lyapunov.sublayers.sites import (
+    AFTER,
+    BEFORE,
+    FLOW_ORDER,
+    NO_ROW_A_TOKEN,
+    _joined,
+)
 
 from .every_kind import SIZES
 from .full_parameters import VARIANTS, parameters, width_of
@@ -60,6 +67,24 @@ def test_sites_are_what_the_flow_stores(kind):
     """Assert equality over every switch: none forgotten, none that nobody stores."""
     found = set().union(*(stored(*one) for one in VARIANTS if one[0].kind == kind))
     assert found == set(KINDS[kind].sites)
+
+
+def test_which_sites_have_no_row_a_token():
+    """Assert the first axis of what every variant records of 11 tokens, which nothing
+    else here has 11 of."""
+    found = set()
+    for sublayer, without in VARIANTS:
+        with jax.enable_x64(True):
+            p = parameters(sublayer, *without)
+
+            def run(x, sublayer=sublayer, p=p):
+                at = Rounded(dict.fromkeys(sublayer.sites, FP32.numbers()))
+                sublayer.flow(at, x, p, p.initial_state())
+                return at.records
+
+            records = jax.eval_shape(run, jnp.zeros((11, width_of(sublayer))))
+        found |= {site for site, array in records.items() if array.shape[0] != 11}
+    assert found == set(NO_ROW_A_TOKEN)
 
 
 def test_the_order_is_each_kinds_own():

@@ -1,0 +1,91 @@
+"""Which calls a way is made of: what a network is given, and what is bounded as one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lyapunov.formats import BF16, FP32
+from lyapunov.implementations import executions_for
+from lyapunov.implementations._segment import Segment, merged
+from lyapunov.implementations._ways import parse_variant, usual_variants
+from lyapunov.implementations.transformers.ways import planned
+from lyapunov.sublayers import KINDS, NetworkConfig
+
+
+SEQ = 12
+WAYS = [
+    *map(str, usual_variants(SEQ)[:-2]),
+    *("chunks:5", "chunks:4,1", "padded_left:2,1", "initial_state:7"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_calls_hold_the_text_at_its_own_positions(way):
+    """Assert tokens and positions of the audited columns, and that masks tell padding
+    from text in all calls so far."""
+    tokens = np.random.default_rng(0).integers(1, 50, (1, SEQ))
+    calls = planned(tokens, parse_variant(way))
+    kept = [(c.ids[c.rows, c.columns], c.positions[c.rows, c.columns]) for c in calls]
+    ids, positions = (np.concatenate(x, axis=1) for x in zip(*kept, strict=True))
+    np.testing.assert_array_equal(ids, tokens)
+    np.testing.assert_array_equal(positions[0], np.arange(SEQ))
+    given = 0
+    for call in calls:
+        assert call.ids.shape == call.positions.shape
+        given += call.ids.shape[1]
+        if "padded" not in way:
+            assert call.mask is None
+            continue
+        assert call.mask.shape == (call.ids.shape[0], given)
+        hidden = np.concatenate([c.ids for c in calls], axis=1)[:, :given] == 0
+        np.testing.assert_array_equal(call.mask[0] == 0, hidden[0])
+        assert call.mask[1].all()
+        assert call.mask[0].sum() == positions[0, : call.positions[0].max() + 1].size
+
+
+def segments(lengths, execution, cache):
+    ends = np.cumsum(lengths)
+    return [
+        Segment(int(end - n), int(end), execution, cache)
+        for n, end in zip(lengths, ends, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def execution():
+    from tests.model.every_kind import SIZES
+
+    config = NetworkConfig(8, 8, SIZES["mamba2"].d_model, (SIZES["mamba2"],))
+    given = {"architecture": "mamba2", "measure": "transformers"}
+    (found,) = executions_for(config, ["bf16"], **given)
+    return found.of("mamba2")
+
+
+def test_calls_are_one_where_nothing_is_rounded_between_them(execution):
+    """Assert it by kind and cache, with the calls told to the execution."""
+    cut = segments((5, 5, 2), execution, FP32)
+    for kind in KINDS.values():
+        found = merged(cut, kind)
+        if not kind.joins_calls:
+            assert found == tuple(cut)
+            continue
+        (one,) = found
+        assert (one.start, one.stop, one.execution.calls) == (0, 12, (5, 5, 2))
+        narrow = segments((5, 5, 2), execution, BF16)
+        assert len(merged(narrow, kind)) == (3 if kind.recurrent else 1)
+    other = SimpleNamespace()
+    apart = merged([*cut[:2], Segment(10, 12, other, FP32)], KINDS["mlp"])  # type: ignore[arg-type]
+    assert [(s.start, s.stop) for s in apart] == [(0, 10), (10, 12)]
+    assert apart[1].execution is other
+
+
+def test_a_scan_is_as_deep_as_its_calls_and_a_chunk_as_one(execution):
+    """Assert the sum of all calls of one scan, and the longest where chunks are cut."""
+    (one,) = merged(segments((5, 5, 2), execution, FP32), KINDS["mamba2"])
+    assert one.execution.chunked
+    assert one.execution.scan_depth(12) == execution.scan_depth(5) == 5
+    from dataclasses import replace
+
+    unchunked = replace(one.execution, chunked=False)
+    assert unchunked.scan_depth(12) == 12
