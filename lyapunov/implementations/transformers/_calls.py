@@ -89,4 +89,4 @@ def _slot(network) -> str:
 
 
 def _tensor(torch, network, array) -> Any:
-    return torch.as_tensor(np.ascontiguousarray(array), device=network.device)
+    return torch.tensor(np.ascontiguousarray(array), device=network.device)
