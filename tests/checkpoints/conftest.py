@@ -161,6 +161,10 @@ def peak_memory():
     import contextlib
     import tracemalloc
 
+    import lyapunov.checkpoints.families._architectures  # modules are no tensors
+
+    assert lyapunov.checkpoints.families._architectures.FAMILIES
+
     @contextlib.contextmanager
     def limit(n_bytes):
         tracemalloc.start()

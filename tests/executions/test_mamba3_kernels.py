@@ -45,7 +45,7 @@ MOST_HARD = 1000
 
 # T1 over the measured error in bf16, where rotations by angles that were summed up are
 # bounded by their worst: 16.5 is the most that other weights reach.
-MOST = 25
+OTHERS = 25
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_other_precisions_neither(loaded, shape, mode, precision):
 def test_lengths_around_a_chunk(loaded, seq):
     """Assert it for chunks of 8 tokens."""
     for sizes in (PLAIN, MIMO):
-        assert max(hold(loaded(sizes), sizes, "bf16", "prefill", seq=seq)) <= MOST
+        assert max(hold(loaded(sizes), sizes, "bf16", "prefill", seq=seq)) <= OTHERS
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_other_weights_and_chunks_of_64(loaded, seed):
     """Assert it over 130 tokens."""
     sizes = PLAIN._replace(chunk=64, layers=1)
     given = loaded(sizes, "plain", seed)
-    assert max(hold(given, sizes, "bf16", "prefill", seq=130)) <= MOST
+    assert max(hold(given, sizes, "bf16", "prefill", seq=130)) <= OTHERS
 
 
 def caught(loaded, sizes, mutant, precision, mode):

@@ -14,6 +14,7 @@ from experiments.decoding.page import figures, fitted, predicted, publish, speed
 from experiments.decoding.shapes import SHAPES, tiny
 from experiments.decoding.timing import fits, line, weights_fit
 from experiments.results import Results
+from lyapunov.implementations.transformers._source import RIGHT, installed
 
 from ..helpers import gamma
 
@@ -87,6 +88,9 @@ def test_mamba2_is_transformers_scan_token_by_token():
         chunk_size=4,
     )  # fmt: skip
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    if (installed() or RIGHT) < RIGHT:
+        pytest.skip("its gated norm knew no groups")
 
     theirs = Mamba2Mixer(config, 0)
     weights = ours.state_dict()

@@ -105,7 +105,7 @@ def refused(source, error, *words):
     [
         ({"normalization": "LayerNorm"}, UnsupportedCheckpointError, "LayerNorm"),
         ({"add_bias_linear": True}, UnsupportedCheckpointError, "add_bias_linear"),
-        ({"mamba_state_dim": 16}, CorruptCheckpointError, "in_proj"),
+        ({"mamba_state_dim": 16}, CorruptCheckpointError, "mixer."),
         ({"num_layers": 5}, CorruptCheckpointError, "layers.4"),
         ({"hidden_size": "wide"}, CorruptCheckpointError, "hidden_size"),
         ({"tensor_model_parallel_size": 4}, CheckpointNotFoundError, "4 ranks"),
