@@ -272,66 +272,46 @@ def _certified(A, z: complex) -> float:
     the largest. It is solved for in fp64 and refined with exact residuals.
     """
     shifted = z * np.eye(len(A)) - A
-    wanted = [_exact(x) for x in np.linalg.svd(shifted)[0][:, -1].tolist()]
-    rows = [[_exact(x) for x in row] for row in A.tolist()]
-    z_exact = _exact(z)
+    wanted = _exact(np.linalg.svd(shifted)[0][:, -1])
+    matrix, z_exact = _exact(A), _exact(np.array(z))
     away = _root_below(_square(z_exact)) - 1
     if away <= 0:
         return 1.0
     best, residual = Fraction(1), wanted
-    v = [(Fraction(0), Fraction(0))] * len(A)
+    v = 0 * wanted
     for _ in range(SOLVES):
         try:
-            step = np.linalg.solve(shifted, np.array([_rounded(x) for x in residual]))
+            rounded = residual[0].astype(float) + 1j * residual[1].astype(float)
+            step = np.linalg.solve(shifted, rounded)
         except np.linalg.LinAlgError:
             break
         if not np.isfinite(step).all():
             break
-        v = [_plus(x, _exact(y)) for x, y in zip(v, step.tolist(), strict=True)]
-        image = [_times(z_exact, x) for x in v]
-        for i, row in enumerate(rows):
-            for entry, x in zip(row, v, strict=True):
-                image[i] = _minus(image[i], _times(entry, x))
-        residual = [_minus(x, y) for x, y in zip(wanted, image, strict=True)]
-        left = sum(map(_square, image), Fraction(0))
+        v = v + _exact(step)
+        image = _times(z_exact, v) - _times(matrix, v)
+        residual = wanted - image
+        left = _square(image)
         if left == 0:
             return math.inf
-        best = max(best, away**2 * sum(map(_square, v)) / left)
+        best = max(best, away**2 * _square(v) / left)
     # to the nearest, and one down: below either way
     return max(1.0, math.nextafter(float(_root_below(best)), 0.0))
 
 
-Pair = tuple[Fraction, Fraction]
+def _exact(x: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts along a new first axis, as rational numbers."""
+    return np.vectorize(Fraction, otypes=[object])(np.stack([x.real, x.imag]))
 
 
-def _exact(x: complex) -> Pair:
-    """Real and imaginary part as rational numbers."""
-    return Fraction(x.real), Fraction(x.imag)
+def _times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The complex product of a number or matrix with a vector."""
+    real = np.dot(x[0], y[0]) - np.dot(x[1], y[1])
+    return np.stack([real, np.dot(x[0], y[1]) + np.dot(x[1], y[0])])
 
 
-def _times(x: Pair, y: Pair) -> Pair:
-    """The complex product."""
-    return x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]
-
-
-def _plus(x: Pair, y: Pair) -> Pair:
-    """The sum."""
-    return x[0] + y[0], x[1] + y[1]
-
-
-def _minus(x: Pair, y: Pair) -> Pair:
-    """The difference."""
-    return x[0] - y[0], x[1] - y[1]
-
-
-def _rounded(x: Pair) -> complex:
-    """The nearest complex number of fp64."""
-    return complex(float(x[0]), float(x[1]))
-
-
-def _square(x: Pair) -> Fraction:
-    """The squared modulus."""
-    return x[0] ** 2 + x[1] ** 2
+def _square(x: np.ndarray) -> Fraction:
+    """The sum of squared moduli."""
+    return Fraction((x**2).sum())
 
 
 def _root_below(x: Fraction) -> Fraction:

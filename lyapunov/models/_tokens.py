@@ -43,6 +43,121 @@ class Tokens:
     """Bytes of all tokens but the first of each sequence, where they are known."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What tokens are to be like; see `choose_tokens`."""
+
+    vocab_size: int
+    length: int | None
+    batch: int | None
+    seed: int
+    config: Mapping[str, Any] | None
+    folder: Path | None
+
+    def random(self, why: str) -> Tokens:
+        """Seeded noise."""
+        shape = (self.batch or 1, self.length or DEFAULT_LENGTH)
+        generator = np.random.default_rng(self.seed)
+        ids = generator.integers(0, self.vocab_size, shape, dtype=np.int64)
+        return Tokens(ids, f"{why} (seed {self.seed})")
+
+    def of_text(self, text: str, source: str) -> Tokens:
+        """A text's tokens, as the checkpoint's tokenizer gives them."""
+        encode = _tokenizer(self.config, self.folder, needed=True)
+        if encode is None:
+            raise TokensError(
+                "this checkpoint has no tokenizer, so text cannot be turned into "
+                "tokens",
+                hint=f"give ids with --tokens FILE.npy, as made by {MADE_BY}",
+            )
+        return self.cut(encode(text), source)
+
+    def default(self) -> Tokens:
+        """English text where a tokenizer is at hand, else seeded noise."""
+        english = bundled_text()
+        why = "no tokenizer at hand"
+        try:
+            encode = _tokenizer(self.config, self.folder, needed=False)
+        except MissingExtraError as missing:
+            encode, why = None, missing.message
+        if encode is None or english is None:
+            return self.random(f"random, {why}")
+        length = self.length or DEFAULT_LENGTH
+        wanted = length * (self.batch or 1)
+        encoded = encode(english[: 16 * wanted])
+        if len(encoded.ids) < wanted:
+            encoded = encode(english)
+        return replace(self, length=length).cut(encoded, "bundled English text")
+
+    def from_file(self, path: Path) -> Tokens:
+        """The ids of a `.npy`, or a text file's."""
+        if path.is_dir():
+            raise TokensError(f"{path} is a folder, not a file of tokens")
+        if not path.is_file():
+            raise TokensError(
+                f"no such file of tokens: {path}",
+                hint="--tokens takes a .npy of integers, a text file, or 'random'",
+            )
+        suffix = path.suffix.lower()
+        if suffix == ".npy":
+            return self.shaped(read_npy(path), str(path))
+        if suffix not in TEXT_SUFFIXES:
+            raise TokensError(
+                f"tokens are not read from {suffix} files: {path}",
+                hint=f"give a .npy of integers, as made by {MADE_BY}, or a .txt",
+            )
+        return self.of_text(read_text(path), str(path))
+
+    def shaped(self, ids: np.ndarray, source: str) -> Tokens:
+        """Check and cut an array of shape (seq) or (batch, seq)."""
+        if ids.ndim not in (1, 2):
+            raise TokensError(
+                f"tokens have shape (seq) or (batch, seq), and {source} has "
+                f"{ids.shape}",
+                hint="reshape the array to (batch, seq)",
+            )
+        rows = np.atleast_2d(ids)
+        if rows.size == 0:
+            raise TokensError(f"{source} holds no tokens (shape {ids.shape})")
+        for option, given, axis, noun in (
+            ("--length", self.length, 1, "tokens a sequence"),
+            ("--batch", self.batch, 0, "sequences"),
+        ):
+            if given is not None and given > rows.shape[axis]:
+                raise TokensError(
+                    f"{option} {given} is more than the {rows.shape[axis]} {noun} "
+                    f"of {source}",
+                    hint=f"leave {option} out to take them all",
+                )
+        rows = rows[: self.batch, : self.length]
+        if rows.shape[1] < 2:
+            raise _too_short(rows.shape[1])
+        check_range(rows, self.vocab_size)
+        return Tokens(rows.astype(np.int64), source)
+
+    def cut(self, encoded: Encoded, source: str) -> Tokens:
+        """Cut a running text into `batch` passages that follow each other."""
+        ids = np.asarray(list(encoded.ids), dtype=np.int64)
+        if ids.size == 0:
+            raise TokensError(f"{source} is empty")
+        rows = self.batch or 1
+        seq = ids.size // rows if self.length is None else self.length
+        if rows * seq > ids.size:
+            raise TokensError(
+                f"{rows} x {seq} tokens were asked for, and {source} has {ids.size:,}",
+                hint="lower --length or --batch",
+            )
+        if seq < 2:
+            raise _too_short(seq)
+        passages = ids[: rows * seq].reshape(rows, seq)
+        check_range(passages, self.vocab_size)
+        n_bytes = None
+        if encoded.ends is not None:
+            ends = np.asarray(encoded.ends, np.int64)[: rows * seq].reshape(rows, seq)
+            n_bytes = int(np.sum(ends[:, -1] - ends[:, 0])) or None
+        return Tokens(passages, source, True, n_bytes)
+
+
 def choose_tokens(
     *,
     vocab_size: int,
@@ -81,18 +196,16 @@ def choose_tokens(
         )
     if length is not None and length < 2:
         raise _too_short(length)
+    asked = _Asked(vocab_size, length, batch, seed, config, folder)
     if text is not None:
-        encoded = _encode(text, _tokenizer(config, folder, needed=True))
-        return _cut(encoded, "the text given with --text", length, batch, vocab_size)
+        return asked.of_text(text, "the text given with --text")
     if tokens == "random":
-        chosen = _random(vocab_size, length, batch, seed, "random")
+        chosen = asked.random("random")
     elif tokens is not None:
-        chosen = _from_file(
-            Path(tokens), vocab_size, length, batch, config=config, folder=folder
-        )
+        chosen = asked.from_file(Path(tokens))
         return called_text(chosen, config) if are_text else chosen
     else:
-        chosen = _default(vocab_size, length, batch, seed, config, folder)
+        chosen = asked.default()
     if are_text and not chosen.is_text:
         raise TokensError(
             f"--tokens-are-text, and the tokens are {chosen.source}",
@@ -109,78 +222,11 @@ def called_text(tokens: Tokens, config: Mapping[str, Any] | None) -> Tokens:
     return replace(tokens, is_text=True, n_bytes=n_bytes)
 
 
-def _default(
-    vocab_size: int,
-    length: int | None,
-    batch: int | None,
-    seed: int,
-    config: Mapping[str, Any] | None,
-    folder: Path | None,
-) -> Tokens:
-    """English text where a tokenizer is at hand, else seeded noise."""
-    english = bundled_text()
-    why = "no tokenizer at hand"
-    try:
-        encode = _tokenizer(config, folder, needed=False)
-    except MissingExtraError as missing:
-        encode, why = None, missing.message
-    if encode is None or english is None:
-        return _random(vocab_size, length, batch, seed, f"random, {why}")
-    wanted = (length or DEFAULT_LENGTH) * (batch or 1)
-    encoded = _encode(english[: 16 * wanted], encode)
-    if len(encoded.ids) < wanted:
-        encoded = _encode(english, encode)
-    return _cut(
-        encoded,
-        "bundled English text",
-        length or DEFAULT_LENGTH,
-        batch or 1,
-        vocab_size,
-    )
-
-
 def bundled_text() -> str | None:
     """The held-out English text of the bundled model; None where it is missing."""
     home = importlib.resources.files("lyapunov")
     held_out = home / "assets" / "mamba1-bytes" / "heldout.txt"
     return held_out.read_text("utf-8") if held_out.is_file() else None
-
-
-def _random(
-    vocab_size: int, length: int | None, batch: int | None, seed: int, why: str
-) -> Tokens:
-    shape = (batch or 1, length or DEFAULT_LENGTH)
-    ids = np.random.default_rng(seed).integers(0, vocab_size, shape, dtype=np.int64)
-    return Tokens(ids, f"{why} (seed {seed})")
-
-
-def _from_file(
-    path: Path,
-    vocab_size: int,
-    length: int | None,
-    batch: int | None,
-    *,
-    config: Mapping[str, Any] | None,
-    folder: Path | None,
-) -> Tokens:
-    if path.is_dir():
-        raise TokensError(f"{path} is a folder, not a file of tokens")
-    if not path.is_file():
-        raise TokensError(
-            f"no such file of tokens: {path}",
-            hint="--tokens takes a .npy of integers, a text file, or 'random'",
-        )
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return _shaped(read_npy(path), str(path), length, batch, vocab_size)
-    if suffix not in TEXT_SUFFIXES:
-        raise TokensError(
-            f"tokens are not read from {suffix} files: {path}",
-            hint=f"give a .npy of integers, as made by {MADE_BY}, or a .txt",
-        )
-    text = read_text(path)
-    encoded = _encode(text, _tokenizer(config, folder, needed=True))
-    return _cut(encoded, str(path), length, batch, vocab_size)
 
 
 def read_text(path: Path) -> str:
@@ -239,83 +285,12 @@ def read_npy(path: Path) -> np.ndarray:
     return np.array(array)
 
 
-def _shaped(
-    ids: np.ndarray,
-    source: str,
-    length: int | None,
-    batch: int | None,
-    vocab_size: int,
-) -> Tokens:
-    """Check and cut an array of shape (seq) or (batch, seq)."""
-    if ids.ndim not in (1, 2):
-        raise TokensError(
-            f"tokens have shape (seq) or (batch, seq), and {source} has {ids.shape}",
-            hint="reshape the array to (batch, seq)",
-        )
-    rows = np.atleast_2d(ids)
-    if rows.size == 0:
-        raise TokensError(f"{source} holds no tokens (shape {ids.shape})")
-    for option, given, axis, noun in (
-        ("--length", length, 1, "tokens a sequence"),
-        ("--batch", batch, 0, "sequences"),
-    ):
-        if given is not None and given > rows.shape[axis]:
-            raise TokensError(
-                f"{option} {given} is more than the {rows.shape[axis]} {noun} "
-                f"of {source}",
-                hint=f"leave {option} out to take them all",
-            )
-    rows = rows[:batch, :length]
-    if rows.shape[1] < 2:
-        raise _too_short(rows.shape[1])
-    check_range(rows, vocab_size)
-    return Tokens(rows.astype(np.int64), source)
-
-
-def _cut(
-    encoded: Encoded,
-    source: str,
-    length: int | None,
-    batch: int | None,
-    vocab_size: int,
-) -> Tokens:
-    """Cut a running text into `batch` passages that follow each other."""
-    ids = np.asarray(list(encoded.ids), dtype=np.int64)
-    if ids.size == 0:
-        raise TokensError(f"{source} is empty")
-    rows = batch or 1
-    seq = ids.size // rows if length is None else length
-    if rows * seq > ids.size:
-        raise TokensError(
-            f"{rows} x {seq} tokens were asked for, and {source} has {ids.size:,}",
-            hint="lower --length or --batch",
-        )
-    if seq < 2:
-        raise _too_short(seq)
-    passages = ids[: rows * seq].reshape(rows, seq)
-    check_range(passages, vocab_size)
-    n_bytes = None
-    if encoded.ends is not None:
-        ends = np.asarray(encoded.ends, np.int64)[: rows * seq].reshape(rows, seq)
-        n_bytes = int(np.sum(ends[:, -1] - ends[:, 0])) or None
-    return Tokens(passages, source, True, n_bytes)
-
-
 def _too_short(length: int) -> TokensError:
     given = "one token" if length == 1 else f"{length} tokens"
     return TokensError(
         f"{given} a sequence: a check needs at least 2, so that a state is carried on",
         hint="give a longer text, or --length 2 and above",
     )
-
-
-def _encode(text: str, encode: Encode | None) -> Encoded:
-    if encode is None:
-        raise TokensError(
-            "this checkpoint has no tokenizer, so text cannot be turned into tokens",
-            hint=f"give ids with --tokens FILE.npy, as made by {MADE_BY}",
-        )
-    return encode(text)
 
 
 def _is_bytes(config: Mapping[str, Any] | None) -> bool:
