@@ -230,3 +230,44 @@ def test_files_and_functions_can_be_read_at_a_sitting():
                 if lines - (told.count("\n") + 1 if told else 0) > 80:
                     found.add(one.name)
     assert found == LONG
+
+
+READ = (
+    "checkpoints",
+    "exponents",
+    "findings",
+    "formats",
+    "models",
+    "report",
+    "results",
+)
+"""Rooms whose docstrings were read as somebody does who has not read the code."""
+
+VERBS = {
+    "Add", "Advance", "Ask", "Average", "Bound", "Carry", "Choose", "Compare",
+    "Compute", "Count", "Cut", "Describe", "Estimate", "Find", "Flatten", "Follow",
+    "Form", "Gather", "Give", "Go", "Hold", "Leave", "List", "Load", "Look", "Make",
+    "Measure", "Name", "Open", "Push", "Quantise", "Read", "Refuse", "Repeat",
+    "Report", "Round", "Run", "Say", "Select", "Settle", "Show", "Start", "Stop",
+    "Sum", "Take", "Tell", "Unite", "Write",
+}  # fmt: skip
+"""What a first line begins with; a new one is entered here by whoever writes it."""
+
+
+@pytest.mark.parametrize("room", READ)
+def test_first_lines_of_public_docstrings_begin_with_a_verb(room):
+    """Assert it of what the room's door offers, and of its classes' public members."""
+    public = set(getattr(lyapunov, room).__all__)
+    found = {}
+    for path in sorted((ROOT / "lyapunov" / room).rglob("*.py")):
+        for one in ast.parse(path.read_text("utf-8")).body:
+            if getattr(one, "name", None) not in public:
+                continue
+            members = one.body if isinstance(one, ast.ClassDef) else []
+            for node in (one, *members):
+                named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+                if named and not node.name.startswith("_"):
+                    told = ast.get_docstring(node) or "none"
+                    found[f"{one.name}.{node.name}"] = told.split()[0]
+    assert found
+    assert {name: word for name, word in found.items() if word not in VERBS} == {}

@@ -22,7 +22,7 @@ from .._errors import (
 )
 from ._adapter_settings import ADAPTER_CONFIG, MERGE, refuse_other_kinds, scaling
 from ._checkpoint import file_hashes
-from ._network import NetworkLayout, finite
+from ._network import NetworkLayout, finite, shapes_of
 from .files._file_formats import read_tensors
 from .files._files import MAX_CONFIG_BYTES, listing, quote, read_json_object
 from .files._locate import WEIGHTS
@@ -147,10 +147,7 @@ class AdaptedLayout(NetworkLayout):
         update = self.updates.get(name)
         if update is None:
             return super().embedding(rows)
-        if update.replacement is None:
-            found = super().stored_rows(name, rows).astype(np.float64)
-        else:
-            found = _read(update.replacement, rows)
+        found = self._begun(name, update, rows)
         if update.A is not None and update.B is not None:
             # (r, vocab) and (d_model, r): of the transposed matrix
             columns = np.moveaxis(_read(update.A)[:, rows], 0, -1)
@@ -164,10 +161,7 @@ class AdaptedLayout(NetworkLayout):
         if update is None:
             return super().head(start, stop)
         rows = np.arange(start, stop)
-        if update.replacement is None:
-            found = super().head(start, stop).astype(np.float64)
-        else:
-            found = _read(update.replacement, rows)
+        found = self._begun(name, update, rows)
         if update.A is not None and update.B is not None:
             found = found + update.scaling * (_read(update.B, rows) @ _read(update.A))
         return found
@@ -177,15 +171,22 @@ class AdaptedLayout(NetworkLayout):
         update = self.updates.get(name)
         if update is None:
             return super().stored(name)
-        if update.replacement is None:
-            found = super().stored(name).astype(np.float64)
-        else:
-            found = _read(update.replacement)
+        found = self._begun(name, update)
         if update.A is not None and update.B is not None:
             found = found + update.scaling * (_read(update.B) @ _read(update.A))
         if update.addition is not None:
             found = found + update.scaling * _read(update.addition)
         return found
+
+    def _begun(
+        self, name: str, update: _Update, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The base's tensor, or what replaces it, in fp64; or some rows of it."""
+        if update.replacement is not None:
+            return _read(update.replacement, rows)
+        if rows is None:
+            return super().stored(name).astype(np.float64)
+        return super().stored_rows(name, rows).astype(np.float64)
 
 
 def _read(tensor: StoredTensor, rows: np.ndarray | None = None) -> np.ndarray:
@@ -204,7 +205,8 @@ def adapted(base: NetworkLayout, adapter: Adapter) -> AdaptedLayout:
             "the base has an adapter merged in already",
             hint=f"give the base alone; {MERGE}",
         )
-    shapes = _shapes(base)
+    head = {"head": (base.config.padded_vocab_size, base.config.d_model)}
+    shapes = shapes_of(base.config, base.names, base.parts) | head
     short = {_without_root(name): name for name in shapes}
     updates: dict[str, _Update] = {}
     modules: dict[str, str] = {}
@@ -245,23 +247,6 @@ def adapted(base: NetworkLayout, adapter: Adapter) -> AdaptedLayout:
 def _other_base(adapter: Adapter) -> str:
     named = adapter.settings.get("base_model_name_or_path")
     return f"it was made for {quote(named)}" if named else "was it made for this base?"
-
-
-def _shapes(base: NetworkLayout) -> dict[str, tuple[int, ...]]:
-    """Stored name and shape of every tensor that the base uses."""
-    c, names = base.config, base.names
-    found: dict[str, tuple[int, ...]] = {
-        names.embedding: (c.padded_vocab_size, c.d_model),
-        names.head: (c.padded_vocab_size, c.d_model),
-        "head": (c.padded_vocab_size, c.d_model),
-    }
-    for name in (names.final_norm, names.final_norm_bias):
-        if name is not None:
-            found[name] = (c.d_model,)
-    for sublayer in base.parts:
-        for part in sublayer.values():
-            found |= dict.fromkeys(part.names, part.shape)
-    return found
 
 
 def _without_root(stored: str) -> str:

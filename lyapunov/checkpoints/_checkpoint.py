@@ -28,7 +28,7 @@ from .files._tensors import StoredTensor
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint on disk. Opening reads names and shapes, never a tensor.
+    """Hold a checkpoint on disk. Opening reads names and shapes, never a tensor.
 
     **Arguments:**
 
@@ -49,11 +49,11 @@ class Checkpoint:
     root: str = ""
 
     def names(self) -> tuple[str, ...]:
-        """The names of the tensors."""
+        """List the names of the tensors."""
         return tuple(self.tensors)
 
     def tensor(self, name: str) -> StoredTensor:
-        """Where a tensor lies; a `CorruptCheckpointError` where there is none."""
+        """Find where a tensor lies; a `CorruptCheckpointError` where there is none."""
         if name not in self.tensors:
             near = difflib.get_close_matches(name, list(self.tensors)[:10_000], n=1)
             raise CorruptCheckpointError(
@@ -63,19 +63,19 @@ class Checkpoint:
         return self.tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Tell the shape of a tensor."""
         return self.tensor(name).shape
 
     def dtype(self, name: str) -> str:
-        """The type that a tensor is stored in: fp32, fp16, bf16, fp64, ..."""
+        """Tell the type that a tensor is stored in: fp32, fp16, bf16, fp64, ..."""
         return self.tensor(name).dtype
 
     def read(self, name: str) -> np.ndarray:
-        """A whole tensor, in its stored type (`ml_dtypes.bfloat16` for bf16)."""
+        """Read a whole tensor, in its stored type (`ml_dtypes.bfloat16` for bf16)."""
         return self.tensor(name).read()
 
     def read_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
-        """Some rows of a tensor, without reading the others.
+        """Read some rows of a tensor, without the others.
 
         **Arguments:**
 
@@ -90,7 +90,7 @@ class Checkpoint:
         return self.tensor(name).read_rows(start, stop)
 
     def hashes(self) -> list[dict[str, str]]:
-        """`name` and `sha256` of each file; reads them whole."""
+        """List `name` and `sha256` of each file; reads them whole."""
         return file_hashes(self.files)
 
 

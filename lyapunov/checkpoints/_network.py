@@ -25,7 +25,7 @@ _CHUNK_ROWS = 4096
 
 @dataclass(frozen=True, eq=False)
 class NetworkLayout:
-    """A recognised model; each of its arrays is read when it is asked for.
+    """Hold a recognised model; each of its arrays is read when it is asked for.
 
     Every array comes in its stored type, and is refused where it holds a value that
     is not finite.
@@ -51,17 +51,17 @@ class NetworkLayout:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The name of each sublayer's module, as `model.layers.1.mamba`."""
+        """Name each sublayer's module, as `model.layers.1.mamba`."""
         root = self.checkpoint.root
         return tuple(f"{root}{module_of(parts)}" for parts in self.parts)
 
     @property
     def has_head(self) -> bool:
-        """Whether there are logits: not in a live model that was given without."""
+        """Tell whether there are logits: not in a live model that was given without."""
         return self.checkpoint.tensors[self.names.head].size > 0
 
     def layer(self, i: int) -> dict[str, np.ndarray]:
-        """The parameters of one sublayer under their canonical names.
+        """Read the parameters of one sublayer under their canonical names.
 
         They are the fields of the parameters of the sublayer's flow (`sublayers`), with
         (channels, taps) for a convolution, the oldest tap first.
@@ -80,30 +80,31 @@ class NetworkLayout:
         return arrays
 
     def embedding(self, rows) -> np.ndarray:
-        """Rows of the embedding: integers (n) to (n, d_model)."""
+        """Read rows of the embedding: integers (n) to (n, d_model)."""
         return self.stored_rows(self.names.embedding, np.asarray(rows))
 
     def final_norm(self) -> np.ndarray | None:
-        """The weight of the norm before the head, (d_model), if it has one."""
+        """Read the weight of the norm before the head, (d_model), if it has one."""
         return self._read(self.names.final_norm)
 
     def final_norm_bias(self) -> np.ndarray | None:
-        """Its bias, (d_model), if it has one."""
+        """Read its bias, (d_model), if it has one."""
         return self._read(self.names.final_norm_bias)
 
     def _read(self, name: str | None) -> np.ndarray | None:
         return None if name is None else self.stored(name)
 
     def head(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the head, (stop - start, d_model); of the embedding when tied."""
+        """Read rows of the head, (stop - start, d_model); of the embedding when
+        tied."""
         return self.stored_rows(self.names.head, start, stop)
 
     def stored(self, name: str) -> np.ndarray:
-        """A tensor by its stored name, as it is stored."""
+        """Read a tensor by its stored name, as it is stored."""
         return finite(self.checkpoint.read(name), name)
 
     def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
-        """Rows of a tensor by its stored name, as `Checkpoint.read_rows` takes them."""
+        """Read rows of a tensor by its stored name, as `Checkpoint.read_rows` does."""
         return finite(self.checkpoint.read_rows(name, start, stop), name)
 
 
@@ -126,19 +127,12 @@ def recognise_network(
     **Raises:** `CorruptCheckpointError` where they disagree,
     `UnsupportedCheckpointError` for quantised weights.
     """
-    expected: dict[str, tuple[int, ...]] = {
-        names.embedding: (config.padded_vocab_size, config.d_model),
-        names.head: (config.padded_vocab_size, config.d_model),
-    }
-    for name in (names.final_norm, names.final_norm_bias):
-        if name is not None:
-            expected[name] = (config.d_model,)
     for sublayer in parts:
         for part in sublayer.values():
             for name in part.names:
                 if name not in checkpoint.tensors:
                     _missing(checkpoint, name, layers or len(parts))
-                expected[name] = part.shape
+    expected = shapes_of(config, names, parts)
     for name, shape in expected.items():
         found = checkpoint.shape(name)
         if found != shape:
@@ -167,6 +161,23 @@ def recognise_network(
         tuple(parts),
         len(parts) if layers is None else layers,
     )
+
+
+def shapes_of(
+    config: Any, names: TopNames, parts: Sequence[dict[str, Part]]
+) -> dict[str, tuple[int, ...]]:
+    """Stored name and shape of every tensor that a network uses."""
+    expected: dict[str, tuple[int, ...]] = {
+        names.embedding: (config.padded_vocab_size, config.d_model),
+        names.head: (config.padded_vocab_size, config.d_model),
+    }
+    for name in (names.final_norm, names.final_norm_bias):
+        if name is not None:
+            expected[name] = (config.d_model,)
+    for sublayer in parts:
+        for part in sublayer.values():
+            expected |= dict.fromkeys(part.names, part.shape)
+    return expected
 
 
 def _missing(checkpoint: Checkpoint, name: str, sublayers: int) -> None:

@@ -7,30 +7,22 @@ from lyapunov.findings._catalogue import CATALOGUE
 
 
 def architectures() -> str:
-    """The families and layouts that can be read, and the planned ones, as text."""
+    """The families and layouts that can be read, and those that cannot, as text."""
     from lyapunov.checkpoints import list_architectures
     from lyapunov.checkpoints.families._not_covered import not_covered_lines
 
-    lines, planned = [], []
+    lines = []
     for family in list_architectures():
-        if not family["layouts"]:
-            planned.append(family["title"])
-            continue
         lines.append(f"{family['name']}: {family['title']}")
         for key in ("layouts", "covered", "not_covered"):
             lines.append(f"  {key.replace('_', ' ')}:")
-            for item in family[key]:
-                lines += textwrap.wrap(
-                    item, 80, initial_indent="    - ", subsequent_indent="      "
-                )
+            lines += map(_item, family[key])
     lines += ["", "Recurrent, and not covered as checkpoints:"]
-    for item in not_covered_lines():
-        lines += textwrap.wrap(
-            item, 80, initial_indent="    - ", subsequent_indent="      "
-        )
-    if planned:
-        lines += ["", *textwrap.wrap(f"Planned: {', '.join(planned)}", 80)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_item, not_covered_lines())])
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent="    - ", subsequent_indent="      ")
 
 
 def explain(code: str) -> str:

@@ -26,16 +26,37 @@ from lyapunov.command._declare import (
     VERDICT,
     option,
 )
-from lyapunov.command._measure import MeasureChoice
 from lyapunov.command._refusals import refuse
 from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 from lyapunov.formats._weight_table import formats_in_words
-from lyapunov.implementations._registry import gpu_names, is_recorded, source_names
+from lyapunov.implementations._registry import (
+    gpu_names,
+    is_recorded,
+    measure_names,
+    source_names,
+)
 from lyapunov.questions._effort import EFFORTS
 from lyapunov.sublayers.groups import GROUPS as WEIGHT_GROUPS
 
 
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
+
+
+class MeasureChoice(click.Choice):
+    """Names that a check can measure with; what is registered late counts as well."""
+
+    def __init__(self):
+        super().__init__(measure_names())
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The name that was given.
+
+        **Raises:** `click.BadParameter` for a name that there is not.
+        """
+        self.choices = measure_names()
+        if value not in self.choices and is_recorded(value):
+            self.fail(f"{value} is a dump: --audit {value}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @dataclasses.dataclass(frozen=True)

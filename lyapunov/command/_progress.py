@@ -1,17 +1,12 @@
-"""Progress on stderr: a bar with time left on a terminal, lines with -v elsewhere.
-
-A check calls `start(total, what)`, `advance(n, what)` and `close()`; the kinds here
-answer to those and nothing else.
-"""
+"""Progress on stderr: a bar with time left on a terminal, lines with -v elsewhere."""
 
 import sys
 import time
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, TextIO
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """What a check tells its caller while it works."""
+class SilentProgress:
+    """Hear what a check tells its caller while it works, and say nothing."""
 
     def start(self, total: int, what: str) -> None:
         """A stretch of `total` steps begins."""
@@ -23,20 +18,7 @@ class Progress(Protocol):
         """Nothing more will come."""
 
 
-class SilentProgress:
-    """Says nothing."""
-
-    def start(self, total: int, what: str) -> None:
-        """Ignored."""
-
-    def advance(self, n: int = 1, what: str | None = None) -> None:
-        """Ignored."""
-
-    def close(self) -> None:
-        """Ignored."""
-
-
-class LineProgress:
+class LineProgress(SilentProgress):
     """One plain line a step, for logs."""
 
     def __init__(self, stream: TextIO):
@@ -57,16 +39,13 @@ class LineProgress:
         self._what = what or self._what
         self._say(f"{self._what}: {self._done} of {self._total}")
 
-    def close(self) -> None:
-        """Nothing to clear away."""
-
     def _say(self, text: str) -> None:
         elapsed = time.monotonic() - self._begun
         self._stream.write(f"{elapsed:7.1f} s  {text}\n")
         self._stream.flush()
 
 
-class BarProgress:
+class BarProgress(SilentProgress):
     """A bar with the time left; gone once the work is done."""
 
     def __init__(self, stream: TextIO, *, color: bool | None = None):
@@ -106,7 +85,7 @@ class BarProgress:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress as RichProgress,
+            Progress,
             TextColumn,
             TimeRemainingColumn,
         )
@@ -114,7 +93,7 @@ class BarProgress:
         console = Console(
             file=self._stream, no_color=True if self._color is False else None
         )
-        return RichProgress(
+        return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -132,7 +111,7 @@ def choose_progress(
     verbose: bool = False,
     color: bool | None = None,
     stream: TextIO | None = None,
-) -> Progress:
+) -> SilentProgress:
     """The kind of progress that suits the stream (stderr) and the options."""
     stream = sys.stderr if stream is None else stream
     if quiet or not wanted or stream is None:

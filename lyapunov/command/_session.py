@@ -29,7 +29,6 @@ from lyapunov.command._endings import (
 from lyapunov.command._interrupt import interruptible
 from lyapunov.command._options import Options
 from lyapunov.command._quiet import hush
-from lyapunov.results._check import Report
 
 
 BUNDLED = "the bundled model"
@@ -40,18 +39,22 @@ BUNDLED = "the bundled model"
 
 @dataclass
 class _Outcome:
-    """What became of one checkpoint."""
+    """What became of one checkpoint: a report, an audit or a plan, or an error."""
 
     source: str
-    report: Report | None = None
+    report: Any = None
     error: dict[str, str] | None = None
 
     @property
     def code(self) -> int:
-        return 2 if self.report is None else self.report.summary.exit_code
+        """Of a plan always 0."""
+        if self.report is None:
+            return 2
+        summary = getattr(self.report, "summary", None)
+        return 0 if summary is None else summary.exit_code
 
     @property
-    def entry(self) -> Report | dict[str, Any]:
+    def entry(self) -> Any:
         if self.report is not None:
             return self.report
         return {"checkpoint": {"source": self.source}, "error": self.error}
@@ -80,14 +83,12 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
             f"--baseline is one report, and there are {len(sources)} checkpoints",
             hint="check them one by one",
         )
-    if options.plan_alone:
-        return _plan(sources, options)
     outcomes: list[_Outcome] = []
     interrupted = False
     for source in sources:
         name = source or BUNDLED
         try:
-            report = _with_command(_check(source, options))
+            report = _answer(source, options)
         except KeyboardInterrupt:
             if not outcomes:
                 raise Interrupted from None
@@ -106,14 +107,8 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
         if outcomes and not options.json_output:
             put("\n")
         outcomes.append(_Outcome(name, report))
-        if report.summary.verdict == "incomplete" and report.summary.checked:
-            click.echo("hint: --allow-partial accepts skipped sublayers", err=True)
-        elif report.summary.verdict == "unbounded":
-            click.echo(
-                "hint: another precision may have bounds; --allow-partial accepts few",
-                err=True,
-            )
-        _say_what_is_not_there(report, options)
+        if not options.plan_alone:
+            _say_what_is_not_there(report, options)
         if not options.json_output:
             _show(report, options)
     try:
@@ -124,7 +119,12 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
 
 
 def _say_what_is_not_there(report: Any, options: Options) -> None:
-    """On stderr: the figures that a lower effort left out."""
+    """On stderr: sublayers without bounds, and what a lower effort left out."""
+    if report.summary.verdict == "incomplete" and report.summary.checked:
+        click.echo("hint: --allow-partial accepts skipped sublayers", err=True)
+    elif report.summary.verdict == "unbounded":
+        text = "hint: another precision may have bounds; --allow-partial accepts few"
+        click.echo(text, err=True)
     lost = getattr(report, "not_computed", {})
     left_out = [name for name, why in lost.items() if "effort" in why]
     if left_out and not options.quiet:
@@ -132,22 +132,19 @@ def _say_what_is_not_there(report: Any, options: Options) -> None:
         click.echo(text, err=True)
 
 
-def _check(source: str | None, options: Options) -> Any:
-    """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for."""
+def _answer(source: str | None, options: Options) -> Any:
+    """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for; the
+    report has the line that made it."""
     with _progress(options) as progress:
         report = interruptible(lambda: _checked(source, options, progress))
-    if options.earlier is None:
+    if options.plan_alone:
         return report
-    from lyapunov.findings._baseline import with_baseline
+    if options.earlier is not None:
+        from lyapunov.findings._baseline import with_baseline
 
-    report, outcome = with_baseline(report, options.earlier)
-    if not options.quiet:
-        click.echo(f"baseline: {outcome}", err=True)
-    return report
-
-
-def _with_command(report: Any) -> Any:
-    """The report with the line that made it."""
+        report, outcome = with_baseline(report, options.earlier)
+        if not options.quiet:
+            click.echo(f"baseline: {outcome}", err=True)
     line = shlex.join(["lyapunov-check", *click.get_current_context().obj])
     return dataclasses.replace(
         report, environment={**report.environment, "command": line}
@@ -155,10 +152,12 @@ def _with_command(report: Any) -> Any:
 
 
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
-    """The seam to the library: a check, or an audit."""
+    """The seam to the library: a check, an audit, or a plan."""
     _prepare_jax()
     model = _open(source, options.revision)
     tokens = None if options.question == DUMP else options.chosen_tokens(model)
+    if options.plan_alone:
+        return options.plan(model, tokens)
     if options.source is not None:
         return _audited(model, tokens, options, progress)
     if options.earlier is not None and tokens is not None:
@@ -181,36 +180,6 @@ def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
     if not options.quiet:
         click.echo("\n".join(told), err=True)
     return report
-
-
-def _plan(sources: list[str | None], options: Options) -> int:
-    """What checking each would cost, shown; always 0."""
-
-    def planned_one(source: str | None) -> Any:
-        _prepare_jax()
-        model = _open(source, options.revision)
-        return options.plan(model, options.chosen_tokens(model))
-
-    documents = []
-    for source in sources:
-        try:
-            with _progress(options):
-                made = interruptible(lambda source=source: planned_one(source))
-        except KeyboardInterrupt:
-            raise Interrupted from None
-        documents.append(made.to_dict())
-        if not options.json_output:
-            from lyapunov.report import to_table
-
-            color = wants_color(options.color, sys.stdout)
-            width = shutil.get_terminal_size((80, 24)).columns
-            encoding = sys.stdout.encoding
-            put(to_table(made, width=width, color=color, encoding=encoding), color)
-    if options.json_output:
-        from lyapunov.report.json import combined, dump
-
-        put(dump(combined(documents)))
-    return 0
 
 
 def _open(source: str | None, revision: str | None) -> Any:
@@ -249,22 +218,21 @@ def _show(report: Any, options: Options) -> None:
     from lyapunov.report import to_table
 
     color = wants_color(options.color, sys.stdout)
-    put(
-        to_table(
-            report,
-            width=shutil.get_terminal_size((80, 24)).columns,
-            color=color,
-            encoding=sys.stdout.encoding,
-            quiet=options.quiet,
-            verbose=options.verbose,
-        ),
+    text = to_table(
+        report,
+        width=shutil.get_terminal_size((80, 24)).columns,
         color=color,
+        encoding=sys.stdout.encoding,
+        quiet=options.quiet,
+        verbose=options.verbose,
     )
+    put(text, color=color)
 
 
 def _deliver(outcomes: list[_Outcome], options: Options) -> None:
     """The document on stdout, then the files. Without any report, no file."""
     entries = [outcome.entry for outcome in outcomes]
+    document = ""
     if options.json_output:
         from lyapunov.report.json import combined, dump
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lyapunov.findings._catalogue import ERROR
-from lyapunov.findings._change_words import change_advice
+from lyapunov.findings._changes import change_advice
 from lyapunov.findings._logit_limits import (
     FEWEST_TOKENS,
     beyond,

@@ -28,7 +28,7 @@ CONFIDENCE = 0.95
 def accuracy_half_width(
     questions: int, accuracy: float = 0.5, confidence: float = CONFIDENCE
 ) -> float:
-    """Half the interval that holds a benchmark's accuracy, as a share.
+    """Find half the interval that holds a benchmark's accuracy, as a share.
 
     **Arguments:**
 
@@ -67,12 +67,12 @@ def _probability(successes: int, trials: int, rate: float) -> float:
 
 
 def unseen_share(trials: int, confidence: float = CONFIDENCE) -> float:
-    """The largest share that none in `trials` still allows: 1 - (1 - c)^(1 / N)."""
+    """Find the largest share that none in `trials` allows: 1 - (1 - c)^(1 / N)."""
     return -math.expm1(math.log1p(-confidence) / trials)
 
 
 def questions_to_see(change: float) -> int:
-    """Questions from which an interval at p = 1/2 is as narrow as a change.
+    """Count the questions from which an interval is as narrow as a change, at p = 1/2.
 
     From the normal approximation, h = 1.96 sqrt(p (1 - p) / n): a round number is all
     that is wanted, and it is within a few percent for the large n that come out.
@@ -81,7 +81,7 @@ def questions_to_see(change: float) -> int:
 
 
 def benchmark_note(precisions: Sequence[PrecisionReport]) -> str | None:
-    """What a benchmark could not have seen of the execution that changes most.
+    """Tell what a benchmark could not have seen of the execution that changes most.
 
     One or two sentences, or None where no top tokens were compared.
     """

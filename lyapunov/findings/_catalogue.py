@@ -15,7 +15,7 @@ WARNING = "warning"
 
 @dataclass(frozen=True)
 class FindingKind:
-    """One entry of the catalogue: what a code stands for."""
+    """Hold one entry of the catalogue: what a code stands for."""
 
     code: str
     title: str

@@ -10,15 +10,16 @@ from typing import Any
 from lyapunov.findings._advice import recommendation, state_to_keep, weights_to_run
 from lyapunov.findings._benchmark_noise import benchmark_note
 from lyapunov.findings._catalogue import CATALOGUE, ERROR, FindingKind, finding_of
-from lyapunov.findings._change_findings import change_findings
-from lyapunov.findings._exponent_findings import (
+from lyapunov.findings._changes import change_findings
+from lyapunov.findings._checkpoint_findings import (
     decay_findings,
     exponent_findings,
+    looks_untrained,
+    loss_findings,
     overflowed,
     untrained_finding,
 )
 from lyapunov.findings._logit_limits import lost
-from lyapunov.findings._reference_loss_findings import looks_untrained, loss_findings
 from lyapunov.findings._verdict import (
     bounded_share,
     check_codes,
@@ -78,7 +79,7 @@ def find(
     changes: Sequence[ParameterChangeReport] = (),
     reference: ReferenceLoss | None = None,
 ) -> list[Finding]:
-    """Everything that the user should know, errors first, then by code and layer.
+    """Find all that the user should know, errors first, then by code and layer.
 
     **Arguments:**
 
@@ -329,7 +330,7 @@ def advice(
     findings: Sequence[Finding],
     changes: Sequence[ParameterChangeReport] = (),
 ) -> dict[str, Any]:
-    """What to do, as fields of `Summary`: `recommendation`, `flags` and
+    """Tell what to do, as fields of `Summary`: `recommendation`, `flags` and
     `benchmark_note`. Flags are given only where nothing is broken."""
     broken = any(
         f.severity == ERROR or (f.code in DAMAGED and not f.hint) for f in findings

@@ -40,9 +40,9 @@ def select_findings(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
 ) -> list[Finding]:
-    """The findings that count: those selected (all, where nothing is) less those
-    ignored. Codes match by their beginning; where both match, the longer one wins.
-    """
+    """Select the findings that count: those asked for (all, where nothing is) less
+    those ignored. Codes match by their beginning; where both match, the longer one
+    wins."""
     select, ignore = tuple(select or ()), tuple(ignore or ())
 
     def length(code: str, given: tuple[str, ...]) -> int:
@@ -159,7 +159,7 @@ def verdict(
     bounded: float | None = None,
     **rules: Any,
 ) -> tuple[str, int]:
-    """What the findings add up to.
+    """Add findings up to a word and an exit code.
 
     **Arguments:**
 

@@ -19,7 +19,7 @@ from ._table import FORMAT_TABLE
 
 
 class FormatNumbers(NamedTuple):
-    """The numbers of a format, as scalars that can be traced."""
+    """Hold the numbers of a format, as scalars that can be traced."""
 
     shift: Int[Array, ""]
     """Bits of an fp64 significand that the format drops."""
@@ -36,7 +36,7 @@ class FormatNumbers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A binary floating-point format.
+    """Describe a binary floating-point format.
 
     `significand_bits` counts the hidden bit; `min_exponent` is the exponent of the
     smallest normal number; `overflow` is what a value beyond the largest becomes.
@@ -52,31 +52,32 @@ class Format:
 
     @property
     def element(self) -> str:
-        """Name of the format, without what a state's may add to it."""
+        """Name the format, without what a state's may add to it."""
         return self.name
 
     @property
     def unit_roundoff(self) -> float:
-        """u = 2^-p for p significand bits; twice that where bits are cut off."""
+        """Compute u = 2^-p for p significand bits; twice that where bits are cut
+        off."""
         return 2.0 ** (self.cut - self.significand_bits)
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest normal number."""
+        """Compute the smallest normal number."""
         return 2.0**self.min_exponent
 
     @property
     def smallest(self) -> float:
-        """The smallest subnormal number."""
+        """Compute the smallest subnormal number."""
         return 2.0 ** (self.min_exponent - self.significand_bits + 1)
 
     @property
     def is_reduced(self) -> bool:
-        """True for the formats of at most 16 bits."""
+        """Tell whether it is a format of at most 16 bits."""
         return self.significand_bits <= 11 and self.name != "tf32"
 
     def decay_rounds_to_one_below(self) -> float:
-        """The largest d such that exp(-d) rounds to 1 in this format.
+        """Find the largest d such that exp(-d) rounds to 1 in this format.
 
         Below 1 the spacing is u, so every value from 1 - u/2 up rounds to 1 (the tie
         goes to 1, whose last bit is even): d = -log(1 - u/2).
@@ -86,7 +87,7 @@ class Format:
         return -math.log1p(-self.unit_roundoff / 2)
 
     def numbers(self) -> FormatNumbers:
-        """The numbers as scalars (needs 64-bit JAX)."""
+        """Make the numbers as scalars (needs 64-bit JAX)."""
         return FormatNumbers(
             shift=jnp.asarray(53 - self.significand_bits, jnp.int64),
             unit=jnp.asarray(self.unit_roundoff, jnp.float64),
@@ -108,7 +109,7 @@ FORMATS = {f.name: f for f in (FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2)
 
 
 def format_named(name: str) -> Format:
-    """The format of that name.
+    """Find the format of that name.
 
     **Raises:** `UsageError` that lists the names.
     """
@@ -120,7 +121,7 @@ def format_named(name: str) -> Format:
 
 
 def unit_in_first_place(x: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """ufp(x) = 2^floor(log2 |x|), and 0 at 0 (Rump, Ogita, Oishi 2008).
+    """Compute ufp(x) = 2^floor(log2 |x|), 0 at 0 (Rump, Ogita, Oishi 2008).
 
     |round(x) - x| <= u ufp(x) for normal x: up to twice sharper than u |x|.
     """
@@ -157,7 +158,7 @@ def round_to(
 def rounding_error_bound(
     magnitude: Float[Array | np.ndarray, "..."], numbers: FormatNumbers
 ) -> Float[Array, "..."]:
-    """The most that rounding moves any value of at most this magnitude.
+    """Bound how far rounding moves any value of at most this magnitude.
 
     u ufp(m) for normal m; half the subnormal spacing below, all of it where bits are
     cut off; inf where the value may overflow, since then no finite bound holds.

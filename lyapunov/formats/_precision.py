@@ -36,22 +36,22 @@ class Precision:
 
     @property
     def cast(self) -> bool:
-        """Whether A_log and D are cast as well."""
+        """Tell whether A_log and D are cast as well."""
         return self.variant == "cast"
 
     @property
     def autocast(self) -> bool:
-        """Whether weights stay fp32 and products are cast (torch's autocast)."""
+        """Tell whether weights stay fp32 and products are cast (torch's autocast)."""
         return self.variant == "amp"
 
     @property
     def scaled(self) -> bool:
-        """Whether a channel's states share a scale."""
+        """Tell whether a channel's states share a scale."""
         return self.variant in ("scaled", "scaled-stochastic")
 
     @property
     def stochastic(self) -> bool:
-        """Whether a state is rounded up or down by chance."""
+        """Tell whether a state is rounded up or down by chance."""
         return self.variant in ("stochastic", "scaled-stochastic")
 
     def __str__(self) -> str:

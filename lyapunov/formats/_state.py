@@ -56,7 +56,7 @@ LEAST_ROW = 2.0**-90
 
 
 class StateNumbers(eqx.Module):
-    """The numbers of a state's format, as scalars that can be traced."""
+    """Hold the numbers of a state's format, as scalars that can be traced."""
 
     format: FormatNumbers
     scaled: bool = eqx.field(static=True)
@@ -79,7 +79,7 @@ def is_state_numbers(
 
 @dataclasses.dataclass(frozen=True)
 class StateFormat(Format):
-    """A format for a cached state, with a scale, stochastic rounding, or both.
+    """Describe a format for a cached state: scaled, rounded stochastically, or both.
 
     `name` is the whole name, such as `fp8_e4m3-scaled-stochastic`; `unit_roundoff` is
     that of rounding to nearest, half of what stochastic rounding may move a number.
@@ -92,31 +92,31 @@ class StateFormat(Format):
 
     @property
     def element(self) -> str:
-        """Name of the format that single numbers have."""
+        """Name the format that single numbers have."""
         return Precision.named(self.name).format
 
     @property
     def integer(self) -> bool:
-        """True for int8 and int16."""
+        """Tell whether it is int8 or int16."""
         return self.element in INTEGER_TABLE
 
     @property
     def step(self) -> float:
-        """Distance of two integers over a channel's largest; 0 where there is none."""
+        """Compute the distance of two integers over a channel's largest; else 0."""
         return 1.0 / self.largest if self.integer else 0.0
 
     @property
     def unit_roundoff(self) -> float:
-        """As of a `Format`; 0 for integers."""
+        """Compute it as of a `Format`; 0 for integers."""
         return 0.0 if self.integer else super().unit_roundoff
 
     @property
     def smallest_normal(self) -> float:
-        """As of a `Format`; 0 for integers."""
+        """Compute it as of a `Format`; 0 for integers."""
         return 0.0 if self.integer else super().smallest_normal
 
     def numbers(self) -> StateNumbers:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The numbers as scalars (needs 64-bit JAX)."""
+        """Make the numbers as scalars (needs 64-bit JAX)."""
         plain = Format(
             self.name,
             self.significand_bits,
@@ -154,7 +154,7 @@ STATE_FORMATS = _state_formats()
 
 
 def state_format_named(name: str) -> Format:
-    """The state format of that name: a `Format`, or a `StateFormat`.
+    """Find the state format of that name: a `Format`, or a `StateFormat`.
 
     **Raises:** `UsageError` that lists the names.
     """
@@ -169,7 +169,7 @@ def state_format_named(name: str) -> Format:
 def state_scale(
     largest: Float[Array | np.ndarray, " channels"], numbers: FormatNumbers
 ) -> Float[Array, " channels"]:
-    """The smallest power of two s with largest / s not beyond the format's largest.
+    """Find the smallest power of two s with largest / s within the format's range.
 
     Grows with `largest`. 1 for a channel of zeros, and where nothing finite fits.
     """
@@ -211,7 +211,7 @@ def round_state(
     numbers: FormatNumbers | StateNumbers,
     key: Array | None = None,
 ) -> Float[Array, "*shape"]:
-    """The state as it is read back after a store.
+    """Round a state to what is read back after a store.
 
     **Arguments:**
 
@@ -256,7 +256,7 @@ def integer_scales(
     most: Float[Array, " channels"],
     numbers: FormatNumbers,
 ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
-    """The smallest and the largest scale of integers whose largest state lies between.
+    """Find the least and largest scale of integers whose largest state is between.
 
     **Arguments:**
 
@@ -273,7 +273,7 @@ def integer_ends(
     scales: tuple[Float[Array, " channels"], Float[Array, " channels"]],
     numbers: FormatNumbers,
 ) -> tuple[Float[Array, "d_state channels"], Float[Array, "d_state channels"]]:
-    """Between which numbers states in [low, high] are read back, to nearest.
+    """Find between which numbers states in [low, high] are read back, to nearest.
 
     Rounding is monotone: the integers lie between those of the ends under either scale.
     NaN where the smallest scale may be 0.
@@ -293,7 +293,7 @@ def is_held(
     x: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers | StateNumbers,
 ) -> Bool[Array, "*shape"]:
-    """Where a state is one of the format's numbers already, so that no store moves it.
+    """Tell where a state is one of the format's numbers, so that no store moves it.
 
     The largest of a channel is held by integers but for the roundings of its scale.
     """
@@ -307,7 +307,7 @@ def state_error_bound(
     magnitude: Float[Array | np.ndarray, "*shape"],
     numbers: FormatNumbers | StateNumbers,
 ) -> Float[Array, "*shape"]:
-    """The most that one store moves states of at most these magnitudes.
+    """Bound how far one store moves states of at most these magnitudes.
 
     To nearest u ufp(m), stochastically one spacing 2 u ufp(m); where the format's
     subnormals are coarser, half of their spacing or all of it, times the largest scale

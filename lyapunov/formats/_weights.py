@@ -85,7 +85,7 @@ def dequantised(
 
 
 def row_period(name: str, columns: int) -> int:
-    """After how many rows the blocks of a format begin anew."""
+    """Count the rows after which the blocks of a format begin anew."""
     row = WEIGHT_FORMAT_TABLE[name]
     if row.element == "nf4":
         return row.columns // math.gcd(columns, row.columns)
@@ -93,7 +93,7 @@ def row_period(name: str, columns: int) -> int:
 
 
 def needs_largest(name: str) -> bool:
-    """Whether a format has a scale that all rows of a matrix share."""
+    """Tell whether a format has a scale that all rows of a matrix share."""
     row = WEIGHT_FORMAT_TABLE[name]
     return not row.rows or row.element == "nvfp4"
 

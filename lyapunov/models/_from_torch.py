@@ -50,7 +50,7 @@ _PREFIX = "base_model.model."
 
 
 def from_torch(module) -> Model:
-    """The model of a live torch module; its weights are read as they are needed.
+    """Take a live torch module as a model; its weights are read as they are needed.
 
     Each tensor is copied to the host when it is asked for, in its own type (bf16
     included), so a model on a device costs the host one layer. Nothing in the module

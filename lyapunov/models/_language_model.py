@@ -99,7 +99,7 @@ class Layout(Protocol):
 
 
 class Sublayer(NamedTuple):
-    """One mixer, attention or MLP with the norm before it: its place, kind and flow."""
+    """Hold the place, kind and flow of a mixer, attention or MLP and its norm."""
 
     layer: int
     kind: str
@@ -113,7 +113,7 @@ class Sublayer(NamedTuple):
 
 
 class Model:
-    """A network over a checkpoint. Nothing but the present layer is held.
+    """Read a network from a checkpoint. Nothing but the present layer is held.
 
     Parameters come in fp64, rounded first to the formats that an execution holds
     them in when one is given.
@@ -129,7 +129,7 @@ class Model:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """All sublayers, in order.
+        """List all sublayers, in order.
 
         **Raises:** `UsageError` for one of a kind that is not registered.
         """
@@ -143,7 +143,7 @@ class Model:
         )
 
     def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:
-        """Parameters as stored; the last layer asked for stays in memory."""
+        """Read parameters as stored; the last layer asked for stays in memory."""
         if self._raw is None or self._raw[0] != layer:
             self._raw = None
             self._arrays = {}
@@ -158,7 +158,7 @@ class Model:
         *,
         function: Function | None = None,
     ) -> Any:
-        """Parameters of one sublayer in fp64, as its flow takes them.
+        """Make the parameters of one sublayer in fp64, as its flow takes them.
 
         What formats leave as it is, is one array for all who ask for this layer.
 
@@ -174,15 +174,15 @@ class Model:
         return registered(sizes).parameters(get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
-        """Whether the execution's formats hold this layer's parameters unchanged, and
-        its function is the model's."""
+        """Tell whether the execution's formats hold this layer's parameters unchanged,
+        and its function is the model's."""
         return self.same_function(layer, formats) and all(
             self._array(name, formats) is self._array(name, None)
             for name in self.raw_parameters(layer)
         )
 
     def same_function(self, layer: int, function: Any) -> bool:
-        """Whether an execution computes this layer as the model says it."""
+        """Tell whether an execution computes this layer as the model says it."""
         sizes = self.config.sublayers[layer]
         return _as_computed(sizes, function) == sizes
 
@@ -202,15 +202,15 @@ class Model:
 
     @in_fp64
     def start(self, p: Any) -> Any:
-        """The state before the first token of a sublayer with these parameters."""
+        """Make the state before the first token of a sublayer with these parameters."""
         return p.initial_state()
 
     @in_fp64
     def embed(
         self, tokens: Int[np.ndarray, "*batch seq"], formats=None
     ) -> Float[Array, "*batch seq d_model"]:
-        """Rows of the embedding, multiplied where the model does; each distinct token
-        is read once."""
+        """Look up rows of the embedding, multiplied where the model does; each distinct
+        token is read once."""
         distinct, place = np.unique(tokens, return_inverse=True)
         rows = held(self.layout.embedding(distinct), "embedding", formats)
         rows = jnp.asarray(rows)[place.reshape(tokens.shape)]
@@ -219,7 +219,7 @@ class Model:
 
     @in_fp64
     def final_norm(self, formats=None) -> Norm:
-        """Parameters of the norm in front of the head."""
+        """Make the parameters of the norm in front of the head."""
         weight, bias = (
             None if raw is None else jnp.asarray(held(raw, "norm_f", formats))
             for raw in (self.layout.final_norm(), self.layout.final_norm_bias())
@@ -229,11 +229,11 @@ class Model:
 
     @property
     def has_head(self) -> bool:
-        """Whether there are logits."""
+        """Tell whether there are logits."""
         return getattr(self.layout, "has_head", True)
 
     def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
-        """Slices of the vocabulary, padding excluded, as (start, stop).
+        """Cut the vocabulary into slices, padding excluded, as (start, stop).
 
         None where there is no head.
         """
@@ -244,12 +244,12 @@ class Model:
 
     @in_fp64
     def head(self, start: int, stop: int, formats=None) -> Weight:
-        """Rows of the head in fp64."""
+        """Make rows of the head in fp64."""
         return Weight(jnp.asarray(held(self.layout.head(start, stop), "head", formats)))
 
     @in_fp64
     def logits(self, tokens: Int[np.ndarray, " seq"]) -> Float[Array, "seq vocab"]:
-        """The fp64 reference forward of one sequence.
+        """Run the fp64 reference forward of one sequence.
 
         **Arguments:**
 

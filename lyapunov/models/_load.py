@@ -17,7 +17,7 @@ BUNDLED = "the bundled model"
 def load(
     source: str | os.PathLike | None = None, *, revision: str | None = None
 ) -> Model:
-    """A checkpoint's model.
+    """Load the model of a checkpoint, by its place.
 
     **Arguments:**
 

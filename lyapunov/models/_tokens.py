@@ -33,7 +33,7 @@ Encode = Callable[[str], Encoded]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids and where they came from, in words that the report repeats."""
+    """Hold token ids and where they came from, in words that the report repeats."""
 
     ids: Int[np.ndarray, "batch seq"]
     source: str
@@ -170,7 +170,7 @@ def choose_tokens(
     folder: Path | None = None,
     are_text: bool = False,
 ) -> Tokens:
-    """The tokens that the options ask for.
+    """Choose the tokens that the options ask for.
 
     **Arguments:**
 

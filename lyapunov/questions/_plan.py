@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..bounds.floor import FLOOR_TOKENS
-from ..findings._change_findings import coverage_findings
+from ..findings._changes import coverage_findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
 from ..implementations._reference import run_layer

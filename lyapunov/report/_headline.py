@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lyapunov.findings._advice import layers_text, listed
 from lyapunov.findings._catalogue import CATALOGUE, DOUBTS, ERROR
-from lyapunov.findings._change_words import change_clause
+from lyapunov.findings._changes import change_clause
 from lyapunov.report._words import plural, seconds
 from lyapunov.results._check import Finding, Report
 

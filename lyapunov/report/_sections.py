@@ -13,6 +13,10 @@ from lyapunov.report import _words as words
 from lyapunov.report._drawing import Picture
 
 
+MARKS = {"held": "✓", "findings": "✗", "incomplete": "!", "": ""}
+"""Before a verdict, by its style."""
+
+
 class Form(enum.Flag):
     """Where a section, column or note is meant to be shown."""
 

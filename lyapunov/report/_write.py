@@ -79,9 +79,7 @@ def render(
     if suffix == ".json":
         from lyapunov.report.json import combined, dump
 
-        return dump(
-            combined([dict(e) if isinstance(e, Mapping) else e for e in entries])
-        )
+        return dump(combined(entries))
     if suffix == ".md":
         from lyapunov.report.markdown import to_markdown
 

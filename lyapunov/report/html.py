@@ -4,11 +4,15 @@ import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
-from lyapunov._errors import MissingExtraError
-from lyapunov.report._sections import Document, Form, Section, documents_of, meant
-
-
-_MARKS = {"held": "✓", "findings": "✗", "incomplete": "!", "": ""}
+from lyapunov.report._sections import (
+    MARKS,
+    Document,
+    Form,
+    Section,
+    documents_of,
+    meant,
+)
+from lyapunov.report._write import require_html
 
 
 def to_html(results: Any) -> str:
@@ -25,20 +29,14 @@ def to_html(results: Any) -> str:
 
     **Raises:** `MissingExtraError` where jinja2 or matplotlib is not installed.
     """
-    documents = documents_of(results)
-    try:
-        import jinja2
+    require_html()
+    import jinja2
 
-        views = [
-            (document, _drawn(meant(document.sections, Form.PAGE), f"r{i}-"))
-            for i, document in enumerate(documents)
-        ]
-    except ImportError as error:
-        raise MissingExtraError(
-            f"an HTML report needs {error.name or 'matplotlib and jinja2'}, "
-            "not installed here",
-            hint="pip install 'lyapunov-check[report]'",
-        ) from error
+    documents = documents_of(results)
+    views = [
+        (document, _drawn(meant(document.sections, Form.PAGE), f"r{i}-"))
+        for i, document in enumerate(documents)
+    ]
     home = importlib.resources.files("lyapunov.report")
     environment = jinja2.Environment(
         autoescape=True,
@@ -51,7 +49,7 @@ def to_html(results: Any) -> str:
         views=views,
         css=home.joinpath("page.css").read_text("utf-8"),
         title=_title(documents),
-        marks=_MARKS,
+        marks=MARKS,
         page=Form.PAGE,
     )
 

@@ -2,7 +2,7 @@
 
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lyapunov.results._audit import AuditReport
@@ -19,11 +19,11 @@ def to_json(result: "Report | AuditReport | Plan") -> str:
 
 
 def combined(
-    entries: Sequence[Report | AuditReport | dict[str, Any]],
+    entries: "Sequence[Report | AuditReport | Plan | Mapping[str, Any]]",
 ) -> dict[str, Any]:
     """What one run says of its checkpoints: the only entry itself, or all of them
     under `reports`. An entry that is no report is an error's document."""
-    plain = [e if isinstance(e, dict) else e.to_dict() for e in entries]
+    plain = [dict(e) if isinstance(e, Mapping) else e.to_dict() for e in entries]
     if len(plain) == 1:
         return plain[0]
     return {"schema_version": SCHEMA_VERSION, "reports": plain}

@@ -13,6 +13,7 @@ from rich.text import Text
 from lyapunov.findings._catalogue import ERROR
 from lyapunov.report import _words as words
 from lyapunov.report._sections import (
+    MARKS,
     Column,
     Columns,
     Document,
@@ -26,7 +27,6 @@ from lyapunov.report._sections import (
 
 
 _ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-_MARKS = {"held": "✓", "findings": "✗", "incomplete": "!", "": ""}
 _STYLES = {
     "held": "bold green",
     "findings": "bold red",
@@ -120,7 +120,7 @@ class _Terminal:
             self.console.print()
             self.findings(document.findings)
         self.console.print()
-        mark = _MARKS[document.style]
+        mark = MARKS[document.style]
         self.put(f"{mark} {document.sentence}".strip(), _STYLES[document.style])
         for advice in document.advice:
             self.put(advice)

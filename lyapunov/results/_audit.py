@@ -26,7 +26,7 @@ REFERENCE = "fp64 reference"
 
 @dataclass(frozen=True)
 class FirstViolation:
-    """Where a run first did what rounding cannot do."""
+    """Tell where a run first did what rounding cannot do."""
 
     layer: int
     tensor: str
@@ -40,7 +40,7 @@ class FirstViolation:
 
 @dataclass(frozen=True)
 class KnownDefect:
-    """What is known of a defect that a run met."""
+    """Tell what is known of a defect that a run met."""
 
     implementation: str
     since: str
@@ -62,7 +62,7 @@ class KnownDefect:
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One sublayer of one run."""
+    """Hold one sublayer of one run."""
 
     layer: int
     kind: str
@@ -85,7 +85,7 @@ class LayerAudit:
 
 @dataclass(frozen=True)
 class LogitsAudit:
-    """A run's logits beside those of another: information, not part of the verdict."""
+    """Compare a run's logits with another's: information, not part of the verdict."""
 
     against: str
     rel_l2: float | None
@@ -117,7 +117,7 @@ class LogitsAudit:
 
 @dataclass(frozen=True)
 class VariantAudit:
-    """One way of running the text, under one precision."""
+    """Hold one way of running the text, under one precision."""
 
     variant: str
     precision: str
@@ -148,7 +148,7 @@ class VariantAudit:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """The verdict over all runs."""
+    """Sum up all runs in a verdict."""
 
     verdict: str
     recommendation: str
@@ -161,7 +161,7 @@ class AuditSummary:
 
 @dataclass(frozen=True)
 class AuditReport(Shown):
-    """Everything that one audit found; `to_dict` gives the JSON document."""
+    """Hold everything that one audit found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]
     settings: dict[str, Any]

@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class FunctionDistance:
-    """An execution's own function against the model's, both in fp64."""
+    """Measure an execution's own function against the model's, both in fp64."""
 
     implementation: str
     mode: str
@@ -46,7 +46,7 @@ class FunctionDistance:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """One execution, measured by one runner."""
+    """Report one execution, measured by one runner."""
 
     precision: str
     state_precision: str
@@ -61,7 +61,7 @@ class PrecisionReport:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What a changed weight set does to one sublayer, in exact arithmetic."""
+    """Tell what a changed weight set does to one sublayer, in exact arithmetic."""
 
     layer: int
     kind: str
@@ -92,7 +92,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class AdapterCoverage:
-    """Which sublayers an adapter reaches, and which of its names reach nothing.
+    """Count the sublayers an adapter reaches, and list names that reach nothing.
 
     A sublayer is touched where some update of its weights is not zero.
     """
@@ -115,7 +115,7 @@ class AdapterCoverage:
 
 @dataclass(frozen=True)
 class ParameterChangeReport:
-    """A weight set against the base: exact arithmetic, nothing else is rounded."""
+    """Report a weight set against the base: exact arithmetic, nothing is rounded."""
 
     name: str
     """As asked for: a path, or FORMAT:GROUP."""
@@ -144,7 +144,7 @@ class ParameterChangeReport:
 
 @dataclass(frozen=True)
 class ReferenceLoss:
-    """How well the fp64 reference predicts the tokens it was run on, in bits."""
+    """Tell how well the fp64 reference predicts the tokens it ran on, in bits."""
 
     loss_bits_per_token: float
     """Mean of -log2 p over every token but the first of each sequence."""
@@ -170,7 +170,7 @@ class ReferenceLoss:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the user should know, with a stable code."""
+    """Tell something that the user should know, with a stable code."""
 
     code: str
     severity: str
@@ -187,7 +187,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Summary:
-    """The verdict and what it rests on."""
+    """Sum up a check: the verdict and what it rests on."""
 
     verdict: str
     """held, findings, incomplete, or unbounded: few elements have a finite bound."""
@@ -214,7 +214,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Which checkpoint was checked."""
+    """Say which checkpoint was checked."""
 
     source: str
     architecture: str
@@ -229,7 +229,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class TokensFacts:
-    """Which tokens it was checked on."""
+    """Say which tokens it was checked on."""
 
     source: str
     batch: int
@@ -239,7 +239,7 @@ class TokensFacts:
 
 @dataclass(frozen=True)
 class Report(Shown):
-    """Everything that one check found; `to_dict` gives the JSON document."""
+    """Hold everything that one check found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]
     settings: dict[str, Any]

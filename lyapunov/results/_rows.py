@@ -14,7 +14,7 @@ OUTPUT = "sublayer output"
 
 @dataclass(frozen=True)
 class UpperBound:
-    """A certified bound: no execution of the declared kind exceeds it."""
+    """Hold a certified bound: no execution of the declared kind exceeds it."""
 
     value: float
     tier: str
@@ -26,7 +26,7 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """Effective memory, -1 / exponent over channels and states, in tokens."""
+    """Measure effective memory, -1 / exponent over channels and states, in tokens."""
 
     p50: float | None
     p90: float | None
@@ -36,7 +36,7 @@ class MemoryTokens:
 
 @dataclass(frozen=True)
 class LayerGrowth:
-    """How relative perturbations of the stream grow through one sublayer."""
+    """Tell how relative perturbations of the stream grow through one sublayer."""
 
     gain: float
     """Root mean square over random perturbations of all tokens; 1 keeps their size."""
@@ -50,7 +50,7 @@ class LayerGrowth:
 
 @dataclass(frozen=True)
 class LayerExponents:
-    """Exponents of one sublayer; null with a `reason` where nothing recurs."""
+    """Hold exponents of one sublayer; null with a `reason` where nothing recurs."""
 
     layer: int
     kind: str
@@ -97,7 +97,7 @@ class LayerExponents:
 
 @dataclass(frozen=True)
 class Exponents:
-    """Lyapunov exponents of the checkpoint on these tokens."""
+    """Hold the Lyapunov exponents of the checkpoint on these tokens."""
 
     max: float | None
     min: float | None
@@ -111,7 +111,7 @@ class Exponents:
 
 @dataclass(frozen=True)
 class LayerDivergence:
-    """One sublayer under one execution: measured divergence beside its bounds."""
+    """Hold one sublayer under one execution: what was measured beside its bounds."""
 
     layer: int
     kind: str
@@ -171,7 +171,7 @@ class LayerDivergence:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Greedy tokens: what was promised of them, and what they did."""
+    """Count greedy tokens: what was promised of them, and what they did."""
 
     total: int
     certified_stable: int
@@ -187,7 +187,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class TextDivergence:
-    """The logits of one sequence of the batch."""
+    """Compare the logits of one sequence of the batch."""
 
     measured_rel_l2: float
     kl_mean: float
@@ -198,7 +198,7 @@ class TextDivergence:
 
 @dataclass(frozen=True)
 class OutputDivergence:
-    """The logits under one execution against the fp64 reference."""
+    """Compare the logits under one execution with the fp64 reference."""
 
     measured_rel_l2: float | None = None
     measured_max: float | None = None
@@ -244,6 +244,6 @@ class OutputDivergence:
 
     @property
     def compared(self) -> bool:
-        """Whether there were logits to compare: not in a model without a head, whose
-        figures here are all null and whose tokens are 0."""
+        """Tell whether there were logits to compare: not in a model without a head,
+        whose figures here are all null and whose tokens are 0."""
         return self.argmax_total > 0 or self.measured_rel_l2 is not None

@@ -19,13 +19,13 @@ def show_results(*, text: Callable[[Any], str], html: Callable[[Any], str]) -> N
 
 
 class Shown:
-    """A result that `print` shows as a table and a notebook as a page.
+    """Show a result as a table by `print`, and as a page in a notebook.
 
     A data class, whose fields `schema_version` and `kind` come first in its document.
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; inf and NaN become null beside a `NAME_flag`."""
+        """Make plain JSON types; inf and NaN become null beside a `NAME_flag`."""
         fields = plain(self)
         first = [name for name in ("schema_version", "kind") if name in fields]
         return {name: fields[name] for name in dict.fromkeys([*first, *fields])}

@@ -8,8 +8,7 @@ import pytest
 import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.findings import _rules as findings
-from lyapunov.findings._change_findings import change_findings
-from lyapunov.findings._change_words import coverage_gaps
+from lyapunov.findings._changes import change_findings, coverage_gaps
 from lyapunov.questions._weight_sets import other_weights
 from lyapunov.results._check import OutputDivergence, ParameterChangeReport
 from oracles.checkpoints.configurations import BAMBA

@@ -9,7 +9,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import TokensError
-from lyapunov.findings._reference_loss_findings import loss_findings
+from lyapunov.findings._checkpoint_findings import loss_findings
 from lyapunov.models._tokens import choose_tokens
 from lyapunov.questions._reference_loss import (
     NextTokenLoss,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lyapunov.findings._change_words import change_advice, change_clause
+from lyapunov.findings._changes import change_advice, change_clause
 from lyapunov.findings._rules import recommendation
 from lyapunov.report._headline import headline
 from lyapunov.report._sentences import change_sentence

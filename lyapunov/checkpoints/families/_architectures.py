@@ -66,7 +66,8 @@ _SSM_PARTS = ("a_log", "dt_bias", "dt_proj", "x_proj", "ssm", "mamba")
 
 
 def list_architectures() -> list[dict[str, Any]]:
-    """What is covered: `name`, `title`, `layouts`, `covered` and `not_covered` each."""
+    """List what is covered: `name`, `title`, `layouts`, `covered`, `not_covered`
+    each."""
     return [
         {
             "name": name,

@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..._errors import (
@@ -111,15 +111,7 @@ def locate(source: str | os.PathLike, revision: str | None = None) -> Located:
     from ._hub import fetch
 
     folder, commit = fetch(match["id"], revision or asked)
-    found = _folder(folder)
-    return Located(
-        found.folder,
-        found.config,
-        found.weights,
-        found.index,
-        found.index_file,
-        revision=commit,
-    )
+    return replace(_folder(folder), revision=commit)
 
 
 def _near(path: Path) -> str:
@@ -188,14 +180,17 @@ def _folder(folder: Path) -> Located:
             f"no checkpoint in {shown}, but one below it",
             hint=f"did you mean {quote(inner, 200)}?",
         )
-    weights, index, index_file = _weights(folder, names)
-    config = folder / CONFIG
+    chosen = folder / choose_weights(names, shown)
     if CONFIG not in names:
         raise CheckpointNotFoundError(
             f"weights but no {CONFIG} in {shown}",
             hint="copy it from where the weights come from",
         )
-    return Located(folder, config, weights, index, index_file)
+    if chosen.suffix != ".json":
+        return Located(folder, folder / CONFIG, (chosen,))
+    index = _read_index(chosen, names)
+    weights = tuple(sorted(set(index.values())))
+    return Located(folder, folder / CONFIG, weights, index, chosen)
 
 
 def _inner(folder: Path) -> Path | None:
@@ -208,16 +203,6 @@ def _inner(folder: Path) -> Path | None:
         if found:
             return found[-1].parent
     return None
-
-
-def _weights(
-    folder: Path, names: list[str]
-) -> tuple[tuple[Path, ...], dict[str, Path] | None, Path | None]:
-    chosen = folder / choose_weights(names, quote(folder, 200))
-    if chosen.suffix != ".json":
-        return (chosen,), None, None
-    weights, index = _read_index(chosen, names)
-    return weights, index, chosen
 
 
 def choose_weights(names: list[str], shown: str) -> str:
@@ -256,9 +241,7 @@ def choose_weights(names: list[str], shown: str) -> str:
     )
 
 
-def _read_index(
-    index_file: Path, names: list[str]
-) -> tuple[tuple[Path, ...], dict[str, Path]]:
+def _read_index(index_file: Path, names: list[str]) -> dict[str, Path]:
     weight_map = read_weight_map(index_file)
     present = set(names)
     for shard in weight_map.values():
@@ -268,8 +251,7 @@ def _read_index(
                 hint="download the missing file",
             )
     folder = index_file.parent
-    index = {tensor: folder / shard for tensor, shard in weight_map.items()}
-    return tuple(sorted(set(index.values()))), index
+    return {tensor: folder / shard for tensor, shard in weight_map.items()}
 
 
 def read_weight_map(index_file: Path) -> dict[str, str]:

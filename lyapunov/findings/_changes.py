@@ -1,10 +1,11 @@
-"""What a changed weight set did, in a sentence: for the verdict and for the advice."""
+"""What a changed weight set did: findings, and a sentence for verdict and advice."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from lyapunov.findings._catalogue import finding_of
 from lyapunov.findings._logit_limits import changed_share
-from lyapunov.results._check import AdapterCoverage, ParameterChangeReport
+from lyapunov.results._check import AdapterCoverage, Finding, ParameterChangeReport
 
 
 def change_advice(changes: Sequence[ParameterChangeReport]) -> list[str]:
@@ -80,3 +81,33 @@ def coverage_gaps(coverage: AdapterCoverage) -> list[str]:
     if c.zero_updates:
         gaps.append(f"{c.zero_updates} of its {c.updates} updates are zero")
     return gaps
+
+
+def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
+    """Violations of its bounds, and what an adapter leaves out."""
+    for layer in change.layers:
+        if layer.violations:
+            yield finding_of(
+                "LYA003",
+                layer.layer,
+                f"changed weights {change.name}: {layer.violations:,} of "
+                f"{layer.elements_total:,} elements above the bound",
+                value=float(layer.violations),
+                limit=0.0,
+                precision=change.name,
+            )
+    if change.coverage is not None:
+        yield from coverage_findings(change.name, change.coverage)
+
+
+def coverage_findings(name: str, coverage: AdapterCoverage) -> Iterator[Finding]:
+    """What an adapter leaves out; known without a token."""
+    if gaps := coverage_gaps(coverage):
+        yield finding_of(
+            "LYA019",
+            None,
+            f"the adapter {name}: {'; '.join(gaps)}",
+            value=float(coverage.recurrent_touched),
+            limit=float(coverage.recurrent_total),
+            precision=name,
+        )
