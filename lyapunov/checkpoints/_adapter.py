@@ -20,7 +20,13 @@ from .._errors import (
     UnsupportedCheckpointError,
     UsageError,
 )
-from ._adapter_settings import ADAPTER_CONFIG, MERGE, refuse_other_kinds, scaling
+from ._adapter_settings import (
+    ADAPTER_CONFIG,
+    MERGE,
+    not_merged,
+    refuse_other_kinds,
+    scaling,
+)
 from ._checkpoint import file_hashes
 from ._network import NetworkLayout, finite, shapes_of
 from .files._file_formats import read_tensors
@@ -304,9 +310,7 @@ def _check(
         )
         return
     if len(update.A.shape) != 2 or len(update.B.shape) != 2:
-        raise UnsupportedCheckpointError(
-            f"LoRA on {what}, which is no linear layer, is not covered", hint=MERGE
-        )
+        raise not_merged(f"LoRA on {what}, which is no linear layer, is not covered")
     rank, update.scaling = scaling(adapter.settings, module)
     rows, columns = shape[::-1] if transposed else shape
     wanted = (rank, columns), (rows, rank)

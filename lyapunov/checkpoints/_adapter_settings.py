@@ -12,6 +12,12 @@ from .files._files import quote
 ADAPTER_CONFIG = "adapter_config.json"
 MERGE = "merge it first: PeftModel.from_pretrained(...).merge_and_unload()"
 
+
+def not_merged(what: str) -> UnsupportedCheckpointError:
+    """The error for an adapter that PEFT must merge."""
+    return UnsupportedCheckpointError(what, hint=MERGE)
+
+
 _NOT_COVERED = {  # setting: what it makes of the adapter
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -34,13 +40,11 @@ def refuse_other_kinds(settings: dict[str, Any]) -> None:
     """Refuse what is not plain LoRA, and so not merged as W + s B A."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedCheckpointError(
-            f"an adapter of type {quote(kind, 40)}; only LORA is covered", hint=MERGE
-        )
+        raise not_merged(f"an adapter of type {quote(kind, 40)}; only LORA is covered")
     for setting, what in _NOT_COVERED.items():
         if settings.get(setting):
-            raise UnsupportedCheckpointError(
-                f"an adapter with {setting} ({what}), which is not covered", hint=MERGE
+            raise not_merged(
+                f"an adapter with {setting} ({what}), which is not covered"
             )
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
@@ -94,9 +98,8 @@ def _safe(patterns: Iterable[str], name: str) -> Iterable[str]:
         except (re.error, RecursionError, OverflowError):
             greedy = _MAX_PATTERN
         if greedy > 3 or nested or len(key) > _MAX_PATTERN:
-            raise UnsupportedCheckpointError(
+            raise not_merged(
                 f"{ADAPTER_CONFIG}: {name} has the expression {quote(key)}, which is"
-                " not covered",
-                hint=MERGE,
+                " not covered"
             )
         yield key

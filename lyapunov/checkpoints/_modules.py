@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .._errors import CorruptCheckpointError
-from .files._files import quote
+from .files._files import disagreeing, quote
 
 
 if TYPE_CHECKING:
@@ -38,10 +37,9 @@ def module_of(parts: Mapping[str, "Part"]) -> str:
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         common = common[: min(len(common), len(path)) if same is None else same]
     if not common:
-        raise CorruptCheckpointError(
+        raise disagreeing(
             "the parameters of a sublayer have no module in common:"
-            f" {quote(next(iter(parts.values())).names[0])} and others",
-            hint="take config.json and weights from the same place",
+            f" {quote(next(iter(parts.values())).names[0])} and others"
         )
     if "linear" in parts:
         user = parts["linear"].names[0].split(".")[:-2]

@@ -16,7 +16,7 @@ from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ._checkpoint import Checkpoint
 from ._modules import module_of
 from ._parts import Part, TopNames
-from .files._files import listing, quote
+from .files._files import disagreeing, listing, quote
 from .files._tensors import WEIGHT_DTYPES
 
 
@@ -136,9 +136,8 @@ def recognise_network(
     for name, shape in expected.items():
         found = checkpoint.shape(name)
         if found != shape:
-            raise CorruptCheckpointError(
-                f"{quote(name)} has shape {found}; config.json asks for {shape}",
-                hint="take config.json and weights from the same place",
+            raise disagreeing(
+                f"{quote(name)} has shape {found}; config.json asks for {shape}"
             )
         if checkpoint.dtype(name) not in WEIGHT_DTYPES:
             raise UnsupportedCheckpointError(
@@ -188,10 +187,9 @@ def _missing(checkpoint: Checkpoint, name: str, sublayers: int) -> None:
         for n in checkpoint.tensors
         if n.startswith(prefix)
     }
-    raise CorruptCheckpointError(
+    raise disagreeing(
         f"no tensor {quote(name)}: config.json asks for {sublayers} layers,"
-        f" the weights hold tensors of {len(indices)}",
-        hint="take config.json and weights from the same place",
+        f" the weights hold tensors of {len(indices)}"
     )
 
 
@@ -207,10 +205,9 @@ def _no_strangers(
         if name not in tied_head
     ]
     if strangers:
-        raise CorruptCheckpointError(
+        raise disagreeing(
             f"{len(strangers)} tensors that config.json leaves no place for:"
-            f" {listing(strangers)}",
-            hint="take config.json and weights from the same place",
+            f" {listing(strangers)}"
         )
 
 

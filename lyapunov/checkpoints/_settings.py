@@ -24,14 +24,18 @@ ACTIVATIONS = {
 """transformers' names of activations, and ours."""
 
 
+def unsupported(what: str) -> UnsupportedCheckpointError:
+    """The error for what is not covered."""
+    return UnsupportedCheckpointError(what, hint=LIST_HINT)
+
+
 def activation(config: Mapping[str, Any], default: str, key: str = "hidden_act") -> str:
     """The MLP's activation by our name."""
     given = config.get(key, default)
     if not isinstance(given, str) or given not in ACTIVATIONS:
-        raise UnsupportedCheckpointError(
+        raise unsupported(
             f"config.json says {key} = {quote(given)}; covered are"
-            f" {', '.join(ACTIVATIONS)}",
-            hint=LIST_HINT,
+            f" {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[given]
 
@@ -65,9 +69,7 @@ def rotary(
         raise refuse("rope_parameters", rope, "an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UnsupportedCheckpointError(
-            f"positions of rope_type {quote(kind)} are not covered", hint=LIST_HINT
-        )
+        raise unsupported(f"positions of rope_type {quote(kind)} are not covered")
     merged = {k: v for k, v in {**config, **rope}.items() if v is not None}
     part = 1.0
     if share is not None:

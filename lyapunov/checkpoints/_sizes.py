@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import sublayers
-from .._errors import CorruptCheckpointError
 from ._settings import (
     activation,
     expanded,
@@ -17,9 +16,8 @@ from ._settings import (
     rotary,
     switch,
 )
+from .files._files import disagreeing
 
-
-_ONE_PLACE = "take config.json and weights from the same place"
 
 MAMBA1_NAMES = (
     *("mamba_expand", "mamba_d_state", "mamba_d_conv", "mamba_dt_rank"),
@@ -202,10 +200,7 @@ class NetworkSettings:
         """
         chosen = integer(self.settings, "num_experts_per_tok", 2)
         if chosen > experts:
-            raise CorruptCheckpointError(
-                f"config.json: {chosen} of {experts} experts are chosen",
-                hint=_ONE_PLACE,
-            )
+            raise disagreeing(f"config.json: {chosen} of {experts} experts are chosen")
         return sublayers.ExpertsSizes(
             d_model=self.d_model,
             d_hidden=d_hidden,
@@ -221,8 +216,7 @@ class NetworkSettings:
 def divided(sizes: "sublayers.Mamba2Sizes") -> "sublayers.Mamba2Sizes":
     """The sizes, if heads fall evenly into groups."""
     if sizes.heads % sizes.groups or sizes.d_inner % sizes.norm_groups:
-        raise CorruptCheckpointError(
-            f"config.json: {sizes.heads} heads do not fall into {sizes.groups} groups",
-            hint=_ONE_PLACE,
+        raise disagreeing(
+            f"config.json: {sizes.heads} heads do not fall into {sizes.groups} groups"
         )
     return sizes

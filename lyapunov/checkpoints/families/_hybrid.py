@@ -3,7 +3,6 @@
 from typing import Any
 
 from ... import sublayers
-from ..._errors import CorruptCheckpointError
 from .._parts import (
     Described,
     Part,
@@ -16,7 +15,7 @@ from .._parts import (
 )
 from .._settings import expanded, integer
 from .._sizes import NetworkSettings
-from ..files._files import quote
+from ..files._files import disagreeing, quote
 
 
 _NAMES = {
@@ -38,10 +37,9 @@ def bamba_mixer(network: NetworkSettings, **others: Any) -> "sublayers.Mamba2Siz
     heads = integer(settings, "mamba_n_heads", 128)
     head_dim = settings.get("mamba_d_head", "auto")
     if (head_dim != "auto" and head_dim != d_inner / heads) or d_inner % heads:
-        raise CorruptCheckpointError(
+        raise disagreeing(
             f"config.json: {heads} heads of {quote(head_dim, 20)} channels are not the"
-            f" {d_inner} of a mixer",
-            hint="take config.json and weights from the same place",
+            f" {d_inner} of a mixer"
         )
     return network.mamba2(d_inner, heads, _NAMES, **others)
 

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .._family import SILU, Family, of_transformers
 from .._parts import Described, mamba2_parts
 from .._settings import (
-    LIST_HINT,
     expanded,
     integer,
     limits,
     positive,
     silu_only,
     switch,
+    unsupported,
 )
 from .._sizes import NetworkSettings
+from ..files._files import disagreeing
 from . import _mamba_ssm as mamba_ssm
 from ._mamba1 import only_mixers
 
@@ -49,10 +49,9 @@ def _read_transformers(settings: dict[str, Any], stored: dict[str, Any]) -> Desc
     head_dim = integer(settings, "head_dim", 64)
     heads = integer(settings, "num_heads", 128)
     if heads * head_dim != d_inner:
-        raise CorruptCheckpointError(
+        raise disagreeing(
             f"config.json: {heads} heads of {head_dim} channels are not the"
-            f" {d_inner} that expand * hidden_size makes",
-            hint="take config.json and weights from the same place",
+            f" {d_inner} that expand * hidden_size makes"
         )
     epsilon = positive(settings, "layer_norm_epsilon", 1e-5)
     network = NetworkSettings(settings, d_model, epsilon)
@@ -67,9 +66,8 @@ def _read_mamba_ssm(settings: dict[str, Any], stored: dict[str, Any]) -> Describ
     ssm = network.settings
     d_inner = expanded(ssm, network.d_model)
     if ssm.get("d_ssm") not in (None, d_inner):
-        raise UnsupportedCheckpointError(
-            "a Mamba-2 layer with an MLP of its own (d_ssm < d_inner) is not covered",
-            hint=LIST_HINT,
+        raise unsupported(
+            "a Mamba-2 layer with an MLP of its own (d_ssm < d_inner) is not covered"
         )
     mixer = network.mamba2(
         d_inner,

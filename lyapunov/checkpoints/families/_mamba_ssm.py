@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ... import sublayers
-from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
+from ..._errors import CorruptCheckpointError
 from .._parts import (
     Described,
     Part,
@@ -16,7 +16,7 @@ from .._parts import (
     rows,
     without_middle_axis,
 )
-from .._settings import LIST_HINT, integer, layer_count, positive, refuse, switch
+from .._settings import integer, layer_count, positive, refuse, switch, unsupported
 from .._sizes import NetworkSettings
 from ..files._files import listing
 
@@ -140,10 +140,9 @@ def _known(config: Mapping[str, Any], key: str, settings: set[str]) -> dict[str,
         )
     unknown = sorted(set(found) - settings)
     if unknown:
-        raise UnsupportedCheckpointError(
+        raise unsupported(
             f"config.json: {key} has settings that are not known here:"
-            f" {listing(unknown)}",
-            hint=LIST_HINT,
+            f" {listing(unknown)}"
         )
     return found
 
@@ -168,9 +167,7 @@ def _attention(config: Mapping[str, Any], mixer: Any) -> "sublayers.AttentionSiz
         (attn.get("mlp_dim", 0), "with an MLP of its own (mlp_dim)"),
     ):
         if refused:
-            raise UnsupportedCheckpointError(
-                f"attention {what} is not covered", hint=LIST_HINT
-            )
+            raise unsupported(f"attention {what} is not covered")
     if attn.get("num_heads") is None:
         raise refuse("num_heads", None, "a number of heads")
     given = {key: value for key, value in attn.items() if value is not None}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ... import sublayers
-from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
+from ..._errors import CorruptCheckpointError
 from .._family import NO_EXPONENT, Family
 from .._parts import (
     Described,
@@ -14,7 +14,7 @@ from .._parts import (
     under,
     without_middle_axis,
 )
-from .._settings import LIST_HINT, integer, layer_count, positive, rotary, switch
+from .._settings import integer, layer_count, positive, rotary, switch, unsupported
 from .._sizes import NetworkSettings, divided
 from ..files._files import quote
 
@@ -84,10 +84,9 @@ def _refuse_others(args: dict[str, Any]) -> None:
     ):
         found = args.get(key, plain)
         if found != plain and found is not None:
-            raise UnsupportedCheckpointError(
+            raise unsupported(
                 f"a Megatron model with {what} ({key} = {quote(found, 40)}) is not"
-                " covered",
-                hint=LIST_HINT,
+                " covered"
             )
 
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ..._errors import UnsupportedCheckpointError
-from .._settings import LIST_HINT
+from .._settings import unsupported
 from ..files._files import quote
 
 
@@ -13,10 +12,9 @@ def mistral_config(params: dict[str, Any]) -> dict[str, Any]:
     **Raises:** `UnsupportedCheckpointError` for Mistral's Transformers.
     """
     if params.get("model_type") != "mamba":
-        raise UnsupportedCheckpointError(
+        raise unsupported(
             "params.json describes a Transformer of Mistral's, or something newer"
-            f" (model_type {quote(params.get('model_type'))})",
-            hint=LIST_HINT,
+            f" (model_type {quote(params.get('model_type'))})"
         )
     same = (
         "vocab_size", "rms_norm", "residual_in_fp32", "fused_add_norm",

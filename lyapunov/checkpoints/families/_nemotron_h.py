@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from ... import sublayers
-from ..._errors import UnsupportedCheckpointError
 from .._family import NO_EXPONENT, SILU, Family, of_transformers
 from .._parts import (
     Described,
@@ -19,13 +18,13 @@ from .._parts import (
     top_names,
 )
 from .._settings import (
-    LIST_HINT,
     integer,
     layer_kinds,
     number,
     positive,
     silu_only,
     switch,
+    unsupported,
 )
 from .._sizes import NetworkSettings
 from ..files._files import quote
@@ -70,9 +69,8 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
         built["moe"] = _experts(network, mlp)
     unknown = sorted(set(kinds) - set(built))
     if unknown:
-        raise UnsupportedCheckpointError(
-            f"config.json names layers that are not covered: {quote(unknown)}",
-            hint=LIST_HINT,
+        raise unsupported(
+            f"config.json names layers that are not covered: {quote(unknown)}"
         )
     config = network.config(
         [built[kind] for kind in kinds],
@@ -93,10 +91,7 @@ def _experts(
 ) -> "sublayers.ExpertsSizes":
     settings = network.settings
     if settings.get("n_group", 1) != 1:
-        raise UnsupportedCheckpointError(
-            "experts chosen group by group (n_group > 1) are not covered",
-            hint=LIST_HINT,
-        )
+        raise unsupported("experts chosen group by group (n_group > 1) are not covered")
     shared = integer(settings, "moe_shared_expert_intermediate_size", 7688)
     latent = settings.get("moe_latent_size")
     return network.experts(

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from ..._errors import UnsupportedCheckpointError
 from .._family import NO_EXPONENT, Family
 from .._parts import Described, Part, ending, fused_mlp_parts, rows, top_names
-from .._settings import LIST_HINT, integer, layer_count, positive, refuse, switch
+from .._settings import integer, layer_count, positive, refuse, switch, unsupported
 from .._sizes import NetworkSettings
 
 
@@ -19,13 +18,9 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     layers = layer_count(settings, "num_transformer_layers", 12)
     head_dim = integer(settings, "head_dim", 128)
     if not switch(settings, "ffn_with_glu", True):
-        raise UnsupportedCheckpointError(
-            "OpenELM with MLPs without a gate is not covered", hint=LIST_HINT
-        )
+        raise unsupported("OpenELM with MLPs without a gate is not covered")
     if settings.get("normalization_layer_name", "rms_norm") != "rms_norm":
-        raise UnsupportedCheckpointError(
-            "OpenELM with norms other than RMSNorm is not covered", hint=LIST_HINT
-        )
+        raise unsupported("OpenELM with norms other than RMSNorm is not covered")
     network = NetworkSettings(settings, d_model, _EPSILON)
     like = network.mlp(1, size="model_dim", act="swish", act_key="activation_fn_name")
     turning = head_dim, positive(settings, "rope_freq_constant", 10000.0)

@@ -37,6 +37,18 @@ def human_bytes(n: int) -> str:
     return f"{n / 1000**power:.3g} {'kMGTPE'[power - 1]}B"
 
 
+def broken(what: str) -> CorruptCheckpointError:
+    """The error for a file that is not as it was written."""
+    hint = "download the file again; its size should match the source's"
+    return CorruptCheckpointError(what, hint=hint)
+
+
+def disagreeing(what: str) -> CorruptCheckpointError:
+    """The error for settings and weights that are not of one model."""
+    hint = "take config.json and weights from the same place"
+    return CorruptCheckpointError(what, hint=hint)
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into an error for people."""

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from ._files import human_bytes, open_regular, parse_json_object, quote, reading
+from ._files import broken, human_bytes, open_regular, parse_json_object, quote, reading
 from ._tensors import DTYPES, StoredTensor, check_shape
 
 
@@ -32,7 +32,6 @@ _NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-_AGAIN = "download the file again; its size should match the source's"
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, object]]:
@@ -43,16 +42,14 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, object]]
         with reading(path):
             prefix = file.read(8) or b""
         if len(prefix) < 8:
-            raise CorruptCheckpointError(
-                f"{shown} is {size} bytes long, too short for a safetensors file",
-                hint=_AGAIN,
+            raise broken(
+                f"{shown} is {size} bytes long, too short for a safetensors file"
             )
         n = int.from_bytes(prefix, "little")
         if n > size - 8:
-            raise CorruptCheckpointError(
+            raise broken(
                 f"{shown} claims a header of {human_bytes(n)}"
-                f" and is {human_bytes(size)} long",
-                hint=_AGAIN,
+                f" and is {human_bytes(size)} long"
             )
         if n > MAX_HEADER_BYTES:
             raise CorruptCheckpointError(
@@ -62,7 +59,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, object]]
         with reading(path):
             data = file.read(n) or b""
     if len(data) < n:
-        raise CorruptCheckpointError(f"{shown} ends inside its header", hint=_AGAIN)
+        raise broken(f"{shown} ends inside its header")
     header = parse_json_object(data, f"the header of {shown}", strict=True)
     metadata = header.pop("__metadata__", None)
     tensors, spans = {}, []
@@ -74,17 +71,12 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, object]]
     for start, stop, name in sorted(spans):
         if start != end:
             kind = "overlaps the tensor" if start < end else "leaves a gap to the one"
-            raise CorruptCheckpointError(
-                f"{shown}: {quote(name)} {kind} before it", hint=_AGAIN
-            )
+            raise broken(f"{shown}: {quote(name)} {kind} before it")
         end = stop
     if end != size - 8 - n:
         short = end - (size - 8 - n)
         what = f"{short} bytes are missing" if short > 0 else f"{-short} bytes too many"
-        raise CorruptCheckpointError(
-            f"{shown} does not have the length that its header claims: {what}",
-            hint=_AGAIN,
-        )
+        raise broken(f"{shown} does not have the length that its header claims: {what}")
     return tensors, metadata if isinstance(metadata, dict) else {}
 
 
@@ -115,9 +107,8 @@ def _entry(
     start, stop = offsets
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if needed != stop - start:
-        raise CorruptCheckpointError(
+        raise broken(
             f"{what} of shape {shape} in {dtype} takes {needed} bytes;"
-            f" its header gives it {stop - start}",
-            hint=_AGAIN,
+            f" its header gives it {stop - start}"
         )
     return StoredTensor(path, dtype, shape, base + start), (start, stop)

@@ -17,7 +17,7 @@ from ..._errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from ._files import human_bytes, listing, open_regular, quote, reading
+from ._files import broken, human_bytes, listing, open_regular, quote, reading
 from ._pickle import Inert, TensorRecord, read_pickle
 from ._tensors import DTYPES, StoredTensor, check_shape
 
@@ -26,7 +26,6 @@ MAX_PICKLE_BYTES = 16 * 2**20
 MAX_DIRECTORY_BYTES = 32 * 2**20
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_AGAIN = "download the file again; its size should match the source's"
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,9 +64,7 @@ def _read(path: Path, training: bool) -> tuple[dict[str, StoredTensor], dict]:
         except LyapunovError:
             raise
         except _ZIP_ERRORS as e:
-            raise CorruptCheckpointError(
-                f"{shown} is a broken zip archive: {quote(e)}", hint=_AGAIN
-            ) from e
+            raise broken(f"{shown} is a broken zip archive: {quote(e)}") from e
 
 
 class _Bounded:
@@ -131,9 +128,7 @@ def _read_members(
             file.seek(start)
             data = file.read(length) or b""
         if len(data) != length or zlib.crc32(data) != members[name].CRC:
-            raise CorruptCheckpointError(
-                f"{shown}: {quote(name)} does not match its checksum", hint=_AGAIN
-            )
+            raise broken(f"{shown}: {quote(name)} does not match its checksum")
         return data
 
     if f"{root}byteorder" in members and content(f"{root}byteorder", 64) != b"little":
@@ -179,18 +174,18 @@ def _where(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> int:
             hint="save it again with torch.save",
         )
     if info.compress_size != info.file_size:
-        raise CorruptCheckpointError(f"{what} has two different sizes", hint=_AGAIN)
+        raise broken(f"{what} has two different sizes")
     if not 0 <= info.header_offset < size:
-        raise CorruptCheckpointError(f"{what} is not in the file", hint=_AGAIN)
+        raise broken(f"{what} is not in the file")
     with reading(path):
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER.size) or b""
     if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-        raise CorruptCheckpointError(f"{what} is not where it should be", hint=_AGAIN)
+        raise broken(f"{what} is not where it should be")
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + info.file_size > size:
-        raise CorruptCheckpointError(f"{what} runs past the end", hint=_AGAIN)
+        raise broken(f"{what} runs past the end")
     return start
 
 
@@ -207,13 +202,12 @@ def _tensor(
     storage = record.storage
     info = members.get(f"{root}data/{storage.key}")
     if info is None:
-        raise CorruptCheckpointError(f"{what} has no data in the archive", hint=_AGAIN)
+        raise broken(f"{what} has no data in the archive")
     itemsize = DTYPES[storage.dtype].itemsize
     if storage.size < 0 or storage.size * itemsize != info.file_size:
-        raise CorruptCheckpointError(
+        raise broken(
             f"{what} claims {storage.size} elements of {storage.dtype};"
-            f" the archive holds {info.file_size} bytes of them",
-            hint=_AGAIN,
+            f" the archive holds {info.file_size} bytes of them"
         )
     shape = check_shape(record.shape, what)
     strides = check_shape(record.strides, what)
@@ -228,9 +222,7 @@ def _tensor(
         (length - 1) * stride for length, stride in zip(shape, strides, strict=True)
     )
     if n and (record.offset < 0 or last >= storage.size or n > storage.size):
-        raise CorruptCheckpointError(
-            f"{what} of shape {shape} reaches outside of its storage", hint=_AGAIN
-        )
+        raise broken(f"{what} of shape {shape} reaches outside of its storage")
     plain = n == 0 or all(
         length == 1 or stride == unit
         for length, stride, unit in zip(shape, strides, reversed(dense), strict=True)
