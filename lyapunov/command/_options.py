@@ -300,6 +300,12 @@ class Options:
     verbose: bool = option(
         OUTPUT, *("-v", "--verbose"), is_flag=True, help="Say more on stderr."
     )
+    no_compile_cache: bool = option(
+        OUTPUT,
+        is_flag=True,
+        help="Do not keep what is compiled for the next run (also "
+        "LYAPUNOV_COMPILE_CACHE=0; -v says where it is).",
+    )
     debug: bool = option(
         OUTPUT,
         is_flag=True,

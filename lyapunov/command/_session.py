@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov.command._compiled import Compiled, where_compiled_is_kept
 from lyapunov.command._declare import DUMP
 from lyapunov.command._endings import (
     INTERRUPTED,
@@ -83,12 +84,15 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
             f"--baseline is one report, and there are {len(sources)} checkpoints",
             hint="check them one by one",
         )
+    compiled = where_compiled_is_kept(not options.no_compile_cache)
+    if options.verbose or (compiled.reason and not options.quiet):
+        click.echo(compiled.told(), err=True)
     outcomes: list[_Outcome] = []
     interrupted = False
     for source in sources:
         name = source or BUNDLED
         try:
-            report = _answer(source, options)
+            report = _answer(source, options, compiled)
         except KeyboardInterrupt:
             if not outcomes:
                 raise Interrupted from None
@@ -111,6 +115,8 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
             _say_what_is_not_there(report, options)
         if not options.json_output:
             _show(report, options)
+    if compiled.failed and not options.quiet:
+        click.echo(compiled.told_of_failures(), err=True)
     try:
         _deliver(outcomes, options)
     except KeyboardInterrupt:
@@ -132,11 +138,11 @@ def _say_what_is_not_there(report: Any, options: Options) -> None:
         click.echo(text, err=True)
 
 
-def _answer(source: str | None, options: Options) -> Any:
+def _answer(source: str | None, options: Options, compiled: Compiled) -> Any:
     """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for; the
     report has the line that made it."""
     with _progress(options) as progress:
-        report = interruptible(lambda: _checked(source, options, progress))
+        report = interruptible(lambda: _kept(compiled, source, options, progress))
     if options.plan_alone:
         return report
     if options.earlier is not None:
@@ -151,9 +157,14 @@ def _answer(source: str | None, options: Options) -> Any:
     )
 
 
+def _kept(compiled: Compiled, *asked: Any) -> Any:
+    _prepare_jax()
+    with compiled.used():
+        return _checked(*asked)
+
+
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
     """The seam to the library: a check, an audit, or a plan."""
-    _prepare_jax()
     model = _open(source, options.revision)
     tokens = None if options.question == DUMP else options.chosen_tokens(model)
     if options.plan_alone:
