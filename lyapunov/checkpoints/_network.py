@@ -72,12 +72,7 @@ class NetworkLayout:
         """
         if not 0 <= i < len(self.parts):
             raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
-        arrays = {}
-        for key, part in self.parts[i].items():
-            read = [self.stored(name) for name in part.names]
-            array = read[0] if isinstance(part.name, str) else np.stack(read)
-            arrays[key] = array if part.take is None else part.take(array)
-        return arrays
+        return {key: part.read(self.stored) for key, part in self.parts[i].items()}
 
     def embedding(self, rows) -> np.ndarray:
         """Read rows of the embedding: integers (n) to (n, d_model)."""

@@ -26,6 +26,14 @@ class Part(NamedTuple):
         """Every stored name."""
         return (self.name,) if isinstance(self.name, str) else self.name
 
+    def read(self, stored: Callable[[str], Any]) -> Any:
+        """Make the parameter of what `stored` reads by name."""
+        import numpy as np
+
+        arrays = [stored(name) for name in self.names]
+        array = arrays[0] if isinstance(self.name, str) else np.stack(arrays)
+        return array if self.take is None else self.take(array)
+
 
 class TopNames(NamedTuple):
     """Stored names of what stands around the sublayers."""

@@ -362,22 +362,3 @@ class Options:
             if said.argument and self.question in said.of
             if name != "precision" or self.precision
         }
-
-    def check(self, model: Any, tokens: Any, progress: Any) -> Any:
-        """Check the model; a `Report`."""
-        from lyapunov.questions._check import check
-
-        return check(model, tokens, progress=progress, **self.arguments())
-
-    def audit(self, model: Any, tokens: Any, progress: Any) -> Any:
-        """Audit the source with the model; an `AuditReport`. A dump has its tokens."""
-        from lyapunov.questions._audit import audit
-
-        return audit(model, tokens=tokens, progress=progress, **self.arguments())
-
-    def plan(self, model: Any, tokens: Any) -> Any:
-        """The plan of the check that the same options would start."""
-        from lyapunov.questions._plan import planned
-        from lyapunov.questions._request import Request
-
-        return planned(model, tokens, Request.of(**self.arguments()))

@@ -166,9 +166,12 @@ def _kept(compiled: Compiled, *asked: Any) -> Any:
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
     """The seam to the library: a check, an audit, or a plan."""
     model = _open(source, options.revision)
-    tokens = None if options.question == DUMP else options.chosen_tokens(model)
+    tokens: Any = None if options.question == DUMP else options.chosen_tokens(model)
     if options.plan_alone:
-        return options.plan(model, tokens)
+        from lyapunov.questions._plan import planned
+        from lyapunov.questions._request import Request
+
+        return planned(model, tokens, Request.of(**options.arguments()))
     if options.source is not None:
         return _audited(model, tokens, options, progress)
     if options.earlier is not None and tokens is not None:
@@ -176,17 +179,20 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
         from lyapunov.questions._request import tokens_facts
 
         check_tokens(dataclasses.asdict(tokens_facts(tokens)), options.earlier)
-    return options.check(model, tokens, progress)
+    from lyapunov.questions._check import check
+
+    return check(model, tokens, progress=progress, **options.arguments())
 
 
 def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
     """The audit, with a script of what is wrong where one is asked for."""
-    if options.reproduce is None:
-        return options.audit(model, tokens, progress)
     from lyapunov.command._scripts import place_of, write_scripts
+    from lyapunov.questions._audit import audit
 
-    place = place_of(model)
-    report = options.audit(model, tokens, progress)
+    place = None if options.reproduce is None else place_of(model)
+    report = audit(model, tokens=tokens, progress=progress, **options.arguments())
+    if options.reproduce is None or place is None:
+        return report
     told = write_scripts(report, tokens.ids[0], place, options.reproduce)
     if not options.quiet:
         click.echo("\n".join(told), err=True)

@@ -24,7 +24,6 @@ from ._suspicions import (
     StoredParameters,
     Suspicion,
     adds_nothing,
-    lost_dynamics,
     suspects,
     suspicions_of,
 )
@@ -80,7 +79,6 @@ __all__ = [  # noqa: RUF022
     "stderr_of_mean",
     "perturbation_growth",
     # parameters that look lost, or untrained
-    "lost_dynamics",
     "suspicions_of",
     "StoredParameters",
     "Suspicion",

@@ -8,7 +8,7 @@ here is either a coincidence of bits, or a hint and called so.
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -72,24 +72,6 @@ class StoredParameters(NamedTuple):
     per_head: bool = False
     """A head has one dt and one rate (Mamba-2, Mamba-3), and d_inner of the shapes is
     the number of heads."""
-
-
-def lost_dynamics(
-    dt: Float[Array | np.ndarray, "batch seq d_inner"],
-    A: Float[Array | np.ndarray, "d_inner d_state"],
-    **parameters: Any,
-) -> list[str]:
-    """Tell in words why dynamics look lost; nothing of a model that merely works.
-
-    A reason that starts with "hint:" is no sign of damage by itself.
-
-    **Arguments:**
-
-    - `dt`, `A`: as in `suspicions_of`.
-    - `parameters`: the fields of `StoredParameters`, by name.
-    """
-    found = suspicions_of(dt, A, StoredParameters(**parameters))
-    return [str(one) for one in found]
 
 
 def suspicions_of(

@@ -300,7 +300,8 @@ def _certified(A, z: complex) -> float:
 
 def _exact(x: np.ndarray) -> np.ndarray:
     """Real and imaginary parts along a new first axis, as rational numbers."""
-    return np.vectorize(Fraction, otypes=[object])(np.stack([x.real, x.imag]))
+    parts = np.stack([np.real(x), np.imag(x)])
+    return np.vectorize(Fraction, otypes=[object])(parts)
 
 
 def _times(x: np.ndarray, y: np.ndarray) -> np.ndarray:

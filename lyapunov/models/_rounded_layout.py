@@ -1,12 +1,12 @@
 """A model's weights, some of them rounded to a format as they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
 
 from .._errors import UsageError
-from ..checkpoints._network import NetworkLayout, Part
+from ..checkpoints._network import NetworkLayout
 from ..formats import format_named
 from ..formats._weight_table import EACH_BY_ITSELF, PLAIN_FORMATS, WEIGHT_FORMAT_TABLE
 from ..sublayers.groups import OUTSIDE, RoundedGroup, chosen_parameters
@@ -59,21 +59,16 @@ class RoundedLayout:
             if not self._group.has(kind, name):
                 continue
             if self._group.scaled:
-                found = self._dequantised_part(self._base.parts[i][name])
+                found = self._base.parts[i][name].read(self._dequantised)
             else:
                 found = self._each_rounded(arrays[name])
             arrays[name] = self._checked(found, arrays[name], f"{name}{where}")
         return arrays
 
-    def _dequantised_part(self, part: Part) -> np.ndarray:
+    def _dequantised(self, name: str) -> np.ndarray:
         from ..formats import dequantised
 
-        read = [
-            dequantised(self._base.stored(name), self._group.format)
-            for name in part.names
-        ]
-        array = read[0] if isinstance(part.name, str) else np.stack(read)
-        return array if part.take is None else part.take(array)
+        return dequantised(self._base.stored(name), self._group.format)
 
     def _each_rounded(self, array: np.ndarray) -> np.ndarray:
         return rounded(array, format_named(PLAIN_FORMATS[self._group.format]))
@@ -108,35 +103,38 @@ class RoundedLayout:
     def embedding(self, rows) -> np.ndarray:
         """Rows of the embedding."""
         rows = np.asarray(rows)
-        if not self._group.has(OUTSIDE, "embedding"):
-            return self._base.embedding(rows)
-        if not self._group.scaled:
-            array = self._base.embedding(rows)
-            return self._checked(self._each_rounded(array), array, "embedding")
-        read = lambda start, stop: self._base.embedding(np.arange(start, stop))
-        return self._dequantised_rows(rows, read, self._largest["embedding"])
+        return self._tall("embedding", rows, lambda: self._base.embedding(rows))
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head."""
-        if not self._group.has(OUTSIDE, "head"):
-            return self._base.head(start, stop)
-        if not self._group.scaled:
-            array = self._base.head(start, stop)
-            return self._checked(self._each_rounded(array), array, "head")
         rows = np.arange(start, stop)
-        return self._dequantised_rows(rows, self._base.head, self._largest["head"])
+        return self._tall("head", rows, lambda: self._base.head(start, stop))
 
-    def _dequantised_rows(self, rows: np.ndarray, read, largest: float | None):
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows of the base's embedding or head."""
+        if name == "head":
+            return self._base.head(start, stop)
+        return self._base.embedding(np.arange(start, stop))
+
+    def _tall(
+        self, name: str, rows: np.ndarray, plain: Callable[[], np.ndarray]
+    ) -> np.ndarray:
         """Rows of a tall matrix, each within all the rows that share its scales."""
         from ..formats import dequantised, row_period
 
-        c = self.config
+        if not self._group.has(OUTSIDE, name):
+            return plain()
+        if not self._group.scaled:
+            array = plain()
+            return self._checked(self._each_rounded(array), array, name)
+        c, largest = self.config, self._largest[name]
         period = row_period(self._group.format, c.d_model)
         found = np.empty((len(rows), c.d_model))
         # several periods at once, but no more than the memory that a slice may take
         step = max(period, _ROWS // period * period)
         for first in np.unique(rows // step) * step:
-            chunk = read(int(first), min(int(first) + step, c.padded_vocab_size))
+            stop = min(int(first) + step, c.padded_vocab_size)
+            chunk = self._read(name, int(first), stop)
             values = dequantised(chunk, self._group.format, largest)
             inside = (first <= rows) & (rows < first + step)
             found[inside] = values[rows[inside] - first]
@@ -147,19 +145,13 @@ class RoundedLayout:
         """The largest magnitudes of embedding and head, where a scale needs them."""
         from ..formats import needs_largest
 
+        names = ("embedding", "head")
         if not needs_largest(self._group.format):
-            return {"embedding": None, "head": None}
-        return {
-            "embedding": self._scanned(
-                lambda a, b: self._base.embedding(np.arange(a, b))
-            ),
-            "head": self._scanned(self._base.head),
-        }
-
-    def _scanned(self, read) -> float:
+            return dict.fromkeys(names)
         rows = self.config.padded_vocab_size
-        ends = ((i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
-        return max(float(np.max(np.abs(read(*end)))) for end in ends)
+        ends = [(i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS)]
+        size = lambda name, end: float(np.max(np.abs(self._read(name, *end))))
+        return {name: max(size(name, end) for end in ends) for name in names}
 
     @property
     def meaning(self) -> str:
