@@ -51,6 +51,7 @@ class Defect(NamedTuple):
     - `ways`: kinds of `Variant` that meet it.
     - `tensor`: the first one, in the order of the flow, that it spoils.
     - `what`: goes wrong. `source`: where that is written.
+    - `needs`: a field of sizes that some sublayer has to have set; None: none.
     """
 
     families: tuple[str, ...]
@@ -60,6 +61,7 @@ class Defect(NamedTuple):
     tensor: str
     what: str
     source: str
+    needs: str | None = None
 
 
 class PassedOver(NamedTuple):

@@ -135,7 +135,8 @@ def audit(
         found = _run(model, ids, ways, n_probes, seed, progress)
     if dump is None:
         family = model.layout.architecture
-        found = with_known(found, implementation, family, ids.shape[1])
+        sublayers = model.config.sublayers
+        found = with_known(found, implementation, family, ids.shape[1], sublayers)
     results = [*found, *skipped]
     if all(r.verdict == NOT_RUN for r in results):
         raise UsageError(

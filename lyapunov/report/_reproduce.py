@@ -44,11 +44,17 @@ text = torch.tensor([TOKENS])
 
 def run(calls):
     """Logits of row {row}, call by call through one cache: (ids, mask, columns)."""
-    cache, kept = None, []
+    cache, kept, masks = None, [], []
     for ids, mask, columns in calls:
         more = {{}} if cache is None else {{CACHE: cache}}
-        if mask is not None:
-            more["attention_mask"] = mask
+        padded = mask is not None or any((m == 0).any() for m in masks)
+        masks.append(torch.ones_like(ids) if mask is None else mask)
+        shown = torch.cat(masks, 1)
+        if "position_ids" in names:  # some count from 0 again at every call
+            at = (shown.cumsum(1) - 1).clamp(min=0)
+            more["position_ids"] = at[:, -ids.shape[1] :]
+        if padded and (cache is None or "position_ids" in names):
+            more["attention_mask"] = shown
         out = model(ids, use_cache={cached}, **more)
         cache = out.get(CACHE)
         kept.append(out.logits[{row}, columns])

@@ -44,9 +44,17 @@ def violation(token, tensor):
     return FirstViolation(0, tensor, 0, token, 3, 0.15, 0.0009)
 
 
-def asked(way, first, version=SEEN, family="mamba1", implementation="transformers"):
+PADDED_LEFT = "padded_left:3,20"
+
+
+PLAIN, BIASED = (SimpleNamespace(proj_bias=bias) for bias in (False, True))
+
+
+def asked(
+    way, first, version=SEEN, family="mamba1", implementation="transformers", of=PLAIN
+):
     one = implementation_named(implementation)
-    return known_defect(one, version, family, parse_variant(way), SEQ, first)
+    return known_defect(one, version, family, parse_variant(way), SEQ, first, [of])
 
 
 @pytest.mark.parametrize(
@@ -65,12 +73,32 @@ def test_a_known_defect_is_named_with_its_source(way, first, source):
 
 
 @pytest.mark.parametrize(
+    ("family", "way", "first"),
+    [
+        ("jamba", CHUNKS, violation(7, "gated")),
+        ("falcon_mamba", PADDED, violation(20, "conv")),
+        ("nemotron_h", PADDED, violation(20, "gated")),
+        ("zamba", PADDED_LEFT, violation(0, "gated")),
+        ("mamba1", PADDED_LEFT, violation(0, "conv")),
+    ],
+)
+def test_other_families_have_it_too(family, way, first):
+    """Assert its name in the version that was run, and silence on earlier ones."""
+    assert asked(way, first, family=family, of=BIASED) is not None
+    assert asked(way, first, family=family, of=BIASED, version=(5, 14)) is None
+    # a mask that is ignored looks the same where in_proj has no bias
+    without = asked(way, first, family=family)
+    assert (without is None) == (way == PADDED_LEFT)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"version": (5, 25)},
         {"version": (4, 50)},
         {"version": None},
         {"family": "mamba2"},
+        {"family": "llama"},
         {"implementation": "mamba_ssm"},
         {"way": "batched:1"},
         {"way": "padded_left:3,20"},
@@ -132,6 +160,7 @@ def test_every_form_says_what_is_known(monkeypatch):
         transformers,
         "mamba1",
         SEQ,
+        [PLAIN],
     )
     assert [one.known is not None for one in met] == [False, True, False]
     report = report_of(*met)

@@ -30,6 +30,31 @@ LIBRARIES = {
     "fla": "flash-linear-attention",
 }
 
+_CHUNKS = (
+    "a call over several tokens keeps the window of the convolution and starts the "
+    "scan from a state of zeros, whatever the cache holds"
+)
+_PADDED_RIGHT = (
+    "a prompt with padding on the right leaves zeros in the cached window of the "
+    "convolution, and the cached state decays over the padding",
+    "https://github.com/huggingface/transformers/issues/48256, open in August 2026",
+)
+_PADDED_LEFT = (
+    "what in_proj reads of padding is masked and what it puts out is not: its bias "
+    "stands in the window of the convolution in front of the text",
+    "https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/models/"
+    "mamba2/modeling_mamba2.py, as in its other mixers",
+    "proj_bias",
+)
+
+# Whose x_proj is a module, so that what the convolution stores is seen; of the others
+# what out_proj reads is the first.
+_SEEN = ("mamba1", "falcon_mamba", "jamba")
+_UNSEEN = (
+    *("zamba", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h"),
+    "zamba2",
+)
+
 DEFECTS = (
     Defect(
         ("mamba1",),
@@ -37,22 +62,27 @@ DEFECTS = (
         (5, 24),
         ("chunks",),
         "gated",
-        "a call over several tokens keeps the window of the convolution and starts the "
-        "scan from a state of zeros, whatever the cache holds",
+        _CHUNKS,
         "modeling_mamba.py of 5.17 to 5.24, whose mamba_selective_scan has no initial "
         "state; the same in Mamba-2 was https://github.com/huggingface/transformers/"
         "issues/46032, mended by pull request 46084",
     ),
     Defect(
-        ("mamba1",),
-        (5, 15),
+        ("falcon_mamba", "jamba", "zamba"),
         (5, 24),
-        ("padded_right",),
-        "conv",
-        "a prompt with padding on the right leaves zeros in the cached window of the "
-        "convolution, and the cached state decays over the padding",
-        "https://github.com/huggingface/transformers/issues/48256, open in August 2026",
+        (5, 24),
+        ("chunks",),
+        "gated",
+        _CHUNKS,
+        "the families' modeling files of 5.24, as https://github.com/huggingface/"
+        "transformers/blob/v5.24.0/src/transformers/models/jamba/modeling_jamba.py; "
+        "Mamba-2's was issue 46032",
     ),
+    Defect(("mamba1",), (5, 15), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
+    Defect(_SEEN[1:], (5, 24), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
+    Defect(_UNSEEN, (5, 24), (5, 24), ("padded_right",), "gated", *_PADDED_RIGHT),
+    Defect(_SEEN, (5, 24), (5, 24), ("padded_left",), "conv", *_PADDED_LEFT),
+    Defect(_UNSEEN, (5, 24), (5, 24), ("padded_left",), "gated", *_PADDED_LEFT),
 )
 
 _OF_MAMBA1 = PassedOver(("dt_proj", "conv1d"), ("x_proj", "out_proj"))
@@ -74,7 +104,7 @@ class TransformersImplementation(AbstractImplementation):
         "initial_state",
     )
     refused_ways: ClassVar[Mapping[str, str]] = {
-        "packed": "transformers' Mamba-1 takes no positions or sequence numbers that "
+        "packed": "transformers' networks are given no sequence numbers here, which "
         "would part packed texts"
     }
     defects = DEFECTS
