@@ -84,7 +84,7 @@ def record(wanted: Captured, runner: Any = None) -> dict[str, np.ndarray]:
         measure=wanted.measure,
     )[0]
     if runner is None:
-        trace = implementation_named(wanted.measure).run(model, ids, execution)
+        trace = implementation_named(wanted.measure).runner(execution).trace(model, ids)
     else:
         trace = runner.trace(model, ids)
     arrays = {"tokens": ids}

@@ -12,7 +12,7 @@ from ._implementation import (
     PassedOver as PassedOver,
     Reach as Reach,
     RefusedError as RefusedError,
-    RunsInWays as RunsInWays,
+    Runner as Runner,
 )
 from ._reference import Reference as Reference
 from ._registry import (

@@ -8,7 +8,7 @@ a method is called: the command asks for names first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -83,20 +83,28 @@ class Reach(NamedTuple):
 
 
 @runtime_checkable
-class RunsInWays(Protocol):
-    """A network that is ready to run texts in several ways."""
+class Runner(Protocol):
+    """Who runs texts by one execution. What it needs of a network is made for the first
+    text and kept for the others."""
 
     def trace(
-        self, model: Model, tokens, variant: Variant, segments: tuple[Segment, ...]
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
     ) -> Trace:
         """Records of all sublayers for the text alone, then the head.
 
         **Arguments:**
 
         - `tokens`: (batch, seq).
-        - `segments`: the calls, and the execution that is declared of each.
+        - `variant`: the way; None: whole, or by steps if the execution decodes.
+        - `segments`: its calls, and what is declared of each; none: one call of the
+          execution.
 
-        **Raises:** `RefusedError` where the program refuses the way.
+        **Raises:** `RefusedError` where the program refuses the way; `LyapunovError`
+        for what this machine or the program cannot run.
         """
         ...
 
@@ -189,30 +197,16 @@ class AbstractImplementation(ABC):
         """Formats in which it can keep the state; None: all there are."""
 
     @abstractmethod
-    def run(self, model: Model, tokens, execution: Execution) -> Trace:
-        """Run a text as a check does: whole, or by steps if the execution decodes.
+    def runner(self, execution: Execution) -> Runner:
+        """Make who runs texts whole or by steps, as the execution says, and in the
+        kinds of `ways`.
 
         **Arguments:**
 
-        - `tokens`: (batch, seq).
+        - `execution`: of a call over several tokens, where a way has several calls.
 
-        **Raises:** `LyapunovError` for what this machine or the program cannot run.
+        **Raises:** `LyapunovError` for what it cannot run.
         """
-
-    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
-        """A network that runs texts in the kinds of `ways`.
-
-        **Arguments:**
-
-        - `execution`: of a call over several tokens.
-
-        **Raises:** as `run`; `UsageError` where it has no ways.
-        """
-        del model, execution
-        raise UsageError(
-            f"{self.name} has no ways to run a text that an audit knows",
-            hint=f"--measure {self.name} holds one run to its bounds",
-        )
 
     @classmethod
     def install_hint(cls) -> str:

@@ -115,7 +115,7 @@ def ways_of_source(
         pair = _executions(
             implementation, model, model.config, precision, state_precision
         )
-        runner = implementation.in_ways(model, pair[0])
+        runner = implementation.runner(pair[0])
         for variant in tried:
             reason = _refused(implementation, variant)
             if reason is not None:

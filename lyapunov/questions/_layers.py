@@ -156,7 +156,7 @@ def _begun(
     model: Model, ids, execution: Execution, measure: str, effort: Effort
 ) -> _Run:
     """An execution before its first sublayer."""
-    trace = implementation_named(measure).run(model, ids, execution)
+    trace = implementation_named(measure).runner(execution).trace(model, ids)
     ball = Ball(model, ids, execution) if effort.ball else None
     return _Run(execution, trace, [], ball, {}, [])
 

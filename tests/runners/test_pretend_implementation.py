@@ -54,7 +54,13 @@ TOKENS = np.random.default_rng(3).integers(0, SIZES.vocab, 2 * CUT)
 class Pretended:
     """Runs whole texts, chunks that forget, and refuses a batch."""
 
-    def trace(self, model, tokens, variant, segments):
+    def __init__(self, execution):
+        self.execution = execution
+
+    def trace(self, model, tokens, variant=None, segments=()):
+        if variant is None:
+            yield from Emulated(self.execution).trace(model, tokens)
+            return
         if variant.kind == "batched":
             raise RefusedError("pretend refuses it: one text at a time")
         calls = [
@@ -127,11 +133,8 @@ class PretendImplementation(AbstractImplementation):
         name = f"pretend {mode}, {precision}"
         return dataclasses.replace(own, name=name, implementation=self.name)
 
-    def run(self, model, tokens, execution):
-        return Emulated(execution).trace(model, tokens)
-
-    def in_ways(self, model, execution):
-        return Pretended()
+    def runner(self, execution):
+        return Pretended(execution)
 
     def reads(self, config):
         return True

@@ -85,14 +85,14 @@ def test_what_is_not_run_is_refused_with_a_hint(one):
     if not one.measures:
         for refused in (
             lambda: one.execution(None, "bf16"),
-            lambda: one.run(None, None, None),
+            lambda: one.runner(None),
         ):
             with pytest.raises(UsageError) as caught:
                 refused()
             assert caught.value.hint
     if not one.ways:
         with pytest.raises(UsageError) as caught:
-            one.in_ways(None, None)
+            audited(one.name)
         assert caught.value.hint
 
 

@@ -10,7 +10,6 @@ from .._implementation import AbstractImplementation
 
 
 if TYPE_CHECKING:
-    from ...models import Model
     from .._execution import Execution
 
 
@@ -50,12 +49,12 @@ class DumpImplementation(AbstractImplementation):
         del config, precision, architecture, mode, state_precision
         self._refuse()
 
-    def run(self, model: Model, tokens, execution: Execution) -> NoReturn:
+    def runner(self, execution: Execution) -> NoReturn:
         """Refuse: a dump was run elsewhere.
 
         **Raises:** `UsageError`.
         """
-        del model, tokens, execution
+        del execution
         self._refuse()
 
     def _refuse(self) -> NoReturn:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._implementation import AbstractImplementation, RunsInWays
+from .._implementation import AbstractImplementation, Runner
 
 
 if TYPE_CHECKING:
-    from ...models import Model
     from .._execution import Execution
-    from .._trace import Trace
 
 
 class EmulatedImplementation(AbstractImplementation):
@@ -48,15 +46,8 @@ class EmulatedImplementation(AbstractImplementation):
 
         return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 
-    def run(self, model: Model, tokens, execution: Execution) -> Trace:
-        """Run a text whole or by steps, as the execution says."""
-        from .runner import Emulated
-
-        return Emulated(execution).trace(model, tokens)
-
-    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
-        """Run texts in calls that hand a state on."""
-        del model
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts in one call, or in calls that hand states on."""
         from .runner import Emulated
 
         return Emulated(execution)

@@ -40,11 +40,7 @@ class Emulated:
     ) -> Trace:
         """Records of all sublayers with their stored tensors, then the head.
 
-        **Arguments:**
-
-        - `tokens`: (batch, seq).
-        - `variant`: changes nothing; `segments` say what its calls are.
-        - `segments`: the calls and their executions; none is one call.
+        **Arguments:** as for `Runner.trace`; the variant is what its segments say.
         """
         del variant
         execution = self.execution

@@ -13,14 +13,12 @@ from .._implementation import (
     Flag,
     PassedOver,
     Reach,
-    RunsInWays,
+    Runner,
 )
 
 
 if TYPE_CHECKING:
-    from ...models import Model
     from .._execution import Execution, InnerConstants
-    from .._trace import Trace
 
 
 NO_MASK = "mamba_ssm takes no attention mask"
@@ -72,18 +70,11 @@ class MambaSsmImplementation(AbstractImplementation):
 
         return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 
-    def run(self, model: Model, tokens, execution: Execution) -> Trace:
-        """Run a text with its kernels, on an NVIDIA GPU."""
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts with its kernels, on an NVIDIA GPU."""
         from .runner import MambaSsm
 
-        return MambaSsm(execution).trace(model, tokens)
-
-    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
-        """Run texts whole, by steps or in a batch, on an NVIDIA GPU."""
-        del model, execution
-        from .ways import MambaSsmVariants
-
-        return MambaSsmVariants()
+        return MambaSsm(execution)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Its own layout has no `model_type`."""

@@ -6,6 +6,7 @@ from the norm to the output; the unfused path shows more of the stored tensors. 
 Mamba-2 neither shows what the convolution stores.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +18,10 @@ from ...formats._precision import Precision
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
+from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .._ways import Variant
 from .implementation import MambaSsmImplementation
 
 
@@ -42,17 +45,39 @@ class MambaSsm:
         self._device = device
 
     @traced_in_fp64
-    def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers, then the head.
+    def trace(
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
 
         Decoding goes token by token through all layers (`Mamba.step` on a cache of
         zeros), so its records come after the last token.
+
+        **Arguments:** as for `Runner.trace`; of `segments` there is one.
         """
+        if segments:
+            (segment,) = segments  # every call of a run is of one execution
+            runner = MambaSsm(segment.execution, fused=self._fused, device=self._device)
+            yield from runner.trace(model, tokens, variant)
+            return
+        own = slice(None)
+        if variant is not None and variant.kind == "batched":
+            row = (variant.numbers or (1,))[0]
+            copies = [np.roll(tokens[:1], 1 + i) for i in range(max(row, 2))]
+            tokens = np.concatenate([*copies[:row], tokens[:1], *copies[row:]])
+            own = slice(row, row + 1)
         precision = self.execution.precision
         decoding = self.execution.mode == "decode"
         torch, network = _build(model, precision, self._fused, self._device, decoding)
         run = self._decoded if decoding else self._whole
         before: Any
+        last: Any
+        seen: Any
+        normed: Any = None
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
             before, last = copied(network.backbone.embedding(ids)), None
@@ -63,14 +88,14 @@ class MambaSsm:
             layer = model.sublayers[seen.pop("layer")]
             output, after = seen.pop("mixer"), seen.pop("residual")
             last = np.zeros(before.shape) if last is None else last
-            stored = {site: jnp.asarray(array) for site, array in seen.items()}
+            seen |= {"out": output, "residual": after}
             yield SublayerRecord(
                 layer.layer,
                 layer.kind,
-                jnp.asarray(before),
-                jnp.asarray(last),
-                jnp.asarray(output),
-                stored | {"out": jnp.asarray(output), "residual": jnp.asarray(after)},
+                jnp.asarray(before[own]),
+                jnp.asarray(last[own]),
+                jnp.asarray(output[own]),
+                {site: jnp.asarray(array[own]) for site, array in seen.items()},
                 {},
             )
             before, last = after, output
@@ -78,9 +103,9 @@ class MambaSsm:
         def logits(start, stop):
             with torch.no_grad(), self._autocast(torch):
                 rows = network.lm_head.weight[start:stop]
-                return jnp.asarray(copied(normed @ rows.T))
+                return jnp.asarray(copied(normed[own] @ rows.T))
 
-        yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+        yield HeadRecord(jnp.asarray(before[own]), jnp.asarray(last[own]), logits)
 
     def _whole(self, torch, network, ids):
         """A dict a block, then what the head reads."""

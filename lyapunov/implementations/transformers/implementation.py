@@ -14,14 +14,12 @@ from .._implementation import (
     Defect,
     Flag,
     PassedOver,
-    RunsInWays,
+    Runner,
 )
 
 
 if TYPE_CHECKING:
-    from ...models import Model
     from .._execution import Execution
-    from .._trace import Trace
 
 
 LIBRARIES = {
@@ -145,18 +143,11 @@ class TransformersImplementation(AbstractImplementation):
 
         return transformers_network(config, architecture, precision, mode)
 
-    def run(self, model: Model, tokens, execution: Execution) -> Trace:
-        """Run a text with its modules, whole or from a cache."""
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts with its modules: whole, from its own cache, padded, in a batch."""
         from .runner import Transformers
 
-        return Transformers(execution).trace(model, tokens)
-
-    def in_ways(self, model: Model, execution: Execution) -> RunsInWays:
-        """Run texts in calls, padded or in a batch, from its own cache."""
-        del model
-        from .network_runner import TransformersNetwork
-
-        return TransformersNetwork(execution)
+        return Transformers(execution)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Its own layout names a `model_type`."""
@@ -205,8 +196,8 @@ class TransformersCudaImplementation(AbstractImplementation):
 
         return transformers_cuda_network(config, architecture, precision, mode)
 
-    def run(self, model: Model, tokens, execution: Execution) -> Trace:
-        """Run a text with its modules on a GPU."""
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts with its modules on a GPU."""
         from .runner import Transformers
 
-        return Transformers(execution, device="cuda").trace(model, tokens)
+        return Transformers(execution, device="cuda")

@@ -110,11 +110,8 @@ class TransformersNetwork:
         Steps go through all layers at each token, so the records of a text come when it
         is through. The network is built for the first text and kept.
 
-        **Arguments:**
-
-        - `tokens`: (batch, seq); ways with padding or a batch run the first sequence.
-        - `variant`: None: whole, or by steps, as the execution says.
-        - `segments`: the calls, and the execution that is declared of each.
+        **Arguments:** as for `Runner.trace`; ways with padding or a batch run the first
+        sequence.
 
         **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
         sublayer whose output no module puts out; `RefusedError` where the network
@@ -123,9 +120,7 @@ class TransformersNetwork:
         execution = segments[0].execution if segments else self.execution
         if variant is None:
             variant = Variant("steps" if execution.mode == "decode" else "whole")
-        if self._network is None:
-            self._network = self.built(model)
-        torch, network = self._network
+        torch, network = self.network(model)
         modules = dict(network.named_modules())
         calls: dict[tuple[str, str], list[np.ndarray]] = {}
         parts = parts_of(model)
@@ -163,6 +158,15 @@ class TransformersNetwork:
             stream.hidden,
             lambda start, stop: jnp.asarray(copied(logits[..., start:stop])),
         )
+
+    def network(self, model: Model) -> tuple[Any, Any]:
+        """torch, and the network, which is built at the first call.
+
+        **Raises:** as `built`.
+        """
+        if self._network is None:
+            self._network = self.built(model)
+        return self._network
 
     def built(self, model: Model) -> tuple[Any, Any]:
         """torch, and the network.

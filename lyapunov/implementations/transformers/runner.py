@@ -5,7 +5,7 @@ What happens between modules (the conv, dt, the scan) is not seen, so there T0 c
 a longer stretch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ from ..._errors import UsageError
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
+from .._segment import Segment
 from .._torch import copied, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
-from ._built import from_weights
+from .._ways import Variant
 from .network_runner import TransformersNetwork
 
 
@@ -47,51 +48,59 @@ class Transformers:
             )
         self.execution = execution
         self._device = device
+        self._networks = TransformersNetwork(execution, device)
 
     @traced_in_fp64
-    def trace(self, model: Model, tokens) -> Trace:
-        """Records of all sublayers, then the head.
+    def trace(
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
+
+        **Arguments:** as for `Runner.trace`.
 
         **Raises:** `UsageError` for a checkpoint that transformers does not read, or a
         sublayer whose output no module puts out; `RefusedError` where the network
         itself raises.
         """
-        if plain_mamba1(model.config) is None or self.execution.mode == "decode":
-            network = TransformersNetwork(self.execution, self._device)
-            yield from network.trace(model, tokens)
+        decodes = self.execution.mode == "decode"
+        whole = not decodes if variant is None else variant.kind == "whole"
+        if not whole or plain_mamba1(model.config) is None:
+            yield from self._networks.trace(model, tokens, variant, segments)
             return
-        torch, network = from_weights(model, self.execution.precision, self._device)
+        torch, network = self._networks.network(model)
         with torch.no_grad():
             ids = torch.as_tensor(np.asarray(tokens), device=self._device)
-        residual, hidden, normed = None, None, None
+        before, normed = None, None
         for seen in _layer_by_layer(torch, network, ids, self._autocast):
             if seen.normed is not None:
                 normed = seen.normed
                 continue
-            if residual is None:
-                residual, hidden = seen.input, np.zeros(seen.input.shape)
-            output = seen.stored.pop("mixer")
+            output = jnp.asarray(seen.stored.pop("mixer"))
+            given = jnp.asarray(seen.input)
             layer = model.sublayers[seen.layer]
             stored = {name: jnp.asarray(x) for name, x in seen.stored.items()}
             yield SublayerRecord(
                 layer.layer,
                 layer.kind,
-                jnp.asarray(residual),
-                jnp.asarray(hidden),
-                jnp.asarray(output),
-                stored | {"out": jnp.asarray(output)},
+                *(before or (given, jnp.zeros_like(given))),
+                output,
+                # what the block is given is what was added up
+                stored | {"out": output, "residual": given},
                 {},
             )
-            # what the block added up itself, rounded as it rounds
-            residual = _add(torch, residual, hidden, model, self.execution)
-            hidden = output
+            before = given, output
 
         def logits(start, stop):
             with torch.no_grad(), self._autocast(torch):
                 rows = network.lm_head.weight[start:stop]
                 return jnp.asarray(copied(normed @ rows.T))
 
-        yield HeadRecord(jnp.asarray(residual), jnp.asarray(hidden), logits)
+        assert before is not None
+        yield HeadRecord(*before, logits)
 
     def _autocast(self, torch):
         """What the modules run under: autocast, or nothing."""
@@ -133,11 +142,3 @@ def _cast(torch, seen, autocast):
             for name in ("norm", "gated"):
                 seen[name] = copied(torch.tensor(seen[name]).to(dtype))
     return seen
-
-
-def _add(torch, residual, hidden, model: Model, execution: Execution) -> np.ndarray:
-    """The residual that the block's addition made: one torch addition, repeated."""
-    dtype = torch_dtype(
-        torch, "fp32" if model.config.residual_in_fp32 else execution.precision
-    )
-    return copied(torch.tensor(residual).to(dtype) + torch.tensor(hidden).to(dtype))
