@@ -217,10 +217,8 @@ ASKED = ("whole", f"chunks:{CUT}", "batched:1", "packed:5", "steps")
 
 def test_an_audit_has_its_ways_and_its_defects(pretend, folder):
     """Assert it without a run: which there are, why not the others, what is known."""
-    ids = TOKENS[None]
-    ways, skipped = ways_of_source(
-        lyapunov.load(folder), "pretend", ids, ["bf16"], ASKED, None
-    )
+    ids, model = TOKENS[None], lyapunov.load(folder)
+    ways, skipped = ways_of_source(model, "pretend", ids, ["bf16"], ASKED, None)
     assert [str(way.variant) for way in ways] == list(ASKED[:3])
     for way in ways:
         for one in way.segments:
@@ -231,7 +229,7 @@ def test_an_audit_has_its_ways_and_its_defects(pretend, folder):
     assert "pretend does not say" in reasons["steps"]
     first = FirstViolation(0, "conv", 0, CUT, 3, 0.15, 0.0009)
     bug = VariantAudit(ASKED[1], "bf16", BUG, violations=1, first_violation=first)
-    (told,) = with_known([bug], pretend, "mamba1", len(TOKENS))
+    (told,) = with_known([bug], pretend, "mamba1", len(TOKENS), model.config.sublayers)
     assert told.known is not None
     assert told.known.implementation == "pretend"
 
