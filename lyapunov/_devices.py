@@ -18,6 +18,13 @@ def chosen_device() -> Any:
     return config.jax_default_device
 
 
+def as_here(device: Any, work: Callable, *arguments: Any) -> Any:
+    """Run in a worker, and get NumPy's arrays: fp64 and the device are a thread's own
+    business."""
+    with jax.enable_x64(True), jax.default_device(device):
+        return jax.tree.map(np.asarray, work(*arguments))
+
+
 def devices() -> list[jax.Device]:
     """The one that was chosen, or else all that this process has."""
     chosen = chosen_device()

@@ -29,6 +29,10 @@ from ._row_blocks import emptied, over_blocks
 from .rules import entries, functions, rows, scans, storage, sums
 
 
+LEFT_OPEN = "left_open"
+"""Observed of a choice: the rows of which no one can say what an execution chose."""
+
+
 def _operation(rule: Callable) -> Any:
     """A rule as a method: its interpreter is what it is told of the execution."""
     return rule
@@ -131,7 +135,6 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     layer_normalise = _operation(rows.layer_normalise)
     softmax = _operation(rows.softmax)
     shares = _operation(rows.shares)
-    largest = _operation(rows.largest)
 
     einsum = _operation(sums.einsum)
     cumsum = _operation(sums.cumsum)
@@ -141,6 +144,12 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     advance = _operation(scans.advance)
     step = _operation(scans.step)
     contract = _operation(scans.contract)
+
+    def largest(self, x, count):
+        """By its rule; rows whose choice roundings may change are observed."""
+        chosen = rows.largest(self, x, count)
+        self.observed[LEFT_OPEN] = jnp.any(chosen.error > 0, axis=-1)
+        return chosen
 
     def in_row_blocks(self, body, x, rows):
         """One block after another; of a trace's anchors each takes its own rows."""

@@ -3,11 +3,10 @@
 from concurrent.futures import Executor
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._devices import chosen_device
+from .._devices import as_here, chosen_device
 from ..bounds.floor import floor_l2
 from ..bounds.local import (
     Comparison,
@@ -66,7 +65,7 @@ class SublayerDivergence:
         )
         flow = sublayer.flow
         # a worker is told what holds in this thread alone
-        in_worker = partial(_as_here, chosen_device())
+        in_worker = partial(as_here, chosen_device())
         self._t1 = workers.submit(in_worker, sublayer_bound, *self._arguments)
         self._t0 = workers.submit(
             in_worker, operation_bounds, execution, flow, record, parameters, start
@@ -133,12 +132,6 @@ class SublayerDivergence:
     def _first_violation(self) -> dict | None:
         found = first_violation(*self._arguments)
         return None if found is None else {"tensor": found[0]} | found[1]._asdict()
-
-
-def _as_here(device, work, *arguments):
-    """Run in a worker: fp64 and the device are a thread's own business."""
-    with jax.enable_x64(True), jax.default_device(device):
-        return jax.tree.map(np.asarray, work(*arguments))
 
 
 def _root(square) -> float:
