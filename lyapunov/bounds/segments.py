@@ -249,9 +249,7 @@ def _output(plan: _Plan, inputs: _Inputs, parameters, originals, start):
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
         output, made = _chained(plan, inputs, at, incoming, parameters, start)
         none = lambda i: jnp.zeros(plan.spans[i][1] - plan.spans[i][0], bool)
-        left_open = [
-            one.observed.get(LEFT_OPEN, none(i)) for i, one in enumerate(made)
-        ]
+        left_open = [one.observed.get(LEFT_OPEN, none(i)) for i, one in enumerate(made)]
         return output, jnp.concatenate(left_open)
 
     centre, left_open = side_by_side(bounded)(inputs.incoming)

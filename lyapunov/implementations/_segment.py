@@ -24,9 +24,11 @@ class Segment:
 def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
     """Consecutive calls of one execution as one segment, where its kind joins calls.
 
-    Not where a state is rounded in between; fp32 holds what fp32 registers held. A scan
-    is then as deep as all of its calls, chunks begin with calls, and attention has as
-    many terms a sum as its last call, of which earlier calls have fewer.
+    Without a state a prompt and the steps behind it are of one execution, too, where
+    they store the same tensors. Not where a state is rounded in between; fp32 holds
+    what fp32 registers held. A scan is then as deep as all of its calls, chunks begin
+    with calls, and attention has as many terms a sum as its last call, of which earlier
+    calls have fewer.
 
     **Arguments:**
 
@@ -34,7 +36,7 @@ def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
     """
     runs: list[list[Segment]] = []
     for segment in segments:
-        same = runs and runs[-1][0].execution is segment.execution
+        same = runs and _alike(runs[-1][0].execution, segment.execution, sizes)
         kept = segment.cache is FP32 or not sizes.recurrent
         if same and kept and sizes.joins_calls:
             runs[-1].append(segment)
@@ -48,3 +50,13 @@ def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
             execution = dataclasses.replace(execution, calls=calls)
         out.append(Segment(run[0].start, run[-1].stop, execution, run[0].cache))
     return tuple(out)
+
+
+def _alike(one: Execution, other: Execution, sizes: Any) -> bool:
+    """Whether both compute and round alike: of a scan the declared depths differ."""
+    if one is other or sizes.recurrent:
+        return one is other
+    names = "sites", "parameters", "constants", "dt_limit"
+    depths = lambda x: (x.depths.accumulation, x.depths.reduction)
+    same = all(getattr(one, name) == getattr(other, name) for name in names)
+    return same and depths(one) == depths(other)

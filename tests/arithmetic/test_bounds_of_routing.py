@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel, Weight
+from lyapunov.arithmetic.bounded import LEFT_OPEN
 from lyapunov.sublayers.experts import ExpertsParameters, route
 
 from ..helpers import gamma
@@ -54,6 +55,16 @@ def test_sigmoid_is_rounded(rng):
     lost = np.asarray(bound.value) * 2.0**-8
     assert (lost <= np.asarray(bound.error) * OWN).all()
     assert (np.asarray(bound.error) <= lost * 1.01).all()
+
+
+def test_a_choice_that_is_left_open_is_observed():
+    """Assert it of rows in which an end reaches another's, and of no other."""
+    v = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 2.0], [1.0, 1.0, 2.0]])
+    e = np.array([[0.4, 0.4, 3.0], [0.5, 0.5, 0.0], [0.9, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    at = BoundedArithmetic({}, RoundingModel.none())
+    chosen = at.largest(bounded(v, e), 2)
+    np.testing.assert_array_equal(at.observed[LEFT_OPEN], [True, True, False, True])
+    np.testing.assert_array_equal(chosen.error.any(-1), at.observed[LEFT_OPEN])
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import lyapunov
+from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.hard import SIZES
+from oracles.checkpoints.transformers import make, save
 
 from ..executions.conftest import checkpoint
 
@@ -13,6 +15,10 @@ __all__ = ["checkpoint"]
 
 # One length, so that ways with the same calls are compiled once.
 SEQ = 40
+
+# Of families of several kinds of sublayers, and a short text for them.
+FAMILIES = ("mamba2", "jamba", "nemotron_h", "gpt_neox")
+SEQ_OF_FAMILIES = 8
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,20 @@ def audited(setting):
         return {v.variant: v for v in report.variants}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A function: family -> a small model of it, and a text."""
+    kept = {}
+
+    def one(family):
+        if family not in kept:
+            settings = next(iter(CONFIGURATIONS[family].values()))
+            folder = tmp_path_factory.mktemp(family)
+            kept[family] = lyapunov.load(save(make(family, **settings), folder))
+        vocab = kept[family].config.vocab_size
+        text = np.random.default_rng(3).integers(0, vocab, SEQ_OF_FAMILIES)
+        return kept[family], text
+
+    return one

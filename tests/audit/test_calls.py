@@ -1,16 +1,19 @@
 """Which calls a way is made of: what a network is given, and what is bounded as one."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lyapunov.bounds.segments import _Plan
 from lyapunov.formats import BF16, FP32
 from lyapunov.implementations import executions_for
 from lyapunov.implementations._segment import Segment, merged
 from lyapunov.implementations._ways import parse_variant, usual_variants
 from lyapunov.implementations.transformers.ways import planned
 from lyapunov.sublayers import KINDS, NetworkConfig
+
+from ..model.every_kind import SIZES
 
 
 SEQ = 12
@@ -54,8 +57,6 @@ def segments(lengths, execution, cache):
 
 @pytest.fixture(scope="module")
 def execution():
-    from tests.model.every_kind import SIZES
-
     config = NetworkConfig(8, 8, SIZES["mamba2"].d_model, (SIZES["mamba2"],))
     given = {"architecture": "mamba2", "measure": "transformers"}
     (found,) = executions_for(config, ["bf16"], **given)
@@ -74,10 +75,32 @@ def test_calls_are_one_where_nothing_is_rounded_between_them(execution):
         assert (one.start, one.stop, one.execution.calls) == (0, 12, (5, 5, 2))
         narrow = segments((5, 5, 2), execution, BF16)
         assert len(merged(narrow, kind)) == (3 if kind.recurrent else 1)
-    other = SimpleNamespace()
-    apart = merged([*cut[:2], Segment(10, 12, other, FP32)], KINDS["mlp"])  # type: ignore[arg-type]
-    assert [(s.start, s.stop) for s in apart] == [(0, 10), (10, 12)]
-    assert apart[1].execution is other
+    other = replace(execution, sites=execution.sites | {"out": FP32})
+    for kind in KINDS.values():
+        apart = merged([*cut[:2], Segment(10, 12, other, FP32)], kind)
+        assert (apart[-1].start, apart[-1].execution) == (10, other)
+
+
+def test_a_prompt_and_steps_are_one_where_neither_has_a_state(execution):
+    """Assert it of executions that differ in the depth of a scan alone, and not of
+    those that round otherwise."""
+    steps = replace(execution, depths=replace(execution.depths, scan=lambda n: 1))
+    for kind in KINDS.values():
+        for calls in ((0, 5, 12), (0, 11, 12)):
+            spans = zip(calls, calls[1:], (execution, steps), strict=False)
+            cut = [Segment(*span) for span in spans]
+            assert len(merged(cut, kind)) == (2 if kind.recurrent else 1)
+    coarser = replace(steps, constants=replace(steps.constants, unit=2.0**-8))
+    cut = [Segment(0, 5, execution), Segment(5, 12, coarser)]
+    assert len(merged(cut, KINDS["mlp"])) == 2
+
+
+def test_a_scans_depth_is_no_part_of_what_has_none(execution):
+    """Assert one program of the text whole and by steps, but for a recurrence."""
+    steps = replace(execution, depths=replace(execution.depths, scan=lambda n: 1))
+    for name, sizes in SIZES.items():
+        one, other = (_Plan([Segment(0, 12, e)], sizes) for e in (execution, steps))
+        assert (one == other) is (not sizes.recurrent), name
 
 
 def test_a_scan_is_as_deep_as_its_calls_and_a_chunk_as_one(execution):
@@ -85,7 +108,5 @@ def test_a_scan_is_as_deep_as_its_calls_and_a_chunk_as_one(execution):
     (one,) = merged(segments((5, 5, 2), execution, FP32), KINDS["mamba2"])
     assert one.execution.chunked
     assert one.execution.scan_depth(12) == execution.scan_depth(5) == 5
-    from dataclasses import replace
-
     unchunked = replace(one.execution, chunked=False)
     assert unchunked.scan_depth(12) == 12

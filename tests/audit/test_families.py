@@ -1,7 +1,7 @@
-"""Families other than Mamba-1 are audited whole, by steps and in a batch.
+"""Families other than Mamba-1 are audited in the ways that they are run in.
 
-transformers' own code is rounding; faults planted in its cache are bugs, at the first
-token that they reach. What has no bounds is refused, with the reason.
+transformers' own code is rounding (faults planted in it: `test_planted`). What there is
+not is refused, with the reason.
 """
 
 import numpy as np
@@ -10,33 +10,13 @@ import pytest
 import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.implementations import Transformers, write_dump
-from lyapunov.implementations.transformers._cache import cache_argument
-from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
-from oracles.checkpoints.configurations import CONFIGURATIONS
-from oracles.checkpoints.transformers import make, save
+
+from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 
 
-SEQ = 8
 LATE = 5
-FAMILIES = ("mamba2", "jamba", "nemotron_h", "gpt_neox")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A function: family -> a small model of it, and a text."""
-    kept = {}
-
-    def one(family):
-        if family not in kept:
-            settings = next(iter(CONFIGURATIONS[family].values()))
-            folder = tmp_path_factory.mktemp(family)
-            kept[family] = lyapunov.load(save(make(family, **settings), folder))
-        vocab = kept[family].config.vocab_size
-        return kept[family], np.random.default_rng(3).integers(0, vocab, SEQ)
-
-    return one
 
 
 @pytest.mark.slow
@@ -52,72 +32,6 @@ def test_clean_runs_are_rounding(models, family):
         assert (run.violations, run.tokens) == (0, SEQ)
         assert 0 < run.ratio <= 1
         assert len(run.layers) == len(model.sublayers)
-
-
-def states(layer, kind):
-    return [x for x in getattr(layer, kind, {}).values() if x is not None]
-
-
-def state_lost(cache, named, before):
-    for layer in cache.layers:
-        for state in states(layer, "recurrent_states"):
-            state.zero_()
-
-
-def window_lost(cache, named, before):
-    for layer in cache.layers:
-        for window in states(layer, "conv_states"):
-            window.zero_()
-
-
-def state_stale(cache, named, before):
-    for layer, old in zip(cache.layers, before, strict=True):
-        for state, earlier in zip(states(layer, "recurrent_states"), old, strict=True):
-            state.copy_(earlier)
-
-
-def positions_late(cache, named, before):
-    named["position_ids"] = named["position_ids"] - 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "fault"),
-    [
-        ("mamba2", state_lost),
-        ("mamba2", window_lost),
-        ("mamba2", state_stale),
-        ("gpt_neox", positions_late),
-    ],
-)
-def test_faults_of_a_cache_are_bugs(models, monkeypatch, family, fault):
-    """Assert a bug at the first token that a planted fault reaches, and none before."""
-    built, calls, before = TransformersNetwork.built, [], []
-
-    def broken(self, model):
-        torch, network = built(self, model)
-
-        def spoil(module, given, named):
-            cache = named.get(cache_argument(network))
-            # the first call makes the cache; the call after it is of token 0
-            if cache is not None and len(calls) == LATE + 1:
-                fault(cache, named, before)
-            calls.append(1)
-            before[:] = [
-                [x.clone() for x in states(layer, "recurrent_states")]
-                for layer in (cache.layers if cache is not None else ())
-            ]
-            return given, named
-
-        network.register_forward_pre_hook(spoil, with_kwargs=True)
-        return torch, network
-
-    monkeypatch.setattr(TransformersNetwork, "built", broken)
-    model, tokens = models(family)
-    (run,) = lyapunov.audit(model, "transformers", tokens, variants="steps").variants
-    assert run.verdict == BUG
-    assert run.first_violation is not None
-    assert (run.first_violation.layer, run.first_violation.token) == (0, LATE)
 
 
 def test_ways_that_there_are_not_say_why(models):

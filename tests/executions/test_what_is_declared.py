@@ -116,5 +116,7 @@ def test_who_hands_states_on_in_one_product(measure, mode, expected):
     assert own.bounded(4, {}, None).chunks_at_once is expected
     assert other.bounded(4, {}, None).chunks_at_once is not expected
     assert Interpreter(own, 4, True) != Interpreter(other, 4, True)
-    one, two = (_Plan([Segment(0, 4, each, FP32)]) for each in (own, other))
+    one, two = (
+        _Plan([Segment(0, 4, each, FP32)], SIZES["mamba2"]) for each in (own, other)
+    )
     assert one != two
