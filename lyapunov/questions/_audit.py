@@ -207,7 +207,6 @@ def _one(model: Model, ids, way: Way, keys, progress):
         checked = audit_sublayer(
             segments, sizes, record, held, originals, model.start(held[0]), keys
         )
-        checked = jax.tree.map(np.asarray, checked)
         wrong = _embedding(model, ids, execution, record) if layer == 0 else None
         layers.append(_layer(record, checked, wrong))
         tokens = record.output.shape[0] * record.output.shape[1]

@@ -17,7 +17,8 @@ from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 from .planted import LATE
 
 
-# what is broken -> how, in which tensors of the cache, and the first token concerned
+# what is broken -> how, in which tensors of the cache, and the first token concerned;
+# of a narrower format the first that can be, where its error is beyond the bound
 STATE, WINDOW, KEYS = "recurrent_states", "conv_states", "keys"
 FAULTS = {
     "state stale": (planted.stale_state, STATE, LATE),
@@ -93,7 +94,10 @@ def test_faults_of_a_cache_are_bugs(models, monkeypatch, family, fault):
     assert first is not None
     kinds = ("attention",) if what == KEYS else ("mamba1", "mamba2")
     layer = first_that(model, kinds)
-    assert (first.layer, first.batch, first.token) == (layer, 0, token)
+    assert (first.layer, first.batch) == (layer, 0)
+    if function is not planted.narrow:
+        assert first.token == token
+    assert first.token >= token
     assert first.measured > first.bound
     assert not any(x.violations for x in run.layers[:layer])
 
@@ -135,4 +139,5 @@ def test_a_fault_that_a_family_cannot_have_is_said_why(models, family, fault):
         assert "attention" not in kinds
     else:
         assert reason == NO_POSITIONS
-        assert sizes and all(x.rotary == 0 for x in sizes)
+        assert sizes
+        assert all(x.rotary == 0 for x in sizes)
