@@ -10,6 +10,7 @@ import pytest
 import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.implementations import Transformers, write_dump
+from lyapunov.implementations._ways import usual_variants
 from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
 
@@ -17,20 +18,26 @@ from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 
 
 LATE = 5
+# What has no defect in any family.
+RIGHT = ("whole", "steps", "batched:1", "initial_state:4")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_clean_runs_are_rounding(models, family):
-    """Assert it of transformers in each way, with bounds of everything."""
+    """Assert it of transformers in each way that it has, with bounds of everything, but
+    for the defects that are known by name."""
     model, tokens = models(family)
-    ways = ("whole", "steps", "batched:1")
-    report = lyapunov.audit(model, "transformers", tokens, variants=ways)
-    assert [run.variant for run in report.variants] == list(ways)
-    for run in report.variants:
-        assert run.verdict == CONSISTENT, (run.variant, run.first_violation, run.z)
-        assert (run.violations, run.tokens) == (0, SEQ)
-        assert 0 < run.ratio <= 1
+    tried = [str(way) for way in usual_variants(SEQ)]
+    report = lyapunov.audit(model, "transformers", tokens, variants=tried)
+    ran = [run for run in report.variants if run.verdict != NOT_RUN]
+    assert [run.variant for run in ran] == [w for w in tried if "packed" not in w]
+    for run in ran:
+        right = run.variant in RIGHT
+        if right or run.known is None:
+            assert run.verdict == CONSISTENT, (run.variant, run.first_violation, run.z)
+            assert (run.violations, run.tokens) == (0, SEQ)
+            assert 0 < run.ratio <= 1
         assert len(run.layers) == len(model.sublayers)
 
 
