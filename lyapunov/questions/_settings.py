@@ -1,6 +1,8 @@
 """Settings of a check or an audit: what each may be, and how a report repeats it."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .._arguments import choice, shown, sublayer_numbers, switch, text, whole, words
@@ -19,80 +21,71 @@ CONSTANTS = ("documented", "measured")
 MOST_SEED = 2**63 - 1
 
 
-def _precisions(value: Any) -> list[str]:
-    found = words(value, "precisions", '["bf16"]')
+def _precisions(value: Any, name: str) -> list[str]:
+    found = words(value, name, '["bf16"]')
     return [choice(one, "a precision", PRECISIONS) for one in found]
 
 
-def _state_precision(value: Any) -> str | None:
-    if text(value, "state_precision", "bf16") is None:
+def _state_precision(value: Any, name: str) -> str | None:
+    if text(value, name, "bf16") is None:
         return None
     return state_format_named(value).name
 
 
-def _layers(value: Any) -> list[int] | None:
+def _layers(value: Any, name: str) -> list[int] | None:
+    del name
     found = sublayer_numbers(value)
     return None if found is None else list(found)
 
 
-def _place(name: str):
-    def read(value: Any) -> str | None:
-        if value is None or (isinstance(value, str | os.PathLike) and str(value)):
-            return None if value is None else os.fsdecode(os.fspath(value))
-        raise ArgumentError(f"{name} is {shown(value)}", hint="a path, or org/name")
-
-    return read
+def _place(value: Any, name: str) -> str | None:
+    if value is None or (isinstance(value, str | os.PathLike) and str(value)):
+        return None if value is None else os.fsdecode(os.fspath(value))
+    raise ArgumentError(f"{name} is {shown(value)}", hint="a path, or org/name")
 
 
-def _codes(name: str):
-    return lambda value: list(check_codes(words(value, name, '["LYA004"]')))
+def _groups(value: Any, name: str) -> list[str]:
+    found = words(value, name, '["bf16:A_log"]')
+    return list(dict.fromkeys(str(rounded_group(one)) for one in found))
 
 
-def _switch(name: str, or_none: bool = False):
-    return lambda value: switch(value, name, or_none=or_none)
+def _codes(value: Any, name: str) -> list[str]:
+    return list(check_codes(words(value, name, '["LYA004"]')))
 
 
-def _whole(name: str, least: int):
-    return lambda value: whole(value, name, least)
-
-
-def _seed(value: Any) -> int:
-    found = whole(value, "seed", 0)
+def _seed(value: Any, name: str) -> int:
+    found = whole(value, name, 0)
     if found > MOST_SEED:
-        raise ArgumentError(f"seed is {shown(value)}", hint="a number below 2**63")
+        raise ArgumentError(f"{name} is {shown(value)}", hint="a number below 2**63")
     return found
 
 
-_SETTINGS = {
+_SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "precisions": _precisions,
     "state_precision": _state_precision,
-    "mode": lambda value: choice(value, "mode", MODES),
+    "mode": partial(choice, known=MODES),
     "layers": _layers,
-    "measure": lambda value: choice(value, "measure", measure_names()),
-    "constants": lambda value: choice(value, "constants", CONSTANTS),
-    "device": lambda value: text(value, "device", "cpu"),
-    "against": _place("against"),
-    "round_weights": lambda value: list(
-        dict.fromkeys(
-            str(rounded_group(one))
-            for one in words(value, "round_weights", '["bf16:A_log"]')
-        )
-    ),
-    "effort": lambda value: choice(value, "effort", tuple(EFFORTS)),
-    "floor": _switch("floor"),
-    "probes": _whole("probes", 0),
-    "readouts": lambda value: None if value is None else whole(value, "readouts", 0),
-    "ball": _switch("ball"),
-    "growth": _switch("growth", or_none=True),
+    "measure": lambda value, name: choice(value, name, measure_names()),
+    "constants": partial(choice, known=CONSTANTS),
+    "device": partial(text, example="cpu"),
+    "against": _place,
+    "round_weights": _groups,
+    "effort": partial(choice, known=tuple(EFFORTS)),
+    "floor": switch,
+    "probes": partial(whole, least=0),
+    "readouts": lambda value, name: None if value is None else whole(value, name, 0),
+    "ball": switch,
+    "growth": partial(switch, or_none=True),
     "seed": _seed,
-    "fail_on": lambda value: choice(value, "fail_on", (ERROR, WARNING)),
-    "select": _codes("select"),
-    "ignore": _codes("ignore"),
-    "allow_partial": _switch("allow_partial"),
-    "exit_zero": _switch("exit_zero"),
-    "tokens_are_text": _switch("tokens_are_text"),
-    "n_probes": _whole("n_probes", 1),
+    "fail_on": partial(choice, known=(ERROR, WARNING)),
+    "select": _codes,
+    "ignore": _codes,
+    "allow_partial": switch,
+    "exit_zero": switch,
+    "tokens_are_text": switch,
+    "n_probes": partial(whole, least=1),
 }
+"""What reads each setting, by its name; given the value and the name."""
 
 
 def checked_settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +95,7 @@ def checked_settings(given: dict[str, Any]) -> dict[str, Any]:
     of range, or names what there is not; names without a rule are left as they are.
     """
     settings = {
-        name: _SETTINGS[name](value) if name in _SETTINGS else value
+        name: _SETTINGS[name](value, name) if name in _SETTINGS else value
         for name, value in given.items()
     }
     if settings.get("precisions") == [] and settings.get("measure") != NONE:
