@@ -1,5 +1,6 @@
 """From what the user gave to files: a folder, a file, or a model of the Hub."""
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -115,10 +116,9 @@ def locate(source: str | os.PathLike, revision: str | None = None) -> Located:
 
 
 def _near(path: Path) -> str:
-    try:
+    names: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
         names = sorted(os.listdir(path.parent))[:10_000]
-    except (OSError, ValueError):
-        return "give a folder, a file, or org/name of the Hugging Face Hub"
     close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return f"did you mean {quote(path.parent / close[0], 200)}?"

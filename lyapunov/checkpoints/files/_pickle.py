@@ -126,10 +126,7 @@ class _Machine:
             raise UnsupportedCheckpointError(
                 f"{self.what} holds {_OTHER_TENSORS[name]} ({name})", hint=_RESAVE
             )
-        if module.split(".")[0] == "megatron" or (module, name) == (
-            "argparse",
-            "Namespace",
-        ):
+        if root == "megatron" or (module, name) == ("argparse", "Namespace"):
             raise UnsupportedCheckpointError(
                 f"{self.what} is a training checkpoint (Megatron keeps {shown} in it),"
                 " which is not covered",

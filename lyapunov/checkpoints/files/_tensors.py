@@ -68,18 +68,13 @@ class StoredTensor:
     def read(self) -> np.ndarray:
         """The whole tensor, in its stored type."""
         if self.strides is None:
-            out = _reserve(self.shape, self.dtype, self.path)
-            with open_regular(self.path) as (file, _):
-                _fill(file, self.offset, out, self.path)
-            return out
+            return self._stretch(self.offset, self.shape)
         if 0 in self.shape:
             return np.empty(self.shape, DTYPES[self.dtype])
         span = 1 + sum(
             (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
         )
-        flat = _reserve((span,), self.dtype, self.path)
-        with open_regular(self.path) as (file, _):
-            _fill(file, self.offset, flat, self.path)
+        flat = self._stretch(self.offset, (span,))
         strides = tuple(s * flat.itemsize for s in self.strides)
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides)
         return np.ascontiguousarray(view)
@@ -107,13 +102,12 @@ class StoredTensor:
         if self.strides is not None:
             return self.read()[unique][inverse].reshape(*rows.shape, *self.shape[1:])
         found = _reserve((len(unique), *self.shape[1:]), self.dtype, self.path)
-        row_bytes = math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
         breaks = np.flatnonzero(np.diff(unique) != 1) + 1
         runs = np.split(np.arange(len(unique)), breaks) if len(unique) else []
         with open_regular(self.path) as (file, _):
             for run in runs:
                 first, last = int(run[0]), int(run[-1])
-                where = self.offset + int(unique[first]) * row_bytes
+                where = self.offset + int(unique[first]) * self._row_bytes
                 _fill(file, where, found[first : last + 1], self.path)
         return found[inverse].reshape(*rows.shape, *self.shape[1:])
 
@@ -124,10 +118,18 @@ class StoredTensor:
             )
         if self.strides is not None:
             return self.read()[start:stop]
-        out = _reserve((stop - start, *self.shape[1:]), self.dtype, self.path)
-        row_bytes = math.prod(self.shape[1:]) * out.itemsize
+        where = self.offset + start * self._row_bytes
+        return self._stretch(where, (stop - start, *self.shape[1:]))
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
+
+    def _stretch(self, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Elements that lie one behind another in the file."""
+        out = _reserve(shape, self.dtype, self.path)
         with open_regular(self.path) as (file, _):
-            _fill(file, self.offset + start * row_bytes, out, self.path)
+            _fill(file, offset, out, self.path)
         return out
 
 
