@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from ._cosines import FEWEST_WINDOWS, USED, slowest_cosines
+from ._cosines import FEWEST_WINDOWS, SLOW, USED, slowest_cosines
 
 
 FEWEST_SEQUENCES = 8
@@ -40,7 +40,8 @@ def stderr_of_mean(
         # the mean is over all tokens, some of which are in no window
         return float(np.sqrt(found.variance[0] * width / tokens)), (
             f"power of the {USED} slowest cosines along {tokens} tokens; Student's t "
-            f"with {USED} degrees of freedom"
+            f"with {USED} degrees of freedom; a weak drift over more than "
+            f"{tokens // SLOW} tokens would not be seen"
         )
     if windows < FEWEST_WINDOWS:
         return None, f"none: {tokens} tokens, fewer than {FEWEST_WINDOWS}"

@@ -94,7 +94,11 @@ class SpectrumResult(eqx.Module):
     ) -> Float[Array, "k 2"]:
         """Find the interval that holds the limit in a share `level` of cases.
 
-        By Student's t; NaN where the bar is withheld.
+        By Student's t; NaN where the bar is withheld. Of those given at 0.95, 93 % hold
+        under slow drifts (of up to 2 % of the variance) whose correlation time is a
+        sixteenth of the trajectory or less, and 89 % at a tenth. A longer drift is seen
+        and its bar withheld where it is strong; a weak one would not be seen, and its
+        intervals are too narrow: `SlowestCosines` has the figures.
         """
         half = self.error_bars(method).half_width(level)
         return jnp.stack([self.exponents - half, self.exponents + half], axis=-1)
