@@ -44,7 +44,9 @@ def _most_of_one_sequence(runs):
     away.
     """
     rise = math.sqrt(2 * np.sum(RISE**2) + 2 / (ALL - USED)) / math.sqrt(2 * math.pi)
-    largest = optimize.brentq(lambda r: _range_of_three(0, r) - LEVEL, 1, 8)
+    largest = optimize.root_scalar(
+        lambda r: _range_of_three(0, r) - LEVEL, bracket=(1, 8)
+    ).root
     square = 1 + EXTRAPOLATED * rise + 4 * _range_of_three(2, largest)
     return math.sqrt(square) * (1 + 3 / math.sqrt(2 * runs))
 

@@ -137,6 +137,7 @@ def test_the_least_share_of_wrong_bars_of_white_noise_is_that_of_one_width():
 def test_no_cell_of_the_study_has_less_than_the_bound():
     """Assert it of the committed result to three scatters, and that the largest count
     in `TOGETHER` is above the bound of one rule for them."""
+    assert STUDY.committed is not None
     result = json.loads(STUDY.committed.read_text())
     for row in result["rows"]:
         if row["share"]:
