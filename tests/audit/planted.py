@@ -128,9 +128,14 @@ def plant(network: Any, fault: Callable[[Step], None], what: str, slot: str) -> 
 
 
 def without_mask(network: Any) -> None:
-    """The mask is ignored."""
+    """Padding is as good as text.
+
+    The mask is not left out: transformers would then take positions that begin anew for
+    texts that are packed, and part the padding from the text after all.
+    """
 
     def before(module, given, named):
-        return given, named | {"attention_mask": None}
+        mask = torch.ones_like(named["attention_mask"])
+        return given, named | {"attention_mask": mask}
 
     network.register_forward_pre_hook(before, with_kwargs=True)
