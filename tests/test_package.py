@@ -181,7 +181,7 @@ def test_protocols_can_be_asked_for():
         if isinstance(node, ast.ClassDef)
         and "Protocol" in {ast.unparse(base) for base in node.bases}
     ]
-    assert len(classes) > 5
+    assert len(classes) >= 5
     for node in classes:
         marks = {ast.unparse(one) for one in node.decorator_list}
         assert "runtime_checkable" in marks, node.name

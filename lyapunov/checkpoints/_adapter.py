@@ -8,7 +8,7 @@ nowhere. Kinds of adapter whose merged weights are something else are refused.
 """
 
 import os
-from dataclasses import dataclass, field, fields as dataclass_fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +246,7 @@ def adapted(base: NetworkLayout, adapter: Adapter) -> AdaptedLayout:
         embedding = place == base.names.embedding
         module = modules.get(place, place)
         _check(update, shapes[place], module, adapter, transposed=embedding)
-    fields = {f.name: getattr(base, f.name) for f in dataclass_fields(NetworkLayout)}
-    return AdaptedLayout(**fields, updates=updates)
+    return base.read_by(AdaptedLayout, updates=updates)
 
 
 def _other_base(adapter: Adapter) -> str:

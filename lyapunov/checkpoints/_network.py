@@ -7,8 +7,8 @@ same for all.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from .files._tensors import WEIGHT_DTYPES
 
 
 _CHUNK_ROWS = 4096
+
+Kind = TypeVar("Kind", bound="NetworkLayout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,16 @@ class NetworkLayout:
     def has_head(self) -> bool:
         """Tell whether there are logits: not in a live model that was given without."""
         return self.checkpoint.tensors[self.names.head].size > 0
+
+    def read_by(self, kind: type[Kind], **more: Any) -> Kind:
+        """Take the same network as a layout that reads it otherwise.
+
+        **Arguments:**
+
+        - `more`: the fields that such a layout has beside these.
+        """
+        own = {one.name: getattr(self, one.name) for one in fields(NetworkLayout)}
+        return kind(**own, **more)
 
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """Read the parameters of one sublayer under their canonical names.

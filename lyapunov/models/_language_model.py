@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from .._errors import TokensError
 from ..arithmetic import Exact, Weight
 from ..arithmetic._fp64 import in_fp64
+from ..checkpoints import NetworkLayout
 from ..formats import Format
 from ..sublayers.kinds import registered
 from ..sublayers.norm import Norm
@@ -43,61 +44,6 @@ class Function(Protocol):
         ...
 
 
-@runtime_checkable
-class Layout(Protocol):
-    """Where a model's parameters come from: what a recognised checkpoint offers."""
-
-    @property
-    def architecture(self) -> str:
-        """Name of the family."""
-        ...
-
-    @property
-    def config(self) -> Any:
-        """Sizes and switches."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """The format of most weights."""
-        ...
-
-    @property
-    def n_params(self) -> int:
-        """Parameters, tied ones once."""
-        ...
-
-    @property
-    def n_blocks(self) -> int:
-        """Layers as the checkpoint counts them; one may hold several sublayers."""
-        ...
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The name of each sublayer's module in the checkpoint."""
-        ...
-
-    def layer(self, i: int) -> dict[str, np.ndarray]:
-        """Parameters of one layer under their canonical names."""
-        ...
-
-    def embedding(self, rows) -> np.ndarray:
-        """Those rows of the embedding."""
-        ...
-
-    def final_norm(self) -> np.ndarray | None:
-        """Weight of the norm in front of the head, if it has one."""
-        ...
-
-    def final_norm_bias(self) -> np.ndarray | None:
-        """Its bias, if it has one."""
-        ...
-
-    def head(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the head."""
-        ...
-
-
 class Sublayer(NamedTuple):
     """Hold the place, kind and flow of a mixer, attention or MLP and its norm."""
 
@@ -119,7 +65,7 @@ class Model:
     them in when one is given.
     """
 
-    def __init__(self, layout: Layout, source: str = "", checkpoint=None):
+    def __init__(self, layout: NetworkLayout, source: str = "", checkpoint=None):
         self.layout = layout
         self.config = layout.config
         self.source = source
@@ -230,7 +176,7 @@ class Model:
     @property
     def has_head(self) -> bool:
         """Tell whether there are logits."""
-        return getattr(self.layout, "has_head", True)
+        return self.layout.has_head
 
     def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
         """Cut the vocabulary into slices, padding excluded, as (start, stop).

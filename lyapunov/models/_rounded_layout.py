@@ -1,6 +1,7 @@
 """A model's weights, some of them rounded to a format as they are read."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -29,37 +30,44 @@ def parameters_of(layout: NetworkLayout) -> Iterator[tuple[str, str]]:
     yield OUTSIDE, "head"
 
 
-class RoundedLayout:
+def rounded_layout(base: NetworkLayout, group: RoundedGroup) -> "RoundedLayout":
+    """The network with the parameters of a group rounded to a format.
+
+    **Raises:** `UsageError` where the network has nothing that could be rounded so.
+    """
+    rounded, kept = chosen_parameters(group, parameters_of(base))
+    return base.read_by(
+        RoundedLayout, base=base, group=group, rounded=rounded, kept=kept
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedLayout(NetworkLayout):
     """A model's layout whose parameters of a group are rounded to a format.
 
     A format with scales takes each stored tensor whole, as the file's quantiser would:
     of a tensor that holds several parameters (gate and up, say) the rounded ones have
     the scales of all.
 
-    **Raises:** `UsageError` where the network has nothing that could be rounded so.
+    **Arguments:**
+
+    - `base`: what is rounded. `rounded`, `kept`: parameters, as `kind.parameter`.
     """
 
-    def __init__(self, base: NetworkLayout, group: RoundedGroup):
-        self._base = base
-        self._group = group
-        self._kinds = tuple(sizes.kind for sizes in base.config.sublayers)
-        self.rounded, self.kept = chosen_parameters(group, parameters_of(base))
-        self.architecture = base.architecture
-        self.config = base.config
-        self.dtype = base.dtype
-        self.n_params = base.n_params
-        self.n_blocks = base.n_blocks
-        self.modules = base.modules
+    base: NetworkLayout = field(repr=False)
+    group: RoundedGroup
+    rounded: list[str]
+    kept: list[str]
 
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """Parameters of one layer."""
-        arrays = self._base.layer(i)
-        kind, where = self._kinds[i], f" of layer {i}"
+        arrays = self.base.layer(i)
+        kind, where = self.config.sublayers[i].kind, f" of layer {i}"
         for name in arrays:
-            if not self._group.has(kind, name):
+            if not self.group.has(kind, name):
                 continue
-            if self._group.scaled:
-                found = self._base.parts[i][name].read(self._dequantised)
+            if self.group.scaled:
+                found = self.base.parts[i][name].read(self._dequantised)
             else:
                 found = self._each_rounded(arrays[name])
             arrays[name] = self._checked(found, arrays[name], f"{name}{where}")
@@ -68,16 +76,16 @@ class RoundedLayout:
     def _dequantised(self, name: str) -> np.ndarray:
         from ..formats import dequantised
 
-        return dequantised(self._base.stored(name), self._group.format)
+        return dequantised(self.base.stored(name), self.group.format)
 
     def _each_rounded(self, array: np.ndarray) -> np.ndarray:
-        return rounded(array, format_named(PLAIN_FORMATS[self._group.format]))
+        return rounded(array, format_named(PLAIN_FORMATS[self.group.format]))
 
     def _checked(self, found: np.ndarray, array: np.ndarray, what: str) -> np.ndarray:
         if np.all(np.isfinite(found)):
             return found
         largest = np.max(np.abs(array.astype(np.float64)))
-        name = self._group.format
+        name = self.group.format
         limit = "fp32"
         if name in PLAIN_FORMATS:
             fmt = format_named(PLAIN_FORMATS[name])
@@ -87,34 +95,42 @@ class RoundedLayout:
             hint="round another group, or to bf16",
         )
 
+    def stored(self, name: str) -> np.ndarray:
+        """A tensor of the base, as it is."""
+        return self.base.stored(name)
+
+    def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
+        """Rows of a tensor of the base, as they are."""
+        return self.base.stored_rows(name, start, stop)
+
     def final_norm(self) -> np.ndarray | None:
         """Weight of the norm in front of the head, if it has one."""
-        return self._of_norm("norm_f", self._base.final_norm())
+        return self._of_norm("norm_f", self.base.final_norm())
 
     def final_norm_bias(self) -> np.ndarray | None:
         """Its bias, if it has one."""
-        return self._of_norm("norm_f_bias", self._base.final_norm_bias())
+        return self._of_norm("norm_f_bias", self.base.final_norm_bias())
 
     def _of_norm(self, name: str, array: np.ndarray | None) -> np.ndarray | None:
-        if array is None or not self._group.has(OUTSIDE, name):
+        if array is None or not self.group.has(OUTSIDE, name):
             return array
         return self._checked(self._each_rounded(array), array, name)
 
     def embedding(self, rows) -> np.ndarray:
         """Rows of the embedding."""
         rows = np.asarray(rows)
-        return self._tall("embedding", rows, lambda: self._base.embedding(rows))
+        return self._tall("embedding", rows, lambda: self.base.embedding(rows))
 
     def head(self, start: int, stop: int) -> np.ndarray:
         """Rows of the head."""
         rows = np.arange(start, stop)
-        return self._tall("head", rows, lambda: self._base.head(start, stop))
+        return self._tall("head", rows, lambda: self.base.head(start, stop))
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of the base's embedding or head."""
         if name == "head":
-            return self._base.head(start, stop)
-        return self._base.embedding(np.arange(start, stop))
+            return self.base.head(start, stop)
+        return self.base.embedding(np.arange(start, stop))
 
     def _tall(
         self, name: str, rows: np.ndarray, plain: Callable[[], np.ndarray]
@@ -122,20 +138,20 @@ class RoundedLayout:
         """Rows of a tall matrix, each within all the rows that share its scales."""
         from ..formats import dequantised, row_period
 
-        if not self._group.has(OUTSIDE, name):
+        if not self.group.has(OUTSIDE, name):
             return plain()
-        if not self._group.scaled:
+        if not self.group.scaled:
             array = plain()
             return self._checked(self._each_rounded(array), array, name)
         c, largest = self.config, self._largest[name]
-        period = row_period(self._group.format, c.d_model)
+        period = row_period(self.group.format, c.d_model)
         found = np.empty((len(rows), c.d_model))
         # several periods at once, but no more than the memory that a slice may take
         step = max(period, _ROWS // period * period)
         for first in np.unique(rows // step) * step:
             stop = min(int(first) + step, c.padded_vocab_size)
             chunk = self._read(name, int(first), stop)
-            values = dequantised(chunk, self._group.format, largest)
+            values = dequantised(chunk, self.group.format, largest)
             inside = (first <= rows) & (rows < first + step)
             found[inside] = values[rows[inside] - first]
         return found
@@ -146,7 +162,7 @@ class RoundedLayout:
         from ..formats import needs_largest
 
         names = ("embedding", "head")
-        if not needs_largest(self._group.format):
+        if not needs_largest(self.group.format):
             return dict.fromkeys(names)
         rows = self.config.padded_vocab_size
         ends = [(i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS)]
@@ -156,5 +172,5 @@ class RoundedLayout:
     @property
     def meaning(self) -> str:
         """What the format is, in words."""
-        row = WEIGHT_FORMAT_TABLE.get(self._group.format)
+        row = WEIGHT_FORMAT_TABLE.get(self.group.format)
         return EACH_BY_ITSELF if row is None else row.meaning

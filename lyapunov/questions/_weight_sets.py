@@ -3,13 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from .._errors import UsageError
-from ..checkpoints._network import NetworkLayout
 from ..models import Model
 from ..models._load import load
-from ..models._rounded_layout import RoundedLayout
+from ..models._rounded_layout import rounded_layout
 from ..results._check import AdapterCoverage
 from ..sublayers.groups import rounded_group
 from ._adapter_coverage import adapter_coverage
@@ -56,7 +54,7 @@ def rounded_weights(model: Model, group: str) -> ParameterChange:
     format's largest is refused when it is read.
     """
     wanted = rounded_group(group)
-    layout = RoundedLayout(cast(NetworkLayout, model.layout), wanted)
+    layout = rounded_layout(model.layout, wanted)
     return ParameterChange(
         str(wanted),
         "rounding",
@@ -88,7 +86,7 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
                 hint="give what `load` returns",
             )
         adapter = open_adapter(source)
-        merged = adapted(cast(NetworkLayout, layout), adapter)
+        merged = adapted(layout, adapter)
         return ParameterChange(
             name,
             "adapter",
@@ -100,9 +98,7 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             coverage=adapter_coverage(merged, adapter),
         )
     other = load(source)
-    apart = differences(
-        cast(NetworkLayout, other.layout), cast(NetworkLayout, model.layout)
-    )
+    apart = differences(other.layout, model.layout)
     if apart:
         theirs, ours = other.layout.architecture, model.layout.architecture
         families = f" ({theirs} and {ours})" if theirs != ours else ""

@@ -14,7 +14,6 @@ from lyapunov._errors import UsageError
 from lyapunov.checkpoints._network import NetworkLayout
 from lyapunov.checkpoints.families._architectures import FAMILIES
 from lyapunov.models import Model
-from lyapunov.models._language_model import Layout
 from lyapunov.questions._changes import parameter_changes
 from lyapunov.questions._same_network import _NO_PART_OF_THE_FUNCTION, differences
 from lyapunov.questions._weight_sets import ParameterChange, other_weights
@@ -209,7 +208,9 @@ def test_a_small_change_is_its_first_order(pair):
     """Assert that a ten-thousandth of the change leaves next to nothing beyond it."""
     (base, *_), (changed, *_) = pair
     model, other = lyapunov.load(base), lyapunov.load(changed)
-    nearby = Model(cast(Layout, Between(model.layout, other.layout, 1e-4)), "nearby")
+    nearby = Model(
+        cast(NetworkLayout, Between(model.layout, other.layout, 1e-4)), "nearby"
+    )
     change = ParameterChange("nearby", "checkpoint", nearby)
     (report,) = parameter_changes(model, TOKENS, [change], layers=[0], floor=False)
     # the second order of the whole change is at most some hundred times its first
