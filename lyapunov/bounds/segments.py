@@ -33,6 +33,7 @@ from .._devices import as_here, chosen_device, side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..arithmetic.bounded import LEFT_OPEN
 from ..formats import FP32
+from ..implementations._compiled import PRODUCTS
 from ..implementations._segment import Segment
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER, NO_ROW_A_TOKEN
@@ -95,18 +96,24 @@ class _Plan:
         )
 
     def _form(self, execution, seq: int) -> tuple:
-        """How a recurrence runs; nothing where there is none."""
+        """What is compiled, and how a recurrence runs where there is one."""
         if not self.sizes.recurrent:
-            return ()
+            return (execution.compiled,)
         calls = execution.chunked and (execution.calls or True)
-        return execution.scan_depth(seq), calls, execution.chunks_at_once
+        depth, at_once = execution.scan_depth(seq), execution.chunks_at_once
+        return execution.compiled, depth, calls, at_once
 
-    def bounded(self, i: int, sites, model, anchors=None):
+    def bounded(self, i: int, sites, model, anchors=None, **kept):
         """The bounding interpreter of one segment."""
         first, stop = self.spans[i]
         return self._executions[i].bounded(
-            stop - first, sites, model, anchors=anchors, centred=True
+            stop - first, sites, model, anchors=anchors, centred=True, **kept
         )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether what a trace stored need not be what was read on."""
+        return any(execution.compiled for execution in self._executions)
 
     def sampled(self, i: int, sites, key, **inner):
         """The drawing interpreter of one segment."""
@@ -128,12 +135,21 @@ class _Inputs(NamedTuple):
     """The site `state` of what each segment starts from; empty for fp32."""
     models: tuple[RoundingModel, ...]
     incoming: Incoming
+    read: Incoming
+    """The same with the errors that what was read may have."""
     output: Float[Array, "batch seq d_model"]
     stored: dict[str, Float[Array, "batch seq channels"]]
 
 
 def audit_sublayer(
-    segments: Sequence[Segment], sizes, record, parameters, originals, start, keys
+    segments: Sequence[Segment],
+    sizes,
+    record,
+    parameters,
+    originals,
+    start,
+    keys,
+    read: Incoming | None = None,
 ) -> SublayerAudit:
     """Hold one sublayer of a run to its bounds, and tell its error in sigmas.
 
@@ -148,6 +164,8 @@ def audit_sublayer(
       it computes; those held, where they are the same.
     - `start`: the state before the first token.
     - `keys`: one random key a probe, of all probes that sigma is estimated from.
+    - `read`: the record's `incoming` with an error where the run may have read another
+      version of it; None: it read that.
     """
     common = set.intersection(*(set(s.execution.sites) for s in segments))
     inputs = _Inputs(
@@ -157,6 +175,7 @@ def audit_sublayer(
         ),
         tuple(s.execution.constants.model() for s in segments),
         record.incoming,
+        record.incoming if read is None else read,
         record.output,
         {
             s: record.stored[s]
@@ -229,7 +248,12 @@ def _hold(measured, value, error) -> Held:
 @eqx.filter_jit
 def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
     def one(incoming, stored):
-        at = lambda i, sites, anchors: plan.bounded(i, sites, inputs.models[i], anchors)
+        def at(i, sites, anchors):
+            if plan.compiled:  # from what has one version alone the flow goes on
+                anchors = {s: x for s, x in anchors.items() if s in PRODUCTS}
+            model = inputs.models[i]
+            return plan.bounded(i, sites, model, anchors, keeps_stores=plan.compiled)
+
         _, made = _chained(plan, inputs, at, incoming, parameters, start, stored)
         return {
             site: (
@@ -237,9 +261,11 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
                 jnp.concatenate([m.records[site].error for m in made]),
             )
             for site in stored
+            # of blocks of rows only norms are kept
+            if all(isinstance(m.records.get(site), Bounded) for m in made)
         }
 
-    bounds = side_by_side(one)(inputs.incoming, inputs.stored)
+    bounds = side_by_side(one)(inputs.read, inputs.stored)
     return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
 
 
@@ -252,7 +278,7 @@ def _output(plan: _Plan, inputs: _Inputs, parameters, originals, start):
         left_open = [one.observed.get(LEFT_OPEN, none(i)) for i, one in enumerate(made)]
         return output, jnp.concatenate(left_open)
 
-    centre, left_open = side_by_side(bounded)(inputs.incoming)
+    centre, left_open = side_by_side(bounded)(inputs.read)
     reference = _exact(plan, inputs, originals, start)
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
     shift = jnp.abs(centre.value - reference) + own[..., None]

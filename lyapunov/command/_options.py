@@ -202,6 +202,15 @@ class Options:
         f"a batch, each held to its bounds: {', '.join(source_names())} or a dump, "
         "FILE.npz or .safetensors.",
     )
+    way: tuple[str, ...] = option(
+        CHECKED,
+        of=(AUDIT, DUMP),
+        argument="variants",
+        multiple=True,
+        metavar="NAME",
+        help="Of --audit: run the text so, as steps, chunks:61,rest or compiled (by "
+        "torch.compile); repeatable.  [default: all but compiled]",
+    )
     reproduce: Path | None = option(
         CHECKED,
         of=(AUDIT,),
@@ -360,5 +369,5 @@ class Options:
             said.argument: getattr(self, name)
             for name, said in _declare.declared(Options).items()
             if said.argument and self.question in said.of
-            if name != "precision" or self.precision
+            if getattr(self, name) or name not in ("precision", "way")
         }

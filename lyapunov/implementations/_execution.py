@@ -87,6 +87,9 @@ class Execution:
     calls: tuple[int, ...] = ()
     """Tokens of each of the calls that a text is cut into, where all are of this
     execution and round nothing in between; none: it goes through in one."""
+    compiled: bool = False
+    """Whether a compiler joins operations, so that a value may or may not be rounded
+    where a site would store it (`_compiled`)."""
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
     """Of the same program, for kinds of sublayers that differ from this one: other
     sites, parameters, constants or depths."""
@@ -147,7 +150,7 @@ class Execution:
             reduction_depth=self.depths.reduction,
             scan_depth=self.scan_depth(seq),
             anchors=anchors,
-            centred=centred,
+            centred=centred and not self.compiled,
             keeps_stores=keeps_stores,
             chunked=self.chunked,
             chunks_at_once=self.chunks_at_once,

@@ -26,6 +26,7 @@ KINDS = {
     "packed": "packed:100 behind another text of 100 tokens in one sequence",
     "initial_state": "initial_state:100 the first 100 tokens in one call, then token "
     "by token from their state",
+    "compiled": "all tokens in one call of what torch.compile makes of the network",
 }
 NUMBERS = {
     "whole": (0, 0),
@@ -35,6 +36,7 @@ NUMBERS = {
     "batched": (0, 1),
     "packed": (1, 1),
     "initial_state": (1, 1),
+    "compiled": (0, 0),
 }
 HINT = "one of " + ", ".join(KINDS)
 

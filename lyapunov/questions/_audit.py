@@ -28,6 +28,7 @@ from ..findings._known_defects import with_known
 from ..findings._verdict import BOUNDED_SHARE, Verdict
 from ..formats import FP32
 from ..implementations import Execution, Reference
+from ..implementations._compiled import Versions
 from ..implementations._implementation import RefusedError
 from ..implementations._registry import audited
 from ..implementations._segment import merged
@@ -189,6 +190,7 @@ def _one(model: Model, ids, way: Way, keys, progress):
     """One run, sublayer by sublayer."""
     layers, head, tokens = [], None, 0
     execution = way.segments[0].execution
+    versions = Versions(execution)
     for record in way.trace:
         if isinstance(record, HeadRecord):
             head = record
@@ -204,9 +206,8 @@ def _one(model: Model, ids, way: Way, keys, progress):
             sizes,
         )
         held, originals = _parameters(model, layer, segments)
-        checked = audit_sublayer(
-            segments, sizes, record, held, originals, model.start(held[0]), keys
-        )
+        given = record, held, originals, model.start(held[0]), keys
+        checked = audit_sublayer(segments, sizes, *given, versions.read(record))
         wrong = _embedding(model, ids, execution, record) if layer == 0 else None
         layers.append(_layer(record, checked, wrong))
         tokens = record.output.shape[0] * record.output.shape[1]

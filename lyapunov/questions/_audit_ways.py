@@ -9,6 +9,7 @@ from .._arguments import shown
 from .._errors import ArgumentError, DumpError, UsageError
 from ..formats import state_format_named
 from ..implementations import AbstractImplementation, Execution, implementation_named
+from ..implementations._compiled import compiled, not_compiled
 from ..implementations._registry import audited, sources_hint
 from ..implementations._segment import Segment, merged
 from ..implementations._ways import Variant, union, usual_variants
@@ -167,6 +168,8 @@ def _segments(
     """The calls of a run, each with what is declared of it; steps that are made here
     begin with a cache of no token."""
     variant.check(seq)
+    if variant.kind == "compiled":
+        prefill = compiled(prefill)
     cache = state_format_named(decode.state_precision)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
@@ -175,6 +178,12 @@ def _segments(
 
 
 def _add(model: Model, ways: list[Way], skipped: list[VariantAudit], way: Way) -> None:
+    last = way.segments[-1]
+    if last.execution.compiled:
+        reason = not_compiled(model.config, last.stop)
+        if reason is not None:
+            skipped.append(not_run(way.variant, way.precision, reason))
+            return
     for sizes in set(model.config.sublayers):
         if len(merged(way.segments, sizes)) > MOST_CALLS:
             cache = way.segments[0].cache

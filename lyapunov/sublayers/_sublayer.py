@@ -104,6 +104,14 @@ class AbstractSublayer(abc.ABC):
     def hand_over(self) -> tuple[HandedOn, ...]:
         """What a call needs of the one before it; empty where tokens do not meet."""
 
+    @property
+    def adds_out(self) -> bool:
+        """Whether what it adds to the stream is its site `out`."""
+        multipliers = ("out_multiplier", "down_multiplier")
+        return not getattr(self, "norm_behind", False) and all(
+            getattr(self, name, 1.0) == 1.0 for name in multipliers
+        )
+
     def handed(self, at: AbstractArithmetic, after: Any) -> Any:
         """Give what the next call starts from.
 

@@ -192,7 +192,7 @@ class File:
             if layer.shares or stands_beside:
                 before = None
             stands_beside = layer.shares
-            if _puts_out(model.config.sublayers[layer.layer]):
+            if model.config.sublayers[layer.layer].adds_out:
                 stored["out"] = output
             yield SublayerRecord(
                 layer.layer,
@@ -334,14 +334,6 @@ class File:
     def _values(self, name: str):
         array = self._npz.read(name).reshape(*self.tokens.shape, -1)
         return jnp.asarray(as_fp64(array))
-
-
-def _puts_out(sizes: Any) -> bool:
-    """Whether what a sublayer adds to the stream is its site `out`."""
-    multipliers = ("out_multiplier", "down_multiplier")
-    return not getattr(sizes, "norm_behind", False) and all(
-        getattr(sizes, name, 1.0) == 1.0 for name in multipliers
-    )
 
 
 def _is_index(text: str) -> bool:

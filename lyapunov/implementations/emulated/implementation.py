@@ -27,6 +27,7 @@ class EmulatedImplementation(AbstractImplementation):
         "padded_right": "the emulator has no masks",
         "batched": "the emulator's sequences do not meet",
         "packed": "the emulator packs no texts",
+        "compiled": "the emulator is no torch program",
     }
 
     def state_precisions(self, mode: str) -> tuple[str, ...] | None:

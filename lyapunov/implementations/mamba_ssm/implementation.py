@@ -46,6 +46,8 @@ class MambaSsmImplementation(AbstractImplementation):
         "packed": "mamba_ssm's Mamba-1 takes no sequence numbers that would part "
         "packed texts",
         "initial_state": "the runner steps from the first token",
+        "compiled": "torch.compile changes nothing in mamba_ssm's kernels; what it "
+        "makes of the rest is not followed",
     }
     ignores_dt_limits = True
     passed_over: ClassVar[Mapping[str, PassedOver]] = {

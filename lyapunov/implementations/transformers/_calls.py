@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..._errors import UsageError
+from .._implementation import RefusedError
+from .._torch import copied
 from ._cache import cache_argument, cache_of
 from .ways import Planned
 
@@ -46,11 +48,32 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
                 parts = kept.setdefault(key, [])
                 if i == len(parts):
                     parts.append([])
-                parts[i].append(array[call.rows, call.columns])
+                parts[i].append(copied(array[call.rows, call.columns]))
         seen.clear()
     for key, found in kept.items():
         seen[key] = [np.concatenate(p, axis=1) if len(p) > 1 else p[0] for p in found]
     return torch.cat(logits, dim=1)
+
+
+def compiled_by_torch(torch, network) -> Any:
+    """The network as `torch.compile` makes it, by default options.
+
+    **Raises:** `RefusedError` where there is no C++ compiler, which a CPU needs.
+    """
+    import torch._dynamo
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise RefusedError(
+            "torch.compile needs a C++ compiler on a CPU, and finds none "
+            f"({' '.join(str(error).split())[:100]})",
+            hint="apt install g++, or CXX=PATH",
+        ) from error
+    # what was compiled before knows nothing of hooks that came later
+    torch._dynamo.reset()
+    return torch.compile(network)
 
 
 def of_no_token(torch, network, ids) -> Any:

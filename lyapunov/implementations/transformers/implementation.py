@@ -99,7 +99,7 @@ class TransformersImplementation(AbstractImplementation):
     reproducible = True
     ways = (
         *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),
-        "initial_state",
+        *("initial_state", "compiled"),
     )
     refused_ways: ClassVar[Mapping[str, str]] = {
         "packed": "transformers' networks are given no sequence numbers here, which "

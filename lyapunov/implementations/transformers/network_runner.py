@@ -25,7 +25,7 @@ from .._torch import copied, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 from ._built import from_folder, from_weights, parts_of
-from ._calls import called, of_no_token
+from ._calls import called, compiled_by_torch, of_no_token
 from .ways import planned
 
 
@@ -122,7 +122,7 @@ class TransformersNetwork:
             variant = Variant("steps" if execution.mode == "decode" else "whole")
         torch, network = self.network(model)
         modules = dict(network.named_modules())
-        calls: dict[tuple[str, str], list[np.ndarray]] = {}
+        calls: dict[tuple[str, str], list[Any]] = {}
         parts = parts_of(model)
         with ExitStack() as stack, torch.no_grad():
             places = [_places(one, modules) for one in parts]
@@ -136,6 +136,8 @@ class TransformersNetwork:
                 cache = None
                 if variant.kind == "steps":
                     cache = of_no_token(torch, network, tokens)
+                elif variant.kind == "compiled":
+                    network = compiled_by_torch(torch, network)
                 plan = planned(tokens, variant)
                 logits = called(torch, network, plan, calls, cache)
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
@@ -296,11 +298,11 @@ def _watch(path: str, module, calls) -> Iterator[Any]:
             (x for x in (*given, *named.values()) if hasattr(x, "dtype")), None
         )
         if first is not None:
-            calls.setdefault((path, "in"), []).append(copied(first))
+            calls.setdefault((path, "in"), []).append(first.clone())
 
     def after(_, given, result):
         result = result[0] if isinstance(result, tuple) else result
-        calls.setdefault((path, "out"), []).append(copied(result))
+        calls.setdefault((path, "out"), []).append(result.clone())
 
     yield module.register_forward_pre_hook(before, with_kwargs=True)
     yield module.register_forward_hook(after)
