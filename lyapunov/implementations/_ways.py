@@ -148,7 +148,8 @@ def parse_variant(text: str) -> Variant:
 
 
 def usual_variants(seq: int) -> tuple[Variant, ...]:
-    """What is tried on a text of `seq` tokens: every kind, odd boundaries among them.
+    """What is tried on a text of `seq` tokens: every kind, odd boundaries among them,
+    but `compiled`, which takes a compiler's time.
 
     Chunks of 7 leave a rest of any size, 64 is a power of two, 61 and the rest cut
     where no kernel has a boundary of its own.

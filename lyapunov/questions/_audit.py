@@ -98,8 +98,9 @@ def audit(
     - `tokens`: (seq) or (batch, seq) integers, or `models.Tokens`, as for `check`; a
       dump has its own. Ways with padding or company run the first sequence.
     - `precisions`: of the executions; a dump has its own.
-    - `variants`: ways to run the text, such as `steps` or `chunks:61,rest`; None is
-      every kind. Of a dump: which of its runs, by kind; None is all.
+    - `variants`: ways to run the text, such as `steps`, `chunks:61,rest` or `compiled`
+      (by `torch.compile`); None is every kind but the last. Of a dump: which of its
+      runs, by kind; None is all.
     - `state_precision`: of the cached state; None is the implementation's own.
     - `n_probes`: draws that the sigma of z is estimated from.
 
