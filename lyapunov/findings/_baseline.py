@@ -242,14 +242,9 @@ def _short(value: float) -> str:
 def _finding(precision: str | None, worse: list[tuple[float, str]]) -> Finding:
     told = [text for _, text in worse[:4]]
     more = f", and {len(worse) - 4} more" if len(worse) > 4 else ""
-    return finding_of(
-        "LYA010",
-        None,
-        f"grew since the baseline: {', '.join(told)}{more}",
-        value=max(growth for growth, _ in worse),
-        limit=FACTOR,
-        precision=precision,
-    )
+    message = f"grew since the baseline: {', '.join(told)}{more}"
+    growth = max(growth for growth, _ in worse)
+    return finding_of("LYA010", None, message, growth, FACTOR, precision)
 
 
 def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, str]:

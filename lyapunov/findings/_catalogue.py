@@ -300,9 +300,14 @@ _KINDS = (
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}
 
 
-def finding_of(code: str, layer: int | None, message: str, **more: Any) -> Finding:
-    """A finding with the severity that the catalogue gives its code."""
-    return Finding(code, CATALOGUE[code].severity, layer, message, **more)
+def finding_of(code: str, layer: int | None, message: str, *more: Any) -> Finding:
+    """A finding with the severity that the catalogue gives its code.
+
+    **Arguments:**
+
+    - `more`: value, limit and precision, as far as there are any.
+    """
+    return Finding(code, CATALOGUE[code].severity, layer, message, *more)
 
 
 DOUBTS = frozenset(

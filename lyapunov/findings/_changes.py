@@ -87,15 +87,12 @@ def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
     """Violations of its bounds, and what an adapter leaves out."""
     for layer in change.layers:
         if layer.violations:
-            yield finding_of(
-                "LYA003",
-                layer.layer,
+            message = (
                 f"changed weights {change.name}: {layer.violations:,} of "
-                f"{layer.elements_total:,} elements above the bound",
-                value=float(layer.violations),
-                limit=0.0,
-                precision=change.name,
+                f"{layer.elements_total:,} elements above the bound"
             )
+            many = float(layer.violations)
+            yield finding_of("LYA003", layer.layer, message, many, 0.0, change.name)
     if change.coverage is not None:
         yield from coverage_findings(change.name, change.coverage)
 
@@ -103,11 +100,6 @@ def change_findings(change: ParameterChangeReport) -> Iterator[Finding]:
 def coverage_findings(name: str, coverage: AdapterCoverage) -> Iterator[Finding]:
     """What an adapter leaves out; known without a token."""
     if gaps := coverage_gaps(coverage):
-        yield finding_of(
-            "LYA019",
-            None,
-            f"the adapter {name}: {'; '.join(gaps)}",
-            value=float(coverage.recurrent_touched),
-            limit=float(coverage.recurrent_total),
-            precision=name,
-        )
+        touched = float(coverage.recurrent_touched), float(coverage.recurrent_total)
+        message = f"the adapter {name}: {'; '.join(gaps)}"
+        yield finding_of("LYA019", None, message, *touched, name)

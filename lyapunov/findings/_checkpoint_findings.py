@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lyapunov.findings._catalogue import finding_of
 from lyapunov.formats._precision import Precision
@@ -29,13 +30,8 @@ def exponent_findings(layer: LayerExponents, untrained: bool) -> Iterator[Findin
     look lost, unless the whole network is `untrained`."""
     largest = layer.max
     if largest is not None and largest >= 0:
-        yield finding_of(
-            "LYA001",
-            layer.layer,
-            f"largest exponent {largest:+.3g} nats per token is not negative",
-            value=largest,
-            limit=0.0,
-        )
+        message = f"largest exponent {largest:+.3g} nats per token is not negative"
+        yield finding_of("LYA001", layer.layer, message, largest, 0.0)
     named = {
         "the largest exponent": layer.max,
         "the state": layer.max_abs_state,
@@ -43,16 +39,12 @@ def exponent_findings(layer: LayerExponents, untrained: bool) -> Iterator[Findin
     }
     bad = [name for name, value in named.items() if overflowed(value)]
     if bad:
-        yield finding_of(
-            "LYA002", layer.layer, f"{' and '.join(bad)} is not finite in the reference"
-        )
+        message = f"{' and '.join(bad)} is not finite in the reference"
+        yield finding_of("LYA002", layer.layer, message)
     if layer.suspicions and not untrained:
-        yield finding_of(
-            "LYA008",
-            layer.layer,
-            "; ".join(layer.suspicions),
-            hint=all(text.startswith("hint:") for text in layer.suspicions),
-        )
+        found = finding_of("LYA008", layer.layer, "; ".join(layer.suspicions))
+        hint = all(text.startswith("hint:") for text in layer.suspicions)
+        yield replace(found, hint=hint)
 
 
 def overflowed(value: float | None) -> bool:
@@ -70,33 +62,18 @@ def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
     largest = layer.max
     share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
     if limit is not None and largest is not None and -limit <= largest < 0:
-        yield finding_of(
-            "LYA006",
-            layer.layer,
+        message = (
             f"the slowest channel's mean decay is 1 in {state}: "
-            f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}",
-            value=largest,
-            limit=-limit,
-            precision=state,
+            f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}"
         )
+        yield finding_of("LYA006", layer.layer, message, largest, -limit, state)
     elif share >= DECAYS_AT_ONE:
-        yield finding_of(
-            "LYA006",
-            layer.layer,
-            f"{share:.1%} of the decays are 1 in {state}, the state's format",
-            value=share,
-            limit=DECAYS_AT_ONE,
-            precision=state,
-        )
+        message = f"{share:.1%} of the decays are 1 in {state}, the state's format"
+        yield finding_of("LYA006", layer.layer, message, share, DECAYS_AT_ONE, state)
     if layer.dt_min is not None and layer.dt_min < SMALLEST_DT:
-        yield finding_of(
-            "LYA006",
-            layer.layer,
-            f"dt underflows in fp32: its smallest value is {layer.dt_min:.2g}",
-            value=layer.dt_min,
-            limit=SMALLEST_DT,
-            precision=state,
-        )
+        least = layer.dt_min
+        message = f"dt underflows in fp32: its smallest value is {least:.2g}"
+        yield finding_of("LYA006", layer.layer, message, least, SMALLEST_DT, state)
 
 
 def loss_findings(loss: ReferenceLoss, *, untrained: bool = False) -> Iterator[Finding]:
@@ -112,26 +89,20 @@ def loss_findings(loss: ReferenceLoss, *, untrained: bool = False) -> Iterator[F
     mean = loss.loss_bits_per_token
     told = f"{mean:.3g} ± {loss.stderr:.1g} bits a token"
     if mean - loss.stderr > loss.uniform_bits:
-        yield finding_of(
-            "LYA016",
-            None,
+        message = (
             f"the fp64 reference needs {told} for this text, a uniform guess "
-            f"{loss.uniform_bits:.3g}",
-            value=mean,
-            limit=loss.uniform_bits,
+            f"{loss.uniform_bits:.3g}"
         )
+        yield finding_of("LYA016", None, message, mean, loss.uniform_bits)
         return
     if loss.unigram_bits is None or loss.unigram_stderr is None:
         return
     if mean - loss.unigram_stderr > loss.unigram_bits:
-        yield finding_of(
-            "LYA017",
-            None,
+        message = (
             f"the fp64 reference needs {told} for this text, its own frequencies "
-            f"alone {loss.unigram_bits:.3g}",
-            value=mean,
-            limit=loss.unigram_bits,
+            f"alone {loss.unigram_bits:.3g}"
         )
+        yield finding_of("LYA017", None, message, mean, loss.unigram_bits)
 
 
 def looks_untrained(exponents: Exponents, loss: ReferenceLoss | None) -> bool:

@@ -129,14 +129,8 @@ def _of_divergence(
     name = precision.precision
     if layer.non_finite:
         values = _are(layer.non_finite, "value", f" of the {name} execution")
-        yield finding_of(
-            "LYA002",
-            layer.layer,
-            f"{values} not finite",
-            value=float(layer.non_finite),
-            limit=0.0,
-            precision=name,
-        )
+        many = float(layer.non_finite)
+        yield finding_of("LYA002", layer.layer, f"{values} not finite", many, 0.0, name)
     if layer.violations:
         yield _violation(layer, name)
     yield from _range(layer, precision, row)
@@ -145,15 +139,12 @@ def _of_divergence(
     if Precision.named(state).stochastic or layer.stagnation is None:
         return
     if layer.stagnation >= STAGNANT:
-        yield finding_of(
-            "LYA007",
-            layer.layer,
+        message = (
             f"{layer.stagnation:.1%} of the state's updates are below half a unit in "
-            f"its last place in {state}",
-            value=layer.stagnation,
-            limit=STAGNANT,
-            precision=name,
+            f"its last place in {state}"
         )
+        share = layer.stagnation
+        yield finding_of("LYA007", layer.layer, message, share, STAGNANT, name)
 
 
 def _violation(layer: LayerDivergence, name: str) -> Finding:
@@ -174,9 +165,7 @@ def _violation(layer: LayerDivergence, name: str) -> Finding:
         message += f"; first in {first.get('tensor', 'the output')} at {where}"
         if value is not None and limit is not None:
             message += f": measured {value:.3g}, bound {limit:.3g}"
-    return finding_of(
-        "LYA003", layer.layer, message, value=value, limit=limit, precision=name
-    )
+    return finding_of("LYA003", layer.layer, message, value, limit, name)
 
 
 def _range(
@@ -211,63 +200,39 @@ def _range(
             if used < 1
             else f"beyond the largest value of {form}"
         )
-        yield finding_of(
-            "LYA005",
-            layer.layer,
-            f"{tensor} reaches {value:.3g}, {far} ({FORMAT_TABLE[form].largest:g})",
-            value=value,
-            limit=FORMAT_TABLE[form].largest,
-            precision=precision.precision,
-        )
+        limit, name = FORMAT_TABLE[form].largest, precision.precision
+        message = f"{tensor} reaches {value:.3g}, {far} ({limit:g})"
+        yield finding_of("LYA005", layer.layer, message, value, limit, name)
 
 
 def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
     output, name = precision.output, precision.precision
     if output.reference_non_finite:
-        yield finding_of(
-            "LYA002",
-            None,
-            f"{_are(output.reference_non_finite, 'logit')} not finite in the reference",
-            value=float(output.reference_non_finite),
-            limit=0.0,
-        )
+        many = output.reference_non_finite
+        message = f"{_are(many, 'logit')} not finite in the reference"
+        yield finding_of("LYA002", None, message, float(many), 0.0)
     elif output.non_finite or overflowed(output.kl_max):
         message = f"the logits of the {name} execution are not finite"
         if output.non_finite:
             message = (
                 f"{_are(output.non_finite, 'logit')} not finite in the {name} execution"
             )
-        yield finding_of(
-            "LYA002",
-            None,
-            message,
-            value=float(output.non_finite) or None,
-            limit=0.0,
-            precision=name,
-        )
+        many = float(output.non_finite) or None
+        yield finding_of("LYA002", None, message, many, 0.0, name)
     reasons = lost(output)
     if reasons:
         _, value, limit = reasons[0]
-        yield finding_of(
-            "LYA015",
-            None,
-            f"the logits of the {name} execution are lost: "
-            + ", and ".join(words for words, _, _ in reasons),
-            value=value,
-            limit=limit,
-            precision=name,
-        )
+        told = ", and ".join(words for words, _, _ in reasons)
+        message = f"the logits of the {name} execution are lost: {told}"
+        yield finding_of("LYA015", None, message, value, limit, name)
     decisions = output.decisions
     if decisions is not None and decisions.certified_flipped:
-        yield finding_of(
-            "LYA003",
-            None,
-            f"{_counted(decisions.certified_flipped, 'top token')} of "
-            f"{decisions.certified_stable:,} that are certified stable changed",
-            value=float(decisions.certified_flipped),
-            limit=0.0,
-            precision=name,
+        many = decisions.certified_flipped
+        message = (
+            f"{_counted(many, 'top token')} of {decisions.certified_stable:,} that are "
+            "certified stable changed"
         )
+        yield finding_of("LYA003", None, message, float(many), 0.0, name)
     if output.argmax_flips:
         message = f"{output.argmax_flips:,} top tokens change"
         if output.argmax_total:
@@ -279,14 +244,8 @@ def _of_output(precision: PrecisionReport) -> Iterator[Finding]:
         if output.argmax_ties:
             ties = _counted(output.argmax_ties, "tie")
             message += f"; {ties} not counted, between equal leaders of the reference"
-        yield finding_of(
-            "LYA004",
-            None,
-            message,
-            value=float(output.argmax_flips),
-            limit=0.0,
-            precision=name,
-        )
+        flips = float(output.argmax_flips)
+        yield finding_of("LYA004", None, message, flips, 0.0, name)
 
 
 def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
@@ -313,7 +272,7 @@ def _of_functions(precisions: Sequence[PrecisionReport]) -> Iterator[Finding]:
             message += f", KL {one.kl_mean:.2g} nats a token"
         if one.argmax_total:
             message += f", {one.argmax_flips:,} of {one.argmax_total:,} top tokens"
-        yield finding_of("LYA018", None, message, value=one.rel_l2, limit=SAME_FUNCTION)
+        yield finding_of("LYA018", None, message, one.rel_l2, SAME_FUNCTION)
 
 
 def _are(n: int, noun: str, of: str = "") -> str:

@@ -105,8 +105,8 @@ def _limits(
         worst,
         f"{below + above:,} of {total:,} dt are limited to {limits} in prefill"
         f" ({', '.join(parts)}); {ignored}; most in this layer",
-        value=(below + above) / total,
-        limit=0.0,
+        (below + above) / total,
+        0.0,
     )
 
 
@@ -143,8 +143,8 @@ def _offsets(model: Model, length: int, batch: int) -> Iterator[Finding]:
             None,
             f"{batch} x {length:,} tokens: the 32-bit offsets of"
             f" {reach.implementation}'s {reach.kernel} end at {reach.length:,}",
-            value=float(length),
-            limit=float(reach.length),
+            float(length),
+            float(reach.length),
         )
 
 
