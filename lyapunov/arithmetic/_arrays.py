@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._interface import AbstractArithmetic
+from ._interface import CHOSEN, AbstractArithmetic
 from ._row_blocks import emptied, over_blocks
 
 
@@ -57,7 +57,9 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     def largest(self, x, count):
         """Of equal entries the first."""
         _, places = jax.lax.top_k(x, count)
-        return self._carry(jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2))
+        chosen = self._carry(jnp.sum(jax.nn.one_hot(places, x.shape[-1]), axis=-2))
+        self.observe(CHOSEN, chosen)
+        return chosen
 
     def shares(self, x, floor: float = 0.0):
         """The sum in fp64, rounded once."""

@@ -27,6 +27,10 @@ class Weight(eqx.Module):
         self.operator_norm = jnp.asarray(operator_norm, jnp.float64)
 
 
+CHOSEN = "chosen"
+"""What interpreters show of a choice among the entries of a row."""
+
+
 class AbstractArithmetic(abc.ABC):
     """What a flow may do. Values are opaque to the flow but for indexing.
 

@@ -24,13 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from ..formats import FormatNumbers, StateNumbers, is_state_numbers
 from ._bounded_values import Bounded, BoundedState, Lengths, RoundingModel, lift
-from ._interface import AbstractArithmetic, ScanKernel
+from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import emptied, over_blocks
 from .rules import entries, functions, rows, scans, storage, sums
-
-
-LEFT_OPEN = "left_open"
-"""Observed of a choice: the rows of which no one can say what an execution chose."""
 
 
 def _operation(rule: Callable) -> Any:
@@ -146,9 +142,8 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     contract = _operation(scans.contract)
 
     def largest(self, x, count):
-        """By its rule; rows whose choice roundings may change are observed."""
-        chosen = rows.largest(self, x, count)
-        self.observed[LEFT_OPEN] = jnp.any(chosen.error > 0, axis=-1)
+        """By its rule, and observed: no kernel makes a choice."""
+        self.observed[CHOSEN] = chosen = rows.largest(self, x, count)
         return chosen
 
     def in_row_blocks(self, body, x, rows):

@@ -14,8 +14,8 @@ random roundings of the declared stores (`arithmetic.sampled`), from exact arith
 with the held weights on the execution's own input. A right execution's z is of order
 1: its roundings are not random, but d_model outputs average over many of them. Where
 one rounding decides, few draws of it may all be small, so that z is estimated anew from
-many where it is large. A token whose choice of experts roundings leave open has no z:
-what another expert puts out is no sum of roundings, and T1 alone holds it.
+many where it is large. A token whose choice of experts roundings decide has no z: what
+another expert puts out is no sum of roundings, and T1 alone holds it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from .._devices import as_here, chosen_device, side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
-from ..arithmetic.bounded import LEFT_OPEN
+from ..arithmetic._interface import CHOSEN
 from ..formats import FP32
 from ..implementations._compiled import PRODUCTS
 from ..implementations._segment import Segment
@@ -195,8 +195,11 @@ def audit_sublayer(
         begun = partial(workers.submit, as_here, chosen_device())
         drawn = begun(_sigmas, *given, start, keys, inside)
         operations = begun(_operations, *given, start)
-        output, left_open = begun(_output, *given, originals, start).result()
-    z = np.where(left_open, 0.0, drawn.result())
+        output, by_bounds = begun(_output, *given, originals, start).result()
+        z, exactly = drawn.result()
+    if by_bounds is not None:
+        same = (by_bounds.error == 0) & (by_bounds.value == exactly)
+        z = np.where(np.all(same, axis=-1), z, 0.0)
     return SublayerAudit(operations.result(), output, z)
 
 
@@ -271,42 +274,52 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
 
 @eqx.filter_jit
 def _output(plan: _Plan, inputs: _Inputs, parameters, originals, start):
-    def bounded(incoming) -> tuple[Bounded, Any]:
+    def bounded(incoming) -> tuple[Bounded, Bounded | None]:
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
         output, made = _chained(plan, inputs, at, incoming, parameters, start)
-        none = lambda i: jnp.zeros(plan.spans[i][1] - plan.spans[i][0], bool)
-        left_open = [one.observed.get(LEFT_OPEN, none(i)) for i, one in enumerate(made)]
-        return output, jnp.concatenate(left_open)
+        return output, _chosen(made)
 
-    centre, left_open = side_by_side(bounded)(inputs.read)
-    reference = _exact(plan, inputs, originals, start)
+    centre, chosen = side_by_side(bounded)(inputs.read)
+    reference, _ = _exact(plan, inputs, originals, start)
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
     shift = jnp.abs(centre.value - reference) + own[..., None]
-    return _hold(inputs.output, reference, centre.error + shift), left_open
+    return _hold(inputs.output, reference, centre.error + shift), chosen
+
+
+def _chosen(interpreters):
+    """Experts that each token goes through, in all calls; None where none is chosen."""
+    found = [at.observed[CHOSEN] for at in interpreters if CHOSEN in at.observed]
+    return interpreters[0].join(found) if found else None
 
 
 def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
-    """In exact arithmetic calls are one, unless each computes a function of its own."""
+    """In exact arithmetic calls are one, unless each computes a function of its own.
+
+    **Returns:** the output, and the choice of experts.
+    """
 
     def run(incoming):
+        at = Exact()
         if len(parameters) == 1:
-            return sublayer(Exact(), plan.sizes.flow, incoming, parameters[0], start)[1]
-        at = lambda i, sites, _: Exact()
-        return _chained(plan, inputs, at, incoming, parameters, start)[0]
+            output = sublayer(at, plan.sizes.flow, incoming, parameters[0], start)[1]
+            return output, _chosen([at])
+        fresh = lambda i, sites, _: Exact()
+        output, made = _chained(plan, inputs, fresh, incoming, parameters, start)
+        return output, _chosen(made)
 
     return side_by_side(run)(inputs.incoming)
 
 
 def _sigmas(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
-    """z, from more draws where few say that it is large."""
+    """z, from more draws where few say that it is large; the exact choice."""
     given = plan, inputs, parameters, start
-    z, error, square, own = _z(*given, keys, inside)
+    z, chosen, error, square, own = _z(*given, keys, inside)
     if not float(jnp.max(z)) > DOUBTFUL_Z:
-        return z
+        return z, chosen
     for i in range(1, MORE_DRAWS):
         more = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)  # noqa: B023
-        square = square + _z(*given, more, inside)[2]
-    return _over(error, square / MORE_DRAWS, own)
+        square = square + _z(*given, more, inside)[3]
+    return _over(error, square / MORE_DRAWS, own), chosen
 
 
 def _over(error, square, own):
@@ -317,10 +330,10 @@ def _over(error, square, own):
 
 @eqx.filter_jit
 def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
-    """z, the error, the mean square of draws, and what fp64 leaves."""
+    """z, the exact choice, the error, the mean square of draws, what fp64 leaves."""
     # roundings of the fp32 operations between stores, where stores are no larger
     inner = {"inner": FP32.numbers(), "inner_sums": True} if inside else {}
-    exact = _exact(plan, inputs, parameters, start)
+    exact, chosen = _exact(plan, inputs, parameters, start)
 
     def probe(key):
         def one(key, incoming):
@@ -335,4 +348,4 @@ def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
     square = jnp.mean(jax.lax.map(probe, keys), axis=0)
     own = FP64_SHARE_OF_OUTPUT * jnp.linalg.norm(exact, axis=-1)
     error = jnp.linalg.norm(inputs.output - exact, axis=-1)
-    return _over(error, square, own), error, square, own
+    return _over(error, square, own), chosen, error, square, own

@@ -11,8 +11,14 @@ import mpmath
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import Bounded, BoundedArithmetic, RoundingModel, Weight
-from lyapunov.arithmetic.bounded import LEFT_OPEN
+from lyapunov.arithmetic import (
+    Bounded,
+    BoundedArithmetic,
+    Exact,
+    RoundingModel,
+    Weight,
+)
+from lyapunov.arithmetic._interface import CHOSEN
 from lyapunov.sublayers.experts import ExpertsParameters, route
 
 from ..helpers import gamma
@@ -57,14 +63,21 @@ def test_sigmoid_is_rounded(rng):
     assert (np.asarray(bound.error) <= lost * 1.01).all()
 
 
-def test_a_choice_that_is_left_open_is_observed():
-    """Assert it of rows in which an end reaches another's, and of no other."""
+def test_a_choice_is_observed():
+    """Assert it of the exact one, and of the bounded one, open where ends meet."""
     v = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 2.0], [1.0, 1.0, 2.0]])
     e = np.array([[0.4, 0.4, 3.0], [0.5, 0.5, 0.0], [0.9, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    at = BoundedArithmetic({}, RoundingModel.none())
-    chosen = at.largest(bounded(v, e), 2)
-    np.testing.assert_array_equal(at.observed[LEFT_OPEN], [True, True, False, True])
-    np.testing.assert_array_equal(chosen.error.any(-1), at.observed[LEFT_OPEN])
+    at, exact = BoundedArithmetic({}, RoundingModel.none()), Exact()
+    at.largest(bounded(v, e), 2)
+    found = at.observed[CHOSEN]
+    np.testing.assert_array_equal(found.error.any(-1), [True, True, False, True])
+    exact.largest(jnp.asarray(v), 2)
+    expected = [[0, 1, 1], [0, 1, 1], [0, 1, 1], [1, 0, 1]]
+    np.testing.assert_array_equal(exact.observed[CHOSEN], expected)
+    np.testing.assert_array_equal(found.value, expected)
+    silent = Exact(observes=False)
+    silent.largest(jnp.asarray(v), 2)
+    assert not silent.observed
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])
