@@ -4,12 +4,21 @@ The draws of one rounding are uniform, as `arithmetic.sampled` draws them, and s
 rounding of the run; a right z of it is sqrt(3) at most.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lyapunov.arithmetic import Bounded
 from lyapunov.bounds import segments
+from lyapunov.formats import BF16
+from lyapunov.implementations import executions_for
+from lyapunov.implementations._segment import Segment
 from lyapunov.questions._audit_verdict import Z_LIMIT
+from lyapunov.sublayers import NetworkConfig
+
+from ..model.every_kind import SIZES
 
 
 TOKENS = 20_000
@@ -60,3 +69,23 @@ def test_what_is_small_is_drawn_once(monkeypatch):
     z, few, calls = sigmas(monkeypatch, 1e-3)
     assert len(calls) == 1
     np.testing.assert_array_equal(z, few)
+
+
+def test_a_choice_that_roundings_decide_has_no_sigma(monkeypatch):
+    """Assert it where they may, and where they do for sure; elsewhere z stays."""
+    sizes = SIZES["experts"]
+    config = NetworkConfig(8, 8, sizes.d_model, (sizes,))
+    (execution,) = executions_for(config, ["bf16"], architecture="jamba")
+    exactly = np.array([[[1, 0], [0, 1], [0, 1], [1, 0]]], np.float64)
+    chosen = np.array([[[1, 0], [1, 0], [0, 1], [1, 0]]], np.float64)
+    error = np.zeros_like(chosen)
+    error[0, 2] = 1.0
+    z = np.array([[2.0, 100.0, 50.0, 3.0]])
+    bounded = Bounded(jnp.asarray(chosen), jnp.asarray(error))
+    monkeypatch.setattr(segments, "_sigmas", lambda *_: (z, exactly))
+    monkeypatch.setattr(segments, "_operations", lambda *_: {})
+    monkeypatch.setattr(segments, "_output", lambda *_: (None, bounded))
+    record = SimpleNamespace(incoming=None, output=None, stored={})
+    own = Segment(0, 4, execution.of("experts"), BF16)
+    found = segments.audit_sublayer([own], sizes, record, [None], [None], None, None)
+    np.testing.assert_array_equal(found.z, [[2.0, 0.0, 0.0, 3.0]])
