@@ -133,13 +133,9 @@ def memory_tokens(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         memory = np.where(exponents == 0, np.inf, -1 / exponents)
-    p50, p90, longest = _quantiles(memory, np.array([0.5, 0.9, 1.0])).tolist()
-    return MemoryTokens(
-        p50=p50 if np.isfinite(p50) else None,
-        p90=p90 if np.isfinite(p90) else None,
-        max=longest if np.isfinite(longest) else None,
-        exceeds_sample=bool(longest > seq),
-    )
+    found = _quantiles(memory, np.array([0.5, 0.9, 1.0])).tolist()
+    p50, p90, longest = (value if np.isfinite(value) else None for value in found)
+    return MemoryTokens(p50, p90, longest, exceeds_sample=bool(found[-1] > seq))
 
 
 def _quantiles(values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -166,16 +166,13 @@ def _dt_never_leaves(bias, dt, A) -> list[Suspicion]:
     low, high = np.quantile(dt, (0.05, 0.95))
     if not (high < NARROW * low and slowest * FORGETFUL > 1):
         return []
-    return [
-        Suspicion(
-            f"dt_bias lies within {np.abs(bias).max():.2g} of 0, dt between {low:.2g} "
-            f"and {high:.2g} for 90 % of the tokens and channels, about softplus(0) = "
-            "0.69 where a lost dt_bias leaves it, and no state remembers beyond "
-            f"{1 / slowest:.2g} tokens",
-            ("dt_bias",),
-            hint=True,
-        )
-    ]
+    why = (
+        f"dt_bias lies within {np.abs(bias).max():.2g} of 0, dt between {low:.2g} "
+        f"and {high:.2g} for 90 % of the tokens and channels, about softplus(0) = "
+        "0.69 where a lost dt_bias leaves it, and no state remembers beyond "
+        f"{1 / slowest:.2g} tokens"
+    )
+    return [Suspicion(why, ("dt_bias",), hint=True)]
 
 
 def _at_start(bias, logs, skip, unit, ones, per_head) -> list[Suspicion]:
@@ -191,33 +188,25 @@ def _at_start(bias, logs, skip, unit, ones, per_head) -> list[Suspicion]:
     rates = logs is not None and rates_at_start(logs, unit, per_head)
     if np.all(skip == 1) and (rates or others):
         names = (*(("A_log",) if rates else ()), "dt_bias", "D", *others)
-        told = f"{', '.join(names[:-1])} and {names[-1]}"
-        return [
-            Suspicion(
-                f"{told} are exactly as before training: re-initialised after "
-                "loading, or never trained",
-                names,
-            )
-        ]
+        why = (
+            f"{', '.join(names[:-1])} and {names[-1]} are exactly as before training: "
+            "re-initialised after loading, or never trained"
+        )
+        return [Suspicion(why, names)]
     if rates and bias_log_uniform(bias, unit):
-        return [
-            Suspicion(
-                "A_log and dt_bias are distributed exactly as before training while D "
-                "is not: re-initialised after loading, or frozen",
-                ("A_log", "dt_bias"),
-            )
-        ]
+        why = (
+            "A_log and dt_bias are distributed exactly as before training while D "
+            "is not: re-initialised after loading, or frozen"
+        )
+        return [Suspicion(why, ("A_log", "dt_bias"))]
     drawn = per_head and (logs is None or rates_in_range(logs))
     if np.all(skip == 1) and drawn and not np.all(bias == bias[0]):
         names = ("dt_bias", "D") if logs is None else ("A_log", "dt_bias", "D")
-        return [
-            Suspicion(
-                f"D is exactly 1, and {' and '.join(names[:-1])} lie where they are "
-                "drawn before training: never loaded, or D was frozen",
-                names,
-                hint=True,
-            )
-        ]
+        why = (
+            f"D is exactly 1, and {' and '.join(names[:-1])} lie where they are "
+            "drawn before training: never loaded, or D was frozen"
+        )
+        return [Suspicion(why, names, hint=True)]
     return []
 
 
@@ -228,14 +217,11 @@ def _downcast(logs) -> list[Suspicion]:
     for name, dtype in (("bf16", ml_dtypes.bfloat16), ("fp16", np.float16)):
         with np.errstate(over="ignore"):
             if np.array_equal(logs.astype(dtype).astype(np.float64), logs):
-                return [
-                    Suspicion(
-                        f"A_log is stored in fp32 and holds {name} numbers only: it "
-                        f"was rounded to {name} at some time",
-                        ("A_log",),
-                        hint=True,
-                    )
-                ]
+                why = (
+                    f"A_log is stored in fp32 and holds {name} numbers only: it was "
+                    f"rounded to {name} at some time"
+                )
+                return [Suspicion(why, ("A_log",), hint=True)]
     return []
 
 
@@ -265,23 +251,18 @@ def adds_nothing(
             for name, array in parameters.items()
             if not name.endswith("_bias") and not np.any(np.asarray(array))
         )
-        why = f": {' and '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0"
-        return [
-            Suspicion(
-                f"the sublayer adds nothing on these tokens{why if zero else ''}", zero
-            )
-        ]
+        why = "the sublayer adds nothing on these tokens"
+        if zero:
+            why += f": {' and '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0"
+        return [Suspicion(why, zero)]
     found = []
     for name in OUTPUTS:
         matrix = np.asarray(parameters.get(name, np.ones((1, 1))))
         silent = int(np.sum(~np.any(matrix, axis=tuple(range(matrix.ndim - 1)))))
         if silent >= max(2, SHARE_ZERO * matrix.shape[-1]):
-            found.append(
-                Suspicion(
-                    f"{name} is 0 for {silent:,} of {matrix.shape[-1]:,} channels, "
-                    "pruned or never loaded",
-                    (name,),
-                    hint=True,
-                )
+            why = (
+                f"{name} is 0 for {silent:,} of {matrix.shape[-1]:,} channels, "
+                "pruned or never loaded"
             )
+            found.append(Suspicion(why, (name,), hint=True))
     return found
