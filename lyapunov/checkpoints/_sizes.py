@@ -12,6 +12,7 @@ from ._settings import (
     head_size,
     integer,
     limits,
+    positive,
     rank,
     rotary,
     switch,
@@ -42,6 +43,20 @@ class NetworkSettings:
     settings: Mapping[str, Any]
     d_model: int
     epsilon: float
+
+    @classmethod
+    def of(
+        cls, settings: Mapping[str, Any], d_model: int, norm: str, epsilon: float
+    ) -> "NetworkSettings":
+        """Read them as transformers has them.
+
+        **Arguments:**
+
+        - `norm`: what the epsilon is called.
+        - `d_model`, `epsilon`: where the settings do not say.
+        """
+        d_model = integer(settings, "hidden_size", d_model)
+        return cls(settings, d_model, positive(settings, norm, epsilon))
 
     def config(
         self,

@@ -4,16 +4,14 @@ from typing import Any
 
 from .._family import NO_EXPONENT, SILU, Family, of_transformers
 from .._parts import Described
-from .._settings import integer, layer_count, positive, refuse, silu_only
+from .._settings import layer_count, refuse, silu_only
 from .._sizes import NetworkSettings
 from ._hybrid import bamba_mixer, layers_in_turn
 
 
 def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 4096)
-    epsilon = positive(settings, "rms_norm_eps", 1e-5)
-    network = NetworkSettings(settings, d_model, epsilon)
+    network = NetworkSettings.of(settings, 4096, "rms_norm_eps", 1e-5)
     mixer, mlp = bamba_mixer(network), network.mlp(14336)
     # half of each head turns, whatever config.json says of it
     attention = network.llama_attention(share=0.5)

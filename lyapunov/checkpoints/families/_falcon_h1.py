@@ -5,11 +5,9 @@ from typing import Any
 from .._family import NO_EXPONENT, SILU, Family, of_transformers
 from .._parts import Described
 from .._settings import (
-    integer,
     layer_count,
     number,
     numbers,
-    positive,
     silu_only,
     switch,
 )
@@ -19,9 +17,9 @@ from ._hybrid import bamba_mixer, layers_in_turn
 
 def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 4096)
-    epsilon = positive(settings, "rms_norm_eps", 1e-5)
-    network = NetworkSettings({"mamba_d_ssm": 1024, **settings}, d_model, epsilon)
+    network = NetworkSettings.of(
+        {"mamba_d_ssm": 1024, **settings}, 4096, "rms_norm_eps", 1e-5
+    )
     rows = numbers(settings, "ssm_multipliers", 5)
     mixer = bamba_mixer(
         network,

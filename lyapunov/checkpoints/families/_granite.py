@@ -18,7 +18,6 @@ from .._settings import (
     layer_kinds,
     natural,
     number,
-    positive,
     silu_only,
 )
 from .._sizes import NetworkSettings
@@ -27,9 +26,7 @@ from ._hybrid import bamba_mixer, layers_in_turn
 
 def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 4096)
-    epsilon = positive(settings, "rms_norm_eps", 1e-6)
-    network = NetworkSettings(settings, d_model, epsilon)
+    network = NetworkSettings.of(settings, 4096, "rms_norm_eps", 1e-6)
     out = number(settings, "residual_multiplier")
     layers = layer_count(settings, "num_hidden_layers", 32)
     default = ["mamba"] * layers

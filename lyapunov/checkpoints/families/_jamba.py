@@ -4,17 +4,15 @@ from typing import Any
 
 from .._family import NO_EXPONENT, SILU, Family, of_transformers
 from .._parts import Described, Part, expert_parts, mlp_parts, norm_parts
-from .._settings import integer, layer_count, natural, positive, silu_only
+from .._settings import integer, layer_count, natural, silu_only
 from .._sizes import NetworkSettings
 from ._hybrid import layers_in_turn
 
 
 def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 4096)
-    epsilon = positive(settings, "rms_norm_eps", 1e-6)
-    network = NetworkSettings(settings, d_model, epsilon)
-    mixer = network.mamba1(mixer_norm_epsilon=epsilon)
+    network = NetworkSettings.of(settings, 4096, "rms_norm_eps", 1e-6)
+    mixer = network.mamba1(mixer_norm_epsilon=network.epsilon)
     attention = network.llama_attention(turns=False)
     mlp = network.mlp(14336)
     count = integer(settings, "num_experts", 16)

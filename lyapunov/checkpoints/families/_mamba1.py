@@ -4,7 +4,7 @@ from typing import Any
 
 from .._family import SILU, Family, of_transformers
 from .._parts import Described, mamba1_parts
-from .._settings import integer, layer_count, positive, silu_only, switch
+from .._settings import layer_count, positive, silu_only, switch
 from .._sizes import NetworkSettings
 from . import _mamba_ssm as mamba_ssm
 
@@ -26,9 +26,7 @@ def _read_transformers(
     mixer_norm_epsilon: float | None = None,
 ) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 768)
-    epsilon = positive(settings, "layer_norm_epsilon", 1e-5)
-    network = NetworkSettings(settings, d_model, epsilon)
+    network = NetworkSettings.of(settings, 768, "layer_norm_epsilon", 1e-5)
     mixer = network.mamba1(_NAMES, mixer_norm_epsilon=mixer_norm_epsilon)
     return only_mixers(stored, network, mixer, 32, mamba1_parts, vocab_size=50280)
 

@@ -8,7 +8,6 @@ from .._settings import (
     expanded,
     integer,
     limits,
-    positive,
     silu_only,
     switch,
     unsupported,
@@ -44,8 +43,8 @@ _MAMBA_SSM_SETTINGS = {
 
 def _read_transformers(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     silu_only(settings)
-    d_model = integer(settings, "hidden_size", 4096)
-    d_inner = expanded(settings, d_model)
+    network = NetworkSettings.of(settings, 4096, "layer_norm_epsilon", 1e-5)
+    d_inner = expanded(settings, network.d_model)
     head_dim = integer(settings, "head_dim", 64)
     heads = integer(settings, "num_heads", 128)
     if heads * head_dim != d_inner:
@@ -53,8 +52,6 @@ def _read_transformers(settings: dict[str, Any], stored: dict[str, Any]) -> Desc
             f"config.json: {heads} heads of {head_dim} channels are not the"
             f" {d_inner} that expand * hidden_size makes"
         )
-    epsilon = positive(settings, "layer_norm_epsilon", 1e-5)
-    network = NetworkSettings(settings, d_model, epsilon)
     mixer = network.mamba2(d_inner, heads, _NAMES)
     return only_mixers(
         stored, network, mixer, 64, mamba2_parts, vocab_size=32768, tied=False

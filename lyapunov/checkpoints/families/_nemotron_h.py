@@ -52,11 +52,8 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     if isinstance(pattern, str) and set(pattern) <= set(_PATTERN):
         default = [_PATTERN[letter] for letter in pattern]
     kinds = layer_kinds(settings, ("layers_block_type", "layer_types"), default)
-    network = NetworkSettings(
-        {"head_dim": 128, **settings},
-        integer(settings, "hidden_size", 4096),
-        positive(settings, "layer_norm_epsilon", 1e-5),
-    )
+    settings = {"head_dim": 128, **settings}
+    network = NetworkSettings.of(settings, 4096, "layer_norm_epsilon", 1e-5)
     heads = integer(settings, "mamba_num_heads", 128)
     d_inner = heads * integer(settings, "mamba_head_dim", 64)
     # dt_limit as the publisher's code takes it; this as transformers does (to 5.24)

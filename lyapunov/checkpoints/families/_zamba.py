@@ -49,9 +49,7 @@ _KINDS = ("layers_block_type", "layer_types")
 def _read_zamba(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     """All hybrid layers share one block, and none adds anything of its own."""
     silu_only(settings, "hidden_mamba_act")
-    d_model = integer(settings, "hidden_size", 3712)
-    epsilon = positive(settings, "rms_norm_eps", 1e-5)
-    network = NetworkSettings(settings, d_model, epsilon)
+    network = NetworkSettings.of(settings, 3712, "rms_norm_eps", 1e-5)
     mixer = network.mamba1(heads=integer(settings, "n_mamba_heads", 2))
     if mixer.d_inner % mixer.heads:
         raise refuse("n_mamba_heads", mixer.heads, f"a divisor of {mixer.d_inner}")
@@ -69,10 +67,8 @@ def _read_zamba(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
 
 def _read_zamba2(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     """Hybrid layers take blocks in turn, with adapters of their own."""
-    d_model = integer(settings, "hidden_size", 2560)
-    epsilon = positive(settings, "rms_norm_eps", 1e-5)
-    network = NetworkSettings(settings, d_model, epsilon)
-    d_inner = expanded(settings, d_model, "mamba_expand")
+    network = NetworkSettings.of(settings, 2560, "rms_norm_eps", 1e-5)
+    d_inner = expanded(settings, network.d_model, "mamba_expand")
     heads = integer(settings, "n_mamba_heads", 8)
     if d_inner % heads:
         raise refuse("n_mamba_heads", heads, f"a divisor of {d_inner} channels")
@@ -87,7 +83,7 @@ def _read_zamba2(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     kinds = layer_kinds(settings, _KINDS, None)
     turning = (0, 10000.0)
     if switch(settings, "use_mem_rope", False):
-        turning = rotary(settings, 2 * d_model // head_count(settings, 32)[0])
+        turning = rotary(settings, 2 * network.d_model // head_count(settings, 32)[0])
     config = _config(network, kinds, mixer, _shared_sizes(network, turning))
     return _described(stored, config, "shared_transformer", _adapted_parts)
 
