@@ -7,6 +7,7 @@ it before.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -138,6 +139,8 @@ class TransformersNetwork:
                     cache = of_no_token(torch, network, tokens)
                 elif variant.kind == "compiled":
                     network = compiled_by_torch(torch, network)
+                    # what a compiler says of the library's code is not the user's
+                    stack.enter_context(warnings.catch_warnings(action="ignore"))
                 plan = planned(tokens, variant)
                 logits = called(torch, network, plan, calls, cache)
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
