@@ -22,7 +22,7 @@ from ..checkpoints._adapter import Adapter, adapted
 from ..checkpoints._adapter_settings import MERGE, refuse_other_kinds, scaling
 from ..checkpoints.families._architectures import refuse_quantised
 from ..checkpoints.files._files import quote
-from ..checkpoints.files._tensors import StoredTensor
+from ..checkpoints.files._tensors import DTYPES, StoredTensor
 from . import Model
 from ._torch_modules import (
     WANTED,
@@ -36,15 +36,8 @@ from ._torch_modules import (
 
 _GATHER = "gather its parameters first, or give the module before it is wrapped"
 
-# torch's names of types, and the report's
-_DTYPES = {
-    "torch.float64": "fp64",
-    "torch.float32": "fp32",
-    "torch.float16": "fp16",
-    "torch.bfloat16": "bf16",
-    "torch.float8_e4m3fn": "fp8_e4m3",
-    "torch.float8_e5m2": "fp8_e5m2",
-}
+# torch's names of types, which are NumPy's, and the report's
+_DTYPES = {f"torch.{dtype.name}": name for name, dtype in DTYPES.items()}
 _BASE = ".base_layer."
 _PREFIX = "base_model.model."
 

@@ -1,19 +1,10 @@
 """Parameters as an execution holds them."""
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
+from ..checkpoints.files._tensors import DTYPES
 from ..formats import Format, round_to
-
-
-_NARROW = {
-    "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16,
-    "fp8_e4m3": ml_dtypes.float8_e4m3fn,
-    "fp8_e5m2": ml_dtypes.float8_e5m2,
-    "fp32": np.float32,
-}
 
 
 def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
@@ -29,7 +20,7 @@ def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
 
 def rounded(raw: np.ndarray, fmt: Format) -> np.ndarray:
     """Round a stored array to a format, to nearest even, and widen it to fp64."""
-    if raw.dtype == np.float64 or fmt.name not in _NARROW:
+    if raw.dtype == np.float64 or fmt.name not in DTYPES:
         return np.asarray(round_to(jnp.asarray(raw, jnp.float64), fmt.numbers()))
     with np.errstate(over="ignore"):
-        return raw.astype(np.float32).astype(_NARROW[fmt.name]).astype(np.float64)
+        return raw.astype(np.float32).astype(DTYPES[fmt.name]).astype(np.float64)
