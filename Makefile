@@ -6,24 +6,38 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
+# Fast tests run each program once or twice: half of their time was LLVM's optimiser.
+# Slow ones run programs as users have them.
+QUICKLY := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
+
+# The newest Python that is here, and the newest of all else: nothing is constrained.
+NEWEST ?= $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1?.*/bin/python3)))
+NEWER := .venv-newest
+TAKEN_BY_NEWEST := tests/formats tests/arithmetic tests/test_xla.py
+
 # What jaxtyping's shapes say is checked at every call of the library.
 SHAPES := tests/formats tests/arithmetic tests/recurrences
 
-.PHONY: check test test-slow test-shapes benchmark lint clean
+.PHONY: check test test-slow test-shapes test-newest benchmark lint clean
 
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
+	$(QUICKLY) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
 
 test-slow: $(VENV)/.tests test-shapes
 	$(BIN)/python -m pytest -m "slow and not cuda"
 
 test-shapes: $(VENV)/.tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SHAPES) \
+	$(QUICKLY) $(BIN)/python -m pytest -n 2 --dist loadfile $(SHAPES) \
 		--jaxtyping-packages=lyapunov,beartype.beartype \
 		-m "not slow and not cuda and not wrong_types"
+
+test-newest: $(NEWER)/.made
+	$(NEWER)/bin/python -c 'import sys, jax; print("Python", sys.version, "jax", jax.__version__)'
+	$(NEWER)/bin/lyapunov-check -q --no-compile-cache
+	$(QUICKLY) $(NEWER)/bin/python -m pytest -m "not slow and not cuda" $(TAKEN_BY_NEWEST)
 
 benchmark: $(VENV)/.tests
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
@@ -34,8 +48,15 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+$(NEWER)/.made: pyproject.toml
+	$(if $(NEWEST),,$(error no newer Python here: make test-newest NEWEST=python3.14))
+	$(NEWEST) -m venv $(NEWER)
+	$(NEWER)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-e '.[newest]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .cache/jax
+	rm -rf $(VENV) $(NEWER) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .cache/jax
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
