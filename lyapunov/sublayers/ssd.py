@@ -17,6 +17,7 @@ Within a chunk both sum masked pairs times x, as is done here.
 import jax.numpy as jnp
 import numpy as np
 
+from .._errors import UsageError
 from ..arithmetic import AbstractArithmetic
 
 
@@ -131,6 +132,11 @@ def _chunks(seq: int, chunk: int, calls: tuple[int, ...]):
             return filled.reshape(count, chunk, *a.shape[1:])
 
         return cut, lambda a: a.reshape(-1, *a.shape[2:])[:seq]
+    if sum(calls) != seq:
+        raise UsageError(
+            f"{seq} tokens are not what calls of {', '.join(map(str, calls))} hold",
+            hint="a text that goes through in blocks comes in one call",
+        )
     width, ends = min(chunk, max(calls)), np.cumsum(calls)
     own = [
         np.arange(first, min(first + width, end))

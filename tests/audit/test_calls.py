@@ -37,8 +37,8 @@ def test_the_calls_hold_the_text_at_its_own_positions(way):
     for call in calls:
         assert call.ids.shape == call.positions.shape
         given += call.ids.shape[1]
-        if "padded" not in way:
-            assert call.mask is None
+        assert (call.mask is None) == ("padded" not in way)
+        if call.mask is None:
             continue
         assert call.mask.shape == (call.ids.shape[0], given)
         hidden = np.concatenate([c.ids for c in calls], axis=1)[:, :given] == 0

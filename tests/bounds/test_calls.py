@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lyapunov._errors import UsageError
 from lyapunov.arithmetic import BoundedArithmetic, Exact
 from lyapunov.formats import BF16
 from lyapunov.implementations.transformers.mamba1 import TORCH
@@ -47,6 +48,11 @@ def test_chunks_begin_with_calls(calls, chunk):
         for first in range(start, start + n, chunk)
     ]
     assert began == expected
+
+
+def test_calls_of_other_tokens_are_refused():
+    with pytest.raises(UsageError, match="5 tokens are not what calls of 2, 2"):
+        _chunks(5, 4, (2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +108,14 @@ def in_fp64(given):
 
 def scanned(at, given, span=slice(None), start=None):
     """y and the state behind it, of an interpreter."""
-    part = [
+    dt, x, B, C = (
         jnp.asarray(given[name][span], jnp.float64) for name in ("dt", "x", "B", "C")
-    ]
-    part[1] = part[1].reshape(len(part[1]), -1)
+    )
+    x = x.reshape(len(x), -1)
     A, D = (jnp.asarray(given[name], jnp.float64) for name in "AD")
     if start is None:
         start = jnp.zeros((STATES, HEADS * SIZE))
-    return chunked_scan(at, *part, A, D, start, CHUNK)
+    return chunked_scan(at, dt, x, B, C, A, D, start, CHUNK)
 
 
 def bounding(calls=(), sites=()):
