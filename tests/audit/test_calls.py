@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import lyapunov
 from lyapunov.bounds.segments import _Plan
 from lyapunov.formats import BF16, FP32
 from lyapunov.implementations import executions_for
 from lyapunov.implementations._segment import Segment, merged
 from lyapunov.implementations._ways import parse_variant, usual_variants
 from lyapunov.implementations.transformers.ways import planned
+from lyapunov.results._audit import CONSISTENT
 from lyapunov.sublayers import KINDS, NetworkConfig
 
 from ..model.every_kind import SIZES
@@ -110,3 +112,32 @@ def test_a_scan_is_as_deep_as_its_calls_and_a_chunk_as_one(execution):
     assert one.execution.scan_depth(12) == execution.scan_depth(5) == 5
     unchunked = replace(one.execution, chunked=False)
     assert unchunked.scan_depth(12) == 12
+
+
+def small(family, folder):
+    """A checkpoint of that family."""
+    from oracles.checkpoints.configurations import CONFIGURATIONS
+    from oracles.checkpoints.mamba_ssm import drawn, full_config, save as save_numpy
+    from oracles.checkpoints.transformers import make, save
+    from oracles.networks import mamba3
+
+    if family != "mamba3":
+        settings = next(iter(CONFIGURATIONS[family].values()))
+        return save(make(family, **settings), folder)
+    config = full_config({"ssm_cfg": {"layer": "Mamba3", "d_state": 8, "headdim": 8}})
+    arrays = drawn(mamba3.shapes(config), np.random.default_rng(1))
+    save_numpy(folder, arrays, config)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mamba2", "gpt_neox", "mamba3"])
+def test_the_emulator_in_calls_is_rounding(family, tmp_path):
+    """Assert it of what every kind hands on, through a cache in 16 bits where there is
+    a state: no violation, everything bounded, and bounds that are reached."""
+    model = lyapunov.load(str(small(family, tmp_path / family)))
+    tokens = np.random.default_rng(3).integers(1, model.config.vocab_size, 6)
+    (run,) = lyapunov.audit(model, "emulated", tokens, variants="chunks:4").variants
+    assert run.verdict == CONSISTENT, run.first_violation
+    assert (run.violations, run.unbounded) == (0, 0)
+    assert 0.5 < run.ratio <= 1
