@@ -140,4 +140,5 @@ def test_the_emulator_in_calls_is_rounding(family, tmp_path):
     (run,) = lyapunov.audit(model, "emulated", tokens, variants="chunks:4").variants
     assert run.verdict == CONSISTENT, run.first_violation
     assert (run.violations, run.unbounded) == (0, 0)
+    assert run.ratio is not None
     assert 0.5 < run.ratio <= 1

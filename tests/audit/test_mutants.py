@@ -27,8 +27,8 @@ def forgets_the_state(monkeypatch):
 
     def broken(state, *args, **options):
         calls.append(1)
-        # two layers a token, the first token is no step
-        if len(calls) > 2 * (LATE - 1):
+        # two layers a token, the first one a step as well
+        if len(calls) > 2 * LATE:
             state.zero_()
         return step(state, *args, **options)
 
@@ -90,7 +90,7 @@ def drops_the_skip(monkeypatch):
 MUTANTS = [
     (forgets_the_state, "steps", LATE, "gated"),
     (loses_the_window, "steps", 1, "conv"),
-    (drops_the_skip, "steps", 1, "gated"),
+    (drops_the_skip, "steps", 0, "gated"),
     (lets_padding_in, "padded_left:5", 0, "conv"),
     (stores_the_neighbours_state, f"padded_left:5,{HALF}", HALF, "gated"),
 ]

@@ -46,7 +46,7 @@ def test_right_ways_are_rounding(audited, precision):
         assert run.z <= USUAL_Z
         assert 0 < run.ratio <= 1
         assert run.tokens == SEQ
-    assert [len(found[name].executions) for name in RIGHT] == [1, 2, 1, 1, 2]
+    assert [len(found[name].executions) for name in RIGHT] == [1, 1, 1, 1, 2]
     # 16-bit stores are seen, and come close to their bounds
     if precision != "fp32":
         assert max(x.ratio_t0 for x in found["whole"].layers) > 0.9
