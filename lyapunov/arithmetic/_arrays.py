@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._interface import CHOSEN, AbstractArithmetic
-from ._row_blocks import emptied, over_blocks
+from ._row_blocks import at_once, emptied, over_blocks
 
 
 class AbstractJaxArithmetic(AbstractArithmetic):
@@ -173,12 +173,25 @@ class AbstractJaxArithmetic(AbstractArithmetic):
             total = jnp.matmul(self._carry(c), held, precision="highest")
         return self._settle(total if start is None else total + start)
 
-    def in_row_blocks(self, body, x, rows):
-        """One block after another, without a record of any."""
-        if rows >= x.shape[0]:
-            return super().in_row_blocks(body, x, rows)
-        make = lambda key: (self._inside_block(key), dict)
-        return over_blocks(make, body, x, rows, self._token_keys)[0]
+    def in_row_blocks(self, body, state, x, rows, *, pairs=False):
+        """One block after another; what a block recorded and saw is joined."""
+        if at_once(x, rows):
+            return body(self, state, x)
+
+        def make(key, places):
+            at = self._inside_block(key)
+            return at, lambda: ({}, {}) if pairs else (at.records, at.observed)
+
+        # a value may be wider in front of the first block than behind it
+        enter = lambda state, like: jax.tree.map(
+            lambda a, of: jnp.asarray(a, of.dtype), state, like
+        )
+        state, output, (records, observed) = over_blocks(
+            make, body, state, x, rows, given=self._token_keys, enter=enter
+        )
+        self.records.update(records)
+        self.observed.update(observed)
+        return state, output
 
     def _inside_block(self, key: Array | None) -> "AbstractJaxArithmetic":
         """The interpreter for a block of rows; `key` is of `_token_keys`."""

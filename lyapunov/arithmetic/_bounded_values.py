@@ -114,15 +114,6 @@ class BoundedState(eqx.Module):
         )
 
 
-class Lengths(NamedTuple):
-    """What is kept of a stored tensor that goes through in blocks of rows."""
-
-    norm: Float[Array, "*tokens"]
-    """L2 of the radius."""
-    length: Float[Array, "*tokens"]
-    """L2 of the tensor."""
-
-
 class DriveRow(eqx.Module):
     """B at a token, or at all of them, with what all channels share of it."""
 

@@ -260,14 +260,19 @@ class AbstractArithmetic(abc.ABC):
         after its step.
         """
 
-    def in_row_blocks(self, body: Callable, x: Any, rows: int) -> Any:
-        """Run `body(at, x, places)` for at most so many leading rows of `x` at a time.
+    def in_row_blocks(
+        self, body: Callable, state: Any, x: Any, rows: int, *, pairs: bool = False
+    ) -> tuple[Any, Any]:
+        """Run `body(at, state, x) -> (state, output)` for so many rows at a time.
 
-        The joined outputs. A row of the output may depend on that row of `x` alone, and
-        what `body` stores has rows as its second axis. `places` numbers the rows. Where
-        all rows go at once this is `body` itself; else what it stores is not recorded.
+        The state after the last row, and the joined outputs. A row of the output may
+        depend on that row of `x` alone, and on earlier ones by way of the state. Where
+        all rows go at once this is `body` itself.
+
+        `pairs`: what `body` stores has an entry for each pair of rows, and its rows as
+        the second axis; in blocks it is too large to be recorded.
         """
-        return body(self, x, jnp.arange(x.shape[0]))
+        return body(self, state, x)
 
     def kernel(self, terms: int) -> "ScanKernel | None":
         """What a scan of states with `terms` entries takes along into one kernel.

@@ -1,7 +1,8 @@
-"""Rows that do not look at each other, a block at a time, so that few are held at once.
+"""Rows that meet in a state alone, a block at a time, so that few are held at once.
 
 What attention makes of its scores is as large as queries times keys, and a query's row
-needs no other row: the rows go through in blocks, one after another, in one program.
+needs no other row; a token of a recurrence needs the state that the token before left.
+Such rows go through in blocks, one after another, in one program.
 """
 
 import copy
@@ -10,52 +11,79 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def over_blocks(
-    make: Callable[[Any], Any],
+    make: Callable[[Any, Int[Array, " rows"]], Any],
     body: Callable,
+    state: Any,
     x: Any,
     rows: int,
+    *,
     given: Callable[[int], Any] = lambda count: None,
-) -> tuple[Any, Any]:
-    """Run `body(at, block, places)` for `rows` rows of `x` at a time.
+    enter: Callable[[Any, Any], Any] = lambda state, like: state,
+    axis: int = 0,
+) -> tuple[Any, Any, Any]:
+    """Run `body(at, state, block)` for `rows` rows of `x` at a time.
 
-    Backward, a block is computed anew, so that a reverse pass holds one as well. The
-    last block is filled up with the last row, whose copies are dropped.
+    Backward, a block is computed anew from the state in front of it, so that a reverse
+    pass holds one block and the states between them. The last block has what is left,
+    but never one row, which implementations take for a step of decoding.
 
     **Arguments:**
 
     - `make`: the interpreter of a block, and what is kept of it once it is through:
-      `make(given) -> (at, kept)`, `kept()` a pytree whose arrays have the rows as their
-      second axis.
+      `make(given, places) -> (at, kept)`, `kept()` a pytree of arrays whose rows lie
+      along `axis`.
     - `x`: pytree of arrays (seq, ...).
     - `given`: pytree for so many blocks, one entry each along its first axis.
+    - `enter`: the state in front of the first block in the form that a block leaves
+      it in, of which it is told shapes and dtypes.
 
-    **Returns:** the outputs joined, (seq, ...), and what was kept, (..., seq, ...).
+    **Returns:** the state after the last row, the outputs joined, (seq, ...), and what
+    was kept.
     """
     seq = jax.tree.leaves(x)[0].shape[0]
-    count = -(-seq // rows)
-    places = jnp.minimum(jnp.arange(count * rows), seq - 1).reshape(count, rows)
+    whole = seq // rows - (seq % rows == 1)
+    stop = whole * rows
 
-    def one(block):
-        part, places, own = block
-        at, kept = make(own)
-        output = body(at, part, places)
-        return output, kept()
+    def one(state, block):
+        own, places, part = block
+        at, kept = make(own, places)
+        state, output = body(at, state, part)
+        return state, (output, kept())
 
+    places, keys = jnp.arange(seq), given(whole + (stop < seq))
+    cut = lambda a: a[:stop].reshape(whole, rows, *a.shape[1:])
+    blocks = keys, cut(places), jax.tree.map(cut, x)
+    if keys is not None:
+        blocks = keys[:whole], *blocks[1:]
     # a loop keeps its turns apart by itself
     one = jax.checkpoint(one, prevent_cse=False)
-    blocks = jax.tree.map(lambda a: a[places], x), places, given(count)
-    output, kept = jax.lax.map(one, blocks)
-    join = lambda a: a.reshape(-1, *a.shape[2:])[:seq]
+    shapes = jax.eval_shape(one, state, jax.tree.map(lambda a: a[0], blocks))
+    state = enter(state, shapes[0])
+    state, (output, kept) = jax.lax.scan(one, state, blocks)
 
-    def beside(a):
-        a = jnp.moveaxis(a, 0, 1)
-        return a.reshape(a.shape[0], -1, *a.shape[3:])[:, :seq]
+    def joined(a, axis):
+        a = jnp.moveaxis(a, 0, axis)
+        return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
 
-    return jax.tree.map(join, output), jax.tree.map(beside, kept)
+    output = jax.tree.map(lambda a: joined(a, 0), output)
+    kept = jax.tree.map(lambda a: joined(a, axis), kept)
+    if stop == seq:
+        return state, output, kept
+    last = None if keys is None else keys[whole]
+    rest = last, places[stop:], jax.tree.map(lambda a: a[stop:], x)
+    state, more = one(state, rest)
+    beside = lambda axis: lambda a, b: jnp.concatenate([a, b], axis)
+    output = jax.tree.map(beside(0), output, more[0])
+    return state, output, jax.tree.map(beside(axis), kept, more[1])
+
+
+def at_once(x: Any, rows: int) -> bool:
+    """Whether all rows of `x` make one block, since `over_blocks` leaves no single."""
+    return rows >= jax.tree.leaves(x)[0].shape[0] - 1
 
 
 def emptied(at: Any, **changes: Any) -> Any:

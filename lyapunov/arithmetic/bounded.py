@@ -19,13 +19,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..formats import FormatNumbers, StateNumbers, is_state_numbers
-from ._bounded_values import Bounded, BoundedState, Lengths, RoundingModel, lift
+from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
-from ._row_blocks import emptied, over_blocks
+from ._row_blocks import at_once, emptied, over_blocks
 from .rules import entries, functions, rows, scans, storage, sums
 
 
@@ -49,7 +48,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         scan_depth: int = 0,
         anchors: Mapping[str, Float[Array, "..."]] | None = None,
         centred: bool = False,
-        keeps_stores: bool = False,
+        keeps: Callable[[Bounded, Any], Any] | None = None,
         in_scan: bool = False,
         chunked: bool = False,
         chunks_at_once: bool = False,
@@ -66,15 +65,17 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         self.scan_depth = scan_depth
         self.anchors = anchors or {}
         self.centred = centred
-        self.keeps_stores = keeps_stores
+        self.keeps = keeps
         self.in_scan = in_scan
         self.chunked = chunked
         self.chunks_at_once = chunks_at_once
         self.calls = calls
         self.growths = growths
         self.compiled = compiled
-        # of anchors, those of the block of rows that is being gone through
+        # the rows of a block that is being gone through, and along which axis anchors
+        # have them
         self._rows: Int[Array, " rows"] | None = None
+        self._axis = 0
 
     @abc.abstractmethod
     def _inside_scan(self) -> "AbstractBoundedArithmetic":
@@ -91,13 +92,18 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         numbers, anchor = self.sites[site], self.anchors.get(site)
         of_state = isinstance(x, BoundedState) or is_state_numbers(numbers)
         if anchor is not None and not self.in_scan and not of_state:
-            anchor = anchor if self._rows is None else anchor[:, self._rows]
+            if self._rows is not None:
+                anchor = jax.lax.dynamic_slice_in_dim(
+                    anchor, self._rows[0], self._rows.shape[0], self._axis
+                )
             x = storage.on_the_nearest_turn(lift(x), anchor) if angle else lift(x)
-            self.records[site], x = storage.store_at_anchor(numbers, x, anchor)
+            bound, x = storage.store_at_anchor(numbers, x, anchor)
+            keep = self.keeps
+            self.records[site] = bound if keep is None else keep(bound, x.value)
             return x
         stored = storage.store(self, numbers, x)
-        if self.keeps_stores and isinstance(stored, Bounded):
-            self.records[site] = stored
+        if self.keeps and not self.anchors and isinstance(stored, Bounded):
+            self.records[site] = self.keeps(stored, None)
         if angle and isinstance(stored, Bounded):
             return storage.stored_a_turn_away(numbers, lift(x), stored)
         return stored
@@ -146,32 +152,36 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         self.observed[CHOSEN] = chosen = rows.largest(self, x, count)
         return chosen
 
-    def in_row_blocks(self, body, x, rows):
-        """One block after another; of a trace's anchors each takes its own rows."""
-        x = lift(x)
-        if rows >= x.shape[0]:
-            return body(self, x, jnp.arange(x.shape[0]))
+    def in_row_blocks(self, body, state, x, rows, *, pairs=False):
+        """One block after another; of a trace's anchors each takes its own rows.
 
-        def make(_):
-            inside = emptied(self)
-            return inside, lambda: self._kept(inside.records)
+        A recurrence's carrier goes from block to block as it goes from token to token,
+        so that the bound is that of one scan, whatever its brackets (`rules.scans`).
+        """
+        if at_once(x, rows):
+            return body(self, state, x)
 
-        def of_these(at, block, places):
-            at._rows = places
-            return body(at, block, places)
+        def make(_, places):
+            at = emptied(self, _rows=places, _axis=int(pairs))
+            return at, lambda: (at.records, {} if pairs else at.observed)
 
-        output, kept = over_blocks(make, of_these, x, rows)
-        self.records.update(kept)
-        return output
+        state, output, (records, observed) = over_blocks(
+            make, body, state, x, rows, enter=self._as_carried, axis=int(pairs)
+        )
+        self.records.update(records)
+        self.observed.update(observed)
+        whole = lambda x: scans.finish(self, x)
+        return jax.tree.map(whole, state, is_leaf=_is_value), output
 
-    def _kept(self, records: dict) -> dict:
-        """What stays of a block's records; arrays whose second axis are its rows."""
-        if not self.keeps_stores:
-            return records
-        return {
-            site: Lengths(x.norm, jnp.linalg.norm(x.value, axis=-1))
-            for site, x in records.items()
-        }
+    def _as_carried(self, state: Any, like: Any) -> Any:
+        """A state in the form that a block of rows leaves it in."""
+
+        def one(like, x):
+            if isinstance(like, BoundedState):
+                return self.initial_state(x)
+            return lift(x) if isinstance(like, Bounded) else x
+
+        return jax.tree.map(one, like, state, is_leaf=_is_value)
 
     def scan(self, body, state, inputs):
         """`jax.lax.scan` of the body with its errors, one token at a time."""
@@ -180,7 +190,15 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
             return body(self._inside_scan(), state, x)
 
         state, outputs = jax.lax.scan(one, state, inputs)
-        return scans.finish(self, state), outputs
+        return self._after_scan(state), outputs
+
+    def _after_scan(self, state):
+        """The state as a value; within a block of rows the scan goes on in the next."""
+        return state if self._rows is not None else scans.finish(self, state)
+
+
+def _is_value(x: Any) -> bool:
+    return isinstance(x, Bounded | BoundedState)
 
 
 class BoundedArithmetic(AbstractBoundedArithmetic):
@@ -203,7 +221,9 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
       errors are distances from it, not from exact arithmetic. They hold what the
       execution leaves open: orders of sums, last bits of exponentials, and values
       close enough to a rounding tie to fall on the other side.
-    - `keeps_stores`: put into `records` what each store outside a scan holds.
+    - `keeps`: what `records` gets of a store outside a scan, arrays with an entry for
+      each row: of a bound and the trace's own value at anchors, of what is stored and
+      None where there are none. Without it the bounds at anchors themselves are kept.
     - `chunked`: run a recurrence that has a chunked form in it.
     - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
     - `calls`: tokens of each call, where chunks begin anew with several.
@@ -225,7 +245,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
             numbers=(*self.model, *(scans.grown_by(self, n) for n in depths)),
             inside=inside,
             rows=lambda B, c: (scans.drive_row(self, B), scans.read_out_row(self, c)),
-            finish=scans.finish,
+            finish=lambda _, state: self._after_scan(state),
         )
 
     def _inside_scan(self):
@@ -234,7 +254,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
     def _within(
         self, model: RoundingModel, growths: Any = None, compiled: bool = False
     ) -> "BoundedArithmetic":
-        return BoundedArithmetic(
+        inside = BoundedArithmetic(
             self.sites,
             model,
             accumulation_depth=self.accumulation_depth,
@@ -246,3 +266,5 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
             growths=growths,
             compiled=compiled,
         )
+        inside._rows = self._rows
+        return inside

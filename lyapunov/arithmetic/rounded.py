@@ -18,6 +18,7 @@ from ..formats import (
 )
 from ._arrays import AbstractJaxArithmetic
 from ._interface import ScanKernel
+from ._row_blocks import emptied
 
 
 class Rounded(AbstractJaxArithmetic):
@@ -35,7 +36,7 @@ class Rounded(AbstractJaxArithmetic):
     - `chunked`: run a recurrence that has a chunked form in it.
     - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
 
-    `records` gets every stored tensor outside scans, as fp64.
+    `records` gets every stored tensor outside scans.
     """
 
     def __init__(
@@ -70,8 +71,11 @@ class Rounded(AbstractJaxArithmetic):
         stored = round_state(jnp.asarray(x, jnp.float64), self._sites[site], self._key)
         if self._in_scan:
             return stored
-        self.records[site] = stored
-        return self._carry(stored)
+        after = self._carry(stored)
+        # what is carried on holds a number of every format without a scale
+        scaled = is_state_numbers(self._sites[site])
+        self.records[site] = stored if scaled else after
+        return after
 
     def may_store(self, site, x):
         """Round to the site's format."""
@@ -119,6 +123,9 @@ class Rounded(AbstractJaxArithmetic):
         if self._key is None or not draws:
             return None
         return jax.random.split(self._key, tokens)
+
+    def _inside_block(self, key):
+        return emptied(self, _key=self._key if key is None else key)
 
     def _inside_scan(self, key):
         return Rounded(

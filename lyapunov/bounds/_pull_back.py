@@ -10,9 +10,7 @@ from ..formats import FormatNumbers, StateNumbers, is_state_numbers, state_error
 
 def _error_bound(value, numbers: FormatNumbers | StateNumbers):
     """What a store may move a value by; overflow is told elsewhere, not here."""
-    bound = lambda value: state_error_bound(jnp.abs(value), numbers)
-    # a state inside a scan has its tokens in front
-    size = jax.vmap(bound)(value) if is_state_numbers(numbers) else bound(value)
+    size = state_error_bound(jnp.abs(value), numbers)
     return jnp.where(jnp.isfinite(size), size, 0.0)
 
 
@@ -32,89 +30,45 @@ def pulled_back(run, inputs, pulls, numbers, chunked: bool = False):
     **Returns:** for each execution, by site, `worst` and `variance`; and the pulls in
     front, as a tuple.
     """
-    union = {site for sites in numbers for site in sites}
     repeats: dict[str, tuple[str, ...]] = {}
-    in_blocks: set[str] = set()
 
-    def sizes_in_block(site, x):
+    def sizes(site, x):
         return tuple(
             _error_bound(x, sites[site]) if site in sites else jnp.zeros_like(x)
             for sites in numbers
         )
 
-    def perturbed(offsets, scan_offsets, gauges, inputs):
-        at = Perturbed(
-            offsets,
-            scan_offsets,
-            chunked=chunked,
-            gauges=gauges,
-            sizes=sizes_in_block,
-        )
+    def perturbed(gauges, inputs):
+        at = Perturbed({}, chunked=chunked, gauges=gauges, sizes=sizes)
         output = run(at, inputs)
         repeats.update(at.repeats)
-        in_blocks.update(at.in_blocks)
-        return output, (at.records, at.scan_records)
+        return output
 
-    # The shapes of the stored tensors come from a run that is only traced.
-    zero = {site: jnp.zeros(()) for site in sorted(union)}
     gauge = jnp.zeros((len(numbers), 2))
-    gauges = dict.fromkeys(zero, gauge)
-    shapes = jax.eval_shape(perturbed, zero, zero, gauges, inputs)[1]
-    outside, inside = jax.tree.map(lambda shape: jnp.zeros(shape.shape), shapes)
-    gauges = {site: gauge for site in sorted(in_blocks)}
-    _, pull, values = jax.vjp(perturbed, outside, inside, gauges, inputs, has_aux=True)
-    values = values[0] | values[1]
-    sizes = [
-        {
-            site: _error_bound(values[site], sites[site])
-            * _not_held_before(site, repeats, sites)
-            for site in values
-            if site in sites
-        }
-        for sites in numbers
-    ]
+    gauges = {site: gauge for sites in numbers for site in sites}
+    _, pull = jax.vjp(perturbed, gauges, inputs)
 
     def one(given):
-        by_site, by_scan_site, by_gauge, before = pull(given)
-        adjoints = by_site | by_scan_site
+        sums, before = pull(given)
         effects = [
             {
-                site: _effect(adjoints[site], size[site], _variance_share(sites[site]))
-                for site in size
-            }
-            | {
-                site: _of_gauge(
-                    by_gauge[site][i],
-                    _not_held_before(site, repeats, sites),
-                    _variance_share(sites[site]),
-                )
-                for site in gauges
+                site: _effect(sums[site][i], site, repeats, sites)
+                for site in sorted(repeats)
                 if site in sites
             }
-            for i, (sites, size) in enumerate(zip(numbers, sizes, strict=True))
+            for i, sites in enumerate(numbers)
         ]
         return effects, before
 
     return jax.lax.map(one, pulls)
 
 
-def _not_held_before(site, repeats, sites):
+def _effect(sums, site: str, repeats, sites):
+    """Of the sums that `gauged` made; nothing of a number that was held before."""
     again = jnp.ones(())
     for earlier in repeats[site]:
         if earlier in sites:
             held = holds_numbers_of(sites[site], sites[earlier])
             again = jnp.where(held, 0.0, again)
-    return again
-
-
-def _effect(adjoint, size, variance_share: float):
-    moved = jnp.abs(adjoint) * size
-    return {
-        "worst": jnp.sum(moved),
-        "variance": jnp.sum(moved**2) * variance_share,
-    }
-
-
-def _of_gauge(sums, counts, variance_share: float):
-    """As `_effect`, of the sums that `gauged` made block by block."""
-    return {"worst": sums[0] * counts, "variance": sums[1] * counts * variance_share}
+    variance = sums[1] * again * _variance_share(sites[site])
+    return {"worst": sums[0] * again, "variance": variance}

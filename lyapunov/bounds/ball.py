@@ -72,7 +72,7 @@ class Ball:
         self._maker = Interpreter(execution, seq, centred)
         self._seq, self._centred = seq, centred
         embedded = without_error(model.embed(tokens, execution))
-        self._stream: Stream | None = Stream.start(embedded)
+        self._stream: Stream | None = Stream.start(embedded, model.sublayers)
         self._normed: Bounded | None = None
         self.until_layer = 0
         """Leading sublayers whose radius stays under the stream's norm."""

@@ -56,7 +56,6 @@ class Comparison(NamedTuple):
     largest: Float[Array, "batch seq"]
     """Largest magnitude of the execution's tensor."""
     non_finite: Int[Array, "batch seq"]
-    channels: int
 
 
 class Violation(NamedTuple):
@@ -80,7 +79,7 @@ def finite_limit(value, error):
 
 
 def compare(
-    measured: Float[Array, "batch seq channels"], against: Bounded
+    against: Bounded, measured: Float[Array, "*batch seq channels"]
 ) -> Comparison:
     """Hold a tensor of an execution to its bound, element by element.
 
@@ -100,7 +99,6 @@ def compare(
         unbounded=jnp.sum(~jnp.isfinite(limit), axis=-1),
         largest=jnp.max(jnp.abs(measured), axis=-1),
         non_finite=jnp.sum(~jnp.isfinite(measured), axis=-1),
-        channels=measured.shape[-1],
     )
 
 
@@ -207,23 +205,26 @@ def _traced(execution: Execution, flow, record):
     return flow, Interpreter(execution, record.residual.shape[1], True), inputs
 
 
-def _bound_operations(flow, interpreter, inputs: _Inputs, parameters, start):
+def _at_stores(keeps, flow, interpreter, inputs: _Inputs, parameters, start):
+    """What is kept of the bound at each site: `keeps` of `BoundedArithmetic`."""
+
     def one(incoming, stored):
-        at = interpreter(*inputs.numbers, stored)
+        at = interpreter(*inputs.numbers, stored, keeps=keeps)
         sublayer(at, flow, incoming, parameters, start)
         return at.records
 
     return over_batch(one, inputs.incoming, inputs.stored)
 
 
-_operations_whole = eqx.filter_jit(_bound_operations)
+@eqx.filter_jit
+def _operations_whole(*given):
+    return _at_stores(None, *given)
 
 
 # every stored tensor has a bound of its own, as large as itself
 @eqx.filter_jit(**little_memory())
-def _operations(flow, interpreter, inputs: _Inputs, parameters, start):
-    bounded = _bound_operations(flow, interpreter, inputs, parameters, start)
-    return {site: compare(inputs.stored[site], bounded[site]) for site in bounded}
+def _operations(*given):
+    return _at_stores(compare, *given)
 
 
 def _passes(execution, flow, record, parameters, original, start, centred):
@@ -236,7 +237,7 @@ def _passes(execution, flow, record, parameters, original, start, centred):
         without_error(record.incoming),
         parameters,
         start,
-    )
+    )._replace(stream=None)
     held = exact_pass(flow, record.incoming, parameters, start)
     reference = (
         held if original is None else exact_pass(flow, record.incoming, original, start)
@@ -258,7 +259,7 @@ def _around(reference, radius: Bounded) -> Bounded:
 
 @eqx.filter_jit
 def _compared(output, reference, held, radius: Bounded):
-    comparison = compare(output, _around(reference, radius))
+    comparison = compare(_around(reference, radius), output)
     return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
 
 

@@ -17,7 +17,6 @@ from ..arithmetic import (
     Bounded,
     BoundedArithmetic,
     Exact,
-    Lengths,
     RoundingModel,
     constant,
 )
@@ -39,9 +38,7 @@ class Interpreter:
         form = execution.chunked, execution.chunks_at_once
         self._key = (execution.depths, seq, centred, form)
 
-    def __call__(
-        self, sites, model, anchors=None, *, keeps_stores: bool = False
-    ) -> BoundedArithmetic:
+    def __call__(self, sites, model, anchors=None, *, keeps=None) -> BoundedArithmetic:
         """An interpreter for sites and an inner arithmetic with these numbers."""
         _, seq, centred, _ = self._key
         return self._execution.bounded(
@@ -50,7 +47,7 @@ class Interpreter:
             model,
             anchors=anchors,
             centred=centred,
-            keeps_stores=keeps_stores,
+            keeps=keeps,
         )
 
     def __eq__(self, other) -> bool:
@@ -102,7 +99,7 @@ def bounded_pass(
     """
 
     def one(incoming: Any):
-        at = interpreter(*numbers, keeps_stores=True)
+        at = interpreter(*numbers, keeps=_lengths)
         stream, output, _ = sublayer(at, flow, incoming, p, start)
         return stream, output, at.records
 
@@ -116,17 +113,27 @@ def bounded_pass(
     )
 
 
-def _share(x: Bounded | Lengths):
+class _Lengths(NamedTuple):
+    """What is kept of a stored tensor."""
+
+    norm: Float[Array, "*tokens"]
+    """L2 of the radius."""
+    length: Float[Array, "*tokens"]
+    """L2 of the tensor."""
+
+
+def _lengths(stored: Bounded, _) -> _Lengths:
+    return _Lengths(stored.norm, jnp.linalg.norm(stored.value, axis=-1))
+
+
+def _share(x: _Lengths):
     radius = jnp.linalg.norm(x.norm)
-    whole = x.length if isinstance(x, Lengths) else x.value
-    return jnp.where(radius == 0, 0.0, radius / jnp.linalg.norm(whole))
+    return jnp.where(radius == 0, 0.0, radius / jnp.linalg.norm(x.length))
 
 
-def _by_token(x: Bounded | Lengths):
+def _by_token(x: _Lengths):
     """A tensor of zeros without error has 0."""
-    known = isinstance(x, Lengths)
-    length = x.length if known else jnp.linalg.norm(x.value, axis=-1)
-    return jnp.where(x.norm == 0, 0.0, x.norm / length)
+    return jnp.where(x.norm == 0, 0.0, x.norm / x.length)
 
 
 @eqx.filter_jit

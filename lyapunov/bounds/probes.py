@@ -54,7 +54,7 @@ class Probes:
             self._draws.append((keys[0], -1.0))
         embedded = model.embed(tokens, execution)
         self._held_exactly = bool(jnp.array_equal(embedded, model.embed(tokens)))
-        start = Stream.start(embedded)
+        start = Stream.start(embedded, model.sublayers)
         self._exact = start
         self._probes = [start for _ in self._draws]
         self._normed: list[Float[Array, "batch seq d_model"]] = []

@@ -140,7 +140,7 @@ class Execution:
         *,
         anchors=None,
         centred: bool = False,
-        keeps_stores: bool = False,
+        keeps: Any = None,
     ) -> BoundedArithmetic:
         """The interpreter that bounds this execution over `seq` tokens."""
         return BoundedArithmetic(
@@ -151,7 +151,7 @@ class Execution:
             scan_depth=self.scan_depth(seq),
             anchors=anchors,
             centred=centred and not self.compiled,
-            keeps_stores=keeps_stores,
+            keeps=keeps,
             chunked=self.chunked,
             chunks_at_once=self.chunks_at_once,
             calls=self.calls,

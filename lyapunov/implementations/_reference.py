@@ -40,7 +40,7 @@ class Reference:
     @traced_in_fp64
     def trace(self, model: Model, tokens) -> Trace:
         """Records of all sublayers, then the head."""
-        stream = Stream.start(model.embed(tokens))
+        stream = Stream.start(model.embed(tokens), model.sublayers)
         for layer in model.sublayers:
             own = None if self._function is None else self._function.of(layer.kind)
             p = model.parameters(layer.layer, function=own)

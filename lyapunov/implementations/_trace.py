@@ -26,7 +26,8 @@ class SublayerRecord(NamedTuple):
     """The output of the sublayer before (zero for the first)."""
     output: Float[Array, "batch seq d_model"]
     stored: dict[str, Any]
-    """Stored tensors by site, fp64 copies, as far as the runner sees them."""
+    """Stored tensors by site, in a dtype that holds them, as far as the runner sees
+    them."""
     observed: dict[str, Any]
     """Values that are never stored, kept for statistics (reference only)."""
     aside: Any = None
@@ -86,7 +87,10 @@ def traced_in_fp64(trace: Callable[..., Trace]) -> Callable[..., Trace]:
                 return
             if isinstance(record, HeadRecord):
                 record = record._replace(logits=in_fp64(record.logits))
-            yield record
+            # whoever takes it may let go of it before the next one is made
+            found = [record]
+            del record
+            yield found.pop()
 
     @functools.wraps(trace)
     def run(*arguments, **named) -> Trace:

@@ -211,7 +211,7 @@ class Model:
             )
         check_range(rows, self.config.vocab_size)
         tokens = rows[0]
-        stream = Stream.start(self.embed(tokens))
+        stream = Stream.start(self.embed(tokens), self.sublayers)
         for layer in self.sublayers:
             p = self.parameters(layer.layer)
             residual, output = _forward(

@@ -77,7 +77,7 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
     for change in changes:
         moved = change.model.embed(ids) - embedded
         trace = Reference().trace(change.model, ids)
-        runs.append(_Run(change, trace, Stream.start(moved)))
+        runs.append(_Run(change, trace, Stream.start(moved, model.sublayers)))
     for place in model.sublayers:
         record: Any = next(base)
         p = model.parameters(place.layer)

@@ -84,8 +84,13 @@ class SublayerDivergence:
         t0: dict[str, Comparison] = self._t0.result()
         t1 = self._t1.result()
         sites = [site for site in self._execution.sites if site in t0]
-        tensors = [t0[site] for site in sites] + [t1.comparison]
-        violations = sum(int(np.sum(c.violations)) for c in tensors)
+        stored = self._record.stored
+        tensors = {
+            **{site: (t0[site], stored[site].shape[-1]) for site in sites},
+            OUTPUT: (t1.comparison, self._record.output.shape[-1]),
+        }
+        every = [comparison for comparison, _ in tensors.values()]
+        violations = sum(int(np.sum(c.violations)) for c in every)
         ratios = {site: _l2_ratio(t0[site]) for site in sites}
         known = {site: ratio for site, ratio in ratios.items() if ratio is not None}
         measured = _root(t1.comparison.measured_square)
@@ -105,7 +110,7 @@ class SublayerDivergence:
             bound_t1_ratio=_ratio(bound, measured),
             floor_t1_ratio=self._floor_ratio(),
             violations=violations,
-            elements_total=sum(c.violations.size * int(c.channels) for c in tensors),
+            elements_total=sum(c.violations.size * n for c, n in tensors.values()),
             first_violation=self._first_violation() if violations else None,
             reference_l2=self._reference_l2,
             weights_l2=_root(t1.weights_square),
@@ -116,11 +121,11 @@ class SublayerDivergence:
             accumulated_by_position=by_position(self._accumulated),
             max_abs_stored={site: float(np.max(t0[site].largest)) for site in sites},
             stagnation=self._stagnation,
-            non_finite=sum(int(np.sum(c.non_finite)) for c in tensors),
+            non_finite=sum(int(np.sum(c.non_finite)) for c in every),
             binding_site=binding_site,
             binding_share=binding_share,
-            elements_unbounded=sum(int(np.sum(c.unbounded)) for c in tensors),
-            unbounded=_unbounded({s: t0[s] for s in sites} | {OUTPUT: t1.comparison}),
+            elements_unbounded=sum(int(np.sum(c.unbounded)) for c in every),
+            unbounded=_unbounded(tensors),
         )
 
     def _floor_ratio(self) -> float | None:
@@ -142,11 +147,16 @@ def _ratio(bound: float, measured: float) -> float | None:
     return bound / measured if measured > 0 else None
 
 
-def _unbounded(tensors: dict[str, Comparison]) -> dict[str, float]:
-    """Share of a tensor's elements without a finite bound, where it has some."""
+def _unbounded(tensors: dict[str, tuple[Comparison, int]]) -> dict[str, float]:
+    """Share of a tensor's elements without a finite bound, where it has some.
+
+    **Arguments:**
+
+    - `tensors`: by name, with how many channels there are.
+    """
     shares = {
-        name: int(np.sum(c.unbounded)) / (c.unbounded.size * int(c.channels))
-        for name, c in tensors.items()
+        name: int(np.sum(c.unbounded)) / (c.unbounded.size * channels)
+        for name, (c, channels) in tensors.items()
     }
     return {name: share for name, share in shares.items() if share > 0}
 

@@ -5,6 +5,7 @@ probes, the ball and the bounds of a sublayer are done before the next one is re
 """
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -35,6 +36,9 @@ from ._request import Request
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
 WORKERS = 3
+# Stored tensors of a sublayer; where there are more, its bounds are waited for before
+# anything else runs, and then they are let go of.
+STORED_BYTES_AT_ONCE = 2**29
 
 
 class _Run(NamedTuple):
@@ -108,6 +112,11 @@ def run_layers(
                         stagnation,
                     )
                     started.append((run, work))
+                    if stored_bytes(other.stored) > STORED_BYTES_AT_ONCE:
+                        _collect(pending)
+                        _collect(started)
+                    del work
+                del other
                 found = run.ball and run.ball.sublayer(sublayer, record)
                 if found:
                     run.certified[sublayer.layer] = found.l2
@@ -218,8 +227,14 @@ def _estimates(
 
 
 def _collect(pending: list) -> None:
-    for run, work in pending:
+    while pending:
+        run, work = pending.pop(0)
         run.rows.append(work.row())
+
+
+def stored_bytes(stored: Mapping[str, Any]) -> int:
+    """Bytes of the stored tensors of a sublayer."""
+    return sum(x.nbytes for x in stored.values())
 
 
 def _outputs(

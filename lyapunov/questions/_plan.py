@@ -269,7 +269,7 @@ def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
 def _calibrate(model: Model, ids: np.ndarray, layer: Sublayer) -> tuple[float, float]:
     """Seconds of one sublayer on a few tokens, the best of three, and of compiling."""
     embedded = model.embed(ids[:1, : _calibration_size(ids)])
-    incoming = Stream.start(embedded).incoming(layer)
+    incoming = Stream.start(embedded, [layer]).incoming(layer)
     taken = []
     for _ in range(4):
         began = time.perf_counter()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .._devices import has_gpu
-from ..arithmetic import AbstractArithmetic, Bounded
+from ..arithmetic import AbstractArithmetic, Bounded, BoundedState
 
 
 # Stores between the decay and the read-out: rounding to them takes XLA's loop.
@@ -266,7 +266,7 @@ def _put(ref, t, x) -> None:
 
 def shape_of(x) -> tuple[int, ...]:
     """Shape of an array or of a value."""
-    return jnp.shape(x.value if isinstance(x, Bounded) else x)
+    return jnp.shape(x.value if isinstance(x, Bounded | BoundedState) else x)
 
 
 class _Pair(NamedTuple):

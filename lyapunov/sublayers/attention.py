@@ -168,8 +168,12 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
         # no larger than the scores; of several blocks each would make copies anew
         own = partial(jnp.repeat, repeats=p.heads // p.kv_heads, axis=1)
     keys, values = at.view(own, k), at.view(own, v)
-    read = lambda at, q, places: attended(at, q, keys, values, places + past, p.scale)
-    y = at.in_row_blocks(read, q, rows)
+
+    def read(at, state, queries):
+        q, places = queries
+        return state, attended(at, q, keys, values, places + past, p.scale)
+
+    _, y = at.in_row_blocks(read, None, (q, jnp.arange(q.shape[0])), rows, pairs=True)
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
     after = AttentionState(keys=k, values=v, window=window)
     return at.matmul(y, p.o_proj, p.o_bias), after

@@ -33,6 +33,7 @@ from .mlp import (
 )
 from .norm import Norm, norm_of, normalise, scaled
 from .sites import FRONT, GELU_NEW
+from .token_blocks import in_token_blocks
 
 
 class ExpertsParameters(eqx.Module):
@@ -74,6 +75,11 @@ class ExpertsParameters(eqx.Module):
 
 def experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start=None):
     """One sublayer over a sequence: (seq, d_model) to (seq, d_model)."""
+    widest = p.up.shape[0] * max(p.up.shape[1:])
+    return in_token_blocks(at, _experts, residual, p, start, widest=widest)
+
+
+def _experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start):
     x = normalise(at, at.store("norm_input", residual), p.norm)
     weight = route(at, x, p)
 

@@ -27,6 +27,7 @@ from ._sublayer import (
 )
 from .norm import Norm, norm_of, normalise
 from .sites import FRONT, TOKEN
+from .token_blocks import in_token_blocks
 
 
 class Mamba1Parameters(eqx.Module):
@@ -93,6 +94,11 @@ def mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1S
     **Returns:** the mixer's output (seq, d_model), and `start` for the token after
     the last.
     """
+    widest = p.in_proj.matrix.shape[0]
+    return in_token_blocks(at, _mamba1, residual, p, start, widest=widest)
+
+
+def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1State):
     d_inner, d_state = p.A_log.shape
     x_proj, dt_proj = _of_heads(p.x_proj), _of_heads(p.dt_proj)
     rank, width = dt_proj[0].matrix.shape[1], d_inner // len(x_proj)

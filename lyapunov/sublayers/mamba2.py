@@ -28,6 +28,7 @@ from ._sublayer import (
 from .norm import Norm, normalise, scaled
 from .sites import FRONT, TOKEN
 from .ssd import chunked_scan
+from .token_blocks import in_token_blocks
 
 
 class Mamba2Parameters(eqx.Module):
@@ -112,6 +113,17 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
     **Returns:** the mixer's output (seq, d_model), and `start` for the token after
     the last.
     """
+    widest = p.in_proj.matrix.shape[0]
+    if at.chunks_at_once or at.calls:
+        # what overflows reaches every token, earlier ones as well; and of several
+        # calls chunks begin with each
+        return _mamba2(at, residual, p, start)
+    return in_token_blocks(
+        at, _mamba2, residual, p, start, widest=widest, multiple=p.chunk
+    )
+
+
+def _mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2State):
     x = at.store("norm_input", residual)
     x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
     out, after = mamba2_mixer(at, x, p, start)

@@ -20,6 +20,7 @@ from ._sublayer import (
 )
 from .norm import Norm, norm_of, normalise, scaled
 from .sites import BEHIND, FRONT, GELU_NEW
+from .token_blocks import in_token_blocks
 
 
 NO_STATE = "no exponent: no state"
@@ -137,6 +138,11 @@ class MlpParameters(eqx.Module):
 
 def mlp(at: AbstractArithmetic, residual, p: MlpParameters, start=None):
     """One sublayer over a sequence: (seq, d_model) to (seq, d_model)."""
+    widest = p.up.matrix.shape[0]
+    return in_token_blocks(at, _mlp, residual, p, start, widest=widest)
+
+
+def _mlp(at: AbstractArithmetic, residual, p: MlpParameters, start):
     x = normalise(at, at.store("norm_input", residual), p.norm)
     out = at.store("out", feed_forward(at, x, p))
     out = normalise(at, out, p.norm_behind, "norm_behind")

@@ -1,5 +1,6 @@
 """The residual stream around a sublayer, and the head at its end."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -80,16 +81,17 @@ class Stream(NamedTuple):
     hidden: Any
     """What the sublayers before put out."""
     embedded: Any
-    """The embedding, as the first sublayer reads it."""
+    """The embedding, as the first sublayer reads it; None where no other reads it."""
     waiting: tuple = ()
     """Outputs of sublayers whose neighbours are still to come."""
     aside: Any = None
     """What the next sublayer alone reads on top of the stream."""
 
     @staticmethod
-    def start(embedded) -> "Stream":
-        """The stream in front of the first sublayer."""
-        return Stream(embedded, jax.tree.map(jnp.zeros_like, embedded), embedded)
+    def start(embedded, places: Iterable[Place]) -> "Stream":
+        """The stream in front of the first of the sublayers at these places."""
+        kept = embedded if any(place.embedded for place in places) else None
+        return Stream(embedded, jax.tree.map(jnp.zeros_like, embedded), kept)
 
     def incoming(self, place: Place) -> Incoming:
         """What the sublayer at that place reads."""

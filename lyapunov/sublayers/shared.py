@@ -32,6 +32,7 @@ from .attention import (
 from .mlp import FEED_FORWARD, MlpParameters, MlpSizes, feed_forward
 from .norm import normalise
 from .sites import FRONT
+from .token_blocks import in_token_blocks
 
 
 class SharedParameters(eqx.Module):
@@ -59,9 +60,14 @@ def shared(at: AbstractArithmetic, stream, p: SharedParameters, start: Attention
     """
     x = normalise(at, at.store("norm_input", stream), p.attention.norm)
     x, after = attend(at, x, p.attention, start)
+    widest = p.mlp.up.matrix.shape[0]
+    return in_token_blocks(at, _mlp, x, p, None, widest=widest)[0], after
+
+
+def _mlp(at: AbstractArithmetic, x, p: SharedParameters, start):
     x = normalise(at, at.store("attended", x), p.mlp.norm, "mlp_norm")
     x = at.store("mlp_out", feed_forward(at, x, p.mlp))
-    return at.store("out", at.matmul(x, p.linear)), after
+    return at.store("out", at.matmul(x, p.linear)), start
 
 
 @final

@@ -202,7 +202,9 @@ CASES = {
     "carry": Case(lambda at, x: at.carry(x), lambda x: x),
     "view": Case(lambda at, x: at.view(lambda a: a[:, ::-1], x), lambda x: x[:, ::-1]),
     "in_row_blocks": Case(
-        lambda at, x: at.in_row_blocks(lambda at, x, _: at.negate(x), x, 2),
+        lambda at, x: at.in_row_blocks(
+            lambda at, state, x: (state, at.negate(x)), None, x, 2
+        )[1],
         np.negative,
     ),
     "clip": Case(lambda at, x: at.clip(x, -1.0, 1.0), lambda x: np.clip(x, -1, 1)),

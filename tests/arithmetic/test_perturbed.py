@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import Exact, Perturbed, Sampled
+from lyapunov.arithmetic import Exact, Perturbed, Sampled, perturbed
 from lyapunov.formats import BF16, FP16, FP32, state_format_named
 from lyapunov.recurrences.mamba1 import selective_scan
 
@@ -43,39 +43,42 @@ def shapes():
     return {"state": state, "state_read": state, "read_out": (SEQ, INNER)}
 
 
-def test_offsets_inside_a_scan_are_added_where_the_site_is(inputs, rng):
-    """Assert the output and the final state with an offset for each token and site."""
-    offsets = {site: rng.normal(size=shape) for site, shape in shapes().items()}
-    at = Perturbed({}, {k: jnp.asarray(v) for k, v in offsets.items()})
-    y, state = selective_scan(at, *inputs)
-    expected, last = scan_by_hand(inputs, offsets)
-    scale = np.abs(expected).max() + np.abs(last).max()
-    assert_within(y, expected, scale * gamma(200, 2.0**-53))
-    assert_within(state, last, scale * gamma(200, 2.0**-53))
-    assert {k: v.shape for k, v in at.scan_records.items()} == shapes()
+@pytest.mark.parametrize("at_once", [2**26, 2 * INNER * STATES])
+def test_gauges_inside_a_scan_sum_the_adjoints_by_hand(
+    inputs, rng, at_once, monkeypatch
+):
+    """Assert sum |adjoint| size and its squares of every site, tokens in blocks too.
 
-
-def test_adjoints_inside_a_scan_are_those_of_the_scan_by_hand(inputs, rng):
-    """Assert each derivative; the scan is linear in its offsets, so by differences."""
-    zero = {site: jnp.zeros(shape) for site, shape in shapes().items()}
+    The scan is linear in its offsets, so that adjoints are differences.
+    """
+    monkeypatch.setattr(perturbed, "STATES_AT_ONCE", at_once)
     weight = rng.normal(size=(SEQ, INNER))
+    own = {site: i + 1.0 for i, site in enumerate(SCAN_SITES)}
+    sizes = lambda site, x: (own[site] * jnp.ones_like(x),)
 
-    def read(offsets):
-        y, _ = selective_scan(Perturbed({}, offsets), *inputs)
+    def read(gauges):
+        at = Perturbed({}, gauges=gauges, sizes=sizes)
+        y, _ = selective_scan(at, *inputs)
+        assert set(at.repeats) == set(SCAN_SITES)
         return jnp.sum(y * weight)
 
-    adjoint = jax.grad(read)(zero)
+    sums = jax.grad(read)({site: jnp.zeros((1, 2)) for site in SCAN_SITES})
     plain = {site: np.zeros(shape) for site, shape in shapes().items()}
     base = np.sum(scan_by_hand(inputs, plain)[0] * weight)
     for site, shape in shapes().items():
-        for place in [(0, *[0] * (len(shape) - 1)), tuple(n - 1 for n in shape)]:
+        adjoint = np.zeros(shape)
+        for place in np.ndindex(shape):
             moved = {k: v.copy() for k, v in plain.items()}
             moved[site][place] = 1.0
             there = np.sum(scan_by_hand(inputs, moved)[0] * weight)
-            size = np.sum(np.abs(weight)) * 100
-            assert_within(
-                adjoint[site][place], there - base, size * gamma(300, 2.0**-53), site
-            )
+            adjoint[place] = (there - base) * own[site]
+        size = np.sum(np.abs(weight)) * 100 * own[site]
+        each = size * gamma(300, 2.0**-53)
+        worst, square = sums[site][0]
+        assert_within(worst, np.abs(adjoint).sum(), adjoint.size * each, site)
+        limit = adjoint.size * each * (2 * np.abs(adjoint).max() + each)
+        assert_within(square, np.sum(adjoint**2), limit, site)
+        assert worst > 1e3 * adjoint.size * each
 
 
 def test_without_offsets_inside_the_scan_is_exact_arithmetic(inputs):

@@ -16,14 +16,13 @@ from lyapunov._devices import in_batch, over_batch
 from lyapunov.arithmetic import (
     BoundedArithmetic,
     Exact,
-    Lengths,
     Perturbed,
     Rounded,
     Sampled,
     Weight,
 )
 from lyapunov.bounds._pull_back import pulled_back
-from lyapunov.bounds.passes import _by_token, _share
+from lyapunov.bounds.passes import _by_token, _lengths, _share
 from lyapunov.formats import BF16, FP16, rounding_error_bound
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.sublayers import attention
@@ -63,8 +62,13 @@ def drawn(seed=0, heads=HEADS, kv_heads=KV_HEADS):
 def read(at, given, rows, past=PAST):
     """As `attend` calls it."""
     q, k, v = given
-    inside = lambda at, q, places: attended(at, q, k, v, places + past, SCALE)
-    return at.in_row_blocks(inside, q, rows)
+
+    def inside(at, state, queries):
+        q, places = queries
+        return state, attended(at, q, k, v, places + past, SCALE)
+
+    queries = q, jnp.arange(q.shape[0])
+    return at.in_row_blocks(inside, None, queries, rows, pairs=True)[1]
 
 
 def by_row(q, k, v, past=PAST):
@@ -114,8 +118,13 @@ def test_a_wrong_mask_is_caught(mutant):
         "a place late": lambda places: places + 1,
         "each block its own first": lambda places: places % 3,
     }[mutant]
-    inside = lambda at, q, places: attended(at, q, k, v, wrong(places) + PAST, SCALE)
-    found = Exact().in_row_blocks(inside, jnp.asarray(q), 3)
+
+    def inside(at, state, queries):
+        q, places = queries
+        return state, attended(at, q, k, v, wrong(places) + PAST, SCALE)
+
+    queries = jnp.asarray(q), jnp.arange(SEQ)
+    _, found = Exact().in_row_blocks(inside, None, queries, 3, pairs=True)
     with pytest.raises(AssertionError):
         assert_within(found, by_row(q, k, v)[0], fp64_may_lose(q, k, v))
 
@@ -148,16 +157,14 @@ def test_a_cache_goes_on_where_it_ended(monkeypatch):
 # --- Rounded, and its bounds -------------------------------------------------------
 
 
-def bounding(centred, *, keeps_stores=False):
-    return BoundedArithmetic(
-        numbers(), MODEL.model(), centred=centred, keeps_stores=keeps_stores
-    )
+def bounding(centred, *, keeps=None):
+    return BoundedArithmetic(numbers(), MODEL.model(), centred=centred, keeps=keeps)
 
 
 @functools.cache
 def bounded(rows, centred):
     """What `BoundedArithmetic` says of the reads, and what it watched."""
-    at = bounding(centred, keeps_stores=True)
+    at = bounding(centred, keeps=_lengths)
     return jax.jit(lambda *given: (read(at, given, rows), at.records))(*drawn())
 
 
@@ -205,7 +212,6 @@ def test_blocks_have_the_same_bounds(rows, centred):
         assert_within(getattr(blocks, name), expected, limit, name)
     assert set(parts) == set(watched) == set(SITES)
     for site, part in parts.items():
-        assert isinstance(part, Lengths)
         assert part.norm.shape == (HEADS, SEQ)
         for of in (_share, _by_token):
             expected = np.asarray(of(watched[site]))
@@ -304,7 +310,7 @@ def forward(given, rows):
 
 
 def bounds(given, rows):
-    found = read(bounding(True, keeps_stores=True), given, rows, past=0)
+    found = read(bounding(True, keeps=_lengths), given, rows, past=0)
     return found.value, found.error
 
 

@@ -1,9 +1,10 @@
 """Rules of sums and products entry by entry, and of what only moves entries."""
 
+import jax
 import jax.numpy as jnp
 
 from ...formats import FP32
-from .._bounded_values import SAFETY, Bounded, lift, where_known
+from .._bounded_values import SAFETY, Bounded, BoundedState, lift, where_known
 from .declared import (
     Declared,
     largest_entry,
@@ -108,8 +109,10 @@ def view(declared: Declared, f, x) -> Bounded:
     return Bounded(f(x.value), f(x.error))
 
 
-def join(declared: Declared, parts, axis: int = 0) -> Bounded:
-    """The parts one after another, with their errors."""
+def join(declared: Declared, parts, axis: int = 0) -> Bounded | BoundedState:
+    """The parts one after another, with their errors; carriers by channels."""
+    if isinstance(parts[0], BoundedState):
+        return jax.tree.map(lambda *a: jnp.concatenate(a, axis=-1), *parts)
     if len(parts) == 1:
         return lift(parts[0])
     lifted = [lift(part) for part in parts]

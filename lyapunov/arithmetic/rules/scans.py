@@ -67,7 +67,9 @@ def decay(declared: Declared, dt, A) -> Bounded:
 
 
 def initial_state(declared: Declared, state) -> BoundedState:
-    """An exact or bounded initial state."""
+    """An exact or bounded initial state; a carrier of a scan that goes on is itself."""
+    if isinstance(state, BoundedState):
+        return state
     state = lift(state)
     mass = jnp.max(state.magnitude, axis=0)
     return BoundedState(state.value, state.error, state.magnitude, mass)

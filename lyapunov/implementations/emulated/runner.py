@@ -46,11 +46,11 @@ class Emulated:
         execution = self.execution
         segments = segments or (Segment(0, tokens.shape[1], execution),)
         sites = execution.site_numbers()
-        stream = Stream.start(model.embed(tokens, execution))
+        stream = Stream.start(model.embed(tokens, execution), model.sublayers)
         for layer in model.sublayers:
             incoming = stream.incoming(layer)
-            residual, output, stored = self._sublayer(model, layer, incoming, segments)
-            yield SublayerRecord.of(layer, incoming, output, stored, {})
+            residual, output, *stored = self._sublayer(model, layer, incoming, segments)
+            yield SublayerRecord.of(layer, incoming, output, stored.pop(), {})
             together = lambda one, other: _run_together(sites, one, other)
             stream = stream.after(layer, residual, output, together)
         normed = _run_norm(

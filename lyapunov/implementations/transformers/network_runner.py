@@ -227,7 +227,7 @@ def _record(
     stored |= more | {"norm_input": read}
     own = read[..., : model.config.d_model]
     if stream is None:
-        stream = Stream.start(jnp.asarray(own))
+        stream = Stream.start(jnp.asarray(own), model.sublayers)
     incoming = stream.incoming(layer)
     if layer.embedded:
         beside = jnp.asarray(read[..., model.config.d_model :])

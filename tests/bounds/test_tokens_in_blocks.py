@@ -1,0 +1,170 @@
+"""Sublayers in blocks of tokens: every number is that of all tokens at once.
+
+Tokens meet in the state alone, which goes from block to block as it goes from token to
+token; blocks change but the last bits of fp64's sums, which may run in another order.
+That the whole is right is held to NumPy and torch elsewhere, and in
+`families/test_checks_in_blocks` with blocks as well.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lyapunov.arithmetic import AbstractBoundedArithmetic
+from lyapunov.arithmetic.rules import scans
+from lyapunov.bounds import adjoint, local, passes, probes
+from lyapunov.implementations import _reference, executions_for
+from lyapunov.implementations._trace import SublayerRecord
+from lyapunov.implementations.emulated import runner
+from lyapunov.sublayers import NetworkConfig, token_blocks
+from lyapunov.sublayers.residual import Incoming
+
+from ..helpers import assert_within, gamma
+from ..model.every_kind import SIZES
+from ..model.full_parameters import parameters
+
+
+# Blocks of 4 tokens, which is a chunk of Mamba-2's: two, and one of three tokens.
+SEQ, WIDTH, BLOCK = 11, 8, 4
+IN_BLOCKS = ("mlp", "experts", "shared", "mamba1", "mamba2", "mamba2 by tokens")
+CASES = [
+    pytest.param(name, marks=() if name == "mlp" else pytest.mark.slow)
+    for name in IN_BLOCKS
+]
+# fp64's sums: some thousand chained operations of nonnegative terms
+SAME = gamma(4000, 2.0**-53)
+
+
+class Case:
+    """One sublayer, what it reads, and the execution that bounds it."""
+
+    def __init__(self, name: str):
+        self.sizes = SIZES[name.split()[0]]
+        config = NetworkConfig(50, 50, WIDTH, (self.sizes,))
+        mode = "decode" if "by tokens" in name else "prefill"
+        (network,) = executions_for(config, ["bf16"], mode=mode)
+        self.execution = network.of(self.sizes.kind)
+        self.p = parameters(self.sizes)
+        rng = np.random.default_rng(3)
+        draw = lambda: jnp.asarray(rng.normal(size=(2, SEQ, WIDTH)))
+        embedded = draw() if self.sizes.embedded else None
+        self.incoming = Incoming(draw(), draw(), None, embedded)
+        self.start = self.p.initial_state()
+
+    def found(self) -> dict[str, Any]:
+        """All that a check asks of the sublayer."""
+        own, flow, p, start = self.execution, self.sizes.flow, self.p, self.start
+        _, exact, observed = _reference.run_layer(flow, self.incoming, p, start)
+        numbers = passes.numbers_of(own)
+        key = jax.random.key(0)
+        form = own.chunked, own.chunks_at_once
+        _, output, stored = runner._run_layer(
+            flow, numbers.sites, self.incoming, p, start, key, *form
+        )
+        record = SublayerRecord(0, "", *self.incoming[:2], output, stored, {})
+        record = record._replace(embedded=self.incoming.embedded)
+        t0 = local.operation_bounds(own, flow, record, p, start)
+        maker = passes.Interpreter(own, SEQ, True)
+        incoming = passes.without_error(self.incoming)
+        bounded = passes.bounded_pass(flow, maker, numbers, incoming, p, start)
+        one = jax.tree.map(lambda x: x[0], self.incoming)
+        pulls = jnp.asarray(np.random.default_rng(5).normal(size=(2, SEQ, WIDTH)))
+        effects, before = adjoint._through_sublayer(
+            flow, [numbers.sites], one, adjoint._Pulls(pulls, pulls, pulls), p, start,
+            False, own.chunked,
+        )  # fmt: skip
+        return {
+            "exact": exact, "observed": observed, "output": output, "stored": stored,
+            "T0": t0, "T1": bounded, "T2": effects, "before": before.stream,
+        }  # fmt: skip
+
+
+@functools.cache
+def whole(name: str) -> dict[str, Any]:
+    return Case(name).found()
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Tokens go four at a time, whatever is widest."""
+    jax.clear_caches()
+    monkeypatch.setattr(token_blocks, "tokens_at_once", lambda *_: BLOCK)
+    yield
+    jax.clear_caches()
+
+
+def assert_same(found, expected, what="") -> None:
+    """Assert all arrays equal but for fp64's sums, each on its own largest entry."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(found),
+        jax.tree.leaves(expected),
+        strict=True,
+    )
+    for (path, one), other in pairs:
+        other = np.asarray(other)
+        size = np.max(np.abs(other), initial=0.0, where=np.isfinite(other))
+        assert_within(one, other, SAME * size, what + jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_have_the_numbers_of_all_tokens(name, request):
+    """Assert it of values, stores, T0, T1, adjoints and what is observed."""
+    expected = whole(name)
+    assert expected["stored"]
+    assert np.max(np.asarray(expected["T1"].output.error)) > 0
+    request.getfixturevalue("in_blocks")
+    assert_same(Case(name).found(), expected, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba1", "mamba2 by tokens"])
+def test_a_scan_that_ends_with_its_block_is_caught(name, request, monkeypatch):
+    """Assert that a bound which begins anew in each block is another one.
+
+    Between two blocks magnitudes are no smaller than the state that they cancel to, and
+    a scan in other brackets holds none of the states between.
+    """
+    expected = whole(name)["T1"]
+    request.getfixturevalue("in_blocks")
+    monkeypatch.setattr(
+        AbstractBoundedArithmetic,
+        "_after_scan",
+        lambda at, state: scans.finish(at, state),
+    )
+    case = Case(name)
+    found = passes.bounded_pass(
+        case.sizes.flow, passes.Interpreter(case.execution, SEQ, True),
+        passes.numbers_of(case.execution), passes.without_error(case.incoming),
+        case.p, case.start,
+    )  # fmt: skip
+    with pytest.raises(AssertionError):
+        assert_same(found.output, expected.output)
+
+
+def test_a_text_in_two_calls_reads_what_it_does_in_one(monkeypatch):
+    """Assert that the state behind blocks, and behind what is left, is the last one."""
+    case = Case("mamba2")
+    run = lambda x, start: jax.jit(
+        lambda x, s: case.sizes.flow(probes.Exact(), x, case.p, s)
+    )(x, start)
+    x = case.incoming.residual[0]
+    expected, last = run(x, case.start)
+    monkeypatch.setattr(token_blocks, "tokens_at_once", lambda *_: BLOCK)
+    first, state = run(x[:6], case.start)
+    rest, state = run(x[6:], state)
+    size = float(jnp.max(jnp.abs(expected)))
+    assert_within(jnp.concatenate([first, rest]), expected, SAME * size)
+    assert_same(state, last)
+
+
+@pytest.mark.parametrize(
+    ("widest", "multiple", "sequences", "tokens"),
+    [(8192, 1, 1, 1024), (8512, 256, 1, 512), (8512, 256, 4, 256), (10**8, 1, 2, 2)],
+)
+def test_blocks_are_as_large_as_memory_says(widest, multiple, sequences, tokens):
+    assert token_blocks.tokens_at_once(widest, multiple, sequences) == tokens
