@@ -79,7 +79,7 @@ def finite_limit(value, error):
 
 
 def compare(
-    against: Bounded, measured: Float[Array, "*batch seq channels"]
+    measured: Float[Array, "*batch seq channels"], against: Bounded
 ) -> Comparison:
     """Hold a tensor of an execution to its bound, element by element.
 
@@ -224,7 +224,7 @@ def _operations_whole(*given):
 # every stored tensor has a bound of its own, as large as itself
 @eqx.filter_jit(**little_memory())
 def _operations(*given):
-    return _at_stores(compare, *given)
+    return _at_stores(lambda bound, own: compare(own, bound), *given)
 
 
 def _passes(execution, flow, record, parameters, original, start, centred):
@@ -259,7 +259,7 @@ def _around(reference, radius: Bounded) -> Bounded:
 
 @eqx.filter_jit
 def _compared(output, reference, held, radius: Bounded):
-    comparison = compare(_around(reference, radius), output)
+    comparison = compare(output, _around(reference, radius))
     return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
 
 

@@ -1,5 +1,6 @@
 """How much is looked for beside T0 and T1; read by the command without JAX."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,6 +51,12 @@ class Effort:
         if self.readouts is None:
             return replace(self, readouts=4 if n_params <= LARGE else 1)
         return self
+
+    def follows_growth(self, sublayers: Iterable[Any]) -> bool:
+        """Whether to find how perturbations grow in a network of these."""
+        if self.growth is None:
+            return any(not one.recurrent for one in sublayers)
+        return self.growth
 
     def left_out(self, *, has_head: bool = True) -> dict[str, str]:
         """Figures that are null for want of effort or of logits, each with why."""

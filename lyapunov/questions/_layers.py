@@ -83,9 +83,7 @@ def run_layers(
     steps = len(model.sublayers) + 1
     if progress is not None:
         progress.start(steps + (steps if estimates else 0), "checking")
-    growth = effort.growth
-    if growth is None:
-        growth = any(not one.recurrent for one in model.config.sublayers)
+    growth = effort.follows_growth(model.config.sublayers)
     modules = model.layout.modules
     rows: list[LayerExponents] = []
     clipped: dict[int, ClippedDt] = {}

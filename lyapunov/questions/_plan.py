@@ -8,7 +8,6 @@ other work expect more.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +22,12 @@ from ..findings._semantics import semantic_findings
 from ..implementations import Execution
 from ..implementations._reference import run_layer
 from ..models import Model, Sublayer
-from ..models._language_model import VOCABULARY_SLICE
 from ..models._tokens import Tokens
 from ..results._check import SCHEMA_VERSION, Finding
 from ..results._shown import Shown
-from ..sublayers import Counts
 from ..sublayers.residual import Stream
 from ._effort import EFFORTS, Effort
+from ._plan_memory import BASE_BYTES, available_memory, memory_of, stored_in
 from ._request import Request, demand_logits, device_named
 
 
@@ -44,6 +42,7 @@ FORWARDS = {
     "T3": 3.0,
     "T2": 3.0,
     "T4": 3.0,
+    "growth": 20.0,
     "changed weights": 8.0,
 }
 """fp64 forwards that a stage takes, each execution (T3: each probe, and one more for
@@ -57,32 +56,17 @@ PROGRAMS = {
     "T3": 5.0,
     "T2": 6.0,
     "T4": 5.0,
+    "growth": 2.0,
     "changed weights": 8.0,
 }
 """Compiling, in units of compiling one sublayer's forward; once for all executions
 with the same stores, since formats are data."""
 
-BALL_SUBLAYERS = 2
-"""Sublayers that T4 is expected to reach: what 16-bit executions do."""
-
-BASE_BYTES = 300 * 2**20
-"""Python and JAX."""
-
 PROGRAM_BYTES = 70 * 2**20
 """What compiling leaves behind, in the units of PROGRAMS."""
 
-STREAM_ARRAYS, STATE_ARRAYS = 40, 3
-"""Arrays of 8 bytes alive at once for each execution: (token, d_model) and, in T2's
-reverse pass over one sequence, (token, d_inner, d_state). Those of (token, channels)
-each kind of sublayer counts."""
-
-BLOCK_ARRAYS = 24
-"""Arrays of 8 bytes a score of one block of attention's queries, alive at once for each
-execution: 11 in T1, as many in T0, of Granite-4-H's widths."""
-
-WEIGHT_COPIES = 8
-"""fp64 copies of one sublayer's weights alive at once for each execution: exact,
-held, magnitudes, operator norms, of two sublayers under way."""
+BALL_SUBLAYERS = 2
+"""Sublayers that T4 is expected to reach: what 16-bit executions do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +78,8 @@ class Stage:
     """fp64 forwards, all executions together."""
     seconds: float
     bytes: int
-    """What it has alive at once and leaves behind, beside the base."""
+    """What it has alive at once and leaves behind, beside the base. Of long texts one
+    stage works at a time, so that the peak is less than their sum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +134,7 @@ def planned(model: Model, tokens: Tokens, request: Request) -> Plan:
             request.executions(model),
             layers=layers,
             effort=request.effort,
+            measure=request.measure,
             changes=len(request.round_weights) + (request.against is not None),
             findings=known_before(model, tokens.ids, request),
         )
@@ -184,6 +170,7 @@ def plan(
     *,
     layers: Sequence[int] | None = None,
     effort: Effort = EFFORTS["standard"],
+    measure: str = "emulated",
     changes: int = 0,
     findings: Sequence[Finding] = (),
 ) -> Plan:
@@ -195,6 +182,7 @@ def plan(
     - `executions`: that would be measured and bounded.
     - `layers`: sublayers to bound; None is all.
     - `effort`: how much the check would look for.
+    - `measure`: who would run the executions.
     - `changes`: changed weight sets.
     - `findings`: known before the check, to be told with the plan.
 
@@ -226,18 +214,25 @@ def plan(
         "T3": n * (probes + 1.0) / 2 if probes else 0.0,
         "T2": readouts / batch if probes and n else 0.0,
         "T4": n * min(BALL_SUBLAYERS, n_layers) / n_layers if effort.ball else 0.0,
+        "growth": 1 / batch if effort.follows_growth(model.config.sublayers) else 0.0,
         "changed weights": changes * share,
     }
-    sizes = _stage_bytes(model, ids.shape, n, probes, readouts)
+    with jax.enable_x64(True):
+        stored = {
+            kind: stored_in(model, ids.shape, layer, executions, measure)
+            for kind, layer in _first_of_each_kind(model).items()
+        }
+    memory = memory_of(model, ids.shape, executions, effort, stored)
+    counts = {name: count for name, count in counts.items() if count}
+    programs = {name: int(PROGRAMS[name] * kinds * PROGRAM_BYTES) for name in counts}
     stages = [
         Stage(
             name,
             FORWARDS[name] * count,
             FORWARDS[name] * count * forward + PROGRAMS[name] * compiling * kinds,
-            sizes[name] + int(PROGRAMS[name] * kinds * PROGRAM_BYTES),
+            memory.of(name) + programs[name],
         )
         for name, count in counts.items()
-        if count
     ]
     return Plan(
         checkpoint=model.source,
@@ -252,7 +247,7 @@ def plan(
         forward_seconds=forward,
         stages=stages,
         seconds=sum(stage.seconds for stage in stages),
-        peak_bytes=BASE_BYTES + sum(stage.bytes for stage in stages),
+        peak_bytes=BASE_BYTES + sum(programs.values()) + memory.peak(counts),
         available_bytes=available_memory(),
         findings=list(findings),
     )
@@ -293,46 +288,3 @@ def _head_seconds(model: Model, tokens: int) -> float:
         jax.block_until_ready(x @ head)
         taken.append(time.perf_counter() - began)
     return min(taken) * tokens / CALIBRATION_TOKENS * config.vocab_size / rows
-
-
-def _stage_bytes(
-    model: Model, shape: tuple[int, int], n: int, probes: int, readouts: int
-) -> dict[str, int]:
-    """Bytes alive at once in each stage; stages overlap, so they add up."""
-    config = model.config
-    batch, length = shape
-    tokens = batch * length
-    each = [one.count(length, batch) for one in set(config.sublayers)]
-    most = Counts(*(max(numbers) for numbers in zip(*each, strict=True)))
-    channels = max(counts.arrays * counts.channels for counts in each)
-    one = 8 * tokens * (STREAM_ARRAYS * config.d_model + channels)
-    one += 8 * BLOCK_ARRAYS * most.scores
-    weights = 8 * most.weights
-    logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
-    states = 8 * length * most.states * STATE_ARRAYS
-    kept = 8 * tokens * config.d_model * 2 * len(model.sublayers)
-    return {
-        "reference": one // 4 + WEIGHT_COPIES * weights + 4 * logits,
-        "run": n * (one // 4 + weights + 2 * logits),
-        "T0 and T1": n * (one + WEIGHT_COPIES * weights),
-        "floor": n * min(one, one * FLOOR_TOKENS // max(tokens, 1)),
-        "T3": n * (probes + 1) * (one // 8 + 2 * logits),
-        "T2": kept + max(readouts, 1) * states + one,
-        "T4": n * (one // 2 + weights),
-        "changed weights": one + WEIGHT_COPIES * weights,
-    }
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process could take; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None

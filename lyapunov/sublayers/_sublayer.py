@@ -31,6 +31,10 @@ class Counts(NamedTuple):
     arrays: int = 120
     """Of `channels` entries a token, alive at once for each execution while it is
     bounded; the most of any kind where a kind says nothing."""
+    streams: int = 6
+    """Arrays as large as the stream that T1 holds beside what goes in and comes out."""
+    at_once: int | None = None
+    """Most tokens, of all sequences, that it holds `channels` entries of; None: all."""
 
 
 class HandedOn(NamedTuple):

@@ -28,6 +28,7 @@ from ._sublayer import (
 from .mlp import LowRank, adapter_of, around, projected
 from .norm import Norm, norm_of, normalise, scaled
 from .sites import BEHIND, FRONT
+from .token_blocks import in_token_blocks
 
 
 NOT_A_RECURRENCE = "no exponent: not a recurrence"
@@ -127,19 +128,33 @@ def attention(
 
     **Returns:** the output (seq, d_model), and the cache with these tokens in it.
     """
-    x = normalise(at, at.store("norm_input", residual), p.norm)
-    out, after = attend(at, x, p, start)
-    out = normalise(at, at.store("out", out), p.norm_behind, "norm_behind")
-    return scaled(at, out, p.out_multiplier, "out_scaled"), after
+    y, after = attend(at, residual, p, start)
+    out, _ = in_token_blocks(at, _put_out, y, p, None, widest=y.shape[-1])
+    return out, after
+
+
+def _put_out(at: AbstractArithmetic, y, p: AttentionParameters, start):
+    out = at.store("out", at.matmul(y, p.o_proj, p.o_bias))
+    out = normalise(at, out, p.norm_behind, "norm_behind")
+    return scaled(at, out, p.out_multiplier, "out_scaled"), start
+
+
+def _normed_and_projected(at: AbstractArithmetic, x, p: AttentionParameters, start):
+    """Queries, keys and values, (seq, channels) each."""
+    x = normalise(at, at.store("norm_input", x), p.norm)
+    x = scaled(at, x, p.in_multiplier, "in_scaled")
+    q = projected(at, x, p.q_proj, p.q_bias, p.q_adapter, "q")
+    k = projected(at, x, p.k_proj, p.k_bias, p.k_adapter, "k")
+    return (q, k, projected(at, x, p.v_proj, p.v_bias, p.v_adapter, "v")), start
 
 
 def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionState):
-    """The attention on a normalised input (seq, width)."""
-    x = scaled(at, x, p.in_multiplier, "in_scaled")
-    past = start.keys.shape[0]
-    q = projected(at, x, p.q_proj, p.q_bias, p.q_adapter, "q")
-    k = projected(at, x, p.k_proj, p.k_bias, p.k_adapter, "k")
-    v = projected(at, x, p.v_proj, p.v_bias, p.v_adapter, "v")
+    """The attention on an input (seq, width), the norm before it, not what is behind.
+
+    **Returns:** what the heads read side by side, (seq, heads head_dim), and the cache.
+    """
+    past, widest = start.keys.shape[0], max(x.shape[-1], p.q_proj.matrix.shape[0])
+    (q, k, v), _ = in_token_blocks(at, _normed_and_projected, x, p, None, widest=widest)
     window = start.window
     if p.conv_weight is not None:
         padded = at.join([window, at.join([q, k, v], axis=-1)])
@@ -175,8 +190,7 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
 
     _, y = at.in_row_blocks(read, None, (q, jnp.arange(q.shape[0])), rows, pairs=True)
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
-    after = AttentionState(keys=k, values=v, window=window)
-    return at.matmul(y, p.o_proj, p.o_bias), after
+    return y, AttentionState(keys=k, values=v, window=window)
 
 
 def rows_at_once(heads: int, keys: int, sequences: int | None = None) -> int:

@@ -33,7 +33,7 @@ from .mlp import (
 )
 from .norm import Norm, norm_of, normalise, scaled
 from .sites import FRONT, GELU_NEW
-from .token_blocks import in_token_blocks
+from .token_blocks import in_token_blocks, tokens_at_once
 
 
 class ExpertsParameters(eqx.Module):
@@ -238,7 +238,14 @@ class ExpertsSizes(AbstractSublayer):
         if self.shared is not None:
             weights += self.shared.count(length, batch).weights
         channels = self.experts * max(self.d_hidden, width)
-        return Counts(weights=weights, channels=channels, scores=0, states=0)
+        at_once = batch * tokens_at_once(channels, 1, batch)
+        return Counts(
+            weights=weights,
+            channels=channels,
+            scores=0,
+            states=0,
+            at_once=at_once,
+        )
 
     def exponents(
         self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]

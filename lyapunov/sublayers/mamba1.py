@@ -27,7 +27,7 @@ from ._sublayer import (
 )
 from .norm import Norm, norm_of, normalise
 from .sites import FRONT, TOKEN
-from .token_blocks import in_token_blocks
+from .token_blocks import in_token_blocks, tokens_at_once
 
 
 class Mamba1Parameters(eqx.Module):
@@ -143,7 +143,6 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
         for own, (_, B, C) in zip(channels, per_head, strict=True)
     ]  # fmt: skip
     y, state = (at.join(parts, axis=-1) for parts in zip(*scanned, strict=True))
-    at.observe("scan_output", y)
 
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
@@ -267,7 +266,8 @@ class Mamba1Sizes(AbstractSublayer):
 
     def count(self, length: int, batch: int = 1) -> Counts:
         """Count weights, activations and states."""
-        del length, batch
+        del length
+        at_once = batch * tokens_at_once(2 * self.d_inner, 1, batch)
         rows = 3 * self.d_model + 2 * self.dt_rank + self.d_conv
         return Counts(
             # B, C and A_log
@@ -275,6 +275,7 @@ class Mamba1Sizes(AbstractSublayer):
             channels=self.d_inner,
             scores=0,
             states=self.d_inner * self.d_state,
+            at_once=at_once,
         )
 
     def exponents(

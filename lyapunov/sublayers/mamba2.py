@@ -28,7 +28,7 @@ from ._sublayer import (
 from .norm import Norm, normalise, scaled
 from .sites import FRONT, TOKEN
 from .ssd import chunked_scan
-from .token_blocks import in_token_blocks
+from .token_blocks import in_token_blocks, tokens_at_once
 
 
 class Mamba2Parameters(eqx.Module):
@@ -167,7 +167,6 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
         y, state = head_scan(
             at, dt[..., owner], x, B, C, A[..., owner], p.D, start.state
         )
-    at.observe("scan_output", y)
     y = at.store("scan_output", y)
 
     if p.gate_norm is None:
@@ -302,14 +301,19 @@ class Mamba2Sizes(AbstractSublayer):
 
     def count(self, length: int, batch: int = 1) -> Counts:
         """Count weights, activations and states."""
-        del length, batch
+        del length
         mixed = self.d_inner + 2 * self.groups * self.d_state
         rows = 2 * self.d_inner + mixed + self.heads
+        projected = rows - self.d_inner
+        at_once = batch * tokens_at_once(projected, self.chunk, batch)
         return Counts(
             weights=self.d_model * rows + mixed * self.d_conv,
             channels=mixed,
             scores=0,
             states=self.d_inner * self.d_state,
+            # Granite-4-H's widths: 32 in T2
+            arrays=40,
+            at_once=at_once,
         )
 
     def exponents(

@@ -148,7 +148,6 @@ def mamba3_mixer(at: AbstractArithmetic, x, p: Mamba3Parameters, start: Mamba3St
     )
     scan = chunked_scan if at.chunked else token_scan
     y, after = scan(at, token, p, start)
-    at.observe("scan_output", y)
     y = at.store("scan_output", y)
 
     fused = at.chunked and p.mimo_o is not None and p.gate_norm is None

@@ -58,13 +58,13 @@ def shared(at: AbstractArithmetic, stream, p: SharedParameters, start: Attention
 
     **Returns:** the output (seq, d_model), and the cache with these tokens in it.
     """
-    x = normalise(at, at.store("norm_input", stream), p.attention.norm)
-    x, after = attend(at, x, p.attention, start)
+    x, after = attend(at, stream, p.attention, start)
     widest = p.mlp.up.matrix.shape[0]
     return in_token_blocks(at, _mlp, x, p, None, widest=widest)[0], after
 
 
 def _mlp(at: AbstractArithmetic, x, p: SharedParameters, start):
+    x = at.matmul(x, p.attention.o_proj, p.attention.o_bias)
     x = normalise(at, at.store("attended", x), p.mlp.norm, "mlp_norm")
     x = at.store("mlp_out", feed_forward(at, x, p.mlp))
     return at.store("out", at.matmul(x, p.linear)), start

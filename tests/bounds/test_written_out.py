@@ -94,6 +94,4 @@ def test_an_exact_pass_shows_nothing():
     for observes in (False, True):
         at = Exact(observes=observes)
         sublayer(at, mamba1, one, p, initial_state(p))
-        assert set(at.observed) == (
-            {"dt", "state", "scan_output"} if observes else set()
-        )
+        assert set(at.observed) == ({"dt", "state"} if observes else set())

@@ -23,10 +23,10 @@ from lyapunov.questions._plan import (
     FORWARDS,
     PROGRAMS,
     Plan,
-    available_memory,
     known_before,
     plan,
 )
+from lyapunov.questions._plan_memory import available_memory
 from lyapunov.questions._request import Request
 from lyapunov.report import to_table
 from lyapunov.report._words import duration, size
@@ -58,7 +58,8 @@ def forwards(found: Plan) -> dict[str, float]:
 
 
 def test_stages_are_those_that_would_run(model):
-    assert set(forwards(made(model))) == set(FORWARDS) - {"changed weights"}
+    others = {"changed weights", "growth"}  # a Mamba-1 has exponents in its place
+    assert set(forwards(made(model))) == set(FORWARDS) - others
     bare = made(model, effort=Effort(floor=False, probes=0, ball=False))
     assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
     assert set(forwards(made(model, precisions=(), effort=Effort(floor=False)))) == {
@@ -74,7 +75,7 @@ def test_a_plan_is_of_the_effort(model):
         forwards(made(model, effort=one)) for one in EFFORTS.values()
     )
     assert set(standard) - set(quick) == {"floor", "T2", "T4"}
-    assert set(full) == set(standard)
+    assert set(full) - set(standard) == {"growth"}
     assert full["T3"] == 2.5 * standard["T3"], "four probes beside one, and the weights"
 
 

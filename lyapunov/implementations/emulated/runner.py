@@ -73,7 +73,7 @@ class Emulated:
         for segment in segments:
             own = segment.execution.of(layer.kind)
             p = model.parameters(layer.layer, own)
-            *part, after = _run_layer(
+            *part, after = run_rounded(
                 sizes,
                 own.site_numbers(),
                 {"state": segment.cache.numbers()},
@@ -105,7 +105,7 @@ def _joined(parts):
 
 
 @eqx.filter_jit
-def _run_layer(
+def run_rounded(
     sizes,
     sites,
     cache,
@@ -118,6 +118,13 @@ def _run_layer(
     chunks_at_once,
     hands_on: bool,
 ):
+    """One sublayer over a batch: stream, output, stored tensors, and the state behind.
+
+    **Arguments:**
+
+    - `before`: the state that the call before left, held in `cache`; None: `start`.
+    """
+
     def one(incoming, key, start):
         at = Rounded(sites, key=key, chunked=chunked, chunks_at_once=chunks_at_once)
         residual, output, after = sublayer(at, sizes.flow, incoming, p, start)
