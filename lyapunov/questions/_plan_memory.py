@@ -74,8 +74,8 @@ def stored_in(
         )  # fmt: skip
         stored = jax.eval_shape(run, incoming)[2]
         width = None if measure == "emulated" else 8
-        sizes = (x.size * (width or x.dtype.itemsize) for x in stored.values())
-        found = max(found, sum(sizes))
+        each = (x.size * (width or x.dtype.itemsize) for x in stored.values())
+        found = max(found, sum(each))
     return found
 
 
