@@ -129,7 +129,9 @@ def memory_of(
         held = 8 * (held + BLOCK_ARRAYS * count.scores)
         own = (STREAMS_AROUND + count.streams) * stream + copies * 8 * count.weights
         block = max(block, held)
-        bound = max(bound, own + held + stored.get(one.kind, 0))
+        # T0 at the same time takes no more than half as much again
+        own = own + held if alone else (own + held) * 3 // 2
+        bound = max(bound, own + stored.get(one.kind, 0))
         states = length * count.states
         in_states = max(in_states, 8 * STATE_ARRAYS * min(states, STATES_AT_ONCE))
         if at_once >= tokens:

@@ -402,9 +402,9 @@ class AttentionSizes(AbstractSublayer):
             channels=self.heads * max(self.head_dim, length if whole else 0),
             scores=0 if whole else max(SCORES_AT_ONCE, each),
             states=0,
-            # Granite-4-H's widths: 3 in blocks, beside the stream's; 32 of 512 tokens,
-            # whose scores are stored whole
-            arrays=60 if whole else 10,
+            # Granite-4-H's widths: none in blocks beside the stream's and the scores';
+            # 32 of 512 tokens, whose scores are stored whole
+            arrays=60 if whole else 1,
         )
 
     def exponents(
