@@ -30,7 +30,15 @@ from ..model.full_parameters import change, parameters
 
 # Blocks of 4 tokens, which is a chunk of Mamba-2's: two, and one of three tokens.
 SEQ, WIDTH, BLOCK = 11, 8, 4
-IN_BLOCKS = ("mlp", "experts", "shared", "mamba1", "mamba2", "mamba2 by tokens")
+IN_BLOCKS = (
+    "mlp",
+    "attention",
+    "experts",
+    "shared",
+    "mamba1",
+    "mamba2",
+    "mamba2 by tokens",
+)
 CASES = [
     pytest.param(name, marks=() if name == "mlp" else pytest.mark.slow)
     for name in IN_BLOCKS
