@@ -52,6 +52,9 @@ class Case:
 
     def __init__(self, name: str):
         self.sizes = SIZES[name.split()[0]]
+        if self.sizes.kind == "experts":
+            # the share of one expert is 1, and nothing moves it
+            self.sizes = change(self.sizes, shares=False)
         if self.sizes.embedded:
             both = change(self.sizes.attention, width=2 * WIDTH, norm_behind=False)
             self.sizes = change(self.sizes, attention=both)
