@@ -98,15 +98,19 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
                 )
             x = storage.on_the_nearest_turn(lift(x), anchor) if angle else lift(x)
             bound, x = storage.store_at_anchor(numbers, x, anchor)
-            keep = self.keeps
-            self.records[site] = bound if keep is None else keep(bound, x.value)
+            self._record(site, bound, x.value)
             return x
         stored = storage.store(self, numbers, x)
-        if self.keeps and not self.anchors and isinstance(stored, Bounded):
-            self.records[site] = self.keeps(stored, None)
+        if self.keeps and isinstance(stored, Bounded):
+            self._record(site, stored, None)
         if angle and isinstance(stored, Bounded):
             return storage.stored_a_turn_away(numbers, lift(x), stored)
         return stored
+
+    def _record(self, site: str, bound: Bounded, own: Any) -> None:
+        kept = self.keeps(bound, own) if self.keeps else bound
+        if kept is not None:
+            self.records[site] = kept
 
     def may_store(self, site, x):
         """Off by as much as a store moves, wherever the value goes."""
@@ -222,8 +226,8 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
       execution leaves open: orders of sums, last bits of exponentials, and values
       close enough to a rounding tie to fall on the other side.
     - `keeps`: what `records` gets of a store outside a scan, arrays with an entry for
-      each row: of a bound and the trace's own value at anchors, of what is stored and
-      None where there are none. Without it the bounds at anchors themselves are kept.
+      each row, or None: of a bound and the trace's own value at anchors, elsewhere of
+      what is stored and None. Without it the bounds at anchors themselves are kept.
     - `chunked`: run a recurrence that has a chunked form in it.
     - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
     - `calls`: tokens of each call, where chunks begin anew with several.

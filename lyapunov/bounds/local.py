@@ -224,7 +224,8 @@ def _operations_whole(*given):
 # every stored tensor has a bound of its own, as large as itself
 @eqx.filter_jit(**little_memory())
 def _operations(*given):
-    return _at_stores(lambda bound, own: compare(own, bound), *given)
+    at_anchors = lambda bound, own: None if own is None else compare(own, bound)
+    return _at_stores(at_anchors, *given)
 
 
 def _passes(execution, flow, record, parameters, original, start, centred):

@@ -255,7 +255,8 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
             if plan.compiled:  # from what has one version alone the flow goes on
                 anchors = {s: x for s, x in anchors.items() if s in PRODUCTS}
             model = inputs.models[i]
-            return plan.bounded(i, sites, model, anchors, keeps_stores=plan.compiled)
+            every = (lambda bound, _: bound) if plan.compiled else None
+            return plan.bounded(i, sites, model, anchors, keeps=every)
 
         _, made = _chained(plan, inputs, at, incoming, parameters, start, stored)
         return {
@@ -264,8 +265,7 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
                 jnp.concatenate([m.records[site].error for m in made]),
             )
             for site in stored
-            # of blocks of rows only norms are kept
-            if all(isinstance(m.records.get(site), Bounded) for m in made)
+            if all(site in m.records for m in made)
         }
 
     bounds = side_by_side(one)(inputs.read, inputs.stored)
