@@ -249,7 +249,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
             numbers=(*self.model, *(scans.grown_by(self, n) for n in depths)),
             inside=inside,
             rows=lambda B, c: (scans.drive_row(self, B), scans.read_out_row(self, c)),
-            finish=lambda _, state: self._after_scan(state),
+            finish=lambda inside, state: inside._after_scan(state),
         )
 
     def _inside_scan(self):
