@@ -76,7 +76,8 @@ class AbstractSublayer(abc.ABC):
     kind: ClassVar[str]
     """Name of the kind, in reports and in executions."""
     recurrent: ClassVar[bool]
-    """Whether it has a state of fixed size that every token so far is in."""
+    """Whether it has a state of fixed size that every token so far is in. One that has
+    none scans nothing: its bounds do not read how deep an execution's scans are."""
     joins_calls: ClassVar[bool]
     """Whether its flow on all tokens, told of the calls that they come in
     (`AbstractArithmetic.calls`), is that of the calls one after another, so long as
