@@ -39,8 +39,9 @@ PRODUCTS = frozenset(
     )
 )
 """Sites that products of matrices put out, or that nothing else reads."""
-# Mamba-1's scan is a Python loop, of which the compiler makes one graph.
-LONGEST_SCAN = 32
+MOST_STEPS = 128
+"""Of Mamba-1's scans over all sublayers: in transformers they are Python loops, of
+which the compiler makes one graph, some 2 s of a core each step."""
 UNIT = 2.0**-22
 EXP = 2.0**-18
 
@@ -83,10 +84,11 @@ def not_compiled(config: NetworkConfig, seq: int) -> str | None:
             "what joins the stream is scaled, normalised or added to something before: "
             "several versions of it may be in a compiled network"
         )
-    if "mamba1" in kinds and seq > LONGEST_SCAN:
+    scans = sum(sizes.kind == "mamba1" for sizes in sublayers)
+    if scans * seq > MOST_STEPS:
         return (
-            f"torch.compile unrolls Mamba-1's scan; at most {LONGEST_SCAN} tokens "
-            "(--length) are compiled here"
+            f"torch.compile unrolls Mamba-1's scans, {scans * seq:,} steps here; "
+            f"try --length {max(1, MOST_STEPS // scans)} or fewer"
         )
     return None
 

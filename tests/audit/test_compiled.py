@@ -211,7 +211,7 @@ def test_what_is_not_followed_says_why():
         (FakeConfig((Fake("mlp", beside=True),)), "several versions"),
         (FakeConfig((Fake("attention", aside=True),)), "several versions"),
         (FakeConfig((Fake("mlp", adds_out=False),)), "several versions"),
-        (FakeConfig((Fake("mamba1"),)), "unrolls"),
+        (FakeConfig((Fake("mamba1"),) * 8), "--length 16 "),
     ):
         assert words in (not_compiled(config, 64) or "")
 
