@@ -4,7 +4,6 @@ Attention has no state of fixed size: its cache grows with the text, so that it 
 a recurrence and has no Lyapunov exponents.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from ._sublayer import (
 )
 from .mlp import LowRank, adapter_of, around, projected
 from .norm import Norm, norm_of, normalise, scaled
+from .rotary import rotary_table, turned
 from .sites import BEHIND, FRONT
 from .token_blocks import in_token_blocks
 
@@ -172,7 +172,7 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
     v = _in_heads(at, v, p.kv_heads, None, "")
     k = scaled(at, k, p.key_multiplier, "k_scaled")
     if p.rotary:
-        table = rotary_table(at, x.shape[0], p, past)
+        table = rotary_table(at, x.shape[0], p.rotary, p.theta, past)
         q, k = turned(at, q, table, "q"), turned(at, k, table, "k")
     q, k = at.store("q_turned", q), at.store("k_turned", k)
     k, v = at.join([start.keys, k]), at.join([start.values, v])
@@ -239,52 +239,6 @@ def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: st
     if weight is not None and weight.shape[0] == x.shape[-1]:
         return at.view(part, normalise(at, x, norm, site))
     return normalise(at, at.view(part, x), norm, site)
-
-
-def rotary_table(at: AbstractArithmetic, seq: int, p: AttentionParameters, past: int):
-    """cos and signed sin of every position, each (seq, 1, rotary).
-
-    Channels i and i + rotary / 2 turn by position theta^(-2 i / rotary).
-
-    **Arguments:**
-
-    - `past`: position of the first token.
-    """
-    half = p.rotary // 2
-    rate = p.theta ** (-jnp.arange(half, dtype=jnp.float64) / half)
-    angle = (past + jnp.arange(seq))[:, None] * rate
-    # theta to a rounded exponent is off by log(theta) roundings of it; then the power
-    # itself (2 ulp, so 4 roundings), its inverse and the product with the position
-    roundings = math.ceil(abs(math.log(p.theta))) + 6
-    cos, sin = at.turns(angle, roundings)
-    cos = at.view(lambda a: jnp.tile(a, 2)[:, None], cos)
-    sin = at.join([at.negate(sin), sin], axis=-1)
-    sin = at.view(lambda a: a[:, None], sin)
-    return at.store("rotary_cos", cos), at.store("rotary_sin", sin)
-
-
-def turned(at: AbstractArithmetic, x, table, name: str):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the channels.
-
-    **Arguments:**
-
-    - `x`: (seq, heads, head_dim). `table`: from `rotary_table`.
-    - `name`: "q" or "k", of the two products' sites.
-    """
-    cos, sin = table
-    rotary = cos.shape[-1]
-    half = rotary // 2
-    turning = x[..., :rotary]
-    swap = lambda a: jnp.concatenate([a[..., half:], a[..., :half]], axis=-1)
-    alone = at.stores(f"{name}_cos")
-    with_cos = at.multiply(turning, cos, alone=alone)
-    with_sin = at.multiply(at.view(swap, turning), sin, alone=alone)
-    with_cos = at.store(f"{name}_cos", with_cos)
-    with_sin = at.store(f"{name}_sin", with_sin)
-    mixed = at.add(with_cos, with_sin, alone=alone)
-    if rotary == x.shape[-1]:
-        return mixed
-    return at.join([mixed, x[..., rotary:]], axis=-1)
 
 
 @final
