@@ -53,7 +53,7 @@ class Effort:
         return self
 
     def follows_growth(self, sublayers: Iterable[Any]) -> bool:
-        """Whether to find how perturbations grow in a network of these."""
+        """Say whether to find how perturbations grow in a network of these."""
         if self.growth is None:
             return any(not one.recurrent for one in sublayers)
         return self.growth

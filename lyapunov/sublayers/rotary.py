@@ -10,7 +10,7 @@ from ..arithmetic import AbstractArithmetic
 def rotary_table(
     at: AbstractArithmetic, seq: int, rotary: int, theta: float, past: int
 ):
-    """cos and signed sin of every position, each (seq, 1, rotary).
+    """Tabulate cos and signed sin of every position, each (seq, 1, rotary).
 
     Channels i and i + rotary / 2 turn by position theta^(-2 i / rotary).
 
@@ -33,7 +33,7 @@ def rotary_table(
 
 
 def turned(at: AbstractArithmetic, x, table, name: str):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the channels.
+    """Turn the halves of the channels against each other.
 
     **Arguments:**
 
