@@ -59,8 +59,8 @@ def stored_in(
     executions: Sequence[Execution],
     measure: str,
 ) -> int:
-    """Count bytes of what an execution stores in a sublayer, as whoever runs it hands it
-    on: the emulator in the width that it computes in, others in fp64."""
+    """Count bytes of what an execution stores in a sublayer, as whoever runs it hands
+    it on: the emulator in the width that it computes in, others in fp64."""
     p, sizes = model.parameters(layer.layer), model.config.sublayers[layer.layer]
     like = jax.ShapeDtypeStruct((*shape, model.config.d_model), jnp.float64)
     incoming = Incoming(like, like, None, like if layer.embedded else None)
