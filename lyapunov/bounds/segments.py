@@ -20,7 +20,6 @@ another expert puts out is no sum of roundings, and T1 alone holds it.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -192,14 +191,14 @@ def audit_sublayer(
     given = plan, inputs, parameters
     # on small models compiling is nearly all there is to do
     with ThreadPoolExecutor(3) as workers:
-        begun = partial(workers.submit, as_here, chosen_device())
+        begun = lambda *work: workers.submit(as_here, chosen_device(), *work)
         drawn = begun(_sigmas, *given, start, keys, inside)
         operations = begun(_operations, *given, start)
         output, by_bounds = begun(_output, *given, originals, start).result()
         z, exactly = drawn.result()
     if by_bounds is not None:
         same = (by_bounds.error == 0) & (by_bounds.value == exactly)
-        z = np.where(np.all(same, axis=-1), z, 0.0)
+        z = jnp.asarray(np.where(np.all(same, axis=-1), z, 0.0))
     return SublayerAudit(operations.result(), output, z)
 
 

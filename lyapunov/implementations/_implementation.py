@@ -130,6 +130,8 @@ class AbstractImplementation(ABC):
     """What decides what it computes: modules, and the distributions that have them, its
     own first. A report names their versions."""
     runs_without_head: ClassVar[bool] = False
+    entry_bytes: ClassVar[int | None] = 8
+    """Bytes of an entry of what its trace hands on; None: as wide as it computes."""
     first_is_step: ClassVar[bool] = False
     """Whether decoding makes a step of the first token, too."""
     followed_by_dumps: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from ..arithmetic.perturbed import STATES_AT_ONCE
 from ..bounds.adjoint import KEPT_BYTES
 from ..bounds.floor import FLOOR_TOKENS
 from ..implementations import Execution
+from ..implementations._registry import measuring
 from ..implementations.emulated.runner import run_rounded
 from ..models import Model, Sublayer
 from ..models._language_model import VOCABULARY_SLICE
@@ -64,7 +65,7 @@ def stored_in(
     p, sizes = model.parameters(layer.layer), model.config.sublayers[layer.layer]
     like = jax.ShapeDtypeStruct((*shape, model.config.d_model), jnp.float64)
     incoming = Incoming(like, like, None, like if layer.embedded else None)
-    found = 0
+    found, whoever = 0, measuring(measure)
     for execution in executions:
         own = execution.of(layer.kind)
         form = own.chunked, own.chunks_at_once, False
@@ -73,7 +74,7 @@ def stored_in(
             jax.random.key(0), *form,
         )  # fmt: skip
         stored = jax.eval_shape(run, incoming)[2]
-        width = None if measure == "emulated" else 8
+        width = whoever.entry_bytes if whoever else 8
         each = (x.size * (width or x.dtype.itemsize) for x in stored.values())
         found = max(found, sum(each))
     return found

@@ -20,6 +20,7 @@ class EmulatedImplementation(AbstractImplementation):
     needs_gpu = False
     extra = None
     runs_without_head = True
+    entry_bytes = None
     first_is_step = True
     ways = ("whole", "steps", "chunks", "initial_state")
     refused_ways: ClassVar[Mapping[str, str]] = {
