@@ -92,10 +92,11 @@ class Bench:
             t0 = operation_bounds(execution, flow, record, held, start)
             t1 = sublayer_bound(execution, flow, record, held, original, start)
             ordered = sorted(t0, key=FLOW_ORDER.index)
-            rows = [(site, t0[site]) for site in ordered]
-            for site, comparison in [*rows, ("sublayer output", t1.comparison)]:
+            rows = [(site, t0[site], record.stored[site]) for site in ordered]
+            rows.append(("sublayer output", t1.comparison, record.output))
+            for site, comparison, tensor in rows:
                 violations = np.asarray(comparison.violations)
-                elements += violations.size * comparison.channels
+                elements += tensor.size
                 if not violations.any():
                     continue
                 place = f"layer {record.layer}, {site}"
