@@ -20,6 +20,7 @@ def bounded(constants: str):
     return report, report.precisions[0]
 
 
+@pytest.mark.slow
 def test_measured_constants_give_smaller_bounds_that_hold():
     plain, documented = bounded("documented")
     report, measured = bounded("measured")

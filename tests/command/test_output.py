@@ -271,6 +271,7 @@ def _alone(more="", *arguments, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     # 100 kB, of which a pipe holds 64
     more = "fake.default = conftest.example.example_report(1200)"

@@ -178,6 +178,7 @@ def test_broken_prefills_of_higher_rank_are_caught(loaded, name):
     assert caught(loaded, MIMO, RANKED[name], "bf16", "prefill")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_broken_steps_are_caught(loaded, name):
     """Assert it in fp16, where a bf16 state shows; that one by T0 alone."""

@@ -186,6 +186,7 @@ def arguments(home, out, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_command_asks_every_checkpoint_once(home, tmp_path):
     out, tuned = tmp_path / "in_context.json", tmp_path / "tuned"
     checkpoint(tuned, "mamba2").rename(tuned / "mamba2-tuned-3")

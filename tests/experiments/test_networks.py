@@ -99,7 +99,10 @@ def test_mamba3_on_a_cpu_is_refused():
         networks.fresh(SHAPES["mamba3"], 0.0, CPU)
 
 
-@pytest.mark.parametrize("kind", ON_CPU)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k == "hybrid" else ()) for k in ON_CPU],
+)
 def test_a_written_folder_is_the_network(tmp_path, kind):
     """Assert lyapunov's logits of the folder within a tolerance that notices."""
     network = fresh(kind)

@@ -205,16 +205,14 @@ def test_the_joint_step_of_mamba3_by_blocks():
     assert np.isneginf(got[:-finite]).all()
 
 
+@pytest.mark.slow
 def test_the_joint_step_of_mamba1_is_what_it_declares():
     """Assert it at a token, and that blocks find -inf for the window."""
     from lyapunov.arithmetic import Weight
     from lyapunov.recurrences import Mamba1JointRecurrence, StateAndWindow
 
     rng = np.random.default_rng(2)
-
-    def draw(*shape):
-        return jnp.asarray(rng.normal(size=shape))
-
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
     joint = Mamba1JointRecurrence(
         draw(2, 3), draw(2), Weight(draw(5, 2)), Weight(draw(2, 1)), draw(2),
         -jnp.exp(draw(2, 2)),

@@ -374,6 +374,7 @@ def test_without_pallas_there_is_the_loop(rng, monkeypatch):
     assert "stablehlo.while" in lowered(run, "cuda", given)
 
 
+@pytest.mark.slow
 def test_derivatives_are_the_loops(rng, monkeypatch):
     """Assert pushed and pulled vectors through a batch, with a GPU and without."""
     given, p = small_layer(rng)
