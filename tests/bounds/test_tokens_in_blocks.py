@@ -39,10 +39,6 @@ IN_BLOCKS = (
     "mamba2",
     "mamba2 by tokens",
 )
-CASES = [
-    pytest.param(name, marks=() if name == "mlp" else pytest.mark.slow)
-    for name in IN_BLOCKS
-]
 # fp64's sums: some thousand chained operations of nonnegative terms
 SAME = gamma(4000, 2.0**-53)
 
@@ -128,7 +124,8 @@ def assert_same(found, expected, what="") -> None:
         assert_within(one[known], other[known], SAME * size, place)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_blocks_have_the_numbers_of_all_tokens(name, request):
     """Assert it of values, stores, T0, T1, adjoints and what is observed."""
     expected = whole(name)
