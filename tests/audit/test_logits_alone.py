@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import lyapunov
 from lyapunov._errors import DumpError
 from lyapunov.implementations.dump.file import File
-from lyapunov.implementations.transformers.runner import _build
+from lyapunov.implementations.transformers._built import from_weights
 from lyapunov.questions._audit_verdict import Z_LIMIT
 from lyapunov.results._audit import IN_RANGE, SUSPICIOUS
 
@@ -30,7 +30,7 @@ LATE, FEW = SEQ // 2, 5
 def served(setting):
     """The model, its network in bf16 torch, a text, and the network's logits of it."""
     model, _, tokens = setting
-    network = _build(model, "bf16", "cpu")[1]
+    network = from_weights(model, "bf16", "cpu")[1]
     return model, network, tokens, logits_of(network, tokens)
 
 

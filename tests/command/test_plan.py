@@ -180,8 +180,8 @@ UNREAD = {
         *("against", "round_weights", "device", "plan_alone", "baseline"),
         "allow_partial",
     },
-    "plan": {"baseline", "output", "reproduce", "source"},
-    "check": {"reproduce", "source", "plan_alone"},
+    "plan": {"baseline", "output", "reproduce", "source", "way"},
+    "check": {"reproduce", "source", "plan_alone", "way"},
 }
 UNREAD[DUMP] = UNREAD["audit"] | {
     *("tokens", "text", "length", "batch", "precision", "state_precision"),
@@ -199,7 +199,7 @@ def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
     options = declared(Options)
     found = {name for name, said in options.items() if question not in said.of}
     assert found == UNREAD[question]
-    others = {"source", "plan_alone", "reproduce"}  # each asks something itself
+    others = {"source", "plan_alone", "reproduce", "way"}  # each asks something itself
     for name in found - others if question != CHECK else ():
         value = [] if options[name].click.get("is_flag") else [GIVEN.get(name, "x")]
         shown = name_of(name, options[name])

@@ -150,10 +150,13 @@ class LeakyImplementation(AbstractImplementation):
         """What is declared of MLPs, and of this kind with its own sites."""
         return self._execution(config, architecture, BF16)
 
-    def run(self, model, tokens, execution: Execution):
+    def runner(self, execution: Execution):
         """Run it, in the format that it really stores in."""
-        real = self._execution(model.config, model.layout.architecture, self.stored)
-        return Emulated(real).trace(model, tokens)
+        return _Leaking(self)
+
+    def really(self, model) -> Execution:
+        """What it does, whatever was promised."""
+        return self._execution(model.config, model.layout.architecture, self.stored)
 
     def _execution(self, config, architecture: str, fmt) -> Execution:
         known = [one for one in config.sublayers if one.kind != "leaky"]
@@ -164,6 +167,16 @@ class LeakyImplementation(AbstractImplementation):
         sites |= dict.fromkeys(("leaky_in", "leaky_y", "out"), fmt)
         own = dataclasses.replace(block, kind="leaky", sites=sites)
         return dataclasses.replace(found, kinds=found.kinds | {"leaky": own})
+
+
+class _Leaking:
+    """The emulator of what is really done."""
+
+    def __init__(self, whose: LeakyImplementation):
+        self._whose = whose
+
+    def trace(self, model, tokens, variant=None, segments=()):
+        return Emulated(self._whose.really(model)).trace(model, tokens)
 
 
 VOCAB, WIDTH, INNER, STATES, HIDDEN, EPSILON = 29, 6, 4, 3, 10, 1e-5
