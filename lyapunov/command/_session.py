@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
-from lyapunov.command._compiled import Compiled, where_compiled_is_kept
+from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
 from lyapunov.command._declare import DUMP
 from lyapunov.command._endings import (
     INTERRUPTED,

@@ -8,14 +8,14 @@ import warnings
 
 import pytest
 
-from lyapunov.command import _compiled
-from lyapunov.command._compiled import Compiled, where_compiled_is_kept
+from lyapunov.command import _compile_cache
+from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A home folder of the test's own, and none of the variables that decide."""
-    for name in ("XDG_CACHE_HOME", _compiled.VARIABLE, _compiled.OF_JAX):
+    for name in ("XDG_CACHE_HOME", _compile_cache.VARIABLE, _compile_cache.OF_JAX):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -35,11 +35,11 @@ def test_it_lies_in_the_cache_folder_for_its_user_alone(home, monkeypatch):
 
 def test_another_processor_or_jax_has_a_folder_of_its_own(monkeypatch):
     """Assert that the folder's name depends on both."""
-    names = {_compiled._machine()}
-    monkeypatch.setattr(_compiled.platform, "processor", lambda: "another")
-    names.add(_compiled._machine())
-    monkeypatch.setattr(_compiled.metadata, "version", lambda name: "99.0")
-    names.add(_compiled._machine())
+    names = {_compile_cache._machine()}
+    monkeypatch.setattr(_compile_cache.platform, "processor", lambda: "another")
+    names.add(_compile_cache._machine())
+    monkeypatch.setattr(_compile_cache.metadata, "version", lambda name: "99.0")
+    names.add(_compile_cache._machine())
     assert len(names) == 3
 
 
@@ -50,7 +50,7 @@ def no_home(home, monkeypatch):
 
 def full_disk(home, monkeypatch):
     usage = type("usage", (), {"free": 10})
-    monkeypatch.setattr(_compiled.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(_compile_cache.shutil, "disk_usage", lambda _: usage)
     return "nearly full"
 
 
@@ -58,7 +58,7 @@ def read_only(home, monkeypatch):
     def refuse(self, **_):
         raise OSError(30, "Read-only file system", str(self))
 
-    monkeypatch.setattr(_compiled.Path, "touch", refuse)
+    monkeypatch.setattr(_compile_cache.Path, "touch", refuse)
     return "Read-only file system"
 
 
@@ -73,7 +73,7 @@ def others_write_above(home, monkeypatch):
 
 
 def somebody_elses(home, monkeypatch):
-    monkeypatch.setattr(_compiled.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(_compile_cache.os, "geteuid", lambda: os.getuid() + 1)
     return "somebody else's"
 
 
@@ -113,11 +113,11 @@ def test_the_user_decides(home, monkeypatch):
     """Assert that the option, the variable and JAX's own folder are obeyed."""
     assert where_compiled_is_kept(False) == Compiled()
     for word in ("0", "off", "NO"):
-        monkeypatch.setenv(_compiled.VARIABLE, word)
+        monkeypatch.setenv(_compile_cache.VARIABLE, word)
         assert where_compiled_is_kept() == Compiled()
-    monkeypatch.setenv(_compiled.VARIABLE, "1")
+    monkeypatch.setenv(_compile_cache.VARIABLE, "1")
     assert where_compiled_is_kept().folder is not None
-    monkeypatch.setenv(_compiled.OF_JAX, "/mine")
+    monkeypatch.setenv(_compile_cache.OF_JAX, "/mine")
     kept = where_compiled_is_kept()
     assert kept.folder is None
     assert kept.reason is None
@@ -126,16 +126,28 @@ def test_the_user_decides(home, monkeypatch):
 
 def test_the_oldest_go_first(home, monkeypatch):
     """Assert that the folder ends under its limit, with what was used last."""
-    monkeypatch.setattr(_compiled, "LIMIT", 250)
+    monkeypatch.setattr(_compile_cache, "LIMIT", 250)
     for age in range(5):
         path = home / f"jit_f{age}-abc-cache"
         path.write_bytes(b"x" * 100)
         os.utime(path, (1e9 - age, 1e9 - age))
-    _compiled._tidy(home, set())
+    _compile_cache._tidy(home, set())
     assert sorted(p.name for p in home.iterdir()) == [
         "jit_f0-abc-cache",
         "jit_f1-abc-cache",
     ]
+
+
+def test_another_run_may_take_entries_away_meanwhile(home, monkeypatch):
+    """Assert that a file that is gone when it is looked at is none."""
+    (home / "jit_f-abc-cache").write_bytes(b"x" * 2**20)
+    there = list(home.iterdir())
+    monkeypatch.setattr(
+        _compile_cache.Path, "iterdir", lambda self: [*there, self / "jit_g-def-cache"]
+    )
+    assert Compiled(home).told().startswith("1 compiled programs, 1 MiB")
+    _compile_cache._tidy(home, {"jit_g"})
+    assert there[0].exists()
 
 
 def test_what_jax_could_not_read_is_taken_out(home, monkeypatch):
@@ -146,19 +158,19 @@ def test_what_jax_could_not_read_is_taken_out(home, monkeypatch):
     failed, others = set(), []
     monkeypatch.setattr(warnings, "showwarning", lambda *said: others.append(said[0]))
     warnings.simplefilter("always")
-    with _compiled._heard(failed):
+    with _compile_cache._heard(failed):
         for text in (told, "another"):
             warnings.warn(text, stacklevel=1)
     assert [str(one) for one in others] == ["another"]
     assert failed == {"jit_f"}
     assert "1 compiled programs" in Compiled(home, failed=failed).told_of_failures()
-    _compiled._tidy(home, failed)
+    _compile_cache._tidy(home, failed)
     assert [p.name for p in home.iterdir()] == ["jit_f_more-abc-cache"]
 
 
 PROGRAM = """
 import sys
-from lyapunov.command._compiled import where_compiled_is_kept
+from lyapunov.command._compile_cache import where_compiled_is_kept
 import lyapunov
 
 kept = where_compiled_is_kept()

@@ -59,7 +59,7 @@ class Compiled:
             own = os.environ.get(OF_JAX)
             why = self.reason or (f"{OF_JAX} is {own}" if own else "as asked")
             return f"compiled programs are not kept: {why}"
-        sizes = [entry.stat().st_size for entry in _entries(self.folder)]
+        sizes = [found.st_size for _, found in _entries(self.folder)]
         return (
             f"{len(sizes)} compiled programs, {sum(sizes) / 2**20:.0f} MiB, "
             f"are kept in {self.folder}"
@@ -189,21 +189,24 @@ def _heard(failed: set[str]) -> Iterator[None]:
         yield
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files that are there; another run may take some away meanwhile."""
+    found = []
     with contextlib.suppress(OSError):
-        return [path for path in folder.iterdir() if path.is_file()]
-    return []
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, path.stat()))
+    return [(path, seen) for path, seen in found if stat.S_ISREG(seen.st_mode)]
 
 
 def _tidy(folder: Path, failed: set[str]) -> None:
     """Take out what could not be read, and what is above the limit."""
     used: list[tuple[float, int, Path]] = []
-    for path in _entries(folder):
+    for path, found in _entries(folder):
         if path.name.rpartition("-")[0].rpartition("-")[0] in failed:
             path.unlink(missing_ok=True)
-            continue
-        found = path.stat()
-        used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+        else:
+            used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in used)
     for _, size, path in sorted(used):
         if total <= LIMIT:
