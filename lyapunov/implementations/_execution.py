@@ -13,6 +13,7 @@ from .._errors import UsageError
 from ..arithmetic import BoundedArithmetic, RoundingModel
 from ..formats import FORMATS, Format, Precision, StateFormat
 from ..formats._table import PRECISIONS
+from ._ways import Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Execution:
     def runs_in(self) -> Precision:
         """What `precision` names: a format, and whether weights are cast."""
         return Precision.named(self.precision)
+
+    @property
+    def variant(self) -> Variant:
+        """The way to run a text in its mode."""
+        return Variant("steps" if self.mode == "decode" else "whole")
 
     def of(self, kind: str) -> "Execution":
         """What holds inside a sublayer of this kind.

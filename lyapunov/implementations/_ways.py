@@ -71,6 +71,11 @@ class Variant:
         return f"{self.kind}:{numbers}"
 
     @property
+    def row(self) -> int:
+        """Where the text is in a batch, from 0; 1 where nobody says."""
+        return self.numbers[0] if self.numbers else 1
+
+    @property
     def prompt(self) -> int | None:
         """Tokens of the one call before the steps; None where there are no steps."""
         if self.kind == "initial_state":

@@ -113,7 +113,7 @@ def script(
     """
     variant = parse_variant(way)
     known = next((v.known for v in report.variants if v.variant == way), None)
-    row = (variant.numbers or (1,))[0] if variant.kind == "batched" else 0
+    row = variant.row if variant.kind == "batched" else 0
     source = "" if known is None else f"\n\nKnown: {known.source}"
     return SCRIPT.format(
         title=f"transformers gives other logits for a text that it runs as {way}.",
@@ -143,7 +143,7 @@ def script(
 def _calls(variant: Variant, seq: int) -> list[str]:
     """Lines that make the list `calls`, as the audit runs the text."""
     if variant.kind == "batched":
-        row = (variant.numbers or (1,))[0]
+        row = variant.row
         return [
             f"rows = [text.roll(i + 1, 1) for i in range({max(row, 2)})]",
             f"rows.insert({row}, text)",

@@ -18,6 +18,7 @@ from ...formats._precision import Precision
 from ...models import Model
 from ...sublayers.config import plain_mamba1
 from .. import Execution
+from .._company import in_company
 from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, state_dict, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
@@ -66,10 +67,7 @@ class MambaSsm:
             return
         own = slice(None)
         if variant is not None and variant.kind == "batched":
-            row = (variant.numbers or (1,))[0]
-            copies = [np.roll(tokens[:1], 1 + i) for i in range(max(row, 2))]
-            tokens = np.concatenate([*copies[:row], tokens[:1], *copies[row:]])
-            own = slice(row, row + 1)
+            tokens, own = in_company(np.asarray(tokens), variant.row)
         precision = self.execution.precision
         decoding = self.execution.mode == "decode"
         torch, network = _build(model, precision, self._fused, self._device, decoding)

@@ -119,8 +119,7 @@ class TransformersNetwork:
         itself raises.
         """
         execution = segments[0].execution if segments else self.execution
-        if variant is None:
-            variant = Variant("steps" if execution.mode == "decode" else "whole")
+        variant = variant or execution.variant
         torch, network = self.network(model)
         modules = dict(network.named_modules())
         calls: dict[tuple[str, str], list[Any]] = {}

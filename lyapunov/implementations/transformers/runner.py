@@ -66,9 +66,8 @@ class Transformers:
         sublayer whose output no module puts out; `RefusedError` where the network
         itself raises.
         """
-        decodes = self.execution.mode == "decode"
-        whole = not decodes if variant is None else variant.kind == "whole"
-        if not whole or plain_mamba1(model.config) is None:
+        variant = variant or self.execution.variant
+        if variant.kind != "whole" or plain_mamba1(model.config) is None:
             yield from self._networks.trace(model, tokens, variant, segments)
             return
         torch, network = self._networks.network(model)

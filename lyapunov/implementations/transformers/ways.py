@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from .._company import company, in_company
 from .._ways import Variant
 
 
@@ -28,10 +29,8 @@ def planned(tokens: Int[np.ndarray, "batch seq"], variant: Variant) -> list[Plan
     others or shifted copies of it."""
     seq = tokens.shape[1]
     if variant.kind == "batched":
-        row = (variant.numbers or (1,))[0]
-        company = _company(tokens, max(row, 2))
-        ids = np.concatenate([company[:row], tokens[:1], company[row:]])
-        return [Planned(ids, _counted(ids, 0), rows=slice(row, row + 1))]
+        ids, own = in_company(tokens, variant.row)
+        return [Planned(ids, _counted(ids, 0), rows=own)]
     if variant.kind.startswith("padded"):
         return _padded(tokens, variant)
     calls = []
@@ -51,7 +50,7 @@ def _padded(tokens, variant: Variant) -> list[Planned]:
     """Row 0 is the text with padding, row 1 another text without."""
     seq, pads = tokens.shape[1], variant.numbers[0]
     prompt = variant.prompt or seq
-    other = np.resize(_company(tokens, 1), (1, seq + pads))
+    other = np.resize(company(tokens, 1), (1, seq + pads))
     text, filler = tokens[:1, :prompt], np.zeros((1, pads), tokens.dtype)
     shown, hidden = np.ones((1, prompt), np.int64), np.zeros((1, pads), np.int64)
     left = variant.kind == "padded_left"
@@ -69,10 +68,3 @@ def _padded(tokens, variant: Variant) -> list[Planned]:
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
         calls.append(Planned(ids, np.sum(mask, 1)[:, None] - 1, mask, slice(0, 1)))
     return calls
-
-
-def _company(tokens, rows: int):
-    """Other texts for a batch: the other sequences, then the first one shifted."""
-    seq = tokens.shape[1]
-    shifted = [np.roll(tokens[:1], 1 + (i * seq) // (rows + 1)) for i in range(rows)]
-    return np.concatenate([tokens[1:], *shifted])[:rows]
