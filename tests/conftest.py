@@ -35,6 +35,20 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20240600209)
 
 
+@pytest.fixture
+def programs():
+    """Names of what XLA compiles, or reads from its cache, from here on."""
+    found: list[str] = []
+
+    def listen(event: str, _: float, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(about["fun_name"].removeprefix("jit(").removesuffix(")"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     """Skip what an older transformers cannot run, for the reason that it is refused.

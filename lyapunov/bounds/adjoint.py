@@ -14,7 +14,7 @@ estimates. One reverse pass, linearised at the reference, serves all executions.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..formats import FP64
 from ..implementations import Execution
 from ..models import Model, Sublayer
 from ..sublayers.residual import Incoming, final_norm, sublayer
@@ -84,15 +85,18 @@ class Adjoints:
         # one token from each of `count` equal parts of the text, in any sequence
         tokens = (np.arange(count) + rng.random(count)) * seq / count
         self.tokens = rng.permutation(tokens.astype(int)).reshape(self._shape)
-        self._key = jax.random.key(seed)
-        sums = [
-            jnp.sum(self._gaussian(*rows), axis=-1)
-            for rows in model.vocabulary_slices()
-        ]
-        self._mean = jnp.sum(jnp.stack(sums), axis=0) / model.config.vocab_size
+        self._seed = np.asarray(seed)
+        self._new: dict[int, np.ndarray] = {}
+        """By a slice's first row, the first that was in none before."""
+        self._mean: Any = np.zeros(self._shape)
+        total, seen = 0.0, 0
+        for start, stop in model.vocabulary_slices():
+            self._new[start], seen = np.asarray(seen), stop
+            total = total + np.asarray(self.readout(start, stop)).sum(axis=-1)
+        self._mean = total / model.config.vocab_size
         self._streams = _Streams()
         self._embedded = np.zeros(0)
-        self._normed_pull = jnp.zeros((*self._shape, model.config.d_model))
+        self._normed_pull: Any = np.zeros((*self._shape, model.config.d_model))
         self.effects = [Effects({}, {}) for _ in executions]
 
     @property
@@ -100,19 +104,16 @@ class Adjoints:
         """How many there are."""
         return self._shape[0] * self._shape[1]
 
-    def _gaussian(self, start: int, stop: int):
-        key = jax.random.fold_in(self._key, start)
-        return jax.random.normal(key, (*self._shape, stop - start), jnp.float64)
-
     def readout(self, start: int, stop: int) -> Float[Array, "sequences readouts rows"]:
-        """The read-outs on a slice of the vocabulary."""
-        return self._gaussian(start, stop) - self._mean[..., None]
+        """The read-outs on a slice of the vocabulary; 0 on rows of one before."""
+        new, shape = self._new[start], (*self._shape, stop - start)
+        return _readout(self._seed, np.asarray(start), new, self._mean, shape)
 
     def at_readouts(
         self, x: Float[Array, "batch seq rows"]
     ) -> Float[Array, "sequences readouts rows"]:
         """A tensor at the sequences and tokens that are read."""
-        return x[np.arange(self._shape[0])[:, None], self.tokens]
+        return at_tokens(x, self.tokens)
 
     def sublayer(self, reference) -> None:
         """Keep what the way back needs of the reference's record of a sublayer."""
@@ -121,21 +122,27 @@ class Adjoints:
             self._streams.append(aside[: self._sequences])
         if embedded is not None and not self._embedded.size:
             self._embedded = np.asarray(embedded[: self._sequences])
-        self._streams.append((reference.residual + reference.hidden)[: self._sequences])
+        self._append(reference)
 
     def head(self, reference) -> None:
         """The same of the reference's head."""
-        self._streams.append((reference.residual + reference.hidden)[: self._sequences])
+        self._append(reference)
+
+    def _append(self, reference) -> None:
+        parts = reference.residual, reference.hidden
+        residual, hidden = (np.asarray(x)[: self._sequences] for x in parts)
+        self._streams.append(residual + hidden)
 
     def logits(self, start: int, stop: int, reference) -> None:
         """Take in a slice of the reference's logits, (batch, seq, rows)."""
-        readout = self.readout(start, stop)
-        rows = self._model.head(start, stop)
-        multiplier = self._model.config.logits_multiplier
-        pull = readout @ rows.matrix
-        self._normed_pull = self._normed_pull + multiplier * pull
-        found = _of_logits(
-            readout, self.at_readouts(reference), self._numbers, multiplier
+        self._normed_pull, found = _of_logits(
+            self.readout(start, stop),
+            self.tokens,
+            reference,
+            self._model.head(start, stop),
+            self._normed_pull,
+            self._numbers,
+            self._model.config.logits_multiplier,
         )
         self._add(HEAD, [found])
 
@@ -144,13 +151,14 @@ class Adjoints:
         count, each = self._shape
         stream = self._streams.pop()
         p = self._model.final_norm()
+        normed_pull = np.asarray(self._normed_pull)
         found, pulls = [], []
         for i in range(count):
-            pull = jnp.zeros((each, *stream[i].shape))
-            pull = pull.at[np.arange(each), self.tokens[i]].set(self._normed_pull[i])
+            pull = np.zeros((each, *stream[i].shape))
+            pull[np.arange(each), self.tokens[i]] = normed_pull[i]
             effects, pull = _through_norm(self._numbers, stream[i], pull, p)
             found.append(effects)
-            pulls.append(_Pulls(pull[0], jnp.zeros_like(pull[0])))
+            pulls.append(pull)
         self._add(HEAD, found)
         for layer in reversed(self._model.sublayers):
             p = self._model.parameters(layer.layer)
@@ -180,7 +188,7 @@ class Adjoints:
                     self._executions[0].of(layer.kind).chunked,
                 )
                 found.append(effects)
-            self._add(layer.layer, found)
+            self._add(layer.layer, found, self._unrounded(layer))
             yield layer.layer
 
     def _before(self, layer: Sublayer) -> Sublayer | None:
@@ -188,20 +196,24 @@ class Adjoints:
 
     def _numbers_of(self, layer: Sublayer):
         numbers = [e.of(layer.kind).site_numbers() for e in self._executions]
-        before = self._before(layer)
-        if before is None or before.shares:
-            # nothing is added to the embedding yet, so nothing is rounded there; and
-            # sublayers side by side read one stream, which is rounded once
-            for sites in numbers:
-                sites.pop("residual", None)
+        for sites in numbers:
+            for site in self._unrounded(layer) & set(sites):
+                # a number for a number: the program is that of all other sublayers
+                sites[site] = FP64.numbers()
         return numbers
 
-    def _add(self, place: int, found: list) -> None:
+    def _unrounded(self, layer: Sublayer) -> set[str]:
+        """Sites that are not rounded here: nothing is added to the embedding yet, and
+        sublayers side by side read one stream, which is rounded once."""
+        before = self._before(layer)
+        return {"residual"} if before is None or before.shares else set()
+
+    def _add(self, place: int, found: list, but: Collection[str] = ()) -> None:
         """Take in effects, one entry a sequence, or one for all."""
         for i, effects in enumerate(self.effects):
             for kind in ("worst", "variance"):
                 sums = getattr(effects, kind)
-                for site in found[0][i]:
+                for site in (s for s in found[0][i] if s not in but):
                     parts = [np.ravel(part[i][site][kind]) for part in found]
                     sums[place, site] = sums.get((place, site), 0.0) + np.concatenate(
                         parts
@@ -220,7 +232,7 @@ class _Pulls(NamedTuple):
 
     def in_front_of(self, aside: bool) -> "_Pulls":
         """Before the last of those side by side; `aside` as in `Sublayer`."""
-        nothing = jnp.zeros_like(self.aside)
+        nothing: Any = np.zeros(self.aside.shape)
         return _Pulls(self.stream, nothing, self.aside if aside else self.stream)
 
 
@@ -290,12 +302,26 @@ def _through_sublayer(
 @eqx.filter_jit
 def _through_norm(numbers, stream, pulls, p):
     run = lambda at, given: final_norm(at, given[0], jnp.zeros_like(given[0]), p)
-    return pulled_back(run, (stream,), pulls, numbers)
+    effects, (pull,) = pulled_back(run, (stream,), pulls, numbers)
+    return effects, _Pulls(pull, jnp.zeros_like(pull))
+
+
+def at_tokens(x, tokens):
+    """A tensor (batch, ...) at tokens (sequences, readouts) of its first sequences."""
+    return x[np.arange(len(tokens))[:, None], tokens]
 
 
 @eqx.filter_jit
-def _of_logits(readout, logits, numbers, multiplier):
-    found = []
+def _readout(seed, start, new, mean, shape):
+    key = jax.random.fold_in(jax.random.key(seed), start)
+    drawn = jax.random.normal(key, shape, jnp.float64) - mean[..., None]
+    return jnp.where(start + jnp.arange(shape[-1]) >= new, drawn, 0.0)
+
+
+@eqx.filter_jit
+def _of_logits(readout, tokens, logits, rows, pull, numbers, multiplier):
+    pull = pull + multiplier * (readout @ rows.matrix)
+    logits, found = at_tokens(logits, tokens), []
     for sites in numbers:
         effects = {}
         sizes = logit_roundings(jnp.abs(logits), sites, multiplier)
@@ -306,4 +332,4 @@ def _of_logits(readout, logits, numbers, multiplier):
                 "variance": jnp.sum(moved**2, axis=-1) / 3,
             }
         found.append(effects)
-    return found
+    return pull, found

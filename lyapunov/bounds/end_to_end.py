@@ -18,14 +18,17 @@ tokens is z, about 1 where the model holds.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..implementations import Execution
 from ..models import Model, Sublayer
 from ..results._check import Decisions, OutputDivergence
-from .adjoint import Adjoints, Effects
+from .adjoint import Adjoints, Effects, at_tokens
 from .predicted import RandomError, add_logits, no_sums, predicted_stable, random_error
 from .probes import LAST, Probes
 
@@ -110,7 +113,7 @@ class EndToEnd:
         n_readouts: int = 4,
         seed: int = 0,
     ):
-        batch, seq = np.shape(tokens)
+        self._shape = np.shape(tokens)
         self._model = model
         self._contexts = _contexts(np.asarray(tokens))
         self._executions = list(executions)
@@ -120,13 +123,14 @@ class EndToEnd:
             Probes(model, tokens, execution, n_probes=n_probes, seed=seed + 1)
             for execution in executions
         ]
-        self._sums = [no_sums(batch, seq, n_probes) for _ in executions]
+        self._sums: list[Any] = [None for _ in executions]
+        self._seen = 0
         self._adjoints = (
-            Adjoints(model, (batch, seq), executions, n_readouts=n_readouts, seed=seed)
+            Adjoints(model, self._shape, executions, n_readouts=n_readouts, seed=seed)
             if n_readouts and self._executions
             else None
         )
-        self._at_readouts = [0.0 for _ in executions]
+        self._at_readouts: list[Any] = [0.0 for _ in executions]
         self._ran = False
 
     def sublayer(self, layer: Sublayer, reference) -> None:
@@ -161,27 +165,25 @@ class EndToEnd:
         - `reference`: logits (batch, seq, rows) of the reference.
         - `others`: the same of each execution's run; None where there was no run.
         """
+        readouts = None
         if self._adjoints is not None:
             self._adjoints.logits(start, stop, reference)
+            readouts = self._adjoints.tokens, self._adjoints.readout(start, stop)
+        behind, self._seen = self._seen - start, stop
         for i, other in enumerate(others):
-            shifted, drawn, norms = self._probes[i].logits(start, stop)
-            self._sums[i] = add_logits(
+            self._sums[i], moved = _taken_in(
                 self._sums[i],
                 reference,
-                shifted,
-                drawn,
-                norms,
+                self._probes[i].logits(start, stop),
                 other,
                 _of_head(self._executions[i].site_numbers()),
                 self._model.config.logits_multiplier,
+                behind,
+                readouts,
             )
-            if other is None:
-                continue
-            self._ran = True
-            if self._adjoints is not None:
-                rest = self._adjoints.at_readouts(other - shifted)
-                readout = self._adjoints.readout(start, stop)
-                self._at_readouts[i] += np.sum(rest * readout, axis=-1)
+            self._ran |= other is not None
+            if moved is not None:
+                self._at_readouts[i] += np.asarray(moved)
 
     def reverse(self) -> Iterator[int]:
         """Go back through the network; yields each sublayer's number when done."""
@@ -236,6 +238,23 @@ class EndToEnd:
                 else np.ravel(self._at_readouts[i]) / np.sqrt(effects.total("variance"))
             ),
         )
+
+
+@eqx.filter_jit
+def _taken_in(sums, reference, probes, other, sites, multiplier, behind, readouts):
+    """The sums with a slice of the vocabulary, of which `behind` rows are in them; and
+    what the run did to the read-outs there."""
+    shifted, drawn, norms = probes
+    if sums is None:
+        batch, seq, _ = reference.shape
+        sums = no_sums(batch, seq, len(drawn))
+    new: Any = lambda x: None if x is None else x[..., behind:]
+    parts = new(reference), new(shifted), new(drawn), new(norms)
+    sums = add_logits(sums, *parts, new(other), sites, multiplier)
+    if other is None or readouts is None:
+        return sums, None
+    tokens, readout = readouts
+    return sums, jnp.sum(at_tokens(other - shifted, tokens) * readout, axis=-1)
 
 
 def _of_head(sites: dict) -> dict:

@@ -4,10 +4,13 @@ Each goes a sublayer at a time beside the reference, so that nothing but the str
 each is held.
 """
 
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
@@ -47,13 +50,16 @@ class Probes:
         # one they are of the stores' size.
         reduced = any(fmt.is_reduced for fmt in execution.sites.values())
         self._inner = None if reduced else FP32.numbers()
-        keys = jax.random.split(jax.random.key(seed), n_probes)
         self.n_independent = max(1, n_probes - 1)
-        self._draws = [(key, 1.0) for key in keys[: self.n_independent]]
-        if n_probes > 1:
-            self._draws.append((keys[0], -1.0))
+        # arrays, so that one program serves all
+        numbered = [*range(self.n_independent), *[0] * (n_probes > 1)]
+        signs = [1.0] * self.n_independent + [-1.0] * (n_probes > 1)
+        self._draws = [
+            _Draw(n_probes, np.asarray([seed, number]), np.asarray(sign))
+            for number, sign in zip(numbered, signs, strict=True)
+        ]
         embedded = model.embed(tokens, execution)
-        self._held_exactly = bool(jnp.array_equal(embedded, model.embed(tokens)))
+        self._held_exactly = np.array_equal(embedded, model.embed(tokens))
         start = Stream.start(embedded, model.sublayers)
         self._exact = start
         self._probes = [start for _ in self._draws]
@@ -77,38 +83,40 @@ class Probes:
         start = self._model.start(p)
         self._held_exactly &= self._model.held_exactly(layer.layer, own)
         if self._held_exactly:
-            found = reference.residual + reference.hidden, reference.output
+            residual = reference.residual + reference.hidden
+            output = reference.output
         else:
-            found = _run_exact(layer.flow, self._exact.incoming(layer), p, start)
-        self._exact = self._exact.after(layer, *found, jnp.add)
+            residual, output = _run_exact(
+                layer.flow, self._exact.incoming(layer), p, start
+            )
+        self._exact = self._exact.after(layer, residual, output, jnp.add)
         sites = own.site_numbers()
-        for i, (key, sign) in enumerate(self._draws):
-            key = jax.random.fold_in(key, layer.layer)
+        place = np.asarray(layer.layer)
+        for i, draw in enumerate(self._draws):
             residual, output = _run_sampled(
                 layer.flow,
                 sites,
                 self._inner,
-                key,
-                sign,
+                draw,
+                place,
                 self._probes[i].incoming(layer),
                 p,
                 start,
                 own.chunked,
             )
-            together = lambda one, other, key=key, sign=sign: _together(
-                self._sites, key, sign, one, other
+            together = lambda one, other, draw=draw: _together(
+                self._sites, draw, place, one, other
             )
             self._probes[i] = self._probes[i].after(layer, residual, output, together)
 
     def head(self) -> None:
         """Run the norm in front of the head."""
         p = self._model.final_norm(self._execution)
-        beyond = len(self._model.sublayers)
+        beyond = np.asarray(len(self._model.sublayers))
         self._normed = [_norm_exact(self._exact, p)]
-        for probe, (key, sign) in zip(self._probes, self._draws, strict=True):
-            key = jax.random.fold_in(key, beyond)
+        for probe, draw in zip(self._probes, self._draws, strict=True):
             self._normed.append(
-                _norm_sampled(self._sites, self._inner, key, sign, probe, p)
+                _norm_sampled(self._sites, self._inner, draw, beyond, probe, p)
             )
 
     def logits(
@@ -125,9 +133,23 @@ class Probes:
         """
         rows = self._model.head(start, stop, self._execution)
         multiplier = self._model.config.logits_multiplier
-        exact, *probes = (_logits(normed, rows, multiplier) for normed in self._normed)
-        norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(multiplier)
-        return exact, jnp.stack(probes), norms
+        return _logits(self._normed, rows, multiplier)
+
+
+class _Draw(NamedTuple):
+    """Which of the probes' draws, and with which sign."""
+
+    n_probes: int
+    numbers: Int[np.ndarray, "2"]
+    """The seed, and which of the keys that it is split into."""
+    sign: Any
+    """1 or -1, as an array of no axes."""
+
+    def at(self, place):
+        """The key of a sublayer, or of what is beyond the last."""
+        seed, number = self.numbers
+        keys = jax.random.split(jax.random.key(seed), self.n_probes)
+        return jax.random.fold_in(keys[number], place)
 
 
 @eqx.filter_jit
@@ -136,19 +158,19 @@ def _run_exact(flow, incoming: Incoming, p, start):
 
 
 @eqx.filter_jit
-def _run_sampled(flow, sites, inner, key, sign, incoming, p, start, chunked):
+def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chunked):
     def run(key, incoming):
-        at = Sampled(sites, key, sign, inner=inner, chunked=chunked)
+        at = Sampled(sites, key, draw.sign, inner=inner, chunked=chunked)
         return sublayer(at, flow, incoming, p, start)[:2]
 
-    keys = jax.random.split(key, incoming.residual.shape[0])
+    keys = jax.random.split(draw.at(place), incoming.residual.shape[0])
     return over_batch(run, keys, incoming)
 
 
 @eqx.filter_jit
-def _together(sites, key, sign, output, other):
-    own = jax.random.fold_in(key, 1)  # the sublayer itself splits the key
-    return beside(Sampled(sites, own, sign), output, other)
+def _together(sites, draw: _Draw, place, output, other):
+    own = jax.random.fold_in(draw.at(place), 1)  # the sublayer itself splits the key
+    return beside(Sampled(sites, own, draw.sign), output, other)
 
 
 @eqx.filter_jit
@@ -158,11 +180,11 @@ def _norm_exact(stream: Stream, p):
 
 
 @eqx.filter_jit
-def _norm_sampled(sites, inner, key, sign, stream: Stream, p):
-    keys = jax.random.split(key, stream.residual.shape[0])
+def _norm_sampled(sites, inner, draw: _Draw, beyond, stream: Stream, p):
+    keys = jax.random.split(draw.at(beyond), stream.residual.shape[0])
 
     def run(key, residual, hidden):
-        at = Sampled(sites, key, sign, inner=inner)
+        at = Sampled(sites, key, draw.sign, inner=inner)
         return final_norm(at, residual, hidden, p)
 
     return over_batch(run, keys, stream.residual, stream.hidden)
@@ -170,4 +192,6 @@ def _norm_sampled(sites, inner, key, sign, stream: Stream, p):
 
 @eqx.filter_jit
 def _logits(normed, rows: Weight, multiplier: float):
-    return logits(Exact(), normed, rows, multiplier)
+    exact, *probes = (logits(Exact(), one, rows, multiplier) for one in normed)
+    norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(multiplier)
+    return exact, jnp.stack(probes), norms

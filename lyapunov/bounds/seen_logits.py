@@ -12,7 +12,7 @@ mean is taken out, which no probability sees; those of a few tokens are held one
 """
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -117,23 +117,26 @@ class SeenVocabulary(AbstractSeen):
     def __init__(self, seen: SeenLogits, n_probes: int):
         super().__init__(seen, n_probes)
         self._sums = no_sums(*self.shape, n_probes)
+        self._seen = 0
         self.square = np.zeros(self.shape)
         """Sum of the squares of what is given."""
         self._stored = 0.0
 
     def add(self, part: Slice) -> None:
         """Take in one slice."""
-        given = self.seen.values(part.start, part.stop)
+        behind, self._seen = self._seen - part.start, part.stop
+        given = self.seen.values(part.start, part.stop)[..., behind:]
         with np.errstate(over="ignore", invalid="ignore"):
             self.square += np.sum(given**2, axis=-1)
         self._stored = part.unit
+        new: Any = lambda x: np.asarray(x)[..., behind:] if behind else x
         self._sums = add_logits(
             self._sums,
-            part.reference,
-            part.shifted,
-            part.drawn,
-            part.norms,
-            jnp.asarray(given),
+            new(part.reference),
+            new(part.shifted),
+            new(part.drawn),
+            new(part.norms),
+            given,
             part.sites,
             part.multiplier,
         )
@@ -167,6 +170,8 @@ class _Few(NamedTuple):
     """The reference's leader."""
     store: Float[Array, "batch k n"]
     """The most that storing the logit moves it by."""
+    seen: Int[Array, ""]
+    """The end of the vocabulary that was taken in."""
 
 
 class SeenFew(AbstractSeen):
@@ -176,23 +181,23 @@ class SeenFew(AbstractSeen):
         super().__init__(seen, n_probes)
         assert seen.ids is not None
         self.ids, runs = seen.ids, 2 + n_probes
-        low = jnp.full((runs, *self.shape), -jnp.inf)
-        nothing = jnp.zeros(self.ids.shape)
-        self._sums = _Few(
-            jnp.zeros((runs, *self.ids.shape)),
+        low = np.full((runs, *self.shape), -np.inf)
+        place = np.zeros(self.shape, np.int64)
+        nothing: Any = (
+            np.zeros((runs, *self.ids.shape)),
             low,
-            jnp.zeros_like(low),
-            jnp.zeros(self.shape, jnp.int64),
-            nothing,
+            np.zeros_like(low),
+            place,
+            np.zeros(self.ids.shape),
+            place[0, 0],
         )
+        self._sums = _Few(*nothing)
 
     def add(self, part: Slice) -> None:
         """Take in one slice."""
-        runs = jnp.concatenate(
-            [part.reference[None], part.shifted[None], part.drawn], axis=0
-        )
+        runs = part.reference, part.shifted, part.drawn
         self._sums = _take(
-            self._sums, runs, jnp.asarray(self.ids), part.start, part.sites,
+            self._sums, runs, self.ids, np.asarray(part.start), part.sites,
             part.multiplier,
         )  # fmt: skip
 
@@ -236,11 +241,15 @@ class SeenFew(AbstractSeen):
 
 @eqx.filter_jit
 def _take(sums: _Few, runs, ids, start, sites, multiplier) -> _Few:
+    reference, shifted, drawn = runs
+    runs = jnp.concatenate([reference[None], shifted[None], drawn], axis=0)
     place = ids - start
     rows = runs.shape[-1]
     inside = (ids >= 0) & (place >= 0) & (place < rows)
     at = jnp.broadcast_to(jnp.where(inside, place, 0), (len(runs), *ids.shape))
     picked = jnp.take_along_axis(runs, at, axis=-1)
+    vocabulary = start + jnp.arange(rows)
+    runs = jnp.where(vocabulary >= sums.seen, runs, -jnp.inf)
     best = jnp.max(runs, axis=-1)
     top = jnp.maximum(sums.top, best)
     power = jnp.sum(jnp.exp(runs - top[..., None]), axis=-1)
@@ -254,6 +263,7 @@ def _take(sums: _Few, runs, ids, start, sites, multiplier) -> _Few:
         sums.weight * jnp.exp(sums.top - top) + power,
         jnp.where(best[0] > sums.top[0], first, sums.place),
         jnp.where(inside, jnp.sqrt(square), sums.store),
+        vocabulary[-1] + 1,
     )
 
 

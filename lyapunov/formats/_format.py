@@ -88,14 +88,15 @@ class Format:
 
     def numbers(self) -> FormatNumbers:
         """Make the numbers as scalars (needs 64-bit JAX)."""
-        return FormatNumbers(
-            shift=jnp.asarray(53 - self.significand_bits, jnp.int64),
-            unit=jnp.asarray(self.unit_roundoff, jnp.float64),
-            smallest=jnp.asarray(self.smallest, jnp.float64),
-            largest=jnp.asarray(self.largest, jnp.float64),
-            overflow=jnp.asarray(self.overflow, jnp.float64),
-            cut=jnp.asarray(self.cut),
-        )
+        found = {
+            "shift": np.int64(53 - self.significand_bits),
+            "unit": np.float64(self.unit_roundoff),
+            "smallest": np.float64(self.smallest),
+            "largest": np.float64(self.largest),
+            "overflow": np.float64(self.overflow),
+            "cut": np.bool_(self.cut),
+        }
+        return FormatNumbers(**jax.device_put(found))
 
 
 FP64, FP32, TF32, BF16, FP16, FP8_E4M3, FP8_E5M2 = (

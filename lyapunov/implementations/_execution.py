@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from .._devices import chosen_device
 from .._errors import UsageError
@@ -191,7 +191,7 @@ def _model(constants: InnerConstants, here: tuple) -> RoundingModel:
     values = dataclasses.asdict(constants)
     with jax.ensure_compile_time_eval():
         return RoundingModel(
-            **{name: jnp.asarray(v, jnp.float64) for name, v in values.items()}
+            **{name: jax.device_put(np.float64(v)) for name, v in values.items()}
         )
 
 

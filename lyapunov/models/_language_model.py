@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -139,17 +140,17 @@ class Model:
             assert self._raw is not None
             array = held(self._raw[1][name], name, formats)
             if formats is None:
-                self._arrays[key] = jnp.asarray(array)
+                self._arrays[key] = jax.device_put(array)
             else:
                 exact = self._array(name, None)
                 same = np.array_equal(array, np.asarray(exact))
-                self._arrays[key] = exact if same else jnp.asarray(array)
+                self._arrays[key] = exact if same else jax.device_put(array)
         return self._arrays[key]
 
     @in_fp64
     def start(self, p: Any) -> Any:
         """Make the state before the first token of a sublayer with these parameters."""
-        return p.initial_state()
+        return _start(p)
 
     @in_fp64
     def embed(
@@ -159,15 +160,14 @@ class Model:
         token is read once."""
         distinct, place = np.unique(tokens, return_inverse=True)
         rows = held(self.layout.embedding(distinct), "embedding", formats)
-        rows = jnp.asarray(rows)[place.reshape(tokens.shape)]
-        multiplier = self.config.embedding_multiplier
-        return rows if multiplier == 1.0 else rows * multiplier
+        rows = rows * self.config.embedding_multiplier
+        return jax.device_put(rows[place.reshape(tokens.shape)])
 
     @in_fp64
     def final_norm(self, formats=None) -> Norm:
         """Make the parameters of the norm in front of the head."""
         weight, bias = (
-            None if raw is None else jnp.asarray(held(raw, "norm_f", formats))
+            None if raw is None else jax.device_put(held(raw, "norm_f", formats))
             for raw in (self.layout.final_norm(), self.layout.final_norm_bias())
         )
         config = self.config
@@ -181,17 +181,22 @@ class Model:
     def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
         """Cut the vocabulary into slices, padding excluded, as (start, stop).
 
-        None where there is no head.
+        None where there is no head. All are of one size, so that one program takes
+        them: where the size does not divide the vocabulary, the last slice begins in
+        the one before.
         """
         if not self.has_head:
             return
+        last = max(self.config.vocab_size - VOCABULARY_SLICE, 0)
         for start in range(0, self.config.vocab_size, VOCABULARY_SLICE):
+            start = min(start, last)
             yield start, min(start + VOCABULARY_SLICE, self.config.vocab_size)
 
     @in_fp64
     def head(self, start: int, stop: int, formats=None) -> Weight:
         """Make rows of the head in fp64."""
-        return Weight(jnp.asarray(held(self.layout.head(start, stop), "head", formats)))
+        rows = held(self.layout.head(start, stop), "head", formats)
+        return Weight(jax.device_put(rows))
 
     @in_fp64
     def logits(self, tokens: Int[np.ndarray, " seq"]) -> Float[Array, "seq vocab"]:
@@ -218,19 +223,12 @@ class Model:
                 layer.flow, stream.incoming(layer), p, self.start(p)
             )
             stream = stream.after(layer, residual, output, jnp.add)
-        normed = final_norm(Exact(), stream.residual, stream.hidden, self.final_norm())
-        return jnp.concatenate(
-            [
-                logits(
-                    Exact(),
-                    normed,
-                    self.head(start, stop),
-                    self.config.logits_multiplier,
-                )
-                for start, stop in self.vocabulary_slices()
-            ],
-            axis=-1,
-        )
+        normed = _normed(stream.residual, stream.hidden, self.final_norm())
+        found = np.zeros((len(tokens), self.config.vocab_size))
+        for start, stop in self.vocabulary_slices():
+            rows = self.head(start, stop)
+            found[:, start:stop] = _logits(normed, rows, self.config.logits_multiplier)
+        return jax.device_put(found)
 
 
 def _as_computed(sizes: Any, function: Any) -> Any:
@@ -239,6 +237,21 @@ def _as_computed(sizes: Any, function: Any) -> Any:
     if limit is None or not hasattr(sizes, "dt_limit"):
         return sizes
     return dataclasses.replace(sizes, dt_limit=limit)
+
+
+@eqx.filter_jit
+def _start(p):
+    return p.initial_state()
+
+
+@eqx.filter_jit
+def _normed(residual, hidden, p):
+    return final_norm(Exact(), residual, hidden, p)
+
+
+@eqx.filter_jit
+def _logits(normed, rows, multiplier):
+    return logits(Exact(), normed, rows, multiplier)
 
 
 @eqx.filter_jit

@@ -1,10 +1,13 @@
 """Parameters as an execution holds them."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ..checkpoints.files._tensors import DTYPES
 from ..formats import Format, round_to
+
+
+_round_to = jax.jit(round_to)
 
 
 def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
@@ -21,6 +24,6 @@ def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
 def rounded(raw: np.ndarray, fmt: Format) -> np.ndarray:
     """Round a stored array to a format, to nearest even, and widen it to fp64."""
     if raw.dtype == np.float64 or fmt.name not in DTYPES:
-        return np.asarray(round_to(jnp.asarray(raw, jnp.float64), fmt.numbers()))
+        return np.asarray(_round_to(raw.astype(np.float64), fmt.numbers()))
     with np.errstate(over="ignore"):
         return raw.astype(np.float32).astype(DTYPES[fmt.name]).astype(np.float64)

@@ -136,7 +136,7 @@ class _Run:
         )
         self._held.add(part)
         if isinstance(self._held, SeenVocabulary):
-            given = jnp.asarray(self._seen.values(start, stop))
+            given = self._seen.values(start, stop)
             self._sums = _compare.add_logits(self._sums, part.reference, given, start)
 
     def comparable(self, other: "_Run") -> bool:
@@ -151,7 +151,7 @@ class _Run:
         """This run's logits beside those of another."""
         sums = _compare.no_logits(*self._held.shape)
         for rows in model.vocabulary_slices():
-            base, own = (jnp.asarray(x._seen.values(*rows)) for x in (first, self))
+            base, own = (x._seen.values(*rows) for x in (first, self))
             sums = _compare.add_logits(sums, base, own, rows[0])
         return _compare.logits_audit(first.name, sums, model.config.vocab_size)
 

@@ -122,13 +122,15 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
     violations, unbounded, worst = 0, 0, None
     if weights:
         found = sublayer_change(*inputs)
+        found = jax.tree.map(np.asarray, found)
         local, bound = _root(found.measured_square), _root(found.bound_square)
-        largest = float(jnp.max(found.measured_max))
-        violations = int(jnp.sum(found.violations))
-        unbounded = int(jnp.sum(found.unbounded))
+        largest = float(np.max(found.measured_max))
+        violations = int(np.sum(found.violations))
+        unbounded = int(np.sum(found.unbounded))
         if floor:
             searched, own = change_floor(*inputs)
-            worst = float(searched / own) if own > 0 else None
+            worst = float(searched) / float(own) if own > 0 else None
+    accumulated, size = map(float, _lengths(other.output, record.output))
     return LayerChange(
         layer=place.layer,
         kind=place.kind,
@@ -140,8 +142,8 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
         floor_ratio=worst,
         violations=violations,
         elements_total=int(record.output.size),
-        accumulated_l2=float(jnp.linalg.norm(other.output - record.output)),
-        reference_l2=float(jnp.linalg.norm(record.output)),
+        accumulated_l2=accumulated,
+        reference_l2=size,
         elements_unbounded=unbounded,
     )
 
@@ -159,7 +161,13 @@ def _relative(changed: dict, base: dict) -> dict[str, float]:
 
 
 def _root(square) -> float:
-    return float(jnp.sqrt(jnp.sum(square)))
+    return float(np.sqrt(np.sum(square)))
+
+
+@jax.jit
+def _lengths(output, reference):
+    """L2 of the difference, and of the reference."""
+    return jnp.linalg.norm(output - reference), jnp.linalg.norm(reference)
 
 
 @eqx.filter_jit
@@ -182,17 +190,19 @@ def _push_norm(primals, tangents):
 
 
 @eqx.filter_jit
-def _add_head(sums, normed, pushed, rows, change, reference, other):
-    """Take in one slice of the vocabulary.
+def _add_head(sums, normed, pushed, rows, changed, reference, other, scale, behind):
+    """Take in one slice of the vocabulary, but for `behind` rows that are in the sums.
 
     **Returns:** (4, 2, batch, seq): sums and sums of squares over the vocabulary, of
     the logits' tangent, of what it leaves of the difference, of the difference, and
     of the logits.
     """
     product = lambda x, w: jnp.matmul(x, w.T, precision="highest")
-    tangent = product(pushed, rows) + product(normed, change)
+    # the logits' tangent takes the multiplier that the logits themselves have
+    tangent = product(scale * pushed, rows) + product(scale * normed, changed - rows)
     moved = other - reference
     seen = jnp.stack([tangent, moved - tangent, moved, reference])
+    seen = jnp.where(jnp.arange(len(rows)) >= behind, seen, 0.0)
     return sums + jnp.stack([seen.sum(axis=-1), (seen**2).sum(axis=-1)], axis=1)
 
 
@@ -205,7 +215,7 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         (head.residual, head.hidden, p), (run.stream.residual, run.stream.hidden, step)
     )
     logits = _compare.no_logits(*shape)
-    sums = jnp.zeros((4, 2, *shape))
+    sums, seen = np.zeros((4, 2, *shape)), 0
     outside = _Squares()
     for part in ("final_norm", "final_norm_bias"):
         after, before = (getattr(m.layout, part)() for m in (changed, model))
@@ -214,22 +224,23 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
     for start, stop in model.vocabulary_slices():
         reference, moved = head.logits(start, stop), other.logits(start, stop)
         logits = _compare.add_logits(logits, reference, moved, start)
-        rows = np.arange(start, stop)
+        behind, rows, seen = seen - start, np.arange(seen, stop), stop
         outside.take(
             "embedding", changed.layout.embedding(rows), model.layout.embedding(rows)
         )
         ours, theirs = model.head(start, stop).matrix, changed.head(start, stop).matrix
-        outside.take("head", np.asarray(theirs), np.asarray(ours))
-        # the logits' tangent takes the multiplier that the logits themselves have
-        scale = model.config.logits_multiplier
+        new = [np.asarray(head)[behind:] for head in (theirs, ours)]
+        outside.take("head", *new)
         sums = _add_head(
             sums,
-            scale * normed,
-            scale * pushed,
+            normed,
+            pushed,
             ours,
-            theirs - ours,
+            theirs,
             reference,
             moved,
+            model.config.logits_multiplier,
+            np.asarray(behind),
         )
     vocabulary = model.config.vocab_size
     total, square = np.asarray(sums).swapaxes(0, 1)

@@ -1,8 +1,7 @@
 """Measured divergence: a sublayer's output, and logits a vocabulary slice at a time."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ class LogitSums(NamedTuple):
     `at_other`: the reference's logit of the token that the execution chose.
     `weight`, `weighted`: sums of e^(l - top) and of e^(l - top) (l - l'),
     `other_weight` of e^(l' - other_top). `non_finite`: how many are inf or NaN.
+    `seen`: the end of the vocabulary that was taken in.
     """
 
     top: Float[Array, "batch seq 2"]
@@ -44,15 +44,17 @@ class LogitSums(NamedTuple):
     difference_max: Float[Array, "batch seq"]
     non_finite: Int[Array, "batch seq"]
     other_non_finite: Int[Array, "batch seq"]
+    seen: Int[Array, ""]
 
 
 def no_logits(batch: int, seq: int) -> LogitSums:
     """The sums before the first slice."""
-    zero = jnp.zeros((batch, seq))
-    low = jnp.full((batch, seq), -jnp.inf)
-    count = jnp.zeros((batch, seq), jnp.int64)
+    zero: Any = np.zeros((batch, seq))
+    low: Any = np.full((batch, seq), -np.inf)
+    count: Any = np.zeros((batch, seq), np.int64)
+    none: Any = np.stack([low, low], axis=-1)
     return LogitSums(
-        top=jnp.full((batch, seq, 2), -jnp.inf),
+        top=none,
         place=count,
         ties=count,
         low=-low,
@@ -70,15 +72,33 @@ def no_logits(batch: int, seq: int) -> LogitSums:
         difference_max=zero,
         non_finite=count,
         other_non_finite=count,
+        seen=count[0, 0],
     )
 
 
-@eqx.filter_jit
+@jax.jit
 def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
-    """Take in the logits (batch, seq, rows) of one slice of the vocabulary."""
+    """Take in the logits (batch, seq, rows) of one slice of the vocabulary.
+
+    **Arguments:**
+
+    - `start`: the slice's first row; rows in front of `sums.seen` count no more.
+    """
+    rows = start + jnp.arange(reference.shape[-1])
+    new = rows >= sums.seen
+    difference = jnp.where(new, other - reference, 0.0)
+    count_bad = lambda logits: jnp.sum(new & ~jnp.isfinite(logits), axis=-1)
+    bad, other_bad = count_bad(reference), count_bad(other)
+    total, square = (
+        jnp.sum(jnp.where(new, x, 0.0), axis=-1) for x in (reference, reference**2)
+    )
+    low, other_low = (
+        jnp.min(jnp.where(new, x, jnp.inf), axis=-1) for x in (reference, other)
+    )
+    reference, other = (jnp.where(new, x, -jnp.inf) for x in (reference, other))
     two = jax.lax.top_k(reference, min(2, reference.shape[-1]))[0]
     best, first = jnp.max(reference, axis=-1), jnp.argmax(reference, axis=-1)
-    count = jnp.sum(reference == best[..., None], axis=-1)
+    count = jnp.sum(new & (reference == best[..., None]), axis=-1)
     known = sums.top[..., 0]
     top = jnp.maximum(known, best)
     other_best = jnp.max(other, axis=-1)
@@ -87,8 +107,6 @@ def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
     # the lowest index wins a tie, so that only a larger one leads from here on
     leads, other_leads = best > known, other_best > sums.other_top
     there = jnp.take_along_axis(reference, other_first[..., None], axis=-1)[..., 0]
-    count_bad = lambda logits: jnp.sum(~jnp.isfinite(logits), axis=-1)
-    difference = other - reference
     power = jnp.exp(reference - top[..., None])
     rescale = jnp.exp(known - top)
     # a mass of 0 times an infinite difference is no mass
@@ -97,24 +115,25 @@ def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
         top=jax.lax.top_k(jnp.concatenate([sums.top, two], axis=-1), 2)[0],
         place=jnp.where(leads, first + start, sums.place),
         ties=jnp.where(leads, count, sums.ties + jnp.where(best == known, count, 0)),
-        low=jnp.minimum(sums.low, jnp.min(reference, axis=-1)),
+        low=jnp.minimum(sums.low, low),
         other_top=other_top,
         other_place=jnp.where(other_leads, other_first + start, sums.other_place),
-        other_low=jnp.minimum(sums.other_low, jnp.min(other, axis=-1)),
+        other_low=jnp.minimum(sums.other_low, other_low),
         at_other=jnp.where(other_leads, there, sums.at_other),
         weight=sums.weight * rescale + jnp.sum(power, axis=-1),
         weighted=sums.weighted * rescale - jnp.sum(weighted, axis=-1),
         other_weight=sums.other_weight * jnp.exp(sums.other_top - other_top)
         + jnp.sum(jnp.exp(other - other_top[..., None]), axis=-1),
-        total=sums.total + jnp.sum(reference, axis=-1),
-        square=sums.square + jnp.sum(reference**2, axis=-1),
+        total=sums.total + total,
+        square=sums.square + square,
         difference=sums.difference + jnp.sum(difference, axis=-1),
         difference_square=sums.difference_square + jnp.sum(difference**2, axis=-1),
         difference_max=jnp.maximum(
             sums.difference_max, jnp.max(jnp.abs(difference), axis=-1)
         ),
-        non_finite=sums.non_finite + count_bad(reference),
-        other_non_finite=sums.other_non_finite + count_bad(other),
+        non_finite=sums.non_finite + bad,
+        other_non_finite=sums.other_non_finite + other_bad,
+        seen=jnp.maximum(sums.seen, rows[-1] + 1),
     )
 
 

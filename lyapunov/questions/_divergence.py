@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,13 +46,14 @@ class SublayerDivergence:
         stagnation: float | None = None,
     ):
         layer = sublayer.layer
-        parameters = with_operator_norms(model.parameters(layer, execution))
+        held = model.parameters(layer, execution)
+        parameters = with_operator_norms(held)
         original = (
             None
             if model.held_exactly(layer, execution)
             else model.parameters(layer, function=execution)
         )
-        start = model.start(parameters)
+        start = model.start(held)
         self._sublayer = sublayer
         self._execution = execution
         self._record = record
@@ -73,10 +75,10 @@ class SublayerDivergence:
         self._floor = (
             workers.submit(in_worker, floor_l2, *self._arguments) if floor else None
         )
-        apart = jnp.abs(record.output - reference.output)
-        self._accumulated = np.asarray(jnp.sum(apart**2, axis=-1))
-        self._accumulated_max = float(jnp.max(apart))
-        self._reference_l2 = float(jnp.linalg.norm(reference.output))
+        square, largest, size = _apart(record.output, reference.output)
+        self._accumulated = np.asarray(square)
+        self._accumulated_max = float(largest)
+        self._reference_l2 = float(size)
         self._stagnation = stagnation
 
     def row(self) -> LayerDivergence:
@@ -137,6 +139,14 @@ class SublayerDivergence:
     def _first_violation(self) -> dict | None:
         found = first_violation(*self._arguments)
         return None if found is None else {"tensor": found[0]} | found[1]._asdict()
+
+
+@jax.jit
+def _apart(output, reference):
+    """Squared L2 by token and the largest of the difference; L2 of the reference."""
+    apart = jnp.abs(output - reference)
+    square = jnp.sum(apart**2, axis=-1)
+    return square, jnp.max(apart), jnp.linalg.norm(reference)
 
 
 def _root(square) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from ..exponents import (
     HINT,
@@ -58,7 +58,7 @@ def layer_facts(
 
 
 def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
-    largest = float(jnp.max(jnp.abs(record.output)))
+    largest = float(np.max(np.abs(np.asarray(record.output))))
     dynamics = model.config.sublayers[sublayer.layer].exponents(
         model.raw_parameters(sublayer.layer), record.observed
     )
@@ -78,7 +78,7 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         lost = suspicions_of(dt, rates, stored)
     return dataclasses.replace(
         found,
-        max_abs_state=float(jnp.max(record.observed["state"])),
+        max_abs_state=float(np.max(np.asarray(record.observed["state"]))),
         max_abs_output=largest,
         suspicions=[str(one) for one in lost],
         suspects=suspects(lost),

@@ -39,10 +39,13 @@ class NextTokenLoss:
         self._top = np.full(shape, -np.inf)
         self._weight = np.zeros(shape)
         self._chosen = np.full(shape, -np.inf)
+        self._seen = 0
 
     def add(self, logits: Float[np.ndarray, "batch seq rows"], start: int) -> None:
-        """Take in the logits of the vocabulary from `start` on."""
-        logits = np.asarray(logits, np.float64)[:, :-1]
+        """Take in the logits of the vocabulary from `start` on; rows that have been
+        taken in before count no more."""
+        logits = np.asarray(logits, np.float64)[:, :-1, self._seen - start :]
+        start, self._seen = self._seen, self._seen + logits.shape[-1]
         place = self._next - start
         inside = (place >= 0) & (place < logits.shape[-1])
         picked = np.take_along_axis(

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..._devices import over_batch
 from ...arithmetic import Rounded
@@ -67,7 +68,6 @@ class Emulated:
 
     def _sublayer(self, model: Model, layer, incoming, segments: Sequence[Segment]):
         """Call after call: stream, output and what was stored, of all tokens."""
-        key = jax.random.fold_in(jax.random.key(self._seed), layer.layer)
         sizes: Any = model.config.sublayers[layer.layer]
         parts, after = [], None
         for segment in segments:
@@ -81,7 +81,7 @@ class Emulated:
                 p,
                 model.start(p),
                 after,
-                jax.random.fold_in(key, segment.start) if segment.start else key,
+                np.asarray([self._seed, layer.layer, segment.start]),
                 own.chunked,
                 own.chunks_at_once,
                 segment is not segments[-1],
@@ -113,7 +113,7 @@ def run_rounded(
     p,
     start,
     before,
-    key,
+    drawn,
     chunked,
     chunks_at_once,
     hands_on: bool,
@@ -123,6 +123,8 @@ def run_rounded(
     **Arguments:**
 
     - `before`: the state that the call before left, held in `cache`; None: `start`.
+    - `drawn`: a seed, the sublayer's number and the call's first token, from which
+      whatever is drawn follows.
     """
 
     def one(incoming, key, start):
@@ -133,6 +135,9 @@ def run_rounded(
     def later(incoming, key, before):
         return one(incoming, key, sizes.handed(Rounded(cache), before))
 
+    seed, layer, first = drawn
+    key = jax.random.fold_in(jax.random.key(seed), layer)
+    key = jnp.where(first > 0, jax.random.fold_in(key, first), key)
     keys = jax.random.split(key, incoming.residual.shape[0])
     if before is None:
         found = over_batch(lambda i, k: one(i, k, start), incoming, keys)
