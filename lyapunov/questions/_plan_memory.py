@@ -129,10 +129,9 @@ def memory_of(
             at_once = tokens
         held = count.arrays * count.channels * min(tokens, at_once)
         held = 8 * (held + BLOCK_ARRAYS * count.scores)
-        own = (STREAMS_AROUND + count.streams) * stream + copies * 8 * count.weights
         block = max(block, held)
-        # T0 at the same time takes no more than half as much again
-        own = own + held if alone else (own + held) * 3 // 2
+        own = (STREAMS_AROUND + count.streams) * stream + held
+        own += copies * 8 * count.weights
         bound = max(bound, own + stored.get(one.kind, 0))
         states = length * count.states
         in_states = max(in_states, 8 * STATE_ARRAYS * min(states, STATES_AT_ONCE))

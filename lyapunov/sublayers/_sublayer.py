@@ -29,8 +29,8 @@ class Counts(NamedTuple):
     states: int
     """Entries of the recurrent state; 0 where nothing recurs."""
     arrays: int = 120
-    """Of `channels` entries a token, alive at once for each execution while it is
-    bounded; the most of any kind where a kind says nothing."""
+    """Of `channels` entries a token, alive at once for each execution while T0 and T1
+    are at work; the most of any kind where a kind says nothing."""
     streams: int = 6
     """Arrays as large as the stream that T1 holds beside what goes in and comes out."""
     at_once: int | None = None

@@ -64,7 +64,7 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
     whole = checked(folder, measure)
     in_blocks()
     blocks = checked(folder, measure)
-    assert blocks.exit_code == whole.exit_code
+    assert blocks.summary.exit_code == whole.summary.exit_code
     (one,), (other,) = whole.precisions, blocks.precisions
     for before, after in zip(one.layers, other.layers, strict=True):
         place = before.layer, before.kind
