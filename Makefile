@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-# Fast tests run each program once or twice: half of their time was LLVM's optimiser.
-# Slow ones run programs as users have them.
-QUICKLY := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
+# Fast tests run each program once or twice: most of their time was LLVM's optimiser and
+# MLIR's passes over fusions. Slow ones run programs as users have them.
+QUICKLY := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
+	--xla_cpu_use_fusion_emitters=false"
 
 # The newest Python that is here, and the newest of all else: nothing is constrained.
 NEWEST ?= $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1?.*/bin/python3)))
