@@ -100,9 +100,6 @@ def rows(case: Case, folder: Path, rehearse: bool) -> list[dict]:
                 precisions=[precision],
                 mode=case.mode,
                 measure=measure,
-                floor=False,
-                readouts=0,
-                ball=False,
                 growth=False,
             )
             found.append(

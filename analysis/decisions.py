@@ -61,10 +61,7 @@ def count(case: Case, folder: Path, rehearse: bool) -> None:
             mode=case.mode,
             measure=case.measures[-1 if rehearse else 0],
             layers=[0],
-            floor=False,
-            readouts=0,
-            ball=False,
-            growth=False,
+            effort="quick",
         )
         (found,) = report.precisions
         output = found.output

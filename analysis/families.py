@@ -115,9 +115,6 @@ def run(family: str, mode: str) -> dict:
         precisions=PRECISIONS,
         measure="emulated" if apart else "transformers",
         mode=mode,
-        floor=False,
-        readouts=0,
-        ball=False,
         growth=False,
     )
     kinds: dict[str, dict] = {}
@@ -139,12 +136,8 @@ def run(family: str, mode: str) -> dict:
         "tolerance": float(allowed),
         "exponent_max": report.exponents.max,
         "kinds": kinds,
-        "elements": sum(
-            row.elements_bounded for p in report.precisions for row in p.layers
-        ),
-        "unbounded": sum(
-            row.elements_unbounded for p in report.precisions for row in p.layers
-        ),
+        "elements": sum(p.count("elements_bounded") for p in report.precisions),
+        "unbounded": sum(p.count("elements_unbounded") for p in report.precisions),
         "calibration_z": {
             p.precision: p.output.calibration_z for p in report.precisions
         },

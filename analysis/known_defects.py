@@ -139,7 +139,7 @@ def looked_for(
         try:
             report = lyapunov.check(
                 str(make(Path(scratch))), ids, precisions=["bf16"], measure=by,
-                floor=False, ball=False, readouts=0, growth=False, **settings,
+                growth=False, **settings,
             )  # fmt: skip
         except (Exception, SystemExit) as error:  # Triton's, torch's, ours: recorded
             told = f"{type(error).__name__}: {str(error).strip()[:300]}"
@@ -151,9 +151,9 @@ def looked_for(
     return {
         "case": name,
         "execution": one.execution,
-        "violations": sum(layer.violations for layer in one.layers),
-        "elements": sum(layer.elements_bounded for layer in one.layers),
-        "unbounded": sum(layer.elements_unbounded for layer in one.layers),
+        "violations": one.count("violations"),
+        "elements": one.count("elements_bounded"),
+        "unbounded": one.count("elements_unbounded"),
         "first": next(
             (la.first_violation for la in one.layers if la.first_violation), None
         ),

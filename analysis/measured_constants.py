@@ -55,10 +55,7 @@ def emulated(case: Case, constants: str) -> list[dict[str, Any]]:
         tokens(model, case),
         precisions=list(case.precisions),
         constants=constants,
-        floor=False,
-        ball=False,
         growth=False,
-        readouts=0,
         probes=0,
     )
     spent = time.perf_counter() - began
@@ -69,9 +66,9 @@ def emulated(case: Case, constants: str) -> list[dict[str, Any]]:
             "constants": constants,
             "measured_by": one.measured_by,
             "t1_ratios": [layer.bound_t1_ratio for layer in one.layers],
-            "violations": sum(layer.violations for layer in one.layers),
-            "elements": sum(layer.elements_bounded for layer in one.layers),
-            "unbounded": sum(layer.elements_unbounded for layer in one.layers),
+            "violations": one.count("violations"),
+            "elements": one.count("elements_bounded"),
+            "unbounded": one.count("elements_unbounded"),
             "seconds": round(spent / len(case.precisions), 1),
         }
         for one in report.precisions

@@ -245,10 +245,7 @@ def predicted(options: argparse.Namespace, model: str, results: Results) -> None
                 loaded,
                 np.frombuffer(text, np.uint8).astype(int),
                 precisions=[precision],
-                floor=False,
-                readouts=0,
-                ball=False,
-                growth=False,
+                effort="quick",
             )
         except lyapunov.LyapunovError as error:
             # the library has no autocast of some networks

@@ -384,14 +384,14 @@ def decided(
     **Arguments:**
 
     - `differs`, `tied`: of the run, from its logits.
-    - `predicted`, `certified`: tokens that were promised not to change.
+    - `predicted`, `certified`: tokens that were promised not to change; None where
+      nobody looked for certified ones.
     """
-    if certified is None:
-        certified = np.zeros_like(predicted)
+    known = certified is not None
     return Decisions(
         total=int(differs.size),
-        certified_stable=int(np.sum(certified)),
-        certified_flipped=int(np.sum(certified & differs)),
+        certified_stable=int(np.sum(certified)) if known else None,
+        certified_flipped=int(np.sum(certified & differs)) if known else None,
         predicted_stable=int(np.sum(predicted)),
         predicted_flipped=int(np.sum(predicted & differs & ~tied)),
         ties=int(np.sum(differs & tied)),

@@ -17,7 +17,7 @@ from lyapunov.command._options import Options
 EPILOG = """\
 \b
 Exit codes:
-  0    all checks held
+  0    all checks held; of --effort quick: no findings
   1    findings at or above --fail-on
   2    could not check: usage, an unreadable or unknown checkpoint, a missing extra,
        or fewer than half of the elements have a finite bound

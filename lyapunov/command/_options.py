@@ -168,9 +168,9 @@ class Options:
         argument="effort",
         default="standard",
         type=click.Choice(tuple(EFFORTS)),
-        help="quick leaves out the floor, T2 and T4, and the report says so; full "
-        "takes four probes and read-outs and follows perturbations through every "
-        "sublayer.",
+        help="quick is exponents, what was measured, the prediction (T3) and advice, "
+        "without any bound; standard adds T0 and T1; full adds the floor, T2 and T4, "
+        "takes four probes and follows perturbations through every sublayer.",
     )
     against: str | None = option(
         CHECKED,

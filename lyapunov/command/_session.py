@@ -18,7 +18,7 @@ import click
 
 from lyapunov._errors import UsageError
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
-from lyapunov.command._declare import DUMP
+from lyapunov.command._declare import CHECK, DUMP
 from lyapunov.command._endings import (
     INTERRUPTED,
     STOPPED,
@@ -30,6 +30,7 @@ from lyapunov.command._endings import (
 from lyapunov.command._interrupt import interruptible
 from lyapunov.command._options import Options
 from lyapunov.command._quiet import hush
+from lyapunov.questions._effort import EFFORTS, Effort
 
 
 BUNDLED = "the bundled model"
@@ -125,17 +126,17 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
 
 
 def _say_what_is_not_there(report: Any, options: Options) -> None:
-    """On stderr: sublayers without bounds, and what a lower effort left out."""
+    """On stderr: sublayers without bounds, and what the effort left out."""
     if report.summary.verdict == "incomplete" and report.summary.checked:
         click.echo("hint: --allow-partial accepts skipped sublayers", err=True)
     elif report.summary.verdict == "unbounded":
         text = "hint: another precision may have bounds; --allow-partial accepts few"
         click.echo(text, err=True)
-    lost = getattr(report, "not_computed", {})
-    left_out = [name for name, why in lost.items() if "effort" in why]
-    if left_out and not options.quiet:
-        text = f"--effort {options.effort} left out {', '.join(left_out)}"
-        click.echo(text, err=True)
+    left_out = EFFORTS[options.effort].tiers_left_out()
+    # of the default only to whom everything is told
+    told = options.verbose or options.effort != Effort().name
+    if options.question == CHECK and left_out and told and not options.quiet:
+        click.echo(f"--effort {options.effort} left out {left_out}", err=True)
 
 
 def _answer(source: str | None, options: Options, compiled: Compiled) -> Any:

@@ -269,6 +269,7 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
         checked=report.summary.checked,
         skipped=report.summary.skipped,
         bounded=report.summary.bounded_share,
+        bounds=settings.get("bounds", True),
         **vars(counts),
     )
     grew = "" if outcome.findings else "nothing grew, "

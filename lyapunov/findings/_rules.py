@@ -148,11 +148,10 @@ def _of_divergence(
 
 
 def _violation(layer: LayerDivergence, name: str) -> Finding:
-    message = f"{_counted(layer.violations, 'element')} above the bound"
+    above = layer.violations or 0
+    message = f"{_counted(above, 'element')} above the bound"
     if layer.elements_total:
-        message = (
-            f"{layer.violations:,} of {layer.elements_total:,} elements above the bound"
-        )
+        message = f"{above:,} of {layer.elements_total:,} elements above the bound"
     value = limit = None
     first = layer.first_violation
     if first:

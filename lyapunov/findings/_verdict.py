@@ -120,10 +120,10 @@ def bounded_share(
     precisions = list(precisions)
     rows = [row for one in precisions for row in one.layers]
     every = [*rows, *(row for change in changes for row in change.layers)]
-    total = sum(row.elements_total for row in every)
+    total = sum(row.elements_total or 0 for row in every)
     if not total:
         return None
-    shares = [sum(row.elements_bounded for row in every) / total]
+    shares = [sum(row.elements_bounded or 0 for row in every) / total]
     outputs = [1 - (row.unbounded or {}).get(OUTPUT, 0.0) for row in rows]
     if outputs:
         shares.append(sum(outputs) / len(outputs))
@@ -157,6 +157,7 @@ def verdict(
     checked: int,
     skipped: int = 0,
     bounded: float | None = None,
+    bounds: bool = True,
     **rules: Any,
 ) -> tuple[str, int]:
     """Add findings up to a word and an exit code.
@@ -166,12 +167,14 @@ def verdict(
     - `findings`: as `find` gave them.
     - `checked`, `skipped`: sublayers that were, and that could not be, checked.
     - `bounded`: share of elements with a finite bound, as `bounded_share` gives it.
+    - `bounds`: whether any were looked for; without, nothing can have held.
     - `rules`: the fields of `Verdict`. An incomplete check stays 2 whatever they say.
 
     **Returns:**
 
-    The verdict (`held`, `findings`, `incomplete`, or `unbounded` where fewer than
-    `BOUNDED_SHARE` of the elements have a finite bound) and the exit code (0, 1, 2).
+    The verdict (`held`, `findings`, `incomplete`, `unbounded` where fewer than
+    `BOUNDED_SHARE` of the elements have a finite bound, or `measured` where no bounds
+    were looked for) and the exit code (0, 1, 2).
     """
     counts = Verdict(**rules)
     incomplete = checked == 0 or bool(skipped and not counts.allow_partial)
@@ -183,4 +186,4 @@ def verdict(
         return "incomplete", 2
     if bounded is not None and bounded < BOUNDED_SHARE and not counts.allow_partial:
         return "unbounded", 2
-    return "held", 0
+    return "held" if bounds else "measured", 0

@@ -45,6 +45,7 @@ def parameter_changes(
     progress=None,
     *,
     layers: Sequence[int] | None = None,
+    bounds: bool = True,
     floor: bool = True,
 ) -> list[ParameterChangeReport]:
     """Measure and bound what changed weight sets do, in exact arithmetic.
@@ -56,6 +57,7 @@ def parameter_changes(
     - `changes`: made by `rounded_weights` and `other_weights`.
     - `progress`: with `start(total, what)` and `advance()`; None is silent.
     - `layers`: sublayers to bound; None is all.
+    - `bounds`: bound what is measured.
     - `floor`: search for the worst weight set that is as far from the base.
 
     **Returns:** one report a change, in order.
@@ -65,10 +67,12 @@ def parameter_changes(
     ids = chosen_tokens(model, tokens).ids
     chosen = chosen_layers(model, layers)
     with jax.enable_x64(True):
-        return _study(model, ids, changes, progress, chosen, floor)
+        return _study(model, ids, changes, progress, chosen, bounds, floor)
 
 
-def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChangeReport]:
+def _study(
+    model, ids, changes, progress, chosen, *looked_for
+) -> list[ParameterChangeReport]:
     if progress is not None:
         progress.start(len(model.sublayers) + 1, "changed weights")
     base = Reference().trace(model, ids)
@@ -91,7 +95,7 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
                     model.raw_parameters(place.layer),
                 )
                 pair = p, changed, model.start(p)
-                run.rows.append(_row(place, record, other, pair, weights, floor))
+                run.rows.append(_row(place, record, other, pair, weights, *looked_for))
             found = _push(
                 place.flow,
                 (record.incoming, p),
@@ -108,7 +112,7 @@ def _study(model, ids, changes, progress, chosen, floor) -> list[ParameterChange
     return reports
 
 
-def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
+def _row(place, record, other, pair, weights, bounds: bool, floor: bool) -> LayerChange:
     """What a change does to one sublayer.
 
     **Arguments:**
@@ -116,20 +120,27 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
     - `record`, `other`: of the base and of the changed network.
     - `pair`: parameters of either, and the state before the first token.
     - `weights`: how far each parameter changed; empty where none did.
+    - `bounds`, `floor`: as of `parameter_changes`.
     """
     inputs = place.flow, record.incoming, *pair
-    local = bound = largest = 0.0
-    violations, unbounded, worst = 0, 0, None
-    if weights:
+    local = largest = 0.0
+    bound, violations, unbounded = (0.0, 0, 0) if bounds else (None, None, None)
+    worst = None
+    if weights and bounds:
         found = sublayer_change(*inputs)
         found = jax.tree.map(np.asarray, found)
         local, bound = _root(found.measured_square), _root(found.bound_square)
         largest = float(np.max(found.measured_max))
         violations = int(np.sum(found.violations))
         unbounded = int(np.sum(found.unbounded))
-        if floor:
-            searched, own = change_floor(*inputs)
-            worst = float(searched) / float(own) if own > 0 else None
+    elif weights:
+        _, changed, start = pair
+        after = Reference().run(place, record.incoming, changed, start)[1]
+        apart = np.abs(np.asarray(after) - np.asarray(record.output))
+        local, largest = _root(apart**2), float(np.max(apart))
+    if weights and floor:
+        searched, own = change_floor(*inputs)
+        worst = float(searched) / float(own) if own > 0 else None
     accumulated, size = map(float, _lengths(other.output, record.output))
     return LayerChange(
         layer=place.layer,
@@ -138,10 +149,10 @@ def _row(place, record, other, pair, weights, floor: bool) -> LayerChange:
         local_l2=local,
         local_max=largest,
         bound_l2=bound,
-        bound_ratio=bound / local if local > 0 else None,
+        bound_ratio=bound / local if bound is not None and local > 0 else None,
         floor_ratio=worst,
         violations=violations,
-        elements_total=int(record.output.size),
+        elements_total=int(record.output.size) if bounds else None,
         accumulated_l2=accumulated,
         reference_l2=size,
         elements_unbounded=unbounded,

@@ -48,6 +48,7 @@ def check(
     against: str | os.PathLike | None = None,
     round_weights: str | Sequence[str] = (),
     effort: str = "standard",
+    bounds: bool | AsEffort = AS_EFFORT,
     floor: bool | AsEffort = AS_EFFORT,
     probes: int | AsEffort = AS_EFFORT,
     readouts: int | AsEffort | None = AS_EFFORT,
@@ -86,9 +87,12 @@ def check(
     - `round_weights`: hold the model against itself with weights rounded, each
       FORMAT or FORMAT:GROUP, as `bf16:A_log`; `fp8_e4m3` and other formats with
       scales round matrices as quantisers do.
-    - `effort`: where the next five are not given. `standard` is floor, one probe, T4;
-      `quick` leaves out the floor, T2 and T4; `full` takes four probes and read-outs
-      and follows perturbations through all sublayers. The report says what it lacks.
+    - `effort`: where the next six are not given. `quick` is exponents, what was
+      measured, T3 with one probe, and advice, without any bound: its verdict is
+      `measured`; `standard` adds T0 and T1; `full` adds the floor, T2 and T4, takes
+      four probes and read-outs, and follows perturbations through all sublayers. The
+      report says what it lacks.
+    - `bounds`: bound what is measured of sublayers (T0, T1) and of changed weights.
     - `floor`: search for what no bound on free roundings could beat (about five
       forwards a layer on 256 tokens).
     - `probes`: runs with random roundings behind T3, the predicted divergence of the
@@ -133,7 +137,13 @@ def _answer(
         executions = request.executions(model)
         changed = request.changes(model)
         changes = parameter_changes(
-            model, ids, changed, progress, layers=chosen, floor=effort.floor
+            model,
+            ids,
+            changed,
+            progress,
+            layers=chosen,
+            bounds=effort.bounds,
+            floor=effort.floor,
         )
         rows, reports, clipped, bits = run_layers(
             model, ids, executions, chosen, request, progress
@@ -162,6 +172,7 @@ def _answer(
         skipped = len(findings.unchecked(reports, changes))
         checked = len(chosen) - skipped
         total = {"checked": checked, "skipped": skipped, "bounded": bounded}
+        total["bounds"] = effort.bounds
         verdict, exit_code = findings.verdict(found, **total, **vars(counts))
     return Report(
         tool={"name": "lyapunov-check", "version": __version__},

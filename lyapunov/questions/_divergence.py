@@ -1,11 +1,15 @@
 """One sublayer under one execution: bounds beside measurements, one row."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from .._devices import as_here, chosen_device
 from ..bounds.floor import floor_l2
@@ -17,10 +21,11 @@ from ..bounds.local import (
     with_operator_norms,
 )
 from ..bounds.passes import where_it_grows
-from ..implementations import Execution
+from ..implementations import Execution, Reference
 from ..models import Model, Sublayer
 from ..results._check import OUTPUT, LayerDivergence
 from ._compare import by_position
+from ._effort import Effort
 
 
 class SublayerDivergence:
@@ -28,9 +33,11 @@ class SublayerDivergence:
 
     **Arguments:**
 
+    - `exact`: runs the sublayer again in exact arithmetic, where nothing is bounded.
     - `reference`, `record`: records of the reference and of the execution.
-    - `floor`: whether to search for what no bound on free roundings could beat.
-    - `workers`: where T0, T1 and the search run side by side.
+    - `effort`: whether to bound, and whether to search for what no bound on free
+      roundings could beat.
+    - `workers`: where the work is done side by side.
     - `stagnation`: share of state updates too small for the state's format, if any.
     """
 
@@ -39,15 +46,17 @@ class SublayerDivergence:
         model: Model,
         sublayer: Sublayer,
         execution: Execution,
+        exact: Reference,
         reference,
         record,
-        floor: bool,
+        effort: Effort,
         workers: Executor,
         stagnation: float | None = None,
     ):
-        layer = sublayer.layer
-        held = model.parameters(layer, execution)
-        parameters = with_operator_norms(held)
+        layer, flow = sublayer.layer, sublayer.flow
+        held = parameters = model.parameters(layer, execution)
+        if effort.bounds or effort.floor:
+            parameters = with_operator_norms(held)
         original = (
             None
             if model.held_exactly(layer, execution)
@@ -57,34 +66,58 @@ class SublayerDivergence:
         self._sublayer = sublayer
         self._execution = execution
         self._record = record
-        self._arguments = (
-            execution,
-            sublayer.flow,
-            record,
-            parameters,
-            original,
-            start,
-        )
-        flow = sublayer.flow
+        self._arguments = execution, flow, record, parameters, original, start
         # a worker is told what holds in this thread alone
-        in_worker = partial(as_here, chosen_device())
-        self._t1 = workers.submit(in_worker, sublayer_bound, *self._arguments)
-        self._t0 = workers.submit(
-            in_worker, operation_bounds, execution, flow, record, parameters, start
-        )
-        self._floor = (
-            workers.submit(in_worker, floor_l2, *self._arguments) if floor else None
-        )
-        square, largest, size = _apart(record.output, reference.output)
-        self._accumulated = np.asarray(square)
-        self._accumulated_max = float(largest)
-        self._reference_l2 = float(size)
+        submit = partial(workers.submit, partial(as_here, chosen_device()))
+        self._bounds: tuple[Any, Any] | None = None
+        self._floor = None
+        if effort.bounds:
+            t0 = execution, flow, record, parameters, start
+            self._bounds = (
+                submit(sublayer_bound, *self._arguments),
+                submit(operation_bounds, *t0),
+            )
+        else:
+            run = partial(exact.run, sublayer, record.incoming, start=start)
+            self._own = submit(_own, record, held, original, run)
+        if effort.floor:
+            self._floor = submit(floor_l2, *self._arguments)
+        self._apart = submit(_apart, record.output, reference.output)
         self._stagnation = stagnation
 
     def row(self) -> LayerDivergence:
         """Wait for the work and put it together."""
-        t0: dict[str, Comparison] = self._t0.result()
-        t1 = self._t1.result()
+        found = self._measured() if self._bounds is None else self._bounded()
+        apart = self._apart.result()
+        return dataclasses.replace(
+            found,
+            accumulated_l2=_root(apart.square),
+            accumulated_max=float(apart.largest),
+            accumulated_by_position=by_position(apart.square),
+            reference_l2=float(apart.size),
+            floor_t1_ratio=self._floor_ratio(),
+            stagnation=self._stagnation,
+        )
+
+    def _measured(self) -> LayerDivergence:
+        """What the execution did, without any bound."""
+        local, weights, entries = self._own.result()
+        sites = [site for site in self._execution.sites if site in entries]
+        return LayerDivergence(
+            layer=self._sublayer.layer,
+            kind=self._sublayer.kind,
+            local_l2=_root(local.square),
+            local_max=float(local.largest),
+            weights_l2=0.0 if weights is None else _root(weights.square),
+            local_by_position=by_position(local.square),
+            max_abs_stored={site: float(entries[site][0]) for site in sites},
+            non_finite=sum(int(entries[name][1]) for name in [*sites, OUTPUT]),
+        )
+
+    def _bounded(self) -> LayerDivergence:
+        """The same with T0 and T1 beside it."""
+        assert self._bounds is not None
+        t1, t0 = (work.result() for work in self._bounds)
         sites = [site for site in self._execution.sites if site in t0]
         stored = self._record.stored
         tensors = {
@@ -105,24 +138,18 @@ class SublayerDivergence:
             kind=self._sublayer.kind,
             local_l2=measured,
             local_max=float(np.max(t1.comparison.measured_max)),
-            accumulated_l2=_root(self._accumulated),
-            accumulated_max=self._accumulated_max,
             bound_t0_ratio=min(known.values(), default=None),
             bound_t1_l2=bound,
             bound_t1_ratio=_ratio(bound, measured),
-            floor_t1_ratio=self._floor_ratio(),
             violations=violations,
             elements_total=sum(c.violations.size * n for c, n in tensors.values()),
             first_violation=self._first_violation() if violations else None,
-            reference_l2=self._reference_l2,
             weights_l2=_root(t1.weights_square),
             radius_l2=_root(t1.radius_square),
             bound_t0=known,
             local_by_position=by_position(t1.comparison.measured_square),
             bound_by_position=by_position(t1.comparison.bound_square),
-            accumulated_by_position=by_position(self._accumulated),
             max_abs_stored={site: float(np.max(t0[site].largest)) for site in sites},
-            stagnation=self._stagnation,
             non_finite=sum(int(np.sum(c.non_finite)) for c in every),
             binding_site=binding_site,
             binding_share=binding_share,
@@ -141,12 +168,38 @@ class SublayerDivergence:
         return None if found is None else {"tensor": found[0]} | found[1]._asdict()
 
 
+class _Apart(NamedTuple):
+    """How far a tensor is from another."""
+
+    square: Float[Array, "batch seq"]
+    largest: Float[Array, ""]
+    size: Float[Array, ""]
+    """L2 of the other."""
+
+
 @jax.jit
-def _apart(output, reference):
-    """Squared L2 by token and the largest of the difference; L2 of the reference."""
-    apart = jnp.abs(output - reference)
-    square = jnp.sum(apart**2, axis=-1)
-    return square, jnp.max(apart), jnp.linalg.norm(reference)
+def _apart(one, other) -> _Apart:
+    distance = jnp.abs(one - other)
+    square = jnp.sum(distance**2, axis=-1)
+    return _Apart(square, jnp.max(distance), jnp.linalg.norm(other))
+
+
+def _own(record, parameters, original, run: Callable):
+    """The sublayer on the execution's own input, by `run`: how far the execution is
+    from it, how far rounding the weights alone moves it (None where it does not), and
+    of each stored tensor and the output the largest magnitude, and how many entries are
+    not finite."""
+    held = run(p=parameters)[1]
+    reference = held if original is None else run(p=original)[1]
+    weights = None if original is None else _apart(held, reference)
+    local = _apart(record.output, reference)
+    return local, weights, _entries({**record.stored, OUTPUT: record.output})
+
+
+@jax.jit
+def _entries(tensors: Mapping[str, Array]):
+    count = lambda x: jnp.sum(~jnp.isfinite(x))
+    return {name: (jnp.max(jnp.abs(x)), count(x)) for name, x in tensors.items()}
 
 
 def _root(square) -> float:

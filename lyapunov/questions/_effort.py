@@ -1,4 +1,4 @@
-"""How much is looked for beside T0 and T1; read by the command without JAX."""
+"""How much is looked for; read by the command without JAX."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +15,13 @@ NO_LOGITS = "the model has no head, so that there are no logits"
 
 @dataclass(frozen=True)
 class Effort:
-    """Say what is looked for beside T0 and T1, each switch for itself.
+    """Say what is looked for beside exponents and measured divergence, each switch for
+    itself.
 
     **Arguments:**
 
     - `name`: of the step in `EFFORTS` that the switches began from.
+    - `bounds`: whether to bound what is measured: T0, T1, and of changed weights.
     - `floor`: whether to search for what no bound on free roundings could beat.
     - `probes`: runs with random roundings behind T3; 0 leaves T2 and T3 out.
     - `readouts`: read-outs behind T2 and the shares; 0 leaves them out, None is 4, or 1
@@ -30,10 +32,11 @@ class Effort:
     """
 
     name: str = "standard"
-    floor: bool = True
+    bounds: bool = True
+    floor: bool = False
     probes: int = 1
-    readouts: int | None = None
-    ball: bool = True
+    readouts: int | None = 0
+    ball: bool = False
     growth: bool | None = None
 
     @classmethod
@@ -73,6 +76,11 @@ class Effort:
             found.update((figure, why) for figure in figures if figure not in found)
         return found
 
+    def tiers_left_out(self) -> str:
+        """What no switch is on for, in words; empty where everything is."""
+        off = [tier for name, off, tier in _TIERS if getattr(self, name) == off]
+        return ", ".join(off)
+
     def settings(self) -> dict[str, Any]:
         """The switches as a report repeats them."""
         switches = asdict(self)
@@ -80,14 +88,15 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort("quick", floor=False, readouts=0, ball=False),
+    "quick": Effort("quick", bounds=False, growth=False),
     "standard": Effort(),
-    "full": Effort("full", probes=4, readouts=4, growth=True),
+    "full": Effort("full", floor=True, probes=4, readouts=4, ball=True, growth=True),
 }
-"""Steps to choose from: quick leaves out the floor, T2 and T4; full takes four probes
-and four read-outs of any model, and follows perturbations through every sublayer."""
+"""Steps to choose from: quick has no bounds, standard has T0 and T1; full searches the
+floor, takes four probes and four read-outs of any model (T2), follows the ball (T4) and
+perturbations through every sublayer."""
 
-SWITCHES = ("floor", "probes", "readouts", "ball", "growth")
+SWITCHES = ("bounds", "floor", "probes", "readouts", "ball", "growth")
 OF_LOGITS = ("probes", "readouts", "ball")
 
 _T2 = ("estimate_t2", "estimate_t2_stderr", "sigma_by_site", "sigma_share")
@@ -95,12 +104,31 @@ _T3 = (
     *("sigma_t3", "sigma_t3_stderr", "calibration_z", "n_readouts", "n_probes"),
     *("nonlinearity", "weights_rel_l2", "decisions"),
 )
+_BOUNDS = (
+    *("bound_t0_ratio", "bound_t0", "bound_t1_ratio", "bound_t1_l2", "radius_l2"),
+    *("bound_by_position", "binding_site", "binding_share", "violations"),
+    *("first_violation", "elements_total", "elements_bounded", "elements_unbounded"),
+    *("unbounded", "bounded_share", "bound_l2", "bound_ratio"),
+)
+_T4 = (
+    *("certified_until_layer", "stopped_by", "certified_l2"),
+    *("certified_stable", "certified_flipped"),
+)
+
+_TIERS = (
+    ("bounds", False, "T0 and T1"),
+    ("floor", False, "the floor"),
+    ("readouts", 0, "T2"),
+    ("ball", False, "T4"),
+    ("growth", False, "growth"),
+)
 
 # what a switch turns off, by the fields of the report
 _FIGURES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("bounds", False, _BOUNDS),
     ("floor", False, ("floor_t1_ratio", "floor_ratio")),
     ("probes", 0, (*_T3, *_T2)),
     ("readouts", 0, _T2),
-    ("ball", False, ("certified_until_layer", "stopped_by", "certified_l2")),
+    ("ball", False, _T4),
     ("growth", False, ("growth",)),
 )

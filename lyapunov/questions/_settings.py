@@ -71,6 +71,7 @@ _SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "against": _place,
     "round_weights": _groups,
     "effort": partial(choice, known=tuple(EFFORTS)),
+    "bounds": switch,
     "floor": switch,
     "probes": partial(whole, least=0),
     "readouts": lambda value, name: None if value is None else whole(value, name, 0),

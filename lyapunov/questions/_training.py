@@ -152,7 +152,6 @@ class StabilityCallback(TrainerCallback):
                 device="cpu",
                 effort="quick",
                 probes=self.probes,
-                growth=False,
                 seed=self.seed,
             )
         except LyapunovError as error:

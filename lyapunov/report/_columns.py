@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from lyapunov.report import _words as words
@@ -20,6 +20,11 @@ def of(path: str) -> Callable[[Any], Any]:
         return row
 
     return value
+
+
+def looked_for(columns: Sequence[Column], left_out: Container[str]) -> list[Column]:
+    """The columns of figures that somebody looked for."""
+    return [column for column in columns if column.figure not in left_out]
 
 
 def within(part: Callable[[Any], Any], columns: Sequence[Column]) -> list[Column]:
@@ -48,10 +53,10 @@ EXECUTION = _named("precision", of("precision"))
 PLACE = (LAYER, KIND, _named("module", of("module"), path=True))
 
 BOUND_LOST = (
-    _named("bound lost at", of("binding_site")),
-    _share("share of radius", of("binding_share")),
-    _share("share of variance", of("sigma_share")),
-    Column("certified radius", of("certified_l2")),
+    _named("bound lost at", of("binding_site"), figure="binding_site"),
+    _share("share of radius", of("binding_share"), figure="binding_share"),
+    _share("share of variance", of("sigma_share"), figure="sigma_share"),
+    Column("certified radius", of("certified_l2"), figure="certified_l2"),
 )
 
 LOGITS = (
@@ -146,15 +151,35 @@ def divergences() -> list[Column]:
         _paged("local max", of("local_max")),
         _paged("accumulated L2", of("accumulated_l2")),
         _paged("weights alone L2", of("weights_l2")),
-        _paged("T1 bound L2", of("bound_t1_l2")),
-        _times("T1", of("bound_t1_ratio"), long="T1 bound/measured"),
-        _times("floor", of("floor_t1_ratio")),
-        _times("T0 bound/measured", of("bound_t0_ratio"), forms=Form.PAGE),
-        _paged("T1 radius L2", of("radius_l2")),
+        _paged("T1 bound L2", of("bound_t1_l2"), figure="bound_t1_l2"),
+        _times(
+            "T1",
+            of("bound_t1_ratio"),
+            long="T1 bound/measured",
+            figure="bound_t1_ratio",
+        ),
+        _times("floor", of("floor_t1_ratio"), figure="floor_t1_ratio"),
+        _times(
+            "T0 bound/measured",
+            of("bound_t0_ratio"),
+            forms=Form.PAGE,
+            figure="bound_t0_ratio",
+        ),
+        _paged("T1 radius L2", of("radius_l2"), figure="radius_l2"),
         _above(undigited(words.count), Form.TERMINAL),
         _above(whole, Form.WRITTEN),
-        _count("elements", of("elements_total"), forms=Form.PAGE),
-        _count("without a finite bound", of("elements_unbounded"), forms=Form.PAGE),
+        _count(
+            "elements",
+            of("elements_total"),
+            forms=Form.PAGE,
+            figure="elements_total",
+        ),
+        _count(
+            "without a finite bound",
+            of("elements_unbounded"),
+            forms=Form.PAGE,
+            figure="elements_unbounded",
+        ),
         _paged("largest stored", _largest),
         _paged("stagnation", of("stagnation"), undigited(_stagnation)),
         *(dataclasses.replace(column, forms=Form.PAGE) for column in BOUND_LOST),
@@ -168,13 +193,14 @@ def _above(show: Callable[[Any, int], str], forms: Form) -> Column:
     def text(row: LayerDivergence, digits: int) -> str:
         if not (row.elements_total or row.violations):
             return words.NOTHING
-        return words.above(row, show(row.violations, digits))
+        return words.above(row, show(row.violations or 0, digits))
 
     return Column(
         "viol",
         lambda row: row,
         lambda row, digits: words.NOTHING if row is None else text(row, digits),
-        alarm=lambda row: row.violations > 0,
+        alarm=lambda row: bool(row.violations),
+        figure="violations",
         long="above bound",
         forms=forms,
     )
@@ -191,11 +217,18 @@ def _stagnation(value: float | None) -> str:
 CHANGE = (
     Column("effect L2", of("local_l2")),
     Column("effect max", of("local_max")),
-    Column("bound L2", of("bound_l2")),
-    _times("bound/effect", of("bound_ratio")),
-    _times("floor", of("floor_ratio")),
-    _count("above bound", of("violations"), alarm=lambda value: value > 0),
-    _count("without a finite bound", of("elements_unbounded")),
+    Column("bound L2", of("bound_l2"), figure="bound_l2"),
+    _times("bound/effect", of("bound_ratio"), figure="bound_ratio"),
+    _times("floor", of("floor_ratio"), figure="floor_ratio"),
+    _count(
+        "above bound",
+        of("violations"),
+        alarm=lambda value: value > 0,
+        figure="violations",
+    ),
+    _count(
+        "without a finite bound", of("elements_unbounded"), figure="elements_unbounded"
+    ),
     Column("accumulated L2", of("accumulated_l2")),
     Column("reference L2", of("reference_l2")),
     _named(

@@ -22,7 +22,8 @@ class Headline:
     word: str
     """In capitals: `HELD`, `BOUNDS HELD, BUT`, `FINDINGS`, ..."""
     style: str
-    """The verdict whose mark and colour it has: held, findings or incomplete."""
+    """The verdict whose mark and colour it has: held, findings or incomplete; empty
+    has none."""
     meaning: str
     counts: str
     """Of findings and sublayers, and the time."""
@@ -67,6 +68,8 @@ def _verdict(report: Report) -> tuple[str, str, str]:
         return _word_before_doubts(report), "incomplete", _doubted(doubts)
     if doubts or any(f.severity == ERROR for f in findings):
         return "NOTHING NEW", "incomplete", "the baseline has these findings as well"
+    if summary.verdict == "measured":
+        return "MEASURED", "", "; ".join(["no bound was looked for", *_of_all(report)])
     held = _held(report)
     if not held:
         return (
@@ -74,13 +77,21 @@ def _verdict(report: Report) -> tuple[str, str, str]:
             "incomplete",
             "no recurrence, and nothing was measured",
         )
-    text = listed(held)
+    text = [listed(held)]
     if report.exponents.max is None:
-        text += "; no recurrence, so no exponent"
-    return "HELD", "held", text
+        text += _of_all(report)
+    return "HELD", "held", "; ".join(text)
+
+
+def _of_all(report: Report) -> list[str]:
+    """What is true of the exponents, in words; no finding spoke against it."""
+    known = report.exponents.max is not None
+    return ["every exponent is negative" if known else "no recurrence, so no exponent"]
 
 
 def _word_before_doubts(report: Report) -> str:
+    if report.summary.verdict == "measured":
+        return "MEASURED, BUT"
     if report.precisions:
         return "BOUNDS HELD, BUT"
     return "BUT" if report.exponents.max is None else "EXPONENTS NEGATIVE, BUT"
@@ -92,7 +103,7 @@ def _held(report: Report) -> list[str]:
     if report.parameter_changes and not report.precisions:
         held.append(f"{every} on what the weights changed held")
     if report.exponents.max is not None:
-        held.append("every exponent is negative")
+        held += _of_all(report)
     return held
 
 
@@ -101,8 +112,8 @@ def _unbounded(report: Report) -> tuple[int, int]:
     compared = [*report.precisions, *report.parameter_changes]
     rows = [row for one in compared for row in one.layers]
     return (
-        sum(row.elements_unbounded for row in rows),
-        sum(row.elements_total for row in rows),
+        sum(row.elements_unbounded or 0 for row in rows),
+        sum(row.elements_total or 0 for row in rows),
     )
 
 

@@ -1,7 +1,7 @@
 """What a check found, as a document of sections."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,26 +104,19 @@ def _layers(report: Report) -> Section:
             "sample).",
         )
     ]
+    left_out = report.not_computed
+    shown = columns.looked_for(columns.divergences(), left_out)
     groups += [
         Columns(
-            columns.within(_divergence(i), columns.divergences()),
+            columns.within(_divergence(i), shown),
             name=p.precision,
             title=f"{p.precision}: {p.execution}",
         )
         for i, p in enumerate(report.precisions)
     ]
-    notes = [Note(words.LEGEND, Form.SHORT)]
+    notes = [Note(words.legend(words.LEGEND, left_out), Form.SHORT)]
     if report.precisions:
-        notes.append(
-            Note(
-                "T0 and T1 are certified bounds; floor is what no bound that treats "
-                "roundings as free could beat. Above bound: * some elements have no "
-                "finite one, a dash: none has. Local: the reference re-run on the "
-                "execution's own input of the layer. Accumulated: against the "
-                "reference trajectory.",
-                Form.PAGE,
-            )
-        )
+        notes.append(Note(words.legend(words.PAGE_LEGEND, left_out), Form.PAGE))
     table = Table(words.rows(report), columns.PLACE, groups)
     return Section("Layers", table=table, notes=notes)
 
@@ -163,8 +156,9 @@ def _losses(report: Report) -> list[Section]:
     ]
     if not rows:
         return []
+    shown = columns.looked_for(columns.BOUND_LOST, report.not_computed)
     groups = [
-        Columns(columns.within(_divergence(i), columns.BOUND_LOST), p.precision)
+        Columns(columns.within(_divergence(i), shown), p.precision)
         for i, p in enumerate(report.precisions)
     ]
     table = Table(rows, [columns.LAYER], groups)
@@ -202,21 +196,23 @@ def _beyond_the_table(report: Report) -> list[Section]:
     for precision in report.precisions:
         lines = output_lines(precision, report.checkpoint.n_layers)
         if lines:
-            made.append(_told(precision, lines))
+            made.append(_told(precision, lines, report.not_computed))
     if made and any(p.output.compared for p in report.precisions):
-        note = Note(
-            "Predicted (tier T3) and worst case to first order (T2) are estimates. "
-            "Certified (T4) holds for every execution of the declared kind: the "
-            "sublayers end to end, and the top tokens that no rounding can change.",
-            Form.WRITTEN,
-        )
-        made[-1] = replace(made[-1], notes=[note])
+        note = words.legend(words.LOGITS_LEGEND, report.not_computed)
+        made[-1] = replace(made[-1], notes=[Note(note, Form.WRITTEN)] if note else [])
     return made
 
 
-def _told(precision: PrecisionReport, lines: Sequence[tuple[str, str]]) -> Section:
-    compared = precision.output.compared
-    what = "logits, predicted and certified" if compared else "sublayers"
+def _told(
+    precision: PrecisionReport,
+    lines: Sequence[tuple[str, str]],
+    left_out: Container[str],
+) -> Section:
+    what = "sublayers"
+    if precision.output.compared:
+        tiers = {"predicted": "sigma_t3", "certified": "certified_until_layer"}
+        known = [name for name, figure in tiers.items() if figure not in left_out]
+        what = ", ".join(["logits", *filter(None, [" and ".join(known)])])
     told = [Line(label, text) for label, text in lines]
     return Section(f"{precision.precision}: {what}", lines=told, level=3)
 
@@ -226,10 +222,10 @@ def _changes(report: Report) -> list[Section]:
     changes = report.parameter_changes
     if not changes:
         return []
+    shown = columns.looked_for(columns.CHANGE, report.not_computed)
     told = [Line(_name(change), change_sentence(change)) for change in changes]
     note = Note(
-        "Exact arithmetic with two weight sets, each sublayer on the base's own input; "
-        "the bound holds for every weight set within the elementwise distances.",
+        words.legend(words.CHANGES_LEGEND, report.not_computed),
         Form.PAGE,
     )
     return [
@@ -240,7 +236,7 @@ def _changes(report: Report) -> list[Section]:
                 table=Table(
                     change.layers,
                     [columns.LAYER, columns.KIND],
-                    [Columns(columns.CHANGE)],
+                    [Columns(shown)],
                 ),
                 level=3,
                 forms=Form.PAGE,

@@ -85,6 +85,8 @@ class Column(Meant):
     long: str = ""
     """The head where there is room."""
     forms: Form = Form.EVERY
+    figure: str = ""
+    """The field of the report without which it is left out."""
 
     def text(self, row: Any, digits: int = 2) -> str:
         """What the table says of a row."""

@@ -108,12 +108,18 @@ def _certified(output: OutputDivergence, n_layers: int) -> str:
 def _decided(decisions: Decisions | None) -> str:
     if decisions is None:
         return ""
-    parts = [
-        f"{decisions.certified_stable:,} of {decisions.total:,} certified stable "
-        f"({decisions.certified_flipped:,} flipped)",
-        f"{decisions.predicted_stable:,} predicted stable at 4 sigma "
-        f"({decisions.predicted_flipped:,} flipped)",
-    ]
+    of = f" of {decisions.total:,}"
+    parts = []
+    if decisions.certified_stable is not None:
+        parts.append(
+            f"{decisions.certified_stable:,}{of} certified stable "
+            f"({decisions.certified_flipped:,} flipped)"
+        )
+        of = ""
+    parts.append(
+        f"{decisions.predicted_stable:,}{of} predicted stable at 4 sigma "
+        f"({decisions.predicted_flipped:,} flipped)"
+    )
     if decisions.ties:
         parts.append(words.plural(decisions.ties, "tie"))
     return ", ".join(parts)
@@ -213,8 +219,8 @@ def _unbounded(precision: PrecisionReport) -> str:
     rows = [row for row in precision.layers if row.elements_unbounded]
     if not rows:
         return ""
-    some = sum(row.elements_unbounded for row in rows)
-    total = sum(row.elements_total for row in precision.layers)
+    some = sum(row.elements_unbounded or 0 for row in rows)
+    total = sum(row.elements_total or 0 for row in precision.layers)
     tensors = Counter(name for row in rows for name in row.unbounded or {})
     told = ", ".join(f"{name} in {n}" for name, n in tensors.most_common(4))
     text = f"{some:,} of {total:,} elements have no finite bound"

@@ -167,12 +167,14 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
         return None
     numbers = [row.layer for row in layers]
     name = precision.precision
+    bounded = any(row.elements_total is not None for row in layers)
 
     def draw(axes: Any) -> None:
         # a line through one point is no line
         alone = "_" if len(layers) == 1 else ""
-        bounds = [positive(row.bound_t1_l2) for row in layers]
-        line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", alone)
+        if bounded:
+            bounds = [positive(row.bound_t1_l2) for row in layers]
+            line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", alone)
         total = [positive(row.accumulated_l2) for row in layers]
         line(axes, numbers, total, GREEN, ":", "measured, accumulated", alone)
         local = [positive(row.local_l2) for row in layers]
@@ -186,18 +188,21 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
         whole_numbers(axes.xaxis)
 
     ratios = [row.bound_t1_ratio for row in layers if row.bound_t1_ratio is not None]
-    broken = sum(row.violations for row in layers)
-    alt = f"Measured local divergence and T1 bound, {len(layers)} sublayers in {name}."
+    what = "divergence and T1 bound" if bounded else "divergence"
+    under = " under its certified bound" if bounded else ""
+    alt = f"Measured local {what}, {len(layers)} sublayers in {name}."
     if ratios:
         alt += f" Bound over measured: {min(ratios):.3g} to {max(ratios):.3g}."
-    alt += f" Elements above the bound: {broken}."
-    unbounded = sum(row.elements_unbounded for row in layers)
+    if bounded:
+        broken = sum(row.violations or 0 for row in layers)
+        alt += f" Elements above the bound: {broken}."
+    unbounded = sum(row.elements_unbounded or 0 for row in layers)
     if unbounded:
         alt += f" Elements without a finite bound: {unbounded}."
     return picture(
         f"{prefix}layers-{name}",
-        f"Certified bound and measured, {name}",
-        "Each layer on its own input (local) under its certified bound; and the "
+        f"Certified bound and measured, {name}" if bounded else f"Measured, {name}",
+        f"Each layer on its own input (local){under}; and the "
         "divergence from the reference trajectory (accumulated), which has no bound "
         "here.",
         alt,
@@ -211,9 +216,10 @@ def _by_position(
     layers = [row for row in precision.layers if row.local_by_position]
     if not layers:
         return None
-    worst = max(layers, key=lambda row: (row.violations > 0, _badness(row)))
+    worst = max(layers, key=lambda row: (bool(row.violations), _badness(row)))
     name = precision.precision
     tokens = centres(len(worst.local_by_position or []), length)
+    what = "Divergence and bound" if worst.bound_by_position else "Divergence"
 
     def draw(axes: Any) -> None:
         for values, color, style, label in (
@@ -233,7 +239,7 @@ def _by_position(
         f"Layer {worst.layer}, the first to look at: "
         + ("it breaks its bound. " if worst.violations else "largest rel L2. ")
         + "In blocks of tokens; a line that climbs is error that piles up.",
-        f"Divergence and bound of layer {worst.layer} in {name} along {length} tokens.",
+        f"{what} of layer {worst.layer} in {name} along {length} tokens.",
         draw,
     )
 

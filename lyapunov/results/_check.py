@@ -7,6 +7,7 @@ computing is done elsewhere, showing too. Rows of sublayers and logits are in `_
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._errors import UsageError
 from ._rows import (
     OUTPUT as OUTPUT,
     Decisions as Decisions,
@@ -18,6 +19,7 @@ from ._rows import (
     OutputDivergence as OutputDivergence,
     TextDivergence as TextDivergence,
     UpperBound as UpperBound,
+    count_bounded,
 )
 from ._shown import Shown
 
@@ -58,6 +60,19 @@ class PrecisionReport:
     function: FunctionDistance | None = None
     """Where the execution computes another function than the model."""
 
+    def count(self, name: str) -> int:
+        """Sum a count of elements over sublayers, as `violations`.
+
+        **Raises:** `UsageError` where nothing was bounded, so that nothing is known.
+        """
+        counts = [getattr(row, name) for row in self.layers]
+        if None in counts:
+            raise UsageError(
+                f"no bounds were looked for, so {name} are not known",
+                hint="effort='standard', or bounds=True",
+            )
+        return sum(counts)
+
 
 @dataclass(frozen=True)
 class LayerChange:
@@ -70,24 +85,24 @@ class LayerChange:
     local_l2: float
     """Measured effect on the sublayer's output, on the base's own input."""
     local_max: float
-    bound_l2: float
-    """Certified for every weight set within the elementwise distances |W' - W|."""
+    bound_l2: float | None
+    """Certified for every weight set within the elementwise distances |W' - W|; null,
+    with the counts of elements, where no bounds were looked for."""
     bound_ratio: float | None
     """bound_l2 over local_l2."""
     floor_ratio: float | None
     """Largest effect found among such weight sets, over that of the change itself."""
-    violations: int
-    elements_total: int
+    violations: int | None
+    elements_total: int | None
     accumulated_l2: float
     """Distance of the two networks' outputs, each on its own trajectory."""
     reference_l2: float
-    elements_unbounded: int = 0
+    elements_unbounded: int | None = None
     """Of `elements_total`, those whose bound is infinite or NaN."""
-    elements_bounded: int = field(init=False)
+    elements_bounded: int | None = field(init=False)
 
     def __post_init__(self):
-        bounded = self.elements_total - self.elements_unbounded
-        object.__setattr__(self, "elements_bounded", bounded)
+        count_bounded(self)
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,8 @@ class Summary:
     """Sum up a check: the verdict and what it rests on."""
 
     verdict: str
-    """held, findings, incomplete, or unbounded: few elements have a finite bound."""
+    """held, findings, incomplete, unbounded (few elements have a finite bound), or
+    measured: no bounds were looked for."""
     recommendation: str
     checked: int
     skipped: int

@@ -12,6 +12,16 @@ OUTPUT = "sublayer output"
 """What a sublayer's output is called where its stored tensors go by their sites."""
 
 
+def count_bounded(row: Any) -> None:
+    """Fill in a row's elements with a finite bound; None where none was looked for."""
+    bounded, total = None, row.elements_total
+    if total is not None:
+        unbounded = row.elements_unbounded or 0
+        object.__setattr__(row, "elements_unbounded", unbounded)
+        bounded = total - unbounded
+    object.__setattr__(row, "elements_bounded", bounded)
+
+
 @dataclass(frozen=True)
 class UpperBound:
     """Hold a certified bound: no execution of the declared kind exceeds it."""
@@ -123,8 +133,9 @@ class LayerDivergence:
     bound_t1_l2: float | None = None
     bound_t1_ratio: float | None = None
     floor_t1_ratio: float | None = None
-    violations: int = 0
-    elements_total: int = 0
+    violations: int | None = None
+    """Elements above their bounds; null, as all counts of elements, without bounds."""
+    elements_total: int | None = None
     first_violation: dict[str, Any] | None = None
     """`tensor`, `batch`, `token`, `channel`, `measured`, `bound`."""
     # further fields
@@ -155,18 +166,17 @@ class LayerDivergence:
     """T4: radius of the residual stream behind this sublayer, L2 over all tokens."""
     module: str | None = None
     """As `LayerExponents.module`."""
-    elements_unbounded: int = 0
+    elements_unbounded: int | None = None
     """Of `elements_total`; those whose bound is infinite or NaN neither hold it nor
     exceed it."""
-    elements_bounded: int = field(init=False)
+    elements_bounded: int | None = field(init=False)
     """The others, `violations` among them."""
     unbounded: dict[str, float] | None = None
     """Share of elements without a finite bound, of stored tensors and of the output
     (`sublayer output`) that have some."""
 
     def __post_init__(self):
-        bounded = self.elements_total - self.elements_unbounded
-        object.__setattr__(self, "elements_bounded", bounded)
+        count_bounded(self)
 
 
 @dataclass(frozen=True)
@@ -174,9 +184,10 @@ class Decisions:
     """Count greedy tokens: what was promised of them, and what they did."""
 
     total: int
-    certified_stable: int
-    """The margin to every other token exceeds a certified bound on the difference."""
-    certified_flipped: int
+    certified_stable: int | None
+    """The margin to every other token exceeds a certified bound on the difference; null
+    where none was looked for."""
+    certified_flipped: int | None
     """Of those, changed in the run: more than 0 is a bug."""
     predicted_stable: int
     """The margin to every other token exceeds 4 sigma of the difference."""

@@ -1,6 +1,8 @@
 """`lyapunov.check` from a folder on disk to a report."""
 
+import functools
 import hashlib
+import importlib
 import json
 import math
 
@@ -31,7 +33,13 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(checkpoint):
     folder, _, tokens = checkpoint
-    return lyapunov.check(str(folder), tokens, precisions=["bf16", "fp16"])
+    return every_tier(str(folder), tokens, precisions=["bf16", "fp16"])
+
+
+def every_tier(*arguments, **named):
+    """A check with the floor, T2 and T4 as well."""
+    switches = {"floor": True, "readouts": None, "ball": True}
+    return lyapunov.check(*arguments, **switches, **named)
 
 
 def exponents_only(folder, tokens, **options):
@@ -169,7 +177,7 @@ def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
     """Assert that leaving layers out changes nothing but what is left out."""
     folder, _, tokens = checkpoint
     part = lyapunov.check(
-        str(folder), tokens, precisions=["bf16"], layers=[1], probes=0, ball=False
+        str(folder), tokens, precisions=["bf16"], layers=[1], probes=0
     )
     (row,) = part.precisions[0].layers
     whole = report.precisions[0].layers[1]
@@ -201,30 +209,71 @@ def figures(report):
     return {name: document[name] for name in names}
 
 
-def test_an_effort_says_what_it_left_out(checkpoint, report):
-    """Assert that quick gives the same figures but the floor, T2 and T4, and that the
-    report has a reason for every figure that is null for it."""
+LEFT_OUT = {
+    "quick": {"bound_t1_ratio", "violations", "certified_stable", "growth"},
+    "standard": {"floor_t1_ratio", "estimate_t2", "certified_until_layer"},
+}
+DOORS = {
+    "bounds": ("_divergence.sublayer_bound", "_divergence.operation_bounds"),
+    "others": ("_divergence.floor_l2", "_layers.Ball", "_layers.EndToEnd"),
+}
+# null in every report of a network that is as this one, or in another part of it
+BESIDE = {"floor_ratio", "bound_l2", "bound_ratio", "bounded_share", "growth"}
+BESIDE |= {"first_violation", "certified_l2", "stopped_by"}
+
+
+@pytest.mark.parametrize("effort", LEFT_OUT)
+def test_an_effort_says_what_it_left_out(checkpoint, report, effort, monkeypatch):
+    """Assert that an effort gives the same figures but those it names, that the report
+    has a reason for every figure that is null for it, and that nothing was run for
+    these: no bounded pass in quick, no search, reverse pass or ball in either."""
     folder, _, tokens = checkpoint
-    quick = lyapunov.check(
-        str(folder), tokens, precisions=["bf16", "fp16"], effort="quick"
+    ran = []
+    for names in DOORS.values():
+        for name in names:
+            module, door = name.split(".")
+            module = importlib.import_module(f"lyapunov.questions.{module}")
+            monkeypatch.setattr(module, door, seen(getattr(module, door), ran))
+    part = lyapunov.check(
+        str(folder), tokens, precisions=["bf16", "fp16"], effort=effort
     )
-    assert report.not_computed == {}
-    assert report.settings["effort"] == "standard"
-    settings = quick.settings
-    assert (settings["effort"], settings["readouts"]) == ("quick", 0)
-    left, right = figures(quick), figures(report)
+    bounds = {"sublayer_bound", "operation_bounds"}
+    assert set(ran) == {"EndToEnd"} | (bounds if effort == "standard" else set())
+    verdict = "held" if effort == "standard" else "measured"
+    assert (part.summary.verdict, part.summary.exit_code) == (verdict, 0)
+    assert (part.summary.bounded_share is None) == (effort == "quick")
+    assert (part.settings["effort"], part.settings["readouts"]) == (effort, 0)
+    left, right = figures(part), figures(report)
     lost = {path[-1] for path in null_paths(left, right)}
-    assert {"floor_t1_ratio", "estimate_t2", "certified_until_layer"} <= lost
-    told = set(quick.not_computed)
+    told = set(part.not_computed)
+    assert LEFT_OUT[effort] <= told
     assert lost <= told
-    assert set(quick.not_computed.values()) == {"left out by the effort quick"}
-    assert told - lost <= {"floor_ratio", "certified_l2", "stopped_by"}
+    assert set(part.not_computed.values()) == {f"left out by the effort {effort}"}
+    assert told - lost <= BESIDE
     for one, other in zip(left["precisions"], right["precisions"], strict=True):
         assert one["output"]["sigma_t3"] == other["output"]["sigma_t3"]
         assert one["output"]["kl_max"] == other["output"]["kl_max"]
         for row, whole in zip(one["layers"], other["layers"], strict=True):
-            assert row["bound_t1_l2"] == whole["bound_t1_l2"]
-            assert row["violations"] == whole["violations"]
+            for name in set(row) - told:
+                assert row[name] == approximately(whole[name]), name
+
+
+def seen(door, ran):
+    """A door that says when somebody goes through."""
+
+    @functools.wraps(door)
+    def through(*arguments, **named):
+        ran.append(door.__name__)
+        assert not named.get("n_readouts"), "T2's reverse pass"
+        return door(*arguments, **named)
+
+    return through
+
+
+def approximately(value):
+    """A figure of another program of the same fp64 sums."""
+    exact = value is None or isinstance(value, str)
+    return value if exact else pytest.approx(value, rel=1e-9)
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 99], []])
@@ -340,9 +389,7 @@ def test_the_document_of_an_overflow_is_strict_json_too(tmp_path):
     weights["backbone.layers.1.mixer.D"][:] = 1e7
     folder = save_transformers(tmp_path / "model", weights, SIZES)
     tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
-    found = lyapunov.check(
-        str(folder), tokens, precisions=["fp16"], floor=False, ball=False
-    )
+    found = lyapunov.check(str(folder), tokens, precisions=["fp16"], readouts=None)
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     run = document["precisions"][0]
     assert run["output"]["kl_max"] is None
@@ -356,7 +403,7 @@ def test_the_document_of_an_overflow_is_strict_json_too(tmp_path):
 def test_two_runs_give_the_same_report(checkpoint, report):
     """Assert that nothing but time differs: seeds are fixed, sums are ordered."""
     folder, _, tokens = checkpoint
-    again = lyapunov.check(str(folder), tokens, precisions=["bf16", "fp16"])
+    again = every_tier(str(folder), tokens, precisions=["bf16", "fp16"])
     left, right = report.to_dict(), again.to_dict()
     for document in (left, right):
         document["summary"].pop("seconds")

@@ -1,6 +1,5 @@
 """Assert that options reach the check, and that bad ones are refused at once."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -36,13 +35,14 @@ def test_defaults(run, fake):
 
 
 def test_what_an_effort_left_out_is_said(run, fake):
-    """Assert that it is told once, on stderr, and not where all was computed."""
-    told = {"estimate_t2": "left out by the effort quick", "sigma_t3": "no logits"}
+    """Assert that it is told once, on stderr; of the default with -v alone."""
     assert "left out" not in run("model").stderr
-    fake.default = dataclasses.replace(fake.default, not_computed=told)
-    result = run("model", "--effort", "quick")
-    assert "--effort quick left out estimate_t2\n" in result.stderr
+    told = "--effort standard left out the floor, T2, T4\n"
+    assert run("model", "-v").stderr.count(told) == 1
+    told = "--effort quick left out T0 and T1, the floor, T2, T4, growth\n"
+    assert run("model", "--effort", "quick").stderr.count(told) == 1
     assert "left out" not in run("model", "--effort", "quick", "-q").stderr
+    assert "left out" not in run("model", "--effort", "full", "-v").stderr
 
 
 def test_no_argument_checks_the_bundled_model(run, fake):

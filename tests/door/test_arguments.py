@@ -18,7 +18,7 @@ from lyapunov.exponents import (
     transient_growth,
 )
 from lyapunov.models import Tokens
-from lyapunov.questions._effort import NO_LOGITS
+from lyapunov.questions._effort import NO_LOGITS, Effort
 from lyapunov.questions._request import Request
 from lyapunov.questions._settings import checked_settings
 
@@ -57,6 +57,7 @@ REFUSED = {
     "against": [3, [], "", object(), "no/such/folder/at/all"],
     "round_weights": [*SEQUENCES, "A_log", "bf16:A", ["bf16:"], "int3"],
     "effort": [*NAMES, None, "half"],
+    "bounds": SWITCHES,
     "floor": SWITCHES,
     "probes": [-1, 1.0, "1", True, None, [1]],
     "readouts": [-1, 1.0, "1", True, [1]],
@@ -163,11 +164,9 @@ def test_settings_are_what_the_request_says():
     assert asked.precisions[0].autocast
     assert "floor_t1_ratio" not in asked.effort.left_out()
     assert asked.effort.left_out()["certified_l2"] == "left out by the effort quick"
-    assert Request.of(floor=False).effort.left_out() == {
-        "floor_t1_ratio": "floor=False",
-        "floor_ratio": "floor=False",
-    }
-    bare = Request().effort.on(has_head=False, n_params=1).left_out(has_head=False)
+    whole = Request.of(effort="full", floor=False).effort.left_out()
+    assert whole == {"floor_t1_ratio": "floor=False", "floor_ratio": "floor=False"}
+    bare = Effort.of("full").on(has_head=False, n_params=1).left_out(has_head=False)
     assert {"sigma_t3", "estimate_t2", "certified_until_layer"} <= set(bare)
     assert set(bare.values()) == {NO_LOGITS}
 

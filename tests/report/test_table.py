@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lyapunov.report import to_table
-from lyapunov.report._words import LEGEND, count, decay, number, ratio
+from lyapunov.report._words import LEGEND, count, decay, legend, number, ratio
 
 from .example import example_report, precision_report
 
@@ -49,7 +49,7 @@ def test_header_layers_logits_findings_and_verdict_are_all_there(troubled):
         troubled.summary.recommendation,
     ):
         assert word in text
-    assert LEGEND in text
+    assert legend(LEGEND) in text
 
 
 def test_verdict_is_not_told_by_colour_alone(held, troubled):
