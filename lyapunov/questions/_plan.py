@@ -37,6 +37,7 @@ CALIBRATION_TOKENS = 256
 FORWARDS = {
     "reference": 1.0,
     "run": 1.5,
+    "measured": 2.0,
     "T0 and T1": 8.0,
     "floor": 5.0,
     "T3": 3.0,
@@ -45,12 +46,14 @@ FORWARDS = {
     "growth": 20.0,
     "changed weights": 8.0,
 }
-"""fp64 forwards that a stage takes, each execution (T3: each probe, and one more for
+"""fp64 forwards that a stage takes, each execution (measured: where nothing is bounded,
+which measures as well; T3: each probe, and one more for
 the weights alone; T2: each read-out, of one sequence; T4: each sublayer reached)."""
 
 PROGRAMS = {
     "reference": 1.0,
     "run": 1.0,
+    "measured": 1.0,
     "T0 and T1": 7.0,
     "floor": 4.0,
     "T3": 5.0,
@@ -207,7 +210,8 @@ def plan(
     counts = {
         "reference": 1.0,
         "run": float(n),
-        "T0 and T1": n * share,
+        "T0 and T1": n * share if effort.bounds else 0.0,
+        "measured": 0.0 if effort.bounds else n * share,
         "floor": n * share * min(FLOOR_TOKENS, length) / ids.size
         if effort.floor
         else 0.0,

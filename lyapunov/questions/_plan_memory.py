@@ -152,6 +152,7 @@ def memory_of(
         "reference": stream + block // 4 + copies * weights + 4 * logits,
         "run": runs * (stream + block // 4 + weights + 2 * logits)
         + (0 if alone else n * max(stored.values(), default=0)),
+        "measured": runs * (3 * stream + block // 4 + copies * weights),
         "T0 and T1": runs * bound,
         "floor": runs * min(bound, bound * FLOOR_TOKENS // max(tokens, 1)),
         "T3": runs * (3 * stream + block // 2 + 2 * (probes + 1) * logits),

@@ -301,6 +301,14 @@ def test_check_reports_every_change_and_the_chosen_layers(model, tokens, tmp_pat
     (told,) = [f for f in report.findings if f.code == "LYA019"]
     assert "changes 1 of 3 recurrent sublayers" in told.message
     jsonschema.validate(document, schema())
+    quick = lyapunov.check(
+        model, tokens, measure="none", effort="quick", round_weights=["bf16:A_log"]
+    )
+    row, whole = quick.parameter_changes[0].layers[1], report.parameter_changes[1]
+    assert row.local_l2 == pytest.approx(whole.layers[0].local_l2, rel=1e-9)
+    assert row.local_max == pytest.approx(whole.layers[0].local_max, rel=1e-9)
+    assert row.bound_l2 is row.violations is row.elements_total is None
+    assert (quick.summary.verdict, quick.summary.bounded_share) == ("measured", None)
 
 
 def test_the_command_ends_with_two_and_a_clear_line(model, tmp_path, capsys):

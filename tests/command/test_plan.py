@@ -48,6 +48,10 @@ def model(folder):
     return lyapunov.load(str(folder))
 
 
+BOTH = ("bf16", "fp16")
+TIERS = Effort(floor=True, readouts=None, ball=True)
+
+
 def made(model, batch=1, length=32, precisions=("bf16",), **more) -> Plan:
     ids = np.zeros((batch, length), np.int64)
     return plan(model, ids, [mamba_ssm_prefill(p) for p in precisions], **more)
@@ -58,13 +62,11 @@ def forwards(found: Plan) -> dict[str, float]:
 
 
 def test_stages_are_those_that_would_run(model):
-    others = {"changed weights", "growth"}  # a Mamba-1 has exponents in its place
-    assert set(forwards(made(model))) == set(FORWARDS) - others
-    bare = made(model, effort=Effort(floor=False, probes=0, ball=False))
+    others = {"changed weights", "measured", "growth"}  # a Mamba-1 has exponents
+    assert set(forwards(made(model, effort=TIERS))) == set(FORWARDS) - others
+    bare = made(model, effort=Effort(probes=0))
     assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
-    assert set(forwards(made(model, precisions=(), effort=Effort(floor=False)))) == {
-        "reference"
-    }
+    assert set(forwards(made(model, precisions=()))) == {"reference"}
     assert "changed weights" in forwards(made(model, changes=2))
     assert set(PROGRAMS) == set(FORWARDS)
 
@@ -74,20 +76,22 @@ def test_a_plan_is_of_the_effort(model):
     quick, standard, full = (
         forwards(made(model, effort=one)) for one in EFFORTS.values()
     )
-    assert set(standard) - set(quick) == {"floor", "T2", "T4"}
-    assert set(full) - set(standard) == {"growth"}
+    assert set(quick) == {"reference", "run", "measured", "T3"}
+    assert set(standard) == {"reference", "run", "T0 and T1", "T3"}
+    assert set(full) - set(standard) == {"floor", "T2", "T4", "growth"}
     assert full["T3"] == 2.5 * standard["T3"], "four probes beside one, and the weights"
 
 
 def test_forwards_count_executions_layers_and_probes(model):
-    one, two = forwards(made(model)), forwards(made(model, precisions=("bf16", "fp16")))
+    every = [made(model, precisions=p, effort=TIERS) for p in (["bf16"], BOTH)]
+    one, two = map(forwards, every)
     for name in ("run", "T0 and T1", "floor", "T3", "T4"):
         assert two[name] == 2 * one[name]
     assert two["T2"] == one["T2"], "one reverse pass serves all executions"
     some = forwards(made(model, layers=(1,)))
     assert some["T0 and T1"] == pytest.approx(one["T0 and T1"] / 3)
     assert forwards(made(model, effort=Effort(probes=3)))["T3"] == 2 * one["T3"]
-    long = forwards(made(model, length=1024))
+    long = forwards(made(model, length=1024, effort=TIERS))
     assert long["floor"] == one["floor"] / 4, "the floor looks at 256 tokens"
 
 

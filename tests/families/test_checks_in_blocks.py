@@ -23,9 +23,8 @@ OF_SCORES = {"scores_product", "scores", "attention"}
 
 def checked(folder, measure):
     ids = np.random.default_rng(1).integers(0, 37, (2, SEQ))
-    return lyapunov.check(
-        lyapunov.load(folder), ids, precisions=["bf16"], measure=measure, readouts=2
-    )
+    model, more = lyapunov.load(folder), {"readouts": 2, "ball": True}
+    return lyapunov.check(model, ids, precisions=["bf16"], measure=measure, **more)
 
 
 @pytest.fixture

@@ -86,14 +86,14 @@ def quick(monkeypatch):
 def test_figures_of_every_check_are_in_the_history(tmp_path):
     network = make("mamba", **MAMBA)
     start = lyapunov.check(
-        lyapunov.from_torch(network), TOKENS, precisions=["bf16"], readouts=0
+        lyapunov.from_torch(network), TOKENS, precisions=["bf16"], effort="quick"
     )
     lines = tmp_path / "stability.jsonl"
     callback = lyapunov.StabilityCallback(TOKENS, every=2, budget=1.0, path=lines)
     run = trainer(network, tmp_path / "out", [callback])
     run.train()
     end = lyapunov.check(
-        lyapunov.from_torch(network), TOKENS, precisions=["bf16"], readouts=0
+        lyapunov.from_torch(network), TOKENS, precisions=["bf16"], effort="quick"
     )
 
     written = [json.loads(line) for line in lines.read_text().splitlines()]
