@@ -9,6 +9,7 @@ number of tokens that it is spread over.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ..arithmetic import Exact
@@ -41,7 +42,8 @@ def perturbation_growth(
     distances = [0]
     while token + max(1, 2 * distances[-1]) < seq:
         distances.append(max(1, 2 * distances[-1]))
-    gain, response = _growth(flow, incoming, p, start, key, directions, token)
+    gain, found = _growth(flow, incoming, p, start, key, directions, token)
+    response = np.asarray(found)
     return LayerGrowth(
         gain=float(gain),
         token=token,

@@ -55,7 +55,7 @@ def state_facts(record, index: int = 0) -> StateFacts | None:
         layer=record.layer,
         largest=float(np.max(np.asarray(observed["state"]))),
         underflow=underflow,
-        stagnation=None if lost is None else float(np.mean(lost[..., index])),
+        stagnation=lost if lost is None else np.asarray(lost)[..., index].mean().item(),
     )
 
 

@@ -49,12 +49,17 @@ def layer_facts(
     p = model.parameters(sublayer.layer)
     found = perturbation_growth(
         sublayer.flow,
-        jax.tree.map(lambda x: x[0], record.incoming),
+        jax.tree.map(lambda x: np.asarray(x)[0], record.incoming),
         p,
         model.start(p),
-        jax.random.fold_in(jax.random.key(seed), sublayer.layer),
+        _key(seed, sublayer.layer),
     )
     return dataclasses.replace(facts, growth=found)
+
+
+@jax.jit
+def _key(seed, layer):
+    return jax.random.fold_in(jax.random.key(seed), layer)
 
 
 def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:

@@ -42,6 +42,25 @@ def every_tier(*arguments, **named):
     return lyapunov.check(*arguments, **switches, **named)
 
 
+def test_more_sublayers_other_precisions_and_texts_compile_nothing(
+    checkpoint, report, tmp_path, programs
+):
+    """Assert that one program serves all sublayers of a kind, all formats of a role,
+    all weights and all tokens of a length."""
+    assert report.summary.verdict == "held"
+    sizes = Sizes(layers=2 * SIZES.layers)
+    weights = random_weights(np.random.default_rng(13), sizes)
+    deeper = save_transformers(tmp_path / "deeper", weights, sizes)
+    tokens = np.random.default_rng(14).integers(0, SIZES.vocab, (2, SEQ))
+    again = lyapunov.check(str(deeper), tokens, precisions=["bf16", "fp16"], seed=5)
+    assert len(again.exponents.layers) == sizes.layers
+    assert programs == []
+    folder, _, tokens = checkpoint
+    lyapunov.check(str(folder), tokens, precisions="fp16")
+    # adjoints are those of all executions at once
+    assert set(programs) <= {"_of_logits", "_through_norm", "_through_sublayer"}
+
+
 def exponents_only(folder, tokens, **options):
     return lyapunov.check(str(folder), tokens, measure="none", **options)
 
