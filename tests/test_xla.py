@@ -46,6 +46,30 @@ def test_xla_takes_the_flags():
     assert done.stdout.strip() == "3.0", done.stderr
 
 
+SOONER = f"""
+from lyapunov import _xla
+_xla.compile_sooner()
+{FLAGS}
+import jax
+jax.jit(lambda x: jax.numpy.sum(jax.numpy.exp(x)))(jax.numpy.ones(100))
+_xla.compile_sooner()
+"""
+
+
+def test_the_command_has_xla_make_less_code_and_what_is_given_stays():
+    done = python(SOONER, None)
+    sooner = json.loads(done.stdout)
+    assert not done.returncode, done.stderr
+    assert sooner[:-2] == _xla.flags_needed()
+    assert [flag.partition("=")[0] for flag in sooner[-2:]] == [
+        "--xla_cpu_use_fusion_emitters",
+        "--xla_disable_hlo_passes",
+    ]
+    own = "--xla_disable_hlo_passes=algsimp"
+    assert json.loads(python(SOONER, own).stdout)[0] == own
+    assert len(json.loads(python(SOONER, own).stdout)) == len(sooner)
+
+
 LATE = """
 import jax
 jax.numpy.ones(3).sum()

@@ -15,6 +15,7 @@ says why not.
 """
 
 import abc
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from ..formats import FormatNumbers, StateNumbers, is_state_numbers
 from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
+from ._called import called
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import at_once, emptied, over_blocks
 from .rules import entries, functions, rows, scans, storage, sums
@@ -30,6 +32,16 @@ from .rules import entries, functions, rows, scans, storage, sums
 
 def _operation(rule: Callable) -> Any:
     """A rule as a method: its interpreter is what it is told of the execution."""
+
+    @functools.wraps(rule)
+    def method(self, *operands, **named):
+        return called(rule, self, *operands, **named)
+
+    return method
+
+
+def _in_place(rule: Callable) -> Any:
+    """A rule that moves entries, or is of one token, which is never called."""
     return rule
 
 
@@ -55,6 +67,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         calls: tuple[int, ...] = (),
         growths: dict[int, Float[Array, ""]] | None = None,
         compiled: bool = False,
+        as_functions: bool = False,
     ):
         self.records = {}
         self.observed = {}
@@ -72,6 +85,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         self.calls = calls
         self.growths = growths
         self.compiled = compiled
+        self.as_functions = as_functions
         # the rows of a block that is being gone through, and along which axis anchors
         # have them
         self._rows: Int[Array, " rows"] | None = None
@@ -97,7 +111,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
                     anchor, self._rows[0], self._rows.shape[0], self._axis
                 )
             x = storage.on_the_nearest_turn(lift(x), anchor) if angle else lift(x)
-            bound, x = storage.store_at_anchor(numbers, x, anchor)
+            bound, x = storage.store_at_anchor(self, numbers, x, anchor)
             self._record(site, bound, x.value)
             return x
         stored = storage.store(self, numbers, x)
@@ -120,14 +134,14 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
 
     def apply(self, operation, *operands):
         """By the operation's own rule."""
-        return operation.with_errors(self, *operands)
+        return called(operation.with_errors, self, *operands)
 
     add = _operation(entries.add)
     multiply = _operation(entries.multiply)
-    negate = _operation(entries.negate)
-    carry = _operation(entries.carry)
-    view = _operation(entries.view)
-    join = _operation(entries.join)
+    negate = _in_place(entries.negate)
+    carry = _in_place(entries.carry)
+    view = _in_place(entries.view)
+    join = _in_place(entries.join)
     clip = _operation(entries.clip)
     mask = _operation(entries.mask)
     reached = _operation(entries.reached)
@@ -146,9 +160,9 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     cumsum = _operation(sums.cumsum)
     causal_conv = _operation(sums.causal_conv)
 
-    initial_state = _operation(scans.initial_state)
-    advance = _operation(scans.advance)
-    step = _operation(scans.step)
+    initial_state = _in_place(scans.initial_state)
+    advance = _in_place(scans.advance)
+    step = _in_place(scans.step)
     contract = _operation(scans.contract)
 
     def largest(self, x, count):
@@ -231,6 +245,8 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
     - `chunked`: run a recurrence that has a chunked form in it.
     - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
     - `calls`: tokens of each call, where chunks begin anew with several.
+    - `as_functions`: rules become functions of the program that is traced, see
+      `called`; for whoever compiles a whole sublayer.
     """
 
     matmul = _operation(sums.matmul)

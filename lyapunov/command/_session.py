@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov._xla import compile_sooner
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
 from lyapunov.command._declare import CHECK, DUMP
 from lyapunov.command._endings import (
@@ -85,6 +86,7 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
             f"--baseline is one report, and there are {len(sources)} checkpoints",
             hint="check them one by one",
         )
+    compile_sooner()
     compiled = where_compiled_is_kept(not options.no_compile_cache)
     if options.verbose or (compiled.reason and not options.quiet):
         click.echo(compiled.told(), err=True)

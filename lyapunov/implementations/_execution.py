@@ -161,6 +161,7 @@ class Execution:
             chunked=self.chunked,
             chunks_at_once=self.chunks_at_once,
             calls=self.calls,
+            as_functions=True,
         )
 
     def scan_depth(self, seq: int) -> int:

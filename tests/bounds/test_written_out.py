@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis._speed_inputs import SMALL, incoming, parameters, record_of, rounded
-from lyapunov.arithmetic import Exact
+from lyapunov.arithmetic import BoundedArithmetic, Exact, _called
 from lyapunov.arithmetic.rules import declared, sums
 from lyapunov.bounds import local
 from lyapunov.bounds.passes import Interpreter, bounded_pass, numbers_of, without_error
@@ -95,3 +95,31 @@ def test_an_exact_pass_shows_nothing():
         at = Exact(observes=observes)
         sublayer(at, mamba1, one, p, initial_state(p))
         assert set(at.observed) == ({"dt", "state"} if observes else set())
+
+
+def chain(as_functions: bool):
+    """Two dozen operations of which each reads what is before it twice."""
+    execution = mamba_ssm_prefill("bf16")
+    model = execution.constants.model()
+
+    def run(x):
+        at = BoundedArithmetic({}, model, as_functions=as_functions)
+        for _ in range(12):
+            x = at.add(at.multiply(x, x), x)
+        return x.value, x.error, x.norm
+
+    return run
+
+
+def test_on_a_cpu_a_rule_is_computed_once_for_all_its_readers(rng, monkeypatch):
+    """Assert fewer instructions, the same numbers, and nothing of it on a GPU."""
+    x = jnp.asarray(rng.uniform(-1, 1, (4, 8)))
+    programs = [jax.jit(chain(functions)).lower(x) for functions in (False, True)]
+    inline, apart = (program.compile() for program in programs)
+    size = lambda program: program.as_text().count(" = ")
+    assert size(apart) < size(inline) / 2
+    for one, other in zip(inline(x), apart(x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert 'inlineable = "false"' in programs[1].as_text()
+    monkeypatch.setattr(_called, "has_gpu", lambda: True)
+    assert "inlineable" not in jax.jit(chain(True)).lower(x).as_text()

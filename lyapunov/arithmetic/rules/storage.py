@@ -45,7 +45,9 @@ def store(declared: Declared, numbers, x) -> Bounded | BoundedState:
     return apart(declared, Bounded(value, error, norm * SAFETY))
 
 
-def store_at_anchor(numbers, x: Bounded, anchor) -> tuple[Bounded, Bounded]:
+def store_at_anchor(
+    declared: Declared, numbers, x: Bounded, anchor
+) -> tuple[Bounded, Bounded]:
     """The bound of what a trace stored, and the trace's own value without error.
 
     v itself is off by fp64's own errors, which matter where it happens to lie next to
