@@ -25,6 +25,8 @@ import pytest
 from lyapunov._errors import UsageError
 from lyapunov.implementations.transformers._source import RIGHT, installed
 
+from .helpers import programs_compiled
+
 
 jax.config.update("jax_enable_x64", True)
 
@@ -38,15 +40,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def programs():
     """Names of what XLA compiles, or reads from its cache, from here on."""
-    found: list[str] = []
-
-    def listen(event: str, _: float, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(about["fun_name"].removeprefix("jit(").removesuffix(")"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with programs_compiled() as found:
+        yield found
 
 
 @pytest.hookimpl(wrapper=True)

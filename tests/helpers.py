@@ -1,11 +1,31 @@
-"""Tolerances that are derived, and a comparison that says where it failed."""
+"""Tolerances that are derived, a comparison that says where it failed, programs."""
 
+import contextlib
+
+import jax
 import numpy as np
 
 from oracles.tolerances import gamma
 
 
-__all__ = ["assert_within", "gamma"]
+__all__ = ["assert_within", "gamma", "programs_compiled"]
+
+
+@contextlib.contextmanager
+def programs_compiled():
+    """Names of what XLA compiles, or reads from its cache, inside."""
+    found: list[str] = []
+
+    def listen(event: str, duration_secs: float, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            name = str(about.get("fun_name", event))
+            found.append(name.removeprefix("jit(").removesuffix(")"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def assert_within(actual, expected, tolerance, what: str = "") -> None:

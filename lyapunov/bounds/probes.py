@@ -16,8 +16,10 @@ from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
 from ..formats import FP32
 from ..implementations import Execution
+from ..implementations._reference import run_norm
 from ..models import Model, Sublayer
-from ..sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
+from ..sublayers.residual import Stream, beside, final_norm, logits, sublayer
+from .passes import exact_pass
 
 
 # Sites behind the last one that a probe draws for: their effect has a closed form.
@@ -82,13 +84,11 @@ class Probes:
         p = self._model.parameters(layer.layer, own)
         start = self._model.start(p)
         self._held_exactly &= self._model.held_exactly(layer.layer, own)
-        if self._held_exactly:
-            residual = reference.residual + reference.hidden
-            output = reference.output
-        else:
-            residual, output = _run_exact(
-                layer.flow, self._exact.incoming(layer), p, start
-            )
+        incoming, output = reference.incoming, reference.output
+        if not self._held_exactly:
+            incoming = self._exact.incoming(layer)
+            output = exact_pass(layer.flow, incoming, p, start)
+        residual = incoming.residual + incoming.hidden
         self._exact = self._exact.after(layer, residual, output, jnp.add)
         sites = own.site_numbers()
         place = np.asarray(layer.layer)
@@ -113,7 +113,7 @@ class Probes:
         """Run the norm in front of the head."""
         p = self._model.final_norm(self._execution)
         beyond = np.asarray(len(self._model.sublayers))
-        self._normed = [_norm_exact(self._exact, p)]
+        self._normed = [run_norm(self._exact.residual, self._exact.hidden, p)]
         for probe, draw in zip(self._probes, self._draws, strict=True):
             self._normed.append(
                 _norm_sampled(self._sites, self._inner, draw, beyond, probe, p)
@@ -153,11 +153,6 @@ class _Draw(NamedTuple):
 
 
 @eqx.filter_jit
-def _run_exact(flow, incoming: Incoming, p, start):
-    return over_batch(lambda i: sublayer(Exact(), flow, i, p, start)[:2], incoming)
-
-
-@eqx.filter_jit
 def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chunked):
     def run(key, incoming):
         at = Sampled(sites, key, draw.sign, inner=inner, chunked=chunked)
@@ -171,12 +166,6 @@ def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chu
 def _together(sites, draw: _Draw, place, output, other):
     own = jax.random.fold_in(draw.at(place), 1)  # the sublayer itself splits the key
     return beside(Sampled(sites, own, draw.sign), output, other)
-
-
-@eqx.filter_jit
-def _norm_exact(stream: Stream, p):
-    run = lambda r, h: final_norm(Exact(), r, h, p)
-    return over_batch(run, stream.residual, stream.hidden)
 
 
 @eqx.filter_jit
