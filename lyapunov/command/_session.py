@@ -210,12 +210,15 @@ def _open(source: str | None, revision: str | None) -> Any:
 
 
 def _prepare_jax() -> None:
-    """fp64, before JAX is imported."""
+    """fp64, before JAX is imported; and JAX tells what it compiles."""
     # on a GPU torch may run beside JAX, which would take most of the memory at once
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
+    from lyapunov.command._progress import COMPILATIONS
+
     jax.config.update("jax_enable_x64", True)
+    COMPILATIONS.watch()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ..implementations import Execution
 from ..models import Model
 from ..models._load import model_of
 from ..models._tokens import Tokens
-from ..results._check import Report, Summary
+from ..results._check import UNDECIDED, Report
 from ._changes import parameter_changes
 from ._environment import environment
 from ._layers import run_layers
@@ -104,6 +105,8 @@ def check(
       sequence); None: where some sublayer has no exponent.
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
+      Where it has `known(report)`, it is told what is known whenever there is more: a
+      report without verdict, of the sublayers so far.
     - `tokens_are_text`: the tokens given are text, so that the reference's loss on
       them is judged (LYA016, LYA017); `token_bytes`: of all but the first token of
       each sequence, for the loss a byte.
@@ -133,6 +136,26 @@ def _answer(
     ids, chosen = given.ids, request.sublayers(model)
     effort, counts = request.effort, request.verdict
     settings = request.settings()
+    begun = Report(
+        tool={"name": "lyapunov-check", "version": __version__},
+        settings=settings,
+        environment={},
+        assumptions=[],
+        checkpoint=checkpoint_facts(model, hashed=False),
+        tokens=tokens_facts(given),
+        exponents=gather_exponents([], ids.size),
+        precisions=[],
+        findings=[],
+        summary=UNDECIDED,
+        not_computed=effort.left_out(has_head=model.has_head),
+    )
+    tell = getattr(progress, "known", None) or (lambda report: None)
+
+    def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
+        exponents = gather_exponents(rows, ids.size)
+        tell(replace(begun, exponents=exponents, precisions=list(reports)))
+
+    tell(begun)
     with jax.enable_x64(True), jax.default_device(device_named(request.device)):
         executions = request.executions(model)
         changed = request.changes(model)
@@ -146,7 +169,7 @@ def _answer(
             floor=effort.floor,
         )
         rows, reports, clipped, bits = run_layers(
-            model, ids, executions, chosen, request, progress
+            model, ids, executions, chosen, request, progress, known
         )
         reference = None
         if model.has_head:
@@ -174,17 +197,16 @@ def _answer(
         total = {"checked": checked, "skipped": skipped, "bounded": bounded}
         total["bounds"] = effort.bounds
         verdict, exit_code = findings.verdict(found, **total, **vars(counts))
-    return Report(
-        tool={"name": "lyapunov-check", "version": __version__},
-        settings=settings,
+    return replace(
+        begun,
         environment=environment(),
         assumptions=_assumptions(executions),
         checkpoint=checkpoint_facts(model),
-        tokens=tokens_facts(given),
         exponents=exponents,
         precisions=reports,
         findings=found,
-        summary=Summary(
+        summary=replace(
+            UNDECIDED,
             verdict=verdict,
             checked=checked,
             skipped=skipped,
@@ -196,7 +218,6 @@ def _answer(
         ),
         parameter_changes=changes,
         reference=reference,
-        not_computed=effort.left_out(has_head=model.has_head),
     )
 
 

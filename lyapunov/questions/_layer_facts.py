@@ -18,24 +18,20 @@ from ..exponents import (
     with_time_steps,
 )
 from ..models import Model, Sublayer
-from ..results._check import LayerExponents
+from ..results._check import LayerExponents, LayerGrowth
 
 
-def layer_facts(
-    model: Model, sublayer: Sublayer, record, *, growth: bool = False, seed: int = 0
-) -> LayerExponents:
+def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
     """Find the exponents of a recurrence on a record; else the reason for none.
 
     **Arguments:**
 
     - `record`: the reference's `SublayerRecord`.
-    - `growth`: find how perturbations of the first sequence grow as well, in
-      directions drawn with `seed`.
     """
     facts = _facts(model, sublayer, record)
     raw = model.raw_parameters(sublayer.layer)
     silent = adds_nothing(record.output, raw)
-    facts = dataclasses.replace(
+    return dataclasses.replace(
         facts,
         suspicions=sorted(
             [*(str(one) for one in silent), *facts.suspicions],
@@ -44,17 +40,24 @@ def layer_facts(
         suspects=list(dict.fromkeys([*suspects(silent), *facts.suspects])),
         at_initialisation=at_initialisation(raw),
     )
-    if not growth:
-        return facts
+
+
+def layer_growth(model: Model, sublayer: Sublayer, record, seed: int) -> LayerGrowth:
+    """Find how perturbations of the first sequence grow, in directions drawn with
+    `seed`.
+
+    **Arguments:**
+
+    - `record`: the reference's `SublayerRecord`.
+    """
     p = model.parameters(sublayer.layer)
-    found = perturbation_growth(
+    return perturbation_growth(
         sublayer.flow,
         jax.tree.map(lambda x: np.asarray(x)[0], record.incoming),
         p,
         model.start(p),
         _key(seed, sublayer.layer),
     )
-    return dataclasses.replace(facts, growth=found)
 
 
 @jax.jit

@@ -5,7 +5,7 @@ probes, the ball and the bounds of a sublayer are done before the next one is re
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from ._cause import StateFacts, state_cause, state_facts
 from ._divergence import SublayerDivergence
 from ._effort import Effort
 from ._functions import OtherFunctions
-from ._layer_facts import layer_facts
+from ._layer_facts import layer_facts, layer_growth
 from ._reference_loss import NextTokenLoss
 from ._request import Request
 
@@ -61,6 +61,7 @@ def run_layers(
     chosen: tuple[int, ...],
     request: Request,
     progress=None,
+    known: Callable[[list[LayerExponents], list[PrecisionReport]], Any] | None = None,
 ) -> tuple[
     list[LayerExponents], list[PrecisionReport], dict[int, ClippedDt], np.ndarray
 ]:
@@ -73,6 +74,7 @@ def run_layers(
     - `ids`: (batch, seq). `chosen`: the sublayers to bound.
     - `request`: who runs the executions, how much is looked for, and the seed.
     - `progress`: with `start(total, what)` and `advance()`; None is silent.
+    - `known`: is told the rows and reports so far, whenever there is more to tell.
     """
     measure = request.measure
     effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
@@ -83,11 +85,24 @@ def run_layers(
     functions = OtherFunctions(model, ids, executions)
     steps = len(model.sublayers) + 1
     if progress is not None:
-        progress.start(steps + (steps if estimates else 0), "checking")
+        back = len(model.sublayers) if estimates is not None and effort.readouts else 0
+        progress.start(steps + back, "checking")
     growth = effort.follows_growth(model.config.sublayers)
     modules = model.layout.modules
     rows: list[LayerExponents] = []
     clipped: dict[int, ClippedDt] = {}
+
+    def tell(outputs: Sequence[OutputDivergence] | None = None) -> None:
+        if known is not None:
+            outputs = outputs or [OutputDivergence()] * len(runs)
+            known(
+                rows,
+                [
+                    _report(run, measure, modules, None, output, {})
+                    for run, output in zip(runs, outputs, strict=True)
+                ],
+            )
+
     # While the bounds of one sublayer are at work the next one runs: bounds are
     # elementwise, forwards are matrix products. One sublayer ahead and no more, so
     # that memory does not grow with depth.
@@ -95,6 +110,10 @@ def run_layers(
         pending: list[tuple[_Run, SublayerDivergence]] = []
         for sublayer in model.sublayers:
             record: Any = next(reference)
+            # before anything else is compiled
+            found = layer_facts(model, sublayer, record)
+            rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
+            tell()
             functions.sublayer()
             started = []
             for run in runs:
@@ -126,17 +145,18 @@ def run_layers(
             if limits is not None:
                 dt = np.asarray(record.observed["dt"])
                 clipped[sublayer.layer] = clipped_dt(dt, limits)
-            found = layer_facts(
-                model, sublayer, record, growth=growth, seed=request.seed
-            )
-            rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
+            if growth:
+                found = layer_growth(model, sublayer, record, request.seed)
+                rows[-1] = dataclasses.replace(rows[-1], growth=found)
             _collect(pending)
             pending = started
+            tell()
             if progress is not None:
                 progress.advance(1, f"layer {sublayer.layer}")
         _collect(pending)
+    tell()
     outputs, bits = _outputs(
-        model, next(reference), runs, estimates, functions, ids, progress
+        model, next(reference), runs, estimates, functions, ids, progress, tell
     )
     reports = [
         _report(run, measure, modules, functions.distance(run.execution), *found)
@@ -245,9 +265,11 @@ def _outputs(
     functions: OtherFunctions,
     ids,
     progress,
+    tell: Callable[[Sequence[OutputDivergence]], None],
 ) -> tuple[list[tuple[OutputDivergence, dict[int, float]]], np.ndarray]:
     """The logits of each execution with each sublayer's share of their variance; and
-    the reference's own loss, which needs no execution."""
+    the reference's own loss, which needs no execution. What was measured is told to
+    `tell` before read-outs go back."""
     others = [next(run.trace) for run in runs]
     sums = [_compare.no_logits(*ids.shape) for _ in others]
     loss = NextTokenLoss(ids)
@@ -272,13 +294,16 @@ def _outputs(
             estimates.logits(start, stop, reference, found)
     if progress is not None:
         progress.advance(1, "logits")
+    vocabulary = model.config.vocab_size
+    measured = [_compare.output_divergence(done, vocabulary) for done in sums]
+    tell(measured)
     if estimates is not None:
         for layer in estimates.reverse():
             if progress is not None:
                 progress.advance(1, f"back through layer {layer}")
     outputs = [
-        _output(model, run, done, estimates, i)
-        for i, (run, done) in enumerate(zip(runs, sums, strict=True))
+        _output(run, done, one, estimates, i)
+        for i, (run, done, one) in enumerate(zip(runs, sums, measured, strict=True))
     ]
     return outputs, loss.bits()
 
@@ -293,9 +318,8 @@ def _no_output(run: _Run) -> OutputDivergence:
 
 
 def _output(
-    model: Model, run: _Run, sums, estimates: EndToEnd | None, i: int
+    run: _Run, sums, output: OutputDivergence, estimates: EndToEnd | None, i: int
 ) -> tuple[OutputDivergence, dict[int, float]]:
-    output = _compare.output_divergence(sums, model.config.vocab_size)
     certified = None
     if run.ball is not None:
         run.ball.head()

@@ -205,15 +205,15 @@ def tokens_facts(tokens: Tokens) -> TokensFacts:
     return TokensFacts(tokens.source, batch, length, digest)
 
 
-def checkpoint_facts(model: Model) -> CheckpointFacts:
-    """What a report says of its checkpoint."""
+def checkpoint_facts(model: Model, *, hashed: bool = True) -> CheckpointFacts:
+    """What a report says of its checkpoint; its files are read whole to be hashed."""
     return CheckpointFacts(
         source=model.source,
         architecture=model.layout.architecture,
         n_layers=len(model.sublayers),
         n_params=model.layout.n_params,
         dtype=model.layout.dtype,
-        files=[] if model.checkpoint is None else model.checkpoint.hashes(),
+        files=model.checkpoint.hashes() if hashed and model.checkpoint else [],
         n_blocks=model.layout.n_blocks,
     )
 

@@ -22,8 +22,24 @@ from lyapunov.report._sentences import change_sentence, output_lines
 from lyapunov.results._check import ParameterChangeReport, PrecisionReport, Report
 
 
+def so_far(report: Report) -> Document:
+    """What is known of a report that is not finished: no verdict, and no legends."""
+    sections = [_layers(report)] if report.exponents.layers else []
+    logits = _logits(report)
+    sections += [*logits, *(_beyond_the_table(report) if logits else [])]
+    return Document(
+        title=report.checkpoint.source,
+        verdict="",
+        word="",
+        facts=_facts(report),
+        sections=[replace(one, notes=()) for one in sections],
+    )
+
+
 def document(report: Report) -> Document:
     """Verdict, findings, logits, sublayers, and what it rests on."""
+    if not report.summary.verdict:
+        return so_far(report)
     line, summary = headline(report), report.summary
     baseline = [f"baseline: {summary.baseline}"] if summary.baseline else []
     given = [Line(f["stack"], f["why"], f["flag"]) for f in summary.flags]
@@ -80,8 +96,12 @@ def _facts(report: Report) -> list[Line]:
     facts = [
         Line("network", words.checkpoint_sentence(report)),
         Line("tokens", words.tokens_sentence(report)),
-        Line("exponents", words.exponent_sentence(report.exponents)),
     ]
+    n, found = report.checkpoint.n_layers, len(report.exponents.layers)
+    if found:
+        part = "" if found == n else f"; so far, of {found} of {n} sublayers"
+        sentence = words.exponent_sentence(report.exponents)
+        facts.append(Line("exponents", f"{sentence}{part}"))
     if report.reference is not None:
         facts.append(Line("loss", words.loss_sentence(report.reference)))
     for precision in report.precisions:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD, Box
@@ -45,6 +46,7 @@ def to_table(
     encoding: str | None = "utf-8",
     quiet: bool = False,
     verbose: bool = False,
+    rows: int | None = None,
 ) -> str:
     """Show a result as a terminal does.
 
@@ -57,6 +59,7 @@ def to_table(
     - `quiet`: findings, verdict and recommendation only.
     - `verbose`: also where each sublayer's bound is lost and what each stack is to
       be given.
+    - `rows`: of tables the last so many alone; None is all.
 
     **Returns:**
 
@@ -81,7 +84,7 @@ def to_table(
         safe_box=bool(stand_ins),
     )
     form = Form.TERMINAL | Form.VERBOSE if verbose else Form.TERMINAL
-    _Terminal(console, stand_ins, form).show(document_of(result), quiet)
+    _Terminal(console, stand_ins, form, rows).show(document_of(result), quiet)
     text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
     if stand_ins:
         text = text.replace("…", "~")
@@ -92,8 +95,15 @@ def to_table(
 class _Terminal:
     """Writes a document to a console."""
 
-    def __init__(self, console: Console, stand_ins: dict[str, str], form: Form):
+    def __init__(
+        self,
+        console: Console,
+        stand_ins: dict[str, str],
+        form: Form,
+        rows: int | None = None,
+    ):
         self.console = console
+        self.last = slice(None if rows is None else -rows, None)
         self.signs = str.maketrans(stand_ins)
         self.form = form
 
@@ -119,6 +129,8 @@ class _Terminal:
         if document.findings:
             self.console.print()
             self.findings(document.findings)
+        if not document.verdict:  # nobody knows yet
+            return
         self.console.print()
         mark = MARKS[document.style]
         self.put(f"{mark} {document.sentence}".strip(), _STYLES[document.style])
@@ -169,6 +181,7 @@ class _Terminal:
         """One table, airy or close, where everything fits, else one for each group of
         columns; with the paths where they fit too."""
         view = view.chosen(self.form)
+        view = replace(view, rows=view.rows[self.last])
         paths = next((key for key in view.keys if key.path), None)
         shown: list[list[str] | None] = [None]
         if paths is not None:

@@ -228,6 +228,10 @@ class Summary:
     nothing was bounded."""
 
 
+UNDECIDED = Summary("", "", checked=0, skipped=0, seconds=0.0, exit_code=0)
+"""Of a report that is not finished."""
+
+
 @dataclass(frozen=True)
 class CheckpointFacts:
     """Say which checkpoint was checked."""

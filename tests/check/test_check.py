@@ -272,9 +272,16 @@ def test_an_effort_says_what_it_left_out(checkpoint, report, effort, monkeypatch
             module, door = name.split(".")
             module = importlib.import_module(f"lyapunov.questions.{module}")
             monkeypatch.setattr(module, door, seen(getattr(module, door), ran))
+    told = Told()
     part = lyapunov.check(
-        str(folder), tokens, precisions=["bf16", "fp16"], effort=effort
+        str(folder),
+        tokens,
+        precisions=["bf16", "fp16"],
+        effort=effort,
+        progress=told,
     )
+    assert told.total == told.done > 0
+    told.holds(part)
     bounds = {"sublayer_bound", "operation_bounds"}
     assert set(ran) == {"EndToEnd"} | (bounds if effort == "standard" else set())
     verdict = "held" if effort == "standard" else "measured"
@@ -294,6 +301,48 @@ def test_an_effort_says_what_it_left_out(checkpoint, report, effort, monkeypatch
         for row, whole in zip(one["layers"], other["layers"], strict=True):
             for name in set(row) - told:
                 assert row[name] == approximately(whole[name]), name
+
+
+class Told:
+    """Hear what a check tells while it works."""
+
+    total = done = 0
+
+    def __init__(self):
+        self.reports = []
+
+    def start(self, total, what):
+        self.total = total
+
+    def advance(self, steps=1, what=""):
+        self.done += steps
+
+    def known(self, report):
+        self.reports.append(report)
+
+    def holds(self, whole):
+        """Assert that the header came first, exponents before any execution's figures,
+        more from one report to the next, and at last all that the whole has."""
+        header, first, *_, last = self.reports
+        assert (header.checkpoint.source, header.tokens) == (
+            whole.checkpoint.source,
+            whole.tokens,
+        )
+        assert (header.exponents.layers, header.precisions) == ([], [])
+        assert first.exponents.layers == whole.exponents.layers[:1]
+        assert [p.layers for p in first.precisions] == [[], []]
+        sizes = [
+            (len(r.exponents.layers), sum(len(p.layers) for p in r.precisions))
+            for r in self.reports
+        ]
+        assert sizes == sorted(sizes)
+        assert {r.summary.verdict for r in self.reports} == {""}
+        assert last.exponents == whole.exponents
+        for one, other in zip(last.precisions, whole.precisions, strict=True):
+            assert one.layers == other.layers
+            assert one.output.kl_max == other.output.kl_max
+        for report in self.reports:
+            assert "HELD" not in to_table(report)
 
 
 def seen(door, ran):
@@ -452,22 +501,10 @@ def test_two_runs_give_the_same_report(checkpoint, report):
 def test_progress_counts_to_its_end(checkpoint):
     """Assert that every step announced is taken."""
 
-    class Progress:
-        total = done = 0
-
-        def start(self, total, what):
-            self.total = total
-
-        def advance(self, steps=1, what=""):
-            self.done += steps
-
-        def close(self):
-            pass
-
     folder, _, tokens = checkpoint
-    progress = Progress()
-    exponents_only(folder, tokens, progress=progress)
-    assert progress.total == progress.done > 0
+    told = Told()
+    exponents_only(folder, tokens, progress=told)
+    assert told.total == told.done > 0
 
 
 def test_long_memory_is_flagged(tmp_path):

@@ -1,15 +1,26 @@
 """Assert that progress shows where it should and nowhere else."""
 
+import dataclasses
 import io
+import itertools
+import time
 
 import pytest
+from rich.console import Console
 
+from lyapunov.command import _progress
 from lyapunov.command._progress import (
+    BACKEND_COMPILE,
     BarProgress,
+    Compilations,
     LineProgress,
     SilentProgress,
     choose_progress,
 )
+from lyapunov.report import to_table
+from lyapunov.results._check import UNDECIDED, OutputDivergence
+
+from .conftest import example
 
 
 class Terminal(io.StringIO):
@@ -36,7 +47,8 @@ def _work(progress):
         (Terminal, {"verbose": True}, BarProgress),
         (Terminal, {"wanted": False}, SilentProgress),
         (Terminal, {"quiet": True}, SilentProgress),
-        (io.StringIO, {}, SilentProgress),
+        (io.StringIO, {}, LineProgress),
+        (io.StringIO, {"quiet": True}, SilentProgress),
         (io.StringIO, {"verbose": True}, LineProgress),
         (io.StringIO, {"verbose": True, "wanted": False}, SilentProgress),
     ],
@@ -74,3 +86,147 @@ def test_closing_before_the_start_and_advancing_after_the_end_are_no_errors():
     for progress in (BarProgress(Terminal()), LineProgress(io.StringIO())):
         progress.close()
         progress.advance()
+
+
+def test_without_a_terminal_a_line_tells_it_every_minute(monkeypatch):
+    """Assert it of a shorter minute, also while one step takes long; no line more
+    after the end, and none of a check that ends within the first."""
+    counted = Compilations()
+    monkeypatch.setattr(_progress, "COMPILATIONS", counted)
+    assert choose_progress(stream=io.StringIO())._every == 60
+    short, stream = io.StringIO(), io.StringIO()
+    _work(LineProgress(short, 60.0))
+    assert short.getvalue() == ""
+    progress = LineProgress(stream, 0.01)
+    wait_for(stream, "s  loading\n")
+    progress.start(3, "checking")
+    progress.advance(1, "layer 0")
+    counted._begins(BACKEND_COMPILE, 0.0, fun_name="f")
+    wait_for(stream, "s  layer 0: 1 of 3; compiling 1\n")
+    progress.close()
+    time.sleep(0.03)
+    before = stream.getvalue()
+    time.sleep(0.05)
+    assert stream.getvalue() == before
+
+
+def wait_for(stream, text):
+    deadline = time.monotonic() + 5
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.005)
+
+
+def test_compilations_are_counted():
+    """Assert it by JAX's own events, of which others are not of compiling."""
+    import jax
+    import jax.numpy as jnp
+
+    counted = Compilations()
+    assert str(counted) == ""
+    counted.expected = 2
+    counted._begins(BACKEND_COMPILE, 0.0)
+    assert str(counted) == "compiling 1 of about 2"
+    counted._ends(BACKEND_COMPILE, 0.1)
+    counted._ends("/jax/core/compile/jaxpr_trace_duration", 0.1)
+    assert str(counted) == "1 programs compiled"
+    for _ in range(2):
+        counted._begins(BACKEND_COMPILE, 0.0)
+    assert str(counted) == "compiling 2 of about 2"
+    for _ in range(2):
+        counted._ends(BACKEND_COMPILE, 0.0)
+    counted._begins(BACKEND_COMPILE, 0.0)
+    assert str(counted) == "compiling 4", "more than were expected"
+    watched = Compilations()
+    watched.watch()
+    watched.watch()
+    try:
+        jax.jit(lambda x: jnp.cosh(x) * 3.25).lower(1.0).compile()
+        assert (watched.begun, watched.done) == (1, 1)
+    finally:
+        jax.monitoring.unregister_scalar_listener(watched._begins)
+        jax.monitoring.unregister_event_duration_listener(watched._ends)
+
+
+# --- What is known so far ---------------------------------------------------------
+
+
+def so_far(rows: int, n_layers: int = 24):
+    """What is known of so many sublayers, of the last its exponents alone."""
+    whole = example.example_report(n_layers)
+    return dataclasses.replace(
+        whole,
+        exponents=dataclasses.replace(
+            whole.exponents, layers=whole.exponents.layers[:rows]
+        ),
+        precisions=[
+            dataclasses.replace(
+                p, layers=p.layers[: rows - 1], output=OutputDivergence()
+            )
+            for p in whole.precisions
+        ],
+        findings=[],
+        summary=UNDECIDED,
+    )
+
+
+def test_what_is_not_finished_has_no_verdict_and_no_legend():
+    text = to_table(so_far(3))
+    assert text.startswith("checkpoint  state-spaces/mamba-130m-hf\n")
+    assert "so far, of 3 of 24 sublayers" in " ".join(text.split())
+    assert "HELD" not in text
+    assert "sublayers checked" not in text
+    assert "Exponents in nats" not in text
+    rows = [line for line in text.splitlines() if " mamba1 " in line]
+    assert len(rows) == 3
+    assert rows[0].count("×") > 2
+    assert rows[2].count("×") == 0, "its executions are still at work"
+    header = to_table(so_far(0))
+    assert "tokens" in header
+    assert "exponents" not in header
+    assert "Layers" not in header
+
+
+@pytest.mark.parametrize("height", [12, 24])
+def test_as_much_as_there_is_room_for(height):
+    """Assert that the header stays, that the newest row is there, and each once."""
+    for width, rows in itertools.product((80, 200), (1, 24)):
+        console = Console(file=Terminal(), width=width, height=height)
+        lines = _progress._Shown(color=False)._made(so_far(rows), console)
+        assert len(lines) <= height - 3
+        assert lines[0].startswith("checkpoint")
+        last = lines[max(i for i, line in enumerate(lines) if "───" in line) :]
+        numbers = [
+            line.split()[0] for line in last if line[:1].isdigit() or line[:1] == " "
+        ]
+        assert len(set(numbers)) == len(numbers)
+        assert numbers[-1] == str(rows - 1)
+        if len(numbers) < rows:
+            assert len(lines) > height - 7, "room for one more"
+
+
+def test_a_terminal_shows_what_is_known_over_the_bar_and_takes_it_away(
+    monkeypatch, capsys
+):
+    """Assert that nothing stays, and nothing of it goes to stdout."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "40")
+    stream = Terminal()
+    progress = BarProgress(stream)
+    progress.known(so_far(0))
+    progress.start(24, "checking")
+    progress.known(so_far(2))
+    progress.advance(1, "layer 1")
+    progress._bar.refresh()
+    height = progress._bar.live._live_render._shape[1]
+    progress.close()
+    shown = stream.getvalue()
+    assert "129M parameters" in shown
+    assert "layer 1" in shown
+    assert height > 10
+    # the cursor goes up over every line, each wiped
+    assert shown.count("\x1b[1A\x1b[2K", shown.rindex("layer 1")) == height
+    progress.known(so_far(3))  # by work that was left behind
+    assert stream.getvalue() == shown
+    assert capsys.readouterr().out == ""
