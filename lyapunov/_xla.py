@@ -29,6 +29,7 @@ FIRST, KNOWN = (0, 10, 2), (0, 12)
 """jaxlib from FIRST on hands work to YNNPACK. Before KNOWN it has the flag; later ones
 are searched for it, since XLA ends the process at a flag that it does not know."""
 SCHEDULER = "xla_cpu_scheduler_type"
+ONE_WAY = (0, 11)
 EMITTERS, PASSES = "xla_cpu_use_fusion_emitters", "--xla_disable_hlo_passes"
 
 
@@ -58,12 +59,18 @@ def compile_sooner() -> None:
     Its newer way takes each loop through MLIR, as long again as LLVM takes behind it,
     and the loops run no faster. And every sum along a row becomes a tree of two more
     loops, half of all code: here they are sums from left to right, in fp64, which
-    `SAFETY` and `REFERENCE_SHARE` cover for any order.
+    `SAFETY` and `REFERENCE_SHARE` cover for any order. On GPUs it would try ways to
+    multiply matrices longer than a check of one text runs; and the one that it finds
+    fastest may add up in another order next time.
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.partition("=")[0] for flag in given}
-    known = FIRST <= _version() < KNOWN or _has_flag(EMITTERS)
-    sooner = [f"--{EMITTERS}=false"] * known + [f"{PASSES}=tree_reduction_rewriter"]
+    # jaxlib 0.11 has the newer way alone, and no flag for it
+    two_ways = FIRST <= _version() < ONE_WAY
+    sooner = [f"--{EMITTERS}=false"] * two_ways + [
+        f"{PASSES}=tree_reduction_rewriter",
+        "--xla_gpu_autotune_level=0",
+    ]
     missing = [flag for flag in sooner if flag.partition("=")[0] not in names]
     if missing and not _has_computed():
         os.environ["XLA_FLAGS"] = " ".join([*given, *missing])

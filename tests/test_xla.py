@@ -60,14 +60,30 @@ def test_the_command_has_xla_make_less_code_and_what_is_given_stays():
     done = python(SOONER, None)
     sooner = json.loads(done.stdout)
     assert not done.returncode, done.stderr
-    assert sooner[:-2] == _xla.flags_needed()
-    assert [flag.partition("=")[0] for flag in sooner[-2:]] == [
-        "--xla_cpu_use_fusion_emitters",
-        "--xla_disable_hlo_passes",
+    if _xla._version() >= _xla.ONE_WAY:
+        sooner.insert(-2, "--xla_cpu_use_fusion_emitters=false")
+    assert sooner[:-3] == _xla.flags_needed()
+    assert sooner[-3:] == [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_disable_hlo_passes=tree_reduction_rewriter",
+        "--xla_gpu_autotune_level=0",
     ]
     own = "--xla_disable_hlo_passes=algsimp"
     assert json.loads(python(SOONER, own).stdout)[0] == own
-    assert len(json.loads(python(SOONER, own).stdout)) == len(sooner)
+    assert "tree_reduction_rewriter" not in python(SOONER, own).stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "ways"), [("0.10.2", 1), ("0.11.2", 0), ("0.12.0", 0)]
+)
+def test_xla_ends_the_process_at_a_flag_that_it_does_not_know(
+    version, ways, monkeypatch
+):
+    monkeypatch.setattr(_xla.metadata, "version", lambda _: version)
+    monkeypatch.setattr(_xla, "_has_computed", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    _xla.compile_sooner()
+    assert os.environ["XLA_FLAGS"].count(_xla.EMITTERS) == ways
 
 
 LATE = """
