@@ -45,7 +45,15 @@ class Reference:
             own = None if self._function is None else self._function.of(layer.kind)
             p = model.parameters(layer.layer, function=own)
             incoming = stream.incoming(layer)
-            residual, output, observed = self.run(layer, incoming, p, model.start(p))
+            residual, output, observed = run_layer(
+                layer.flow,
+                incoming,
+                p,
+                model.start(p),
+                self._state_units,
+                self._state_smallest,
+                self._state_steps,
+            )
             yield SublayerRecord.of(layer, incoming, output, {}, observed)
             stream = stream.after(layer, residual, output, jnp.add)
         normed = run_norm(stream.residual, stream.hidden, model.final_norm())
@@ -54,19 +62,6 @@ class Reference:
             stream.residual,
             stream.hidden,
             lambda start, stop: run_head(normed, model.head(start, stop), multiplier),
-        )
-
-    def run(self, layer, incoming, p, start):
-        """One sublayer on whatever comes in, with whatever weights, by the program that
-        `trace` runs: stream, output, observations."""
-        return run_layer(
-            layer.flow,
-            incoming,
-            p,
-            start,
-            self._state_units,
-            self._state_smallest,
-            self._state_steps,
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from .._devices import side_by_side
 from ..arithmetic import Exact
 from ..bounds.parameters import change_floor, difference, sublayer_change
+from ..bounds.passes import exact_pass
 from ..implementations import Reference
 from ..models import Model
 from ..results._check import LayerChange, ParameterChangeReport
@@ -135,7 +136,7 @@ def _row(place, record, other, pair, weights, bounds: bool, floor: bool) -> Laye
         unbounded = int(np.sum(found.unbounded))
     elif weights:
         _, changed, start = pair
-        after = Reference().run(place, record.incoming, changed, start)[1]
+        after = exact_pass(place.flow, record.incoming, changed, start)
         apart = np.abs(np.asarray(after) - np.asarray(record.output))
         local, largest = _root(apart**2), float(np.max(apart))
     if weights and floor:

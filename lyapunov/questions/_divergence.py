@@ -1,7 +1,7 @@
 """One sublayer under one execution: bounds beside measurements, one row."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from ..bounds.local import (
     sublayer_bound,
     with_operator_norms,
 )
-from ..bounds.passes import where_it_grows
-from ..implementations import Execution, Reference
+from ..bounds.passes import exact_pass, where_it_grows
+from ..implementations import Execution
 from ..models import Model, Sublayer
 from ..results._check import OUTPUT, LayerDivergence
 from ._compare import by_position
@@ -33,7 +33,6 @@ class SublayerDivergence:
 
     **Arguments:**
 
-    - `exact`: runs the sublayer again in exact arithmetic, where nothing is bounded.
     - `reference`, `record`: records of the reference and of the execution.
     - `effort`: whether to bound, and whether to search for what no bound on free
       roundings could beat.
@@ -46,7 +45,6 @@ class SublayerDivergence:
         model: Model,
         sublayer: Sublayer,
         execution: Execution,
-        exact: Reference,
         reference,
         record,
         effort: Effort,
@@ -78,8 +76,7 @@ class SublayerDivergence:
                 submit(operation_bounds, *t0),
             )
         else:
-            run = partial(exact.run, sublayer, record.incoming, start=start)
-            self._own = submit(_own, record, held, original, run)
+            self._own = submit(_own, flow, record, held, original, start)
         if effort.floor:
             self._floor = submit(floor_l2, *self._arguments)
         self._apart = submit(_apart, record.output, reference.output)
@@ -184,13 +181,13 @@ def _apart(one, other) -> _Apart:
     return _Apart(square, jnp.max(distance), jnp.linalg.norm(other))
 
 
-def _own(record, parameters, original, run: Callable):
-    """The sublayer on the execution's own input, by `run`: how far the execution is
-    from it, how far rounding the weights alone moves it (None where it does not), and
-    of each stored tensor and the output the largest magnitude, and how many entries are
-    not finite."""
-    held = run(p=parameters)[1]
-    reference = held if original is None else run(p=original)[1]
+def _own(flow, record, parameters, original, start):
+    """The sublayer on the execution's own input: how far the execution is from it, how
+    far rounding the weights alone moves it (None where it does not), and of each stored
+    tensor and the output the largest magnitude, and how many entries are not finite."""
+    run = partial(exact_pass, flow, record.incoming, start=start)
+    held = run(p=parameters)
+    reference = held if original is None else run(p=original)
     weights = None if original is None else _apart(held, reference)
     local = _apart(record.output, reference)
     return local, weights, _entries({**record.stored, OUTPUT: record.output})

@@ -15,7 +15,7 @@ from ..bounds.ball import Ball
 from ..bounds.end_to_end import EndToEnd, decided
 from ..findings._semantics import ClippedDt, clipped_dt
 from ..formats import StateFormat, state_format_named
-from ..implementations import Execution, Reference, implementation_named
+from ..implementations import Execution, Reference, Trace, implementation_named
 from ..models import Model
 from ..results._check import (
     FunctionDistance,
@@ -78,8 +78,7 @@ def run_layers(
     """
     measure = request.measure
     effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
-    exact, places = _reference(executions)
-    reference = exact.trace(model, ids)
+    reference, places = _reference(model, ids, executions)
     runs = [_begun(model, ids, e, measure, effort) for e in executions]
     estimates = _estimates(model, ids, executions, effort, request.seed)
     functions = OtherFunctions(model, ids, executions)
@@ -123,7 +122,6 @@ def run_layers(
                         model,
                         sublayer,
                         run.execution.of(sublayer.kind),
-                        exact,
                         record,
                         other,
                         effort,
@@ -165,20 +163,20 @@ def run_layers(
     return rows, reports, clipped, bits
 
 
-def _reference(executions) -> tuple[Reference, dict[str, int]]:
-    """The reference, which looks at its states as the executions' formats hold them,
-    and where it says what it saw of each."""
+def _reference(model: Model, ids, executions) -> tuple[Trace, dict[str, int]]:
+    """The reference's trace, which looks at its states as the executions' formats hold
+    them, and where it says what it saw of each."""
     states = dict.fromkeys(e.state_precision for e in executions)
     states.pop("fp32", None)
     formats = [state_format_named(name) for name in states]
-    exact = Reference(
+    trace = Reference(
         tuple(f.unit_roundoff for f in formats),
         tuple(f.smallest_normal for f in formats),
         state_steps=tuple(
             f.step if isinstance(f, StateFormat) else 0.0 for f in formats
         ),
-    )
-    return exact, {name: i for i, name in enumerate(states)}
+    ).trace(model, ids)
+    return trace, {name: i for i, name in enumerate(states)}
 
 
 def _begun(
