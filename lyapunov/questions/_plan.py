@@ -2,16 +2,18 @@
 
 Time is counted in forwards, runs of all sublayers in fp64 on the tokens: a stage's
 forwards were measured once (FORWARDS), a forward is measured here, on one sublayer and
-a few tokens, and compiling is counted apart. Memory is a sum of what is alive at once,
-with constants that no measured check exceeded. Both are estimates: on a machine with
-other work expect more.
+a few tokens. Compiling is counted apart, in what tracing one sublayer takes
+(COMPILING), cold and with what an earlier run has kept. Memory is a sum of what is
+alive at once, with constants that no measured check exceeded. Both are estimates: on a
+machine with other work expect more.
 """
 
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,23 +52,37 @@ FORWARDS = {
 which measures as well; T3: each probe, and one more for
 the weights alone; T2: each read-out, of one sequence; T4: each sublayer reached)."""
 
-PROGRAMS = {
-    "reference": 1.0,
-    "run": 1.0,
-    "measured": 1.0,
-    "T0 and T1": 7.0,
-    "floor": 4.0,
-    "T3": 5.0,
-    "T2": 6.0,
-    "T4": 5.0,
-    "growth": 2.0,
-    "changed weights": 8.0,
-}
-"""Compiling, in units of compiling one sublayer's forward; once for all executions
-with the same stores, since formats are data."""
 
-PROGRAM_BYTES = 70 * 2**20
-"""What compiling leaves behind, in the units of PROGRAMS."""
+class Compiling(NamedTuple):
+    """What compiling a stage takes."""
+
+    programs: int
+    cold: float
+    """Tracing, lowering and compiling them."""
+    warm: float
+    """Tracing, lowering, and reading what was compiled."""
+
+
+COMPILING = {
+    "reference": Compiling(7, 11.0, 2.0),
+    "run": Compiling(3, 17.0, 2.0),
+    "measured": Compiling(3, 8.0, 1.0),
+    "T0 and T1": Compiling(7, 210.0, 15.0),
+    "floor": Compiling(2, 54.0, 12.0),
+    "T3": Compiling(6, 43.0, 6.5),
+    "T2": Compiling(4, 46.0, 5.0),
+    "T4": Compiling(6, 40.0, 8.0),
+    "growth": Compiling(2, 38.0, 5.0),
+    "changed weights": Compiling(8, 80.0, 10.0),
+}
+"""Programs of a network of one kind; seconds in units of tracing and lowering one
+sublayer's forward, which is timed here whatever the cache holds. For each kind, and
+once for all executions with the same stores, since formats are data. Measured on the
+bundled model, 64 tokens, one precision, two cores: CPU seconds of a check with one
+stage more, with an empty cache and with a full one, less those of its second run."""
+
+COMPILED_BYTES = 5 * 2**20
+"""What compiling leaves behind, for each unit that it takes cold."""
 
 BALL_SUBLAYERS = 2
 """Sublayers that T4 is expected to reach: what 16-bit executions do."""
@@ -79,10 +95,26 @@ class Stage:
     name: str
     forwards: float
     """fp64 forwards, all executions together."""
+    programs: int
+    """About so many are compiled."""
     seconds: float
+    """Compiling included."""
+    warm_seconds: float
+    """The same where what is compiled was kept by an earlier run."""
     bytes: int
     """What it has alive at once and leaves behind, beside the base. Of long texts one
     stage works at a time, so that the peak is less than their sum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EffortCost:
+    """What a check would take with a step of `EFFORTS`."""
+
+    effort: str
+    programs: int
+    seconds: float
+    warm_seconds: float
+    peak_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +134,16 @@ class Plan(Shown):
     device: str
     forward_seconds: float
     stages: list[Stage]
+    programs: int
     seconds: float
+    warm_seconds: float
     peak_bytes: int
     available_bytes: int | None
     """Memory that is free now; null where the system does not say."""
     findings: list[Finding] = dataclasses.field(default_factory=list)
     """What the configuration and the tokens' number tell before anything runs."""
+    efforts: list[EffortCost] = dataclasses.field(default_factory=list)
+    """The same check with every step of effort."""
 
     @property
     def fits(self) -> bool:
@@ -191,57 +227,52 @@ def plan(
 
     **Returns:** a `Plan`; seconds and bytes.
     """
-    effort = effort.on(has_head=model.has_head, n_params=model.layout.n_params)
-    probes, readouts = effort.probes, effort.readouts or 0
+    kinds = _first_of_each_kind(model)
     with jax.enable_x64(True):
-        taken = {
-            kind: _calibrate(model, ids, layer)
-            for kind, layer in _first_of_each_kind(model).items()
-        }
+        taken = {kind: _calibrate(model, ids, one) for kind, one in kinds.items()}
         head = _head_seconds(model, ids.size)
-    batch, length = ids.shape
-    n_layers = len(model.sublayers)
-    sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
-    compiling = sum(seconds for _, seconds in taken.values())
-    forward = sublayers * ids.size / _calibration_size(ids) + head
-    share = 1.0 if layers is None else len(layers) / n_layers
-    n = len(executions)
-    kinds = max(len({tuple(execution.sites) for execution in executions}), 1)
-    counts = {
-        "reference": 1.0,
-        "run": float(n),
-        "T0 and T1": n * share if effort.bounds else 0.0,
-        "measured": 0.0 if effort.bounds else n * share,
-        "floor": n * share * min(FLOOR_TOKENS, length) / ids.size
-        if effort.floor
-        else 0.0,
-        "T3": n * (probes + 1.0) / 2 if probes else 0.0,
-        "T2": readouts / batch if probes and n else 0.0,
-        "T4": n * min(BALL_SUBLAYERS, n_layers) / n_layers if effort.ball else 0.0,
-        "growth": 1 / batch if effort.follows_growth(model.config.sublayers) else 0.0,
-        "changed weights": changes * share,
-    }
-    with jax.enable_x64(True):
         stored = {
-            kind: stored_in(model, ids.shape, layer, executions, measure)
-            for kind, layer in _first_of_each_kind(model).items()
+            kind: stored_in(model, ids.shape, one, executions, measure)
+            for kind, one in kinds.items()
         }
-    memory = memory_of(model, ids.shape, executions, effort, stored)
-    counts = {name: count for name, count in counts.items() if count}
-    programs = {name: int(PROGRAMS[name] * kinds * PROGRAM_BYTES) for name in counts}
-    stages = [
-        Stage(
-            name,
-            FORWARDS[name] * count,
-            FORWARDS[name] * count * forward + PROGRAMS[name] * compiling * kinds,
-            memory.of(name) + programs[name],
-        )
-        for name, count in counts.items()
+    batch, length = ids.shape
+    sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
+    forward = sublayers * ids.size / _calibration_size(ids) + head
+    stores = _stores(executions)
+    unit = stores * sum(seconds for _, seconds in taken.values())
+    share = 1.0 if layers is None else len(layers) / len(model.sublayers)
+
+    def cost(effort: Effort) -> tuple[list[Stage], int]:
+        effort = effort.on(has_head=model.has_head, n_params=model.layout.n_params)
+        counts = _counts(model, ids, len(executions), share, effort, changes)
+        memory = memory_of(model, ids.shape, executions, effort, stored)
+        stages = []
+        for name, count in counts.items():
+            compiling, run = COMPILING[name], FORWARDS[name] * count * forward
+            stages.append(
+                Stage(
+                    name,
+                    FORWARDS[name] * count,
+                    compiling.programs * stores * len(kinds),
+                    run + compiling.cold * unit,
+                    run + compiling.warm * unit,
+                    memory.of(name) + _left_behind(name, stores, len(kinds)),
+                )
+            )
+        left = sum(_left_behind(name, stores, len(kinds)) for name in counts)
+        return stages, BASE_BYTES + left + memory.peak(counts)
+
+    stages, peak = cost(effort)
+    efforts = [
+        EffortCost(name, *_total(found), most)
+        for name, one in EFFORTS.items()
+        for found, most in [cost(one)]
     ]
+    programs, seconds, warm = _total(stages)
     return Plan(
         checkpoint=model.source,
         architecture=model.layout.architecture,
-        n_layers=n_layers,
+        n_layers=len(model.sublayers),
         n_blocks=model.layout.n_blocks,
         n_params=model.layout.n_params,
         batch=batch,
@@ -250,11 +281,66 @@ def plan(
         device=str(jnp.zeros(()).devices().pop()),
         forward_seconds=forward,
         stages=stages,
-        seconds=sum(stage.seconds for stage in stages),
-        peak_bytes=BASE_BYTES + sum(programs.values()) + memory.peak(counts),
+        programs=programs,
+        seconds=seconds,
+        warm_seconds=warm,
+        peak_bytes=peak,
         available_bytes=available_memory(),
         findings=list(findings),
+        efforts=efforts,
     )
+
+
+def _counts(
+    model: Model, ids: np.ndarray, n: int, share: float, effort: Effort, changes: int
+) -> dict[str, float]:
+    """How many times each stage that the effort has takes its `FORWARDS`, of `n`
+    executions on a share of the sublayers."""
+    batch, length = ids.shape
+    layers, probes = len(model.sublayers), effort.probes
+    searched = min(FLOOR_TOKENS, length) / ids.size if effort.floor else 0.0
+    counts = {
+        "reference": 1.0,
+        "run": float(n),
+        "T0 and T1": n * share if effort.bounds else 0.0,
+        "measured": 0.0 if effort.bounds else n * share,
+        "floor": n * share * searched,
+        "T3": n * (probes + 1.0) / 2 if probes else 0.0,
+        "T2": (effort.readouts or 0) / batch if probes and n else 0.0,
+        "T4": n * min(BALL_SUBLAYERS, layers) / layers if effort.ball else 0.0,
+        "growth": 1 / batch if effort.follows_growth(model.config.sublayers) else 0.0,
+        "changed weights": changes * share,
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _total(stages: Sequence[Stage]) -> tuple[int, float, float]:
+    """Programs, and seconds cold and warm."""
+    return (
+        sum(stage.programs for stage in stages),
+        sum(stage.seconds for stage in stages),
+        sum(stage.warm_seconds for stage in stages),
+    )
+
+
+def programs_of(model: Model, request: Request) -> int:
+    """About how many programs a check will compile."""
+    executions = request.executions(model)
+    one_token = np.zeros((1, 1), np.int64)
+    changes = len(request.round_weights) + (request.against is not None)
+    effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
+    names = _counts(model, one_token, len(executions), 1.0, effort, changes)
+    each = _stores(executions) * len(_first_of_each_kind(model))
+    return each * sum(COMPILING[name].programs for name in names)
+
+
+def _stores(executions: Sequence[Execution]) -> int:
+    """How many executions differ in what they store: the others share programs."""
+    return max(len({tuple(execution.sites) for execution in executions}), 1)
+
+
+def _left_behind(name: str, stores: int, kinds: int) -> int:
+    return int(COMPILING[name].cold * stores * kinds * COMPILED_BYTES)
 
 
 def _calibration_size(ids: np.ndarray) -> int:
@@ -266,18 +352,21 @@ def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
 
 
 def _calibrate(model: Model, ids: np.ndarray, layer: Sublayer) -> tuple[float, float]:
-    """Seconds of one sublayer on a few tokens, the best of three, and of compiling."""
+    """Seconds of one sublayer on a few tokens, the best of three, and of tracing and
+    lowering it, which no cache saves."""
     embedded = model.embed(ids[:1, : _calibration_size(ids)])
     incoming = Stream.start(embedded, [layer]).incoming(layer)
-    taken = []
-    for _ in range(4):
+    p = model.parameters(layer.layer)
+    given = layer.flow, incoming, p, model.start(p)
+    began = time.perf_counter()
+    lowered = eqx.filter_jit(run_layer.__wrapped__).lower(*given)
+    unit = time.perf_counter() - began
+    run, taken = lowered.compile(), []
+    for _ in range(3):
         began = time.perf_counter()
-        p = model.parameters(layer.layer)
-        _, output, _ = run_layer(layer.flow, incoming, p, model.start(p))
-        jax.block_until_ready(output)
+        jax.block_until_ready(run(*given)[1])
         taken.append(time.perf_counter() - began)
-    best = min(taken[1:])
-    return best, max(taken[0] - best, 0.0)
+    return min(taken), unit
 
 
 def _head_seconds(model: Model, tokens: int) -> float:

@@ -13,8 +13,16 @@ from lyapunov.report._sections import (
     Table,
     as_it_is,
     undigited,
+    whole,
 )
 from lyapunov.report._words import duration, size
+
+
+TIMES = (
+    Column("cold", of("seconds"), undigited(duration)),
+    Column("warm", of("warm_seconds"), undigited(duration)),
+)
+TOLD = "cold: with compiling; warm: with what an earlier run has kept of it"
 
 
 def document(plan: Plan) -> Document:
@@ -25,15 +33,19 @@ def document(plan: Plan) -> Document:
         f"{words.parameters(plan.n_params)} parameters"
     )
     columns = [
-        Column("forwards", of("forwards")),
-        Column("time", of("seconds"), undigited(duration)),
+        Column("runs", of("forwards")),
+        *TIMES,
         Column("memory", of("bytes"), undigited(size)),
     ]
     stage = Column("stage", of("name"), as_it_is, word=True)
-    one = f"one forward in fp64: {duration(plan.forward_seconds)}"
+    effort = Column("effort", of("effort"), as_it_is, word=True)
+    programs = Column("programs", of("programs"), whole)
+    costs = [programs, *TIMES, Column("memory", of("peak_bytes"), undigited(size))]
+    one = f"runs: forwards in fp64, each {duration(plan.forward_seconds)}"
     return Document(
         title=plan.checkpoint,
-        verdict=f"about {duration(plan.seconds)}, at most about "
+        verdict=f"about {duration(plan.seconds)}, "
+        f"{duration(plan.warm_seconds)} where programs were kept, at most about "
         f"{size(plan.peak_bytes)} of memory"
         f"{'' if free is None else f', {size(free)} free'}",
         word="plan",
@@ -55,7 +67,8 @@ def document(plan: Plan) -> Document:
             Section(
                 "Stages",
                 table=Table(plan.stages, [stage], [Columns(columns)]),
-                notes=[Note(f"{one}; time includes compiling")],
-            )
+                notes=[Note(f"{one}; {TOLD}")],
+            ),
+            Section("Efforts", table=Table(plan.efforts, [effort], [Columns(costs)])),
         ],
     )

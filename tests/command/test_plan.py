@@ -20,11 +20,12 @@ from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
 from lyapunov.questions._effort import EFFORTS, Effort
 from lyapunov.questions._plan import (
+    COMPILING,
     FORWARDS,
-    PROGRAMS,
     Plan,
     known_before,
     plan,
+    programs_of,
 )
 from lyapunov.questions._plan_memory import available_memory
 from lyapunov.questions._request import Request
@@ -68,7 +69,7 @@ def test_stages_are_those_that_would_run(model):
     assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
     assert set(forwards(made(model, precisions=()))) == {"reference"}
     assert "changed weights" in forwards(made(model, changes=2))
-    assert set(PROGRAMS) == set(FORWARDS)
+    assert set(COMPILING) == set(FORWARDS)
 
 
 def test_a_plan_is_of_the_effort(model):
@@ -80,6 +81,30 @@ def test_a_plan_is_of_the_effort(model):
     assert set(standard) == {"reference", "run", "T0 and T1", "T3"}
     assert set(full) - set(standard) == {"floor", "T2", "T4", "growth"}
     assert full["T3"] == 2.5 * standard["T3"], "four probes beside one, and the weights"
+    found = made(model, effort=EFFORTS["quick"])
+    told = {one.effort: one for one in found.efforts}
+    assert list(told) == list(EFFORTS)
+    quick = told["quick"]
+    assert (quick.seconds, quick.programs) == (found.seconds, found.programs)
+    assert (quick.warm_seconds, quick.peak_bytes) == (
+        found.warm_seconds,
+        found.peak_bytes,
+    )
+    for one in told.values():
+        assert 0 < one.warm_seconds < one.seconds
+    for name in ("programs", "seconds", "warm_seconds", "peak_bytes"):
+        costs = [getattr(one, name) for one in told.values()]
+        assert costs == sorted(costs)
+        assert costs[0] < costs[2]
+
+
+def test_a_check_says_how_many_programs_are_planned(model):
+    asked = Request.of(precisions="bf16")
+    assert programs_of(model, asked) == made(model).programs
+    both = Request.of(precisions=["bf16", "fp16"])
+    assert programs_of(model, both) == programs_of(model, asked), "formats are data"
+    more = Request.of(precisions="bf16", round_weights="bf16:A_log")
+    assert programs_of(model, more) == made(model, changes=1).programs
 
 
 def test_forwards_count_executions_layers_and_probes(model):

@@ -17,7 +17,7 @@ from lyapunov.implementations import executions_for
 from lyapunov.implementations.emulated import runner
 from lyapunov.models import Model
 from lyapunov.questions._effort import EFFORTS
-from lyapunov.questions._plan import PROGRAM_BYTES, PROGRAMS
+from lyapunov.questions._plan import COMPILED_BYTES, COMPILING
 from lyapunov.questions._plan_memory import (
     BASE_BYTES,
     STREAMS_AROUND,
@@ -104,7 +104,7 @@ def test_a_granite_hybrid_of_32k_tokens_fits(effort, most):
         "full": [*STAGES, "floor"],
     }[effort]
     assert found.alone
-    total = BASE_BYTES + PROGRAM_BYTES * sum(PROGRAMS[name] for name in stages)
+    total = BASE_BYTES + COMPILED_BYTES * sum(COMPILING[name].cold for name in stages)
     total += found.peak(stages)
     assert (most - 4) * 2**30 < total < most * 2**30, total / 2**30
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lyapunov.questions._plan import Plan, Stage
+from lyapunov.questions._plan import EffortCost, Plan, Stage
 from lyapunov.report import to_html, to_json, to_markdown, to_table
 from lyapunov.report._sections import Form, document_of, meant
 from lyapunov.report._write import render
@@ -60,7 +60,10 @@ def example_audit() -> AuditReport:
 
 
 def example_plan() -> Plan:
-    stages = [Stage("reference", 1.0, 1.3, 2**30), Stage("T3", 6.0, 20.4, 2**31)]
+    stages = [
+        Stage("reference", 1.0, 7, 1.3, 0.4, 2**30),
+        Stage("T3", 6.0, 6, 20.4, 5.1, 2**31),
+    ]
     return Plan(
         "some/model",
         "mamba2",
@@ -73,10 +76,13 @@ def example_plan() -> Plan:
         "cpu",
         1.25,
         stages,
+        13,
         4000.0,
+        700.0,
         3 * 2**30,
         2**30,
         [Finding("LYA013", "warning", None, "2 x 4,096 tokens: end at 9")],
+        [EffortCost("quick", 11, 90.0, 30.0, 2**29)],
     )
 
 
