@@ -63,6 +63,10 @@ class SilentProgress:
     def known(self, report: Any) -> None:
         """`report` is what is known so far, without a verdict."""
 
+    def compiles(self, n: int) -> None:
+        """About `n` programs will be compiled."""
+        COMPILATIONS.expected = COMPILATIONS.done + n
+
     def close(self) -> None:
         """Nothing more will come."""
 

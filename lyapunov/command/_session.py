@@ -182,13 +182,8 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
         from lyapunov.questions._request import tokens_facts
 
         check_tokens(dataclasses.asdict(tokens_facts(tokens)), options.earlier)
-    from lyapunov.command._progress import COMPILATIONS
     from lyapunov.questions._check import check
-    from lyapunov.questions._plan import programs_of
-    from lyapunov.questions._request import Request
 
-    request = Request.of(**options.arguments())
-    COMPILATIONS.expected = COMPILATIONS.done + programs_of(model, request)
     return check(model, tokens, progress=progress, **options.arguments())
 
 

@@ -22,6 +22,7 @@ from ..results._check import UNDECIDED, Report
 from ._changes import parameter_changes
 from ._environment import environment
 from ._layers import run_layers
+from ._plan import programs_of
 from ._reference_loss import reference_loss
 from ._request import (
     AS_EFFORT,
@@ -106,7 +107,8 @@ def check(
     - `seed`: of random tokens, probes and read-outs.
     - `progress`: with `start(total, what)`, `advance()` and `close()`; None is silent.
       Where it has `known(report)`, it is told what is known whenever there is more: a
-      report without verdict, of the sublayers so far.
+      report without verdict, of the sublayers so far; where it has `compiles(n)`, about
+      how many programs there will be.
     - `tokens_are_text`: the tokens given are text, so that the reference's loss on
       them is judged (LYA016, LYA017); `token_bytes`: of all but the first token of
       each sequence, for the loss a byte.
@@ -156,6 +158,8 @@ def _answer(
         tell(replace(begun, exponents=exponents, precisions=list(reports)))
 
     tell(begun)
+    if hasattr(progress, "compiles"):
+        progress.compiles(programs_of(model, request))
     with jax.enable_x64(True), jax.default_device(device_named(request.device)):
         executions = request.executions(model)
         changed = request.changes(model)

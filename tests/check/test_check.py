@@ -281,6 +281,7 @@ def test_an_effort_says_what_it_left_out(checkpoint, report, effort, monkeypatch
         progress=told,
     )
     assert told.total == told.done > 0
+    assert 10 < told.programs < 40
     told.holds(part)
     bounds = {"sublayer_bound", "operation_bounds"}
     assert set(ran) == {"EndToEnd"} | (bounds if effort == "standard" else set())
@@ -316,6 +317,9 @@ class Told:
 
     def advance(self, steps=1, what=""):
         self.done += steps
+
+    def compiles(self, n):
+        self.programs = n
 
     def known(self, report):
         self.reports.append(report)
