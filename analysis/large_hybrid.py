@@ -88,7 +88,7 @@ def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
     if name.endswith("A_log"):
         array = np.log(rng.uniform(1, 16, shape))
-    elif name.endswith("dt_bias"):
+    elif name.endswith(("dt_bias", "dt_proj.bias")):
         dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape))
         array = dt + np.log(-np.expm1(-dt))
     elif name.endswith(("D", "norm.weight", "norm_f.weight")):

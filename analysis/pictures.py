@@ -2,8 +2,8 @@
 
     python -m analysis.pictures
 
-Draws analysis/results/{faults,known_defects,kernel_constants,speed,cross_check}.png
-again; each study draws its own when it ends.
+Draws analysis/results/{faults,known_defects,kernel_constants,speed,cross_check,
+first_answer}.png again; each study draws its own when it ends.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from studies.picture import pyplot, save
 from studies.study import Study
 
-from . import _cross_page
+from . import _cross_page, _first_answer_page
 from ._speed_page import GOALS
 
 
@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 STUDY = Study(
     "analysis.pictures", "seconds", RESULTS, ("matplotlib",), more="the result files"
 )
+_UNITS = {"seconds": "s", "cpu_seconds": "CPU s"}
 _KINDS = (
     "matrix products fp64",
     "scan kernel",
@@ -162,12 +163,49 @@ def cross_check(result: dict, path: Path) -> None:
     _cross_page.draw(result["rows"], path)
 
 
+def first_answer(result: dict, path: Path) -> None:
+    """How long each row takes cold and warm, beside its goals."""
+    lines = [
+        (entry, kind, one)
+        for entry in result["rows"]
+        for kind in ("cold", "warm")
+        if (one := _first_answer_page.best(entry, kind)) is not None
+    ]
+    figure, axis = pyplot().subplots(
+        figsize=(8, 1.2 + 0.25 * len(lines)), layout="constrained"
+    )
+    for at, (entry, kind, one) in enumerate(lines):
+        name, unit = _first_answer_page.key(entry), _first_answer_page.counted(entry)
+        axis.barh(at, one[unit], color="C0" if kind == "cold" else "C1")
+        goal = _first_answer_page.GOALS.get(name)
+        if goal is not None:
+            axis.plot(goal[1 + (kind == "warm")], at, "k|", markersize=12)
+        before = _first_answer_page.BEFORE.get(name, (None, None))[kind == "warm"]
+        if before is not None:
+            axis.plot(before, at, "x", color="C3")
+    for label, form in (("cold", "C0"), ("warm", "C1")):
+        axis.barh(0, 0, color=form, label=label)
+    axis.plot([], [], "k|", markersize=12, label="goal")
+    axis.plot([], [], "x", color="C3", label="before")
+    names = [
+        f"{_first_answer_page.key(entry)}, {_UNITS[_first_answer_page.counted(entry)]}"
+        for entry, *_ in lines
+    ]
+    axis.set_yticks(range(len(lines)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("seconds, or CPU seconds")
+    _legend(axis)
+    save(figure, path)
+
+
 STUDIES: tuple[Callable[[dict, Path], None], ...] = (
     faults,
     known_defects,
     kernel_constants,
     speed,
     cross_check,
+    first_answer,
 )
 
 

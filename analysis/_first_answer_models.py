@@ -1,0 +1,139 @@
+"""Checkpoints of random weights for `analysis.first_answer`, at published widths."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from oracles.networks import mamba3
+
+from .large_hybrid import drawn
+
+
+def mamba1(folder: Path, layers: int, width: int, rank: int, vocabulary: int) -> None:
+    """A Mamba-1 in transformers' layout: state 16, convolution 4, tied head."""
+    inner, state = 2 * width, 16
+    mixer = {
+        "in_proj.weight": (2 * inner, width),
+        "conv1d.weight": (inner, 1, 4),
+        "conv1d.bias": (inner,),
+        "x_proj.weight": (rank + 2 * state, inner),
+        "dt_proj.weight": (inner, rank),
+        "dt_proj.bias": (inner,),
+        "A_log": (inner, state),
+        "D": (inner,),
+        "out_proj.weight": (width, inner),
+    }
+    config = {
+        "model_type": "mamba",
+        "architectures": ["MambaForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "state_size": state,
+        "conv_kernel": 4,
+        "time_step_rank": rank,
+        "num_hidden_layers": layers,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    _write(folder, config, mixer, "backbone.embeddings.weight", (vocabulary, width))
+
+
+def mamba2(folder: Path, layers: int, width: int, vocabulary: int) -> None:
+    """A Mamba-2 in mamba_ssm's layout: heads of 64, state 128, tied head."""
+    inner, state, heads = 2 * width, 128, 2 * width // 64
+    mixer = {
+        "in_proj.weight": (2 * inner + 2 * state + heads, width),
+        "conv1d.weight": (inner + 2 * state, 1, 4),
+        "conv1d.bias": (inner + 2 * state,),
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "D": (heads,),
+        "norm.weight": (inner,),
+        "out_proj.weight": (width, inner),
+    }
+    config = _of_mamba_ssm(layers, width, vocabulary, {"layer": "Mamba2"})
+    _write(folder, config, mixer, "backbone.embedding.weight", (vocabulary, width))
+
+
+def mamba3_small(folder: Path) -> None:
+    """Two Mamba-3 sublayers of width 128, heads of 32, state 32."""
+    form = {"layer": "Mamba3", "d_state": 32, "headdim": 32}
+    config = _of_mamba_ssm(2, 128, 256, form)
+    shapes = mamba3.shapes(config)
+    rng = np.random.default_rng(0)
+    _save(folder, config, [{name: drawn(name, s, rng) for name, s in shapes.items()}])
+
+
+def falcon_h1(folder: Path) -> None:
+    """Two blocks of three sublayers each, as transformers draws them."""
+    from oracles.checkpoints.configurations import CONFIGURATIONS
+    from oracles.checkpoints.transformers import make, save
+
+    form = next(iter(CONFIGURATIONS["falcon_h1"].values()))
+    form = form | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+    save(make("falcon_h1", **form), folder)
+
+
+def _of_mamba_ssm(layers: int, width: int, vocabulary: int, form: dict) -> dict:
+    return {
+        "d_model": width,
+        "d_intermediate": 0,
+        "n_layer": layers,
+        "vocab_size": vocabulary,
+        "ssm_cfg": form,
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 1,
+        "tie_embeddings": True,
+    }
+
+
+def _write(folder: Path, config: dict, mixer: dict, embedding: str, rows) -> None:
+    """A file a layer, so that nothing but one is held."""
+    rng, width = np.random.default_rng(0), rows[1]
+    layers = config.get("n_layer") or config["num_hidden_layers"]
+    norm = {"norm.weight": (width,)}
+    own = norm | {f"mixer.{name}": shape for name, shape in mixer.items()}
+    groups = [
+        {f"backbone.layers.{i}.{name}": shape for name, shape in own.items()}
+        for i in range(layers)
+    ]
+    groups.append({embedding: rows, "backbone.norm_f.weight": (width,)})
+    made = (
+        {name: drawn(name, shape, rng) for name, shape in g.items()} for g in groups
+    )
+    _save(folder, config, made)
+
+
+def _save(folder: Path, config: dict, groups) -> None:
+    """Safetensors by hand, so that no package is needed for them."""
+    folder.mkdir(parents=True)
+    files = {}
+    for i, arrays in enumerate(groups):
+        header, end = {}, 0
+        for name, array in arrays.items():
+            assert array.dtype == ml_dtypes.bfloat16
+            begin, end = end, end + array.nbytes
+            header[name] = {
+                "dtype": "BF16",
+                "shape": list(array.shape),
+                "data_offsets": [begin, end],
+            }
+        told = json.dumps(header).encode()
+        file = f"model-{i + 1:05d}.safetensors"
+        with (folder / file).open("wb") as out:
+            out.write(len(told).to_bytes(8, "little") + told)
+            for array in arrays.values():
+                out.write(array.tobytes())
+        files |= dict.fromkeys(arrays, file)
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
