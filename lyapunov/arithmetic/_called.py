@@ -1,8 +1,8 @@
 """Rules as functions within a program, which a compiler for CPUs keeps apart.
 
 XLA computes elementwise chains anew in each of their readers, and most of what a rule
-returns has several: a bounded Mamba-1 sublayer was 28 thousand instructions, of which
-the rules make nine thousand. What is called is computed once, and less is compiled.
+returns has several: a bounded Mamba-1 sublayer was 28 thousand instructions in 720
+loops, and is six thousand in 215. What is called is computed once.
 """
 
 import functools
@@ -28,7 +28,8 @@ def called(rule: Callable, declared: Any, *operands: Any, **named: Any) -> Any:
     @functools.wraps(rule)
     def whole(arrays):
         operands, named = eqx.combine(arrays, rest)
-        return rule(declared, *operands, **named)
+        with set_xla_metadata(inlineable="true"):  # what it calls is part of it
+            return rule(declared, *operands, **named)
 
     with set_xla_metadata(inlineable="false"):
         return jax.jit(whole)(arrays)

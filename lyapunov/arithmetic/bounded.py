@@ -111,10 +111,10 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
                     anchor, self._rows[0], self._rows.shape[0], self._axis
                 )
             x = storage.on_the_nearest_turn(lift(x), anchor) if angle else lift(x)
-            bound, x = storage.store_at_anchor(self, numbers, x, anchor)
+            bound, x = called(storage.store_at_anchor, self, numbers, x, anchor)
             self._record(site, bound, x.value)
             return x
-        stored = storage.store(self, numbers, x)
+        stored = called(storage.store, self, numbers, x)
         if self.keeps and isinstance(stored, Bounded):
             self._record(site, stored, None)
         if angle and isinstance(stored, Bounded):
