@@ -6,11 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
 
-# Fast tests run each program once or twice: most of their time was LLVM's optimiser and
-# what comes before it. Slow ones run programs as users have them. Of torch's threads
-# each process has one: those of two wait for each other in loops.
-QUICKLY := OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
-	--xla_cpu_use_fusion_emitters=false --xla_disable_hlo_passes=tree_reduction_rewriter"
+# Fast tests run each program once or twice: half of their time was LLVM's optimiser. Slow
+# ones run programs as users have them. Of torch's threads each process has one: those of
+# two wait for each other in loops.
+QUICKLY := OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
 
 # The newest Python that is here, and the newest of all else: nothing is constrained.
 NEWEST ?= $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1?.*/bin/python3)))

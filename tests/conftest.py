@@ -15,7 +15,10 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Sets XLA's flags, which must stand before JAX computes.
-import lyapunov  # noqa: F401, I001
+from lyapunov._xla import compile_sooner  # noqa: I001
+
+if "--xla_backend_optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
+    compile_sooner()  # fast tests, see the Makefile
 
 import equinox as eqx
 import jax

@@ -165,7 +165,7 @@ def _bar(rate, n, counts, needed):
     live = index < n
     mean = jnp.sum(jnp.where(live, rate, 0)) / jnp.maximum(n, 1)
     away = jnp.where(live, rate - mean, 0)
-    rate = jnp.where(is_constant(away, mean, jnp), 0, away)
+    rate = jnp.where(is_constant(away, live, mean, jnp), 0, away)
     tau = correlation_time(rate, n)
     longest = needed * (tau - 1 / tau)
     stderr = jnp.full((), jnp.nan, rate.dtype)
@@ -181,10 +181,14 @@ def _bar(rate, n, counts, needed):
     return stderr, batches, jnp.where(jnp.isfinite(mean), tau, jnp.nan)
 
 
-def is_constant(away, mean, xp):
-    """Ask whether columns differ from their means by no more than rounding does."""
-    unit = 16 * xp.finfo(away.dtype).eps * xp.abs(mean)
-    return xp.max(xp.abs(away), axis=0) <= unit
+def is_constant(away, live, mean, xp):
+    """Ask whether live rows differ from each other by no more than rounding does.
+
+    From their mean they may differ by more: it is a sum, in whatever order.
+    """
+    highest = xp.max(xp.where(live, away, -xp.inf), axis=0)
+    lowest = xp.min(xp.where(live, away, xp.inf), axis=0)
+    return highest - lowest <= 32 * xp.finfo(away.dtype).eps * xp.abs(mean)
 
 
 def correlation_time(rate: Float[Array, " n"], n) -> Float[Array, ""]:

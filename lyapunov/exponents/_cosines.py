@@ -118,7 +118,7 @@ def slowest_cosines(
     mean = xp.where(live, rate, 0).sum(axis=0) / count
     finite = xp.isfinite(mean)
     away = xp.where(live & finite, rate - xp.where(finite, mean, 0), 0)
-    away = xp.where(is_constant(away, mean, xp), 0, away)
+    away = xp.where(is_constant(away, live, mean, xp), 0, away)
     phase = (index[:, None] + 0.5) / count * xp.arange(1, ALL + 1)
     power = (xp.cos(xp.pi * phase).T @ away) ** 2 * (2 / count)
     low, high = power[:USED].mean(axis=0), power[USED:].mean(axis=0)

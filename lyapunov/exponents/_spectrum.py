@@ -324,7 +324,7 @@ def _settled(until: Converged, windows: Windows, last):
     mean = rate.sum(axis=0) / n
     finite = jnp.isfinite(mean)
     away = jnp.where(live & finite, rate - jnp.where(finite, mean, 0), 0)
-    constant = is_constant(away, mean, jnp)
+    constant = is_constant(away, live, mean, jnp)
     squares = away**2
     total = squares.sum(axis=0)
     stderr = jnp.maximum(until.error_bars(windows).stderr, jnp.sqrt(total) / n)

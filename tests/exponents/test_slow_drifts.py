@@ -16,6 +16,7 @@ from lyapunov.exponents import (
     SlowestCosines,
     lyapunov_spectrum_of,
 )
+from lyapunov.exponents._batch_means import is_constant
 from lyapunov.exponents._cosines import (
     EXTRAPOLATED,
     FEWEST_WINDOWS,
@@ -31,6 +32,7 @@ from lyapunov.exponents._error_bars import stderr_of_mean
 
 
 RUNS = 500
+EPS = np.finfo(np.float64).eps
 
 
 def bars(tokens, share, correlation, runs=RUNS, seed=0):
@@ -286,6 +288,16 @@ def test_growth_that_never_varies_is_followed_to_the_end():
     assert found.n_tokens == 2048
     assert bool(found.converged)
     assert any("events in fewer than about 3 of the 2048" in n for n in found.notes)
+
+
+def test_a_mean_that_is_rounded_hides_no_constant():
+    """Assert it where the mean is off by a rounding for each of its terms, as a sum
+    from left to right may be; and that ten roundings more than allowed are told."""
+    mean, live = np.array([-0.1]), np.arange(2048)[:, None] < 2000
+    away = np.where(live, 2000 * EPS * mean, 0)
+    assert is_constant(away, live, mean, np).all()
+    away[7] += 42 * EPS * mean
+    assert not is_constant(away, live, mean, np).any()
 
 
 STOPS = {
