@@ -113,12 +113,11 @@ def state_cause(
             f"stagnation: {share:.0%} of the updates of layer {layer} are below half a "
             f"{unit} of {name}"
         )
+    told = f"{form.significand_bits} bits of a state"
     if integer:
-        return (
-            f"mantissa: {name} keeps {form.largest:.0f} steps up to the largest state "
-            "of a channel"
-        )
-    return f"mantissa: {name} keeps {form.significand_bits} bits of a state"
+        told = f"{form.largest:.0f} steps up to the largest state of a channel"
+    unknown = " (its share of the error: --effort full)" if state_share is None else ""
+    return f"mantissa: {name} keeps {told}{unknown}"
 
 
 def _largest(facts: Sequence[StateFacts], name: str) -> tuple[int, float]:

@@ -57,8 +57,8 @@ class StabilityCallback(TrainerCallback):
     **Arguments:**
 
     - `tokens`: (seq) or (batch, seq) integers; None is 64 seeded random ones. A check
-      costs some twenty forwards of them in fp64 on the CPU, and the first one the
-      compilation (a minute on a slow machine).
+      looks for no bounds (`effort="quick"`): it costs some eight forwards of them in
+      fp64 on the CPU, and the first one the compilation (ten seconds on two cores).
     - `every`: optimiser steps from check to check.
     - `precision`: of the execution that divergence is predicted for, such as bf16.
     - `probes`: runs with random roundings behind the prediction.
