@@ -98,8 +98,11 @@ class SublayerDivergence:
 
     def _measured(self) -> LayerDivergence:
         """What the execution did, without any bound."""
-        local, weights, entries = self._own.result()
-        sites = [site for site in self._execution.sites if site in entries]
+        local, weights, largest = self._own.result()
+        sites = [site for site in self._execution.sites if site in largest]
+        tensors = {**self._record.stored, OUTPUT: self._record.output}
+        # few executions have one: counted where the largest says so
+        bad = [name for name in [*sites, OUTPUT] if not np.isfinite(largest[name])]
         return LayerDivergence(
             layer=self._sublayer.layer,
             kind=self._sublayer.kind,
@@ -107,8 +110,8 @@ class SublayerDivergence:
             local_max=float(local.largest),
             weights_l2=0.0 if weights is None else _root(weights.square),
             local_by_position=by_position(local.square),
-            max_abs_stored={site: float(entries[site][0]) for site in sites},
-            non_finite=sum(int(entries[name][1]) for name in [*sites, OUTPUT]),
+            max_abs_stored={site: float(largest[site]) for site in sites},
+            non_finite=sum(int(np.sum(~np.isfinite(tensors[name]))) for name in bad),
         )
 
     def _bounded(self) -> LayerDivergence:
@@ -183,20 +186,19 @@ def _apart(one, other) -> _Apart:
 
 def _own(flow, record, parameters, original, start):
     """The sublayer on the execution's own input: how far the execution is from it, how
-    far rounding the weights alone moves it (None where it does not), and of each stored
-    tensor and the output the largest magnitude, and how many entries are not finite."""
+    far rounding the weights alone moves it (None where it does not), and the largest
+    magnitude of each stored tensor and of the output."""
     run = partial(exact_pass, flow, record.incoming, start=start)
     held = run(p=parameters)
     reference = held if original is None else run(p=original)
     weights = None if original is None else _apart(held, reference)
     local = _apart(record.output, reference)
-    return local, weights, _entries({**record.stored, OUTPUT: record.output})
+    return local, weights, _largest({**record.stored, OUTPUT: record.output})
 
 
 @jax.jit
-def _entries(tensors: Mapping[str, Array]):
-    count = lambda x: jnp.sum(~jnp.isfinite(x))
-    return {name: (jnp.max(jnp.abs(x)), count(x)) for name, x in tensors.items()}
+def _largest(tensors: Mapping[str, Array]):
+    return {name: jnp.max(jnp.abs(x)) for name, x in tensors.items()}
 
 
 def _root(square) -> float:

@@ -489,6 +489,15 @@ def test_the_document_of_an_overflow_is_strict_json_too(tmp_path):
     assert run["layers"][1]["non_finite"] > 0
     assert found.summary.exit_code == 1
     assert any(f["severity"] == "error" for f in document["findings"])
+    # without bounds the same entries are found not finite
+    quick = lyapunov.check(
+        str(folder), tokens, precisions=["fp16"], effort="quick", probes=0
+    )
+    (one,), (other,) = quick.precisions, found.precisions
+    for row, whole in zip(one.layers, other.layers, strict=True):
+        assert row.non_finite == whole.non_finite
+        assert str(row.max_abs_stored) == str(whole.max_abs_stored)
+    assert quick.summary.exit_code == 1
 
 
 def test_two_runs_give_the_same_report(checkpoint, report):
