@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -52,6 +53,9 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     """
     present = devices()
     sequences = jax.tree.leaves(batched)[0].shape[0]
+    if sequences == 1:  # nothing to map over, which is a quarter of tracing
+        alone = run(*jax.tree.map(lambda x: x[0], batched))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
     run = side_by_side(run)
     if len(present) == 1 or sequences % len(present):
         return run(*batched)

@@ -29,7 +29,8 @@ FIRST, KNOWN = (0, 10, 2), (0, 12)
 """jaxlib from FIRST on hands work to YNNPACK. Before KNOWN it has the flag; later ones
 are searched for it, since XLA ends the process at a flag that it does not know."""
 SCHEDULER = "xla_cpu_scheduler_type"
-ONE_WAY = (0, 11)
+WITHOUT_FLAG = (0, 11)
+EXTRA = "--xla_backend_extra_options"
 EMITTERS, PASSES = "xla_cpu_use_fusion_emitters", "--xla_disable_hlo_passes"
 
 
@@ -65,9 +66,12 @@ def compile_sooner() -> None:
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.partition("=")[0] for flag in given}
-    # jaxlib 0.11 has the newer way alone, and no flag for it
-    two_ways = FIRST <= _version() < ONE_WAY
-    sooner = [f"--{EMITTERS}=false"] * two_ways + [
+    # from jaxlib 0.11 on there is no flag, but an option that may be unknown
+    flag = FIRST <= _version() < WITHOUT_FLAG
+    sooner = [
+        f"--{EMITTERS}=false"
+        if flag
+        else f"{EXTRA}=xla_cpu_disable_new_fusion_emitters",
         f"{PASSES}=tree_reduction_rewriter",
         "--xla_gpu_autotune_level=0",
     ]
