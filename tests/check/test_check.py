@@ -12,6 +12,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import LyapunovError, TokensError, UsageError
+from lyapunov.bounds import adjoint, ball, floor, local, passes
 from lyapunov.report import to_table
 from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
 from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
@@ -37,20 +38,49 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(checkpoint):
-    """The programs of a check in a process that has compiled nothing before."""
+    """The programs of a quick check in a process that has compiled nothing before, and
+    those that a standard one behind it adds."""
     folder, _, tokens = checkpoint
     jax.clear_caches()
     with programs_compiled() as found:
-        lyapunov.check(str(folder), tokens, precisions=["bf16", "fp16"])
-        return list(found)
+        for effort in ("quick", "standard"):
+            lyapunov.check(
+                str(folder), tokens, precisions=["bf16", "fp16"], effort=effort
+            )
+            found.append(effort)
+    place = found.index("quick")
+    return found[:place], found[place + 1 : -1]
 
 
 def test_a_check_has_few_programs(compiled):
     """Assert no more than 30, and one of each kind for all sublayers and formats."""
+    compiled = [name for names in compiled for name in names]
     assert len(compiled) <= 30, compiled
     larger = [name for name in compiled if name not in OPERATIONS]
     assert len(set(larger)) == len(larger), compiled
     assert {"run_layer", "run_rounded", "bounded_pass", "exact_pass"} <= set(larger)
+
+
+def test_an_effort_compiles_nothing_of_what_it_leaves_out(compiled):
+    """Assert no bounded pass in quick, no search, reverse pass or ball in standard."""
+    quick, standard = map(set, compiled)
+    assert {"run_layer", "run_rounded", "exact_pass", "_run_sampled"} <= quick
+    assert {"bounded_pass", "_operations"} <= standard
+    higher = programs_in(floor, adjoint, ball) - {"_logits"}  # probes have one too
+    assert {"_floor", "_through_sublayer"} <= higher
+    assert not standard & higher
+    assert not quick & (higher | (programs_in(local, passes) - {"exact_pass"}))
+
+
+def programs_in(*modules):
+    """Names of the functions that modules compile, each under its own name alone."""
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if hasattr(value, "lower")
+        and getattr(value, "__module__", None) == module.__name__
+    }
 
 
 def test_more_sublayers_other_precisions_and_texts_compile_nothing(
