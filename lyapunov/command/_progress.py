@@ -132,6 +132,7 @@ class BarProgress(SilentProgress):
         self._task: Any = None
         self._report: Any = None
         self._closed = False
+        self._lock = threading.Lock()
 
     def start(self, total: int, what: str) -> None:
         """Show the bar, or start it again for another stretch."""
@@ -156,14 +157,20 @@ class BarProgress(SilentProgress):
 
     def close(self) -> None:
         """Take it all away and give the cursor back."""
-        self._closed = True
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = self._task = None
+        with self._lock:
+            self._closed = True
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = self._task = None
 
     def _open(self) -> None:
-        if self._bar is not None or self._closed:  # work that was left behind goes on
-            return
+        with self._lock:
+            # work that was left behind goes on
+            if self._bar is None and not self._closed:
+                self._bar = self._made()
+                self._bar.start()
+
+    def _made(self) -> Any:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -183,7 +190,7 @@ class BarProgress(SilentProgress):
                 yield from shown.lines(outer._report, console)
                 yield self.make_tasks_table(self.tasks)
 
-        self._bar = Whole(
+        return Whole(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -193,7 +200,6 @@ class BarProgress(SilentProgress):
             expand=True,
             refresh_per_second=4,
         )
-        self._bar.start()
 
 
 class _Shown:
