@@ -29,9 +29,11 @@ FIRST, KNOWN = (0, 10, 2), (0, 12)
 """jaxlib from FIRST on hands work to YNNPACK. Before KNOWN it has the flag; later ones
 are searched for it, since XLA ends the process at a flag that it does not know."""
 SCHEDULER = "xla_cpu_scheduler_type"
-WITHOUT_FLAG = (0, 11)
-EXTRA = "--xla_backend_extra_options"
-EMITTERS, PASSES = "xla_cpu_use_fusion_emitters", "--xla_disable_hlo_passes"
+SOONER = (
+    "--xla_disable_hlo_passes=tree_reduction_rewriter",
+    "--xla_gpu_autotune_level=0",
+)
+"""Flags that every jaxlib has."""
 
 
 def flags_needed() -> list[str]:
@@ -55,27 +57,17 @@ def little_memory() -> dict[str, Any]:
 
 
 def compile_sooner() -> None:
-    """Have XLA make less code for CPUs, in a process that is the command's own.
+    """Have XLA compile less, in a process that is the command's own.
 
-    Its newer way takes each loop through MLIR, as long again as LLVM takes behind it,
-    and the loops run no faster. And every sum along a row becomes a tree of two more
-    loops, half of all code: here they are sums from left to right, in fp64, which
-    `SAFETY` and `REFERENCE_SHARE` cover for any order. On GPUs it would try ways to
-    multiply matrices longer than a check of one text runs; and the one that it finds
-    fastest may add up in another order next time.
+    On CPUs every sum along a row would become a tree of two more loops, a third of all
+    that is compiled: here they are sums from left to right, in fp64, which `SAFETY` and
+    `REFERENCE_SHARE` cover for any order. On GPUs it would try ways to multiply
+    matrices for longer than a check of one text runs; and the one that it finds fastest
+    may add up in another order next time.
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.partition("=")[0] for flag in given}
-    # from jaxlib 0.11 on there is no flag, but an option that may be unknown
-    flag = FIRST <= _version() < WITHOUT_FLAG
-    sooner = [
-        f"--{EMITTERS}=false"
-        if flag
-        else f"{EXTRA}=xla_cpu_disable_new_fusion_emitters",
-        f"{PASSES}=tree_reduction_rewriter",
-        "--xla_gpu_autotune_level=0",
-    ]
-    missing = [flag for flag in sooner if flag.partition("=")[0] not in names]
+    missing = [flag for flag in SOONER if flag.partition("=")[0] not in names]
     if missing and not _has_computed():
         os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
 

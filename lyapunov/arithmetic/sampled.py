@@ -22,6 +22,10 @@ from ..formats import (
 )
 from ._arrays import AbstractJaxArithmetic
 from ._row_blocks import emptied
+from .rules.declared import written_out
+
+
+KEYS_AT_ONCE = 16
 
 
 class Sampled(AbstractJaxArithmetic):
@@ -98,11 +102,17 @@ class Sampled(AbstractJaxArithmetic):
         draw = jax.random.uniform(
             self._next_key(), shape, jnp.float32, minval=-1.0, maxval=1.0
         )
-        return jnp.asarray(draw, jnp.float64)
+        # else every reader of what is stored would draw again
+        return jnp.asarray(written_out(draw), jnp.float64)
 
     def _next_key(self):
+        # several at once: to make a key takes a program as much as to draw with it
+        block, place = divmod(self._draws, KEYS_AT_ONCE)
+        if place == 0:
+            block_key = jax.random.fold_in(self._key, block)
+            self._keys = jax.random.split(block_key, KEYS_AT_ONCE)
         self._draws += 1
-        return jax.random.fold_in(self._key, self._draws)
+        return self._keys[place]
 
     def _settle(self, x):
         return x if self._inner is None else self._round(x, self._inner)
