@@ -81,12 +81,10 @@ class Model:
         **Raises:** `UsageError` for one of a kind that is not registered.
         """
         sizes = [registered(one) for one in self.config.sublayers]
-        beside = [one.beside for one in sizes]
+        shares_with_next = [one.beside for one in sizes[1:]] + [False] * bool(sizes)
         return tuple(
             Sublayer(i, one.kind, one.flow, shares, one.aside, one.embedded)
-            for i, (one, shares) in enumerate(
-                zip(sizes, [*beside[1:], False], strict=True)
-            )
+            for i, (one, shares) in enumerate(zip(sizes, shares_with_next, strict=True))
         )
 
     def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:

@@ -31,11 +31,12 @@ from ._effort import Effort
 from ._functions import OtherFunctions
 from ._layer_facts import layer_facts, layer_growth
 from ._reference_loss import NextTokenLoss
+from ._rehearsal import rehearsed
 from ._request import Request
 
 
 # As many as a sublayer has bounds to find; JAX gives each what cores there are.
-WORKERS = 3
+WORKERS = 4
 # Stored tensors of a sublayer; where there are more, its bounds are waited for before
 # anything else runs, and then they are let go of.
 STORED_BYTES_AT_ONCE = 2**29
@@ -113,6 +114,8 @@ def run_layers(
             found = layer_facts(model, sublayer, record)
             rows.append(dataclasses.replace(found, module=modules[sublayer.layer]))
             tell()
+            if sublayer.layer == 0:
+                rehearsed(run_layers, model, ids, executions, request, workers)
             functions.sublayer()
             started = []
             for run in runs:

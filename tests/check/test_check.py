@@ -6,96 +6,15 @@ import importlib
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov._errors import LyapunovError, TokensError, UsageError
-from lyapunov.bounds import adjoint, ball, floor, local, passes
 from lyapunov.report import to_table
-from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
-from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
+from oracles.checkpoints.mamba1 import save_transformers
+from oracles.networks.mamba1 import NumpyMamba, random_weights
 
-from ..helpers import programs_compiled
-
-
-SIZES = Sizes(layers=3)
-SEQ = 40
-# Single operations outside of programs, compiled for each shape.
-OPERATIONS = {"add", "broadcast_in_dim", "convert_element_type"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    weights = random_weights(np.random.default_rng(11), SIZES)
-    folder = save_transformers(
-        tmp_path_factory.mktemp("check") / "model", weights, SIZES
-    )
-    tokens = np.random.default_rng(12).integers(0, SIZES.vocab, (2, SEQ))
-    return folder, weights, tokens
-
-
-@pytest.fixture(scope="module")
-def compiled(checkpoint):
-    """The programs of a quick check in a process that has compiled nothing before, and
-    those that a standard one behind it adds."""
-    folder, _, tokens = checkpoint
-    jax.clear_caches()
-    with programs_compiled() as found:
-        for effort in ("quick", "standard"):
-            lyapunov.check(
-                str(folder), tokens, precisions=["bf16", "fp16"], effort=effort
-            )
-            found.append(effort)
-    place = found.index("quick")
-    return found[:place], found[place + 1 : -1]
-
-
-def test_a_check_has_few_programs(compiled):
-    """Assert no more than 30, and one of each kind for all sublayers and formats."""
-    compiled = [name for names in compiled for name in names]
-    assert len(compiled) <= 30, compiled
-    larger = [name for name in compiled if name not in OPERATIONS]
-    assert len(set(larger)) == len(larger), compiled
-    assert {"run_layer", "run_rounded", "bounded_pass", "exact_pass"} <= set(larger)
-
-
-def test_an_effort_compiles_nothing_of_what_it_leaves_out(compiled):
-    """Assert no bounded pass in quick, no search, reverse pass or ball in standard."""
-    quick, standard = map(set, compiled)
-    assert {"run_layer", "run_rounded", "exact_pass", "_run_sampled"} <= quick
-    assert {"bounded_pass", "_operations"} <= standard
-    higher = programs_in(floor, adjoint, ball) - {"_logits"}  # probes have one too
-    assert {"_floor", "_through_sublayer"} <= higher
-    assert not standard & higher
-    assert not quick & (higher | (programs_in(local, passes) - {"exact_pass"}))
-
-
-def programs_in(*modules):
-    """Names of the functions that modules compile, each under its own name alone."""
-    return {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if hasattr(value, "lower")
-        and getattr(value, "__module__", None) == module.__name__
-    }
-
-
-def test_more_sublayers_other_precisions_and_texts_compile_nothing(
-    checkpoint, compiled, tmp_path, programs
-):
-    """Assert that one program serves all sublayers of a kind, all formats of a role,
-    all weights and all tokens of a length."""
-    assert compiled
-    sizes = Sizes(layers=2 * SIZES.layers)
-    weights = random_weights(np.random.default_rng(13), sizes)
-    deeper = save_transformers(tmp_path / "deeper", weights, sizes)
-    tokens = np.random.default_rng(14).integers(0, SIZES.vocab, (2, SEQ))
-    again = lyapunov.check(str(deeper), tokens, precisions="fp16", seed=5)
-    assert len(again.exponents.layers) == sizes.layers
-    assert programs == []
+from .conftest import SEQ, SIZES, exponents_only
 
 
 @pytest.fixture(scope="module")
@@ -108,47 +27,6 @@ def every_tier(*arguments, **named):
     """A check with the floor, T2 and T4 as well."""
     switches = {"floor": True, "readouts": None, "ball": True}
     return lyapunov.check(*arguments, **switches, **named)
-
-
-def exponents_only(folder, tokens, **options):
-    return lyapunov.check(str(folder), tokens, measure="none", **options)
-
-
-def assert_exponents(rows, weights, sizes, tokens):
-    """Equal to means of dt A from NumPy to 1e-9 relative, and so are the statistics."""
-    numpy = NumpyMamba(weights, sizes)
-    each = [numpy.exponents(sequence) for sequence in tokens]
-    for i, row in enumerate(rows):
-        expected = np.mean([e[i] for e in each], axis=0)
-        assert row.layer == i
-        assert row.kind == "mamba1"
-        assert row.max == pytest.approx(expected.max(), rel=1e-9)
-        assert row.min == pytest.approx(expected.min(), rel=1e-9)
-        memory = -1 / expected
-        assert row.memory_tokens.max == pytest.approx(memory.max(), rel=1e-9)
-        assert row.memory_tokens.p50 == pytest.approx(np.median(memory), rel=1e-9)
-        assert row.reason is None
-    numpy.logits(tokens[0])
-    return each
-
-
-@pytest.mark.parametrize("layout", [save_transformers, save_mamba_ssm])
-@pytest.mark.parametrize(
-    "sizes",
-    [SIZES, Sizes(vocab=37, d_model=7, expand=3, d_state=5, d_conv=3, dt_rank=1)],
-    ids=["plain", "odd"],
-)
-def test_exponents_are_those_of_an_independent_computation(tmp_path, layout, sizes):
-    """Assert 1e-9 relative on checkpoints in both layouts."""
-    weights = random_weights(np.random.default_rng(3), sizes)
-    folder = layout(tmp_path / "model", weights, sizes)
-    tokens = np.random.default_rng(4).integers(0, sizes.vocab, (2, SEQ))
-    found = exponents_only(folder, tokens).exponents
-    assert_exponents(found.layers, weights, sizes, tokens)
-    assert found.n_tokens == tokens.size
-    largest = max(row.max for row in found.layers)
-    assert found.max == largest
-    assert found.layers[found.max_layer].max == largest
 
 
 def test_states_and_decays_are_those_of_numpy(checkpoint, report):
@@ -395,66 +273,6 @@ def approximately(value):
     """A figure of another program of the same fp64 sums."""
     exact = value is None or isinstance(value, str)
     return value if exact else pytest.approx(value, rel=1e-9)
-
-
-@pytest.mark.parametrize("layers", [[3], [-1], [0, 99], []])
-def test_layers_that_do_not_exist_are_refused(checkpoint, layers):
-    """Assert one line with the number of sublayers."""
-    folder, _, tokens = checkpoint
-    with pytest.raises(UsageError, match="3"):
-        exponents_only(folder, tokens, layers=layers)
-
-
-def test_without_measuring_there_are_exponents_alone(checkpoint):
-    """Assert that measure none runs no execution and says nothing of precision."""
-    folder, weights, tokens = checkpoint
-    found = exponents_only(folder, tokens)
-    assert found.precisions == []
-    assert_exponents(found.exponents.layers, weights, SIZES, tokens)
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        np.zeros((2, 3, 4), int),
-        np.zeros((0, 5), int),
-        np.zeros((1, 1), int),
-        np.array([5]),
-        np.array([], int),
-        np.array([0.0, 1.0]),
-        np.array([True, False]),
-        np.array([1, SIZES.vocab]),
-        np.array([-1, 2]),
-        np.array([1, 2**63], np.uint64),
-        np.array(["a", "b"]),
-    ],
-    ids=lambda t: f"{t.dtype}{t.shape}",
-)
-def test_tokens_that_cannot_be_used_are_refused(checkpoint, tokens):
-    """Assert `TokensError` in one line with a hint."""
-    with pytest.raises(TokensError) as caught:
-        exponents_only(checkpoint[0], tokens)
-    assert "\n" not in caught.value.message
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"precisions": ["fp12"]},
-        {"precisions": ["fp64"]},
-        {"state_precision": "int8"},
-        {"measure": "guess"},
-        {"mode": "train"},
-    ],
-    ids=str,
-)
-def test_requests_that_make_no_sense_are_refused(checkpoint, options):
-    """Assert a `LyapunovError`, before anything long is begun."""
-    folder, _, tokens = checkpoint
-    with pytest.raises(LyapunovError) as caught:
-        lyapunov.check(str(folder), tokens, **options)
-    assert "\n" not in caught.value.message
 
 
 def test_one_sequence_and_a_batch_of_one_are_the_same(checkpoint):
