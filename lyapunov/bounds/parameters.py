@@ -74,6 +74,7 @@ def _is_weight(x: Any) -> bool:
     return isinstance(x, Weight)
 
 
+@eqx.filter_jit
 def difference(base: Any, changed: Any) -> Any:
     """W' - W of every parameter, in the base's structure; no operator norms."""
 
@@ -94,16 +95,23 @@ def within(base: Any, change: Any) -> Any:
     - `change`: of `difference`; only its magnitudes are used.
     """
 
-    def one(a, d):
+    def one(a, box):
         if not _is_weight(a):
-            return _parameter(a, jnp.abs(d) * SAFETY)
-        error = jnp.abs(d.matrix) * SAFETY
-        return BoundedWeight(
-            a.matrix,
-            norm_of(a.matrix),
-            error,
-            norm_of(error),
-        )
+            return box
+        return BoundedWeight(a.matrix, norm_of(a.matrix), box, norm_of(box))
+
+    return jax.tree.map(one, base, _boxes(base, change), is_leaf=_is_weight)
+
+
+@eqx.filter_jit
+def _boxes(base, change):
+    """Each parameter with its box; of a weight the box alone, whose norm is found
+    outside of programs."""
+
+    def one(a, d):
+        if _is_weight(a):
+            return jnp.abs(d.matrix) * SAFETY
+        return _parameter(a, jnp.abs(d) * SAFETY)
 
     return jax.tree.map(one, base, change, is_leaf=_is_weight)
 

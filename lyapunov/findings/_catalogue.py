@@ -58,7 +58,8 @@ _KINDS = (
         "computes something else (a bug, another formula, a wrong layout), or it "
         "breaks one of the assumptions that the report lists, or the bound is wrong. "
         "Start from the first violation: its tensor, token and channel are named. "
-        "A measured infinity under a finite bound counts too.",
+        "A measured infinity under a finite bound counts too. --effort quick has no "
+        "bounds, so that nothing exceeds one there.",
     ),
     FindingKind(
         "LYA004",

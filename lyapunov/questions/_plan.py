@@ -73,7 +73,7 @@ COMPILING = {
     "T2": Compiling(4, 30.0, 4.0),
     "T4": Compiling(10, 12.0, 3.0),
     "growth": Compiling(2, 30.0, 4.0),
-    "changed weights": Compiling(40, 35.0, 5.0),
+    "changed weights": Compiling(9, 30.0, 5.0),
 }
 """Of a network of one kind, in units of tracing and lowering one sublayer's forward,
 which is timed here whatever the cache holds (0.1 s). For each kind, and once for all

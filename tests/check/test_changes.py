@@ -5,6 +5,7 @@ NumPy's network runs both weight sets whole; the study goes layer by layer.
 
 import json
 
+import jax
 import jsonschema
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,8 @@ from lyapunov.questions._weight_sets import other_weights, rounded_weights
 from lyapunov.report.json import schema
 from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
 from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
+
+from ..helpers import programs_compiled
 
 
 SIZES = Sizes(layers=3)
@@ -282,14 +285,19 @@ def test_bad_tokens_are_refused(model):
 
 def test_check_reports_every_change_and_the_chosen_layers(model, tokens, tmp_path):
     folder, _ = adapter(tmp_path / "lora", 1)
-    report = lyapunov.check(
-        model,
-        tokens,
-        measure="none",
-        layers=[1],
-        against=folder,
-        round_weights=["bf16:A_log", "fp16:D"],
-    )
+    jax.clear_caches()
+    with programs_compiled() as compiled:
+        report = lyapunov.check(
+            model,
+            tokens,
+            measure="none",
+            layers=[1],
+            against=folder,
+            round_weights=["bf16:A_log", "fp16:D"],
+        )
+    assert "_sublayer_change" in compiled
+    # one program for all parameters, not an operation for each of their shapes
+    assert len(compiled) <= 20, compiled
     names = [change.name for change in report.parameter_changes]
     assert names == [str(folder), "bf16:A_log", "fp16:D"]
     assert [[r.layer for r in c.layers] for c in report.parameter_changes] == [[1]] * 3
