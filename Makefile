@@ -24,13 +24,13 @@ SHAPES := tests/formats tests/arithmetic tests/recurrences
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
 
-test: $(VENV)/.tests
+test: $(VENV)/.dev
 	$(QUICKLY) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
 
-test-slow: $(VENV)/.tests test-shapes
+test-slow: $(VENV)/.dev test-shapes
 	$(BIN)/python -m pytest -m "slow and not cuda"
 
-test-shapes: $(VENV)/.tests
+test-shapes: $(VENV)/.dev
 	$(QUICKLY) $(BIN)/python -m pytest -n 2 --dist loadfile $(SHAPES) \
 		--jaxtyping-packages=lyapunov,beartype.beartype \
 		-m "not slow and not cuda and not wrong_types"
@@ -38,9 +38,9 @@ test-shapes: $(VENV)/.tests
 test-newest: $(NEWER)/.made
 	$(NEWER)/bin/python -c 'import sys, jax; print("Python", sys.version, "jax", jax.__version__)'
 	$(NEWER)/bin/lyapunov-check -q --no-compile-cache
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(NEWER)/bin/python -m pytest -m "not slow and not cuda" $(TAKEN_BY_NEWEST)
+	$(QUICKLY) $(NEWER)/bin/python -m pytest -m "not slow and not cuda" $(TAKEN_BY_NEWEST)
 
-benchmark: $(VENV)/.tests
+benchmark: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
 
 lint: $(VENV)/.dev
@@ -67,12 +67,8 @@ $(VENV)/.check: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[report]'
 	touch $@
 
-# torch first and pinned: any other version pulls gigabytes of CUDA packages
-$(VENV)/.tests: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e '.[tests]'
-	touch $@ $(VENV)/.check
-
-$(VENV)/.dev: $(VENV)/.tests
+# One resolution for tests and linters. Constraints pin torch: every other version pulls
+# gigabytes of CUDA packages.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
-	touch $@
+	touch $@ $(VENV)/.check
