@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._random import random_key
 from ..formats import FP64
 from ..implementations import Execution
 from ..models import Model, Sublayer
@@ -313,7 +314,7 @@ def at_tokens(x, tokens):
 
 @eqx.filter_jit
 def _readout(seed, start, new, mean, shape):
-    key = jax.random.fold_in(jax.random.key(seed), start)
+    key = jax.random.fold_in(random_key(seed), start)
     drawn = jax.random.normal(key, shape, jnp.float64) - mean[..., None]
     return jnp.where(start + jnp.arange(shape[-1]) >= new, drawn, 0.0)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
+from .._random import random_key
 from ..arithmetic import Exact, Sampled, Weight
 from ..formats import FP32
 from ..implementations import Execution
@@ -148,7 +149,7 @@ class _Draw(NamedTuple):
     def at(self, place):
         """The key of a sublayer, or of what is beyond the last."""
         seed, number = self.numbers
-        keys = jax.random.split(jax.random.key(seed), self.n_probes)
+        keys = jax.random.split(random_key(seed), self.n_probes)
         return jax.random.fold_in(keys[number], place)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._arguments import progress_or_none
 from .._errors import UsageError
+from .._random import random_key
 from .._version import __version__
 from .._xla import demand_flags
 from ..bounds.local import element, with_operator_norms
@@ -163,7 +164,7 @@ def audit(
 
 
 def _run(model, ids, ways, n_probes, seed, progress) -> list[VariantAudit]:
-    keys = jax.random.split(jax.random.key(seed), n_probes)
+    keys = jax.random.split(random_key(seed), n_probes)
     if progress is not None:
         # all that are known by their logits alone go through the network together
         passes = sum(way.trace is not None for way in ways)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from .._random import random_key
 from ..exponents import (
     HINT,
     Decays,
@@ -62,7 +63,7 @@ def layer_growth(model: Model, sublayer: Sublayer, record, seed: int) -> LayerGr
 
 @jax.jit
 def _key(seed, layer):
-    return jax.random.fold_in(jax.random.key(seed), layer)
+    return jax.random.fold_in(random_key(seed), layer)
 
 
 def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:

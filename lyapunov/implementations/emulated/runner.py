@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._devices import over_batch
+from ..._random import random_key
 from ...arithmetic import Rounded
 from ...models import Model
 from ...sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
@@ -136,7 +137,7 @@ def run_rounded(
         return one(incoming, key, sizes.handed(Rounded(cache), before))
 
     seed, layer, first = drawn
-    key = jax.random.fold_in(jax.random.key(seed), layer)
+    key = jax.random.fold_in(random_key(seed), layer)
     key = jnp.where(first > 0, jax.random.fold_in(key, first), key)
     keys = jax.random.split(key, incoming.residual.shape[0])
     if before is None:
