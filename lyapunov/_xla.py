@@ -34,6 +34,11 @@ SOONER = (
     "--xla_gpu_autotune_level=0",
 )
 """Flags that every jaxlib has."""
+LIGHTLY = ("--xla_backend_optimization_level=0",)
+EMITTERS, WITHOUT_FLAG = "--xla_cpu_use_fusion_emitters=false", (0, 11)
+OPTION = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+"""How XLA's older way to make loops is had: a flag, and later an option, which may be
+unknown where a flag may not."""
 
 
 def flags_needed() -> list[str]:
@@ -56,7 +61,7 @@ def little_memory() -> dict[str, Any]:
     return {}
 
 
-def compile_sooner() -> None:
+def compile_sooner(*, lightly: bool = False) -> None:
     """Have XLA compile less, in a process that is the command's own.
 
     On CPUs every sum along a row would become a tree of two more loops, a third of all
@@ -64,10 +69,17 @@ def compile_sooner() -> None:
     `REFERENCE_SHARE` cover for any order. On GPUs it would try ways to multiply
     matrices for longer than a check of one text runs; and the one that it finds fastest
     may add up in another order next time.
+
+    **Arguments:**
+
+    - `lightly`: without optimising loops, and the older way, which takes a third of the
+      time; what is compiled takes four times as long to run.
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.partition("=")[0] for flag in given}
-    missing = [flag for flag in SOONER if flag.partition("=")[0] not in names]
+    older = EMITTERS if FIRST <= _version() < WITHOUT_FLAG else OPTION
+    wanted = (*SOONER, *LIGHTLY, older) if lightly else SOONER
+    missing = [flag for flag in wanted if flag.partition("=")[0] not in names]
     if missing and not _has_computed():
         os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
 

@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 from lyapunov._xla import compile_sooner  # noqa: I001
 
 if "--xla_backend_optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
-    compile_sooner()  # fast tests, see the Makefile
+    compile_sooner(lightly=True)  # fast tests, see the Makefile
 
 import equinox as eqx
 import jax

@@ -65,6 +65,23 @@ def test_the_command_has_xla_compile_less_and_what_is_given_stays():
     assert "tree_reduction_rewriter" not in python(SOONER, own).stdout
 
 
+@pytest.mark.parametrize(
+    ("version", "flag"),
+    [("0.10.2", _xla.EMITTERS), ("0.11.2", _xla.OPTION), ("0.12.0", _xla.OPTION)],
+)
+def test_xla_ends_the_process_at_a_flag_that_it_does_not_know(
+    version, flag, monkeypatch
+):
+    """Assert the flag for the versions that have it alone, and that this one runs."""
+    done = python(SOONER.replace("sooner()", "sooner(lightly=True)"), None)
+    assert not done.returncode, done.stderr
+    monkeypatch.setattr(_xla.metadata, "version", lambda _: version)
+    monkeypatch.setattr(_xla, "_has_computed", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    _xla.compile_sooner(lightly=True)
+    assert os.environ["XLA_FLAGS"].split() == [*_xla.SOONER, *_xla.LIGHTLY, flag]
+
+
 LATE = """
 import jax
 jax.numpy.ones(3).sum()

@@ -35,6 +35,9 @@ from lyapunov.questions._effort import EFFORTS, Effort
 
 
 BUNDLED = "the bundled model"
+# Parameters times tokens times precisions. Of the bundled model, at four times as many,
+# loops that nobody optimised cost half of what not optimising them saves.
+SMALL = 2.5e8
 
 
 # --- The run ---------------------------------------------------------------------
@@ -184,7 +187,16 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
         check_tokens(dataclasses.asdict(tokens_facts(tokens)), options.earlier)
     from lyapunov.questions._check import check
 
+    compile_sooner(lightly=_is_small(model, tokens, options))
     return check(model, tokens, progress=progress, **options.arguments())
+
+
+def _is_small(model: Any, tokens: Any, options: Options) -> bool:
+    """Whether compiling takes longer than all that is run."""
+    if tokens is None:
+        return False
+    runs = (len(options.precision) or 2) * tokens.ids.size
+    return runs * model.layout.n_params <= SMALL
 
 
 def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
@@ -193,6 +205,7 @@ def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
     from lyapunov.questions._audit import audit
 
     place = None if options.reproduce is None else place_of(model)
+    compile_sooner(lightly=_is_small(model, tokens, options))
     report = audit(model, tokens=tokens, progress=progress, **options.arguments())
     if options.reproduce is None or place is None:
         return report
