@@ -30,6 +30,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch):
+    """Other tests' commands have counted what they compiled in this process."""
+    monkeypatch.setattr(_progress, "COMPILATIONS", Compilations())
+
+
 def _work(progress):
     progress.start(3, "layers")
     for i in range(3):
