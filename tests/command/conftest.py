@@ -38,6 +38,7 @@ class FakeCheck:
         return SimpleNamespace(
             source=source,
             config=SimpleNamespace(vocab_size=256),
+            layout=SimpleNamespace(n_params=10**9),
             checkpoint=SimpleNamespace(config={}, folder=None),
         )
 
