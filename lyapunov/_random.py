@@ -11,6 +11,8 @@ say their standard error; nothing is hidden by it and no bound rests on it.
 ??? cite "The permutation: Wellons (2018), hash-prospector, lowbias32"
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
@@ -61,7 +63,7 @@ def _split(words: UInt32[Array, "2"], shape: tuple[int, ...]):
     return _pair(words, _counters(shape))
 
 
-def _folded(words: UInt32[Array, "2"], number: Array) -> UInt32[Array, "2"]:
+def _folded(words: UInt32[Array, "2"], number: Any) -> UInt32[Array, "2"]:
     apart = jnp.stack([words[0] ^ jnp.uint32(GOLDEN), words[1]])
     return _pair(apart, jnp.asarray(number, jnp.uint32))
 
