@@ -172,14 +172,17 @@ def _noted(notes: Path, began: float) -> dict[str, Any]:
     lines = notes.read_text().splitlines() if notes.exists() else []
     events = [json.loads(line) for line in lines]
     compiled = [one for one in events if one["what"] == "compiled"]
-    slowest = sorted(compiled, key=lambda one: -one["seconds"])[:5]
+    each: dict[str, float] = {}
+    for one in compiled:
+        each[one["name"]] = each.get(one["name"], 0.0) + one["seconds"]
+    slowest = sorted(each, key=lambda name: -each[name])[:5]
     at = {one["what"]: one for one in events}
     loaded, answered = at.get("loaded"), at.get("answered", {})
     memory = answered.get("device_bytes")
     return {
         "programs": len(compiled),
         "compile_seconds": sum(one["seconds"] for one in compiled),
-        "slowest": {one["name"]: round(one["seconds"], 2) for one in slowest},
+        "slowest": {name: round(each[name], 2) for name in slowest},
         "loaded": None if loaded is None else loaded["at"] - began,
         "device_peak_gib": None if memory is None else memory / 2**30,
     }
