@@ -110,6 +110,11 @@ def set_flags() -> None:
         os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
 
 
+def compiles_lightly() -> bool:
+    """Whether XLA compiles without optimising loops here."""
+    return set(LIGHTLY) <= set(os.environ.get("XLA_FLAGS", "").split())
+
+
 def _has_computed() -> bool:
     """Whether JAX has read its flags."""
     bridge = sys.modules.get("jax._src.xla_bridge")

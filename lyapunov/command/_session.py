@@ -173,6 +173,7 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
     """The seam to the library: a check, an audit, or a plan."""
     model = _open(source, options.revision)
     tokens: Any = None if options.question == DUMP else options.chosen_tokens(model)
+    compile_sooner(lightly=_is_small(model, tokens, options))
     if options.plan_alone:
         from lyapunov.questions._plan import planned
         from lyapunov.questions._request import Request
@@ -187,7 +188,6 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
         check_tokens(dataclasses.asdict(tokens_facts(tokens)), options.earlier)
     from lyapunov.questions._check import check
 
-    compile_sooner(lightly=_is_small(model, tokens, options))
     return check(model, tokens, progress=progress, **options.arguments())
 
 
@@ -205,7 +205,6 @@ def _audited(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
     from lyapunov.questions._audit import audit
 
     place = None if options.reproduce is None else place_of(model)
-    compile_sooner(lightly=_is_small(model, tokens, options))
     report = audit(model, tokens=tokens, progress=progress, **options.arguments())
     if options.reproduce is None or place is None:
         return report
