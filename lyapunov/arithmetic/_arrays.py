@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ class AbstractJaxArithmetic(AbstractArithmetic):
     """Interpreters whose values are arrays: they differ in what rounding they do."""
 
     _in_kernel: bool = False
+    _stored: Sequence[tuple[Any, Any]] = ()
+    """Tensors stored so far and what is known of each, of those who ask for repeats."""
 
     @abc.abstractmethod
     def _settle(self, x: Array) -> Array:
@@ -178,20 +181,37 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         if at_once(x, rows):
             return body(self, state, x)
 
+        outside, inside = self._known_of(x), []
+
         def make(key, places):
             at = self._inside_block(key)
             return at, lambda: ({}, {}) if pairs else (at.records, at.observed)
+
+        def block(at, state, x):
+            # a block's rows are other arrays than the tensor that they are of
+            at._stored = [*at._stored, *_each(x, outside)]
+            state, output = body(at, state, x)
+            inside[:] = at._known_of(output)
+            return state, output
 
         # a value may be wider in front of the first block than behind it
         enter = lambda state, like: jax.tree.map(
             lambda a, of: jnp.asarray(a, of.dtype), state, like
         )
         state, output, (records, observed) = over_blocks(
-            make, body, state, x, rows, given=self._token_keys, enter=enter
+            make, block, state, x, rows, given=self._token_keys, enter=enter
         )
         self.records.update(records)
         self.observed.update(observed)
+        self._stored = [*self._stored, *_each(output, inside)]
         return state, output
+
+    def _known_of(self, x: Any) -> list[list[Any]]:
+        """What is known of the leaves of `x` as tensors that are stored."""
+        return [
+            [known for tensor, known in self._stored if tensor is leaf]
+            for leaf in jax.tree.leaves(x)
+        ]
 
     def _inside_block(self, key: Array | None) -> "AbstractJaxArithmetic":
         """The interpreter for a block of rows; `key` is of `_token_keys`."""
@@ -220,3 +240,11 @@ class AbstractJaxArithmetic(AbstractArithmetic):
 def along_states(products: Array) -> Array:
     """Sum over the states, for kernels, which have no product of vector and matrix."""
     return jnp.sum(products, axis=0)
+
+
+def _each(x: Any, known: list[list[Any]]) -> list[tuple[Any, Any]]:
+    return [
+        (leaf, one)
+        for leaf, several in zip(jax.tree.leaves(x), known, strict=True)
+        for one in several
+    ]

@@ -49,7 +49,7 @@ class Perturbed(AbstractJaxArithmetic):
         self.observed = {}
         self._offsets = offsets
         self.chunked = chunked
-        self._stored: list[tuple[str, Array]] = []
+        self._stored: list[tuple[Array, str]] = []
         self._gauges = gauges or {}
         self._sizes = sizes
         self._in_scan = False
@@ -68,8 +68,8 @@ class Perturbed(AbstractJaxArithmetic):
             after = x + self._offsets[site]
         else:
             return x
-        self.repeats[site] = tuple(s for s, stored in self._stored if stored is x)
-        self._stored.append((site, after))
+        self.repeats[site] = tuple(s for stored, s in self._stored if stored is x)
+        self._stored.append((after, site))
         return after
 
     def in_row_blocks(self, body, state, x, rows, *, pairs=False):

@@ -65,13 +65,16 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
     blocks = checked(folder, measure)
     assert blocks.summary.exit_code == whole.summary.exit_code
     (one,), (other,) = whole.precisions, blocks.precisions
+    assert one.layers[0].certified_l2 is not None
     for before, after in zip(one.layers, other.layers, strict=True):
         place = before.layer, before.kind
         assert before.violations == after.violations == 0, place
         assert after.elements_unbounded == before.elements_unbounded, place
         for name in ("local_l2", "bound_t1_l2", "radius_l2", "certified_l2"):
-            expected = getattr(before, name)
-            assert getattr(after, name) == pytest.approx(expected, rel=1e-9), place
+            expected, found = getattr(before, name), getattr(after, name)
+            # the ball is lost behind some sublayer, in blocks behind the same one
+            lost = name == "certified_l2" and expected is None
+            assert found is None if lost else found == pytest.approx(expected, rel=1e-9)
         inside = OF_SCORES & set(before.bound_t0)
         attends = before.kind in ("attention", "shared")
         assert bool(inside) == (measure == "emulated" and attends), place
@@ -85,7 +88,8 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
         expected = getattr(one.output, name)
         assert expected is not None, name
         assert getattr(other.output, name) == pytest.approx(expected, rel=rel), name
-    for before, after in zip(whole.layers, blocks.layers, strict=True):
+    rows = whole.exponents.layers, blocks.exponents.layers
+    for before, after in zip(*rows, strict=True):
         if before.growth is not None:
             assert after.growth is not None
             assert after.growth.gain == pytest.approx(before.growth.gain, rel=1e-9)
