@@ -98,6 +98,31 @@ def test_a_tensor_stored_twice_is_known_as_one():
     assert at.repeats == {"first": (), "second": ("first",), "third": ()}
 
 
+@pytest.mark.parametrize("rows", [2, 4, 6])
+def test_a_tensor_stored_again_in_blocks_of_rows_is_known_as_one(rows):
+    """Assert it of what goes into the blocks and of what comes out of them, and that
+    nothing is drawn again; a block's rows are no longer the tensor itself."""
+
+    def body(at, state, x):
+        return state, at.store("third", at.add(at.store("second", x), 1.0))
+
+    gauge = jnp.zeros((0, 2))
+    at = Perturbed({}, gauges=dict.fromkeys(("first", "second", "third", "4th"), gauge))
+    _, y = at.in_row_blocks(body, None, at.store("first", jnp.arange(6.0)), rows)
+    at.store("4th", y)
+    assert at.repeats == {
+        "first": (), "second": ("first",), "third": (), "4th": ("third",)
+    }  # fmt: skip
+
+    again = lambda at, state, x: (state, at.store("second", x))
+    sites = dict.fromkeys(("first", "second", "third"), BF16.numbers())
+    at = Sampled(sites, jax.random.key(0))
+    x = at.store("first", jnp.linspace(1.0, 2.0, 6))
+    _, y = at.in_row_blocks(again, None, x, rows)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(at.store("third", y), x)
+
+
 # ---- random offsets
 
 
