@@ -1,6 +1,7 @@
 """Progress on stderr: on a terminal what is known so far over a bar with the time left,
 elsewhere a line a minute, or a line a step with -v."""
 
+import os
 import sys
 import threading
 import time
@@ -265,6 +266,7 @@ def choose_progress(
     stream = sys.stderr if stream is None else stream
     if quiet or not wanted or stream is None:
         return SilentProgress()
-    if stream.isatty():
+    # a dumb terminal cannot take a line back
+    if stream.isatty() and os.environ.get("TERM") != "dumb":
         return BarProgress(stream, color=color)
     return LineProgress(stream, None if verbose else 60.0)

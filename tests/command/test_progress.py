@@ -59,10 +59,13 @@ def _work(progress):
         (io.StringIO, {"verbose": True, "wanted": False}, SilentProgress),
     ],
 )
-def test_kind_suits_the_stream_and_the_options(stream, options, kind):
+def test_kind_suits_the_stream_and_the_options(stream, options, kind, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     progress = choose_progress(stream=stream(), **options)
     assert type(progress) is kind
     _work(progress)
+    monkeypatch.setenv("TERM", "dumb")
+    assert not isinstance(choose_progress(stream=stream(), **options), BarProgress)
 
 
 def test_lines_tell_what_and_how_far():
