@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lyapunov.report import _columns as columns, _words as words
+from lyapunov.report import _columns as columns, _legends as legends, _words as words
 from lyapunov.report._headline import headline
 from lyapunov.report._sections import (
     Columns,
@@ -134,9 +134,9 @@ def _layers(report: Report) -> Section:
         )
         for i, p in enumerate(report.precisions)
     ]
-    notes = [Note(words.legend(words.LEGEND, left_out), Form.SHORT)]
+    notes = [Note(legends.legend(legends.LEGEND, left_out), Form.SHORT)]
     if report.precisions:
-        notes.append(Note(words.legend(words.PAGE_LEGEND, left_out), Form.PAGE))
+        notes.append(Note(legends.legend(legends.PAGE_LEGEND, left_out), Form.PAGE))
     table = Table(words.rows(report), columns.PLACE, groups)
     return Section("Layers", table=table, notes=notes)
 
@@ -159,7 +159,7 @@ def _growth(report: Report) -> list[Section]:
     table = Table(rows, [columns.KIND], [Columns(columns.growth(shown))])
     return [
         Section(
-            "Growth of perturbations", table=table, notes=[Note(words.GROWTH_LEGEND)]
+            "Growth of perturbations", table=table, notes=[Note(legends.GROWTH_LEGEND)]
         )
     ]
 
@@ -218,7 +218,7 @@ def _beyond_the_table(report: Report) -> list[Section]:
         if lines:
             made.append(_told(precision, lines, report.not_computed))
     if made and any(p.output.compared for p in report.precisions):
-        note = words.legend(words.LOGITS_LEGEND, report.not_computed)
+        note = legends.legend(legends.LOGITS_LEGEND, report.not_computed)
         made[-1] = replace(made[-1], notes=[Note(note, Form.WRITTEN)] if note else [])
     return made
 
@@ -245,7 +245,7 @@ def _changes(report: Report) -> list[Section]:
     shown = columns.looked_for(columns.CHANGE, report.not_computed)
     told = [Line(_name(change), change_sentence(change)) for change in changes]
     note = Note(
-        words.legend(words.CHANGES_LEGEND, report.not_computed),
+        legends.legend(legends.CHANGES_LEGEND, report.not_computed),
         Form.PAGE,
     )
     return [

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lyapunov.report import to_table
-from lyapunov.report._words import LEGEND, count, decay, legend, number, ratio
+from lyapunov.report._legends import LEGEND, legend
+from lyapunov.report._words import count, decay, number, ratio
 
 from .example import example_report, precision_report
 
