@@ -7,7 +7,7 @@ import numpy as np
 
 from ..._errors import UsageError
 from .._implementation import RefusedError
-from .._torch import copied
+from .._torch import copied, threads_worth
 from ._cache import cache_argument, cache_of
 from .ways import Planned
 
@@ -40,7 +40,9 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
         if call.mask is not None and (positioned or number == 0):
             # what sees no positions is shown no mask of steps, as by `generate`
             given["attention_mask"] = _tensor(torch, network, call.mask)
-        result = network(_tensor(torch, network, call.ids), **given)
+        width = network.get_input_embeddings().weight.shape[-1]
+        with threads_worth(torch, call.ids.size * width):
+            result = network(_tensor(torch, network, call.ids), **given)
         cache = cache_of(result) if several else None
         logits.append(result.logits[call.rows, call.columns])
         for key, arrays in seen.items():
