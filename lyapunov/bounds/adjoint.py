@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._random import random_key
+from ..arithmetic.random_keys import random_key
 from ..formats import FP64
 from ..implementations import Execution
 from ..models import Model, Sublayer

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
-from .._random import random_key
 from ..arithmetic import Exact, Sampled, Weight
+from ..arithmetic.random_keys import random_key
 from ..formats import FP32
 from ..implementations import Execution
 from ..implementations._reference import run_norm

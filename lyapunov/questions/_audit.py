@@ -19,9 +19,9 @@ import numpy as np
 
 from .._arguments import progress_or_none
 from .._errors import UsageError
-from .._random import random_key
 from .._version import __version__
 from .._xla import demand_flags
+from ..arithmetic.random_keys import random_key
 from ..bounds.local import element, with_operator_norms
 from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known

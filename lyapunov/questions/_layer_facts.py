@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from .._random import random_key
+from ..arithmetic.random_keys import random_key
 from ..exponents import (
     HINT,
     Decays,

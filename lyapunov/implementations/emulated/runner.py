@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._devices import over_batch
-from ..._random import random_key
 from ...arithmetic import Rounded
+from ...arithmetic.random_keys import random_key
 from ...models import Model
 from ...sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
 from ...sublayers.sites import NO_ROW_A_TOKEN

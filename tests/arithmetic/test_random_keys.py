@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov._random import random_key
+from lyapunov.arithmetic.random_keys import random_key
 
 
 SIZE = 2**18
