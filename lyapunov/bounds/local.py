@@ -12,8 +12,6 @@ at its worst, which is what a bound known before the run has to do.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -22,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._devices import as_here, chosen_device, over_batch
+from .._devices import over_batch
 from .._xla import little_memory
 from ..arithmetic import Bounded, Weight
 from ..arithmetic.rules.declared import written_out
 from ..implementations import Execution
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER
-from ._norms import norm_of
+from ._norms import norms_of
 from .passes import (
     Interpreter,
     Numbers,
@@ -267,17 +265,11 @@ def _compared(output, reference, held, radius: Bounded):
 
 
 def with_operator_norms(parameters):
-    """The parameters with certified operator norms for all projections.
-
-    Side by side: each is a few programs on a GPU, and a factorisation elsewhere.
-    """
+    """The parameters with certified operator norms for all projections."""
     is_weight = lambda leaf: isinstance(leaf, Weight)
     leaves, structure = jax.tree.flatten(parameters, is_leaf=is_weight)
-    weights = [i for i, leaf in enumerate(leaves) if is_weight(leaf)]
-    if weights:
-        found = partial(as_here, chosen_device(), norm_of)
-        with ThreadPoolExecutor(min(8, len(weights))) as workers:
-            norms = workers.map(found, [leaves[i].matrix for i in weights])
-            for i, norm in zip(weights, norms, strict=True):
-                leaves[i] = Weight(leaves[i].matrix, float(norm))
-    return jax.tree.unflatten(structure, leaves)
+    norms = iter(norms_of([leaf.matrix for leaf in leaves if is_weight(leaf)]))
+    known = [
+        Weight(leaf.matrix, next(norms)) if is_weight(leaf) else leaf for leaf in leaves
+    ]
+    return jax.tree.unflatten(structure, known)

@@ -125,12 +125,12 @@ def _fresh(name: str, array: np.ndarray) -> bool | None:
 def _is_draw(matrix: np.ndarray) -> bool:
     flat = matrix.reshape(-1)
     sample = flat[:: -(-flat.size // MOST_SAMPLED)].astype(np.float64)
-    sample = sample - sample.mean()
-    square = float(np.mean(sample**2))
+    squares = (sample - sample.mean()) ** 2
+    square = float(np.mean(squares))
     if not math.isfinite(square):
         return False
     if square == 0:
         return True
-    kurtosis = float(np.mean((sample / math.sqrt(square)) ** 4))
+    kurtosis = float(np.mean((squares / square) ** 2))
     allowed = FAR * math.sqrt(24 / sample.size)
     return any(abs(kurtosis - moment) <= allowed for moment in FOURTH_MOMENTS)
