@@ -11,6 +11,7 @@ say their standard error; nothing is hidden by it and no bound rests on it.
 ??? cite "The permutation: Wellons (2018), hash-prospector, lowbias32"
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,6 +46,7 @@ def _pair(words: UInt32[Array, "2"], counter: UInt32[Array, "*n"]):
     return jnp.stack([_word(apart, counter), _word(~apart, counter)], axis=-1)
 
 
+@jax.jit
 def _seeded(seed: Array) -> UInt32[Array, "2"]:
     low = jnp.asarray(seed, jnp.uint32)
     wide = seed.dtype.itemsize > 4
@@ -59,15 +61,18 @@ def _counters(shape: tuple[int, ...]) -> UInt32[Array, "*n"]:
     return jax.lax.iota(jnp.uint32, size).reshape(shape)
 
 
+@partial(jax.jit, static_argnums=1)
 def _split(words: UInt32[Array, "2"], shape: tuple[int, ...]):
     return _pair(words, _counters(shape))
 
 
+@jax.jit
 def _folded(words: UInt32[Array, "2"], number: Any) -> UInt32[Array, "2"]:
     apart = jnp.stack([words[0] ^ jnp.uint32(GOLDEN), words[1]])
     return _pair(apart, jnp.asarray(number, jnp.uint32))
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def _bits(words: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]):
     counter = _counters(shape)
     word = _word(words, counter)
@@ -77,6 +82,7 @@ def _bits(words: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]):
     return jnp.asarray(word >> (32 - bit_width), getattr(jnp, f"uint{bit_width}"))
 
 
+# compiled whole where a key is made outside of a program
 _IMPLEMENTATION = define_prng_impl(
     key_shape=(2,),
     seed=_seeded,

@@ -102,6 +102,16 @@ def test_words_are_even_and_know_nothing_of_each_other(stream):
     assert abs(chi_square - 2**16) < 5 * np.sqrt(2 * 2**16)
 
 
+def test_a_key_outside_of_a_program_is_one_program(programs):
+    """Assert it for making, splitting, folding and drawing, not one an operation."""
+    key = random_key(77)
+    found = jax.random.split(key, 77), jax.random.fold_in(key, 77)
+    jax.random.bits(key, (77,), jnp.uint16)
+    assert len(found) == 2
+    ours = [name for name in programs if name not in ("stage", "convert_element_type")]
+    assert set(ours) <= {"_seeded", "_split", "_folded", "_bits"}
+
+
 def test_a_draw_is_no_loop():
     """Assert that nothing of it is a function or a loop, which compile for long."""
 
