@@ -137,20 +137,7 @@ def _answer(
     """One check as it was asked for; `began` is when, in seconds."""
     ids, chosen = given.ids, request.sublayers(model)
     effort, counts = request.effort, request.verdict
-    settings = request.settings()
-    begun = Report(
-        tool={"name": "lyapunov-check", "version": __version__},
-        settings=settings,
-        environment={},
-        assumptions=[],
-        checkpoint=checkpoint_facts(model, hashed=False),
-        tokens=tokens_facts(given),
-        exponents=gather_exponents([], ids.size),
-        precisions=[],
-        findings=[],
-        summary=UNDECIDED,
-        not_computed=effort.left_out(has_head=model.has_head),
-    )
+    begun = _begun(model, given, request)
     tell = getattr(progress, "known", None) or (lambda report: None)
 
     def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
@@ -186,7 +173,7 @@ def _answer(
                 n_bytes=given.n_bytes,
             )
         exponents = gather_exponents(rows, ids.size)
-        found = findings.find(exponents, reports, settings, changes, reference)
+        found = findings.find(exponents, reports, begun.settings, changes, reference)
         found += semantic_findings(
             model,
             ids.shape[1],
@@ -226,6 +213,23 @@ def _answer(
 
 
 # ---- what the report says of itself
+
+
+def _begun(model: Model, given: Tokens, request: Request) -> Report:
+    """What is known before anything has run."""
+    return Report(
+        tool={"name": "lyapunov-check", "version": __version__},
+        settings=request.settings(),
+        environment={},
+        assumptions=[],
+        checkpoint=checkpoint_facts(model, hashed=False),
+        tokens=tokens_facts(given),
+        exponents=gather_exponents([], given.ids.size),
+        precisions=[],
+        findings=[],
+        summary=UNDECIDED,
+        not_computed=request.effort.left_out(has_head=model.has_head),
+    )
 
 
 def _assumptions(executions: Sequence[Execution]) -> list[str]:

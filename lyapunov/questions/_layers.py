@@ -6,7 +6,7 @@ probes, the ball and the bounds of a sublayer are done before the next one is re
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..bounds.end_to_end import EndToEnd, decided
 from ..findings._semantics import ClippedDt, clipped_dt
 from ..formats import StateFormat, state_format_named
 from ..implementations import Execution, Reference, Trace, implementation_named
-from ..models import Model
+from ..models import Model, Sublayer
 from ..results._check import (
     FunctionDistance,
     LayerDivergence,
@@ -117,29 +117,10 @@ def run_layers(
             if sublayer.layer == 0:
                 rehearsed(run_layers, model, ids, executions, request, workers)
             functions.sublayer()
-            started = []
-            for run in runs:
-                other, stagnation = _next_of(run, record, places)
-                if sublayer.layer in chosen:
-                    work = SublayerDivergence(
-                        model,
-                        sublayer,
-                        run.execution.of(sublayer.kind),
-                        record,
-                        other,
-                        effort,
-                        workers,
-                        stagnation,
-                    )
-                    started.append((run, work))
-                    if stored_bytes(other.stored) > STORED_BYTES_AT_ONCE:
-                        _collect(pending)
-                        _collect(started)
-                    del work
-                del other
-                found = run.ball and run.ball.sublayer(sublayer, record)
-                if found:
-                    run.certified[sublayer.layer] = found.l2
+            bounded = sublayer.layer in chosen
+            started = _one_sublayer(
+                model, sublayer, record, runs, places, bounded, effort, workers, pending
+            )
             if estimates is not None:
                 estimates.sublayer(sublayer, record)
             limits = getattr(model.config.sublayers[sublayer.layer], "dt_limit", None)
@@ -164,6 +145,38 @@ def run_layers(
         for run, found in zip(runs, outputs, strict=True)
     ]
     return rows, reports, clipped, bits
+
+
+def _one_sublayer(
+    model: Model,
+    sublayer: Sublayer,
+    record,
+    runs: list[_Run],
+    places: dict[str, int],
+    bounded: bool,
+    effort: Effort,
+    workers: Executor,
+    pending: list[tuple[_Run, SublayerDivergence]],
+) -> list[tuple[_Run, SublayerDivergence]]:
+    """Run it in every execution; where it is `bounded` the work of it has begun."""
+    started = []
+    for run in runs:
+        other, stagnation = _next_of(run, record, places)
+        if bounded:
+            own = run.execution.of(sublayer.kind)
+            work = SublayerDivergence(
+                model, sublayer, own, record, other, effort, workers, stagnation
+            )
+            started.append((run, work))
+            if stored_bytes(other.stored) > STORED_BYTES_AT_ONCE:
+                _collect(pending)
+                _collect(started)
+            del work
+        del other
+        found = run.ball and run.ball.sublayer(sublayer, record)
+        if found:
+            run.certified[sublayer.layer] = found.l2
+    return started
 
 
 def _reference(model: Model, ids, executions) -> tuple[Trace, dict[str, int]]:
