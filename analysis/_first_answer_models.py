@@ -11,6 +11,9 @@ from oracles.networks import mamba3
 from .large_hybrid import drawn
 
 
+PRIME = 2**22 - 3
+
+
 def mamba1(folder: Path, layers: int, width: int, rank: int, vocabulary: int) -> None:
     """A Mamba-1 in transformers' layout: state 16, convolution 4, tied head."""
     inner, state = 2 * width, 16
@@ -107,10 +110,18 @@ def _write(folder: Path, config: dict, mixer: dict, embedding: str, rows) -> Non
         for i in range(layers)
     ]
     groups.append({embedding: rows, "backbone.norm_f.weight": (width,)})
-    made = (
-        {name: drawn(name, shape, rng) for name, shape in g.items()} for g in groups
-    )
-    _save(folder, config, made)
+    draw = lambda shapes: {name: _drawn(name, s, rng) for name, s in shapes.items()}
+    _save(folder, config, map(draw, groups))
+
+
+def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """As `drawn`; a large matrix has the same numbers again after a prime number of
+    them, so that no two rows are one and 2.8 billion are made in seconds."""
+    if np.prod(shape) <= PRIME:
+        return drawn(name, shape, rng)
+    columns = shape[-1]
+    part = drawn(name, (PRIME // columns + 1, columns), rng)
+    return np.resize(part.ravel()[:PRIME], shape)
 
 
 def _save(folder: Path, config: dict, groups) -> None:
