@@ -81,9 +81,11 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
         assert set(after.bound_t0) == set(before.bound_t0) - inside, place
         for site, ratio in after.bound_t0.items():
             assert ratio == pytest.approx(before.bound_t0[site], rel=1e-9), place
-    # draws differ from block to block, and nothing else
+    # draws differ from block to block, by which sigma may be withheld, and nothing else
     allowed = {"measured_rel_l2": 1e-9, "kl_mean": 1e-9, "weights_rel_l2": 1e-9}
-    allowed |= {"estimate_t2": 1e-9, "sigma_t3": 0.5}
+    allowed |= {"estimate_t2": 1e-9}
+    if one.output.sigma_withheld is None and other.output.sigma_withheld is None:
+        allowed["sigma_t3"] = 0.5
     for name, rel in allowed.items():
         expected = getattr(one.output, name)
         assert expected is not None, name
