@@ -109,6 +109,7 @@ def run(arguments: list[str], cache: Path, device: str, limit: float) -> dict[st
         and not name.startswith(("LYAPUNOV_", "JAX_PERSISTENT"))
     }
     environment |= {"XDG_CACHE_HOME": str(cache), "COLUMNS": "100", "TERM": "xterm"}
+    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # the command says so itself, later
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
     code = "import sys; from analysis._watched import main; main(sys.argv[1:])"
