@@ -53,9 +53,6 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     """
     present = devices()
     sequences = jax.tree.leaves(batched)[0].shape[0]
-    if sequences == 1:  # nothing to map over, which is a quarter of tracing
-        alone = run(*jax.tree.map(lambda x: x[0], batched))
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
     run = side_by_side(run)
     if len(present) == 1 or sequences % len(present):
         return run(*batched)
@@ -71,9 +68,20 @@ def over_batch(run: Callable, *batched: Any) -> Any:
     return spread(*batched)
 
 
-def side_by_side(run: Callable, in_axes: Any = 0) -> Callable:
-    """`jax.vmap` over the sequences of a batch, which `in_batch` counts inside."""
-    return jax.vmap(run, in_axes=in_axes, axis_name=SEQUENCES)
+def side_by_side(run: Callable) -> Callable:
+    """`jax.vmap` over the sequences of a batch, which `in_batch` counts inside.
+
+    One sequence is not mapped over, which is a quarter of tracing.
+    """
+    mapped = jax.vmap(run, axis_name=SEQUENCES)
+
+    def each(*batched: Any) -> Any:
+        if jax.tree.leaves(batched)[0].shape[0] > 1:
+            return mapped(*batched)
+        alone = run(*jax.tree.map(lambda x: x[0], batched))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
+
+    return each
 
 
 def in_batch() -> int:

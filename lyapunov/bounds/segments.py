@@ -188,14 +188,17 @@ def audit_sublayer(
     plan = _Plan(segments, sizes)
     inside = all(s.execution.sites["out"] is FP32 for s in segments)
     parameters, originals = _once(parameters), _once(originals)
-    given = plan, inputs, parameters
+    given = plan, inputs, parameters, start
     # on small models compiling is nearly all there is to do
     with ThreadPoolExecutor(3) as workers:
         begun = lambda *work: workers.submit(as_here, chosen_device(), *work)
-        drawn = begun(_sigmas, *given, start, keys, inside)
-        operations = begun(_operations, *given, start)
-        output, by_bounds = begun(_output, *given, originals, start).result()
-        z, exactly = drawn.result()
+        operations = begun(_operations, *given)
+        exact, exactly = _exact(*given)
+        drawn = begun(_sigmas, *given, keys, inside, exact)
+        if list(map(id, originals)) != list(map(id, parameters)):
+            exact, _ = _exact(plan, inputs, originals, start)
+        output, by_bounds = begun(_output, *given, exact).result()
+        z = drawn.result()
     if by_bounds is not None:
         same = (by_bounds.error == 0) & (by_bounds.value == exactly)
         z = jnp.asarray(np.where(np.all(same, axis=-1), z, 0.0))
@@ -272,14 +275,13 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
 
 
 @eqx.filter_jit
-def _output(plan: _Plan, inputs: _Inputs, parameters, originals, start):
+def _output(plan: _Plan, inputs: _Inputs, parameters, start, reference):
     def bounded(incoming) -> tuple[Bounded, Bounded | None]:
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
         output, made = _chained(plan, inputs, at, incoming, parameters, start)
         return output, _chosen(made)
 
     centre, chosen = side_by_side(bounded)(inputs.read)
-    reference, _ = _exact(plan, inputs, originals, start)
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
     shift = jnp.abs(centre.value - reference) + own[..., None]
     return _hold(inputs.output, reference, centre.error + shift), chosen
@@ -291,6 +293,7 @@ def _chosen(interpreters):
     return interpreters[0].join(found) if found else None
 
 
+@eqx.filter_jit
 def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
     """In exact arithmetic calls are one, unless each computes a function of its own.
 
@@ -309,16 +312,16 @@ def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
     return side_by_side(run)(inputs.incoming)
 
 
-def _sigmas(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
-    """z, from more draws where few say that it is large; the exact choice."""
+def _sigmas(plan: _Plan, inputs, parameters, start, keys, inside: bool, exact):
+    """z, from more draws where few say that it is large."""
     given = plan, inputs, parameters, start
-    z, chosen, error, square, own = _z(*given, keys, inside)
+    z, error, square, own = _z(*given, keys, inside, exact)
     if not float(jnp.max(z)) > DOUBTFUL_Z:
-        return z, chosen
+        return z
     for i in range(1, MORE_DRAWS):
         more = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)  # noqa: B023
-        square = square + _z(*given, more, inside)[3]
-    return _over(error, square / MORE_DRAWS, own), chosen
+        square = square + _z(*given, more, inside, exact)[2]
+    return _over(error, square / MORE_DRAWS, own)
 
 
 def _over(error, square, own):
@@ -328,11 +331,10 @@ def _over(error, square, own):
 
 
 @eqx.filter_jit
-def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
-    """z, the exact choice, the error, the mean square of draws, what fp64 leaves."""
+def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool, exact):
+    """z, the error, the mean square of draws, what fp64 leaves."""
     # roundings of the fp32 operations between stores, where stores are no larger
     inner = {"inner": FP32.numbers(), "inner_sums": True} if inside else {}
-    exact, chosen = _exact(plan, inputs, parameters, start)
 
     def probe(key):
         def one(key, incoming):
@@ -347,4 +349,4 @@ def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool):
     square = jnp.mean(jax.lax.map(probe, keys), axis=0)
     own = FP64_SHARE_OF_OUTPUT * jnp.linalg.norm(exact, axis=-1)
     error = jnp.linalg.norm(inputs.output - exact, axis=-1)
-    return _over(error, square, own), chosen, error, square, own
+    return _over(error, square, own), error, square, own
