@@ -80,7 +80,13 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
         assert bool(inside) == (measure == "emulated" and attends), place
         assert set(after.bound_t0) == set(before.bound_t0) - inside, place
         for site, ratio in after.bound_t0.items():
-            assert ratio == pytest.approx(before.bound_t0[site], rel=1e-9), place
+            expected = before.bound_t0[site]
+            if site == "read" and inside:
+                # from the queries on: what is stored between is at hand no more, and
+                # four stores in a row have their place in the bound, not one
+                assert expected * (1 - 1e-9) <= ratio <= 4 * expected, place
+            else:
+                assert ratio == pytest.approx(expected, rel=1e-9), (place, site)
     # draws differ from block to block, by which sigma may be withheld, and nothing else
     allowed = {"measured_rel_l2": 1e-9, "kl_mean": 1e-9, "weights_rel_l2": 1e-9}
     allowed |= {"estimate_t2": 1e-9}
