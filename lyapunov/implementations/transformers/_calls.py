@@ -1,6 +1,8 @@
 """transformers' networks call by call, through their own cache."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
       call over all of the text's tokens leaves it.
     - `cache`: before the first call; None: none.
 
-    **Raises:** `UsageError` for a network whose cache is not known here.
+    **Raises:** `UsageError` for a network whose cache is not known here; `RefusedError`
+    where the network itself raises.
     """
     names = inspect.signature(network.forward).parameters
     positioned = "position_ids" in names
@@ -41,7 +44,7 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
             # what sees no positions is shown no mask of steps, as by `generate`
             given["attention_mask"] = _tensor(torch, network, call.mask)
         width = network.get_input_embeddings().weight.shape[-1]
-        with threads_worth(torch, call.ids.size * width):
+        with threads_worth(torch, call.ids.size * width), _refusals():
             result = network(_tensor(torch, network, call.ids), **given)
         cache = cache_of(result) if several else None
         logits.append(result.logits[call.rows, call.columns])
@@ -55,6 +58,16 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
     for key, found in kept.items():
         seen[key] = [np.concatenate(p, axis=1) if len(p) > 1 else p[0] for p in found]
     return torch.cat(logits, dim=1)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What the network raises is its own refusal, and nothing else is."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RefusedError(f"transformers refuses it: {reason}") from error
 
 
 def compiled_by_torch(torch, network) -> Any:
@@ -90,7 +103,9 @@ def of_no_token(torch, network, ids) -> Any:
 
     cache: Any = DynamicCache(config=network.config)
     ids = _tensor(torch, network, ids[:, :1])
-    network(ids, **{_slot(network): cache, "use_cache": True})
+    slot = _slot(network)
+    with _refusals():
+        network(ids, **{slot: cache, "use_cache": True})
     for layer in cache.layers:
         for states in ("conv_states", "recurrent_states"):
             for state in getattr(layer, states, {}).values():

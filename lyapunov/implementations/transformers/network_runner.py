@@ -20,7 +20,6 @@ from ...models import Model, Sublayer
 from ...sublayers.config import plain_mamba1
 from ...sublayers.residual import Stream
 from .. import Execution
-from .._implementation import RefusedError
 from .._segment import Segment
 from .._torch import copied, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
@@ -127,24 +126,18 @@ class TransformersNetwork:
         with ExitStack() as stack, torch.no_grad():
             places = [_places(one, modules) for one in parts]
             _with_streams(places, modules)
-            paths = {path for found in places for path in found.values()}
-            for path in sorted(paths):
+            for path in sorted(_looked_at(model, places)):
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
             tokens = np.asarray(tokens)
-            try:
-                cache = None
-                if variant.kind == "steps":
-                    cache = of_no_token(torch, network, tokens)
-                elif variant.kind == "compiled":
-                    network = compiled_by_torch(torch, network)
-                    # what a compiler says of the library's code is not the user's
-                    stack.enter_context(warnings.catch_warnings(action="ignore"))
-                plan = planned(tokens, variant)
-                logits = called(torch, network, plan, calls, cache)
-            except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise RefusedError(f"transformers refuses it: {reason}") from error
+            cache = None
+            if variant.kind == "steps":
+                cache = of_no_token(torch, network, tokens)
+            elif variant.kind == "compiled":
+                network = compiled_by_torch(torch, network)
+                # what a compiler says of the library's code is not the user's
+                stack.enter_context(warnings.catch_warnings(action="ignore"))
+            logits = called(torch, network, planned(tokens, variant), calls, cache)
         seen = {key: iter(found) for key, found in calls.items()}
         stream: Stream | None = None
         taken: dict[tuple[str, str], np.ndarray] = {}
@@ -290,6 +283,20 @@ def _added(torch, precision: str, one, other) -> np.ndarray:
     dtype = torch_dtype(torch, precision)
     one, other = (torch.tensor(np.asarray(x)).to(dtype) for x in (one, other))
     return copied(one + other)
+
+
+def _looked_at(model: Model, places: list[dict[str, str]]) -> set[str]:
+    """The modules that records are made of.
+
+    Others need not have a row for each token of each text: a router has the tokens of
+    all texts one after another.
+    """
+    return {
+        path
+        for layer, found in zip(model.sublayers, places, strict=True)
+        for key, path in found.items()
+        if key in (*FIRST, "stream", *(one.key for one in WATCHED[layer.kind]))
+    }
 
 
 def _watch(path: str, module, calls) -> Iterator[Any]:
