@@ -9,9 +9,14 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.implementations import Transformers, write_dump
-from lyapunov.implementations._ways import usual_variants
+from lyapunov.implementations import (
+    Transformers,
+    implementation_named,
+    write_dump,
+)
+from lyapunov.implementations._ways import parse_variant, usual_variants
 from lyapunov.questions._audit_ways import ways_of_source
+from lyapunov.questions._request import Request
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
 
 from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
@@ -39,6 +44,22 @@ def test_clean_runs_are_rounding(models, family):
             assert (run.violations, run.tokens) == (0, SEQ)
             assert 0 < run.ratio <= 1
         assert len(run.layers) == len(model.sublayers)
+
+
+@pytest.mark.parametrize("family", ["jamba", "nemotron_h"])
+def test_experts_are_run_in_calls_of_any_length(models, family):
+    """Assert rows for every token, whatever order the router has them in."""
+    model, tokens = models(family)
+    assert any(one.kind == "experts" for one in model.sublayers)
+    (execution,) = Request.of(precisions="bf16", measure="transformers").executions(
+        model
+    )
+    runner = implementation_named("transformers").runner(execution)
+    for way in ("chunks:7", "steps"):
+        *records, _ = runner.trace(model, tokens[None], parse_variant(way))
+        for record in records:
+            for site, stored in record.stored.items():
+                assert stored.shape[:2] == (1, SEQ), (way, record.layer, site)
 
 
 def test_ways_that_there_are_not_say_why(models):
