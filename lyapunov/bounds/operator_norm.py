@@ -120,16 +120,23 @@ class _NumPy:
 
 
 class _Jax:
-    """In fp64, where JAX computes; few words with the host, who may be busy."""
+    """In fp64, where JAX computes; two programs, and few words with the host, who may
+    be busy."""
 
     unit = 2.0**-53
 
     def size(self, matrix) -> float:
         """Frobenius norm; not finite where an entry is not."""
-        return float(_norm(self._wide(matrix)))
+        wide = jnp.asarray(matrix, jnp.float64)
+        if wide.dtype != jnp.float64:
+            raise TypeError("JAX computes in fp32 here; enable fp64 around this")
+        rows = min(wide.shape)
+        steps = min(LANCZOS_STEPS, rows)
+        size, self._gram, self._steps = _examined(wide, _start(rows), steps)
+        return float(size)
 
     def gram(self, matrix, size: float):
-        return _gram(self._wide(matrix), size)
+        return self._gram
 
     def trace_if_definite(self, gram, shift: float) -> float | None:
         """As `_NumPy`'s; a factorisation that does not end is NaN."""
@@ -137,28 +144,17 @@ class _Jax:
         return float(trace) if ended else None
 
     def largest_eigenvalue_estimate(self, gram) -> float:
-        steps = min(LANCZOS_STEPS, len(gram))
-        found = np.asarray(_lanczos(gram, jnp.asarray(_start(len(gram))), steps))
-        return _largest(found[0], found[1])
-
-    @staticmethod
-    def _wide(matrix):
-        wide = jnp.asarray(matrix, jnp.float64)
-        if wide.dtype != jnp.float64:
-            raise TypeError("JAX computes in fp32 here; enable fp64 around this")
-        return wide
+        return _largest(*np.asarray(self._steps))
 
 
-@jax.jit
-def _norm(matrix):
-    return jnp.linalg.norm(matrix)
-
-
-@jax.jit
-def _gram(matrix, size):
+@partial(jax.jit, static_argnames="steps")
+def _examined(matrix, start, steps: int):
+    """The Frobenius norm, the Gram matrix of the matrix over it, Lanczos' numbers."""
+    size = jnp.linalg.norm(matrix)
     wide = matrix / size
     wide = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
-    return jnp.matmul(wide, wide.T, precision="highest")
+    gram = jnp.matmul(wide, wide.T, precision="highest")
+    return size, gram, _lanczos(gram, start, steps)
 
 
 @jax.jit
@@ -168,7 +164,6 @@ def _definite(gram, shift):
     return jnp.all(jnp.isfinite(factor)), jnp.sum(jnp.abs(jnp.diagonal(trial)))
 
 
-@partial(jax.jit, static_argnames="steps")
 def _lanczos(gram, start, steps: int):
     """Diagonal and off-diagonal of `_NumPy`'s Lanczos; 0 where it would have ended."""
 
