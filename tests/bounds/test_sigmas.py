@@ -28,13 +28,13 @@ def of_one_rounding(size):
     """In place of a sublayer: each token's error is one rounding's, times `size`."""
     calls = []
 
-    def drawn(plan, inputs, parameters, start, keys, inside):
+    def drawn(plan, inputs, parameters, start, keys, inside, exact):
         calls.append(np.asarray(jax.random.key_data(keys)))
         error = size * jnp.linspace(0.0, 1.0, TOKENS)
         one = lambda key: jax.random.uniform(key, (TOKENS,), minval=-1.0) ** 2
         square = jnp.mean(jax.vmap(one)(keys), axis=0)
         own = jnp.zeros(TOKENS)
-        return segments._over(error, square, own), None, error, square, own
+        return segments._over(error, square, own), error, square, own
 
     return drawn, calls
 
@@ -43,9 +43,10 @@ def sigmas(monkeypatch, size):
     drawn, calls = of_one_rounding(size)
     monkeypatch.setattr(segments, "_z", drawn)
     keys = jax.random.split(jax.random.key(3), 4)
-    few = drawn(None, None, None, None, keys, False)[0]
+    few = drawn(None, None, None, None, keys, False, None)[0]
     calls.clear()
-    return segments._sigmas(None, None, None, None, keys, False)[0], few, calls
+    z = segments._sigmas(None, None, None, None, keys, False, None)
+    return z, few, calls
 
 
 def test_a_rounding_that_decides_is_no_suspicion(monkeypatch):
@@ -82,7 +83,8 @@ def test_a_choice_that_roundings_decide_has_no_sigma(monkeypatch):
     error[0, 2] = 1.0
     z = np.array([[2.0, 100.0, 50.0, 3.0]])
     bounded = Bounded(jnp.asarray(chosen), jnp.asarray(error))
-    monkeypatch.setattr(segments, "_sigmas", lambda *_: (z, exactly))
+    monkeypatch.setattr(segments, "_exact", lambda *_: (None, exactly))
+    monkeypatch.setattr(segments, "_sigmas", lambda *_: z)
     monkeypatch.setattr(segments, "_operations", lambda *_: {})
     monkeypatch.setattr(segments, "_output", lambda *_: (None, bounded))
     record = SimpleNamespace(incoming=None, output=None, stored={})
