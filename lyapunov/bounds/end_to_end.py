@@ -113,7 +113,7 @@ class EndToEnd:
         n_readouts: int = 4,
         seed: int = 0,
     ):
-        self._shape = np.shape(tokens)
+        batch, seq = self._shape = np.shape(tokens)
         self._model = model
         self._contexts = _contexts(np.asarray(tokens))
         self._executions = list(executions)
@@ -123,7 +123,8 @@ class EndToEnd:
             Probes(model, tokens, execution, n_probes=n_probes, seed=seed + 1)
             for execution in executions
         ]
-        self._sums: list[Any] = [None for _ in executions]
+        rows = max((b - a for a, b in model.vocabulary_slices()), default=0)
+        self._sums = [no_sums(batch, seq, n_probes, rows) for _ in executions]
         self._seen = 0
         self._adjoints = (
             Adjoints(model, self._shape, executions, n_readouts=n_readouts, seed=seed)
@@ -169,7 +170,7 @@ class EndToEnd:
         if self._adjoints is not None:
             self._adjoints.logits(start, stop, reference)
             readouts = self._adjoints.tokens, self._adjoints.readout(start, stop)
-        behind, self._seen = self._seen - start, stop
+        behind, self._seen = np.asarray(self._seen - start), stop
         for i, other in enumerate(others):
             self._sums[i], moved = _taken_in(
                 self._sums[i],
@@ -245,12 +246,8 @@ def _taken_in(sums, reference, probes, other, sites, multiplier, behind, readout
     """The sums with a slice of the vocabulary, of which `behind` rows are in them; and
     what the run did to the read-outs there."""
     shifted, drawn, norms = probes
-    if sums is None:
-        batch, seq, _ = reference.shape
-        sums = no_sums(batch, seq, len(drawn))
-    new: Any = lambda x: None if x is None else x[..., behind:]
-    parts = new(reference), new(shifted), new(drawn), new(norms)
-    sums = add_logits(sums, *parts, new(other), sites, multiplier)
+    given = reference, shifted, drawn, norms, other
+    sums = add_logits(sums, *given, sites, multiplier, behind)
     if other is None or readouts is None:
         return sums, None
     tokens, readout = readouts

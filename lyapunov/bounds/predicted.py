@@ -7,13 +7,13 @@ roundings do, and the logits' own store adds b(s)^2 / 3 in variance. All norms a
 after removing each token's mean, which softmax does not see.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..formats import FormatNumbers
 from .head import logit_roundings
@@ -63,25 +63,30 @@ class RandomSums(NamedTuple):
     candidates: Candidates
 
 
-def no_sums(batch: int, seq: int, n_probes: int) -> RandomSums:
-    """The sums before the first slice."""
-    pair = jnp.zeros((2, batch, seq))
-    none = jnp.zeros((batch, seq, 0))
+def no_sums(batch: int, seq: int, n_probes: int, rows: int) -> RandomSums:
+    """The sums before the first slice, of so many rows."""
+    # with all their places, so that the first slice's program is the others'
+    room = CANDIDATES if rows >= CANDIDATES else 0
+    pair: Any = np.zeros((2, batch, seq))
+    none: Any = np.zeros((batch, seq, room))
+    worst: Any = np.full((batch, seq, room), -np.inf)
+    probes: Any = np.zeros((n_probes, 2, batch, seq))
+    drawn: Any = np.zeros((n_probes, batch, seq, room))
+    zero: Any = np.zeros(())
+    shift: Any = pair + np.array([np.inf, -np.inf])[:, None, None]
     return RandomSums(
         size=pair,
         shift=pair,
-        probes=jnp.zeros((n_probes, 2, batch, seq)),
+        probes=probes,
         rest=pair,
         odd=pair,
         even=pair,
         store=pair[0],
-        rows=jnp.zeros(()),
-        norm_max=jnp.zeros(()),
+        rows=zero,
+        norm_max=zero,
         store_max=pair[0],
-        shift_range=pair + jnp.asarray([jnp.inf, -jnp.inf])[:, None, None],
-        candidates=Candidates(
-            none, none, none, none, jnp.zeros((n_probes, batch, seq, 0))
-        ),
+        shift_range=shift,
+        candidates=Candidates(worst, none, none, none, drawn),
     )
 
 
@@ -99,6 +104,7 @@ def add_logits(
     other: Float[Array, "batch seq rows"] | None,
     sites: dict[str, FormatNumbers],
     multiplier: float = 1.0,
+    behind: Int[np.ndarray, ""] | int = 0,
 ) -> RandomSums:
     """Take in one slice of the vocabulary.
 
@@ -107,13 +113,19 @@ def add_logits(
     - `shifted`, `probes`, `norms`: as `Probes.logits` gives them.
     - `other`: the execution's own logits, where it was run.
     - `sites`, `multiplier`: as `logit_roundings` takes them.
+    - `behind`: rows that an earlier slice had, as an array; they count no more.
     """
-    shift, drawn = shifted - reference, probes - shifted
+    new = jnp.arange(reference.shape[-1]) >= behind
+    kept = lambda x: jnp.where(new, x, 0.0)
+    worst = jnp.where(new, reference, -jnp.inf)
+    reference, norms = kept(reference), kept(norms)
+    shift, drawn = kept(shifted - reference), kept(probes - shifted)
     square = jnp.zeros_like(shifted)
     for size in logit_roundings(jnp.abs(shifted), sites, multiplier).values():
         square = square + size**2
-    store = jnp.sqrt(square)
-    rest = jnp.zeros_like(shift) if other is None else other - shifted
+    store = kept(jnp.sqrt(square))
+    rest = jnp.zeros_like(shift) if other is None else kept(other - shifted)
+    low, high = (jnp.where(new, shift, end) for end in (jnp.inf, -jnp.inf))
     return RandomSums(
         size=sums.size + _sums(reference),
         shift=sums.shift + _sums(shift),
@@ -127,14 +139,14 @@ def add_logits(
         store_max=jnp.maximum(sums.store_max, jnp.max(store, axis=-1)),
         shift_range=jnp.stack(
             [
-                jnp.minimum(sums.shift_range[0], jnp.min(shift, axis=-1)),
-                jnp.maximum(sums.shift_range[1], jnp.max(shift, axis=-1)),
+                jnp.minimum(sums.shift_range[0], jnp.min(low, axis=-1)),
+                jnp.maximum(sums.shift_range[1], jnp.max(high, axis=-1)),
             ]
         ),
         candidates=_merged(
             sums.candidates,
             Candidates(
-                reference,
+                worst,
                 shift,
                 jnp.broadcast_to(norms, shift.shape),
                 store,

@@ -116,7 +116,8 @@ class SeenVocabulary(AbstractSeen):
 
     def __init__(self, seen: SeenLogits, n_probes: int):
         super().__init__(seen, n_probes)
-        self._sums = no_sums(*self.shape, n_probes)
+        self._sums: Any = None
+        self._n_probes = n_probes
         self._seen = 0
         self.square = np.zeros(self.shape)
         """Sum of the squares of what is given."""
@@ -125,20 +126,22 @@ class SeenVocabulary(AbstractSeen):
     def add(self, part: Slice) -> None:
         """Take in one slice."""
         behind, self._seen = self._seen - part.start, part.stop
-        given = self.seen.values(part.start, part.stop)[..., behind:]
+        given = self.seen.values(part.start, part.stop)
         with np.errstate(over="ignore", invalid="ignore"):
-            self.square += np.sum(given**2, axis=-1)
+            self.square += np.sum(given[..., behind:] ** 2, axis=-1)
         self._stored = part.unit
-        new: Any = lambda x: np.asarray(x)[..., behind:] if behind else x
+        if self._sums is None:
+            self._sums = no_sums(*self.shape, self._n_probes, part.stop - part.start)
         self._sums = add_logits(
             self._sums,
-            new(part.reference),
-            new(part.shifted),
-            new(part.drawn),
-            new(part.norms),
+            part.reference,
+            part.shifted,
+            part.drawn,
+            part.norms,
             given,
             part.sites,
             part.multiplier,
+            np.asarray(behind),
         )
 
     def apart(self, vocabulary: int, independent: int) -> Apart:

@@ -42,7 +42,7 @@ def logits(rng):
 
 def summed(logits, cuts, stored=BF16):
     reference, shifted, probes, norms, other = map(jnp.asarray, logits)
-    sums = no_sums(BATCH, SEQ, PROBES)
+    sums = no_sums(BATCH, SEQ, PROBES, VOCABULARY - max(cuts, default=0))
     numbers = {} if stored is None else {"logits": stored.numbers()}
     for start, stop in zip((0, *cuts), (*cuts, VOCABULARY), strict=True):
         part = slice(start, stop)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.bounds import seen_logits
+from lyapunov.bounds import predicted, seen_logits
 from lyapunov.bounds.end_to_end import _taken_in
 from lyapunov.formats import BF16
 from lyapunov.models import Model, _language_model as language_model
@@ -97,22 +97,37 @@ def test_the_loss_is_that_of_slices_that_stand_apart(logits, rng):
     same(*found)
 
 
-def test_random_roundings_are_those_of_slices_that_stand_apart(logits, rng):
-    """Assert it for every sum behind T3."""
+def test_random_roundings_are_those_of_slices_that_stand_apart(
+    logits, rng, programs, monkeypatch
+):
+    """Assert it for every sum behind T3, and that one program takes all slices, the
+    first as well; a slice has more rows than there are candidates."""
+    monkeypatch.setattr(predicted, "CANDIDATES", 4)
     shifted, *drawn = (logits[0] + rng.normal(size=logits[0].shape) for _ in range(3))
     arrays = logits[0], shifted, np.stack(drawn), rng.random(VOCABULARY)
 
     def sums(cuts):
-        found, seen = None, 0
+        found, seen = predicted.no_sums(BATCH, SEQ, 2, WIDTH), 0
         for start, stop in cuts:
             reference, *probes = (x[..., start:stop] for x in arrays)
             other, sites = logits[1][..., start:stop], {"logits": BF16.numbers()}
-            given = reference, tuple(probes), other, sites, 1.0, seen - start, None
+            given = (
+                reference,
+                tuple(probes),
+                other,
+                sites,
+                1.0,
+                np.asarray(seen - start),
+                None,
+            )
             found, _ = _taken_in(found, *given)
             seen = stop
         return found
 
-    same(sums(slices(VOCABULARY)), sums(APART))
+    found = sums(slices(VOCABULARY))
+    assert programs.count("_taken_in") == 1
+    assert np.all(np.isfinite(found.candidates.logits))
+    same(found, sums(APART))
 
 
 def test_a_few_log_probabilities_are_those_of_slices_that_stand_apart(
