@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..arithmetic import Exact, Perturbed
+from ..arithmetic.random_keys import random_key
 from ..formats import rounding_error_bound
 from ..implementations import Execution
 from ..sublayers.residual import sublayer
@@ -78,7 +79,7 @@ def _floor(flow, sites, chunked, incoming, output, parameters, original, start):
             for name in sites
         }
 
-    keys = jax.random.split(jax.random.key(0), len(sites))
+    keys = jax.random.split(random_key(0), len(sites))
     offsets = {
         name: size[name] * jax.random.rademacher(key, size[name].shape, jnp.float64)
         for name, key in zip(sorted(sites), keys, strict=True)
