@@ -75,13 +75,10 @@ def compile_sooner(*, lightly: bool = False) -> None:
     - `lightly`: without optimising loops, and the older way, which takes a third of the
       time; what is compiled takes four times as long to run.
     """
-    given = os.environ.get("XLA_FLAGS", "").split()
-    names = {flag.partition("=")[0] for flag in given}
+    names = {flag.partition("=")[0] for flag in _given()}
     older = EMITTERS if FIRST <= _version() < WITHOUT_FLAG else OPTION
     wanted = (*SOONER, *LIGHTLY, older) if lightly else SOONER
-    missing = [flag for flag in wanted if flag.partition("=")[0] not in names]
-    if missing and not _has_computed():
-        os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
+    _give([flag for flag in wanted if flag.partition("=")[0] not in names])
 
 
 def _version() -> tuple[int, ...]:
@@ -104,15 +101,27 @@ def _has_flag(name: str) -> bool:
 
 def set_flags() -> None:
     """Put the flags into the environment, behind what is there."""
-    given = os.environ.get("XLA_FLAGS", "").split()
-    missing = [flag for flag in flags_needed() if flag not in given]
-    if missing and not _has_computed():
-        os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
+    _give(_missing())
+
+
+def _given() -> list[str]:
+    return os.environ.get("XLA_FLAGS", "").split()
+
+
+def _missing() -> list[str]:
+    given = _given()
+    return [flag for flag in flags_needed() if flag not in given]
+
+
+def _give(flags: list[str]) -> None:
+    """Put flags behind what is there, unless JAX has read them."""
+    if flags and not _has_computed():
+        os.environ["XLA_FLAGS"] = " ".join([*_given(), *flags])
 
 
 def compiles_lightly() -> bool:
     """Whether XLA compiles without optimising loops here."""
-    return set(LIGHTLY) <= set(os.environ.get("XLA_FLAGS", "").split())
+    return set(LIGHTLY) <= set(_given())
 
 
 def _has_computed() -> bool:
@@ -126,12 +135,11 @@ def demand_flags() -> None:
 
     **Raises:** `UsageError` where JAX had computed before `lyapunov` was imported.
     """
-    given = os.environ.get("XLA_FLAGS", "").split()
-    missing = [flag for flag in flags_needed() if flag not in given]
+    missing = _missing()
     if missing:
         raise UsageError(
             "JAX computed before lyapunov was imported, with compiler settings under "
             "which bounds can be wrong",
             hint="import lyapunov first, or start Python with XLA_FLAGS="
-            f"'{' '.join([*given, *missing])}'",
+            f"'{' '.join([*_given(), *missing])}'",
         )

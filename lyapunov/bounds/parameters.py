@@ -32,7 +32,7 @@ from ..arithmetic import (
     where_known,
 )
 from ..sublayers.residual import sublayer
-from ._norms import norm_of
+from ._norms import norms_of
 from .floor import FLOOR_TOKENS, SIGN_ITERATIONS
 from .local import REFERENCE_SHARE, finite_limit
 
@@ -95,12 +95,18 @@ def within(base: Any, change: Any) -> Any:
     - `change`: of `difference`; only its magnitudes are used.
     """
 
+    boxes = _boxes(base, change)
+    leaves, structure = jax.tree.flatten(base, is_leaf=_is_weight)
+    pairs = list(zip(leaves, structure.flatten_up_to(boxes), strict=True))
+    weights = [(a.matrix, box) for a, box in pairs if _is_weight(a)]
+    norms = iter(norms_of([matrix for both in weights for matrix in both]))
+
     def one(a, box):
         if not _is_weight(a):
             return box
-        return BoundedWeight(a.matrix, norm_of(a.matrix), box, norm_of(box))
+        return BoundedWeight(a.matrix, next(norms), box, next(norms))
 
-    return jax.tree.map(one, base, _boxes(base, change), is_leaf=_is_weight)
+    return jax.tree.unflatten(structure, [one(a, box) for a, box in pairs])
 
 
 @eqx.filter_jit
