@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from oracles.checkpoints.mamba_ssm import full_config
 from oracles.networks import mamba3
 
 from .large_hybrid import drawn
@@ -83,20 +84,8 @@ def falcon_h1(folder: Path) -> None:
 
 
 def _of_mamba_ssm(layers: int, width: int, vocabulary: int, form: dict) -> dict:
-    return {
-        "d_model": width,
-        "d_intermediate": 0,
-        "n_layer": layers,
-        "vocab_size": vocabulary,
-        "ssm_cfg": form,
-        "attn_layer_idx": [],
-        "attn_cfg": {},
-        "rms_norm": True,
-        "residual_in_fp32": True,
-        "fused_add_norm": True,
-        "pad_vocab_size_multiple": 1,
-        "tie_embeddings": True,
-    }
+    sizes = {"d_model": width, "n_layer": layers, "vocab_size": vocabulary}
+    return full_config({**sizes, "ssm_cfg": form})
 
 
 def _write(folder: Path, config: dict, mixer: dict, embedding: str, rows) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lyapunov.implementations import executions_for
+from oracles.checkpoints.mamba_ssm import full_config
 from oracles.kernels import mamba1 as kernel, mamba3
 from oracles.kernels.mamba3_ranks import Mimo, Step
 from oracles.networks import mamba3 as layout
@@ -34,30 +35,24 @@ class Sizes(NamedTuple):
     @property
     def config(self) -> dict:
         """As `MambaLMHeadModel` is configured."""
-        return {
-            "d_model": self.d_model,
-            "d_intermediate": 0,
-            "n_layer": self.layers,
-            "vocab_size": self.vocab,
-            "ssm_cfg": {
-                "layer": "Mamba3",
-                "d_state": self.d_state,
-                "headdim": self.head_dim,
-                "ngroups": self.groups,
-                "rope_fraction": self.turning,
-                "chunk_size": self.chunk,
-                "is_outproj_norm": self.gate_norm,
-                "is_mimo": self.rank > 1,
-                "mimo_rank": self.rank,
-            },
-            "attn_layer_idx": [],
-            "attn_cfg": {},
-            "rms_norm": True,
-            "residual_in_fp32": True,
-            "fused_add_norm": True,
-            "pad_vocab_size_multiple": 1,
-            "tie_embeddings": True,
-        }
+        return full_config(
+            {
+                "d_model": self.d_model,
+                "n_layer": self.layers,
+                "vocab_size": self.vocab,
+                "ssm_cfg": {
+                    "layer": "Mamba3",
+                    "d_state": self.d_state,
+                    "headdim": self.head_dim,
+                    "ngroups": self.groups,
+                    "rope_fraction": self.turning,
+                    "chunk_size": self.chunk,
+                    "is_outproj_norm": self.gate_norm,
+                    "is_mimo": self.rank > 1,
+                    "mimo_rank": self.rank,
+                },
+            }
+        )
 
 
 def drawn(sizes: Sizes, kind: str = "plain", seed: int = 0) -> dict[str, np.ndarray]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from oracles.checkpoints.mamba_ssm import full_config
+
 
 class Sizes(NamedTuple):
     """Of a checkpoint; `gate_norm` and the last three as `Mamba2`'s arguments."""
@@ -99,29 +101,23 @@ def save(folder: Path, weights: dict[str, np.ndarray], sizes: Sizes) -> Path:
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "d_model": sizes.d_model,
-        "d_intermediate": 0,
-        "n_layer": sizes.layers,
-        "vocab_size": sizes.vocab,
-        "ssm_cfg": {
-            "layer": "Mamba2",
-            "d_state": sizes.d_state,
-            "headdim": sizes.head_dim,
-            "ngroups": sizes.groups,
-            "chunk_size": sizes.chunk,
-            "rmsnorm": sizes.gate_norm,
-            "norm_before_gate": sizes.norm_before_gate,
-            "D_has_hdim": sizes.D_has_hdim,
-        },
-        "attn_layer_idx": [],
-        "attn_cfg": {},
-        "rms_norm": True,
-        "residual_in_fp32": True,
-        "fused_add_norm": True,
-        "pad_vocab_size_multiple": 1,
-        "tie_embeddings": True,
-    }
+    config = full_config(
+        {
+            "d_model": sizes.d_model,
+            "n_layer": sizes.layers,
+            "vocab_size": sizes.vocab,
+            "ssm_cfg": {
+                "layer": "Mamba2",
+                "d_state": sizes.d_state,
+                "headdim": sizes.head_dim,
+                "ngroups": sizes.groups,
+                "chunk_size": sizes.chunk,
+                "rmsnorm": sizes.gate_norm,
+                "norm_before_gate": sizes.norm_before_gate,
+                "D_has_hdim": sizes.D_has_hdim,
+            },
+        }
+    )
     if sizes.dt_limit != (0.0, float("inf")):
         config["ssm_cfg"]["dt_limit"] = list(sizes.dt_limit)
     (folder / "config.json").write_text(json.dumps(config))
