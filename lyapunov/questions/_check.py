@@ -138,13 +138,14 @@ def _answer(
     ids, chosen = given.ids, request.sublayers(model)
     effort, counts = request.effort, request.verdict
     begun = _begun(model, given, request)
-    tell = getattr(progress, "known", None) or (lambda report: None)
+    tell: Any = getattr(progress, "known", None)
 
     def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
         exponents = gather_exponents(rows, ids.size)
         tell(replace(begun, exponents=exponents, precisions=list(reports)))
 
-    tell(begun)
+    if tell is not None:
+        tell(begun)
     if hasattr(progress, "compiles"):
         progress.compiles(programs_of(model, request))
     with jax.enable_x64(True), jax.default_device(device_named(request.device)):
@@ -160,7 +161,7 @@ def _answer(
             floor=effort.floor,
         )
         rows, reports, clipped, bits = run_layers(
-            model, ids, executions, chosen, request, progress, known
+            model, ids, executions, chosen, request, progress, tell and known
         )
         reference = None
         if model.has_head:
