@@ -76,6 +76,15 @@ class Format:
         """Tell whether it is a format of at most 16 bits."""
         return self.significand_bits <= 11 and self.name != "tf32"
 
+    def holds(self, other: "Format") -> bool:
+        """Tell whether every finite number of another format is one of this, so that
+        rounding to this one changes none."""
+        return (
+            self.significand_bits >= other.significand_bits
+            and self.min_exponent <= other.min_exponent
+            and self.largest >= other.largest
+        )
+
     def decay_rounds_to_one_below(self) -> float:
         """Find the largest d such that exp(-d) rounds to 1 in this format.
 

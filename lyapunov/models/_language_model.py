@@ -1,7 +1,8 @@
 """A checkpoint's network: which flow each sublayer follows, with which parameters."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from ..formats import Format
 from ..sublayers.kinds import registered
 from ..sublayers.norm import Norm
 from ..sublayers.residual import Stream, final_norm, logits, sublayer
+from ._read_ahead import ReadAhead
 from ._token_ids import check_range, integer_tokens
 from .held import held
 
@@ -60,7 +62,8 @@ class Sublayer(NamedTuple):
 
 
 class Model:
-    """Read a network from a checkpoint. Nothing but the present layer is held.
+    """Read a network from a checkpoint. Nothing is held but the present layer and the
+    next, which is read while the present one is at work.
 
     Parameters come in fp64, rounded first to the formats that an execution holds
     them in when one is given.
@@ -71,8 +74,6 @@ class Model:
         self.config = layout.config
         self.source = source
         self.checkpoint = checkpoint
-        self._raw: tuple[int, dict[str, np.ndarray]] | None = None
-        self._arrays: dict[tuple[str, str | None], Array] = {}
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
@@ -87,13 +88,23 @@ class Model:
             for i, (one, shares) in enumerate(zip(sizes, shares_with_next, strict=True))
         )
 
+    def _read_ahead(self, read: Callable[..., dict], places: Sequence) -> ReadAhead:
+        """A live module's weights are in memory, and may change: nothing is read
+        before it is asked for."""
+        return ReadAhead(read, places, ahead=bool(self.layout.checkpoint.files))
+
+    @cached_property
+    def _layers(self) -> ReadAhead:
+        return self._read_ahead(self.layout.layer, range(len(self.config.sublayers)))
+
+    @cached_property
+    def _slices(self) -> ReadAhead:
+        rows = lambda of: {"head": self.layout.head(*of)}
+        return self._read_ahead(rows, list(self.vocabulary_slices()))
+
     def raw_parameters(self, layer: int) -> dict[str, np.ndarray]:
         """Read parameters as stored; the last layer asked for stays in memory."""
-        if self._raw is None or self._raw[0] != layer:
-            self._raw = None
-            self._arrays = {}
-            self._raw = (layer, self.layout.layer(layer))
-        return self._raw[1]
+        return self._layers.at(layer).raw
 
     @in_fp64
     def parameters(
@@ -113,37 +124,23 @@ class Model:
           function they describe.
         - `function`: an execution whose own function they describe, exactly held.
         """
-        raw = self.raw_parameters(layer)
+        here = self._layers.at(layer)
         sizes = _as_computed(self.config.sublayers[layer], function or formats)
-        get = lambda name: self._array(name, formats) if name in raw else None
+        get = lambda name: here.array(name, formats) if name in here.raw else None
         return registered(sizes).parameters(get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
         """Tell whether the execution's formats hold this layer's parameters unchanged,
         and its function is the model's."""
+        here = self._layers.at(layer)
         return self.same_function(layer, formats) and all(
-            self._array(name, formats) is self._array(name, None)
-            for name in self.raw_parameters(layer)
+            here.array(name, formats) is here.array(name, None) for name in here.raw
         )
 
     def same_function(self, layer: int, function: Any) -> bool:
         """Tell whether an execution computes this layer as the model says it."""
         sizes = self.config.sublayers[layer]
         return _as_computed(sizes, function) == sizes
-
-    def _array(self, name: str, formats: ParameterFormats | None) -> Array:
-        """A parameter of the present layer in fp64, made once for each format."""
-        key = name, None if formats is None else formats.parameter_format(name).name
-        if key not in self._arrays:
-            assert self._raw is not None
-            array = held(self._raw[1][name], name, formats)
-            if formats is None:
-                self._arrays[key] = jax.device_put(array)
-            else:
-                exact = self._array(name, None)
-                same = np.array_equal(array, np.asarray(exact))
-                self._arrays[key] = exact if same else jax.device_put(array)
-        return self._arrays[key]
 
     @in_fp64
     def start(self, p: Any) -> Any:
@@ -193,8 +190,8 @@ class Model:
     @in_fp64
     def head(self, start: int, stop: int, formats=None) -> Weight:
         """Make rows of the head in fp64."""
-        rows = held(self.layout.head(start, stop), "head", formats)
-        return Weight(jax.device_put(rows))
+        here = self._slices.at((start, stop))
+        return Weight(here.array("head", formats))
 
     @in_fp64
     def logits(self, tokens: Int[np.ndarray, " seq"]) -> Float[Array, "seq vocab"]:

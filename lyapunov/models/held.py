@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 
-from ..checkpoints.files._tensors import DTYPES
-from ..formats import Format, round_to
+from ..checkpoints.files._tensors import DTYPES, WEIGHT_DTYPES
+from ..formats import Format, format_named, round_to
 
+
+_STORED = {DTYPES[name]: format_named(name) for name in WEIGHT_DTYPES}
 
 _round_to = jax.jit(round_to)
 
@@ -16,7 +18,7 @@ def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
     Checkpoints store at most fp32, so one cast rounds once; fp64 goes the long way,
     because the casts of ml_dtypes pass through fp32.
     """
-    if formats is None:
+    if formats is None or formats.parameter_format(name).holds(_STORED[raw.dtype]):
         return raw.astype(np.float64)
     return rounded(raw, formats.parameter_format(name))
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +139,8 @@ def _answer(
     ids, chosen = given.ids, request.sublayers(model)
     effort, counts = request.effort, request.verdict
     begun = _begun(model, given, request)
+    # every byte is read once more, beside the work
+    facts = ThreadPoolExecutor(1).submit(checkpoint_facts, model)
     tell: Any = getattr(progress, "known", None)
 
     def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
@@ -193,7 +196,7 @@ def _answer(
         begun,
         environment=environment(),
         assumptions=_assumptions(executions),
-        checkpoint=checkpoint_facts(model),
+        checkpoint=facts.result(),
         exponents=exponents,
         precisions=reports,
         findings=found,

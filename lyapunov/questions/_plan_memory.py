@@ -53,6 +53,10 @@ WEIGHT_COPIES, WEIGHTS_ALONE = 8, 4
 """fp64 copies of one sublayer's weights alive at once for each execution: exact,
 held, magnitudes, operator norms, of two sublayers under way; or of one."""
 
+READ_AHEAD = 2
+"""The same of the largest sublayer, read while another is at work: as stored and in
+fp64."""
+
 
 def stored_in(
     model: Model,
@@ -145,6 +149,7 @@ def memory_of(
         name: count * stream * (1 if name == "reference" else n)
         for name, count in streams.items()
     }
+    kept["reference"] += READ_AHEAD * weights
     kept["T2"] = min(KEPT_BYTES, one_text * len(model.sublayers))
     readouts = max(effort.readouts or 0, 1)
     runs = 1 if alone else n
