@@ -114,10 +114,10 @@ def passages(model) -> np.ndarray:
 def logits(model, head) -> np.ndarray:
     """All logits of a run, (texts, tokens, vocabulary)."""
     with jax.enable_x64(True):
-        parts, seen = [], 0
-        for start, stop in model.vocabulary_slices():
-            parts.append(np.asarray(head.logits(start, stop))[..., seen - start :])
-            seen = stop
+        parts = [
+            np.asarray(head.logits(rows.start, rows.stop))[..., rows.behind :]
+            for rows in model.vocabulary_slices()
+        ]
         return np.concatenate(parts, axis=-1)
 
 
@@ -202,9 +202,9 @@ def predicted(model, texts, records, weights: str, state: str) -> dict:
         head: Any = list(Reference().trace(model, texts))[-1]
         run: Any = list(Emulated(execution).trace(model, texts))[-1]
         end.head(head)
-        for start, stop in model.vocabulary_slices():
-            found = [run.logits(start, stop)]
-            end.logits(start, stop, head.logits(start, stop), found)
+        for rows in model.vocabulary_slices():
+            reference, own = (x.logits(rows.start, rows.stop) for x in (head, run))
+            end.logits(rows, reference, [own])
         estimate = end.estimate(0)
     return {
         "predicted_rel_l2": estimate.sigma_t3,

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import numpy as np
 
+from lyapunov.command._progress import BACKEND_COMPILE
 from oracles.tolerances import gamma
 
 
@@ -17,7 +18,7 @@ def programs_compiled():
     found: list[str] = []
 
     def listen(event: str, duration_secs: float, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event == BACKEND_COMPILE:
             name = str(about.get("fun_name", event))
             found.append(name.removeprefix("jit(").removesuffix(")"))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from analysis.state_formats import compare
+from lyapunov.models import VocabularySlice
 from lyapunov.questions._compare import add_logits, no_logits, output_divergence
 
 
@@ -18,7 +19,8 @@ def test_the_study_counts_as_the_library_does(rng):
     either side abound."""
     for _ in range(10):
         exact, other = (rng.integers(0, 4, (2, 5, 12)).astype(float) for _ in range(2))
-        sums = add_logits(no_logits(2, 5), jnp.asarray(exact), jnp.asarray(other), 0)
+        rows = VocabularySlice(0, exact.shape[-1], np.asarray(0))
+        sums = add_logits(no_logits(2, 5), jnp.asarray(exact), jnp.asarray(other), rows)
         ours, theirs = output_divergence(sums, 12), compare(exact, other)
         assert theirs["flips"] == ours.argmax_flips
         assert theirs["ties"] == ours.argmax_ties

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from ..arithmetic.random_keys import random_key
 from ..formats import FP64
 from ..implementations import Execution
-from ..models import Model, Sublayer
+from ..models import Model, Sublayer, VocabularySlice
 from ..sublayers.residual import Incoming, final_norm, sublayer
 from ._pull_back import pulled_back
 from .head import logit_roundings
@@ -87,13 +87,9 @@ class Adjoints:
         tokens = (np.arange(count) + rng.random(count)) * seq / count
         self.tokens = rng.permutation(tokens.astype(int)).reshape(self._shape)
         self._seed = np.asarray(seed)
-        self._new: dict[int, np.ndarray] = {}
-        """By a slice's first row, the first that was in none before."""
         self._mean: Any = np.zeros(self._shape)
-        total, seen = 0.0, 0
-        for start, stop in model.vocabulary_slices():
-            self._new[start], seen = np.asarray(seen), stop
-            total = total + np.asarray(self.readout(start, stop)).sum(axis=-1)
+        parts = (self.readout(rows) for rows in model.vocabulary_slices())
+        total = sum(np.asarray(part).sum(axis=-1) for part in parts)
         self._mean = total / model.config.vocab_size
         self._streams = _Streams()
         self._embedded = np.zeros(0)
@@ -105,10 +101,10 @@ class Adjoints:
         """How many there are."""
         return self._shape[0] * self._shape[1]
 
-    def readout(self, start: int, stop: int) -> Float[Array, "sequences readouts rows"]:
+    def readout(self, rows: VocabularySlice) -> Float[Array, "sequences readouts rows"]:
         """The read-outs on a slice of the vocabulary; 0 on rows of one before."""
-        new, shape = self._new[start], (*self._shape, stop - start)
-        return _readout(self._seed, np.asarray(start), new, self._mean, shape)
+        shape, first = (*self._shape, rows.stop - rows.start), np.asarray(rows.start)
+        return _readout(self._seed, first, rows.behind, self._mean, shape)
 
     def at_readouts(
         self, x: Float[Array, "batch seq rows"]
@@ -134,13 +130,13 @@ class Adjoints:
         residual, hidden = (np.asarray(x)[: self._sequences] for x in parts)
         self._streams.append(residual + hidden)
 
-    def logits(self, start: int, stop: int, reference) -> None:
+    def logits(self, rows: VocabularySlice, reference) -> None:
         """Take in a slice of the reference's logits, (batch, seq, rows)."""
         self._normed_pull, found = _of_logits(
-            self.readout(start, stop),
+            self.readout(rows),
             self.tokens,
             reference,
-            self._model.head(start, stop),
+            self._model.head(rows.start, rows.stop),
             self._normed_pull,
             self._numbers,
             self._model.config.logits_multiplier,
@@ -313,10 +309,10 @@ def at_tokens(x, tokens):
 
 
 @eqx.filter_jit
-def _readout(seed, start, new, mean, shape):
+def _readout(seed, start, behind, mean, shape):
     key = jax.random.fold_in(random_key(seed), start)
     drawn = jax.random.normal(key, shape, jnp.float64) - mean[..., None]
-    return jnp.where(start + jnp.arange(shape[-1]) >= new, drawn, 0.0)
+    return jnp.where(jnp.arange(shape[-1]) >= behind, drawn, 0.0)
 
 
 @eqx.filter_jit

@@ -159,7 +159,7 @@ class Ball:
             self._model.config.logits_multiplier,
         )
         top = _logit(self._maker, model, stores, self._normed, rows)
-        for start, stop in self._model.vocabulary_slices():
+        for start, stop, _ in self._model.vocabulary_slices():
             weight = self._model.head(start, stop, self._execution)
             weight = Weight(weight.matrix * stores.multiplier)
             own = _logits(self._maker, model, stores, self._normed, weight)
@@ -170,7 +170,7 @@ class Ball:
 
     def _rows_of(self, tokens) -> Float[Array, "batch seq d_model"]:
         rows = np.zeros((*np.shape(tokens), self._model.config.d_model))
-        for start, stop in self._model.vocabulary_slices():
+        for start, stop, _ in self._model.vocabulary_slices():
             here = (tokens >= start) & (tokens < stop)
             if here.any():
                 matrix = np.asarray(

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..implementations import Execution
-from ..models import Model, Sublayer
+from ..models import Model, Sublayer, VocabularySlice
 from ..results._check import Decisions, OutputDivergence
 from .adjoint import Adjoints, Effects, at_tokens
 from .predicted import RandomError, add_logits, no_sums, predicted_stable, random_error
@@ -123,9 +123,9 @@ class EndToEnd:
             Probes(model, tokens, execution, n_probes=n_probes, seed=seed + 1)
             for execution in executions
         ]
-        rows = max((b - a for a, b in model.vocabulary_slices()), default=0)
+        slices = model.vocabulary_slices()
+        rows = max((one.stop - one.start for one in slices), default=0)
         self._sums = [no_sums(batch, seq, n_probes, rows) for _ in executions]
-        self._seen = 0
         self._adjoints = (
             Adjoints(model, self._shape, executions, n_readouts=n_readouts, seed=seed)
             if n_readouts and self._executions
@@ -158,7 +158,7 @@ class EndToEnd:
         for probes in self._probes:
             probes.head()
 
-    def logits(self, start: int, stop: int, reference, others) -> None:
+    def logits(self, rows: VocabularySlice, reference, others) -> None:
         """Take in a slice of the vocabulary.
 
         **Arguments:**
@@ -168,18 +168,17 @@ class EndToEnd:
         """
         readouts = None
         if self._adjoints is not None:
-            self._adjoints.logits(start, stop, reference)
-            readouts = self._adjoints.tokens, self._adjoints.readout(start, stop)
-        behind, self._seen = np.asarray(self._seen - start), stop
+            self._adjoints.logits(rows, reference)
+            readouts = self._adjoints.tokens, self._adjoints.readout(rows)
         for i, other in enumerate(others):
             self._sums[i], moved = _taken_in(
                 self._sums[i],
                 reference,
-                self._probes[i].logits(start, stop),
+                self._probes[i].logits(rows.start, rows.stop),
                 other,
                 _of_head(self._executions[i].site_numbers()),
                 self._model.config.logits_multiplier,
-                behind,
+                rows.behind,
                 readouts,
             )
             self._ran |= other is not None

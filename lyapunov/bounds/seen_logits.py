@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..implementations.dump._logits import FP32_UNIT, LOGITS, SeenLogits
+from ..models import VocabularySlice
 from .head import logit_roundings
 from .predicted import add_logits, no_sums, random_error
 from .segments import FP64_SHARE_OF_OUTPUT
@@ -29,8 +30,7 @@ from .segments import FP64_SHARE_OF_OUTPUT
 class Slice(NamedTuple):
     """Logits of a slice of the vocabulary at some positions, before they are stored."""
 
-    start: int
-    stop: int
+    rows: VocabularySlice
     reference: Float[Array, "batch k rows"]
     shifted: Float[Array, "batch k rows"]
     """Of rounded weights alone."""
@@ -118,20 +118,20 @@ class SeenVocabulary(AbstractSeen):
         super().__init__(seen, n_probes)
         self._sums: Any = None
         self._n_probes = n_probes
-        self._seen = 0
         self.square = np.zeros(self.shape)
         """Sum of the squares of what is given."""
         self._stored = 0.0
 
     def add(self, part: Slice) -> None:
         """Take in one slice."""
-        behind, self._seen = self._seen - part.start, part.stop
-        given = self.seen.values(part.start, part.stop)
+        rows = part.rows
+        given = self.seen.values(rows.start, rows.stop)
         with np.errstate(over="ignore", invalid="ignore"):
-            self.square += np.sum(given[..., behind:] ** 2, axis=-1)
+            self.square += np.sum(given[..., rows.behind :] ** 2, axis=-1)
         self._stored = part.unit
         if self._sums is None:
-            self._sums = no_sums(*self.shape, self._n_probes, part.stop - part.start)
+            width = rows.stop - rows.start
+            self._sums = no_sums(*self.shape, self._n_probes, width)
         self._sums = add_logits(
             self._sums,
             part.reference,
@@ -141,7 +141,7 @@ class SeenVocabulary(AbstractSeen):
             given,
             part.sites,
             part.multiplier,
-            np.asarray(behind),
+            rows.behind,
         )
 
     def apart(self, vocabulary: int, independent: int) -> Apart:
@@ -173,8 +173,6 @@ class _Few(NamedTuple):
     """The reference's leader."""
     store: Float[Array, "batch k n"]
     """The most that storing the logit moves it by."""
-    seen: Int[Array, ""]
-    """The end of the vocabulary that was taken in."""
 
 
 class SeenFew(AbstractSeen):
@@ -192,7 +190,6 @@ class SeenFew(AbstractSeen):
             np.zeros_like(low),
             place,
             np.zeros(self.ids.shape),
-            place[0, 0],
         )
         self._sums = _Few(*nothing)
 
@@ -200,8 +197,8 @@ class SeenFew(AbstractSeen):
         """Take in one slice."""
         runs = part.reference, part.shifted, part.drawn
         self._sums = _take(
-            self._sums, runs, self.ids, np.asarray(part.start), part.sites,
-            part.multiplier,
+            self._sums, runs, self.ids, np.asarray(part.rows.start), part.rows.behind,
+            part.sites, part.multiplier,
         )  # fmt: skip
 
     @property
@@ -243,7 +240,7 @@ class SeenFew(AbstractSeen):
 
 
 @eqx.filter_jit
-def _take(sums: _Few, runs, ids, start, sites, multiplier) -> _Few:
+def _take(sums: _Few, runs, ids, start, behind, sites, multiplier) -> _Few:
     reference, shifted, drawn = runs
     runs = jnp.concatenate([reference[None], shifted[None], drawn], axis=0)
     place = ids - start
@@ -251,8 +248,7 @@ def _take(sums: _Few, runs, ids, start, sites, multiplier) -> _Few:
     inside = (ids >= 0) & (place >= 0) & (place < rows)
     at = jnp.broadcast_to(jnp.where(inside, place, 0), (len(runs), *ids.shape))
     picked = jnp.take_along_axis(runs, at, axis=-1)
-    vocabulary = start + jnp.arange(rows)
-    runs = jnp.where(vocabulary >= sums.seen, runs, -jnp.inf)
+    runs = jnp.where(jnp.arange(rows) >= behind, runs, -jnp.inf)
     best = jnp.max(runs, axis=-1)
     top = jnp.maximum(sums.top, best)
     power = jnp.sum(jnp.exp(runs - top[..., None]), axis=-1)
@@ -266,7 +262,6 @@ def _take(sums: _Few, runs, ids, start, sites, multiplier) -> _Few:
         sums.weight * jnp.exp(sums.top - top) + power,
         jnp.where(best[0] > sums.top[0], first, sums.place),
         jnp.where(inside, jnp.sqrt(square), sums.store),
-        vocabulary[-1] + 1,
     )
 
 

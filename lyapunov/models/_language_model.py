@@ -47,6 +47,16 @@ class Function(Protocol):
         ...
 
 
+class VocabularySlice(NamedTuple):
+    """Hold where a slice of the vocabulary begins and ends."""
+
+    start: int
+    stop: int
+    behind: Any
+    """How many of its first rows the slice before it has as well: they count there. An
+    array, which a compiled program takes without being made anew."""
+
+
 class Sublayer(NamedTuple):
     """Hold the place, kind and flow of a mixer, attention or MLP and its norm."""
 
@@ -173,8 +183,8 @@ class Model:
         """Tell whether there are logits."""
         return self.layout.has_head
 
-    def vocabulary_slices(self) -> Iterator[tuple[int, int]]:
-        """Cut the vocabulary into slices, padding excluded, as (start, stop).
+    def vocabulary_slices(self) -> Iterator[VocabularySlice]:
+        """Cut the vocabulary into slices, padding excluded.
 
         None where there is no head. All are of one size, so that one program takes
         them: where the size does not divide the vocabulary, the last slice begins in
@@ -184,8 +194,10 @@ class Model:
             return
         last = max(self.config.vocab_size - VOCABULARY_SLICE, 0)
         for start in range(0, self.config.vocab_size, VOCABULARY_SLICE):
-            start = min(start, last)
-            yield start, min(start + VOCABULARY_SLICE, self.config.vocab_size)
+            behind = max(start - last, 0)
+            start -= behind
+            stop = min(start + VOCABULARY_SLICE, self.config.vocab_size)
+            yield VocabularySlice(start, stop, np.asarray(behind))
 
     @in_fp64
     def head(self, start: int, stop: int, formats=None) -> Weight:
@@ -220,7 +232,7 @@ class Model:
             stream = stream.after(layer, residual, output, jnp.add)
         normed = _normed(stream.residual, stream.hidden, self.final_norm())
         found = np.zeros((len(tokens), self.config.vocab_size))
-        for start, stop in self.vocabulary_slices():
+        for start, stop, _ in self.vocabulary_slices():
             rows = self.head(start, stop)
             found[:, start:stop] = _logits(normed, rows, self.config.logits_multiplier)
         return jax.device_put(found)

@@ -346,11 +346,11 @@ def _with_logits(model: Model, ids, results, heads) -> list[VariantAudit]:
 
 def _logits(model: Model, ids, name: str, base, head) -> LogitsAudit:
     first = next(iter(model.vocabulary_slices()))
-    batch = head.logits(*first).shape[0]
+    batch = len(head.logits(first.start, first.stop))
     sums = _compare.no_logits(batch, ids.shape[1])
-    for start, stop in model.vocabulary_slices():
-        against = base.logits(start, stop)
+    for rows in model.vocabulary_slices():
+        against, own = (x.logits(rows.start, rows.stop) for x in (base, head))
         if len(against) > batch:
             against = np.asarray(against)[:batch]
-        sums = _compare.add_logits(sums, against, head.logits(start, stop), start)
+        sums = _compare.add_logits(sums, against, own, rows)
     return _compare.logits_audit(name, sums, model.config.vocab_size)

@@ -14,7 +14,7 @@ import numpy as np
 from ..bounds.probes import LAST, Probes
 from ..bounds.seen_logits import Apart, SeenFew, SeenVocabulary, Slice, seen_by
 from ..implementations import Execution, Reference
-from ..models import Model
+from ..models import Model, VocabularySlice
 from ..results._audit import IN_RANGE, REFERENCE, SUSPICIOUS, LogitsAudit, VariantAudit
 from . import _compare
 from ._audit_verdict import Z_LIMIT
@@ -68,11 +68,11 @@ def with_seen_logits(
     head = next(reference)
     for one in probes.values():
         one.head()
-    for start, stop in model.vocabulary_slices():
-        logits = head.logits(start, stop)
-        drawn = {key: one.logits(start, stop) for key, one in probes.items()}
+    for rows in model.vocabulary_slices():
+        logits = head.logits(rows.start, rows.stop)
+        drawn = {key: one.logits(rows.start, rows.stop) for key, one in probes.items()}
         for run in runs:
-            run.add(model, start, stop, logits, *drawn[id(run.execution)])
+            run.add(model, rows, logits, *drawn[id(run.execution)])
     out = list(results)
     for i, run in zip(chosen, runs, strict=True):
         first = next(other for other in runs if other.comparable(run))
@@ -118,14 +118,15 @@ class _Run:
         self._held = seen_by(way.logits, n_probes)
         self._sums = _compare.no_logits(*self._held.shape)
 
-    def add(self, model: Model, start, stop, reference, shifted, drawn, norms) -> None:
+    def add(
+        self, model: Model, rows: VocabularySlice, reference, shifted, drawn, norms
+    ) -> None:
         """Take in a slice of the vocabulary, of the reference and of the probes."""
         at = self._seen.positions
         numbers, stores = self.execution.site_numbers(), self.execution.sites
         sites = [site for site in LAST if site in numbers]
         part = Slice(
-            start,
-            stop,
+            rows,
             jnp.asarray(reference)[:, at],
             shifted[:, at],
             drawn[:, :, at],
@@ -136,8 +137,8 @@ class _Run:
         )
         self._held.add(part)
         if isinstance(self._held, SeenVocabulary):
-            given = self._seen.values(start, stop)
-            self._sums = _compare.add_logits(self._sums, part.reference, given, start)
+            given = self._seen.values(rows.start, rows.stop)
+            self._sums = _compare.add_logits(self._sums, part.reference, given, rows)
 
     def comparable(self, other: "_Run") -> bool:
         """Whether both have rows of the whole vocabulary at the same tokens."""
@@ -151,8 +152,8 @@ class _Run:
         """This run's logits beside those of another."""
         sums = _compare.no_logits(*self._held.shape)
         for rows in model.vocabulary_slices():
-            base, own = (x._seen.values(*rows) for x in (first, self))
-            sums = _compare.add_logits(sums, base, own, rows[0])
+            values = (x._seen.values(rows.start, rows.stop) for x in (first, self))
+            sums = _compare.add_logits(sums, *values, rows)
         return _compare.logits_audit(first.name, sums, model.config.vocab_size)
 
     def held(self, model: Model) -> LogitsAudit:

@@ -227,22 +227,24 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
         (head.residual, head.hidden, p), (run.stream.residual, run.stream.hidden, step)
     )
     logits = _compare.no_logits(*shape)
-    sums, seen = np.zeros((4, 2, *shape)), 0
+    sums = np.zeros((4, 2, *shape))
     outside = _Squares()
     for part in ("final_norm", "final_norm_bias"):
         after, before = (getattr(m.layout, part)() for m in (changed, model))
         if after is not None and before is not None:
             outside.take("norm_f", after, before)
-    for start, stop in model.vocabulary_slices():
-        reference, moved = head.logits(start, stop), other.logits(start, stop)
-        logits = _compare.add_logits(logits, reference, moved, start)
-        behind, rows, seen = seen - start, np.arange(seen, stop), stop
+    for rows in model.vocabulary_slices():
+        ends = rows.start, rows.stop
+        reference, moved = head.logits(*ends), other.logits(*ends)
+        logits = _compare.add_logits(logits, reference, moved, rows)
+        new = np.arange(*ends)[rows.behind :]
         outside.take(
-            "embedding", changed.layout.embedding(rows), model.layout.embedding(rows)
+            "embedding", changed.layout.embedding(new), model.layout.embedding(new)
         )
-        ours, theirs = model.head(start, stop).matrix, changed.head(start, stop).matrix
-        new = [np.asarray(head)[behind:] for head in (theirs, ours)]
-        outside.take("head", *new)
+        ours, theirs = model.head(*ends).matrix, changed.head(*ends).matrix
+        outside.take(
+            "head", *(np.asarray(head)[rows.behind :] for head in (theirs, ours))
+        )
         sums = _add_head(
             sums,
             normed,
@@ -252,7 +254,7 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
             reference,
             moved,
             model.config.logits_multiplier,
-            np.asarray(behind),
+            rows.behind,
         )
     vocabulary = model.config.vocab_size
     total, square = np.asarray(sums).swapaxes(0, 1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..models import VocabularySlice
 from ..results._audit import LogitsAudit
 from ..results._check import OutputDivergence, TextDivergence
 
@@ -23,7 +24,6 @@ class LogitSums(NamedTuple):
     `at_other`: the reference's logit of the token that the execution chose.
     `weight`, `weighted`: sums of e^(l - top) and of e^(l - top) (l - l'),
     `other_weight` of e^(l' - other_top). `non_finite`: how many are inf or NaN.
-    `seen`: the end of the vocabulary that was taken in.
     """
 
     top: Float[Array, "batch seq 2"]
@@ -44,7 +44,6 @@ class LogitSums(NamedTuple):
     difference_max: Float[Array, "batch seq"]
     non_finite: Int[Array, "batch seq"]
     other_non_finite: Int[Array, "batch seq"]
-    seen: Int[Array, ""]
 
 
 def no_logits(batch: int, seq: int) -> LogitSums:
@@ -72,20 +71,13 @@ def no_logits(batch: int, seq: int) -> LogitSums:
         difference_max=zero,
         non_finite=count,
         other_non_finite=count,
-        seen=count[0, 0],
     )
 
 
 @jax.jit
-def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
-    """Take in the logits (batch, seq, rows) of one slice of the vocabulary.
-
-    **Arguments:**
-
-    - `start`: the slice's first row; rows in front of `sums.seen` count no more.
-    """
-    rows = start + jnp.arange(reference.shape[-1])
-    new = rows >= sums.seen
+def add_logits(sums: LogitSums, reference, other, rows: VocabularySlice) -> LogitSums:
+    """Take in the logits (batch, seq, rows) of one slice of the vocabulary."""
+    new = jnp.arange(reference.shape[-1]) >= rows.behind
     difference = jnp.where(new, other - reference, 0.0)
     count_bad = lambda logits: jnp.sum(new & ~jnp.isfinite(logits), axis=-1)
     bad, other_bad = count_bad(reference), count_bad(other)
@@ -113,11 +105,11 @@ def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
     weighted = jnp.where(power > 0, power * difference, 0.0)
     return LogitSums(
         top=jax.lax.top_k(jnp.concatenate([sums.top, two], axis=-1), 2)[0],
-        place=jnp.where(leads, first + start, sums.place),
+        place=jnp.where(leads, first + rows.start, sums.place),
         ties=jnp.where(leads, count, sums.ties + jnp.where(best == known, count, 0)),
         low=jnp.minimum(sums.low, low),
         other_top=other_top,
-        other_place=jnp.where(other_leads, other_first + start, sums.other_place),
+        other_place=jnp.where(other_leads, other_first + rows.start, sums.other_place),
         other_low=jnp.minimum(sums.other_low, other_low),
         at_other=jnp.where(other_leads, there, sums.at_other),
         weight=sums.weight * rescale + jnp.sum(power, axis=-1),
@@ -133,7 +125,6 @@ def add_logits(sums: LogitSums, reference, other, start) -> LogitSums:
         ),
         non_finite=sums.non_finite + bad,
         other_non_finite=sums.other_non_finite + other_bad,
-        seen=jnp.maximum(sums.seen, rows[-1] + 1),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..implementations import Execution, Reference
 from ..implementations._trace import HeadRecord
-from ..models import Model
+from ..models import Model, VocabularySlice
 from ..results._check import FunctionDistance
 from . import _compare
 
@@ -60,16 +60,17 @@ class OtherFunctions:
             apart = np.asarray(head.residual + head.hidden) - there
             self._apart[limit] = float(np.linalg.norm(apart) / np.linalg.norm(there))
 
-    def logits(self, start: int, stop: int, reference) -> None:
+    def logits(self, rows: VocabularySlice, reference) -> None:
         """Compare a slice of the vocabulary.
 
         **Arguments:**
 
-        - `reference`: the model's own logits, (batch, seq, stop - start).
+        - `reference`: the model's own logits, (batch, seq, rows).
         """
         for limit, head in self._heads.items():
+            own = head.logits(rows.start, rows.stop)
             self._sums[limit] = _compare.add_logits(
-                self._sums[limit], reference, head.logits(start, stop), start
+                self._sums[limit], reference, own, rows
             )
 
     def distance(self, execution: Execution) -> FunctionDistance | None:

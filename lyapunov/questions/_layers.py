@@ -295,17 +295,17 @@ def _outputs(
         return [(_no_output(run), {}) for run in runs], loss.bits()
     if estimates is not None:
         estimates.head(head)
-    for start, stop in model.vocabulary_slices():
-        reference = head.logits(start, stop)
-        loss.add(reference, start)
-        found = [other.logits(start, stop) for other in others]
+    for rows in model.vocabulary_slices():
+        reference = head.logits(rows.start, rows.stop)
+        loss.add(reference, rows)
+        found = [other.logits(rows.start, rows.stop) for other in others]
         sums = [
-            _compare.add_logits(before, reference, logits, start)
+            _compare.add_logits(before, reference, logits, rows)
             for before, logits in zip(sums, found, strict=True)
         ]
-        functions.logits(start, stop, reference)
+        functions.logits(rows, reference)
         if estimates is not None:
-            estimates.logits(start, stop, reference, found)
+            estimates.logits(rows, reference, found)
     if progress is not None:
         progress.advance(1, "logits")
     vocabulary = model.config.vocab_size

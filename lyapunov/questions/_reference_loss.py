@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..exponents import stderr_of_mean
+from ..models import VocabularySlice
 from ..results._check import ReferenceLoss
 
 
@@ -39,14 +40,13 @@ class NextTokenLoss:
         self._top = np.full(shape, -np.inf)
         self._weight = np.zeros(shape)
         self._chosen = np.full(shape, -np.inf)
-        self._seen = 0
 
-    def add(self, logits: Float[np.ndarray, "batch seq rows"], start: int) -> None:
-        """Take in the logits of the vocabulary from `start` on; rows that have been
-        taken in before count no more."""
-        logits = np.asarray(logits, np.float64)[:, :-1, self._seen - start :]
-        start, self._seen = self._seen, self._seen + logits.shape[-1]
-        place = self._next - start
+    def add(
+        self, logits: Float[np.ndarray, "batch seq rows"], rows: VocabularySlice
+    ) -> None:
+        """Take in the logits of a slice of the vocabulary."""
+        logits = np.asarray(logits, np.float64)[:, :-1, rows.behind :]
+        place = self._next - (rows.start + rows.behind)
         inside = (place >= 0) & (place < logits.shape[-1])
         picked = np.take_along_axis(
             logits, np.where(inside, place, 0)[..., None], axis=-1

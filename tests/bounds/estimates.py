@@ -30,13 +30,12 @@ def estimates(model, tokens, executions, *, runs=None, **options) -> list[Estima
     head, others = next(reference), [next(run) for run in runs]
     end.head(head)
     sums = [_compare.no_logits(*tokens.shape) for _ in runs]
-    for start, stop in model.vocabulary_slices():
-        logits = head.logits(start, stop)
-        rows = [other.logits(start, stop) for other in others]
-        end.logits(start, stop, logits, rows)
+    for rows in model.vocabulary_slices():
+        logits, *of_runs = (x.logits(rows.start, rows.stop) for x in (head, *others))
+        end.logits(rows, logits, of_runs)
         sums = [
-            _compare.add_logits(s, logits, row, start)
-            for s, row in zip(sums, rows, strict=True)
+            _compare.add_logits(s, logits, one, rows)
+            for s, one in zip(sums, of_runs, strict=True)
         ]
     assert list(end.reverse()) in ([], [x.layer for x in model.sublayers][::-1])
     found = []

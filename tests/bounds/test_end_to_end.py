@@ -15,7 +15,7 @@ from lyapunov.bounds.adjoint import HEAD, Adjoints
 from lyapunov.bounds.probes import Probes
 from lyapunov.formats import BF16, FP16, round_to
 from lyapunov.implementations import Reference, mamba_ssm_prefill
-from lyapunov.models import Sublayer
+from lyapunov.models import Sublayer, VocabularySlice
 from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, final_norm, sublayer
 from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
@@ -65,7 +65,8 @@ class LinearModel:
         return Weight(jnp.asarray(self.rows[start:stop]))
 
     def vocabulary_slices(self):
-        return [(0, 4), (4, VOCABULARY)]
+        cuts = (0, 4), (4, VOCABULARY)
+        return [VocabularySlice(*ends, np.asarray(0)) for ends in cuts]
 
 
 def linear_execution(fmt):
@@ -111,9 +112,9 @@ def test_effects_on_a_linear_network_are_products_of_matrices(
     root = np.sqrt(np.mean(last**2, axis=-1, keepdims=True) + 1e-5)
     logits = (last / root * model.norm) @ model.rows.T
     readouts = []
-    for start, stop in model.vocabulary_slices():
-        found.logits(start, stop, jnp.asarray(logits[..., start:stop]))
-        readouts.append(np.asarray(found.readout(start, stop)))
+    for rows in model.vocabulary_slices():
+        found.logits(rows, jnp.asarray(logits[..., rows.start : rows.stop]))
+        readouts.append(np.asarray(found.readout(rows)))
     assert list(found.reverse()) == [2, 1, 0]
     readout = np.concatenate(readouts, axis=-1)
     assert_within(readout.sum(axis=-1), np.zeros((2, 2)), VOCABULARY**2 * 2.0**-50)
@@ -184,10 +185,11 @@ def test_sigma_by_adjoints_is_the_spread_of_random_roundings(small):
     head = next(reference)
     probes.head()
     found.head(head)
-    found.logits(0, SIZES.vocab, head.logits(0, SIZES.vocab))
+    (rows,) = model.vocabulary_slices()
+    found.logits(rows, head.logits(0, SIZES.vocab))
     list(found.reverse())
     exact, drawn, _ = probes.logits(0, SIZES.vocab)
-    readout = found.readout(0, SIZES.vocab)
+    readout = found.readout(rows)
     moved = jnp.stack([found.at_readouts(p - exact) for p in drawn[: count - 1]])
     spread = np.mean(np.sum(moved * readout, axis=-1) ** 2, axis=0).ravel()
     effects = found.effects[0]

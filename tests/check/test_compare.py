@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from lyapunov.models import VocabularySlice
 from lyapunov.questions._compare import (
     MARGIN_QUANTILES,
     add_logits,
@@ -37,7 +38,7 @@ def gather(reference, other, lengths):
             sums,
             jnp.asarray(reference[..., start:stop]),
             jnp.asarray(other[..., start:stop]),
-            int(start),
+            VocabularySlice(start, stop, np.asarray(0)),
         )
     return output_divergence(sums, reference.shape[-1])
 

@@ -10,6 +10,7 @@ import pytest
 import lyapunov
 from lyapunov._errors import TokensError
 from lyapunov.findings._checkpoint_findings import loss_findings
+from lyapunov.models import VocabularySlice
 from lyapunov.models._tokens import choose_tokens
 from lyapunov.questions._reference_loss import (
     NextTokenLoss,
@@ -41,7 +42,8 @@ def test_slices_of_any_size_add_up_to_the_loss(rng, rows):
     ids = rng.integers(0, 50, (2, 9))
     loss = NextTokenLoss(ids)
     for start in range(0, 50, rows):
-        loss.add(logits[:, :, start : start + rows], start)
+        part = logits[:, :, start : start + rows]
+        loss.add(part, VocabularySlice(start, start + part.shape[-1], 0))
     expected = [
         numpy_bits(one, tokens) for one, tokens in zip(logits, ids, strict=True)
     ]
@@ -51,10 +53,10 @@ def test_slices_of_any_size_add_up_to_the_loss(rng, rows):
 def test_equal_logits_need_log2_of_the_vocabulary():
     """Assert log2 V exactly, and that infinite logits give no number."""
     loss = NextTokenLoss(np.zeros((1, 5), int))
-    loss.add(np.full((1, 5, 64), 3.0), 0)
+    loss.add(np.full((1, 5, 64), 3.0), VocabularySlice(0, 64, 0))
     assert np.all(loss.bits() == 6)
     broken = NextTokenLoss(np.zeros((1, 5), int))
-    broken.add(np.full((1, 5, 64), np.inf), 0)
+    broken.add(np.full((1, 5, 64), np.inf), VocabularySlice(0, 64, 0))
     assert np.all(np.isnan(broken.bits()))
 
 

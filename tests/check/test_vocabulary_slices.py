@@ -10,7 +10,11 @@ import pytest
 from lyapunov.bounds import predicted, seen_logits
 from lyapunov.bounds.end_to_end import _taken_in
 from lyapunov.formats import BF16
-from lyapunov.models import Model, _language_model as language_model
+from lyapunov.models import (
+    Model,
+    VocabularySlice,
+    _language_model as language_model,
+)
 from lyapunov.questions import _changes, _compare
 from lyapunov.questions._reference_loss import NextTokenLoss
 
@@ -18,11 +22,11 @@ from ..helpers import gamma
 
 
 BATCH, SEQ, WIDTH, VOCABULARY = 2, 5, 8, 23
-APART = [(0, 8), (8, 16), (16, 23)]
+APART = [VocabularySlice(i, min(i + 8, 23), np.asarray(0)) for i in (0, 8, 16)]
 LARGEST = 100.0
 
 
-def slices(vocabulary: int) -> list[tuple[int, int]]:
+def slices(vocabulary: int) -> list[VocabularySlice]:
     config = SimpleNamespace(vocab_size=vocabulary)
     model = SimpleNamespace(has_head=True, config=config)
     return list(Model.vocabulary_slices(model))  # type: ignore[arg-type]
@@ -35,11 +39,12 @@ def narrow(monkeypatch):
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 8, 9, 15, 16, 23, 64, 65])
 def test_slices_are_of_one_size_and_leave_no_row_out(vocabulary):
-    """Assert it, and that only the last reaches back into the one before."""
+    """Assert it, and that what is behind its beginning is all that one has twice."""
     found = slices(vocabulary)
-    assert {stop - start for start, stop in found} == {min(WIDTH, vocabulary)}
-    assert sorted({i for rows in found for i in range(*rows)}) == [*range(vocabulary)]
-    assert all(start % WIDTH == 0 for start, _ in found[:-1])
+    assert {rows.stop - rows.start for rows in found} == {min(WIDTH, vocabulary)}
+    once = [i for rows in found for i in range(rows.start, rows.stop)[rows.behind :]]
+    assert once == [*range(vocabulary)]
+    assert all(rows.start % WIDTH == 0 == rows.behind for rows in found[:-1])
     assert len(found) == -(-vocabulary // WIDTH)
 
 
@@ -69,10 +74,9 @@ def test_the_distance_of_logits_is_that_of_slices_that_stand_apart(logits, progr
 
     def sums(cuts):
         found = _compare.no_logits(BATCH, SEQ)
-        for start, stop in cuts:
-            found = _compare.add_logits(
-                found, *(jnp.asarray(x[..., start:stop]) for x in logits), start
-            )
+        for rows in cuts:
+            parts = (jnp.asarray(x[..., rows.start : rows.stop]) for x in logits)
+            found = _compare.add_logits(found, *parts, rows)
         return found
 
     found = sums(slices(VOCABULARY))
@@ -91,8 +95,8 @@ def test_the_loss_is_that_of_slices_that_stand_apart(logits, rng):
     found = []
     for cuts in (slices(VOCABULARY), APART):
         loss = NextTokenLoss(ids)
-        for start, stop in cuts:
-            loss.add(logits[0][..., start:stop], start)
+        for rows in cuts:
+            loss.add(logits[0][..., rows.start : rows.stop], rows)
         found.append(loss.bits())
     same(*found)
 
@@ -107,8 +111,8 @@ def test_random_roundings_are_those_of_slices_that_stand_apart(
     arrays = logits[0], shifted, np.stack(drawn), rng.random(VOCABULARY)
 
     def sums(cuts):
-        found, seen = predicted.no_sums(BATCH, SEQ, 2, WIDTH), 0
-        for start, stop in cuts:
+        found = predicted.no_sums(BATCH, SEQ, 2, WIDTH)
+        for start, stop, behind in cuts:
             reference, *probes = (x[..., start:stop] for x in arrays)
             other, sites = logits[1][..., start:stop], {"logits": BF16.numbers()}
             given = (
@@ -117,11 +121,10 @@ def test_random_roundings_are_those_of_slices_that_stand_apart(
                 other,
                 sites,
                 1.0,
-                np.asarray(seen - start),
+                behind,
                 None,
             )
             found, _ = _taken_in(found, *given)
-            seen = stop
         return found
 
     found = sums(slices(VOCABULARY))
@@ -141,10 +144,11 @@ def test_a_few_log_probabilities_are_those_of_slices_that_stand_apart(
 
     def sums(cuts):
         held = seen_logits.SeenFew(seen, 1)  # type: ignore[arg-type]
-        for start, stop in cuts:
-            own = runs[..., start:stop]
-            given = own[0], own[1], own[2:], np.ones(stop - start), numbers, 0.0, 1.0
-            held.add(seen_logits.Slice(start, stop, *given))
+        for rows in cuts:
+            own = runs[..., rows.start : rows.stop]
+            norms = np.ones(own.shape[-1])
+            given = own[0], own[1], own[2:], norms, numbers, 0.0, 1.0
+            held.add(seen_logits.Slice(rows, *given))
         return held._sums
 
     found = sums(slices(VOCABULARY))
@@ -158,10 +162,9 @@ def test_changed_weights_are_those_of_slices_that_stand_apart(logits, rng, progr
     heads = rng.normal(size=(2, VOCABULARY, 3))
 
     def sums(cuts):
-        found, seen = np.zeros((4, 2, BATCH, SEQ)), 0
-        for start, stop in cuts:
+        found = np.zeros((4, 2, BATCH, SEQ))
+        for start, stop, behind in cuts:
             parts = *heads[:, start:stop], *(x[..., start:stop] for x in logits)
-            behind, seen = np.asarray(seen - start), stop
             found = _changes._add_head(found, normed, pushed, *parts, 1.0, behind)
         return found
 
