@@ -39,27 +39,35 @@ def has_gpu() -> bool:
     return devices()[0].platform in ("gpu", "cuda")
 
 
+def spread_over(sequences: int) -> list[jax.Device]:
+    """The devices that a batch is spread over: as many as divide it."""
+    present = devices()
+    count = min(sequences, len(present))
+    while count > 1 and sequences % count:
+        count -= 1
+    return present[: max(count, 1)]
+
+
 def over_batch(run: Callable, *batched: Any) -> Any:
     """`jax.vmap(run)(*batched)`, each device with its share of the sequences.
 
-    Where there is one device, or the batch does not divide among them, that is all it
-    is. Otherwise a `NamedSharding` over all devices lays out what comes in and goes
-    out along the first axis; what `run` closes over, such as parameters, every device
-    has whole. Sequences do not interact, so nothing is sent between devices.
+    Where there is one device, that is all it is. Otherwise a `NamedSharding` over as
+    many as divide the batch lays out what comes in and goes out along the first axis;
+    what `run` closes over, such as parameters, every device has whole. Sequences do
+    not interact, so nothing is sent between devices.
 
     **Arguments:**
 
     - `batched`: pytrees of arrays whose first axis is the batch.
     """
-    present = devices()
-    sequences = jax.tree.leaves(batched)[0].shape[0]
+    here = spread_over(jax.tree.leaves(batched)[0].shape[0])
     run = side_by_side(run)
-    if len(present) == 1 or sequences % len(present):
+    if len(here) == 1:
         return run(*batched)
     along = PartitionSpec(AXIS)
     spread = jax.shard_map(
         run,
-        mesh=Mesh(np.asarray(present), (AXIS,)),
+        mesh=Mesh(np.asarray(here), (AXIS,)),
         in_specs=along,
         out_specs=along,
         # a kernel does not say along which axes its outputs vary

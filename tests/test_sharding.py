@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from lyapunov import _devices
+
 
 # In a process of its own: JAX counts its devices once.
 RUN = """
@@ -83,25 +85,31 @@ def small_model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("sequences", "there", "used"),
+    [(8, 8, 8), (16, 8, 8), (3, 8, 3), (12, 8, 6), (7, 4, 1), (1, 8, 1), (8, 1, 1)],
+)
+def test_as_many_devices_as_divide_a_batch(sequences, there, used, monkeypatch):
+    """Assert that each has as many sequences as any other."""
+    present = [object() for _ in range(there)]
+    monkeypatch.setattr(_devices, "devices", lambda: present)
+    assert _devices.spread_over(sequences) == present[:used]
+
+
 @pytest.mark.slow
-def test_eight_devices_give_the_numbers_of_one(small_model):
+@pytest.mark.parametrize(("batch", "used"), [(8, 8), (6, 6), (3, 3)])
+def test_eight_devices_give_the_numbers_of_one(small_model, batch, used):
     """Assert a whole check on 8 devices: sharded by sequence, and the same numbers.
 
     Each device compiles the same program for its share of the batch; how XLA brackets
     the sums of 16 and 64 terms may depend on the share: 2^-40 is far above that, and
     far below what one wrong token or layer would change.
     """
-    one, eight = run(small_model, 8, 1), run(small_model, 8, 8)
+    one, eight = run(small_model, batch, 1), run(small_model, batch, 8)
     assert set(one["devices"].values()) == {1}
-    assert set(eight["devices"].values()) == {8}
-    assert set(eight["first"].values()) == {1}
+    assert set(eight["devices"].values()) == {used}
+    assert set(eight["first"].values()) == {batch // used}
     for name, values in one["arrays"].items():
         assert eight["arrays"][name] == pytest.approx(values, rel=2.0**-40, abs=1e-12)
     for a, b in zip(one["rows"], eight["rows"], strict=True):
         assert b == pytest.approx(a, rel=2.0**-30)
-
-
-@pytest.mark.slow
-def test_a_batch_that_does_not_divide_stays_on_one_device(small_model):
-    """Assert 3 sequences with 8 devices there."""
-    assert set(run(small_model, 3, 8)["devices"].values()) == {1}

@@ -96,7 +96,8 @@ class Options:
         of=OF_A_MODEL,
         type=click.IntRange(min=1),
         metavar="N",
-        help="Sequences, each another passage.  [default: the file's, else 1]",
+        help="Sequences, each another passage, spread over all devices that there are. "
+        " [default: the file's, else 1]",
     )
     seed: int = option(
         INPUT,
@@ -224,7 +225,15 @@ class Options:
         of=OF_A_CHECK,
         argument="device",
         metavar="NAME",
-        help="Where it runs.  [default: JAX's]",
+        help="The one where it runs, as gpu:1.  [default: JAX's first, and all for a "
+        "--batch]",
+    )
+    distributed: str | None = option(
+        CHECKED,
+        metavar="JOB",
+        help="Share the checkpoints with the other processes of a job, a GPU each, of "
+        "one host or several; the first gives one report. auto is what srun or mpirun "
+        "say, else HOST:PORT,PROCESS/PROCESSES, with the first one's address.",
     )
     plan_alone: bool = option(
         CHECKED,

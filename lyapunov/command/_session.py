@@ -29,6 +29,7 @@ from lyapunov.command._endings import (
     say_error,
 )
 from lyapunov.command._interrupt import interruptible
+from lyapunov.command._job import joined
 from lyapunov.command._options import Options
 from lyapunov.command._quiet import hush
 from lyapunov.questions._effort import EFFORTS, Effort
@@ -67,7 +68,8 @@ class _Outcome:
 
 
 def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
-    """Check one checkpoint after the other; the exit code is the worst.
+    """Check one checkpoint after the other, or this process' share of them; the exit
+    code is the worst.
 
     **Arguments:**
 
@@ -83,51 +85,57 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     """
     if not options.verbose:
         hush()
-    sources: list[str | None] = list(checkpoints) or [None]
-    if options.baseline is not None and len(sources) > 1:
+    everything: list[str | None] = list(checkpoints) or [None]
+    if options.baseline is not None and len(everything) > 1:
         raise UsageError(
-            f"--baseline is one report, and there are {len(sources)} checkpoints",
+            f"--baseline is one report, and there are {len(everything)} checkpoints",
             hint="check them one by one",
         )
     compile_sooner()
+    if options.distributed is not None:
+        _prepare_jax()
+    job = joined(options.distributed)
+    alone = job.processes == 1
     compiled = where_compiled_is_kept(not options.no_compile_cache)
     if options.verbose or (compiled.reason and not options.quiet):
         click.echo(compiled.told(), err=True)
     outcomes: list[_Outcome] = []
     interrupted = False
-    for source in sources:
+    for source in job.share(everything):
         name = source or BUNDLED
         try:
-            report = _answer(source, options, compiled)
+            report = _answer(source, options, compiled, told=job.reports)
         except KeyboardInterrupt:
-            if not outcomes:
+            if not (outcomes and alone):
                 raise Interrupted from None
             interrupted = True
             outcomes.append(_Outcome(name, error=STOPPED))
             say_error(STOPPED, name)
             break
         except Exception as error:
-            if len(sources) == 1:
+            if len(everything) == 1 and alone:
                 raise
             if options.debug:
                 traceback.print_exc(file=sys.stderr)
             outcomes.append(_Outcome(name, error=error_document(error)))
             say_error(error_document(error), name)
             continue
-        if outcomes and not options.json_output:
-            put("\n")
         outcomes.append(_Outcome(name, report))
         if not options.plan_alone:
             _say_what_is_not_there(report, options)
-        if not options.json_output:
-            _show(report, options)
+        if alone:
+            _show(outcomes[-1], options, first=len(outcomes) == 1)
     if compiled.failed and not options.quiet:
         click.echo(compiled.told_of_failures(), err=True)
     try:
-        _deliver(outcomes, options)
+        outcomes = job.gathered([source or BUNDLED for source in everything], outcomes)
+        for i, outcome in enumerate(() if alone else outcomes):
+            _show(outcome, options, first=not i)
+        if job.reports:
+            _deliver(outcomes, options)
     except KeyboardInterrupt:
         raise Interrupted from None
-    return INTERRUPTED if interrupted else max(outcome.code for outcome in outcomes)
+    return INTERRUPTED if interrupted else max((o.code for o in outcomes), default=0)
 
 
 def _say_what_is_not_there(report: Any, options: Options) -> None:
@@ -144,10 +152,12 @@ def _say_what_is_not_there(report: Any, options: Options) -> None:
         click.echo(f"--effort {options.effort} left out {left_out}", err=True)
 
 
-def _answer(source: str | None, options: Options, compiled: Compiled) -> Any:
+def _answer(
+    source: str | None, options: Options, compiled: Compiled, *, told: bool
+) -> Any:
     """Load, choose the tokens, check, in a thread that Ctrl-C does not wait for; the
-    report has the line that made it."""
-    with _progress(options) as progress:
+    report has the line that made it. Progress is shown where it is `told`."""
+    with _progress(options, told) as progress:
         report = interruptible(lambda: _kept(compiled, source, options, progress))
     if options.plan_alone:
         return report
@@ -234,11 +244,11 @@ def _prepare_jax() -> None:
 
 
 @contextlib.contextmanager
-def _progress(options: Options) -> Iterator[Any]:
+def _progress(options: Options, told: bool) -> Iterator[Any]:
     from lyapunov.command._progress import choose_progress
 
     progress = choose_progress(
-        wanted=not options.no_progress,
+        wanted=told and not options.no_progress,
         quiet=options.quiet,
         verbose=options.verbose,
         color=wants_color(options.color, sys.stderr),
@@ -249,12 +259,16 @@ def _progress(options: Options) -> Iterator[Any]:
         progress.close()
 
 
-def _show(report: Any, options: Options) -> None:
+def _show(outcome: _Outcome, options: Options, *, first: bool) -> None:
+    if outcome.report is None or options.json_output:
+        return
+    if not first:
+        put("\n")
     from lyapunov.report import to_table
 
     color = wants_color(options.color, sys.stdout)
     text = to_table(
-        report,
+        outcome.report,
         width=shutil.get_terminal_size((80, 24)).columns,
         color=color,
         encoding=sys.stdout.encoding,

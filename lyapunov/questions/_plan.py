@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._devices import has_gpu, spread_over
 from .._xla import compiles_lightly
 from ..bounds.floor import FLOOR_TOKENS
+from ..checkpoints.files._tensors import DTYPES
 from ..findings._changes import coverage_findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
@@ -144,11 +146,15 @@ class Plan(Shown):
     warm_seconds: float
     peak_bytes: int
     available_bytes: int | None
-    """Memory that is free now; null where the system does not say."""
+    """Memory that is free now, a GPU's where it runs there; null where nobody says."""
     findings: list[Finding] = dataclasses.field(default_factory=list)
     """What the configuration and the tokens' number tell before anything runs."""
     efforts: list[EffortCost] = dataclasses.field(default_factory=list)
     """The same check with every step of effort."""
+    devices: int = 1
+    """Over so many sequences are spread; memory is that of each."""
+    weight_bytes: int = 0
+    """Read from one sublayer to the next, the next beside the work on the present."""
 
     @property
     def fits(self) -> bool:
@@ -233,16 +239,19 @@ def plan(
     **Returns:** a `Plan`; seconds and bytes.
     """
     kinds = _first_of_each_kind(model)
+    batch, length = ids.shape
+    # of one processor all devices share the memory
+    spread = len(spread_over(batch)) if has_gpu() else 1
+    each = batch // spread, length
     with jax.enable_x64(True):
         taken = {kind: _calibrate(model, ids, one) for kind, one in kinds.items()}
         head = _head_seconds(model, ids.size)
         stored = {
-            kind: stored_in(model, ids.shape, one, executions, measure)
+            kind: stored_in(model, each, one, executions, measure)
             for kind, one in kinds.items()
         }
-    batch, length = ids.shape
     sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
-    forward = sublayers * ids.size / _calibration_size(ids) + head
+    forward = (sublayers * ids.size / _calibration_size(ids) + head) / spread
     stores = _stores(executions)
     many = _many(stores, len(kinds))
     lightly = LIGHTLY if compiles_lightly() else 1.0
@@ -252,7 +261,7 @@ def plan(
     def cost(effort: Effort) -> tuple[list[Stage], int]:
         effort = effort.on(has_head=model.has_head, n_params=model.layout.n_params)
         counts = _counts(model, ids, len(executions), share, effort, changes)
-        memory = memory_of(model, ids.shape, executions, effort, stored)
+        memory = memory_of(model, each, executions, effort, stored)
         stages = []
         for name, count in counts.items():
             compiling, run = COMPILING[name], FORWARDS[name] * count * forward
@@ -295,6 +304,8 @@ def plan(
         available_bytes=available_memory(),
         findings=list(findings),
         efforts=efforts,
+        devices=spread,
+        weight_bytes=DTYPES[model.layout.dtype].itemsize * model.layout.n_params,
     )
 
 

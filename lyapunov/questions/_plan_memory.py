@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._devices import devices, has_gpu
 from ..arithmetic.perturbed import STATES_AT_ONCE
 from ..bounds.adjoint import KEPT_BYTES
 from ..bounds.floor import FLOOR_TOKENS
@@ -170,7 +171,12 @@ def memory_of(
 
 
 def available_memory() -> int | None:
-    """Bytes that a new process could take; None where the system does not say."""
+    """Bytes that are free where it runs, of a GPU or for a new process; None where
+    nobody says."""
+    if has_gpu():
+        told = devices()[0].memory_stats() or {}
+        if "bytes_limit" in told:
+            return told["bytes_limit"] - told.get("bytes_in_use", 0)
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:

@@ -243,10 +243,10 @@ def device_named(name: str | None):
         return None
     kind, _, number = name.partition(":")
     try:
-        found = jax.devices({"gpu": "gpu", "cuda": "gpu"}.get(kind, kind))
+        found = jax.local_devices(backend={"cuda": "gpu"}.get(kind, kind))
         return found[int(number or 0)]
     except (RuntimeError, IndexError, ValueError):
+        here = sorted({device.platform for device in jax.local_devices()})
         raise UsageError(
-            f"no device {name!r}",
-            hint=f"here: {', '.join(sorted({d.platform for d in jax.devices()}))}",
+            f"no device {name!r}", hint=f"here: {', '.join(here)}"
         ) from None

@@ -60,7 +60,9 @@ def document(plan: Plan) -> Document:
             Line("network", network),
             Line("tokens", f"{plan.batch} × {plan.length}"),
             Line("runs", "; ".join(plan.executions) or "the reference alone"),
+            Line("weights", f"{size(plan.weight_bytes)}, read a sublayer ahead"),
             Line("device", plan.device),
+            *_spread(plan),
         ],
         findings=words.groups(plan.findings) if plan.findings else None,
         sections=[
@@ -72,3 +74,12 @@ def document(plan: Plan) -> Document:
             Section("Efforts", table=Table(plan.efforts, [effort], [Columns(costs)])),
         ],
     )
+
+
+def _spread(plan: Plan) -> list[Line]:
+    """Of several devices how much each has to do and to hold."""
+    if plan.devices == 1:
+        return []
+    each = plan.batch // plan.devices
+    told = f"{plan.devices}, {each} of the sequences each, and memory as planned"
+    return [Line("devices", told)]

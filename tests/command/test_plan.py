@@ -18,6 +18,7 @@ from lyapunov.command._declare import AUDIT, CHECK, DUMP, declared, name_of
 from lyapunov.command._options import Options
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
+from lyapunov.questions import _plan, _plan_memory
 from lyapunov.questions._effort import EFFORTS, Effort
 from lyapunov.questions._plan import (
     COMPILING,
@@ -140,6 +141,33 @@ def test_what_does_not_fit_is_said(model):
     unknown = dataclasses.replace(found, available_bytes=None)
     assert unknown.fits
     assert "free" not in to_table(unknown)
+
+
+def test_weights_are_counted_as_they_are_stored(model):
+    """Assert the bytes of all tensors, which are fp32 here."""
+    found = made(model)
+    tensors = model.checkpoint.tensors.values()
+    assert found.weight_bytes == sum(tensor.read().nbytes for tensor in tensors)
+    assert "read a sublayer ahead" in to_table(found)
+
+
+def test_devices_share_the_sequences_and_what_they_hold(model, monkeypatch):
+    """Assert that of 4 GPUs each needs what one does for a quarter, in as many forwards
+    of a quarter's time, and that the table says how many; not of one processor."""
+    alone, whole = made(model, batch=1), made(model, batch=4)
+    assert whole.devices == 1
+    assert "devices" not in to_table(whole)
+    card = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9e9, "bytes_in_use": 1})
+    for module in (_plan, _plan_memory):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    monkeypatch.setattr(_plan_memory, "devices", lambda: [card])
+    monkeypatch.setattr(_plan, "spread_over", lambda batch: [card] * batch)
+    shared = made(model, batch=4)
+    assert shared.devices == 4
+    stages = [[stage.bytes for stage in plan.stages] for plan in (shared, alone)]
+    assert stages[0] == stages[1]
+    assert shared.available_bytes == 9e9 - 1
+    assert "4, 1 of the sequences each" in to_table(shared)
 
 
 def test_free_memory_is_known_here():
