@@ -1,6 +1,8 @@
-"""Checkpoints of random weights for `analysis.first_answer`, at published widths."""
+"""Checkpoints of random weights at published widths, written in seconds."""
 
 import json
+import math
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -8,8 +10,6 @@ import numpy as np
 
 from oracles.checkpoints.mamba_ssm import full_config
 from oracles.networks import mamba3
-
-from .large_hybrid import drawn
 
 
 PRIME = 2**22 - 3
@@ -70,7 +70,7 @@ def mamba3_small(folder: Path) -> None:
     config = _of_mamba_ssm(2, 128, 256, form)
     shapes = mamba3.shapes(config)
     rng = np.random.default_rng(0)
-    _save(folder, config, [{name: drawn(name, s, rng) for name, s in shapes.items()}])
+    save(folder, config, [{name: drawn(name, s, rng) for name, s in shapes.items()}])
 
 
 def falcon_h1(folder: Path) -> None:
@@ -99,11 +99,29 @@ def _write(folder: Path, config: dict, mixer: dict, embedding: str, rows) -> Non
         for i in range(layers)
     ]
     groups.append({embedding: rows, "backbone.norm_f.weight": (width,)})
-    draw = lambda shapes: {name: _drawn(name, s, rng) for name, s in shapes.items()}
-    _save(folder, config, map(draw, groups))
+    draw = lambda group: {k: quickly_drawn(k, shape, rng) for k, shape in group.items()}
+    save(folder, config, map(draw, groups))
 
 
-def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A parameter as training begins with it, in bf16."""
+    if name.endswith("A_log"):
+        array = np.log(rng.uniform(1, 16, shape))
+    elif name.endswith(("dt_bias", "dt_proj.bias")):
+        dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape))
+        array = dt + np.log(-np.expm1(-dt))
+    elif name.endswith(("D", "norm.weight", "norm_f.weight")):
+        array = np.ones(shape)
+    else:
+        columns = 4 if "conv1d" in name else shape[-1]
+        array = rng.standard_normal(shape, np.float32)
+        array *= np.float32(columns**-0.5)
+    return array.astype(ml_dtypes.bfloat16)
+
+
+def quickly_drawn(
+    name: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
     """As `drawn`; a large matrix has the same numbers again after a prime number of
     them, so that no two rows are one and 2.8 billion are made in seconds."""
     if np.prod(shape) <= PRIME:
@@ -113,26 +131,34 @@ def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nd
     return np.resize(part.ravel()[:PRIME], shape)
 
 
-def _save(folder: Path, config: dict, groups) -> None:
-    """Safetensors by hand, so that no package is needed for them."""
+def save(folder: Path, config: dict, groups) -> None:
+    """Safetensors by hand, a file a group, so that no package is needed for them.
+
+    **Arguments:**
+
+    - `groups`: bf16 arrays by name; a shape in the place of one is a hole in the file,
+      which takes no disk and is read as zeros.
+    """
     folder.mkdir(parents=True)
     files = {}
     for i, arrays in enumerate(groups):
         header, end = {}, 0
         for name, array in arrays.items():
-            assert array.dtype == ml_dtypes.bfloat16
-            begin, end = end, end + array.nbytes
-            header[name] = {
-                "dtype": "BF16",
-                "shape": list(array.shape),
-                "data_offsets": [begin, end],
-            }
+            shape = getattr(array, "shape", array)
+            begin, end = end, end + 2 * math.prod(shape)
+            place = [begin, end]
+            header[name] = {"dtype": "BF16", "shape": [*shape], "data_offsets": place}
         told = json.dumps(header).encode()
         file = f"model-{i + 1:05d}.safetensors"
         with (folder / file).open("wb") as out:
             out.write(len(told).to_bytes(8, "little") + told)
             for array in arrays.values():
-                out.write(array.tobytes())
+                if isinstance(array, tuple):
+                    out.seek(2 * math.prod(array), os.SEEK_CUR)
+                else:
+                    assert array.dtype == ml_dtypes.bfloat16
+                    out.write(array.view(np.uint8).data)
+            out.truncate(out.tell())
         files |= dict.fromkeys(arrays, file)
     index = {"metadata": {}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

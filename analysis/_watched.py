@@ -1,8 +1,8 @@
 """The command as users run it, in a process that notes when what happened.
 
 A line of JSON goes to a file for each program that XLA compiled or read from its
-cache, when the model is loaded, and at the end. Times are those of `time.monotonic`,
-which all processes of a machine share.
+cache, when the model is loaded, and at the end, with what was waited for weights. Times
+are those of `time.monotonic`, which all processes of a machine share.
 """
 
 import json
@@ -38,7 +38,16 @@ def main(given: list[str]) -> None:
         if event == COMPILED:
             note("compiled", seconds=duration_secs, name=str(about.get("fun_name")))
 
+    from lyapunov.models._read_ahead import ReadAhead
+
     load, leave = lyapunov.load, os._exit
+    take, waited = ReadAhead._taken, [0.0]
+
+    def taking(self: Any, place: Any) -> Any:
+        began = time.monotonic()
+        found = take(self, place)
+        waited[0] += time.monotonic() - began
+        return found
 
     def loading(*asked: Any, **named: Any) -> Any:
         model = load(*asked, **named)
@@ -47,7 +56,8 @@ def main(given: list[str]) -> None:
 
     def ended() -> None:
         seen = jax.local_devices()[0].memory_stats() or {}
-        note("answered", device_bytes=seen.get("peak_bytes_in_use"))
+        memory = seen.get("peak_bytes_in_use")
+        note("answered", device_bytes=memory, waited=waited[0])
 
     def leaving(code: int) -> None:
         ended()
@@ -55,6 +65,7 @@ def main(given: list[str]) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     lyapunov.load, os._exit = loading, leaving  # type: ignore[assignment]
+    ReadAhead._taken = taking
     sys.argv = ["lyapunov-check", *arguments]
     try:
         runpy.run_module("lyapunov", run_name="__main__")

@@ -185,6 +185,7 @@ def _noted(notes: Path, began: float) -> dict[str, Any]:
         "compile_seconds": sum(one["seconds"] for one in compiled),
         "slowest": {name: round(each[name], 2) for name in slowest},
         "loaded": None if loaded is None else loaded["at"] - began,
+        "weights_waited_for": answered.get("waited"),
         "device_peak_gib": None if memory is None else memory / 2**30,
     }
 

@@ -1,129 +1,69 @@
-"""An 8B hybrid of random weights, checked layer by layer in little memory.
+"""Large hybrids of random weights, checked a layer at a time: time and peak memory.
 
-`python -m analysis.large_hybrid FOLDER [--tokens 64] [--keep]` writes a checkpoint of
-Nemotron-H's layout into FOLDER (17 GB: 24 Mamba-2 mixers, 4 attentions and 28 MLPs of
-width 4096, 256,000 tokens, bf16), runs `lyapunov-check` on it in a process of its own,
-and writes large_hybrid.json: verdict, time, peak memory, and what was
-found by kind of sublayer. With --keep the checkpoint stays, and is found again.
+`python -m analysis.large_hybrid FOLDER [CASE ...] [--device gpu] [--tokens 64]` writes
+each case's checkpoint into FOLDER and runs `lyapunov-check` on it as users do, in a
+process of its own. A case is MODEL:SUBLAYERS, at the published widths of Nemotron-H-8B
+or of Granite-4-H's mixtures of experts; of two depths memory should be one. With
+`:sparse` behind it matrices are holes in the files: a model that no disk holds is read
+from end to end. It writes large_hybrid.json: seconds, those of compiling and of waiting
+for weights, peak memory of the host and of the device, and what was found by kind of
+sublayer. Cases of other runs stay in the result.
 """
 
+import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from studies.files import write as write_text
-from studies.study import Study
+from studies.study import Study, promote
+
+from ._large_models import WHOLE, write
+from .first_answer import environment, run
 
 
 STUDY = Study(
     "analysis.large_hybrid",
-    "24 minutes on 2 busy cores",
+    "10 minutes on 2 quiet cores, 4 on an H200",
     Path(__file__).parent / "results" / "large_hybrid.json",
-    ("safetensors", "ml_dtypes"),
-    more="17 GB of disk and 16 GiB of memory",
+    more="18 GB of disk and 16 GiB of memory for a whole Nemotron-H-8B",
 )
-D_MODEL, D_INNER, D_STATE, HEADS, GROUPS = 4096, 8192, 128, 128, 8
-D_HIDDEN, VOCABULARY = 16384, 256_000
-# of 56: 24 M (Mamba-2), 4 * (attention), 28 - (MLP)
-PATTERN = "M-M-M-M--M-M*-" * 4
-LIMIT_GIB = 16
-CONFIG = {
-    "model_type": "nemotron_h",
-    "architectures": ["NemotronHForCausalLM"],
-    "vocab_size": VOCABULARY,
-    "hidden_size": D_MODEL,
-    "intermediate_size": D_HIDDEN,
-    "hybrid_override_pattern": PATTERN,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "ssm_state_size": D_STATE,
-    "mamba_num_heads": HEADS,
-    "mamba_head_dim": D_INNER // HEADS,
-    "n_groups": GROUPS,
-    "chunk_size": 128,
-    "torch_dtype": "bfloat16",
+CASES = {
+    "cpu": ["nemotron-h-8b:3", "nemotron-h-8b:9", "granite-4-h-tiny:4"],
+    "gpu": [
+        *("nemotron-h-8b:3", "nemotron-h-8b:12", "granite-4-h-small:4"),
+        *("granite-4-h-small:8", "nemotron-h-8b:56"),
+    ],
 }
+"""Without any named; the whole last."""
 
 
-def shapes(kind: str) -> dict[str, tuple[int, ...]]:
-    """Stored names below `layers.I.` and shapes of one sublayer."""
-    conv = D_INNER + 2 * GROUPS * D_STATE
-    if kind == "M":
-        mixer = {
-            "in_proj.weight": (D_INNER + conv + HEADS, D_MODEL),
-            "conv1d.weight": (conv, 1, 4),
-            "conv1d.bias": (conv,),
-            "dt_bias": (HEADS,),
-            "A_log": (HEADS,),
-            "D": (HEADS,),
-            "norm.weight": (D_INNER,),
-            "out_proj.weight": (D_MODEL, D_INNER),
-        }
-    elif kind == "*":
-        mixer = {
-            "q_proj.weight": (4096, D_MODEL),
-            "k_proj.weight": (1024, D_MODEL),
-            "v_proj.weight": (1024, D_MODEL),
-            "o_proj.weight": (D_MODEL, 4096),
-        }
-    else:
-        mixer = {
-            "up_proj.weight": (D_HIDDEN, D_MODEL),
-            "down_proj.weight": (D_MODEL, D_HIDDEN),
-        }
-    return {"norm.weight": (D_MODEL,)} | {f"mixer.{k}": v for k, v in mixer.items()}
+class Case(NamedTuple):
+    """A checkpoint, and how deep."""
 
+    model: str
+    sublayers: int
+    sparse: bool
 
-def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A parameter as training begins with it, in bf16."""
-    import ml_dtypes
+    @classmethod
+    def named(cls, text: str) -> "Case":
+        """**Raises:** `ArgumentTypeError` for what names none."""
+        model, _, rest = text.partition(":")
+        depth, _, form = rest.partition(":")
+        if model not in WHOLE or not depth.isdecimal() or form not in ("", "sparse"):
+            raise argparse.ArgumentTypeError(
+                f"no case {text}: MODEL:SUBLAYERS[:sparse] with {', '.join(WHOLE)}"
+            )
+        if not 0 < int(depth) <= WHOLE[model]:
+            raise argparse.ArgumentTypeError(f"{model} has {WHOLE[model]} sublayers")
+        return cls(model, int(depth), form == "sparse")
 
-    if name.endswith("A_log"):
-        array = np.log(rng.uniform(1, 16, shape))
-    elif name.endswith(("dt_bias", "dt_proj.bias")):
-        dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), shape))
-        array = dt + np.log(-np.expm1(-dt))
-    elif name.endswith(("D", "norm.weight", "norm_f.weight")):
-        array = np.ones(shape)
-    else:
-        columns = 4 if "conv1d" in name else shape[-1]
-        array = rng.standard_normal(shape, np.float32)
-        array *= np.float32(columns**-0.5)
-    return array.astype(ml_dtypes.bfloat16)
-
-
-def write(folder: Path) -> None:
-    """The checkpoint, a file a layer; nothing is held but one layer."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    groups: list[dict[str, tuple[int, ...]]] = [
-        {f"backbone.layers.{i}.{k}": v for k, v in shapes(kind).items()}
-        for i, kind in enumerate(PATTERN)
-    ]
-    groups.append({"backbone.embeddings.weight": (VOCABULARY, D_MODEL)})
-    groups.append(
-        {"lm_head.weight": (VOCABULARY, D_MODEL), "backbone.norm_f.weight": (D_MODEL,)}
-    )
-    files = {}
-    for i, group in enumerate(groups):
-        name = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
-        save_file({k: drawn(k, v, rng) for k, v in group.items()}, folder / name)
-        files |= dict.fromkeys(group, name)
-        print(f"\rwriting {i + 1} of {len(groups)} files", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    index = {"metadata": {}, "weight_map": files}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    def __str__(self) -> str:
+        return f"{self.model}:{self.sublayers}{':sparse' * self.sparse}"
 
 
 COUNTS = {"sublayers": 0, "violations": 0, "unbounded": 0}
@@ -152,49 +92,78 @@ def summary(report: dict) -> dict:
     return found
 
 
-def main(given: list[str] | None = None) -> None:
-    """Write the checkpoint, check it, write what was found."""
-    parser = STUDY.parser(__doc__)
-    parser.add_argument("folder", type=Path, help="of the checkpoint")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--keep", action="store_true", help="leave the checkpoint")
-    options = parser.parse_args(given)
-    STUDY.begin(options.out)
-    if not (options.folder / "config.json").exists():
-        write(options.folder)
-    out = options.folder / "report.json"
-    command = [
-        str(Path(sys.executable).with_name("lyapunov-check")),
-        str(options.folder),
-        *("--length", str(options.tokens), "--tokens", "random"),
+def measured(case: Case, asked: argparse.Namespace, cache: Path) -> dict[str, Any]:
+    """One case: written, checked and taken away again."""
+    folder = asked.folder / str(case).replace(":", "-")
+    began = time.perf_counter()
+    if not folder.exists():
+        write(folder, case.model, case.sublayers, sparse=case.sparse)
+    wrote = time.perf_counter() - began
+    out = cache / "report.json"
+    arguments = [
+        *(str(folder), "--length", str(asked.tokens), "--tokens", "random"),
         *("--precision", "bf16", "-o", str(out)),
     ]
-    began = time.perf_counter()
-    done = subprocess.run(command, check=False, env={**os.environ, "COLUMNS": "100"})
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
-    report = json.loads(out.read_text())
-    result = {
-        "command": f"python -m analysis.large_hybrid FOLDER --tokens {options.tokens}",
-        "environment": report["environment"],
-        "n_params": report["checkpoint"]["n_params"],
-        "pattern": PATTERN,
-        "tokens": options.tokens,
-        "exit_code": done.returncode,
-        "verdict": report["summary"]["verdict"],
-        "seconds": round(seconds, 1),
-        "peak_gib": round(peak, 2),
-        "limit_gib": LIMIT_GIB,
-        "within_limit": peak <= LIMIT_GIB,
-        "exponents": {k: report["exponents"][k] for k in ("max", "min", "n_tokens")},
-        "precisions": summary(report),
-    }
-    write_text(options.out, json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-    if not options.keep:
-        shutil.rmtree(options.folder)
+    entry: dict[str, Any] = {"case": str(case), "device": asked.device}
+    entry |= {"tokens": asked.tokens, "write_seconds": wrote}
+    entry |= run(arguments, cache, asked.device, asked.limit)
+    if not asked.keep:
+        shutil.rmtree(folder)
+    if "failed" not in entry:
+        report = json.loads(out.read_text())
+        entry |= {
+            "n_params": report["checkpoint"]["n_params"],
+            "verdict": report["summary"]["verdict"],
+            "exponents": {k: report["exponents"][k] for k in ("max", "min")},
+            "precisions": summary(report),
+        }
+    return entry
+
+
+def key(entry: dict[str, Any]) -> tuple[str, ...]:
+    """What one figure stands for."""
+    return tuple(str(entry[name]) for name in ("case", "device", "tokens"))
+
+
+def main(given: list[str] | None = None) -> None:
+    """Measure the cases that were asked for and write them beside those known."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("folder", type=Path, help="of the checkpoints")
+    parser.add_argument("cases", nargs="*", type=Case.named, metavar="CASE")
+    parser.add_argument("--device", choices=tuple(CASES), default="cpu")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds a case")
+    parser.add_argument("--within", type=float, default=7200.0, help="seconds in all")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoints")
+    asked = parser.parse_args(given)
+    STUDY.begin(asked.out)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    working, known = STUDY.working(asked.out), STUDY.committed
+    result: dict[str, Any] = {"environments": {}, "cases": []}
+    if known is not None and known.exists():
+        result = json.loads(known.read_text())
+    place = f"{asked.device}, {time.strftime('%Y-%m-%dT%H:%M', time.gmtime())}"
+    result["environments"][place] = environment(asked.device)
+    ended, failed = time.monotonic() + asked.within, []
+    with tempfile.TemporaryDirectory() as cache:
+        for case in asked.cases or map(Case.named, CASES[asked.device]):
+            left = ended - time.monotonic()
+            if left < 0:
+                failed.append(f"{case}: no time left")
+                continue
+            asked.limit = min(asked.limit, left)
+            entry = measured(case, asked, Path(cache)) | {"environment": place}
+            if "failed" in entry:
+                failed.append(f"{case}: {entry['failed']}")
+            others = [one for one in result["cases"] if key(one) != key(entry)]
+            result["cases"] = [*others, entry]
+            used = {one["environment"] for one in result["cases"]}
+            kept = {k: v for k, v in result["environments"].items() if k in used}
+            result |= {"environments": kept}
+            write_text(working, json.dumps(result, indent=1) + "\n")
+            told = {k: v for k, v in entry.items() if isinstance(v, float | int | str)}
+            print(json.dumps(told), file=sys.stderr, flush=True)
+    promote(working, asked.out, failed)
 
 
 if __name__ == "__main__":

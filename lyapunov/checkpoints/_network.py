@@ -5,8 +5,9 @@ shape of its parameters. Holding the table to the checkpoint and reading from it
 same for all.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -84,7 +85,8 @@ class NetworkLayout:
         """
         if not 0 <= i < len(self.parts):
             raise IndexError(f"layer {i} of a model of {len(self.parts)} layers")
-        return {key: part.read(self.stored) for key, part in self.parts[i].items()}
+        stored = each_once(self.parts[i], self.stored)
+        return {key: part.read(stored) for key, part in self.parts[i].items()}
 
     def embedding(self, rows) -> np.ndarray:
         """Read rows of the embedding: integers (n) to (n, d_model)."""
@@ -113,6 +115,16 @@ class NetworkLayout:
     def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
         """Read rows of a tensor by its stored name, as `Checkpoint.read_rows` does."""
         return finite(self.checkpoint.read_rows(name, start, stop), name)
+
+
+def each_once(
+    parts: Mapping[str, Part], stored: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Read by name what holds several of these parameters, as gate and up, once for all
+    of them."""
+    shared = Counter(name for part in parts.values() for name in part.names)
+    once = functools.cache(stored)
+    return lambda name: once(name) if shared[name] > 1 else stored(name)
 
 
 def recognise_network(

@@ -6,11 +6,16 @@ from threading import Lock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._devices import chosen_device
-from .held import held
+from .._devices import chosen_device, has_gpu
+from .held import keeps, rounded
+
+
+LARGE = 2**24
+"""Bytes from which another program is cheaper than the way."""
 
 
 class Held:
@@ -34,13 +39,24 @@ class Held:
             return self._arrays[key]
         raw = self.raw[name]
         if formats is None:
-            made = jax.device_put(held(raw, name, None))
+            made = _widened(raw)
         else:
-            own = held(raw, name, formats)
-            same = np.array_equal(own, held(raw, name, None))
-            made = self.array(name, None) if same else jax.device_put(own)
+            fmt = formats.parameter_format(name)
+            own = None if keeps(raw, fmt) else rounded(raw, fmt)
+            if own is None or np.array_equal(own, raw.astype(np.float64)):
+                made = self.array(name, None)
+            else:
+                made = jax.device_put(own)
         # another thread may have been sooner
         return self._arrays.setdefault(key, made)
+
+
+def _widened(raw: np.ndarray) -> Array:
+    """In fp64, on the device. To a GPU a large array goes as it is stored, a quarter of
+    the bytes, and is widened there: exact, subnormal numbers as well."""
+    if raw.nbytes >= LARGE and raw.dtype != np.float64 and has_gpu():
+        return jnp.asarray(jax.device_put(raw), jnp.float64)
+    return jax.device_put(raw.astype(np.float64))
 
 
 class ReadAhead:

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from .._errors import UsageError
-from ..checkpoints._network import NetworkLayout
+from ..checkpoints._network import NetworkLayout, each_once
 from ..formats import format_named
 from ..formats._weight_table import EACH_BY_ITSELF, PLAIN_FORMATS, WEIGHT_FORMAT_TABLE
 from ..sublayers.groups import OUTSIDE, RoundedGroup, chosen_parameters
@@ -62,12 +62,13 @@ class RoundedLayout(NetworkLayout):
     def layer(self, i: int) -> dict[str, np.ndarray]:
         """Parameters of one layer."""
         arrays = self.base.layer(i)
+        dequantised = each_once(self.base.parts[i], self._dequantised)
         kind, where = self.config.sublayers[i].kind, f" of layer {i}"
         for name in arrays:
             if not self.group.has(kind, name):
                 continue
             if self.group.scaled:
-                found = self.base.parts[i][name].read(self._dequantised)
+                found = self.base.parts[i][name].read(dequantised)
             else:
                 found = self._each_rounded(arrays[name])
             arrays[name] = self._checked(found, arrays[name], f"{name}{where}")

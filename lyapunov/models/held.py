@@ -18,9 +18,14 @@ def held(raw: np.ndarray, name: str, formats) -> np.ndarray:
     Checkpoints store at most fp32, so one cast rounds once; fp64 goes the long way,
     because the casts of ml_dtypes pass through fp32.
     """
-    if formats is None or formats.parameter_format(name).holds(_STORED[raw.dtype]):
+    if formats is None or keeps(raw, formats.parameter_format(name)):
         return raw.astype(np.float64)
     return rounded(raw, formats.parameter_format(name))
+
+
+def keeps(raw: np.ndarray, fmt: Format) -> bool:
+    """Tell whether rounding to a format changes no number of a stored array's type."""
+    return fmt.holds(_STORED[raw.dtype])
 
 
 def rounded(raw: np.ndarray, fmt: Format) -> np.ndarray:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from lyapunov.checkpoints import open_checkpoint, recognise
+from lyapunov.checkpoints._network import each_once
+from lyapunov.checkpoints._parts import Part, rows
 
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
@@ -310,3 +312,23 @@ def test_importing_brings_neither_jax_nor_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_tensor_of_several_parameters_is_read_once_and_no_other_is_kept():
+    """Assert it of gate and up, and that experts stored apart are read one by one."""
+    read = []
+
+    def stored(name):
+        read.append(name)
+        return np.arange(4.0) if name == "both" else np.ones(2)
+
+    halves = {
+        "up": Part("both", (4,), rows(0, 2)),
+        "gate": Part("both", (4,), rows(2, 4)),
+    }
+    parts = halves | {"down": Part(("e0", "e1"), (2,))}
+    once = each_once(parts, stored)
+    found = {name: part.read(once) for name, part in parts.items()}
+    assert read == ["both", "e0", "e1"]
+    assert found["gate"].tolist() == [2.0, 3.0]
+    assert found["down"].shape == (2, 2)

@@ -11,7 +11,8 @@ import pytest
 import lyapunov
 from lyapunov.checkpoints.files._tensors import DTYPES, WEIGHT_DTYPES
 from lyapunov.formats import FORMATS
-from lyapunov.models._read_ahead import ReadAhead
+from lyapunov.models import _read_ahead
+from lyapunov.models._read_ahead import Held, ReadAhead
 from lyapunov.models.held import held, rounded
 from oracles.checkpoints.mamba1 import save_transformers
 from oracles.networks.mamba1 import Sizes, random_weights
@@ -163,6 +164,27 @@ def test_a_format_that_holds_all_numbers_of_a_type_is_not_rounded_to(stored, fmt
         np.testing.assert_array_equal(held(raw, "w", All(fmt)), after)
     changes_nothing = np.array_equal(after, raw.astype(np.float64))
     assert fmt.holds(FORMATS[stored]) == changes_nothing
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("gpu", marks=[pytest.mark.cuda, pytest.mark.slow])],
+)
+@pytest.mark.parametrize("stored", WEIGHT_DTYPES)
+def test_what_is_widened_on_the_device_is_what_the_host_makes_of_it(
+    stored, device, monkeypatch
+):
+    """Assert every bit, signs of zeros as well, and that a GPU gets what is stored."""
+    raw = everything(stored)
+    if device == "cpu":  # where XLA flushes what is subnormal in fp32
+        raw = raw[(raw == 0) | (np.abs(raw.astype(float)) >= 2.0**-126)]
+    monkeypatch.setattr(_read_ahead, "LARGE", 1)
+    monkeypatch.setattr(_read_ahead, "has_gpu", lambda: True)
+    with jax.enable_x64(True), jax.default_device(jax.devices(device)[0]):
+        found = np.asarray(Held({"w": raw}).array("w", None))
+    np.testing.assert_array_equal(
+        found.view(np.int64), raw.astype(np.float64).view(np.int64)
+    )
 
 
 @pytest.fixture(scope="module")

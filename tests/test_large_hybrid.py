@@ -1,0 +1,70 @@
+"""Large models of random weights: published sizes, and memory as of few layers."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+import lyapunov
+from analysis._large_models import WHOLE, write
+from analysis.large_hybrid import CASES, STUDY, Case
+
+
+# As published, in billions.
+PUBLISHED = {
+    "nemotron-h-8b": 8.65,
+    "granite-4-h-small": 32.2,
+    "granite-4-h-tiny": 6.94,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_model_is_of_its_published_size_and_takes_no_disk(name, tmp_path):
+    """Assert it of sparse files, which are read as what they are."""
+    write(tmp_path / "m", name, WHOLE[name], sparse=True)
+    model = lyapunov.load(tmp_path / "m")
+    assert len(model.sublayers) == WHOLE[name]
+    assert round(model.layout.n_params / 1e9, 2) == pytest.approx(
+        PUBLISHED[name], rel=0.005
+    )
+    files = [file.stat() for file in (tmp_path / "m").iterdir()]
+    assert sum(file.st_size for file in files) > 2 * model.layout.n_params
+    assert sum(file.st_blocks for file in files) * 512 < 2**25
+    raw = model.layout.layer(0)
+    assert not np.any(raw["out_proj"])
+    assert np.all(raw["norm"] == 1)
+
+
+@pytest.mark.parametrize("text", ["nemotron", "nemotron-h-8b", "granite-4-h-tiny:81",
+    "nemotron-h-8b:0", "nemotron-h-8b:3:dense"])  # fmt: skip
+def test_a_case_that_there_is_not_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        Case.named(text)
+    for named in (*CASES["cpu"], *CASES["gpu"], "granite-4-h-small:80:sparse"):
+        assert str(Case.named(named)) == named
+
+
+@pytest.mark.skipif(not STUDY.committed.exists(), reason="not measured yet")
+def test_memory_of_the_committed_cases_does_not_grow_with_depth():
+    """Assert that nothing failed or was violated, and that of a model that was measured
+    at two depths the deeper takes at most a tenth more, of the host and of a GPU."""
+    found = json.loads(STUDY.committed.read_text())["cases"]
+    depths: dict[tuple, list] = {}
+    for entry in found:
+        assert "failed" not in entry
+        kinds = [
+            one for p in entry["precisions"].values() for one in p["kinds"].values()
+        ]
+        assert not any(kind["violations"] for kind in kinds)
+        case = Case.named(entry["case"])
+        if not case.sparse:
+            of = case.model, entry["device"], entry["tokens"]
+            depths.setdefault(of, []).append((case.sublayers, entry))
+    assert any(len(one) > 1 for one in depths.values())
+    for one in depths.values():
+        (_, least), *more = sorted(one, key=lambda pair: pair[0])
+        for _, entry in more:
+            for memory in ("peak_gib", "device_peak_gib"):
+                if least[memory] is not None:
+                    assert entry[memory] <= 1.1 * least[memory], (entry["case"], memory)
