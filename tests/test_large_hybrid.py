@@ -11,6 +11,8 @@ from analysis._large_models import WHOLE, write
 from analysis.large_hybrid import CASES, STUDY, Case
 
 
+assert STUDY.committed is not None
+COMMITTED = STUDY.committed
 # As published, in billions.
 PUBLISHED = {
     "nemotron-h-8b": 8.65,
@@ -45,11 +47,11 @@ def test_a_case_that_there_is_not_is_refused(text):
         assert str(Case.named(named)) == named
 
 
-@pytest.mark.skipif(not STUDY.committed.exists(), reason="not measured yet")
+@pytest.mark.skipif(not COMMITTED.exists(), reason="not measured yet")
 def test_memory_of_the_committed_cases_does_not_grow_with_depth():
     """Assert that nothing failed or was violated, and that of a model that was measured
     at two depths the deeper takes at most a tenth more, of the host and of a GPU."""
-    found = json.loads(STUDY.committed.read_text())["cases"]
+    found = json.loads(COMMITTED.read_text())["cases"]
     depths: dict[tuple, list] = {}
     for entry in found:
         assert "failed" not in entry

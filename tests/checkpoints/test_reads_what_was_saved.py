@@ -8,7 +8,7 @@ import pytest
 
 from lyapunov.checkpoints import open_checkpoint, recognise
 from lyapunov.checkpoints._network import each_once
-from lyapunov.checkpoints._parts import Part, rows
+from lyapunov.checkpoints._parts import Part, rows as rows_of
 
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
@@ -323,8 +323,8 @@ def test_a_tensor_of_several_parameters_is_read_once_and_no_other_is_kept():
         return np.arange(4.0) if name == "both" else np.ones(2)
 
     halves = {
-        "up": Part("both", (4,), rows(0, 2)),
-        "gate": Part("both", (4,), rows(2, 4)),
+        "up": Part("both", (4,), rows_of(0, 2)),
+        "gate": Part("both", (4,), rows_of(2, 4)),
     }
     parts = halves | {"down": Part(("e0", "e1"), (2,))}
     once = each_once(parts, stored)
