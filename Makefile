@@ -19,7 +19,10 @@ TAKEN_BY_NEWEST := tests/formats tests/arithmetic tests/test_xla.py
 # What jaxtyping's shapes say is checked at every call of the library.
 SHAPES := tests/formats tests/arithmetic tests/recurrences
 
-.PHONY: check test test-slow test-shapes test-newest benchmark lint clean
+# One file without anything that it would fetch later, unlike MathJax 4's.
+MATHJAX := node_modules/mathjax/es5/tex-svg.js
+
+.PHONY: check test test-slow test-shapes test-newest benchmark lint docs clean
 
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
@@ -48,6 +51,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Strict: a link that leads nowhere, a page that nobody finds, an unknown name fail it.
+docs: $(VENV)/.dev $(VENV)/$(MATHJAX)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(VENV)/$(MATHJAX): | $(VENV)/bin/python
+	npm install --silent --no-save --prefix $(VENV) mathjax@3.2.2
 
 $(NEWER)/.made: pyproject.toml
 	$(if $(NEWEST),,$(error no newer Python here: make test-newest NEWEST=python3.14))
