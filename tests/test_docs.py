@@ -66,7 +66,9 @@ def test_every_code_family_and_implementation_has_a_page():
     made = catalogue.implementations()
     assert {f"implementations/{name}.md" for name in IMPLEMENTATIONS} < set(made)
     for kind in CATALOGUE.values():
-        assert plain(kind.explanation) in catalogue.findings()[f"findings/{kind.code}.md"]
+        assert (
+            plain(kind.explanation) in catalogue.findings()[f"findings/{kind.code}.md"]
+        )
 
 
 def test_every_result_has_a_page_and_its_pictures():
@@ -96,7 +98,9 @@ def test_what_markdown_would_take_for_marks_is_escaped():
 
 
 def test_numbers_may_differ_and_words_may_not():
-    assert run.without_numbers("T1 2.0x  in 8.5 s") == run.without_numbers("T1 3x in 9 s")
+    assert run.without_numbers("T1 2.0x  in 8.5 s") == run.without_numbers(
+        "T1 3x in 9 s"
+    )
     assert run.without_numbers("HELD in 1 s") != run.without_numbers("LOST in 1 s")
 
 

@@ -1,9 +1,10 @@
-"""What the command answers at once: families and layouts, and what a code means."""
+"""What the command answers at once: families, and what a code or a word means."""
 
 import textwrap
 
 from lyapunov._errors import UsageError
 from lyapunov.findings._catalogue import CATALOGUE
+from lyapunov.report._glossary import GLOSSARY, Word, explained
 
 
 def architectures() -> str:
@@ -25,21 +26,28 @@ def _item(text: str) -> str:
     return textwrap.fill(text, 80, initial_indent="    - ", subsequent_indent="      ")
 
 
-def explain(code: str) -> str:
-    """What a finding's code stands for, as text; `all` for every one.
+def explain(asked: str) -> str:
+    """What a finding's code, or a word of a report, stands for, as text; `all` for
+    every one.
 
-    **Raises:** `UsageError` for an unknown code.
+    **Raises:** `UsageError` for what is neither.
     """
-    wanted = code.strip().upper()
-    kinds = CATALOGUE.values() if wanted == "ALL" else [CATALOGUE.get(wanted)]
+    wanted = asked.strip()
+    if wanted.upper() == "ALL":
+        found = [*CATALOGUE.values(), *GLOSSARY]
+    else:
+        found = [CATALOGUE.get(wanted.upper()) or explained(wanted)]
     texts = []
-    for kind in kinds:
-        if kind is None:
+    for one in found:
+        if one is None:
             raise UsageError(
-                f"no finding has the code {code!r}",
-                hint=f"codes run from {min(CATALOGUE)} to {max(CATALOGUE)}; "
-                "`lyapunov-check --explain all` shows them",
+                f"no finding has the code {asked!r}, and no report says so",
+                hint=f"a code from {min(CATALOGUE)} to {max(CATALOGUE)}, or a word, as "
+                "T1; `lyapunov-check --explain all` shows them",
             )
-        body = textwrap.fill(kind.explanation, 80)
-        texts.append(f"{kind.code}  {kind.title}  ({kind.severity})\n\n{body}")
+        if isinstance(one, Word):
+            title, text = ", ".join(one.names), one.text
+        else:
+            title, text = f"{one.code}  {one.title}  ({one.severity})", one.explanation
+        texts.append(f"{title}\n\n{textwrap.fill(text, 80)}")
     return "\n\n\n".join(texts)

@@ -104,11 +104,12 @@ def _architectures(_: Any) -> None:
 @click.argument("checkpoints", nargs=-1, metavar="[CHECKPOINT]...")
 @click.option(
     "--explain",
-    metavar="CODE",
+    metavar="CODE|WORD",
     is_eager=True,
     expose_value=False,
     callback=_declare.now(_explain),
-    help="What a finding means and what to do; 'all' for the whole catalogue.",
+    help="What a finding means and what to do, or what a word of a report means; "
+    "'all' for every one.",
 )
 @click.option(
     "--list-architectures",

@@ -158,7 +158,12 @@ def divergences() -> list[Column]:
             long="T1 bound/measured",
             figure="bound_t1_ratio",
         ),
-        _times("floor", of("floor_t1_ratio"), figure="floor_t1_ratio"),
+        _times(
+            "free roundings",
+            of("floor_t1_ratio"),
+            forms=Form.WRITTEN,
+            figure="floor_t1_ratio",
+        ),
         _times(
             "T0 bound/measured",
             of("bound_t0_ratio"),
@@ -219,7 +224,7 @@ CHANGE = (
     Column("effect max", of("local_max")),
     Column("bound L2", of("bound_l2"), figure="bound_l2"),
     _times("bound/effect", of("bound_ratio"), figure="bound_ratio"),
-    _times("floor", of("floor_ratio"), figure="floor_ratio"),
+    _times("free roundings", of("floor_ratio"), figure="floor_ratio"),
     _count(
         "above bound",
         of("violations"),

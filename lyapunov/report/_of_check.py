@@ -46,18 +46,13 @@ def document(report: Report) -> Document:
     logits = [*_logits(report), *_beyond_the_table(report), *_changes(report)]
     sections = [
         Section(
-            "What to give to a serving stack",
-            lines=given,
-            forms=Form.VERBOSE | Form.WRITTEN,
-        ),
-        Section(
             "Figures", pictures=functools.partial(_pictures, report), forms=Form.PAGE
         ),
-        # what matters most comes first on a page, last where the end is what is seen
+        # where there is room what the logits do comes first
         *_only(logits, Form.PAGE),
         _layers(report),
         *_growth(report),
-        *_only(logits, Form.SHORT),
+        *_only(logits, ~Form.PAGE),
         *_losses(report),
         Section(
             "Not computed",
@@ -73,6 +68,7 @@ def document(report: Report) -> Document:
         style=line.style,
         counts=line.counts,
         advice=[*baseline, *filter(None, [summary.recommendation])],
+        given=given,
         aside=summary.benchmark_note or "",
         facts=_facts(report),
         findings=words.groups(report.findings, words.modules_of(report)),
@@ -234,7 +230,8 @@ def _told(
         known = [name for name, figure in tiers.items() if figure not in left_out]
         what = ", ".join(["logits", *filter(None, [" and ".join(known)])])
     told = [Line(label, text) for label, text in lines]
-    return Section(f"{precision.precision}: {what}", lines=told, level=3)
+    forms = Form.VERBOSE | Form.WRITTEN
+    return Section(f"{precision.precision}: {what}", lines=told, level=3, forms=forms)
 
 
 def _changes(report: Report) -> list[Section]:

@@ -184,6 +184,8 @@ class Document:
     """held, findings, incomplete: a mark and a colour; empty has none."""
     counts: str = ""
     advice: Sequence[str] = ()
+    given: Sequence[Line] = ()
+    """What follows for serving stacks: their names, and what to type."""
     aside: str = ""
     """Advice that may be overlooked."""
     facts: Sequence[Line] = ()

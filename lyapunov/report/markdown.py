@@ -35,7 +35,11 @@ def to_markdown(results: Any) -> str:
 def _blocks(document: Document) -> Iterator[str]:
     yield f"# {_plain(document.title)}"
     yield f"**{_plain(document.sentence)}**"
-    yield from map(_plain, filter(None, [*document.advice, document.aside]))
+    yield from map(_plain, document.advice)
+    if document.given:
+        yield _lines(document.given)
+    if document.aside:
+        yield _plain(document.aside)
     facts = [*document.facts, *([Line("", document.tool)] if document.tool else [])]
     if facts:
         yield _lines(facts)

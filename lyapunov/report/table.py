@@ -57,8 +57,8 @@ def to_table(
     - `color`: whether to write colour codes. Colour never says anything alone.
     - `encoding`: of the terminal; one without the signs gets ASCII.
     - `quiet`: findings, verdict and recommendation only.
-    - `verbose`: also where each sublayer's bound is lost and what each stack is to
-      be given.
+    - `verbose`: also what was predicted and certified of the logits, and where each
+      sublayer's error and bound come from.
     - `rows`: of tables the last so many alone; None is all.
 
     **Returns:**
@@ -124,20 +124,32 @@ class _Terminal:
             for fact in document.facts:
                 grid.add_row(self.text(fact.label), self.text(fact.text))
             self.console.print(grid)
-            for section in meant(document.sections, self.form):
-                self.section(section)
+        if document.verdict:  # else nobody knows yet
+            self.console.print()
+            mark = MARKS[document.style]
+            self.put(f"{mark} {document.sentence}".strip(), _STYLES[document.style])
+            for advice in document.advice:
+                self.put(advice)
+            if document.given and not quiet:
+                self.lines(self.given(document.given))
         if document.findings:
             self.console.print()
             self.findings(document.findings)
-        if not document.verdict:  # nobody knows yet
-            return
-        self.console.print()
-        mark = MARKS[document.style]
-        self.put(f"{mark} {document.sentence}".strip(), _STYLES[document.style])
-        for advice in document.advice:
-            self.put(advice)
+        for section in () if quiet else meant(document.sections, self.form):
+            self.section(section)
         if document.aside:
+            self.console.print()
             self.put(document.aside, "dim")
+
+    def given(self, lines: Sequence[Line]) -> list[Line]:
+        """What to type, a line a stack; why, and where nothing is needed, if asked."""
+        if self.form & Form.VERBOSE:
+            return list(lines)
+        typed: dict[str, list[str]] = {}
+        for line in lines:
+            if not line.code.startswith("none"):
+                typed.setdefault(line.label, []).append(line.code)
+        return [Line(label, "", " ".join(codes)) for label, codes in typed.items()]
 
     def section(self, section: Section) -> None:
         self.console.print()
@@ -156,7 +168,8 @@ class _Terminal:
         grid.add_column(max_width=26, overflow="fold")
         grid.add_column(overflow="fold")
         for line in lines:
-            text = f"{line.code}  ({line.text})" if line.code else line.text
+            told = f"({line.text})" if line.code and line.text else line.text
+            text = "  ".join(filter(None, [line.code, told]))
             grid.add_row(self.text(f"  {line.label}"), self.text(text))
         self.console.print(grid)
 
@@ -194,8 +207,21 @@ class _Terminal:
                     return [table]
         made = (self.table(view, view.groups[:1], names) for names in shown)
         first = next(filter(self.fits, made), None)
-        rest = [self.table(view, [group], None) for group in view.groups[1:]]
-        return [first or self.table(view, view.groups[:1], None), *rest]
+        parts = view.groups[1:] if first else view.groups
+        rest = [t for group in parts for t in self.split(view, group)]
+        return [first, *rest] if first else rest
+
+    def split(self, view: View, group: Columns) -> list[Table]:
+        """A group of columns by itself, in as many tables as it needs to fit."""
+        made, left = [], list(group.columns)
+        while left:
+            n = len(left)
+            part = lambda: replace(group, columns=left[:n])  # noqa: B023
+            while n > 1 and not self.fits(self.table(view, [part()], None)):
+                n -= 1
+            made.append(self.table(view, [part()], None))
+            left = left[n:]
+        return made
 
     def fits(self, table: Table) -> bool:
         unbounded = self.console.options.update(width=10_000)

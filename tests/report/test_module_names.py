@@ -60,9 +60,9 @@ def test_pages_name_every_module():
         (("bf16",), 120, MODULES),
         (("bf16",), 80, short_modules(MODULES)),
         (("bf16", "fp16"), 120, MODULES),
-        (("bf16", "fp16"), 98, short_modules(MODULES)),
-        (("bf16", "fp16"), 80, None),
-        (("bf16", "fp16", "fp32"), 80, MODULES),
+        (("bf16", "fp16"), 80, short_modules(MODULES)),
+        (("bf16", "fp16"), 70, None),
+        (("bf16", "fp16", "fp32"), 70, MODULES),
         ((), 80, MODULES),
     ],
 )

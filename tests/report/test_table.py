@@ -22,10 +22,27 @@ def test_two_precisions_fit_on_one_row_a_layer(name, width, request):
 
 def test_what_does_not_fit_gets_a_table_each():
     report = example_report(4, ("bf16", "fp16", "fp32"))
-    text = to_table(report, width=80)
-    assert max(map(len, text.splitlines())) <= 80
+    text = to_table(report, width=60)
+    assert max(map(len, text.splitlines())) <= 60
     assert "…" not in text
-    assert sum("rel L2" in line and "floor" in line for line in text.splitlines()) == 3
+    assert sum("rel L2" in line and "viol" in line for line in text.splitlines()) == 3
+
+
+def test_the_first_screen_says_what_to_do_before_any_table(held):
+    """Assert the order, and that what authors of kernels ask for is behind -v."""
+    text, long = to_table(held), to_table(held, width=200, verbose=True)
+    places = [text.index(w) for w in ("HELD", "vLLM", "LYA004", "Layers", "KL mean")]
+    assert places == sorted(places)
+    for word in (
+        "(1 sigma, an estimate",
+        "bound lost",
+        "as it was checked",
+        "none needed",
+    ):
+        assert word not in text
+        assert word in long
+    for form in (text, long):
+        assert "floor" not in form
 
 
 def test_long_kinds_do_not_push_columns_out():
