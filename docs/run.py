@@ -41,7 +41,9 @@ def prepare(folder: Path) -> None:
 
     save(make("mamba", **SIZES), folder / "model")
     lora = LoraConfig(r=2, target_modules=["in_proj"], init_lora_weights=False)
-    get_peft_model(make("mamba", **SIZES), lora).save_pretrained(folder / "adapter")
+    get_peft_model(make("mamba", **SIZES), lora).save_pretrained(
+        str(folder / "adapter")
+    )
     np.save(folder / "ids.npy", np.arange(8) % SIZES["vocab_size"])
 
 

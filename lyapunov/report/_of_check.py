@@ -22,6 +22,11 @@ from lyapunov.report._sentences import change_sentence, output_lines
 from lyapunov.results._check import ParameterChangeReport, PrecisionReport, Report
 
 
+ODD = ("logits", "no bound", "cause")
+"""Lines on what something is wrong with; the others are for whom asks for more."""
+MORE = Form.VERBOSE | Form.WRITTEN
+
+
 def so_far(report: Report) -> Document:
     """What is known of a report that is not finished: no verdict, and no legends."""
     sections = [_layers(report)] if report.exponents.layers else []
@@ -229,9 +234,8 @@ def _told(
         tiers = {"predicted": "sigma_t3", "certified": "certified_until_layer"}
         known = [name for name, figure in tiers.items() if figure not in left_out]
         what = ", ".join(["logits", *filter(None, [" and ".join(known)])])
-    told = [Line(label, text) for label, text in lines]
-    forms = Form.VERBOSE | Form.WRITTEN
-    return Section(f"{precision.precision}: {what}", lines=told, level=3, forms=forms)
+    told = [Line(*line, forms=Form.EVERY if line[0] in ODD else MORE) for line in lines]
+    return Section(f"{precision.precision}: {what}", lines=told, level=3)
 
 
 def _changes(report: Report) -> list[Section]:

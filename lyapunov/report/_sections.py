@@ -135,12 +135,13 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Meant):
     """A sentence with what it is about before it, or a text to be typed."""
 
     label: str
     text: str
     code: str = ""
+    forms: Form = Form.EVERY
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,11 @@ class Section(Meant):
     def empty(self) -> bool:
         """Whether it would be a heading alone."""
         return not (self.lines or self.table or self.pictures)
+
+    def for_form(self, form: Form) -> bool:
+        """Whether it is meant for a form, and something in it, too."""
+        said = self.table or self.pictures or meant(self.lines, form)
+        return super().for_form(form) and bool(said)
 
 
 @dataclass(frozen=True)

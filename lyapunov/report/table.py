@@ -155,7 +155,7 @@ class _Terminal:
         self.console.print()
         self.put(section.title, "bold")
         if section.lines:
-            self.lines(section.lines)
+            self.lines(meant(section.lines, self.form))
         for i, table in enumerate(self.tables(section.table) if section.table else ()):
             if i:
                 self.console.print()
