@@ -21,8 +21,9 @@ import pytest
 from click.testing import CliRunner
 
 import lyapunov
+from docs.run import SIZES, prepare
 from lyapunov.command._cli import main
-from oracles.checkpoints.transformers import make, save
+from oracles.checkpoints.transformers import make
 
 from ..command.conftest import FakeCheck
 from ..live.test_trainer import Watch, trainer
@@ -39,20 +40,6 @@ COMMANDS = [
     if line.startswith("lyapunov-check ")
 ]
 INLINE = re.findall(r"`(lyapunov(?:\.\w+)+\([^`]*)`", README)
-MAMBA = {
-    "vocab_size": 40,
-    "hidden_size": 8,
-    "state_size": 4,
-    "num_hidden_layers": 1,
-    "pad_token_id": None,
-}
-
-
-def adapter(folder: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(r=2, target_modules=["in_proj"], init_lora_weights=False)
-    get_peft_model(make("mamba", **MAMBA), settings).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +48,9 @@ def place(tmp_path_factory):
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("mamba-130m-hf", "model"):
-        save(make("mamba", **MAMBA), folder / name)
-    adapter(folder / "adapter")
-    ids = np.arange(8) % 40
-    np.save(folder / "ids.npy", ids)
-    model = lyapunov.load(folder / "model")
+    prepare(folder)
+    (folder / "mamba-130m-hf").symlink_to(folder / "model")
+    ids, model = np.load(folder / "ids.npy"), lyapunov.load(folder / "model")
     (execution,) = lyapunov.implementations.executions_for(
         model.config, ["bf16"], measure="emulated"
     )
@@ -104,7 +88,7 @@ def test_the_options_of_every_line_are_there(command, place, monkeypatch):
     words = names_of(command, place)
     monkeypatch.setattr("lyapunov.questions._check.check", FakeCheck().check)
     monkeypatch.setattr("lyapunov.questions._audit.audit", lambda *_, **__: reported())
-    monkeypatch.setattr("lyapunov.command._session._show", lambda *_: None)
+    monkeypatch.setattr("lyapunov.command._session._show", lambda *_, **__: None)
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     if "-o" in words:
@@ -176,12 +160,12 @@ def test_the_calls_of_every_block_are_there(block, place, monkeypatch):
 def test_every_block_runs(block, place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     watch = Watch()
-    run = trainer(make("mamba", **MAMBA), tmp_path, [watch], steps=1)
+    run = trainer(make("mamba", **SIZES), tmp_path, [watch], steps=1)
     given = {"tokens": np.arange(8) % 40, "trainer": run}
     with jax.enable_x64(False):
         exec(compile(block, "README.md", "exec"), given)
         run.train()
-    assert given["report"].summary.checked == 1
+    assert given["report"].summary.checked == 2
     assert given["model"].logits(given["tokens"]).dtype == np.float64
     assert any("lyapunov/max_exponent" in log for log in watch.logs)
 
