@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-STUDIES = ("analysis", "experiments", "studies", "proofs", "oracles")
+STUDIES = ("analysis", "experiments", "studies", "proofs", "oracles", "docs")
 OURS = {"lyapunov", *STUDIES, "tests"}
 RUNTIME = ("hub", "report", "symbolic", "torch", "cuda")
 
@@ -33,6 +33,8 @@ NOT_IMPORTED = {
     "causal-conv1d": "mamba_ssm's kernels load it",
     "hatchling": "runs in a process of its own",
     "import-linter": "a command",
+    "mkdocs-material": "a theme",
+    "mkdocstrings": "a plugin",
     "pyright": "a command",
     "pytest-benchmark": "a plugin",
     "pytest-xdist": "a plugin",
@@ -115,7 +117,7 @@ def test_the_library_imports_all_that_it_declares():
 
 @pytest.mark.parametrize("folder", [*STUDIES, "tests"])
 def test_the_other_folders_import_what_is_declared(folder):
-    allowed = modules(CORE | EXTRA["tests"] | EXTRA["cuda"])
+    allowed = modules(CORE | EXTRA["tests"] | EXTRA["docs"] | EXTRA["cuda"])
     allowed |= PEERS | set(ON_A_GPU)
     found = imports(folder)
     assert not {name: found[name] for name in set(found) - allowed}
@@ -139,7 +141,7 @@ def test_exceptions_are_still_exceptions():
     assert set(NOT_IMPORTED) | set(MODULES) | set(GIVEN) <= declared
 
 
-@pytest.mark.parametrize("extra", ["tests", "dev"])
+@pytest.mark.parametrize("extra", ["tests", "docs", "dev"])
 def test_tools_are_locked(extra):
     """Assert that what tests and linters say does not change with the day."""
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
