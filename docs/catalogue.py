@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import inspect
 
+from docs import studies
 from docs.tables import ROOT, items, plain, table
 
 
@@ -78,6 +80,12 @@ def families() -> dict[str, str]:
         ):
             if family[key]:
                 parts.append(f"## {title}\n\n{items(family[key])}")
+        if tried := studies.tried(family["name"]):
+            parts.append(
+                "## Tried\n\nA small random model against its implementation "
+                "(`python -m analysis.families`): elements above a certified bound, "
+                "and the bound over what was measured.\n\n" + tried
+            )
         pages[f"families/{family['name']}.md"] = "\n\n".join(parts)
     return pages
 
@@ -129,19 +137,13 @@ def _implementation(name: str, one, about: str) -> str:
         refused = ((f"`{way}`", plain(why)) for way, why in one.refused_ways.items())
         parts.append("## Ways that it has not\n\n" + table(("way", "because"), refused))
     if one.defects:
-        rows = (
-            (
-                ", ".join(d.families),
-                f"{_version(d.since)} to {_version(d.until)}",
-                ", ".join(d.ways),
-                f"`{d.tensor}`",
-                plain(d.what),
-                plain(d.source),
-            )
+        told = (
+            f"- **{', '.join(map(plain, d.families))}**, {_version(d.since)} to "
+            f"{_version(d.until)}, {', '.join(f'`{way}`' for way in d.ways)}: "
+            f"{plain(d.what)}; seen first in `{d.tensor}` ({plain(d.source)})."
             for d in one.defects
         )
-        head = ("families", "versions", "ways", "first tensor", "what", "source")
-        parts.append("## Known defects\n\n" + table(head, rows))
+        parts.append("## Known defects\n\n" + "\n".join(told))
     if one.passed_over:
         rows = (
             (family, ", ".join(p.always) or "-", ", ".join(p.fused) or "-")
@@ -171,6 +173,21 @@ def _first(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
+def words() -> dict[str, str]:
+    """The page of the words that a report prints."""
+    from lyapunov.report._glossary import GLOSSARY
+
+    told = (
+        f"{', '.join(f'**{plain(name)}**' for name in word.names)}\n:   "
+        f"{plain(word.text)}"
+        for word in GLOSSARY
+    )
+    return {
+        "words.md": "# Words of a report\n\n`lyapunov-check --explain T1` shows one of "
+        "them.\n\n" + "\n\n".join(told)
+    }
+
+
 def room_names() -> dict[str, dict[str, list[str]]]:
     """The public names of every room of `lyapunov`, by the module they come from."""
     found = {}
@@ -198,6 +215,12 @@ def api() -> dict[str, str]:
             constants = [f"`{name}`" for name in names if name not in called]
             if constants:
                 parts.append(f"Constants: {', '.join(constants)}.")
-            parts += [f"::: {module}.{name}" for name in called]
+            # of a room the names alone; of what users hold in their hands, methods too
+            more = "" if room else "\n    options: {members: null, filters: ['!^_']}"
+            parts += [
+                f"::: {module}.{name}"
+                + (more if inspect.isclass(getattr(here, name)) else "")
+                for name in called
+            ]
         pages[f"api/{room or 'index'}.md"] = "\n\n".join(parts)
     return pages

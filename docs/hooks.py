@@ -44,6 +44,7 @@ def on_config(config: Any) -> Any:
         catalogue.families(),
         catalogue.implementations(),
         catalogue.api(),
+        catalogue.words(),
         proofs_page.proofs(),
         command.command(),
     ):

@@ -44,7 +44,8 @@ def _section(package: str, place: str, title: str):
             parts.append(_lowered(written.read_text("utf-8")))
         if rest.strip():
             parts.append(f"## How it is done\n\n{_as_markdown(rest)}")
-        pages[f"{place}/{name}.md"] = "\n\n".join(parts)
+        # tables are wide, and headings few
+        pages[f"{place}/{name}.md"] = "---\nhide: [toc]\n---\n" + "\n\n".join(parts)
     pages[f"{place}/index.md"] = (
         f"# {title}\n\nEvery figure comes from a committed result file, which a "
         "command makes anew.\n\n" + table(("study", "asks"), rows)
@@ -62,11 +63,31 @@ def _lowered(text: str) -> str:
     """A result's own page without its title, its headings one level lower at most."""
     text = re.sub(r"\A# .*\n", "", text)
     # pictures are shown above
-    return re.sub(r"^!\[.*?\]\(.*?\)\s*$", "", text, flags=re.M)
+    text = re.sub(r"^!\[.*?\]\(.*?\)\s*$", "", text, flags=re.M)
+    cell = r"(?<=\| )(-?\d[^|\n]{0,24}?)(?= \|)"
+    return re.sub(cell, r'<span class="number">\1</span>', text)
 
 
 def _as_markdown(doc: str) -> str:
     return doc.replace("<", "&lt;")
+
+
+def tried(family: str) -> str:
+    """What `analysis.families` found of a family, a row a mode; empty where nothing."""
+    known = json.loads((ROOT / "analysis/results/families.json").read_text())
+    head, rows = (), []
+    for row in known["rows"]:
+        if row["family"].split()[0] != family:
+            continue
+        for kind, found in row["kinds"].items():
+            ends = {
+                form: " to ".join(f"{x:.3g}" for x in dict.fromkeys(one["t1"]))
+                for form, one in found.items()
+            }
+            above = sum(one["violations"] for one in found.values())
+            rows.append((row["mode"], kind, str(above), *ends.values()))
+            head = ("mode", "kind", "above", *(f"T1 / measured, {f}" for f in ends))
+    return table(head, rows) if rows else ""
 
 
 def state_formats() -> str:

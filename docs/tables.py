@@ -12,7 +12,9 @@ def plain(text: str) -> str:
     """Escape what Markdown would take for marks, all but code in backquotes."""
     parts = re.split(r"(`[^`\n]+`)", text)
     return "".join(
-        part if i % 2 else re.sub(r"([\\*_\[\]<>|$`#])", r"\\\1", part)
+        part
+        if i % 2
+        else re.sub(r"([\\*_\[\]|$`#])", r"\\\1", part).replace("<", "&lt;")
         for i, part in enumerate(parts)
     )
 

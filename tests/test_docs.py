@@ -93,7 +93,7 @@ def test_every_public_name_is_on_a_page():
 
 
 def test_what_markdown_would_take_for_marks_is_escaped():
-    assert plain("a_b*c <d> `x_y` | $e$") == r"a\_b\*c \<d\> `x_y` \| \$e\$"
+    assert plain("a_b*c <d> `x_y` | $e$") == r"a\_b\*c &lt;d> `x_y` \| \$e\$"
     assert table(("a",), [("1",)]) == "| a |\n|---|\n| 1 |"
 
 
