@@ -47,8 +47,6 @@ class AbstractArithmetic(abc.ABC):
     observed: dict[str, Any]
     channel_block: int | None = None
     """Channels of a recurrence that the interpreter likes to take at a time."""
-    in_parallel: bool = False
-    """Whether a recurrence may run over all tokens at once, in arrays."""
     chunked: bool = False
     """Whether a recurrence that has a chunked form runs in it."""
     chunks_at_once: bool = False

@@ -24,8 +24,6 @@ class Exact(AbstractJaxArithmetic):
     - `state_steps`: of the same formats, the distance of two numbers over the largest
       of a channel, which a state is held in steps of; 0, or none given, where formats
       have an exponent. Half of it, too, is too small to move a state.
-    - `in_parallel`: scan in log depth instead of token by token. States are held for
-      all tokens then, and not observed.
     - `observes`: False where nobody reads `observed`.
     """
 
@@ -35,14 +33,12 @@ class Exact(AbstractJaxArithmetic):
         state_units: tuple[float, ...] = (),
         state_smallest: tuple[float, ...] = (),
         state_steps: tuple[float, ...] = (),
-        in_parallel: bool = False,
         in_scan: bool = False,
         in_kernel: bool = False,
         observes: bool = True,
     ):
         self.records = {}
         self.observed = {}
-        self.in_parallel = in_parallel
         self._state_units = state_units
         self._state_smallest = state_smallest
         self._state_steps = state_steps or (0.0,) * len(state_units)

@@ -106,12 +106,6 @@ class Adjoints:
         shape, first = (*self._shape, rows.stop - rows.start), np.asarray(rows.start)
         return _readout(self._seed, first, rows.behind, self._mean, shape)
 
-    def at_readouts(
-        self, x: Float[Array, "batch seq rows"]
-    ) -> Float[Array, "sequences readouts rows"]:
-        """A tensor at the sequences and tokens that are read."""
-        return at_tokens(x, self.tokens)
-
     def sublayer(self, reference) -> None:
         """Keep what the way back needs of the reference's record of a sublayer."""
         aside, embedded = reference.aside, reference.embedded

@@ -53,8 +53,6 @@ def selective_scan(at: AbstractArithmetic, dt, u, B, C, A, D, state):
     - `dt`, `u`: (seq, d_inner). `B`, `C`: (seq, d_state). `A`: (d_state, d_inner).
     - `D`: (d_inner). `state`: (d_state, d_inner), before the first token.
     """
-    if at.in_parallel:
-        return _scan_in_parallel(dt, u, B, C, A, D, state)
     return _fused_scan.scan(at, token, in_blocks, (dt, u, B, C, A, D, state))
 
 
@@ -77,19 +75,6 @@ def in_blocks(at, dt, u, B, C, A, D, state):
     ]
     outputs, states = zip(*parts, strict=True)
     return at.join(outputs, axis=-1), at.join(states, axis=-1)
-
-
-def _scan_in_parallel(dt, u, B, C, A, D, state):
-    """The same in log depth; holds all states, (seq, d_state, d_inner)."""
-    a = jnp.exp(dt[:, None, :] * A)
-    b = (dt * u)[:, None, :] * B[:, :, None]
-    b = b.at[0].add(a[0] * state)
-
-    def combine(first, second):
-        return first[0] * second[0], second[0] * first[1] + second[1]
-
-    _, states = jax.lax.associative_scan(combine, (a, b))
-    return jnp.einsum("tn,tnc->tc", C, states) + u * D, states[-1]
 
 
 def scan_channels(at, dt, u, B, C, A, D, state):

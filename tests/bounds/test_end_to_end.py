@@ -190,7 +190,9 @@ def test_sigma_by_adjoints_is_the_spread_of_random_roundings(small):
     list(found.reverse())
     exact, drawn, _ = probes.logits(0, SIZES.vocab)
     readout = found.readout(rows)
-    moved = jnp.stack([found.at_readouts(p - exact) for p in drawn[: count - 1]])
+    moved = jnp.stack(
+        [adjoint.at_tokens(p - exact, found.tokens) for p in drawn[: count - 1]]
+    )
     spread = np.mean(np.sum(moved * readout, axis=-1) ** 2, axis=0).ravel()
     effects = found.effects[0]
     expected = effects.total("variance") - effects.variance[HEAD, "logits"]

@@ -14,12 +14,6 @@ def cache_argument(module: Any) -> str | None:
     return next((name for name in _NAMES if name in names), None)
 
 
-def given_cache(module: Any, cache: Any) -> dict[str, Any]:
-    """The cache as keyword arguments of a module's call; nothing for None."""
-    name = cache_argument(module)
-    return {} if cache is None or name is None else {name: cache}
-
-
 def cache_of(result: Any) -> Any:
     """The cache that a call returned, None if it returned none.
 
