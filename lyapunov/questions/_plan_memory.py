@@ -50,9 +50,10 @@ value and error of what comes out."""
 GROWTH_STREAMS = 13
 """The same of `growth`; 12 of Granite-4-H's widths."""
 
-WEIGHT_COPIES, WEIGHTS_ALONE = 8, 4
-"""fp64 copies of one sublayer's weights alive at once for each execution: exact,
-held, magnitudes, operator norms, of two sublayers under way; or of one."""
+WEIGHT_COPIES = 3
+"""fp64 copies of one sublayer's weights alive at once for each execution: exact, held,
+and what programs make of them, magnitudes and Gram matrices. A check of 512 tokens of
+Granite-4-H's widths, planned by 3 as 8.4 GiB, took 3.7."""
 
 READ_AHEAD = 2
 """The same of the largest sublayer, read while another is at work: as stored and in
@@ -125,7 +126,6 @@ def memory_of(
     tokens = batch * length
     stream = 8 * tokens * config.d_model
     alone = max(stored.values(), default=0) > STORED_BYTES_AT_ONCE
-    copies = WEIGHTS_ALONE if alone else WEIGHT_COPIES
     block = bound = in_states = growing = 0
     for one in set(config.sublayers):
         count = one.count(length, batch)
@@ -136,13 +136,14 @@ def memory_of(
         held = 8 * (held + BLOCK_ARRAYS * count.scores)
         block = max(block, held)
         own = (STREAMS_AROUND + count.streams) * stream + held
-        own += copies * 8 * count.weights
+        own += WEIGHT_COPIES * 8 * count.weights
         bound = max(bound, own + stored.get(one.kind, 0))
         states = length * count.states
         in_states = max(in_states, 8 * STATE_ARRAYS * min(states, STATES_AT_ONCE))
         if at_once >= tokens:
             growing = max(growing, 16 * states)
     weights = max(8 * one.count(length, batch).weights for one in config.sublayers)
+    copies = WEIGHT_COPIES * weights
     logits = 8 * tokens * min(VOCABULARY_SLICE, config.vocab_size)
     probes, one_text = effort.probes, stream // batch
     streams = KEPT_STREAMS | {"T3": 2 + 2 * probes}
@@ -155,17 +156,17 @@ def memory_of(
     readouts = max(effort.readouts or 0, 1)
     runs = 1 if alone else n
     at_work = {
-        "reference": stream + block // 4 + copies * weights + 4 * logits,
+        "reference": stream + block // 4 + copies + 4 * logits,
         "run": runs * (stream + block // 4 + weights + 2 * logits)
         + (0 if alone else n * max(stored.values(), default=0)),
-        "measured": runs * (3 * stream + block // 4 + copies * weights),
+        "measured": runs * (3 * stream + block // 4 + copies),
         "T0 and T1": runs * bound,
         "floor": runs * min(bound, bound * FLOOR_TOKENS // max(tokens, 1)),
         "T3": runs * (3 * stream + block // 2 + 2 * (probes + 1) * logits),
-        "T2": (6 + 4 * readouts) * one_text + in_states + block + copies * weights,
+        "T2": (6 + 4 * readouts) * one_text + in_states + block + copies,
         "T4": runs * bound,
         "growth": GROWTH_STREAMS * one_text + growing + block + 2 * weights,
-        "changed weights": 2 * STREAMS_AROUND * stream + block + copies * weights,
+        "changed weights": 2 * STREAMS_AROUND * stream + block + copies,
     }
     return Memory(kept, at_work, alone)
 

@@ -357,8 +357,8 @@ class AttentionSizes(AbstractSublayer):
             scores=0 if whole else max(SCORES_AT_ONCE, each),
             states=0,
             # Granite-4-H's widths: none in blocks beside the stream's and the scores';
-            # 10 in T1 and 6 in T0 of 512 tokens, whose scores are stored whole
-            arrays=32 if whole else 1,
+            # 7 in T1 and 11 in T0 of 512 tokens, whose scores are stored whole
+            arrays=28 if whole else 1,
         )
 
     def exponents(

@@ -311,8 +311,9 @@ class Mamba2Sizes(AbstractSublayer):
             channels=mixed,
             scores=0,
             states=self.d_inner * self.d_state,
-            # Granite-4-H's widths: 32 in T2
-            arrays=40,
+            # Granite-4-H's widths: 32 in T2; 39 of T0 and T1 at once, a copy of the
+            # weights taken off
+            arrays=44,
             at_once=at_once,
         )
 

@@ -237,9 +237,9 @@ class MlpSizes(AbstractSublayer):
             channels=self.d_hidden,
             scores=0,
             states=0,
-            # Granite-4-H's widths: 12.6 in blocks, and 4.1 streams; 21 of T0 and T1
-            # at once, and 6
-            arrays=25 if whole else 14,
+            # Granite-4-H's widths, a copy of the weights taken off: 20 of T0 and T1 at
+            # once and 6 streams, 12 in blocks and 4
+            arrays=22 if whole else 14,
             streams=6 if whole else 4,
             at_once=at_once,
         )

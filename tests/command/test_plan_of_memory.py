@@ -181,6 +181,8 @@ def test_the_plan_is_what_the_programs_need(kind, tokens):
     # what goes in and comes out, and the text's own stored tensors, come on top
     around = STREAMS_AROUND * 8 * tokens * WIDTH
     room = plan["T0 and T1"] - around - 4 * tokens * STORED[kind]
+    # and so do the weights that the programs are given, as held and as they are
+    room -= 2 * 8 * sizes.count(tokens).weights
     both = max if 4 * tokens * STORED[kind] > 2**29 else sum
     assert both([in_t0, in_t1]) <= room <= 5 * in_t1, (in_t0, in_t1, room)
     pull = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float64)
