@@ -28,6 +28,11 @@ def random_key(seed) -> Shaped[Array, ""]:
     return jax.random.key(seed, impl=_IMPLEMENTATION)
 
 
+def keys_of(words: UInt32[Array, "*n 2"]) -> Shaped[Array, "*n"]:
+    """Make keys of their words, `jax.random.key_data` of each."""
+    return jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+
+
 def _permuted(x: UInt32[Array, "*n"]) -> UInt32[Array, "*n"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

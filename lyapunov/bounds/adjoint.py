@@ -17,12 +17,12 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..arithmetic._programs import program
 from ..arithmetic.random_keys import random_key
 from ..formats import FP64
 from ..implementations import Execution
@@ -264,7 +264,7 @@ class _Streams:
         return stream
 
 
-@eqx.filter_jit
+@program
 def _through_sublayer(
     flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, chunked
 ):
@@ -290,7 +290,7 @@ def _through_sublayer(
     return effects, _Pulls(stream, aside, pulls.out)
 
 
-@eqx.filter_jit
+@program
 def _through_norm(numbers, stream, pulls, p):
     run = lambda at, given: final_norm(at, given[0], jnp.zeros_like(given[0]), p)
     effects, (pull,) = pulled_back(run, (stream,), pulls, numbers)
@@ -302,14 +302,14 @@ def at_tokens(x, tokens):
     return x[np.arange(len(tokens))[:, None], tokens]
 
 
-@eqx.filter_jit
+@program
 def _readout(seed, start, behind, mean, shape):
     key = jax.random.fold_in(random_key(seed), start)
     drawn = jax.random.normal(key, shape, jnp.float64) - mean[..., None]
     return jnp.where(jnp.arange(shape[-1]) >= behind, drawn, 0.0)
 
 
-@eqx.filter_jit
+@program
 def _of_logits(readout, tokens, logits, rows, pull, numbers, multiplier):
     pull = pull + multiplier * (readout @ rows.matrix)
     logits, found = at_tokens(logits, tokens), []

@@ -17,7 +17,6 @@ the chain stops there.
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._devices import over_batch
 from ..arithmetic import SAFETY, Bounded, Weight
+from ..arithmetic._programs import program
 from ..formats import FormatNumbers
 from ..implementations import Execution
 from ..models import Model, Sublayer
@@ -196,7 +196,7 @@ def _first_lost(shares: dict) -> str:
     return "the sum with the stream"
 
 
-@eqx.filter_jit
+@program
 def _with_own_error(output: Bounded) -> Bounded:
     """fp64's own error in the centre added, as in T1."""
     own = REFERENCE_SHARE * jnp.linalg.norm(output.value, axis=-1)
@@ -208,7 +208,7 @@ def _radius(stream: Bounded, hidden: Bounded):
     return jnp.minimum(elementwise, stream.norm + hidden.norm) * SAFETY
 
 
-@eqx.filter_jit
+@program
 def _distance(stream: Bounded, hidden: Bounded, there):
     """L2 from the reference at most, by token; and the reference's own."""
     here = stream.value + hidden.value
@@ -216,13 +216,13 @@ def _distance(stream: Bounded, hidden: Bounded, there):
     return apart * SAFETY, jnp.linalg.norm(there, axis=-1)
 
 
-@eqx.filter_jit
+@program
 def _through_norm(maker: Interpreter, numbers, stream, hidden, p) -> Bounded:
     run = lambda r, h: final_norm(maker(*numbers), r, h, p)
     return over_batch(run, stream, hidden)
 
 
-@eqx.filter_jit
+@program
 def _together(maker: Interpreter, numbers, output: Bounded, other: Bounded) -> Bounded:
     return jax.vmap(lambda a, b: beside(maker(*numbers), a, b))(output, other)
 
@@ -241,7 +241,7 @@ class _Own(NamedTuple):
     error: Float[Array, "batch seq *rows"]
 
 
-@eqx.filter_jit
+@program
 def _logits(maker, model, stores: _Stores, normed: Bounded, rows: Weight):
     """Of a slice of the vocabulary."""
     at = maker({}, model)
@@ -254,7 +254,7 @@ def _logits(maker, model, stores: _Stores, normed: Bounded, rows: Weight):
     return _own(model, stores, normed, value, moved)
 
 
-@eqx.filter_jit
+@program
 def _logit(maker, model, stores: _Stores, normed: Bounded, rows):
     """Of one row for each token."""
     at = maker({}, model)
@@ -289,7 +289,7 @@ def _own(model, stores: _Stores, normed: Bounded, value: Bounded, moved) -> _Own
     return _Own(value.value, error * SAFETY)
 
 
-@eqx.filter_jit
+@program
 def _leads(normed: Bounded, leader_rows, leader: _Own, rows, own: _Own):
     """Whether the leader's logit is above each of these, in every execution."""
 

@@ -20,11 +20,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ..arithmetic._programs import program
 from ..implementations import Execution
 from ..models import Model, Sublayer, VocabularySlice
 from ..results._check import Decisions, OutputDivergence
@@ -240,7 +240,7 @@ class EndToEnd:
         )
 
 
-@eqx.filter_jit
+@program
 def _taken_in(sums, reference, probes, other, sites, multiplier, behind, readouts):
     """The sums with a slice of the vocabulary, of which `behind` rows are in them; and
     what the run did to the read-outs there."""

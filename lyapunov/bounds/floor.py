@@ -5,11 +5,11 @@ signs. Searching for a bad choice gives a lower limit of any such bound: where i
 close to the bound, tightening the rules gains nothing more.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ..arithmetic import Exact, Perturbed
+from ..arithmetic._programs import program
 from ..arithmetic.random_keys import random_key
 from ..formats import rounding_error_bound
 from ..implementations import Execution
@@ -52,7 +52,7 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
     )
 
 
-@eqx.filter_jit
+@program
 def _floor(flow, sites, chunked, incoming, output, parameters, original, start):
     def run(offsets):
         at = Perturbed(offsets, chunked=chunked)

@@ -14,7 +14,6 @@ at its worst, which is what a bound known before the run has to do.
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from .._devices import over_batch
 from .._xla import little_memory
 from ..arithmetic import Bounded, Weight
+from ..arithmetic._programs import program
 from ..arithmetic.rules.declared import written_out
 from ..implementations import Execution
 from ..sublayers.residual import Incoming, sublayer
@@ -216,13 +216,13 @@ def _at_stores(keeps, flow, interpreter, inputs: _Inputs, parameters, start):
     return over_batch(one, inputs.incoming, inputs.stored)
 
 
-@eqx.filter_jit
+@program
 def _operations_whole(*given):
     return _at_stores(None, *given)
 
 
 # every stored tensor has a bound of its own, as large as itself
-@eqx.filter_jit(**little_memory())
+@program(**little_memory())
 def _operations(*given):
     at_anchors = lambda bound, own: None if own is None else compare(own, bound)
     return _at_stores(at_anchors, *given)
@@ -246,7 +246,7 @@ def _passes(execution, flow, record, parameters, original, start, centred):
     return bounded, held, reference
 
 
-@eqx.filter_jit
+@program
 def _around(reference, radius: Bounded) -> Bounded:
     """The radius around the centre as a bound around the reference."""
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
@@ -258,7 +258,7 @@ def _around(reference, radius: Bounded) -> Bounded:
     )
 
 
-@eqx.filter_jit
+@program
 def _compared(output, reference, held, radius: Bounded):
     comparison = compare(output, _around(reference, radius))
     return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2

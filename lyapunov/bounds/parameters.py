@@ -16,7 +16,6 @@ holds a W' with any signs. What the sublayer adds to that is as in `arithmetic.r
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,6 +30,7 @@ from ..arithmetic import (
     Weight,
     where_known,
 )
+from ..arithmetic._programs import program
 from ..sublayers.residual import sublayer
 from ._norms import norms_of
 from .floor import FLOOR_TOKENS, SIGN_ITERATIONS
@@ -74,7 +74,7 @@ def _is_weight(x: Any) -> bool:
     return isinstance(x, Weight)
 
 
-@eqx.filter_jit
+@program
 def difference(base: Any, changed: Any) -> Any:
     """W' - W of every parameter, in the base's structure; no operator norms."""
 
@@ -109,7 +109,7 @@ def within(base: Any, change: Any) -> Any:
     return jax.tree.unflatten(structure, [one(a, box) for a, box in pairs])
 
 
-@eqx.filter_jit
+@program
 def _boxes(base, change):
     """Each parameter with its box; of a weight the box alone, whose norm is found
     outside of programs."""
@@ -207,7 +207,7 @@ def change_bound(flow, incoming, box, start) -> Bounded:
     return sublayer(ParameterArithmetic(), flow, incoming, box, start)[1]
 
 
-@eqx.filter_jit
+@program
 def _sublayer_change(flow, incoming, base, changed, box, start):
     def one(incoming):
         run = lambda p: sublayer(Exact(), flow, incoming, p, start)[1]
@@ -248,7 +248,7 @@ def change_floor(flow, incoming, base, changed, start):
     )
 
 
-@eqx.filter_jit
+@program
 def _floor(flow, incoming, base, change, start):
     def run(offset):
         p = jax.tree.map(jnp.add, base, offset)

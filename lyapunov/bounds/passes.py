@@ -7,7 +7,6 @@ in with the stream. Compiling it is what costs on small models.
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,6 +19,7 @@ from ..arithmetic import (
     RoundingModel,
     constant,
 )
+from ..arithmetic._programs import program
 from ..implementations import Execution
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER
@@ -56,6 +56,9 @@ class Interpreter:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __getstate__(self) -> tuple:
+        return self._key  # all that a program is kept by
+
 
 class Numbers(NamedTuple):
     """What differs from one execution to the next of a kind: arrays alone."""
@@ -81,13 +84,13 @@ class BoundedPass(NamedTuple):
     """The same at the token where it is largest."""
 
 
-@jax.jit
+@program
 def without_error(x):
     """A tensor, or several, that every execution has exactly."""
     return jax.tree.map(constant, x)
 
 
-@eqx.filter_jit
+@program
 def bounded_pass(
     flow, interpreter: Interpreter, numbers: Numbers, incoming: Incoming, p, start
 ) -> BoundedPass:
@@ -136,7 +139,7 @@ def _by_token(x: _Lengths):
     return jnp.where(x.norm == 0, 0.0, x.norm / x.length)
 
 
-@eqx.filter_jit
+@program
 def exact_pass(flow, incoming: Incoming, p, start) -> Float[Array, "batch seq d_model"]:
     """The output of one sublayer in exact arithmetic."""
     at = lambda: Exact(observes=False)

@@ -9,12 +9,12 @@ after removing each token's mean, which softmax does not see.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..arithmetic._programs import program
 from ..formats import FormatNumbers
 from .head import logit_roundings
 
@@ -94,7 +94,7 @@ def _sums(x):
     return jnp.stack([jnp.sum(x, axis=-1), jnp.sum(x**2, axis=-1)])
 
 
-@eqx.filter_jit
+@program
 def add_logits(
     sums: RandomSums,
     reference: Float[Array, "batch seq rows"],

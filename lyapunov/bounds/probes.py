@@ -6,7 +6,6 @@ each is held.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
+from ..arithmetic._programs import program
 from ..arithmetic.random_keys import random_key
 from ..formats import FP32
 from ..implementations import Execution
@@ -153,7 +153,7 @@ class _Draw(NamedTuple):
         return jax.random.fold_in(keys[number], place)
 
 
-@eqx.filter_jit
+@program
 def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chunked):
     def run(key, incoming):
         at = Sampled(sites, key, draw.sign, inner=inner, chunked=chunked)
@@ -163,13 +163,13 @@ def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chu
     return over_batch(run, keys, incoming)
 
 
-@eqx.filter_jit
+@program
 def _together(sites, draw: _Draw, place, output, other):
     own = jax.random.fold_in(draw.at(place), 1)  # the sublayer itself splits the key
     return beside(Sampled(sites, own, draw.sign), output, other)
 
 
-@eqx.filter_jit
+@program
 def _norm_sampled(sites, inner, draw: _Draw, beyond, stream: Stream, p):
     keys = jax.random.split(draw.at(beyond), stream.residual.shape[0])
 
@@ -180,7 +180,7 @@ def _norm_sampled(sites, inner, draw: _Draw, beyond, stream: Stream, p):
     return over_batch(run, keys, stream.residual, stream.hidden)
 
 
-@eqx.filter_jit
+@program
 def _logits(normed, rows: Weight, multiplier: float):
     exact, *probes = (logits(Exact(), one, rows, multiplier) for one in normed)
     norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(multiplier)

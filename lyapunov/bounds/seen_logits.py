@@ -14,12 +14,12 @@ mean is taken out, which no probability sees; those of a few tokens are held one
 import abc
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..arithmetic._programs import program
 from ..implementations.dump._logits import FP32_UNIT, LOGITS, SeenLogits
 from ..models import VocabularySlice
 from .head import logit_roundings
@@ -239,7 +239,7 @@ class SeenFew(AbstractSeen):
         return Apart(rest, drawn, total(shifted), None, rest)
 
 
-@eqx.filter_jit
+@program
 def _take(sums: _Few, runs, ids, start, behind, sites, multiplier) -> _Few:
     reference, shifted, drawn = runs
     runs = jnp.concatenate([reference[None], shifted[None], drawn], axis=0)

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +30,8 @@ from jaxtyping import Array, Float, Int
 from .._devices import as_here, chosen_device, side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
 from ..arithmetic._interface import CHOSEN
+from ..arithmetic._programs import program
+from ..arithmetic.random_keys import keys_of
 from ..formats import FP32
 from ..implementations._compiled import PRODUCTS
 from ..implementations._segment import Segment
@@ -124,6 +125,9 @@ class _Plan:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+    def __getstate__(self) -> tuple:
+        return self._key  # all that a program is kept by
 
 
 class _Inputs(NamedTuple):
@@ -250,7 +254,7 @@ def _hold(measured, value, error) -> Held:
     )
 
 
-@eqx.filter_jit
+@program
 def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
     def one(incoming, stored):
         def at(i, sites, anchors):
@@ -274,7 +278,7 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
     return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
 
 
-@eqx.filter_jit
+@program
 def _output(plan: _Plan, inputs: _Inputs, parameters, start, reference):
     def bounded(incoming) -> tuple[Bounded, Bounded | None]:
         at = lambda i, sites, _: plan.bounded(i, sites, inputs.models[i])
@@ -293,7 +297,7 @@ def _chosen(interpreters):
     return interpreters[0].join(found) if found else None
 
 
-@eqx.filter_jit
+@program
 def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
     """In exact arithmetic calls are one, unless each computes a function of its own.
 
@@ -315,12 +319,13 @@ def _exact(plan: _Plan, inputs: _Inputs, parameters, start):
 def _sigmas(plan: _Plan, inputs, parameters, start, keys, inside: bool, exact):
     """z, from more draws where few say that it is large."""
     given = plan, inputs, parameters, start
-    z, error, square, own = _z(*given, keys, inside, exact)
+    words = jax.random.key_data
+    z, error, square, own = _z(*given, words(keys), inside, exact)
     if not float(jnp.max(z)) > DOUBTFUL_Z:
         return z
     for i in range(1, MORE_DRAWS):
         more = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)  # noqa: B023
-        square = square + _z(*given, more, inside, exact)[2]
+        square = square + _z(*given, words(more), inside, exact)[2]
     return _over(error, square / MORE_DRAWS, own)
 
 
@@ -330,8 +335,8 @@ def _over(error, square, own):
     return jnp.where(known, error / jnp.sqrt(square + own**2), 0.0)
 
 
-@eqx.filter_jit
-def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool, exact):
+@program
+def _z(plan: _Plan, inputs: _Inputs, parameters, start, words, inside: bool, exact):
     """z, the error, the mean square of draws, what fp64 leaves."""
     # roundings of the fp32 operations between stores, where stores are no larger
     inner = {"inner": FP32.numbers(), "inner_sums": True} if inside else {}
@@ -346,7 +351,7 @@ def _z(plan: _Plan, inputs: _Inputs, parameters, start, keys, inside: bool, exac
         drawn = side_by_side(one)(per_sequence, inputs.incoming)
         return jnp.sum((drawn - exact) ** 2, axis=-1)
 
-    square = jnp.mean(jax.lax.map(probe, keys), axis=0)
+    square = jnp.mean(jax.lax.map(probe, keys_of(words)), axis=0)
     own = FP64_SHARE_OF_OUTPUT * jnp.linalg.norm(exact, axis=-1)
     error = jnp.linalg.norm(inputs.output - exact, axis=-1)
     return _over(error, square, own), error, square, own

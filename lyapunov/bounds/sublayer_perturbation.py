@@ -9,7 +9,6 @@ token's input (persistent).
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Float
 
 from .._errors import UsageError
 from ..arithmetic import Bounded, BoundedArithmetic, Exact, RoundingModel
+from ..arithmetic._programs import program
 from ..results._check import UpperBound
 from ..sublayers.mamba1 import Mamba1State
 from .local import with_operator_norms
@@ -108,7 +108,7 @@ def sublayer_perturbation(
     )
 
 
-@eqx.filter_jit
+@program
 def _bound(flow, kind, size, where, residual, parameters):
     at = BoundedArithmetic({}, RoundingModel.none())
     d_inner, d_state = parameters.A_log.shape
@@ -143,7 +143,7 @@ def _unit(kind, direction):
     return direction / jnp.where(length > 0, length, 1.0)
 
 
-@eqx.filter_jit
+@program
 def _deviation(flow, kind, size, where, direction, residual, parameters, start):
     run = lambda amount: _moved(
         flow, kind, where, amount, _unit(kind, direction), residual, parameters, start
@@ -151,7 +151,7 @@ def _deviation(flow, kind, size, where, direction, residual, parameters, start):
     return jnp.linalg.norm(run(size) - run(0.0), axis=-1)
 
 
-@eqx.filter_jit
+@program
 def _search(flow, kind, where, direction, residual, parameters, start):
     def output(direction):
         return _moved(flow, kind, where, 1.0, direction, residual, parameters, start)

@@ -1,9 +1,11 @@
 """What XLA compiled is kept for the next run, in a folder that is the user's alone.
 
-It is JAX's own cache: an entry is found by a hash of the program, of the versions and
-of XLA's flags, those that bounds rest on among them, so that no number depends on it.
-Whoever can write to it has their machine code run. So it is used where nobody else can,
-and never a reason to fail: where it cannot be kept, programs are compiled again.
+The library's programs are found by what they are made from (`arithmetic._programs`),
+so that they are not even traced again; all else is in JAX's own cache, by a hash of
+what was lowered. Versions and XLA's flags, those that bounds rest on among them, are
+part of both, so that no number depends on it. Whoever can write to it has their machine
+code run. So it is used where nobody else can, and never a reason to fail: where it
+cannot be kept, programs are compiled again.
 """
 
 import contextlib
@@ -90,10 +92,14 @@ class Compiled:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         # what XLA keeps besides has keys of its own, which nobody looked into
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        from ..arithmetic._programs import keep_in
+
+        keep_in(self.folder, self.failed)
         try:
             with _heard(self.failed):
                 yield
         finally:
+            keep_in(None, set())
             with contextlib.suppress(OSError):
                 _tidy(self.folder, self.failed)
 

@@ -1,10 +1,10 @@
 """The fp64 reference: exact arithmetic up to its own 2^-53."""
 
-import equinox as eqx
 import jax.numpy as jnp
 
 from .._devices import over_batch
 from ..arithmetic import Exact
+from ..arithmetic._programs import program
 from ..models import Model
 from ..sublayers.residual import Stream, final_norm, logits, sublayer
 from . import Execution
@@ -65,7 +65,7 @@ class Reference:
         )
 
 
-@eqx.filter_jit
+@program
 def run_layer(
     flow, incoming, p, start, state_units=(), state_smallest=(), state_steps=()
 ):
@@ -83,13 +83,13 @@ def run_layer(
     return over_batch(one, incoming)
 
 
-@eqx.filter_jit
+@program
 def run_norm(residual, hidden, p):
     """What the head reads, over a batch."""
     return over_batch(lambda r, h: final_norm(Exact(), r, h, p), residual, hidden)
 
 
-@eqx.filter_jit
+@program
 def run_head(normed, rows, multiplier=1.0):
     """Logits of a slice of the vocabulary, over a batch."""
     return logits(Exact(), normed, rows, multiplier)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from .._errors import TokensError
 from ..arithmetic import Exact, Weight
 from ..arithmetic._fp64 import in_fp64
+from ..arithmetic._programs import program
 from ..checkpoints import NetworkLayout
 from ..formats import Format
 from ..sublayers.kinds import registered
@@ -246,21 +246,21 @@ def _as_computed(sizes: Any, function: Any) -> Any:
     return dataclasses.replace(sizes, dt_limit=limit)
 
 
-@eqx.filter_jit
+@program
 def _start(p):
     return p.initial_state()
 
 
-@eqx.filter_jit
+@program
 def _normed(residual, hidden, p):
     return final_norm(Exact(), residual, hidden, p)
 
 
-@eqx.filter_jit
+@program
 def _logits(normed, rows, multiplier):
     return logits(Exact(), normed, rows, multiplier)
 
 
-@eqx.filter_jit
+@program
 def _forward(flow, incoming, p, start):
     return sublayer(Exact(), flow, incoming, p, start)[:2]

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._devices import side_by_side
 from ..arithmetic import Exact
+from ..arithmetic._programs import program
 from ..bounds.parameters import change_floor, difference, sublayer_change
 from ..bounds.passes import exact_pass
 from ..implementations import Reference
@@ -176,13 +176,13 @@ def _root(square) -> float:
     return float(np.sqrt(np.sum(square)))
 
 
-@jax.jit
+@program
 def _lengths(output, reference):
     """L2 of the difference, and of the reference."""
     return jnp.linalg.norm(output - reference), jnp.linalg.norm(reference)
 
 
-@eqx.filter_jit
+@program
 def _push(flow, primals, tangents, start):
     """Tangents of the stream and of the sublayer's output, over a batch."""
 
@@ -193,7 +193,7 @@ def _push(flow, primals, tangents, start):
     return jax.jvp(run, primals, tangents)[1]
 
 
-@eqx.filter_jit
+@program
 def _push_norm(primals, tangents):
     def run(residual, hidden, p):
         return jax.vmap(lambda r, h: final_norm(Exact(), r, h, p))(residual, hidden)
@@ -201,7 +201,7 @@ def _push_norm(primals, tangents):
     return jax.jvp(run, primals, tangents)
 
 
-@eqx.filter_jit
+@program
 def _add_head(sums, normed, pushed, rows, changed, reference, other, scale, behind):
     """Take in one slice of the vocabulary, but for `behind` rows that are in the sums.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..arithmetic._programs import program
 from ..models import VocabularySlice
 from ..results._audit import LogitsAudit
 from ..results._check import OutputDivergence, TextDivergence
@@ -74,10 +75,14 @@ def no_logits(batch: int, seq: int) -> LogitSums:
     )
 
 
-@jax.jit
 def add_logits(sums: LogitSums, reference, other, rows: VocabularySlice) -> LogitSums:
     """Take in the logits (batch, seq, rows) of one slice of the vocabulary."""
-    new = jnp.arange(reference.shape[-1]) >= rows.behind
+    return _added(sums, reference, other, rows.behind)
+
+
+@program
+def _added(sums: LogitSums, reference, other, behind) -> LogitSums:
+    new = jnp.arange(reference.shape[-1]) >= behind
     difference = jnp.where(new, other - reference, 0.0)
     count_bad = lambda logits: jnp.sum(new & ~jnp.isfinite(logits), axis=-1)
     bad, other_bad = count_bad(reference), count_bad(other)

@@ -6,12 +6,12 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._devices import as_here, chosen_device
+from ..arithmetic._programs import program
 from ..bounds.floor import floor_l2
 from ..bounds.local import (
     Comparison,
@@ -177,7 +177,7 @@ class _Apart(NamedTuple):
     """L2 of the other."""
 
 
-@jax.jit
+@program
 def _apart(one, other) -> _Apart:
     distance = jnp.abs(one - other)
     square = jnp.sum(distance**2, axis=-1)
@@ -196,7 +196,7 @@ def _own(flow, record, parameters, original, start):
     return local, weights, _largest({**record.stored, OUTPUT: record.output})
 
 
-@jax.jit
+@program
 def _largest(tensors: Mapping[str, Array]):
     return {name: jnp.max(jnp.abs(x)) for name, x in tensors.items()}
 

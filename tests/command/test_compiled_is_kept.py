@@ -214,17 +214,21 @@ def test_a_spoiled_entry_is_compiled_again_and_flags_are_in_the_key(home):
 
 @pytest.mark.slow
 def test_a_warm_report_is_the_cold_one(home, tmp_path):
-    """Assert every figure, bit for bit, and that a warm run compiles nothing."""
-    reports = []
-    for _ in range(2):
+    """Assert every figure, bit for bit, and that a warm run keeps nothing new: all is
+    found, in whatever order sets are walked through."""
+    reports, there = [], []
+    for seed in range(2):
         done = subprocess.run(
             [sys.executable, "-m", "lyapunov", "--length", "16", "--json", "-v"],
-            capture_output=True, text=True, env={**os.environ, "HOME": str(home)},
-            check=False,
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "HOME": str(home), "PYTHONHASHSEED": str(seed)},
         )  # fmt: skip
         report = json.loads(done.stdout)
         report["summary"].pop("seconds")
         report["environment"].pop("seconds", None)
         reports.append(report)
         assert "are kept in" in done.stderr
+        there.append({path.name for path in home.rglob("*-program")})
     assert reports[0] == reports[1]
+    assert there[0] == there[1]
+    assert len(there[0]) > 9

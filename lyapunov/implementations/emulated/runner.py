@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._devices import over_batch
 from ...arithmetic import Rounded
+from ...arithmetic._programs import program
 from ...arithmetic.random_keys import random_key
 from ...models import Model
 from ...sublayers.residual import Incoming, Stream, beside, final_norm, logits, sublayer
@@ -105,7 +105,7 @@ def _joined(parts):
     return join(residuals), join(outputs), tensors
 
 
-@eqx.filter_jit
+@program
 def run_rounded(
     sizes,
     sites,
@@ -153,12 +153,12 @@ def run_rounded(
     )
 
 
-@eqx.filter_jit
+@program
 def _run_together(sites, output, other):
     return jnp.asarray(beside(Rounded(sites), output, other), jnp.float64)
 
 
-@eqx.filter_jit
+@program
 def _run_norm(sites, residual, hidden, p):
     normed = over_batch(
         lambda r, h: final_norm(Rounded(sites), r, h, p), residual, hidden
@@ -166,6 +166,6 @@ def _run_norm(sites, residual, hidden, p):
     return jnp.asarray(normed, jnp.float64)
 
 
-@eqx.filter_jit
+@program
 def _run_head(sites, normed, rows, multiplier):
     return jnp.asarray(logits(Rounded(sites), normed, rows, multiplier), jnp.float64)
