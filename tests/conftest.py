@@ -20,7 +20,6 @@ from lyapunov._xla import compile_sooner  # noqa: I001
 if "--xla_backend_optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
     compile_sooner(lightly=True)  # fast tests, see the Makefile
 
-import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ import pytest
 from lyapunov._errors import UsageError
 from lyapunov.implementations.transformers._source import RIGHT, installed
 
-from .helpers import programs_compiled
+from .helpers import forget_programs, programs_compiled
 
 
 jax.config.update("jax_enable_x64", True)
@@ -71,5 +70,4 @@ def compiled_code_is_let_go():
     tests the compiler cannot allocate any more.
     """
     yield
-    eqx.clear_caches()
-    jax.clear_caches()
+    forget_programs()

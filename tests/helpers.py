@@ -2,14 +2,23 @@
 
 import contextlib
 
+import equinox as eqx
 import jax
 import numpy as np
 
+from lyapunov.arithmetic._programs import forget
 from lyapunov.command._progress import BACKEND_COMPILE
 from oracles.tolerances import gamma
 
 
-__all__ = ["assert_within", "gamma", "programs_compiled"]
+__all__ = ["assert_within", "forget_programs", "gamma", "programs_compiled"]
+
+
+def forget_programs() -> None:
+    """Have whatever comes next compiled anew."""
+    eqx.clear_caches()
+    jax.clear_caches()
+    forget()
 
 
 @contextlib.contextmanager

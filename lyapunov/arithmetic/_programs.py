@@ -15,12 +15,14 @@ lowered; it stays in use for whatever is not found here.
 import contextlib
 import functools
 import hashlib
+import inspect
 import io
 import math
 import os
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +36,7 @@ from jax._src import config
 from jax.core import Tracer
 from jax.experimental import serialize_executable
 
-from .._devices import devices
+from .._devices import chosen_device, devices
 
 
 Place = tuple[jax.Device, str]
@@ -47,6 +49,7 @@ TOLD_APART: Final = frozenset(
 """Modules whose functions and classes are known by their name and version."""
 _DIGEST_BYTES = 32
 _PLACE = "\0an array"
+_programs: weakref.WeakSet = weakref.WeakSet()
 _folder: Path | None = None
 _failed: set[str] = set()
 
@@ -62,16 +65,27 @@ def keep_in(folder: Path | None, failed: set[str]) -> None:
     _folder, _failed = folder, failed
 
 
+def forget() -> None:
+    """Make every program anew, as `jax.clear_caches` has it."""
+    for one in _programs:
+        one.clear()
+
+
 class _Rest:
     """What was given besides arrays, as an argument that a program is made for."""
 
     def __init__(self, arguments: Any):
         self.leaves, self.structure = jax.tree.flatten(arguments)
         self.arrays = [i for i, x in enumerate(self.leaves) if eqx.is_array(x)]
-        self.traced = [self.leaves[i] for i in self.arrays]
+        self._traced = [self.leaves[i] for i in self.arrays]
         for i in self.arrays:
             self.leaves[i] = None
         self._key = (self.structure, tuple(self.arrays), tuple(self.leaves))
+
+    def taken(self) -> list:
+        """The arrays, which programs do not hold on to."""
+        arrays, self._traced = self._traced, []
+        return arrays
 
     def filled(self, arrays: list) -> Any:
         leaves = list(self.leaves)
@@ -122,6 +136,7 @@ class Program:
     def __init__(self, function: Callable, options: dict[str, Any]):
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
+        self._signature = inspect.signature(function)
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
 
         def run(arrays, rest):
@@ -134,57 +149,93 @@ class Program:
         self._made: dict[Any, Callable] = {}
         self._making = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
+        _programs.add(self)
+
+    def clear(self) -> None:
+        """Forget what was made."""
+        self._made.clear()
 
     def __call__(self, *positional, **named):
-        rest = _Rest((positional, named))
-        arrays = rest.traced
-        # within a program of another there is nothing to keep
-        inside = any(isinstance(x, Tracer) for x in arrays)
-        if _folder is None or inside or len(devices()) > 1:
+        rest = self._rest(positional, named)
+        arrays = rest.taken()
+        if any(isinstance(x, Tracer) for x in arrays):  # a part of another program
             returned, form = self._jitted(arrays, rest)
-        else:
-            returned, form = self._found(arrays, rest, _folder)(arrays)
-        return form.filled(returned)
-
-    def lower(self, *positional, **named):
-        """What `jax.jit` calls so: for what compiles it without running it."""
-        rest = _Rest((positional, named))
-        return self._jitted.lower(rest.traced, rest)
-
-    def _found(self, arrays, rest: _Rest, folder: Path) -> Callable:
-        """The program for these arguments: made before, kept, or made now."""
+            return form.filled(returned)
         # of random keys the type is named alike by all that are drawn in one way
         form = tuple(
             (x.shape, str(x.dtype), getattr(x, "weak_type", None)) for x in arrays
         )
-        device = devices()[0]
-        key = (rest, form, device, jax.config.read("jax_enable_x64"))
-        if key in self._made:
-            return self._made[key]
+        key = (rest, form, chosen_device(), jax.config.read("jax_enable_x64"), _folder)
+        run = self._made.get(key)
+        returned, form = self._first(arrays, key) if run is None else run(arrays)
+        return form.filled(returned)
+
+    def lower(self, *positional, **named):
+        """What `jax.jit` calls so: for what compiles it without running it."""
+        rest = self._rest(positional, named)
+        return self._jitted.lower(rest.taken(), rest)
+
+    def _rest(self, positional: tuple, named: dict[str, Any]) -> _Rest:
+        """With or without its name, an argument is the same one."""
+        bound = self._signature.bind(*positional, **named)
+        return _Rest((bound.args, bound.kwargs))
+
+    def _first(self, arrays: list, key: tuple) -> tuple:
+        """Run what was not yet run; of several threads one makes it."""
         with self._making:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            if key not in self._made:
-                self._made[key] = self._from_folder(folder, arrays, rest, key)
-        return self._made[key]
+            run = self._made.get(key)
+            if run is None:
+                run = self._from_folder(arrays, key)
+                try:
+                    found = run(arrays)
+                except Exception:
+                    if not isinstance(run, _Kept):
+                        raise
+                    _failed.add(self.__name__)  # it is compiled again, and said
+                    run = self._made_now(arrays, key, None)
+                    found = run(arrays)
+                self._made[key] = run
+                return found
+        return run(arrays)
 
-    def _from_folder(self, folder: Path, arrays, rest: _Rest, key) -> Callable:
-        _, form, device, wide = key
+    def _from_folder(self, arrays: list, key: tuple) -> Callable:
+        """The program that was kept, or one that is made now."""
+        rest, form, _, wide, folder = key
+        here = devices()
+        if folder is None or len(here) > 1:
+            return self._made_now(arrays, key, None)
         written = io.BytesIO()
         try:
             content = _Content(written, pickle.HIGHEST_PROTOCOL)
             content.fast = True  # equal or the same makes no difference
             content.dump((self.__wrapped__, rest, form, wide))
         except (_NotTellableError, TypeError, AttributeError, RecursionError):
-            return lambda arrays: self._jitted(arrays, rest)
-        digest = hashlib.sha256(_surroundings() + _of(device) + written.getvalue())
+            return self._made_now(arrays, key, None)
+        digest = hashlib.sha256(_surroundings() + _of(here[0]) + written.getvalue())
         path = folder / f"{self.__name__}-{digest.hexdigest()}-program"
-        if path.exists() and (kept := _read(path, arrays, device)) is not None:
-            return kept
+        kept = _read(path, arrays, here[0]) if path.exists() else None
+        return kept or self._made_now(arrays, key, path)
+
+    def _made_now(self, arrays: list, key: tuple, path: Path | None) -> Callable:
+        """Trace and compile it, for the folder where a path is given."""
+        if path is None:
+            return lambda arrays: self._jitted(arrays, key[0])
         with _for_nobody_else():
-            made = self._jitted.lower(arrays, rest).compile()
+            made = self._jitted.lower(arrays, key[0]).compile()
         _write(path, made)
         return made
+
+
+class _Kept:
+    """A program that was read."""
+
+    def __init__(self, run: Callable, form: _Form):
+        self._run, self._form = run, form
+
+    def __call__(self, arrays: list) -> tuple:
+        return self._run(arrays), self._form
 
 
 def program(function: Callable | None = None, **options: Any) -> Any:
@@ -280,7 +331,7 @@ def _write(path: Path, made: Any) -> None:
         _failed.add(path.name.partition("-")[0])
 
 
-def _read(path: Path, arrays: list, device: jax.Device) -> Callable | None:
+def _read(path: Path, arrays: list, device: jax.Device) -> _Kept | None:
     """A program that was kept whole, or nothing."""
     try:
         content = path.read_bytes()
@@ -297,7 +348,7 @@ def _read(path: Path, arrays: list, device: jax.Device) -> Callable | None:
             backend=device.client,
             execution_devices=[device],
         )
-        return lambda arrays: (run(arrays), form)
+        return _Kept(run, form)
     except Exception:  # as above; it is compiled again, and said
         _failed.add(path.name.partition("-")[0])
         return None

@@ -77,11 +77,11 @@ def no_logits(batch: int, seq: int) -> LogitSums:
 
 def add_logits(sums: LogitSums, reference, other, rows: VocabularySlice) -> LogitSums:
     """Take in the logits (batch, seq, rows) of one slice of the vocabulary."""
-    return _added(sums, reference, other, rows.behind)
+    return _added(sums, reference, other, np.asarray(rows.start), rows.behind)
 
 
 @program
-def _added(sums: LogitSums, reference, other, behind) -> LogitSums:
+def _added(sums: LogitSums, reference, other, start, behind) -> LogitSums:
     new = jnp.arange(reference.shape[-1]) >= behind
     difference = jnp.where(new, other - reference, 0.0)
     count_bad = lambda logits: jnp.sum(new & ~jnp.isfinite(logits), axis=-1)
@@ -110,11 +110,11 @@ def _added(sums: LogitSums, reference, other, behind) -> LogitSums:
     weighted = jnp.where(power > 0, power * difference, 0.0)
     return LogitSums(
         top=jax.lax.top_k(jnp.concatenate([sums.top, two], axis=-1), 2)[0],
-        place=jnp.where(leads, first + rows.start, sums.place),
+        place=jnp.where(leads, first + start, sums.place),
         ties=jnp.where(leads, count, sums.ties + jnp.where(best == known, count, 0)),
         low=jnp.minimum(sums.low, low),
         other_top=other_top,
-        other_place=jnp.where(other_leads, other_first + rows.start, sums.other_place),
+        other_place=jnp.where(other_leads, other_first + start, sums.other_place),
         other_low=jnp.minimum(sums.other_low, other_low),
         at_other=jnp.where(other_leads, there, sums.at_other),
         weight=sums.weight * rescale + jnp.sum(power, axis=-1),

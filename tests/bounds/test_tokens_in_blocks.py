@@ -23,7 +23,7 @@ from lyapunov.implementations.emulated import runner
 from lyapunov.sublayers import NetworkConfig, token_blocks
 from lyapunov.sublayers.residual import Incoming
 
-from ..helpers import assert_within, gamma
+from ..helpers import assert_within, forget_programs, gamma
 from ..model.every_kind import SIZES
 from ..model.full_parameters import change, parameters
 
@@ -114,17 +114,17 @@ def sums_in_fp64(monkeypatch):
         found = jnp.asarray(x, jnp.float64) @ jnp.asarray(size, jnp.float64).T
         return found * sums.fp32_inflation(x.shape[-1])
 
-    jax.clear_caches()
+    forget_programs()
     monkeypatch.setattr(sums, "_summed_in_fp32", summed)
 
 
 @pytest.fixture
 def in_blocks(monkeypatch):
     """Tokens go four at a time, whatever is widest."""
-    jax.clear_caches()
+    forget_programs()
     monkeypatch.setattr(token_blocks, "tokens_at_once", lambda *_: BLOCK)
     yield
-    jax.clear_caches()
+    forget_programs()
 
 
 def assert_same(found, expected, what="") -> None:

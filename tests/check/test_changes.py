@@ -5,7 +5,6 @@ NumPy's network runs both weight sets whole; the study goes layer by layer.
 
 import json
 
-import jax
 import jsonschema
 import ml_dtypes
 import numpy as np
@@ -20,7 +19,7 @@ from lyapunov.report.json import schema
 from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
 from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
-from ..helpers import programs_compiled
+from ..helpers import forget_programs, programs_compiled
 
 
 SIZES = Sizes(layers=3)
@@ -285,7 +284,7 @@ def test_bad_tokens_are_refused(model):
 
 def test_check_reports_every_change_and_the_chosen_layers(model, tokens, tmp_path):
     folder, _ = adapter(tmp_path / "lora", 1)
-    jax.clear_caches()
+    forget_programs()
     with programs_compiled() as compiled:
         report = lyapunov.check(
             model,

@@ -15,7 +15,7 @@ from lyapunov.questions._request import Request
 from oracles.checkpoints.mamba1 import save_transformers
 from oracles.networks.mamba1 import Sizes, random_weights
 
-from ..helpers import programs_compiled
+from ..helpers import forget_programs, programs_compiled
 from .conftest import SEQ, SIZES
 
 
@@ -28,7 +28,7 @@ def compiled(checkpoint):
     """The programs of a quick check in a process that has compiled nothing before, and
     those that a standard one behind it adds."""
     folder, _, tokens = checkpoint
-    jax.clear_caches()
+    forget_programs()
     with programs_compiled() as found:
         for effort in ("quick", "standard"):
             lyapunov.check(
@@ -91,7 +91,7 @@ def test_the_head_is_compiled_while_the_first_sublayers_run(checkpoint, monkeypa
     folder, _, tokens = checkpoint
     model, request = lyapunov.load(str(folder)), Request.of(effort="quick")
     given = model, tokens, request.executions(model), request
-    jax.clear_caches()
+    forget_programs()
     with (
         ThreadPoolExecutor(1) as workers,
         programs_compiled() as found,
@@ -105,6 +105,6 @@ def test_the_head_is_compiled_while_the_first_sublayers_run(checkpoint, monkeypa
         lyapunov.check(model, tokens, effort="quick")
     place = found.index("then")
     head, rest = found[:place], set(found[place + 1 :])
-    assert {"run_norm", "_norm_sampled", "run_head", "add_logits"} <= set(head)
+    assert {"run_norm", "_norm_sampled", "run_head", "_added"} <= set(head)
     assert {"run_layer", "_run_sampled"} <= rest
     assert not rest & (set(head) - set(OPERATIONS))

@@ -80,7 +80,7 @@ def test_the_distance_of_logits_is_that_of_slices_that_stand_apart(logits, progr
         return found
 
     found = sums(slices(VOCABULARY))
-    assert programs.count("add_logits") == 1
+    assert programs.count("_added") == 1
     apart = sums(APART)
     same(found, apart)
     sums_of_many = {"weight", "weighted", "other_weight", "total", "square"}

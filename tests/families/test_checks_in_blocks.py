@@ -6,7 +6,6 @@ torch's own runs, or the emulator's, are held to bounds that were found block by
 import tempfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,6 +13,8 @@ import lyapunov
 from lyapunov.sublayers import attention, token_blocks
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
+
+from ..helpers import forget_programs
 
 
 # two chunks of Mamba-2's and what is left
@@ -32,12 +33,12 @@ def in_blocks(monkeypatch):
     """Make blocks small, and forget what was compiled without them."""
 
     def begin():
-        jax.clear_caches()
+        forget_programs()
         monkeypatch.setattr(attention, "rows_at_once", lambda *_: QUERIES)
         monkeypatch.setattr(token_blocks, "tokens_at_once", lambda *_: TOKENS)
 
     yield begin
-    jax.clear_caches()
+    forget_programs()
 
 
 @pytest.mark.slow
