@@ -58,18 +58,22 @@ class Job(NamedTuple):
             service.key_value_set_bytes(FOUND.format(self.process), pickle.dumps(found))
             return self._leave(service)
         everything: list[Any] = [None] * len(sources)
+        strangers = []
         for process in range(self.processes):
             if process:
                 key = FOUND.format(process)
                 told = service.blocking_key_value_get_bytes(key, FOREVER)
                 found = _Found(io.BytesIO(told)).load()
-            if [one.source for one in found] != sources[process :: self.processes]:
-                raise UsageError(
-                    f"process {process} was given other checkpoints than process 0",
-                    hint="give all processes the same, in the same order",
-                )
-            everything[process :: self.processes] = found
+            if [one.source for one in found] == sources[process :: self.processes]:
+                everything[process :: self.processes] = found
+            else:
+                strangers.append(process)
         self._leave(service)
+        if strangers:
+            raise UsageError(
+                f"process {strangers[0]} was given other checkpoints than process 0",
+                hint="give all processes the same, in the same order",
+            )
         return everything
 
     def _leave(self, service: Any) -> list[Any]:

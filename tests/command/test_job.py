@@ -116,14 +116,14 @@ def folders(tmp_path_factory):
     return [str(home / name) for name in ("m0", "m1", "nowhere", "m2")]
 
 
-def started(folders, *more: str) -> subprocess.Popen:
+def started(folders, *more: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "lyapunov", *folders, "--json", "--no-progress"]
     return subprocess.Popen(
         [*command, "--effort=quick", "--length=12", "--precision=bf16", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )
 
 
@@ -147,10 +147,20 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_two_processes_give_the_report_of_one(folders):
     """Assert one document of all, in order, figures and errors bit for bit, and the
-    worst exit code; and silence of the other process."""
-    port = free_port()
-    job = f"127.0.0.1:{port},{{}}/2"
-    two = [started(folders, "--distributed", job.format(i)) for i in range(2)]
+    worst exit code; and silence of the other process. Two as Open MPI starts them."""
+    port = str(free_port())
+    two = [
+        started(
+            folders,
+            *("--distributed", "auto"),
+            OMPI_MCA_orte_hnp_uri="4096.0;tcp://127.0.0.1:1",
+            OMPI_COMM_WORLD_SIZE="2",
+            OMPI_COMM_WORLD_RANK=str(i),
+            OMPI_COMM_WORLD_LOCAL_RANK=str(i),
+            JAX_COORDINATOR_PORT=port,
+        )
+        for i in range(2)
+    ]
     # in a job as well, which compiles before it knows how small a model is
     alone = started(folders, "--distributed", f"127.0.0.1:{free_port()},0/1")
     told = [process.communicate(timeout=300) for process in (*two, alone)]
