@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs import catalogue, command, proofs_page, studies
+from docs import catalogue, command, notebook, proofs_page, studies
 from docs.tables import ROOT
 
 
@@ -24,6 +24,7 @@ SECTIONS = (
     "proofs",
     "results",
     "experiments",
+    "notebooks",
 )
 MATHJAX = "node_modules/mathjax/es5/tex-svg.js"
 
@@ -32,7 +33,7 @@ class Made:
     """Pages and files of this build."""
 
     pages: dict[str, str]
-    files: dict[str, Path]
+    files: dict[str, Path | bytes]
 
 
 def on_config(config: Any) -> Any:
@@ -49,7 +50,11 @@ def on_config(config: Any) -> Any:
         command.command(),
     ):
         made |= pages
-    for pages, pictures in (studies.results(), studies.experiments()):
+    for pages, pictures in (
+        studies.results(),
+        studies.experiments(),
+        notebook.notebooks(),
+    ):
         made |= pages
         Made.files |= pictures
     config.nav = [_filled(entry) for entry in config.nav]
@@ -85,8 +90,9 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, text in Made.pages.items():
         files.append(File.generated(config, name, content=text))
-    for name, path in Made.files.items():
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+    for name, of in Made.files.items():
+        given = {"content": of} if isinstance(of, bytes) else {"abs_src_path": str(of)}
+        files.append(File.generated(config, name, **given))
     return files
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from docs import catalogue, run, studies
+from docs import catalogue, notebook, run, studies
 from docs.hooks import TABLES
 from docs.tables import ROOT, plain, table
 from lyapunov.command._cli import main
@@ -104,6 +104,28 @@ def test_numbers_may_differ_and_words_may_not():
     assert run.without_numbers("HELD in 1 s") != run.without_numbers("LOST in 1 s")
 
 
+OF_NOTEBOOKS = pytest.mark.parametrize("name", notebook.names())
+
+
+@OF_NOTEBOOKS
+def test_a_notebook_is_what_its_source_gave(name):
+    """Assert that nothing was changed since it was run, and that it draws something."""
+    path = notebook.FOLDER / f"{name}.py"
+    made = notebook.committed(name)
+    fresh = notebook.cells_of(path.read_text("utf-8"))
+    sources = [[cell["source"] for cell in cells] for cells in (made["cells"], fresh)]
+    assert sources[0] == sources[1]
+    code = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    drawn = [x for c in code for x in c["outputs"] if "image/png" in x.get("data", {})]
+    assert drawn
+    assert path.with_suffix(".ipynb").stat().st_size < 200_000
+
+
+def test_there_are_five_notebooks():
+    assert len(notebook.names()) == 5
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     pytest.importorskip("transformers")
@@ -119,3 +141,11 @@ def test_pages_print_what_they_say(page, place):
     """Assert the words; figures are of one machine and one version."""
     again = run.done(TEXTS[page], place)
     assert run.without_numbers(again) == run.without_numbers(TEXTS[page])
+
+
+@pytest.mark.slow
+@OF_NOTEBOOKS
+def test_notebooks_print_what_they_say(name, place):
+    pytest.importorskip("matplotlib").use("Agg")
+    again = run.without_numbers(notebook.printed(notebook.executed(name, place)))
+    assert again == run.without_numbers(notebook.printed(notebook.committed(name)))

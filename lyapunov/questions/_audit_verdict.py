@@ -115,8 +115,9 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
     names = ", ".join(dict.fromkeys(r.variant for r in named))
     if verdict == CONSISTENT:
         most = max(r.ratio or 0.0 for r in named)
+        all_of_it = "the run stays" if ran == 1 else f"all {ran} runs stay"
         text = (
-            f"rounding: all {ran} runs stay within their bounds, at most {most:.2g} "
+            f"rounding: {all_of_it} within the bounds, at most {most:.2g} "
             f"times the bound and {max(r.z or 0.0 for r in named):.2g} sigma"
         )
         unbounded = sum(r.unbounded for r in named)
