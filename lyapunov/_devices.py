@@ -48,6 +48,11 @@ def spread_over(sequences: int) -> list[jax.Device]:
     return present[: max(count, 1)]
 
 
+def device_memory() -> int:
+    """Bytes that JAX may hold on a GPU; 0 elsewhere."""
+    return devices()[0].memory_stats()["bytes_limit"] if has_gpu() else 0
+
+
 def over_batch(run: Callable, *batched: Any) -> Any:
     """`jax.vmap(run)(*batched)`, each device with its share of the sequences.
 

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from .._devices import in_batch
+from .._devices import device_memory, in_batch
 from ..arithmetic import AbstractArithmetic
 
 
 ENTRIES_AT_ONCE = 2**23
 """Entries of a sublayer's widest tensor, of all sequences, that are held at once: 64
-MiB in fp64. Of more, tokens go through in blocks."""
+MiB in fp64. Of more, tokens go through in blocks; on a GPU of more than it has room for
+TENSORS of, since there a block costs launches and the ends of its kernels."""
+TENSORS = 100
 
 
 def in_token_blocks(
@@ -50,6 +52,7 @@ def tokens_at_once(widest: int, multiple: int = 1, sequences: int | None = None)
     - `sequences`: of the batch; None: those that `over_batch` runs side by side.
     """
     side_by_side = in_batch() if sequences is None else sequences
-    tokens = max(2, ENTRIES_AT_ONCE // (widest * side_by_side))
+    entries = max(ENTRIES_AT_ONCE, device_memory() // (8 * TENSORS))
+    tokens = max(2, entries // (widest * side_by_side))
     tokens = 2 ** (tokens.bit_length() - 1)
     return max(tokens // multiple, 1) * multiple

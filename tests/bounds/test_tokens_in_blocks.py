@@ -199,3 +199,14 @@ def test_a_text_in_two_calls_reads_what_it_does_in_one(monkeypatch):
 )
 def test_blocks_are_as_large_as_memory_says(widest, multiple, sequences, tokens):
     assert token_blocks.tokens_at_once(widest, multiple, sequences) == tokens
+
+
+@pytest.mark.parametrize(
+    ("memory", "tokens"), [(105 * 2**30, 4096), (18 * 2**30, 512), (2**30, 256)]
+)
+def test_blocks_on_a_gpu_are_as_large_as_its_memory_says(monkeypatch, memory, tokens):
+    """Assert that a hundred of the widest tensors fit, and no less than on a CPU."""
+    monkeypatch.setattr(token_blocks, "device_memory", lambda: memory)
+    found = token_blocks.tokens_at_once(3072, 1, 8)
+    assert found == tokens
+    assert found == 256 or found * 3072 * 8 * 8 * 100 <= memory

@@ -5,9 +5,7 @@ written in fused multiply-adds, and what all channels share at a token, or all s
 a channel, is found once.
 """
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from .._arrays import along_states
 from .._bounded_values import (
@@ -19,6 +17,7 @@ from .._bounded_values import (
     lift,
     where_known,
 )
+from .._in_kernels import exponential, multiply_add
 from .declared import Declared, operand, unless_overflow
 
 
@@ -35,7 +34,7 @@ def grown_by(declared: Declared, roundings: int):
 
 def _fused(declared: Declared, x, y, z):
     """x y + z; in a compiled kernel with one rounding, else however XLA does it."""
-    return multiply_add(x, y, z) if declared.compiled else x * y + z
+    return multiply_add(x, y, z, compiled=declared.compiled)
 
 
 def decay(declared: Declared, dt, A) -> Bounded:
@@ -55,12 +54,15 @@ def decay(declared: Declared, dt, A) -> Bounded:
     # what dt |A| and the product by log2(e) in front of the exponential lose
     coefficient = A.error + (model.unit + model.exp_argument) * (size + A.error)
     exponent = dt.value * size
-    value = jnp.exp(-exponent)
+    if declared.growths is None:
+        value = jnp.exp(-exponent)
+    else:
+        value = exponential(-exponent, compiled=declared.compiled)
     error = _fused(declared, dt.magnitude, coefficient, size * dt.error)
     spread = _fused(declared, error, error, error)
     relative = model.exp_relative
     near = _fused(declared, spread, 1.0 + relative, relative)
-    near = at_most_one(_fused(declared, value, near, model.underflow))
+    near = _fused(declared, value, near, model.underflow)
     far = jnp.where(exponent - error > 88.0, EXP_MINUS_88, 1.0)
     bound = jnp.where(error <= 1.0, near, far)
     return Bounded(value, where_known(jnp.isfinite(error), bound))
@@ -227,22 +229,3 @@ def finish(declared: Declared, state):
 def at_most_one(x):
     """min(x, 1), and NaN of NaN: on a GPU a comparison and a choice."""
     return jnp.where(x > 1.0, 1.0, x)
-
-
-def multiply_add(x, y, z) -> Array:
-    """x y + z with one rounding, inside a Triton kernel.
-
-    What compiles these kernels does not fuse a product with the sum behind it.
-    """
-    from jax.experimental.pallas import triton
-
-    shape = jnp.broadcast_shapes(*(jnp.shape(part) for part in (x, y, z)))
-    wide = [jnp.broadcast_to(jnp.asarray(part), shape) for part in (x, y, z)]
-    (found,) = triton.elementwise_inline_asm(
-        "fma.rn.f64 $0, $1, $2, $3;",
-        args=wide,
-        constraints="=d,d,d,d",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float64)],
-    )
-    return found
