@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     copied: int = 2**27
 
 
+ON_CPU = Shape(batch=1, seq=512, layers=2, rounds=3)
 SMALL = Shape(2, 32, 2, 16, 32, 16, 4, 64, 2, 64, 2**12)
 
 

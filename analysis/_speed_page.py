@@ -39,7 +39,7 @@ def page(result: dict) -> str:
     lines = [
         "# T0 and T1 on a GPU",
         "",
-        ", ".join(f"{k}: {v}" for k, v in result["environment"].items()),
+        _told(result.get("environment", {})),
         "",
         "| what | value |",
         "| --- | --- |",
@@ -77,4 +77,30 @@ def page(result: dict) -> str:
                 row.get(f"{tier} ms by kernel", {}).get("kinds", {}).items()
             ):
                 lines.append(f"| {precision}: {tier}: {kind}, ms | {took:.4g} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_on_cpu(result.get("on a CPU")), ""])
+
+
+def _told(environment: dict) -> str:
+    return ", ".join(f"{k}: {v}" for k, v in environment.items())
+
+
+def _on_cpu(found: dict | None) -> list[str]:
+    if not found:
+        return []
+    shape, environment = Shape(**found["shape"]), found.get("environment", {})
+    lines = [
+        "",
+        f"On a CPU, {shape.layers} layers over {shape.batch} x {shape.seq} tokens: "
+        f"{_told(environment)}",
+        "",
+        "| precision | T0, s | T1, s | both, s | exact pass, s | both in these |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    names = ("T0 s", "T1 s", "T0 and T1 s", "exact pass s")
+    for precision in ("fp32", "bf16"):
+        row = found.get(precision)
+        if row:
+            times = [row[name] for name in names]
+            cells = [f"{x:.3g}" for x in (*times, times[2] / times[3])]
+            lines.append(f"| {precision} | {' | '.join(cells)} |")
+    return lines

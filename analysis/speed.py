@@ -4,8 +4,9 @@
 speed.json and speed.md: the card's copy and matrix product rates as
 measured here, the scan kernel with and without its error bound, T0 and T1 of 24 layers
 over 8 x 2048 tokens in forwards of mamba_ssm in fp32, and where the time goes, kernel
-by kernel. All times are warm and the smallest of several rounds. `--small` runs the
-same on a CPU with little of everything, to see that it runs.
+by kernel. All times are warm and the smallest of several rounds. `--cpu` measures, on a
+CPU, T0 and T1 in exact passes of this package; each keeps what the other found before.
+`--small` runs all on a CPU with little of everything, to see that it runs.
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,8 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lyapunov.arithmetic import Exact
-from lyapunov.arithmetic.rules.sums import sum_of_magnitudes
+from lyapunov._devices import as_here
 from lyapunov.bounds.local import (
     operation_bounds,
     sublayer_bound,
@@ -33,14 +33,17 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
+from lyapunov.questions._layers import WORKERS
 from lyapunov.recurrences import fused_scan
-from lyapunov.recurrences.mamba1 import in_blocks, selective_scan, token
+from lyapunov.recurrences.mamba1 import token
 from lyapunov.sublayers.mamba1 import initial_state, mamba1
 from studies.files import write
 from studies.study import Study, promote
 
 from . import pictures
+from ._speed_agreement import agreement, interpreter, magnitude_sums, over_batch
 from ._speed_inputs import (
+    ON_CPU,
     SMALL,
     Shape,
     incoming,
@@ -74,15 +77,11 @@ def seconds(run: Callable, rounds: int) -> float:
     return min(found)
 
 
-def host_seconds(run: Callable, rounds: int) -> float:
-    """What it takes until all work is on its way, the smallest of several rounds."""
-    found = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        results = run()
-        found.append(time.perf_counter() - began)
-        jax.block_until_ready(results)
-    return min(found)
+def as_a_check(works: list[Callable]) -> list:
+    """What all of them find, by as many workers as a check has, on the host."""
+    with ThreadPoolExecutor(WORKERS) as workers:
+        sent = [workers.submit(as_here, None, work) for work in works]
+        return [work.result() for work in sent]
 
 
 def limits(shape: Shape) -> dict:
@@ -100,87 +99,6 @@ def limits(shape: Shape) -> dict:
     return found
 
 
-def _interpreter(shape: Shape, execution, bounded: bool):
-    if not bounded:
-        return Exact(observes=False)
-    return execution.bounded(
-        shape.seq, execution.site_numbers(), execution.constants.model(), centred=True
-    )
-
-
-def _over_batch(run: Callable) -> Callable:
-    return jax.vmap(run, in_axes=(0, 0, 0, 0, None, None, None))
-
-
-def _magnitudes(shape: Shape, dt, u, B, C, A):
-    """Sums of magnitudes behind y and the state."""
-    zeros = jnp.zeros((shape.d_state, shape.d_inner))
-    run = lambda dt, u, B, C: selective_scan(
-        Exact(), dt, abs(u), abs(B), abs(C), A, jnp.ones(shape.d_inner), zeros
-    )
-    return jax.jit(jax.vmap(run))(dt, u, B, C)
-
-
-def agreement(shape: Shape, interpret: bool) -> dict:
-    """The compiled kernel against XLA's loop: largest relative distance.
-
-    Relative to the sum of magnitudes behind a value; to the error itself for errors.
-    """
-    found = {}
-    shape = shape._replace(seq=min(shape.seq, 256))
-    execution = mamba_ssm_prefill("bf16")
-    for bounded in (False, True):
-        operands = scan_operands(shape, bounded, 2)
-
-        @jax.jit
-        @_over_batch
-        def fused(*operands, bounded=bounded):
-            at = _interpreter(shape, execution, bounded)
-            kernel = at.kernel(shape.d_state)
-            assert kernel is not None
-            return fused_scan.in_kernel(
-                at, token, kernel.numbers, operands, interpret=interpret
-            )[:2]
-
-        @jax.jit
-        @_over_batch
-        def looped(*operands, bounded=bounded):
-            at = _interpreter(shape, execution, bounded)
-            return in_blocks(at, *operands)
-
-        (y, state), (y2, state2) = fused(*operands), looped(*operands)
-        of = (lambda x: x.value) if bounded else (lambda x: x)
-        dt, u, B, C, A, _, _ = [getattr(x, "value", x) for x in operands]
-        sizes = _magnitudes(shape, dt, u, B, C, A)
-        name = "bounded" if bounded else "exact"
-        for what, one, other, size in (
-            ("y", y, y2, sizes[0]),
-            ("state", state, state2, sizes[1]),
-        ):
-            far = jnp.max(jnp.abs(of(one) - of(other)) / size)
-            found[f"{name} {what}, values"] = float(far)
-            if bounded:
-                far = jnp.max(jnp.abs(one.error / other.error - 1.0))
-                found[f"{name} {what}, errors"] = float(far)
-    return found
-
-
-def magnitude_sums(shape: Shape) -> dict:
-    """Smallest and largest of |W| x as the bounds find it over what it is in fp64."""
-    rng = np.random.default_rng(3)
-    found = {}
-    for terms in (shape.d_model, shape.d_inner):
-        x = jnp.asarray(rng.exponential(size=(1024, terms)))
-        worst = jnp.full_like(x, 2 - 2.0**-23)
-        matrix = jnp.asarray(rng.normal(size=(512, terms)))
-        worst_matrix = jnp.full_like(matrix, 1 + 2.0**-10 - 2.0**-23)
-        for name, a, w in (("plain", x, matrix), ("worst", worst, worst_matrix)):
-            exact = jnp.matmul(a, jnp.abs(w).T, precision="highest")
-            ratio = jax.jit(sum_of_magnitudes)(a, w) / exact
-            found[f"{name}, {terms}"] = [float(ratio.min()), float(ratio.max())]
-    return found
-
-
 def scans(shape: Shape, interpret: bool) -> dict:
     """Milliseconds of the kernel, tile by tile, and its share of the copy rate."""
     found: dict[str, Any] = {}
@@ -188,7 +106,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
     for bounded in (False, True):
         operands = scan_operands(shape, bounded, shape.batch)
         size = sum(x.nbytes for x in jax.tree.leaves(operands))
-        at = _interpreter(shape, execution, bounded)
+        at = interpreter(shape, execution, bounded)
         # as in T0 and T1: read by the kernel, not compiled into it
         taken = at.kernel(shape.d_state)
         assert taken is not None
@@ -203,7 +121,7 @@ def scans(shape: Shape, interpret: bool) -> dict:
                 kernel = lambda *given: fused_scan.in_kernel(
                     at, token, numbers, given, tile=tile, interpret=interpret
                 )[:2]
-                return _over_batch(kernel)(*operands)
+                return over_batch(kernel)(*operands)
 
             try:
                 took = seconds(partial(run, numbers, *operands), shape.rounds)
@@ -237,47 +155,35 @@ def bounds(shape: Shape, precision: str, profiled: bool) -> dict:
     start = initial_state(held[0])
     layers = range(shape.layers)
 
-    def t0():
-        return [
-            operation_bounds(execution, mamba1, record, held[i % 2], start)
-            for i in layers
-        ]
-
-    def t1():
-        return [
-            sublayer_bound(
-                execution,
-                mamba1,
-                record,
-                held[i % 2],
-                None if exactly else own[i % 2],
-                start,
-            )
-            for i in layers
-        ]
+    own = [None, None] if exactly else own
+    t0 = [
+        partial(operation_bounds, execution, mamba1, record, held[i % 2], start)
+        for i in layers
+    ]
+    t1 = [
+        partial(sublayer_bound, *work.args[:-1], own[i % 2], start)
+        for i, work in zip(layers, t0, strict=True)
+    ]
+    both = [work for pair in zip(t1, t0, strict=True) for work in pair]
 
     def reference():
-        return [exact_pass(mamba1, given, own[i % 2], start) for i in layers]
+        return [exact_pass(mamba1, given, held[i % 2], start) for i in layers]
 
-    first = operation_bounds(execution, mamba1, record, held[0], start)
-    through = sublayer_bound(
-        execution, mamba1, record, held[0], None if exactly else own[0], start
-    )
+    first, through = t0[0](), t1[0]()
     violations = sum(int(jnp.sum(c.violations)) for c in first.values())
     violations += int(jnp.sum(through.comparison.violations))
     found = {
         "violations": violations,
         "T0 sites": sorted(first),
         "operator norms, once a model, s": norms,
-        "T0 s": seconds(t0, shape.rounds),
-        "T1 s": seconds(t1, shape.rounds),
-        "T0 s until all is sent": host_seconds(t0, shape.rounds),
-        "T1 s until all is sent": host_seconds(t1, shape.rounds),
-        "T0 and T1 s": seconds(lambda: (t0(), t1()), shape.rounds),
+        "T0 s": seconds(lambda: as_a_check(t0), shape.rounds),
+        "T1 s": seconds(lambda: as_a_check(t1), shape.rounds),
+        "T0 and T1 s": seconds(lambda: as_a_check(both), shape.rounds),
         "exact pass s": seconds(reference, shape.rounds),
     }
     if profiled:
-        for tier, run in (("T0", t0), ("T1", t1), ("exact", reference)):
+        in_turn = {"T0": lambda: as_a_check(t0), "T1": lambda: as_a_check(t1)}
+        for tier, run in (*in_turn.items(), ("exact", reference)):
             try:
                 found[f"{tier} ms by kernel"] = by_kernel(run)
             except Exception as problem:
@@ -339,21 +245,28 @@ def _write(result: dict, out: Path) -> None:
     write(out.with_suffix(".md"), page(result))
 
 
+def _before(out: Path, on_cpu: bool) -> dict[str, Any]:
+    """What an earlier run found of the part that this one leaves out."""
+    found = json.loads(out.read_text()) if out.exists() else {}
+    return {name: x for name, x in found.items() if (name == "on a CPU") != on_cpu}
+
+
 def main(given: list[str] | None = None) -> None:
     """Run the study and write its files, part by part."""
     parser = STUDY.parser(__doc__)
     parser.add_argument("--small", action="store_true", help="a network for CPUs")
+    parser.add_argument("--cpu", action="store_true", help="the part for CPUs alone")
     parser.add_argument("--forward", action="store_true", help="mamba_ssm's part alone")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds")
     arguments = parser.parse_args(given)
-    shape = SMALL if arguments.small else Shape()
+    shape = SMALL if arguments.small else ON_CPU if arguments.cpu else Shape()
     if arguments.forward:
         print(json.dumps(forward(shape)))
         return
     STUDY.begin(arguments.out)
     working = STUDY.working(arguments.out)
     began = time.perf_counter()
-    result: dict[str, Any] = {"shape": shape._asdict()}
+    result = _before(arguments.out, arguments.cpu)
     failed: list[str] = []
 
     def part(name: str, work: Callable) -> None:
@@ -388,7 +301,15 @@ def main(given: list[str] | None = None) -> None:
             return None
         return json.loads(done.stdout.splitlines()[-1])
 
-    result["environment"] = {}
+    if arguments.cpu:
+        jax.config.update("jax_enable_x64", True)
+        result["on a CPU"] = {"shape": shape._asdict()}
+        part("on a CPU: environment", environment)
+        for precision in ("fp32", "bf16"):
+            part(f"on a CPU: {precision}", lambda p=precision: bounds(shape, p, False))
+        promote(working, arguments.out, failed)
+        return
+    result |= {"shape": shape._asdict(), "environment": {}}
     # before JAX holds any of the card's memory
     part("mamba_ssm", forward_apart)
     jax.config.update("jax_enable_x64", True)

@@ -212,10 +212,9 @@ def in_kernel(
         def ask(t):
             """Bits of a token that is still to come, which nobody needs."""
             rows = jax.tree.leaves(read(jnp.minimum(t, seq - 1)))
-            return [
-                jax.lax.bitcast_convert_type(x, jnp.int64).astype(jnp.int32)
-                for x in rows
-            ]
+            as_wide = lambda x: jnp.int64 if x.dtype.itemsize == 8 else jnp.int32
+            bits = lambda x: jax.lax.bitcast_convert_type(x, as_wide(x))
+            return [bits(x).astype(jnp.int32) for x in rows]
 
         def at_token(t, carried):
             state, coming, bits = carried
