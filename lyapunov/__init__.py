@@ -11,20 +11,14 @@ from ._xla import set_flags
 from .results._shown import show_results
 
 
-def _as_text(result: object) -> str:
-    from .report._shown import as_text
+def _forms() -> object:
+    from .report import _shown
 
-    return as_text(result)
-
-
-def _as_html(result: object) -> str:
-    from .report._shown import as_html
-
-    return as_html(result)
+    return _shown
 
 
 set_flags()
 # results stand below what shows them
-show_results(text=_as_text, html=_as_html)
+show_results(_forms)
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [*__all__, "__version__"]

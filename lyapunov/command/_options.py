@@ -300,7 +300,8 @@ class Options:
         type=click.Path(path_type=Path),
         callback=_declare.each_once,
         metavar="FILE",
-        help="Write the report, by suffix .json, .html or .md; repeatable.",
+        help="Write the report, by suffix .json, .html, .md, .tex or .csv, or its "
+        "figures: .pdf, .svg or .png; repeatable.",
     )
     color: str = option(
         OUTPUT,

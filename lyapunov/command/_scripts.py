@@ -42,6 +42,7 @@ def write_scripts(
     for i, (kind, way) in enumerate(kinds.items()):
         path = target.with_stem(f"{target.stem}-{kind}") if i else target
         source, revision = place
-        write(path, script(report, tokens, way, model=source, revision=revision))
+        text = script(report, tokens, way, model=source, revision=revision)
+        write(path, text.encode())
         told.append(f"wrote {path}, which shows {way}")
     return told

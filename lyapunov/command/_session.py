@@ -288,11 +288,11 @@ def _deliver(outcomes: list[_Outcome], options: Options) -> None:
         document = dump(combined(entries))
     if any(outcome.report is not None for outcome in outcomes):
         for path in options.output:
-            from lyapunov.report._write import render, write
+            from lyapunov.report._write import save
 
-            write(path, render(path.suffix.lower(), entries))
-            if not options.quiet:
-                click.echo(f"wrote {path}", err=True)
+            for written in save(path, entries):
+                if not options.quiet:
+                    click.echo(f"wrote {written}", err=True)
     if options.json_output:
         put(document)
 

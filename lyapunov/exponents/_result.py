@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ..arithmetic._fp64 import in_fp64
-from ..results._shown import plain
+from ..results._shown import Shown, plain
 from ._batch_means import AbstractErrorBars, ErrorBars, Windows
 from ._cosines import SlowestCosines
 
@@ -17,7 +17,7 @@ from ._cosines import SlowestCosines
 MOST_POINTS = 64
 
 
-class SpectrumResult(eqx.Module):
+class SpectrumResult(eqx.Module, Shown):
     """Hold the exponents of a trajectory, in nats per token, the largest first.
 
     They are exact for this trajectory up to rounding, but for what `notes` says. How
@@ -114,6 +114,8 @@ class SpectrumResult(eqx.Module):
             elif values.size > 6:
                 shown += f", ... ({values.size} in all)"
         return f"{shown} nats per token ({self.method}, {self.n_tokens} tokens)"
+
+    __str__ = __repr__
 
     def to_dict(self) -> dict[str, Any]:
         """Write it in plain JSON types; infinities become null beside a flag."""

@@ -21,7 +21,7 @@ from lyapunov.findings._baseline_file import (
     BaselineError,
 )
 from lyapunov.findings._catalogue import ERROR, finding_of
-from lyapunov.findings._verdict import Verdict, verdict
+from lyapunov.findings._verdict import Verdict, judged
 from lyapunov.results._check import Finding, Report
 
 
@@ -264,14 +264,7 @@ def with_baseline(report: Report, baseline: Mapping[str, Any]) -> tuple[Report, 
         for f in report.findings
     ]
     findings = sorted([*told, *new], key=lambda f: (f.severity != ERROR, f.code))
-    word, code = verdict(
-        [finding for finding in findings if not finding.known],
-        checked=report.summary.checked,
-        skipped=report.summary.skipped,
-        bounded=report.summary.bounded_share,
-        bounds=settings.get("bounds", True),
-        **vars(counts),
-    )
+    word, code = judged(replace(report, findings=findings), counts)
     grew = "" if outcome.findings else "nothing grew, "
     sentence = outcome.sentence()
     whole = "; ".join([f"{grew}{sentence}", *_familiar(told)])

@@ -6,11 +6,13 @@ from typing import Any
 
 from lyapunov._errors import UsageError
 from lyapunov.findings._catalogue import CATALOGUE, ERROR, WARNING
+from lyapunov.results._audit import UNBOUNDED, AuditReport
 from lyapunov.results._check import (
     OUTPUT,
     Finding,
     ParameterChangeReport,
     PrecisionReport,
+    Report,
 )
 
 
@@ -187,3 +189,26 @@ def verdict(
     if bounded is not None and bounded < BOUNDED_SHARE and not counts.allow_partial:
         return "unbounded", 2
     return "held" if bounds else "measured", 0
+
+
+def judged(report: Report | AuditReport, counts: Verdict) -> tuple[str, int]:
+    """Judge a finished report by other rules, as `verdict` does; what its baseline has
+    as well counts against nothing."""
+    if isinstance(report, AuditReport):
+        word = report.summary.verdict
+        return word, audit_exit_code(word, report.findings, counts)
+    return verdict(
+        [finding for finding in report.findings if not finding.known],
+        checked=report.summary.checked,
+        skipped=report.summary.skipped,
+        bounded=report.summary.bounded_share,
+        bounds=report.settings.get("bounds", True),
+        **vars(counts),
+    )
+
+
+def audit_exit_code(word: str, findings: Iterable[Finding], counts: Verdict) -> int:
+    """Turn an audit's verdict, and its findings that count, into an exit code."""
+    if counts.fails(findings) and not counts.exit_zero:
+        return 1
+    return 2 * (word == UNBOUNDED)

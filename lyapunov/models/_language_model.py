@@ -1,6 +1,7 @@
 """A checkpoint's network: which flow each sublayer follows, with which parameters."""
 
 import dataclasses
+import html
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -84,6 +85,17 @@ class Model:
         self.config = layout.config
         self.source = source
         self.checkpoint = checkpoint
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        return (
+            f"Model({self.source or 'in memory'}: {layout.architecture}, "
+            f"{layout.n_blocks} layers, {len(self.config.sublayers)} sublayers, "
+            f"{layout.n_params:,} parameters, {layout.dtype})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:

@@ -2,7 +2,7 @@
 
 import math
 
-from ..findings._verdict import Verdict
+from ..findings._verdict import Verdict, audit_exit_code
 from ..results._audit import (
     BUG,
     CONSISTENT,
@@ -104,9 +104,7 @@ def audit_summary(
         checked=len(ran),
         skipped=len(results) - len(ran),
         seconds=seconds,
-        exit_code=1
-        if counts.fails(findings) and not counts.exit_zero
-        else 2 * (verdict == UNBOUNDED),
+        exit_code=audit_exit_code(verdict, findings, counts),
     )
 
 

@@ -124,7 +124,7 @@ class EffortCost:
     peak_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan(Shown):
     """What a check would cost. Estimates, not promises."""
 

@@ -1,7 +1,8 @@
-"""How a figure is drawn: colours that follow the page, SVG that stands on its own.
+"""How a figure is drawn: one drawing, a Matplotlib figure or SVG of the page.
 
-Each colour that Matplotlib writes stands for a CSS variable of the page; text stays
-text. Nothing is referenced from outside, and the same report gives the same bytes.
+Its colours are the page's own by day, and in the page's SVG stand for its CSS
+variables; text stays text. Nothing is referenced from outside, and the same report
+gives the same bytes.
 """
 
 import io
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 
-INK, MUTED, GRID = "#010101", "#020202", "#030303"
-BLUE, ORANGE, GREEN, RED = "#040404", "#050505", "#060606", "#070707"
+INK, MUTED, GRID = "#1c2128", "#59636e", "#d9dee4"
+BLUE, ORANGE, GREEN, RED = "#0b5fae", "#b45309", "#157347", "#b42318"
 
 VARIABLES = {
     INK: "ink",
@@ -54,13 +55,88 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page."""
+    """One figure with its words."""
 
     name: str
     title: str
     caption: str
     alt: str
-    svg: str
+    draw: Callable[[Any], None]
+
+    def figure(self) -> Any:
+        """Draw it as a `matplotlib.figure.Figure`."""
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(_SETTINGS):
+            figure = Figure(figsize=SIZE, layout="constrained")
+            axes = figure.add_subplot()
+            self.draw(axes)
+            if axes.get_legend_handles_labels()[0]:
+                figure.legend(loc="outside lower center", ncols=2)
+        return figure
+
+    @property
+    def svg(self) -> str:
+        """Draw it as an element of the page."""
+        import matplotlib
+
+        stream = io.StringIO()
+        salt: dict[Any, Any] = {"svg.hashsalt": f"lyapunov-{self.name}"}
+        with matplotlib.rc_context({**_SETTINGS, **salt}):
+            self.figure().savefig(
+                stream, format="svg", transparent=True, metadata={"Date": None}
+            )
+        return _inline(stream.getvalue(), self.name, self.alt)
+
+    def file(self, suffix: str) -> bytes:
+        """Draw it as a file that stands by itself, with its title.
+
+        **Arguments:**
+
+        - `suffix`: `.svg` or `.png`.
+        """
+        import matplotlib
+
+        stream, figure = io.BytesIO(), self.titled()
+        with matplotlib.rc_context({"svg.hashsalt": self.name}):
+            dated = {"Date": None} if suffix == ".svg" else {}
+            figure.savefig(stream, format=suffix[1:], dpi=200, metadata=dated)
+        return stream.getvalue()
+
+    def titled(self) -> Any:
+        """Draw it with its title over it, which a page has above its figures."""
+        figure = self.figure()
+        figure.suptitle(self.title, fontsize=10)
+        return figure
+
+
+def color_bar(axes: Any, color: str, largest: float, label: str) -> None:
+    """What so much of a colour stands for, from 0 to `largest`; it grows with the
+    square root."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
+
+    steps = [i / 16 for i in range(17)]
+    colors = ListedColormap([to_rgba(color, round(a + 1 / 32, 2)) for a in steps[:-1]])
+    norm = BoundaryNorm([largest * a**2 for a in steps], 16)
+    ticks = [largest * a**2 for a in (0, 0.5, 0.75, 1)]
+    bar = axes.figure.colorbar(
+        ScalarMappable(norm, colors), ax=axes, label=label, ticks=ticks, drawedges=False
+    )
+    bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
+    bar.ax.grid(False)
+
+
+def pages(pictures: Sequence[Picture]) -> bytes:
+    """One PDF of all figures, a page each."""
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    stream = io.BytesIO()
+    with PdfPages(stream, metadata={"CreationDate": None}) as pdf:
+        for one in pictures:
+            pdf.savefig(one.titled())
+    return stream.getvalue()
 
 
 def positive(value: float | None) -> float:
@@ -95,28 +171,6 @@ def whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def picture(
-    name: str, title: str, caption: str, alt: str, draw: Callable[[Any], None]
-) -> Picture:
-    """One figure with its words."""
-    return Picture(name, title, caption, alt, _svg(name, alt, draw))
-
-
-def _svg(name: str, alt: str, draw: Callable[[Any], None]) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": f"lyapunov-{name}"}):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=2)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(stream.getvalue(), name, alt)
 
 
 def _inline(svg: str, name: str, alt: str) -> str:

@@ -207,8 +207,8 @@ class Document:
 
 
 def document_of(result: Any) -> Document:
-    """The document of a report, an audit, a plan, or of a checkpoint of which there is
-    none: `{"checkpoint": ..., "error": ...}`."""
+    """The document of a report, an audit, a plan, a spectrum, or of a checkpoint of
+    which there is none: `{"checkpoint": ..., "error": ...}`."""
     from lyapunov.results._audit import AuditReport
     from lyapunov.results._check import Report
 
@@ -229,6 +229,10 @@ def document_of(result: Any) -> Document:
         from lyapunov.report import _of_audit
 
         return _of_audit.document(result)
+    if hasattr(result, "exponents"):
+        from lyapunov.report import _of_spectrum
+
+        return _of_spectrum.document(result)
     from lyapunov.report import _of_plan
 
     return _of_plan.document(result)
@@ -238,6 +242,18 @@ def documents_of(results: Any) -> list[Document]:
     """The documents of one result, or of several."""
     several = isinstance(results, Sequence)
     return [document_of(one) for one in (results if several else [results])]
+
+
+def pictures_of(results: Any) -> list[Picture]:
+    """The figures of one result, or of several under names of their own."""
+    documents = documents_of(results)
+    return [
+        picture
+        for i, document in enumerate(documents)
+        for section in document.sections
+        if section.pictures
+        for picture in section.pictures(f"r{i}-" if len(documents) > 1 else "")
+    ]
 
 
 def written(result: Any) -> list[Section]:

@@ -1,27 +1,30 @@
-"""Reports into files: the form by suffix, the whole file or none of it."""
+"""Results into files: the form by suffix, the whole file or none of it."""
 
 import contextlib
 import importlib.util
 import os
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lyapunov._errors import MissingExtraError, OutputError
-from lyapunov.results._audit import AuditReport
-from lyapunov.results._check import Report
 
 
-SUFFIXES = (".json", ".html", ".md")
+PICTURES = (".pdf", ".svg", ".png")
+NEEDS = {
+    ".html": ("an HTML report", ("jinja2", "matplotlib")),
+    **dict.fromkeys(PICTURES, ("a figure", ("matplotlib",))),
+}
+SUFFIXES = (".json", ".html", ".md", ".tex", ".csv", *PICTURES)
 
 
 def check_target(path: Path) -> None:
     """Make sure, before any work, that a report can be written there.
 
     **Raises:** `OutputError` for an unknown suffix, a folder, and a folder that is
-    missing or read-only; `MissingExtraError` where HTML's libraries are missing.
+    missing or read-only; `MissingExtraError` where a library of the form is missing.
     """
     if path.is_dir():
         raise OutputError(
@@ -33,8 +36,7 @@ def check_target(path: Path) -> None:
             f"the suffix of {path} names no form of the report",
             hint=f"use one of {', '.join(SUFFIXES)}",
         )
-    if path.suffix.lower() == ".html":
-        require_html()
+    require(path.suffix.lower())
     folder = path.resolve().parent
     if not folder.is_dir():
         raise OutputError(
@@ -51,45 +53,75 @@ def check_target(path: Path) -> None:
         ) from error
 
 
-def require_html() -> None:
-    """**Raises:** `MissingExtraError` where jinja2 or matplotlib is missing."""
-    missing = [
-        name
-        for name in ("jinja2", "matplotlib")
-        if importlib.util.find_spec(name) is None
-    ]
+def require(suffix: str) -> None:
+    """**Raises:** `MissingExtraError` where a library of a form is not installed."""
+    what, names = NEEDS.get(suffix, ("", ()))
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"an HTML report needs {' and '.join(missing)}, not installed here",
+            f"{what} needs {' and '.join(missing)}, not installed here",
             hint="pip install 'lyapunov-check[report]'",
         )
 
 
-def render(
-    suffix: str, entries: Sequence[Report | AuditReport | Mapping[str, Any]]
-) -> str:
-    """The text of a report file.
+def files(path: Path, entries: Sequence[Any]) -> dict[Path, bytes]:
+    """What a target becomes: one file, or one for each figure.
 
     **Arguments:**
 
-    - `suffix`: `.json`, `.html` or `.md`.
-    - `entries`: reports, and `{"checkpoint": ..., "error": ...}` for checkpoints
-        that could not be checked.
+    - `entries`: results, and `{"checkpoint": ..., "error": ...}` for checkpoints that
+        could not be checked.
+
+    **Raises:** `OutputError` where figures are asked for and there are none.
     """
+    suffix = path.suffix.lower()
+    if suffix not in PICTURES:
+        return {path: _text(suffix, entries).encode()}
+    from lyapunov.report._drawing import pages
+    from lyapunov.report._sections import pictures_of
+
+    drawn = pictures_of(entries)
+    if not drawn:
+        raise OutputError(
+            f"there are no figures for {path}",
+            hint="only what a check measured is drawn: use .html or .md",
+        )
+    if suffix == ".pdf":
+        return {path: pages(drawn)}
+    return {path.with_stem(f"{path.stem}-{p.name}"): p.file(suffix) for p in drawn}
+
+
+def _text(suffix: str, entries: Sequence[Any]) -> str:
     if suffix == ".json":
         from lyapunov.report.json import combined, dump
 
         return dump(combined(entries))
+    if suffix == ".csv":
+        from lyapunov.report._records import to_csv
+
+        return to_csv(entries)
     if suffix == ".md":
         from lyapunov.report.markdown import to_markdown
 
         return to_markdown(entries)
+    if suffix == ".tex":
+        from lyapunov.report.latex import to_latex
+
+        return to_latex(entries)
     from lyapunov.report.html import to_html
 
     return to_html(entries)
 
 
-def write(path: Path, text: str) -> None:
+def save(path: Path, entries: Sequence[Any]) -> list[Path]:
+    """Write results to a target that was checked; returns the files."""
+    made = files(path, entries)
+    for one, content in made.items():
+        write(one, content)
+    return list(made)
+
+
+def write(path: Path, content: bytes) -> None:
     """Write the whole file or leave what was there: a temporary file in the same
     folder, then a rename. The temporary file goes whatever happens, Ctrl-C too.
 
@@ -101,8 +133,8 @@ def write(path: Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(
             prefix=f".{target.name}-", suffix=".part", dir=target.parent
         )
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, _mode(target))

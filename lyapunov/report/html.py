@@ -12,7 +12,7 @@ from lyapunov.report._sections import (
     documents_of,
     meant,
 )
-from lyapunov.report._write import require_html
+from lyapunov.report._write import require
 
 
 def to_html(results: Any) -> str:
@@ -29,7 +29,7 @@ def to_html(results: Any) -> str:
 
     **Raises:** `MissingExtraError` where jinja2 or matplotlib is not installed.
     """
-    require_html()
+    require(".html")
     import jinja2
 
     documents = documents_of(results)

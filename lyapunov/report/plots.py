@@ -1,4 +1,4 @@
-"""Figures of a report as inline SVG that follows the page's light and dark colours."""
+"""Figures of a report: what each shows, in words and as a drawing."""
 
 import itertools
 import math
@@ -14,8 +14,8 @@ from lyapunov.report._drawing import (
     SERIES,
     Picture,
     centres,
+    color_bar,
     line,
-    picture,
     positive,
     whole_numbers,
 )
@@ -41,7 +41,7 @@ def pictures(report: Report, prefix: str = "") -> list[Picture]:
         made.append(_by_layer(precision, prefix))
         made.append(_by_position(precision, report.tokens.length, prefix))
     made += [_shares(report, prefix), _logits(report, prefix)]
-    return [picture for picture in made if picture is not None]
+    return [one for one in made if one is not None]
 
 
 # --- What is shown ---------------------------------------------------------------
@@ -95,7 +95,7 @@ def _spectrum(report: Report, prefix: str) -> Picture | None:
     alt = f"Exponents of {len(layers)} sublayers: {sentence}."
     if growing:
         alt += f" Not negative in layers {', '.join(map(str, growing))}."
-    return picture(
+    return Picture(
         f"{prefix}spectrum",
         "Exponent spectrum",
         "How fast each layer forgets: exponents over channels and states. "
@@ -134,6 +134,7 @@ def _decays(report: Report, prefix: str) -> Picture | None:
                     cells.append([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)])
                     colors.append(to_rgba(BLUE, round(strength, 2)))
         axes.add_collection(PolyCollection(cells, facecolors=colors, linewidths=0))
+        color_bar(axes, BLUE, largest, "share of decays")
         axes.set_xlim(first, last)
         axes.set_ylim(len(layers), 0)
         step = max(1, math.ceil((last - first) / 5))
@@ -145,12 +146,12 @@ def _decays(report: Report, prefix: str) -> Picture | None:
             [str(layers[i].layer) for i in range(0, len(layers), every)],
         )
         axes.grid(False)
-        axes.set_xlabel("decay")
+        axes.set_xlabel("decay d, in even steps of log10(-ln d)")
         axes.set_ylabel("sublayer")
 
     slowest = max(row.decay_max or 0.0 for row in layers)
     fastest = min(1.0 if row.decay_min is None else row.decay_min for row in layers)
-    return picture(
+    return Picture(
         f"{prefix}decays",
         "Decay histogram",
         "Which decays occur, over channels, states and tokens: the stronger the "
@@ -173,18 +174,18 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
         # a line through one point is no line
         alone = "_" if len(layers) == 1 else ""
         if bounded:
-            bounds = [positive(row.bound_t1_l2) for row in layers]
+            bounds = [_relative(row, row.bound_t1_l2) for row in layers]
             line(axes, numbers, bounds, ORANGE, "-", "T1 bound (certified)", alone)
-        total = [positive(row.accumulated_l2) for row in layers]
+        total = [_relative(row, row.accumulated_l2) for row in layers]
         line(axes, numbers, total, GREEN, ":", "measured, accumulated", alone)
-        local = [positive(row.local_l2) for row in layers]
+        local = [_relative(row, row.local_l2) for row in layers]
         line(axes, numbers, local, BLUE, "", "measured, local", "o")
-        above = [(r.layer, positive(r.local_l2)) for r in layers if r.violations]
+        above = [(r.layer, _relative(r, r.local_l2)) for r in layers if r.violations]
         if above:
             x, y = zip(*above, strict=True)
             line(axes, list(x), list(y), RED, "", "above the bound", "X")
         axes.set_xlabel("sublayer")
-        axes.set_ylabel("L2 norm")
+        axes.set_ylabel("rel L2, of the sublayer's output")
         whole_numbers(axes.xaxis)
 
     ratios = [row.bound_t1_ratio for row in layers if row.bound_t1_ratio is not None]
@@ -199,7 +200,7 @@ def _by_layer(precision: PrecisionReport, prefix: str) -> Picture | None:
     unbounded = sum(row.elements_unbounded or 0 for row in layers)
     if unbounded:
         alt += f" Elements without a finite bound: {unbounded}."
-    return picture(
+    return Picture(
         f"{prefix}layers-{name}",
         f"Certified bound and measured, {name}" if bounded else f"Measured, {name}",
         f"Each layer on its own input (local){under}; and the "
@@ -228,12 +229,12 @@ def _by_position(
             (worst.local_by_position, BLUE, "-", "measured, local"),
         ):
             if values:
-                shown = [positive(value) for value in values]
+                shown = [_relative(worst, value) for value in values]
                 line(axes, tokens[: len(shown)], shown, color, style, label, "")
         axes.set_xlabel("token")
-        axes.set_ylabel("L2 norm")
+        axes.set_ylabel("L2 of a block, of the output's")
 
-    return picture(
+    return Picture(
         f"{prefix}tokens-{name}",
         f"Along the sequence, {name}, layer {worst.layer}",
         f"Layer {worst.layer}, the first to look at: "
@@ -242,6 +243,11 @@ def _by_position(
         f"{what} of layer {worst.layer} in {name} along {length} tokens.",
         draw,
     )
+
+
+def _relative(row: LayerDivergence, value: float | None) -> float:
+    """As the tables have it, over the L2 norm of the sublayer's output."""
+    return positive(words.relative(value, row.reference_l2))
 
 
 def _badness(row: LayerDivergence) -> float:
@@ -280,7 +286,7 @@ def _shares(report: Report, prefix: str) -> Picture | None:
     for name, rows in shown:
         top = max(rows, key=lambda row: row.sigma_share or 0.0)
         worst.append(f"{name} layer {top.layer} ({percent(top.sigma_share)})")
-    return picture(
+    return Picture(
         f"{prefix}shares",
         "Where the logits' error comes from",
         "Share of the predicted variance (an estimate) that each layer's roundings "
@@ -306,7 +312,7 @@ def _logits(report: Report, prefix: str) -> Picture | None:
         axes.set_ylabel("KL divergence, nats")
 
     means = ", ".join(f"{p.precision} {words.number(p.output.kl_mean)}" for p in shown)
-    return picture(
+    return Picture(
         f"{prefix}logits",
         "Logit divergence by position",
         "KL(reference || execution) of the next-token distribution, in blocks of "

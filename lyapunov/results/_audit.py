@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._check import SCHEMA_VERSION, CheckpointFacts, Finding, TokensFacts
-from ._shown import Shown
+from ._shown import Judged
 
 
 BUG = "bug"
@@ -159,8 +159,8 @@ class AuditSummary:
     exit_code: int
 
 
-@dataclass(frozen=True)
-class AuditReport(Shown):
+@dataclass(frozen=True, repr=False)
+class AuditReport(Judged):
     """Hold everything that one audit found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]

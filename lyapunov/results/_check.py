@@ -21,7 +21,7 @@ from ._rows import (
     UpperBound as UpperBound,
     count_bounded,
 )
-from ._shown import Shown
+from ._shown import Judged
 
 
 SCHEMA_VERSION = 1
@@ -257,8 +257,8 @@ class TokensFacts:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Report(Shown):
+@dataclass(frozen=True, repr=False)
+class Report(Judged):
     """Hold everything that one check found; `to_dict` gives the JSON document."""
 
     tool: dict[str, str]

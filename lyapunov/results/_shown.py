@@ -6,20 +6,23 @@ reports here when it is imported.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-_forms: dict[str, Callable[[Any], str]] = {}
+_forms: list[Callable[[], Any]] = []
 
 
-def show_results(*, text: Callable[[Any], str], html: Callable[[Any], str]) -> None:
-    """Register what `print(result)` and a notebook show of a result."""
-    _forms.update(text=text, html=html)
+def show_results(forms: Callable[[], Any]) -> None:
+    """Register what shows results: a function that gives `report._shown`, which it may
+    import only then."""
+    _forms[:] = [forms]
 
 
 class Shown:
-    """Show a result as a table by `print`, and as a page in a notebook.
+    """Show a result as a table by `print`, as a page in a notebook, and as files.
 
     A data class, whose fields `schema_version` and `kind` come first in its document.
     """
@@ -30,11 +33,59 @@ class Shown:
         first = [name for name in ("schema_version", "kind") if name in fields]
         return {name: fields[name] for name in dict.fromkeys([*first, *fields])}
 
+    def save(self, path: str | os.PathLike) -> list[Path]:
+        """Write it to a file, whole or not at all; returns what was written.
+
+        **Arguments:**
+
+        - `path`: its suffix decides: `.html`, `.md`, `.tex`, `.json`; `.csv`, the rows
+          of `to_pandas`; `.pdf`, a page a figure; `.png` or `.svg`, a file a figure,
+          with the figure's name behind the file's.
+
+        **Raises:** `OutputError` for any other suffix and where nothing can be written,
+        `MissingExtraError` where the libraries of pages and figures are missing.
+        """
+        return _forms[0]().save(self, Path(path))
+
+    def figures(self) -> dict[str, Any]:
+        """Draw the page's figures: by name, each a `matplotlib.figure.Figure`.
+
+        **Raises:** `MissingExtraError` where Matplotlib is not installed.
+        """
+        return _forms[0]().figures(self)
+
+    def to_pandas(self) -> Any:
+        """Make a `pandas.DataFrame`: of a check a row for each sublayer and execution,
+        of an audit for each sublayer and run, of a plan a stage, else an exponent.
+
+        **Raises:** `MissingExtraError` where pandas is not installed.
+        """
+        return _forms[0]().to_pandas(self)
+
+    def __repr__(self) -> str:
+        return _forms[0]().as_lines(self) if _forms else object.__repr__(self)
+
     def __str__(self) -> str:
-        return _forms["text"](self) if "text" in _forms else repr(self)
+        return _forms[0]().as_text(self) if _forms else repr(self)
 
     def _repr_html_(self) -> str | None:
-        return _forms["html"](self) if "html" in _forms else None
+        return _forms[0]().as_html(self) if _forms else None
+
+
+class Judged(Shown):
+    """Hold a verdict."""
+
+    def assert_held(self, fail_on: str = "error") -> None:
+        """Raise where the command would not end with 0, whatever `exit_zero` says.
+
+        **Arguments:**
+
+        - `fail_on`: `"error"` or `"warning"`, the lowest severity that fails.
+
+        **Raises:** `AssertionError` with the verdict and the findings that fail;
+        `UsageError` for another severity.
+        """
+        _forms[0]().assert_held(self, fail_on)
 
 
 def plain(value: Any) -> Any:

@@ -4,13 +4,14 @@ import dataclasses
 import html
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from lyapunov.questions._plan import EffortCost, Plan, Stage
 from lyapunov.report import to_html, to_json, to_markdown, to_table
 from lyapunov.report._sections import Form, document_of, meant
-from lyapunov.report._write import render
+from lyapunov.report._write import files
 from lyapunov.results._audit import (
     BUG,
     NOT_RUN,
@@ -185,11 +186,13 @@ def test_every_number_of_an_audit_is_on_its_page():
         assert "12 of 1,280 elements have no finite bound" in flat
 
 
-@pytest.mark.parametrize("suffix", [".html", ".md"])
+@pytest.mark.parametrize("suffix", [".html", ".md", ".tex", ".csv"])
 def test_a_file_takes_audits_and_failures_alike(suffix):
     failure = {"checkpoint": {"source": "lost"}, "error": {"message": "no such file"}}
-    text = render(suffix, [example_audit(), failure])
-    assert "Do not decode with steps." in text
+    path = Path(f"r{suffix}")
+    text = files(path, [example_audit(), failure])[path].decode()
+    assert ("Do not decode with steps." in text) is (suffix != ".csv")
+    assert "steps" in text
     assert "no such file" in text
 
 
@@ -205,7 +208,7 @@ def test_ascii_for_all_of_them(result):
 
 
 def test_print_shows_the_table_and_a_notebook_the_page(result, monkeypatch):
-    """Assert it without the libraries of the page too; `repr` stays the data's."""
+    """Assert it without the libraries of the page too."""
     monkeypatch.setenv("COLUMNS", "100")
     assert f"{result}" == to_table(result, width=100).rstrip("\n")
     frame = result._repr_html_()
