@@ -1,6 +1,7 @@
 """Tolerances that are derived, a comparison that says where it failed, programs."""
 
 import contextlib
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,10 +9,17 @@ import numpy as np
 
 from lyapunov.arithmetic._programs import forget
 from lyapunov.command._progress import BACKEND_COMPILE
+from lyapunov.implementations.transformers._cache import cache_argument
 from oracles.tolerances import gamma
 
 
-__all__ = ["assert_within", "forget_programs", "gamma", "programs_compiled"]
+__all__ = [
+    "assert_within",
+    "forget_programs",
+    "gamma",
+    "given_cache",
+    "programs_compiled",
+]
 
 
 def forget_programs() -> None:
@@ -19,6 +27,12 @@ def forget_programs() -> None:
     eqx.clear_caches()
     jax.clear_caches()
     forget()
+
+
+def given_cache(module: Any, cache: Any) -> dict[str, Any]:
+    """A cache of transformers as keyword arguments of a call; nothing for None."""
+    name = cache_argument(module)
+    return {} if cache is None or name is None else {name: cache}
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ import pytest
 
 import lyapunov
 from lyapunov.findings._semantics import semantic_findings
-from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from lyapunov.implementations.transformers._cache import cache_of
 from oracles.checkpoints.configurations import BAMBA, NEMOTRON, ZAMBA2
 from oracles.checkpoints.transformers import logits, make, tolerance
 
+from .helpers import given_cache
 from .test_semantics_shown import APART, TOKENS, seen_dt
 
 

@@ -5,9 +5,11 @@ import pytest
 
 import lyapunov
 from lyapunov.findings._semantics import clipped_dt, semantic_findings
-from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from lyapunov.implementations.transformers._cache import cache_of
 from oracles.checkpoints.configurations import MAMBA2
 from oracles.checkpoints.transformers import logits, make, tolerance
+
+from .helpers import given_cache
 
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3])

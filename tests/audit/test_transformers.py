@@ -10,10 +10,11 @@ import torch
 
 from lyapunov.implementations._implementation import installed
 from lyapunov.implementations.transformers._built import from_weights
-from lyapunov.implementations.transformers._cache import cache_argument, cache_of
+from lyapunov.implementations.transformers._cache import cache_of
 from lyapunov.questions._audit_verdict import Z_LIMIT
 from lyapunov.results._audit import BUG, CONSISTENT
 
+from ..helpers import given_cache
 from .conftest import SEQ
 
 
@@ -61,14 +62,14 @@ def fp32_logits(model, tokens, way):
             return network(ids).logits[0].numpy()
         if way == "chunks":
             first = network(ids[:, :HALF], use_cache=True)
-            cached = {str(cache_argument(network)): cache_of(first)}
+            cached = given_cache(network, cache_of(first))
             rest = network(ids[:, HALF:], **cached, use_cache=True)
             return torch.cat([first.logits, rest.logits], 1)[0].numpy()
         pads = torch.zeros((1, 3), dtype=ids.dtype)
         mask = torch.cat([torch.ones_like(ids[:, :HALF]), pads], 1)
         given = torch.cat([ids[:, :HALF], pads], 1)
         first = network(given, attention_mask=mask, use_cache=True)
-        cached = {str(cache_argument(network)): cache_of(first)}
+        cached = given_cache(network, cache_of(first))
         out = [first.logits[:, :HALF]]
         for t in range(HALF, SEQ):
             out.append(network(ids[:, t : t + 1], **cached, use_cache=True).logits)

@@ -15,13 +15,13 @@ from lyapunov.implementations import (
     mamba_ssm_prefill,
     transformers_decode,
 )
-from lyapunov.implementations.transformers._cache import cache_of, given_cache
+from lyapunov.implementations.transformers._cache import cache_of
 from lyapunov.sublayers.mamba1 import mamba1
 from oracles.checkpoints.hard import SIZES
 from oracles.kernels import mamba1 as kernel
 from oracles.kernels.mamba1_steps import Step, softplus
 
-from ..helpers import gamma
+from ..helpers import gamma, given_cache
 from .conftest import SLOW_KINDS
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 

@@ -13,7 +13,7 @@ from lyapunov.recurrences.mamba2 import head_scan
 from lyapunov.sublayers.ssd import chunked_scan
 
 from ..exponents.tolerance import tolerance
-from ..helpers import assert_within
+from ..helpers import assert_within, given_cache
 
 
 UNIT = 2.0**-53
@@ -130,7 +130,7 @@ def test_a_step_is_transformers_own(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     import lyapunov
-    from lyapunov.implementations.transformers._cache import cache_argument, cache_of
+    from lyapunov.implementations.transformers._cache import cache_of
     from lyapunov.sublayers.residual import Incoming, sublayer
     from oracles.checkpoints.configurations import MAMBA2
     from oracles.checkpoints.transformers import make, save
@@ -142,7 +142,7 @@ def test_a_step_is_transformers_own(tmp_path):
         out = network(torch.tensor(tokens[None, :4]), use_cache=True)
         for t in (4, 5):
             token = torch.tensor(tokens[None, t : t + 1])
-            given = {str(cache_argument(network)): cache_of(out)}
+            given = given_cache(network, cache_of(out))
             out = network(token, **given, use_cache=True)
     cache = cache_of(out)
     theirs = cache.layers[0].recurrent_states[0].double().numpy()[0]

@@ -5,8 +5,9 @@ import pytest
 from lyapunov.implementations.transformers._cache import (
     cache_argument,
     cache_of,
-    given_cache,
 )
+
+from ..helpers import given_cache
 
 
 class Newer:
