@@ -14,7 +14,8 @@ QUICKLY := OMP_NUM_THREADS=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_
 # The newest Python that is here, and the newest of all else: nothing is constrained.
 NEWEST ?= $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1?.*/bin/python3)))
 NEWER := .venv-newest
-TAKEN_BY_NEWEST := tests/formats tests/arithmetic tests/test_xla.py
+OLDER := .venv-oldest
+TAKEN_BY_VERSIONS := tests/formats tests/arithmetic tests/test_xla.py
 
 # What jaxtyping's shapes say is checked at every call of the library.
 SHAPES := tests/formats tests/arithmetic tests/recurrences
@@ -22,7 +23,7 @@ SHAPES := tests/formats tests/arithmetic tests/recurrences
 # One file without anything that it would fetch later, unlike MathJax 4's.
 MATHJAX := node_modules/mathjax/es5/tex-svg.js
 
-.PHONY: check test test-slow test-shapes test-newest benchmark lint docs clean
+.PHONY: check test test-slow test-shapes test-newest test-oldest benchmark lint docs clean
 
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
@@ -41,7 +42,13 @@ test-shapes: $(VENV)/.dev
 test-newest: $(NEWER)/.made
 	$(NEWER)/bin/python -c 'import sys, jax; print("Python", sys.version, "jax", jax.__version__)'
 	$(NEWER)/bin/lyapunov-check -q --no-compile-cache
-	$(QUICKLY) $(NEWER)/bin/python -m pytest -m "not slow and not cuda" $(TAKEN_BY_NEWEST)
+	$(QUICKLY) $(NEWER)/bin/python -m pytest -m "not slow and not cuda" $(TAKEN_BY_VERSIONS)
+
+# Old libraries warn of what later ones mended.
+test-oldest: $(OLDER)/.made
+	$(OLDER)/bin/lyapunov-check -q --no-compile-cache
+	$(QUICKLY) $(OLDER)/bin/python -m pytest -W ignore::DeprecationWarning \
+		-m "not slow and not cuda" $(TAKEN_BY_VERSIONS)
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
@@ -66,8 +73,14 @@ $(NEWER)/.made: pyproject.toml
 		-e '.[newest]'
 	touch $@
 
+$(OLDER)/.made: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints-oldest.txt -e '.[newest]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(NEWER) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .cache/jax
+	rm -rf $(VENV) $(NEWER) $(OLDER) build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .cache/jax
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'

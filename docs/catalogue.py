@@ -123,7 +123,7 @@ def implementations() -> dict[str, str]:
 
 def _implementation(name: str, one, about: str) -> str:
     parts = [f"# {name}", plain(about)]
-    if one.extra:
+    if one.installed_by:
         parts.append(f"Needs `{one.install_hint()}`.")
     for mode in ("prefill", "decode"):
         kept = one.state_precisions(mode)

@@ -120,8 +120,8 @@ class AbstractImplementation(ABC):
     measures: ClassVar[bool]
     """Whether a check can measure with it."""
     needs_gpu: ClassVar[bool]
-    extra: ClassVar[str | None]
-    """Of lyapunov-check, which installs what it needs; None: nothing more."""
+    installed_by: ClassVar[str | None]
+    """What `pip install` is given for what it needs; None: nothing more."""
     ways: ClassVar[tuple[str, ...]]
     """Kinds of `Variant` that an audit can run with it; none: it is not audited."""
     refused_ways: ClassVar[Mapping[str, str]]
@@ -213,7 +213,7 @@ class AbstractImplementation(ABC):
     @classmethod
     def install_hint(cls) -> str:
         """What to type where something that it needs is not installed."""
-        return f"pip install 'lyapunov-check[{cls.extra}]'"
+        return f"pip install {cls.installed_by}"
 
     def version(self) -> tuple[int, ...] | None:
         """The version that is installed, as (5, 24, 0), without importing it."""

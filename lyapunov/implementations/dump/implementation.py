@@ -22,7 +22,7 @@ class DumpImplementation(AbstractImplementation):
     name = "dump"
     measures = False
     needs_gpu = False
-    extra = None
+    installed_by = None
     suffixes = (".npz", ".safetensors")
     ways = (
         *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),

@@ -18,7 +18,7 @@ class EmulatedImplementation(AbstractImplementation):
     name = "emulated"
     measures = True
     needs_gpu = False
-    extra = None
+    installed_by = None
     runs_without_head = True
     entry_bytes = None
     first_is_step = True

@@ -30,7 +30,7 @@ class MambaSsmImplementation(AbstractImplementation):
     name = "mamba_ssm"
     measures = True
     needs_gpu = True
-    extra = "cuda"
+    installed_by = "--no-build-isolation 'mamba-ssm>=2.3.2' 'causal-conv1d>=1.6'"
     libraries: ClassVar[Mapping[str, str]] = {
         "mamba_ssm": "mamba-ssm",
         "torch": "torch",

@@ -93,7 +93,7 @@ class TransformersImplementation(AbstractImplementation):
     name = "transformers"
     measures = True
     needs_gpu = False
-    extra = "torch"
+    installed_by = "'lyapunov-check[torch]'"
     libraries = LIBRARIES
     followed_by_dumps = True
     reproducible = True
@@ -172,7 +172,7 @@ class TransformersCudaImplementation(AbstractImplementation):
     name = "transformers_cuda"
     measures = True
     needs_gpu = True
-    extra = "torch"
+    installed_by = "'lyapunov-check[torch]'"
     libraries = LIBRARIES
     ways = ()
     refused_ways: ClassVar[Mapping[str, str]] = {}
