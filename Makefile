@@ -23,7 +23,7 @@ SHAPES := tests/formats tests/arithmetic tests/recurrences
 # One file without anything that it would fetch later, unlike MathJax 4's.
 MATHJAX := node_modules/mathjax/es5/tex-svg.js
 
-.PHONY: check test test-slow test-shapes test-newest test-oldest benchmark lint docs clean
+.PHONY: check test test-slow test-shapes test-newest test-oldest package benchmark lint docs clean
 
 check: $(VENV)/.check
 	$(BIN)/lyapunov-check
@@ -49,6 +49,16 @@ test-oldest: $(OLDER)/.made
 	$(OLDER)/bin/lyapunov-check -q --no-compile-cache
 	$(QUICKLY) $(OLDER)/bin/python -m pytest -W ignore::DeprecationWarning \
 		-m "not slow and not cuda" $(TAKEN_BY_VERSIONS)
+
+# Wheel and sdist, each installed and asked in an environment that has nothing else.
+package: $(VENV)/.dev
+	rm -rf build/package && $(BIN)/hatchling build -d build/package
+	for made in build/package/*.whl build/package/*.tar.gz; do \
+		$(PYTHON) -m venv --clear build/bare && \
+		build/bare/bin/python -m pip install --quiet --disable-pip-version-check $$made && \
+		(cd build && bare/bin/lyapunov-check --version && bare/bin/lyapunov-check -q \
+			--no-compile-cache --effort quick) || exit 1; \
+	done
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -s
