@@ -1,7 +1,8 @@
 """fp64 inside a Triton kernel: fused multiply-adds, and an exponential of its own.
 
 CUDA's exponential branches where it may overflow, and takes 60 registers more of a scan
-with errors: fewer warps then fit a multiprocessor than there are.
+with errors: of its warps fewer then fit an H200 at once than there are, and the rest
+has to wait for them. A scan without errors has registers left, and keeps CUDA's.
 """
 
 import math
@@ -75,12 +76,9 @@ def exponential(x, *, compiled: bool) -> Array:
         k = jnp.round(x / math.log(2.0))
         moved = k + ROUND
     r = fused(k, -LOW, fused(k, -HIGH, x))
-    # the even powers and the odd ones: half as long a chain as by Horner
-    square = r * r
-    even, odd = TERMS[-2], TERMS[-1]
-    for low, high in zip(TERMS[-4::-2], TERMS[-3::-2], strict=True):
-        even, odd = fused(even, square, low), fused(odd, square, high)
-    value = fused(odd, r, even)
+    value = fused(TERMS[-1], r, TERMS[-2])
+    for term in TERMS[-3::-1]:
+        value = fused(value, r, term)
     # NaN times whatever bits NaN leaves is NaN
     bits = jax.lax.bitcast_convert_type(moved, jnp.int64) << 52
     return value * jax.lax.bitcast_convert_type(bits, jnp.float64)

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 
 from ..formats import unit_in_first_place
 from ._arrays import AbstractJaxArithmetic
-from ._in_kernels import exponential, multiply_add
 from ._interface import ScanKernel
 
 
@@ -36,7 +35,6 @@ class Exact(AbstractJaxArithmetic):
         state_steps: tuple[float, ...] = (),
         in_scan: bool = False,
         in_kernel: bool = False,
-        compiled: bool = False,
         observes: bool = True,
     ):
         self.records = {}
@@ -46,7 +44,6 @@ class Exact(AbstractJaxArithmetic):
         self._state_steps = state_steps or (0.0,) * len(state_units)
         self._in_scan = in_scan
         self._in_kernel = in_kernel
-        self._compiled = compiled
         self._observes = observes
 
     def stores(self, site):
@@ -64,7 +61,7 @@ class Exact(AbstractJaxArithmetic):
 
     def advance(self, state, a, b):
         """a state + b."""
-        after = multiply_add(a, state, b, compiled=self._compiled)
+        after = a * state + b
         if self._state_units:
             place, size = unit_in_first_place(after), jnp.abs(b)
             most = jnp.max(jnp.abs(after), axis=0)
@@ -94,15 +91,7 @@ class Exact(AbstractJaxArithmetic):
         return ScanKernel(numbers=(), inside=self._in_one_kernel)
 
     def _in_one_kernel(self, numbers, *, compiled=False):
-        return Exact(
-            in_scan=True, in_kernel=True, compiled=compiled, observes=self._observes
-        )
-
-    def decay(self, dt, A):
-        """exp(dt A); in a kernel by its own exponential."""
-        if not self._in_kernel:
-            return super().decay(dt, A)
-        return exponential(dt * A, compiled=self._compiled)
+        return Exact(in_scan=True, in_kernel=True, observes=self._observes)
 
     def _settle(self, x):
         return x
