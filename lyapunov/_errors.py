@@ -83,6 +83,12 @@ class DumpError(LyapunovError):
     code = "dump"
 
 
+class ReportError(LyapunovError):
+    """A file is no report that can be read."""
+
+    code = "report"
+
+
 class OutputError(LyapunovError):
     """A report cannot be written where it was asked for."""
 

@@ -15,10 +15,12 @@ GROUPS = (INPUT, CHECKED, VERDICT, OUTPUT)
 """Of options in --help, in order."""
 
 CHECK, PLAN, AUDIT, DUMP = "check", "plan", "audit", "a dump, which has its own"
+SHOW = "show"
 ALL = (CHECK, PLAN, AUDIT, DUMP)
 OF_A_CHECK = (CHECK, PLAN)
 OF_A_MODEL = (CHECK, PLAN, AUDIT)
-"""Which questions look at an option; a plan is of the check that would be run."""
+"""Which questions look at an option; a plan is of the check that would be run. To show
+a report again is a question of options of output alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Declared:
 def option(
     group: str,
     *flags: str,
-    of: tuple[str, ...] = ALL,
+    of: tuple[str, ...] | None = None,
     argument: str | None = None,
     default: Any = None,
     **settings: Any,
@@ -54,6 +56,8 @@ def option(
         default = False
     elif settings.get("multiple"):
         default = ()
+    if of is None:
+        of = (*ALL, SHOW) if group == OUTPUT else ALL
     declared = Declared(group, flags, of, argument, settings)
     return dataclasses.field(default=default, metadata={"declared": declared})
 

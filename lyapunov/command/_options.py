@@ -23,6 +23,7 @@ from lyapunov.command._declare import (
     OF_A_MODEL,
     OUTPUT,
     PLAN,
+    SHOW,
     VERDICT,
     option,
 )
@@ -235,6 +236,14 @@ class Options:
         "one host or several; the first gives one report. auto is what srun or mpirun "
         "say, else HOST:PORT,PROCESS/PROCESSES, with the first one's address.",
     )
+    show: Path | None = option(
+        INPUT,
+        of=(SHOW,),
+        type=click.Path(path_type=Path),
+        metavar="REPORT",
+        help="Show a .json of an earlier run again, and write it in other forms; "
+        "nothing is checked, and the exit code is 0.",
+    )
     plan_alone: bool = option(
         CHECKED,
         "--plan",
@@ -295,7 +304,7 @@ class Options:
     output: tuple[Path, ...] = option(
         OUTPUT,
         *("-o", "--output"),
-        of=(CHECK, AUDIT, DUMP),
+        of=(CHECK, AUDIT, DUMP, SHOW),
         multiple=True,
         type=click.Path(path_type=Path),
         callback=_declare.each_once,
@@ -336,7 +345,9 @@ class Options:
 
     @property
     def question(self) -> str:
-        """Which question is asked: `check`, `plan`, `audit` or `DUMP`."""
+        """Which question is asked: `check`, `plan`, `audit`, `show` or `DUMP`."""
+        if self.show is not None:
+            return SHOW
         if self.source is None:
             return PLAN if self.plan_alone else CHECK
         return DUMP if is_recorded(self.source) else AUDIT

@@ -12,11 +12,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from lyapunov._errors import UsageError
+from lyapunov._version import __version__
 from lyapunov._xla import compile_sooner
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
 from lyapunov.command._declare import CHECK, DUMP
@@ -83,6 +85,8 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     **Raises:** `LyapunovError` where there is one checkpoint and it cannot be
     checked, and for what is wrong with the request itself.
     """
+    if options.show is not None:
+        return _show_again(options.show, checkpoints, options)
     if not options.verbose:
         hush()
     everything: list[str | None] = list(checkpoints) or [None]
@@ -136,6 +140,34 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     except KeyboardInterrupt:
         raise Interrupted from None
     return INTERRUPTED if interrupted else max((o.code for o in outcomes), default=0)
+
+
+def _show_again(path: Path, checkpoints: tuple[str, ...], options: Options) -> int:
+    """Show what an earlier run found, as it would have been shown then."""
+    from lyapunov.report._read import read_results, showing
+
+    if checkpoints:
+        raise UsageError(
+            f"--show {path} checks nothing, and {checkpoints[0]} is to be checked",
+            hint="leave one of them out",
+        )
+    results, written_by = read_results(path)
+    if written_by != __version__ and not options.quiet:
+        text = f"{path} was written by version {written_by}, this is {__version__}"
+        click.echo(text, err=True)
+    outcomes = [
+        _Outcome(one["checkpoint"]["source"], error=one["error"])
+        if isinstance(one, dict)
+        else _Outcome(one.checkpoint.source, one)
+        for one in results
+    ]
+    with showing(path):
+        for i, outcome in enumerate(outcomes):
+            if outcome.error is not None:
+                say_error(outcome.error, outcome.source)
+            _show(outcome, options, first=not i)
+        _deliver(outcomes, options)
+    return 0
 
 
 def _say_what_is_not_there(report: Any, options: Options) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lyapunov._errors import LyapunovError
+from lyapunov._errors import ReportError
 from lyapunov.results._check import SCHEMA_VERSION
 
 
@@ -27,7 +27,7 @@ FLIPS, TIES, NEW_RULE = "argmax_flips", "argmax_ties", "reference_ties"
 leader was shared; since then only ties of the reference are told apart."""
 
 
-class BaselineError(LyapunovError):
+class BaselineError(ReportError):
     """The baseline cannot be read, or is about something else."""
 
     code = "baseline"
@@ -39,28 +39,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     **Raises:** `BaselineError` where there is none, it is too large, or it is no
     report of this schema.
     """
-    try:
-        if not path.is_file():
-            raise BaselineError(
-                f"no baseline at {path}",
-                hint=f"write one with: lyapunov-check CHECKPOINT -o {path}",
-            )
-        if path.stat().st_size > LARGEST_FILE:
-            raise BaselineError(
-                f"{path} has {path.stat().st_size:,} bytes, too many for a report",
-                hint=f"at most {LARGEST_FILE:,}",
-            )
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise BaselineError(
-            f"cannot read {path}: {error.strerror or error}", hint="check the file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _no_report(path, "not UTF-8 text") from error
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _no_report(path, "not JSON") from error
+    document = read_json(path, "baseline", BaselineError)
     if isinstance(document, dict) and "reports" in document:
         raise BaselineError(
             f"{path} has several reports", hint="write one file a checkpoint"
@@ -69,10 +48,40 @@ def read_baseline(path: Path) -> dict[str, Any]:
     return document
 
 
-def _no_report(path: Path, why: str) -> BaselineError:
-    return BaselineError(
+def read_json(path: Path, what: str, error: type[ReportError] = ReportError) -> Any:
+    """What a file of JSON holds; anybody may have written it.
+
+    **Raises:** `error` where there is none, it is too large, or no JSON.
+    """
+    try:
+        if not path.is_file():
+            raise error(
+                f"no {what} at {path}",
+                hint=f"write one with: lyapunov-check CHECKPOINT -o {path}",
+            )
+        if path.stat().st_size > LARGEST_FILE:
+            raise error(
+                f"{path} has {path.stat().st_size:,} bytes, too many for a report",
+                hint=f"at most {LARGEST_FILE:,}",
+            )
+        return json.loads(path.read_text("utf-8"))
+    except OSError as caught:
+        raise error(
+            f"cannot read {path}: {caught.strerror or caught}", hint="check the file"
+        ) from caught
+    except UnicodeDecodeError as caught:
+        raise no_report(path, "not UTF-8 text", error) from caught
+    except (ValueError, RecursionError) as caught:
+        raise no_report(path, "not JSON", error) from caught
+
+
+def no_report(
+    path: Path, why: str, error: type[ReportError] = BaselineError
+) -> ReportError:
+    """What is raised for a file that is no report."""
+    return error(
         f"{path} is no report of lyapunov-check: {why}",
-        hint="a baseline is what `-o FILE.json` or `--json` wrote",
+        hint="a report is what `-o FILE.json` or `--json` wrote",
     )
 
 
@@ -81,12 +90,12 @@ def _check_shape(path: Path, document: Any) -> None:
 
     def want(place: str, value: Any, kind: type) -> Any:
         if not isinstance(value, kind):
-            raise _no_report(path, f"{place} is not {_KINDS[kind]}")
+            raise no_report(path, f"{place} is not {_KINDS[kind]}")
         return value
 
     want("the document", document, dict)
     if document.get("schema_version") != SCHEMA_VERSION:
-        raise _no_report(
+        raise no_report(
             path,
             f"schema_version is {document.get('schema_version')!r:.20}, "
             f"not {SCHEMA_VERSION}",
@@ -134,7 +143,7 @@ def _check_numbers(path: Path, place: str, figures: Mapping[str, Any]) -> None:
             isinstance(value, float)
             or (isinstance(value, int) and abs(value) < _LARGEST_COUNT)
         ):
-            raise _no_report(path, f"{place}: {name} is not a number")
+            raise no_report(path, f"{place}: {name} is not a number")
 
 
 _LARGEST_COUNT = 2**63
