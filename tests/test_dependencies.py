@@ -39,6 +39,7 @@ NOT_IMPORTED = {
 }
 GIVEN = {
     "peft": "whoever hands over a module of PEFT's has it",
+    "pandas": "whoever wants a DataFrame has it",
 }
 BUILT = {"mamba_ssm": "from source, by a line of the documentation"}
 TYPES = {"typing_extensions": "read by type checkers, never loaded"}

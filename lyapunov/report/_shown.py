@@ -83,6 +83,7 @@ def to_pandas(result: Any) -> Any:
 
 def assert_held(result: Any, fail_on: str) -> None:
     """Raise `AssertionError` for what the command would end with 1 or 2 for."""
+    __tracebackhide__ = True
     rules = Verdict.among(result.settings)
     rules = replace(rules, fail_on=fail_on, exit_zero=False)
     word, code = judged(result, rules)

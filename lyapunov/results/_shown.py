@@ -85,6 +85,7 @@ class Judged(Shown):
         **Raises:** `AssertionError` with the verdict and the findings that fail;
         `UsageError` for another severity.
         """
+        __tracebackhide__ = True  # pytest ends at the line that asserts
         _forms[0]().assert_held(self, fail_on)
 
 
