@@ -90,8 +90,8 @@ def _on_cpu(found: dict | None) -> list[str]:
     shape, environment = Shape(**found["shape"]), found.get("environment", {})
     lines = [
         "",
-        f"On a CPU, {shape.layers} layers over {shape.batch} x {shape.seq} tokens: "
-        f"{_told(environment)}",
+        f"On a CPU, {shape.layers} layers over {shape.batch} x {shape.seq} tokens, "
+        f"in CPU seconds: {_told(environment)}",
         "",
         "| precision | T0, s | T1, s | both, s | exact pass, s | both in these |",
         "| --- | --- | --- | --- | --- | --- |",

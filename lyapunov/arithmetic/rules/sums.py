@@ -144,17 +144,17 @@ def sum_of_magnitudes(x: Float[Array, "... columns"], matrix):
     times as fast.
     """
     terms = matrix.shape[-1]
-    size = jnp.abs(matrix)
-    narrow = jnp.asarray(x, jnp.float32), jnp.asarray(size, jnp.float32)
+    narrow = jnp.asarray(x, jnp.float32), jnp.asarray(jnp.abs(matrix), jnp.float32)
     if has_gpu():
         found = jax.lax.platform_dependent(
             *narrow, cuda=_summed_in_tf32, default=_summed_in_fp32
         )
     else:
         found = _summed_in_fp32(*narrow)
-    # operands and products below 2^-126 may count as 0
+    # operands and products below 2^-126 may count as 0; sum |W_i| <= sqrt(n) ||W_i||
     total = jnp.sum(x, axis=-1, keepdims=True)
-    flushed = 2.0**-125 * (jnp.sum(size, axis=-1) + total + terms)
+    rows = terms**0.5 * jnp.linalg.norm(matrix, axis=-1)
+    flushed = 2.0**-125 * (rows + total + terms)
     return found + jnp.where(total > 0, flushed, 0.0)
 
 
