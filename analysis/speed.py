@@ -4,9 +4,9 @@
 speed.json and speed.md: the card's copy and matrix product rates as
 measured here, the scan kernel with and without its error bound, T0 and T1 of 24 layers
 over 8 x 2048 tokens in forwards of mamba_ssm in fp32, and where the time goes, kernel
-by kernel. All times are warm and the smallest of several rounds. `--cpu` measures T0 and
-T1 on a CPU, in CPU seconds and exact passes of this package; either keeps what the
-other found. `--small` runs all on a CPU with little of everything, to see that it runs.
+by kernel. All times are warm and the smallest of several rounds. `--cpu` measures T0
+and T1 on a CPU, in CPU seconds and exact passes of this package; either keeps what the
+other found. `--small` runs all with little of everything, to see that it runs.
 """
 
 import json
