@@ -101,6 +101,7 @@ def test_numbers_may_differ_and_words_may_not():
     assert run.without_numbers("T1 2.0x  in 8.5 s") == run.without_numbers(
         "T1 3x in 9 s"
     )
+    assert run.without_numbers("in 1.2 min)") == run.without_numbers("in 9 s)")
     assert run.without_numbers("HELD in 1 s") != run.without_numbers("LOST in 1 s")
 
 
