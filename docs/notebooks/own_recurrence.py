@@ -29,6 +29,7 @@ with jax.enable_x64(True):
     start = jnp.array([1.0, 2.0, 20.0])
     found = lyapunov.lyapunov_spectrum(step, start, jnp.zeros((50_000, 1)), k=3)
     exponents, interval = found.exponents / 0.01, found.interval(0.95) / 0.01
+    time, history = found.history_tokens * 0.01, found.history / 0.01
 for value, (low, high) in zip(exponents, interval):
     print(f"{value:8.3f}  ({low:.3f} to {high:.3f})")
 
@@ -37,7 +38,7 @@ for value, (low, high) in zip(exponents, interval):
 
 # %%
 plt.figure(figsize=(6, 2.6), layout="constrained")
-plt.plot(found.history_tokens / 100, found.history[:, :2] / 0.01)
+plt.plot(time, history[:, :2])
 plt.axhline(0.906, color="#888", linewidth=0.8)
 plt.ylim(-0.5, 1.5)
 plt.xlabel("time")
