@@ -21,6 +21,7 @@ MODULES = {
     "import-linter": "importlinter",
     "lm-eval": "lm_eval",
     "python-flint": "flint",
+    "pyyaml": "yaml",
     "pytest-benchmark": "pytest_benchmark",
     "pytest-xdist": "xdist",
 }

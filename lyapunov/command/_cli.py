@@ -31,7 +31,13 @@ Examples:
   lyapunov-check ./model --tokens ids.npy --fail-on warning
 """
 
-INFORMATION = ("explain", "list_architectures", "version", "help")
+INFORMATION = (
+    "explain",
+    "list_architectures",
+    "install_completion",
+    "version",
+    "help",
+)
 
 
 class CheckCommand(click.Command):
@@ -88,6 +94,12 @@ def _explain(code: str) -> None:
     click.echo(explain(code))
 
 
+def _install_completion(shell: str) -> None:
+    from lyapunov.command._completion import install
+
+    click.echo(install(main, shell))
+
+
 def _architectures(_: Any) -> None:
     from lyapunov.command._answers import architectures
 
@@ -101,12 +113,15 @@ def _architectures(_: Any) -> None:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 88},
 )
-@click.argument("checkpoints", nargs=-1, metavar="[CHECKPOINT]...")
+@click.argument(
+    "checkpoints", nargs=-1, metavar="[CHECKPOINT]...", shell_complete=_declare.paths
+)
 @click.option(
     "--explain",
     metavar="CODE|WORD",
     is_eager=True,
     expose_value=False,
+    shell_complete=_declare.known_codes,
     callback=_declare.now(_explain),
     help="What a finding means and what to do, or what a word of a report means; "
     "'all' for every one.",
@@ -118,6 +133,14 @@ def _architectures(_: Any) -> None:
     expose_value=False,
     callback=_declare.now(_architectures),
     help="Families and file layouts that can be checked.",
+)
+@click.option(
+    "--install-completion",
+    type=click.Choice(("bash", "zsh", "fish")),
+    is_eager=True,
+    expose_value=False,
+    callback=_declare.now(_install_completion),
+    help="Have a shell complete options, their values, paths and codes.",
 )
 @click.option(
     "--version",

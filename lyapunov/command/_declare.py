@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from lyapunov._errors import UsageError
 
@@ -82,9 +83,30 @@ def params(kind: type) -> list[click.Parameter]:
         if "is_flag" not in settings and "multiple" not in settings:
             settings["default"] = field.default
             settings["show_default"] = field.default is not None
+        if settings.get("callback") is codes:
+            settings["shell_complete"] = known_codes
         flags = said.flags or (name_of(field.name, said),)
         found.append(click.Option([*flags, field.name], **settings))
     return found
+
+
+# ---- what a shell completes
+
+
+def paths(ctx: click.Context, param: click.Parameter, incomplete: str):
+    """Files and folders, which the shell itself knows."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def known_codes(ctx: click.Context, param: click.Parameter, incomplete: str):
+    """Codes of findings, with what each is."""
+    from lyapunov.findings._catalogue import CATALOGUE
+
+    return [
+        CompletionItem(code, help=kind.title)
+        for code, kind in CATALOGUE.items()
+        if code.startswith(incomplete.upper())
+    ]
 
 
 # ---- what is read from the words of an option

@@ -73,6 +73,7 @@ class Options:
         INPUT,
         of=OF_A_MODEL,
         metavar="FILE|random",
+        shell_complete=_declare.paths,
         help="A .npy of integers, (seq) or (batch, seq); a text file; or random ids.  "
         "[default: English text where there is a tokenizer, else random]",
     )
@@ -179,6 +180,7 @@ class Options:
         of=OF_A_CHECK,
         argument="against",
         metavar="OTHER",
+        shell_complete=_declare.paths,
         help="Hold another checkpoint of the same network, or a folder with a LoRA "
         "adapter, against this one.",
     )
@@ -241,8 +243,7 @@ class Options:
         of=(SHOW,),
         type=click.Path(path_type=Path),
         metavar="REPORT",
-        help="Show a .json of an earlier run again, and write it in other forms; "
-        "nothing is checked, and the exit code is 0.",
+        help="Show a .json of an earlier run, or write it in other forms (-o).",
     )
     plan_alone: bool = option(
         CHECKED,
@@ -312,6 +313,12 @@ class Options:
         help="Write the report, by suffix .json, .html, .md, .tex or .csv, or its "
         "figures: .pdf, .svg or .png; repeatable.",
     )
+    annotations: str | None = option(
+        OUTPUT,
+        of=(CHECK, AUDIT, DUMP, SHOW),
+        type=click.Choice(("github",)),
+        help="Write the findings on stderr, too, as GitHub shows them by a job.",
+    )
     color: str = option(
         OUTPUT,
         default="auto",
@@ -340,8 +347,6 @@ class Options:
         envvar="LYAPUNOV_DEBUG",
         help="A traceback with every error (also LYAPUNOV_DEBUG=1).",
     )
-
-    # ---- what goes together
 
     @property
     def question(self) -> str:

@@ -313,6 +313,10 @@ def _show(outcome: _Outcome, options: Options, *, first: bool) -> None:
 def _deliver(outcomes: list[_Outcome], options: Options) -> None:
     """The document on stdout, then the files. Without any report, no file."""
     entries = [outcome.entry for outcome in outcomes]
+    if options.annotations:
+        from lyapunov.report._annotations import annotations
+
+        click.echo(annotations(entries), err=True, nl=False)
     document = ""
     if options.json_output:
         from lyapunov.report.json import combined, dump
