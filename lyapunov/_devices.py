@@ -49,8 +49,9 @@ def spread_over(sequences: int) -> list[jax.Device]:
 
 
 def device_memory() -> int:
-    """Bytes that JAX may hold on a GPU; 0 elsewhere."""
-    return devices()[0].memory_stats()["bytes_limit"] if has_gpu() else 0
+    """Bytes that JAX may hold on a GPU; 0 elsewhere, or where it does not say."""
+    stats = devices()[0].memory_stats() if has_gpu() else None
+    return (stats or {}).get("bytes_limit", 0)
 
 
 def over_batch(run: Callable, *batched: Any) -> Any:

@@ -11,7 +11,8 @@ ENTRIES_AT_ONCE = 2**23
 """Entries of a sublayer's widest tensor, of all sequences, that are held at once: 64
 MiB in fp64. Of more, tokens go through in blocks; on a GPU of more than it has room for
 TENSORS of, since there a block costs launches and the ends of its kernels."""
-TENSORS = 100
+TENSORS = 200
+"""Twice what four passes side by side hold, one for each worker of a check."""
 
 
 def in_token_blocks(

@@ -7,6 +7,7 @@ That the whole is right is held to NumPy and torch elsewhere, and in
 """
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lyapunov import _devices
 from lyapunov.arithmetic import AbstractBoundedArithmetic
 from lyapunov.arithmetic.rules import scans, sums
 from lyapunov.bounds import adjoint, local, passes, probes
@@ -202,11 +204,19 @@ def test_blocks_are_as_large_as_memory_says(widest, multiple, sequences, tokens)
 
 
 @pytest.mark.parametrize(
-    ("memory", "tokens"), [(105 * 2**30, 4096), (18 * 2**30, 512), (2**30, 256)]
+    ("stats", "tokens"),
+    [
+        ({"bytes_limit": 105 * 2**30}, 2048),
+        ({"bytes_limit": 40 * 2**30}, 1024),
+        ({"bytes_limit": 2**30}, 256),
+        ({}, 256),
+        (None, 256),
+    ],
 )
-def test_blocks_on_a_gpu_are_as_large_as_its_memory_says(monkeypatch, memory, tokens):
-    """Assert that a hundred of the widest tensors fit, and no less than on a CPU."""
-    monkeypatch.setattr(token_blocks, "device_memory", lambda: memory)
+def test_blocks_on_a_gpu_are_as_large_as_its_memory_says(monkeypatch, stats, tokens):
+    """Assert that 200 of the widest tensors fit, and no fewer tokens than on a CPU."""
+    card = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(_devices, "devices", lambda: [card])
     found = token_blocks.tokens_at_once(3072, 1, 8)
     assert found == tokens
-    assert found == 256 or found * 3072 * 8 * 8 * 100 <= memory
+    assert found == 256 or found * 3072 * 8 * 8 * 200 <= stats["bytes_limit"]
