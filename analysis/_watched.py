@@ -16,6 +16,7 @@ from typing import Any
 import lyapunov
 
 
+WAITED = "/lyapunov/parameters/waited"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -37,17 +38,11 @@ def main(given: list[str]) -> None:
     def heard(event: str, duration_secs: float, **about: Any) -> None:
         if event == COMPILED:
             note("compiled", seconds=duration_secs, name=str(about.get("fun_name")))
-
-    from lyapunov.models._read_ahead import ReadAhead
+        elif event == WAITED:
+            waited[0] += duration_secs
 
     load, leave = lyapunov.load, os._exit
-    take, waited = ReadAhead._taken, [0.0]
-
-    def taking(self: Any, place: Any) -> Any:
-        began = time.monotonic()
-        found = take(self, place)
-        waited[0] += time.monotonic() - began
-        return found
+    waited = [0.0]
 
     def loading(*asked: Any, **named: Any) -> Any:
         model = load(*asked, **named)
@@ -65,7 +60,6 @@ def main(given: list[str]) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     lyapunov.load, os._exit = loading, leaving  # type: ignore[assignment]
-    ReadAhead._taken = taking
     sys.argv = ["lyapunov-check", *arguments]
     try:
         runpy.run_module("lyapunov", run_name="__main__")

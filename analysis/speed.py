@@ -24,8 +24,8 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lyapunov._devices import as_here
 from lyapunov.bounds.local import (
     operation_bounds,
     sublayer_bound,
@@ -33,7 +33,6 @@ from lyapunov.bounds.local import (
 )
 from lyapunov.bounds.passes import exact_pass
 from lyapunov.implementations.mamba_ssm.mamba1 import mamba_ssm_prefill
-from lyapunov.questions._layers import WORKERS
 from lyapunov.recurrences import fused_scan
 from lyapunov.recurrences.mamba1 import token
 from lyapunov.sublayers.mamba1 import initial_state, mamba1
@@ -79,8 +78,13 @@ def seconds(run: Callable, rounds: int, clock: Callable = time.perf_counter) -> 
 
 def as_a_check(works: list[Callable]) -> list:
     """What all of them find, by as many workers as a check has, on the host."""
-    with ThreadPoolExecutor(WORKERS) as workers:
-        sent = [workers.submit(as_here, None, work) for work in works]
+
+    def on_the_host(work: Callable) -> Any:
+        with jax.enable_x64(True):
+            return jax.tree.map(np.asarray, work())
+
+    with ThreadPoolExecutor(4) as workers:
+        sent = [workers.submit(on_the_host, work) for work in works]
         return [work.result() for work in sent]
 
 

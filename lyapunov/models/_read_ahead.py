@@ -1,5 +1,6 @@
 """Parameters place by place: the next is read while the present one is at work."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
@@ -14,6 +15,8 @@ from .._devices import chosen_device, has_gpu
 from .held import keeps, rounded
 
 
+WAITED = "/lyapunov/parameters/waited"
+"""The event of JAX's monitoring that says how long was waited for parameters."""
 LARGE = 2**24
 """Bytes from which another program is cheaper than the way."""
 
@@ -102,9 +105,11 @@ class ReadAhead:
     def _taken(self, place: Any) -> Held:
         """What was read ahead, or what is read now."""
         begun, self._next = self._next, None
-        if begun is not None and begun[0] == place:
-            return begun[1].result()
-        return Held(self._read(place))
+        began = time.monotonic()
+        ahead = begun is not None and begun[0] == place
+        found = begun[1].result() if ahead else Held(self._read(place))
+        jax.monitoring.record_event_duration_secs(WAITED, time.monotonic() - began)
+        return found
 
     def _begin_behind(self, place: Any) -> None:
         """Read on, from the first or in the direction that `place` was come to."""

@@ -9,11 +9,9 @@ machine with other work expect more.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,19 +23,15 @@ from ..checkpoints.files._tensors import DTYPES
 from ..findings._changes import coverage_findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
-from ..implementations._reference import run_layer
 from ..models import Model, Sublayer
 from ..models._tokens import Tokens
 from ..results._check import SCHEMA_VERSION, Finding
 from ..results._shown import Shown
-from ..sublayers.residual import Stream
 from ._effort import EFFORTS, Effort
+from ._plan_calibration import calibration_size, head_seconds, sublayer_seconds
 from ._plan_memory import BASE_BYTES, available_memory, memory_of, stored_in
 from ._request import Request, demand_logits, device_named
 
-
-CALIBRATION_TOKENS = 256
-"""Enough that starting a program no longer shows."""
 
 FORWARDS = {
     "reference": 1.0,
@@ -244,14 +238,14 @@ def plan(
     spread = len(spread_over(batch)) if has_gpu() else 1
     each = batch // spread, length
     with jax.enable_x64(True):
-        taken = {kind: _calibrate(model, ids, one) for kind, one in kinds.items()}
-        head = _head_seconds(model, ids.size)
+        taken = {kind: sublayer_seconds(model, ids, one) for kind, one in kinds.items()}
+        head = head_seconds(model, ids.size)
         stored = {
             kind: stored_in(model, each, one, executions, measure)
             for kind, one in kinds.items()
         }
     sublayers = sum(taken[layer.kind][0] for layer in model.sublayers)
-    forward = (sublayers * ids.size / _calibration_size(ids) + head) / spread
+    forward = (sublayers * ids.size / calibration_size(ids) + head) / spread
     stores = _stores(executions)
     many = _many(stores, len(kinds))
     lightly = LIGHTLY if compiles_lightly() else 1.0
@@ -367,41 +361,5 @@ def _left_behind(name: str, stores: int, kinds: int) -> int:
     return int(COMPILING[name].cold * stores * kinds * COMPILED_BYTES)
 
 
-def _calibration_size(ids: np.ndarray) -> int:
-    return min(CALIBRATION_TOKENS, ids.shape[1])
-
-
 def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
     return {layer.kind: layer for layer in reversed(model.sublayers)}
-
-
-def _calibrate(model: Model, ids: np.ndarray, layer: Sublayer) -> tuple[float, float]:
-    """Seconds of one sublayer on a few tokens, the best of three, and of tracing and
-    lowering it, which no cache saves."""
-    embedded = model.embed(ids[:1, : _calibration_size(ids)])
-    incoming = Stream.start(embedded, [layer]).incoming(layer)
-    p = model.parameters(layer.layer)
-    given = layer.flow, incoming, p, model.start(p)
-    began = time.perf_counter()
-    lowered = eqx.filter_jit(run_layer.__wrapped__).lower(*given)
-    unit = time.perf_counter() - began
-    run, taken = lowered.compile(), []
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(run(*given)[1])
-        taken.append(time.perf_counter() - began)
-    return min(taken), unit
-
-
-def _head_seconds(model: Model, tokens: int) -> float:
-    """Seconds of the logits of all tokens, from a product of the head's width."""
-    config = model.config
-    rows = min(config.vocab_size, 1024)
-    width = config.d_model
-    x, head = jnp.ones((CALIBRATION_TOKENS, width)), jnp.ones((width, rows))
-    taken = []
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(x @ head)
-        taken.append(time.perf_counter() - began)
-    return min(taken) * tokens / CALIBRATION_TOKENS * config.vocab_size / rows

@@ -195,7 +195,8 @@ def test_distance_of_functions_is_measured(family, mode):
     for _ in model.sublayers:
         functions.sublayer()
     functions.head()
-    functions.logits(0, 50, head.logits(0, 50))
+    (rows,) = model.vocabulary_slices()
+    functions.logits(rows, head.logits(0, 50))
     found = functions.distance(execution)
     assert found is not None
     assert found.rel_l2 is not None
