@@ -1,7 +1,7 @@
 """Tolerances that are derived, a comparison that says where it failed, programs."""
 
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,8 +18,11 @@ __all__ = [
     "forget_programs",
     "gamma",
     "given_cache",
+    "not_none",
     "programs_compiled",
 ]
+
+T = TypeVar("T")
 
 
 def forget_programs() -> None:
@@ -33,6 +36,12 @@ def given_cache(module: Any, cache: Any) -> dict[str, Any]:
     """A cache of transformers as keyword arguments of a call; nothing for None."""
     name = cache_argument(module)
     return {} if cache is None or name is None else {name: cache}
+
+
+def not_none(x: T | None) -> T:
+    """What a test knows to be there, such as a figure of a report."""
+    assert x is not None
+    return x
 
 
 @contextlib.contextmanager

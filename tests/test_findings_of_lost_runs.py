@@ -15,6 +15,8 @@ from lyapunov.results._check import (
 )
 from tests.test_findings import _execution, _exponents
 
+from .helpers import not_none
+
 
 @pytest.mark.parametrize(
     ("output", "said"),
@@ -37,7 +39,7 @@ def test_a_lost_execution_is_an_error_by_any_of_three_limits(output, said):
     for one in lost:
         assert said in one.message
         assert one.severity == "error"
-        assert one.value >= one.limit
+        assert not_none(one.value) >= not_none(one.limit)
 
 
 def test_a_lost_execution_names_all_its_reasons_and_gets_no_flags():
@@ -98,7 +100,10 @@ def _rows(*shares: tuple[float, float]) -> PrecisionReport:
 def test_held_is_not_said_where_few_elements_have_a_bound(shares, bounded, word):
     one = _rows(*shares)
     for row in one.layers:
-        assert row.elements_bounded + row.elements_unbounded == row.elements_total
+        assert (
+            not_none(row.elements_bounded) + not_none(row.elements_unbounded)
+            == row.elements_total
+        )
     found = findings.bounded_share([one])
     assert found == pytest.approx(bounded, rel=1e-12)
     assert findings.verdict([], checked=1, bounded=found)[0] == word

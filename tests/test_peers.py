@@ -9,11 +9,13 @@ import pytest
 
 from analysis import _peers_cases as cases, peers
 
+from .helpers import not_none
+
 
 @pytest.fixture(scope="module")
 def recorded():
     """The committed result."""
-    return json.loads(peers.STUDY.committed.read_text())
+    return json.loads(not_none(peers.STUDY.committed).read_text())
 
 
 def test_targets_are_met_as_recorded(recorded):
@@ -23,7 +25,7 @@ def test_targets_are_met_as_recorded(recorded):
         rows = systems[system]
         assert rows[0]["library"] == "ours"
         assert rows[0]["right"]
-        assert peers.best_peer(rows)["exponents"] <= rows[0]["exponents"]
+        assert not_none(peers.best_peer(rows))["exponents"] <= rows[0]["exponents"]
         assert peers.ratio(rows) == recorded["peer_over_ours"][system] >= least
     for apart, least in (("lorenz, every 10", 1 / 0.8), ("henon, every 10", 1)):
         assert recorded["peer_over_ours"][apart] >= least
@@ -41,12 +43,12 @@ def test_columns_of_the_identity_are_found_wrong(recorded):
     rows = {row["library"]: row for row in recorded["systems"]["diagonal"]}
     for name in ("lyapynov", "clvlib"):
         assert not rows[name]["right"]
-    assert peers.best_peer(list(rows.values()))["right"]
+    assert not_none(peers.best_peer(list(rows.values())))["right"]
 
 
 def test_the_table_is_the_record(recorded):
     """Assert the markdown, and what took part with its version."""
-    text = peers.STUDY.committed.with_suffix(".md").read_text()
+    text = not_none(peers.STUDY.committed).with_suffix(".md").read_text()
     assert text == peers.table(recorded["systems"])
     taking_part = {
         row["library"].partition(",")[0]
@@ -94,7 +96,7 @@ def test_wrong_answers_lose(tmp_path):
         3,
     )
     assert [row["right"] for row in rows] == [True, True, False]
-    assert peers.best_peer(rows)["library"] == "right"
+    assert not_none(peers.best_peer(rows))["library"] == "right"
     assert "off by" in peers.table({"henon": rows})
     path = Path(tmp_path) / "peers.svg"
     peers.draw({"henon": rows}, path)

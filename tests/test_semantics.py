@@ -15,6 +15,8 @@ from lyapunov.findings._semantics import (
 )
 from lyapunov.sublayers import AttentionSizes, Mamba1Sizes, Mamba2Sizes
 
+from .helpers import not_none
+
 
 def model(*sublayers, architecture="mamba2", config=None):
     """What the findings look at, of any size without its weights."""
@@ -130,7 +132,7 @@ def wraps(sizes, length, batch) -> bool:
     ],
 )
 def test_the_reach_is_where_int32_wraps(sizes, batch):
-    reach = kernel_reach(model(sizes), batch).length
+    reach = not_none(kernel_reach(model(sizes), batch)).length
     assert not wraps(sizes, reach, batch)
     assert wraps(sizes, reach + 1, batch)
 
@@ -138,7 +140,7 @@ def test_the_reach_is_where_int32_wraps(sizes, batch):
 def test_nemotron_3_ultra_ends_at_61_thousand():
     """Assert what state-spaces/mamba issue 1015 reports of these sizes."""
     ultra = mamba2(d_inner=16384, d_state=128, heads=256, groups=8, chunk=128)
-    assert kernel_reach(model(ultra)).length == 61231
+    assert not_none(kernel_reach(model(ultra))).length == 61231
     (finding,) = semantic_findings(model(ultra), 61232)
     assert (finding.code, finding.limit) == ("LYA013", 61231.0)
     assert "gated norm" in finding.message
@@ -150,7 +152,7 @@ def test_without_gated_norm_the_chunks_end_the_reach():
     sizes = mamba2(
         d_inner=4096, d_state=256, heads=64, groups=1, chunk=256, gate_norm=False
     )
-    reach = kernel_reach(model(sizes))
+    reach = not_none(kernel_reach(model(sizes)))
     columns = 2 * 4096 + 2 * 256 + 64
     chunks = -(-reach.length // 256)
     assert reach.kernel == "_chunk_cumsum_fwd_kernel"

@@ -26,6 +26,8 @@ from lyapunov.sublayers.residual import sublayer
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
 
+from ..helpers import not_none
+
 
 SEQ = 6
 needs_compiler = pytest.mark.skipif(
@@ -60,12 +62,12 @@ def test_a_compiled_network_is_rounding(models, family):
     assert run.verdict == CONSISTENT, (run.reason, run.first_violation, run.z)
     assert (run.violations, run.tokens, run.unbounded) == (0, SEQ, 0)
     assert run.executions == ["transformers prefill, bf16, compiled"]
-    assert run.z < Z_LIMIT / 2
+    assert not_none(run.z) < Z_LIMIT / 2
     assert len(run.layers) == len(model.sublayers)
     for layer in run.layers:
         # a bound that no run comes near holds nothing; of a whole sublayer every store
         # may push one way, through a softmax twice
-        assert 0.2 < layer.ratio_t0 <= 1, layer
+        assert 0.2 < not_none(layer.ratio_t0) <= 1, layer
         assert 1e-3 < layer.ratio_t1 <= 1, layer
 
 
@@ -108,7 +110,7 @@ def test_what_a_compiler_breaks_is_a_bug(models, monkeypatch, family, fault):
     monkeypatch.setattr(TransformersNetwork, "built", broken)
     (run,) = lyapunov.audit(model, tokens=tokens, variants="compiled").variants
     assert run.verdict == BUG
-    assert run.first_violation.layer == layer
+    assert not_none(run.first_violation).layer == layer
     assert all(one.violations == 0 for one in run.layers if one.layer < layer)
 
 
@@ -229,4 +231,4 @@ def test_without_a_compiler_it_is_not_run(models, monkeypatch):
     report = lyapunov.audit(model, tokens=tokens, variants=["whole", "compiled"])
     whole, other = report.variants
     assert (whole.verdict, other.verdict) == (CONSISTENT, NOT_RUN)
-    assert "needs a C++ compiler" in other.reason
+    assert "needs a C++ compiler" in not_none(other.reason)

@@ -19,6 +19,7 @@ from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.questions._request import Request
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
 
+from ..helpers import not_none
 from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 
 
@@ -42,7 +43,7 @@ def test_clean_runs_are_rounding(models, family):
         if right or run.known is None:
             assert run.verdict == CONSISTENT, (run.variant, run.first_violation, run.z)
             assert (run.violations, run.tokens) == (0, SEQ)
-            assert 0 < run.ratio <= 1
+            assert 0 < not_none(run.ratio) <= 1
         assert len(run.layers) == len(model.sublayers)
 
 
@@ -130,4 +131,7 @@ def test_a_dump_of_a_transformer_is_judged(models, tmp_path):
     write_dump(tmp_path / "wrong.npz", iter(records), tokens, **given)
     (run,) = lyapunov.audit(model, tmp_path / "wrong.npz").variants
     assert run.verdict == BUG
-    assert (run.first_violation.layer, run.first_violation.token) == (1, LATE)
+    assert (
+        not_none(run.first_violation).layer,
+        not_none(run.first_violation).token,
+    ) == (1, LATE)

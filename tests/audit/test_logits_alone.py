@@ -20,6 +20,7 @@ from lyapunov.implementations.transformers._built import from_weights
 from lyapunov.questions._audit_verdict import Z_LIMIT
 from lyapunov.results._audit import IN_RANGE, SUSPICIOUS
 
+from ..helpers import not_none
 from .conftest import SEQ
 
 
@@ -228,7 +229,7 @@ def test_safetensors_say_the_same(served, runs, tmp_path):
     from lyapunov.implementations.dump import file
 
     model, network, tokens, logits = served
-    recipe = file.__doc__.split("```python\n")[2].partition("```")[0]
+    recipe = not_none(file.__doc__).split("```python\n")[2].partition("```")[0]
     first, second = tmp_path / "dump.safetensors", tmp_path / "bf16.safetensors"
     ids = torch.as_tensor(tokens[None])
     with torch.no_grad():

@@ -12,6 +12,7 @@ from lyapunov.implementations.transformers._cache import cache_argument
 from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from lyapunov.results._audit import BUG, CONSISTENT
 
+from ..helpers import not_none
 from . import planted
 from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 from .planted import LATE
@@ -85,7 +86,8 @@ def test_faults_of_a_cache_are_bugs(models, monkeypatch, family, fault):
     model, _ = models(family)
     function, what, token = FAULTS[fault]
     broken(
-        monkeypatch, lambda net: planted.plant(net, function, what, cache_argument(net))
+        monkeypatch,
+        lambda net: planted.plant(net, function, what, not_none(cache_argument(net))),
     )
     tokens = two_texts(model)
     (run,) = lyapunov.audit(model, "transformers", tokens, variants="steps").variants
@@ -121,7 +123,7 @@ def test_a_mask_that_is_ignored_is_a_bug(models, monkeypatch, family):
     given = model, "transformers", two_texts(model)
     (run,) = lyapunov.audit(*given, variants="padded_left:3").variants
     assert run.verdict == BUG
-    first = run.first_violation
+    first = not_none(run.first_violation)
     layer = first_that(model, ("mamba1", "mamba2", "attention"))
     assert (first.layer, first.token) == (layer, 0)
 

@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from ..helpers import not_none
+
 
 MAKE = """
 import sys
@@ -59,12 +61,12 @@ def transformers_forward(mamba_130m):
     ) as server:
 
         def forward() -> float:
-            server.stdin.write("go\n")
-            server.stdin.flush()
-            return float(server.stdout.readline())
+            not_none(server.stdin).write("go\n")
+            not_none(server.stdin).flush()
+            return float(not_none(server.stdout).readline())
 
         yield forward
-        server.stdin.close()
+        not_none(server.stdin).close()
 
 
 def interleaved(runs: dict, rounds: int) -> dict[str, list[float]]:

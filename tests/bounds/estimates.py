@@ -10,6 +10,8 @@ from lyapunov.bounds.end_to_end import EndToEnd, EndToEndEstimate
 from lyapunov.implementations import Emulated, Reference
 from lyapunov.questions import _compare
 
+from ..helpers import not_none
+
 
 class Estimated(NamedTuple):
     estimate: EndToEndEstimate
@@ -42,7 +44,9 @@ def estimates(model, tokens, executions, *, runs=None, **options) -> list[Estima
     for i, s in enumerate(sums):
         output = _compare.output_divergence(s, model.config.vocab_size)
         differs, _ = _compare.flips(s)
-        found.append(Estimated(end.estimate(i), output.measured_rel_l2, differs))
+        found.append(
+            Estimated(end.estimate(i), not_none(output.measured_rel_l2), differs)
+        )
     return found
 
 

@@ -23,6 +23,7 @@ from oracles.checkpoints.mamba1 import save_transformers
 from oracles.kernels import mamba1 as kernel
 from oracles.mutants.mamba1 import make
 
+from ..helpers import not_none
 from .estimates import held_out
 
 
@@ -255,7 +256,9 @@ def test_a_trained_network_is_certified_for_a_layer():
         for certified, measured in zip(found, distances(run, there), strict=False):
             assert np.all(measured <= certified.by_token)
         assert ball.until_layer >= 1
-        assert ball.alive or ball.stopped_by.startswith(f"layer {ball.until_layer}, ")
+        assert ball.alive or not_none(ball.stopped_by).startswith(
+            f"layer {ball.until_layer}, "
+        )
 
 
 @pytest.mark.parametrize("operation", ["add", "multiply"])

@@ -14,6 +14,8 @@ from analysis.capture import FOLDER, LAYER, WANTED, Captured, Held, held, record
 from lyapunov.bounds.local import operation_bounds
 from lyapunov.implementations import Emulated, executions_for
 
+from ..helpers import not_none
+
 
 FILES = sorted(FOLDER.glob("*.npz"))
 # T1 over the measured error in L2; Mamba-3's angles are bounded at their worst
@@ -29,7 +31,7 @@ def checked(run: Held, most: float | None = None) -> None:
     assert run.violations == 0
     if most is None:
         most = MOST[run.about["model"]] * COARSER[run.about["precision"]]
-    assert 1 <= run.t1_ratio <= most
+    assert 1 <= run.t1_ratio <= not_none(most)
 
 
 def moved(run: Held, site: str) -> int:

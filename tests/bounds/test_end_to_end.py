@@ -21,7 +21,7 @@ from lyapunov.sublayers.residual import Incoming, final_norm, sublayer
 from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
 from oracles.checkpoints.mamba1 import save_transformers
 
-from ..helpers import assert_within, gamma
+from ..helpers import assert_within, gamma, not_none
 from .estimates import estimates, held_out
 
 
@@ -214,7 +214,7 @@ def test_opposite_draws_show_what_is_not_linear(small):
     executions = [mamba_ssm_prefill(name) for name in ("bf16", "fp16")]
     two = estimates(model, tokens, executions, n_probes=2, n_readouts=0)
     coarse, fine = (run.estimate.nonlinearity for run in two)
-    assert 0 < fine < coarse < 0.1
+    assert 0 < fine < not_none(coarse) < 0.1
     one = estimates(model, tokens, executions, n_probes=1, n_readouts=0)
     assert [run.estimate.nonlinearity for run in one] == [None, None]
     assert [run.estimate.estimate_t2 for run in one] == [None, None]
@@ -228,7 +228,7 @@ def test_weights_held_exactly_are_no_shift(tmp_path):
         model, tokens = lyapunov.load(str(folder)), tokens_for(kind)[None]
         (run,) = estimates(model, tokens, [mamba_ssm_prefill("bf16")], n_readouts=0)
         assert (run.estimate.weights_rel_l2 == 0.0) == exact
-        assert run.estimate.weights_rel_l2 <= run.estimate.sigma_t3
+        assert not_none(run.estimate.weights_rel_l2) <= run.estimate.sigma_t3
 
 
 class Truncated(Rounded):
@@ -283,12 +283,12 @@ def test_roundings_of_one_sign_are_withheld(small):
         estimates(model, tokens, [execution], runs=runs, n_readouts=0)[0].estimate
         for runs in (None, [truncating(model, tokens, execution)])
     )
-    assert 0.7 <= honest.calibration_z <= 1.3
+    assert 0.7 <= not_none(honest.calibration_z) <= 1.3
     assert honest.sigma_withheld is None
     assert honest.into(lyapunov.results._check.OutputDivergence()).sigma_t3 is not None
     # truncation errs by up to 2 b with mean b: twice the rms even without its mean
-    assert biased.calibration_z > 1.6
-    assert "one sign" in biased.sigma_withheld
+    assert not_none(biased.calibration_z) > 1.6
+    assert "one sign" in not_none(biased.sigma_withheld)
     shown = biased.into(lyapunov.results._check.OutputDivergence())
     assert shown.sigma_t3 is None
     # nothing is predicted by a sigma that is not shown
@@ -360,5 +360,5 @@ def test_a_stagnating_state_is_withheld():
     tokens = np.full((1, 256), 101)
     execution = mamba_ssm_prefill("bf16", state_precision="bf16")
     (run,) = estimates(lyapunov.load(), tokens, [execution], n_readouts=0)
-    assert run.estimate.calibration_z > 1.3
+    assert not_none(run.estimate.calibration_z) > 1.3
     assert run.estimate.sigma_withheld is not None

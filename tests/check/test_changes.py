@@ -19,7 +19,7 @@ from lyapunov.report.json import schema
 from oracles.checkpoints.mamba1 import save_mamba_ssm, save_transformers
 from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
-from ..helpers import forget_programs, programs_compiled
+from ..helpers import forget_programs, not_none, programs_compiled
 
 
 SIZES = Sizes(layers=3)
@@ -93,9 +93,9 @@ def test_another_checkpoint_is_measured_as_numpy_does(
     assert report.output.argmax_total == tokens.size
     for i, row in enumerate(report.layers):
         assert row.layer == i
-        assert 0 < row.local_l2 <= row.bound_l2
-        assert row.floor_ratio >= 1.0
-        assert row.bound_ratio == pytest.approx(row.bound_l2 / row.local_l2)
+        assert 0 < row.local_l2 <= not_none(row.bound_l2)
+        assert not_none(row.floor_ratio) >= 1.0
+        assert row.bound_ratio == pytest.approx(not_none(row.bound_l2) / row.local_l2)
         name = MIXER.format(i) + "A_log"
         apart = changed[name].astype(float) - weights[name]
         share = np.linalg.norm(apart) / np.linalg.norm(weights[name].astype(float))
@@ -111,10 +111,10 @@ def test_first_order_is_left_by_the_second(model, weights, tokens, tmp_path):
         folder = save_transformers(tmp_path / f"{size}", step, SIZES, dtype="float64")
         change = other_weights(model, folder)
         (report,) = parameter_changes(model, tokens, [change], floor=False)
-        measured = report.output.measured_rel_l2
+        measured = not_none(report.output.measured_rel_l2)
         beyond.append(report.nonlinearity)
         off = abs(report.predicted_rel_l2 - measured)
-        assert off <= report.nonlinearity * measured * (1 + 1e-9)
+        assert off <= not_none(report.nonlinearity) * measured * (1 + 1e-9)
         assert report.layers[0].floor_ratio is None
     assert beyond[0] < 0.1
     # fp32 keeps three or more digits of the smaller change, the third order is 1e-3
@@ -189,7 +189,7 @@ def test_an_untied_head_alone(weights, tokens, tmp_path):
     hold_to_numpy(report, base, changed, tokens, UNTIED)
     # the head is multiplied by 1.5 in fp32, rounded to within 2^-24
     assert report.output.measured_rel_l2 == pytest.approx(0.5, abs=2.0**-22)
-    assert report.nonlinearity < 1e-12
+    assert not_none(report.nonlinearity) < 1e-12
     assert list(report.outside) == ["head"]
     assert all(row.accumulated_l2 == 0 for row in report.layers)
 

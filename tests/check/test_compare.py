@@ -16,7 +16,7 @@ from lyapunov.questions._compare import (
     output_divergence,
 )
 
-from ..helpers import gamma
+from ..helpers import gamma, not_none
 
 
 BATCH, SEQ, VOCAB = 2, 5, 12
@@ -74,7 +74,9 @@ def test_slices_give_what_whole_arrays_give(rng, lengths, noise):
     assert found.kl_mean == pytest.approx(expected.mean(), abs=error)
     assert found.kl_max == pytest.approx(expected.max(), abs=error)
     by_token = expected.mean(axis=0)
-    np.testing.assert_allclose(found.kl_by_position, by_token, atol=error, rtol=0)
+    np.testing.assert_allclose(
+        not_none(found.kl_by_position), by_token, atol=error, rtol=0
+    )
     # sums of squares lose the mean's square: 2 ||x||^2 V u over ||moved||^2
     ratio = relative(reference, other)
     assert found.measured_rel_l2 == pytest.approx(ratio, rel=1e3 * VOCAB * UNIT)
@@ -86,7 +88,9 @@ def test_slices_give_what_whole_arrays_give(rng, lengths, noise):
     assert found.argmax_total == BATCH * SEQ
     top = np.sort(reference, axis=-1)
     margins = np.quantile(top[..., -1] - top[..., -2], MARGIN_QUANTILES)
-    np.testing.assert_array_equal(list(found.margin_quantiles.values()), margins)
+    np.testing.assert_array_equal(
+        list(not_none(found.margin_quantiles).values()), margins
+    )
 
 
 @pytest.mark.parametrize("lengths", SLICINGS.values(), ids=SLICINGS)
@@ -95,7 +99,7 @@ def test_what_softmax_does_not_see_is_removed(rng, lengths):
     reference, _ = pairs(rng, 0)
     shift = 2.0 ** rng.integers(-3, 6, (BATCH, SEQ, 1))
     found = gather(reference, reference + shift, lengths)
-    assert found.kl_max <= gamma(8 * VOCAB, UNIT) * 100
+    assert not_none(found.kl_max) <= gamma(8 * VOCAB, UNIT) * 100
     # the root of what cancels: V u of the squared shift
     assert found.measured_rel_l2 <= np.sqrt(gamma(4 * VOCAB, UNIT)) * shift.max()
     assert found.measured_max == pytest.approx(shift.max(), rel=1e-13)
@@ -109,7 +113,7 @@ def test_equal_logits_diverge_by_nothing(rng, lengths):
         reference, _ = pairs(rng, 0)
         found = gather(scale * reference, scale * reference, lengths)
         assert found.measured_rel_l2 == found.measured_max == 0
-        assert 0 <= found.kl_max <= gamma(8 * VOCAB, UNIT) * scale * 50
+        assert 0 <= not_none(found.kl_max) <= gamma(8 * VOCAB, UNIT) * scale * 50
         assert found.argmax_flips == found.argmax_ties == 0
 
 
@@ -130,7 +134,7 @@ def test_lowest_index_wins_a_tie_and_ties_are_counted_apart(lengths):
     assert found.argmax_total == 6
     assert found.reference_ties == 1
     assert found.constant_tokens == 1
-    margins = found.margin_quantiles
+    margins = not_none(found.margin_quantiles)
     assert margins["0"] == 0.0
     assert margins["0.5"] == 3.0
 
@@ -152,9 +156,11 @@ def test_changed_tokens_are_those_of_two_argmaxes_however_many_tie(rng, lengths)
         assert found.argmax_ties == np.sum(apart)
         leaders = np.sum(reference == reference.max(-1, keepdims=True), axis=-1)
         assert found.reference_ties == np.sum(leaders > 1)
-        by_text = [text.argmax_flips for text in found.texts]
+        by_text = [text.argmax_flips for text in not_none(found.texts)]
         np.testing.assert_array_equal(by_text, np.sum(changed & ~apart, axis=1))
-        assert sum(text.argmax_ties for text in found.texts) == found.argmax_ties
+        assert (
+            sum(text.argmax_ties for text in not_none(found.texts)) == found.argmax_ties
+        )
         flips, ties = flips + found.argmax_flips, ties + found.argmax_ties
     assert min(flips, ties) > 20
 
@@ -175,8 +181,8 @@ def test_a_head_of_zeros_has_no_distance_and_every_logit_is_finite(lengths):
     for value in (0.0, 0.3):
         same = np.full((BATCH, SEQ, VOCAB), value)
         found = gather(same, same, lengths)
-        assert np.isnan(found.measured_rel_l2)
-        assert all(np.isnan(text.measured_rel_l2) for text in found.texts)
+        assert np.isnan(not_none(found.measured_rel_l2))
+        assert all(np.isnan(text.measured_rel_l2) for text in not_none(found.texts))
         assert found.kl_mean == pytest.approx(0.0, abs=gamma(8 * VOCAB, UNIT))
         assert found.argmax_flips == found.argmax_ties == 0
         assert found.non_finite == found.constant_tokens == 0
@@ -209,11 +215,11 @@ def test_overflowed_logits_are_infinitely_far(rng, lengths):
                 found = gather(reference, other, lengths)
             assert found.kl_max == np.inf
             assert found.kl_mean == np.inf
-            assert found.kl_by_position[2] == np.inf
-            finite = [k for i, k in enumerate(found.kl_by_position) if i != 2]
+            assert not_none(found.kl_by_position)[2] == np.inf
+            finite = [k for i, k in enumerate(not_none(found.kl_by_position)) if i != 2]
             assert np.isfinite(finite).all()
-            assert not np.isfinite(found.measured_max)
-            assert not np.isfinite(found.measured_rel_l2)
+            assert not np.isfinite(not_none(found.measured_max))
+            assert not np.isfinite(not_none(found.measured_rel_l2))
             assert (found.non_finite, found.reference_non_finite) == (1, 0)
 
 
@@ -254,7 +260,7 @@ def test_each_text_is_measured_as_if_it_were_alone(rng, lengths):
     reference, other = pairs(rng, 2.0)
     other[1] += 3.0 * rng.normal(size=other[1].shape)
     other[1, 2, 4] = other[1, 2].max()
-    texts = gather(reference, other, lengths).texts
+    texts = not_none(gather(reference, other, lengths).texts)
     assert len(texts) == BATCH
     for i, text in enumerate(texts):
         alone = gather(reference[i : i + 1], other[i : i + 1], lengths)

@@ -15,7 +15,7 @@ from lyapunov.questions._request import Request
 from oracles.checkpoints.mamba1 import save_transformers
 from oracles.networks.mamba1 import Sizes, random_weights
 
-from ..helpers import forget_programs, programs_compiled
+from ..helpers import forget_programs, not_none, programs_compiled
 from .conftest import SEQ, SIZES
 
 
@@ -100,7 +100,7 @@ def test_the_head_is_compiled_while_the_first_sublayers_run(checkpoint, monkeypa
         monkeypatch.setattr(_rehearsal, "CORES", 10**6)
         assert rehearsed(run_layers, *given, workers) is None
         monkeypatch.setattr(_rehearsal, "CORES", 1)
-        rehearsed(run_layers, *given, workers).result()
+        not_none(rehearsed(run_layers, *given, workers)).result()
         found.append("then")
         lyapunov.check(model, tokens, effort="quick")
     place = found.index("then")

@@ -22,6 +22,8 @@ from lyapunov.questions._reference_loss import (
 from oracles.checkpoints.mamba1 import save_transformers
 from oracles.networks.mamba1 import NumpyMamba, Sizes, random_weights
 
+from ..helpers import not_none
+
 
 HOME = Path(lyapunov.__file__).parent / "assets" / "mamba1-bytes"
 SEQ = 192
@@ -69,7 +71,7 @@ def test_the_loss_of_a_checkpoint_is_that_of_numpy(tmp_path, batch):
     tokens = np.random.default_rng(6).integers(0, sizes.vocab, (batch, 70))
     model = NumpyMamba(weights, sizes)
     expected = np.array([numpy_bits(model.logits(row), row) for row in tokens])
-    found = lyapunov.check(str(folder), tokens, measure="none").reference
+    found = not_none(lyapunov.check(str(folder), tokens, measure="none").reference)
     assert found.loss_bits_per_token == pytest.approx(expected.mean(), rel=1e-9)
     if batch > 1:
         assert found.by_text == pytest.approx(expected.mean(axis=1), rel=1e-9)
@@ -82,8 +84,8 @@ def test_the_loss_of_a_checkpoint_is_that_of_numpy(tmp_path, batch):
     decode = lyapunov.check(
         str(folder), tokens, mode="decode", measure="none", tokens_are_text=True
     )
-    assert decode.reference.loss_bits_per_token == found.loss_bits_per_token
-    assert decode.reference.judged
+    assert not_none(decode.reference).loss_bits_per_token == found.loss_bits_per_token
+    assert not_none(decode.reference).judged
 
 
 def test_a_loss_that_drifts_is_judged_all_the_same():
@@ -94,7 +96,7 @@ def test_a_loss_that_drifts_is_judged_all_the_same():
     def codes(mean):
         loss = reference_loss(mean + drift, ids, 256, is_text=True)
         assert loss.judged
-        assert loss.stderr_method.startswith("largest less smallest")
+        assert not_none(loss.stderr_method).startswith("largest less smallest")
         assert loss.stderr == pytest.approx(1.0, rel=0.02)
         return [f.code for f in loss_findings(loss)]
 
@@ -158,9 +160,9 @@ def test_what_the_loss_is_held_against():
     """Assert LYA016 above uniform by more than the error, LYA017 above the frequencies,
     nothing in a right one, in an untrained one and in what is no text."""
     codes = lambda loss, **more: [f.code for f in loss_findings(loss, **more)]
-    unigram = _loss(1, TEXT).unigram_bits
+    unigram = not_none(_loss(1, TEXT).unigram_bits)
     assert 4.2 < unigram < 5
-    error = _loss(1, TEXT).stderr
+    error = not_none(_loss(1, TEXT).stderr)
     assert codes(_loss(1.4, TEXT)) == []
     assert codes(_loss(unigram - 0.5, TEXT, spread=0)) == []
     # the text's own code lengths drift by 0.66 bits over its last three quarters
@@ -177,7 +179,7 @@ def test_what_the_loss_is_held_against():
         (_loss(np.nan, TEXT), "not finite"),
     ):
         assert codes(silent) == []
-        assert why in silent.reason
+        assert why in not_none(silent.reason)
 
 
 def test_ids_are_text_only_where_the_user_says_so(tmp_path):

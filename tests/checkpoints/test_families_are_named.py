@@ -178,7 +178,7 @@ def test_unknown_family_like_no_other(refused, saved, set_config):
 
 def test_model_without_ssm_layer(refused, tmp_path):
     """Assert that a Transformer of another family has no SSM layer."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "m")

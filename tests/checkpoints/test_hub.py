@@ -18,6 +18,8 @@ from lyapunov._errors import (
 )
 from lyapunov.checkpoints import open_checkpoint, recognise
 
+from ..helpers import not_none
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -61,7 +63,9 @@ def online(cache, monkeypatch):
         def model_info(self, name, revision=None, timeout=None):
             if error is not None:
                 raise error
-            files = [SimpleNamespace(rfilename=p.name) for p in folder.iterdir()]
+            files = [
+                SimpleNamespace(rfilename=p.name) for p in not_none(folder).iterdir()
+            ]
             return SimpleNamespace(sha=COMMIT, siblings=files)
 
         def download(name, filename, revision=None):

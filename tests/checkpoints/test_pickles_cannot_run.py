@@ -149,7 +149,7 @@ def test_storage_smaller_than_claimed(refused, mamba_ssm_saved):
     sizes = data.replace(b"K\x08", b"K\x09")
     assert sizes != data
     for changed in (sizes, data.replace(b"K\x08\x85", b"K\x09\x85")):
-        pickled(folder, changed, **{"data/0": b"\0" * 32})
+        pickled(folder, changed, zipfile.ZIP_STORED, **{"data/0": b"\0" * 32})
         refused(folder, CorruptCheckpointError, "'w'"[1:-1])
 
 
@@ -160,7 +160,9 @@ def test_zip_that_torch_did_not_write(refused, mamba_ssm_saved):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("thesis.txt", "hello")
     refused(folder, UnsupportedCheckpointError, "no data.pkl")
-    pickled(folder, b"\x80\x02}.", **{"constants.pkl": b"\x80\x02)."})
+    pickled(
+        folder, b"\x80\x02}.", zipfile.ZIP_STORED, **{"constants.pkl": b"\x80\x02)."}
+    )
     refused(folder, UnsupportedCheckpointError, "TorchScript")
 
 

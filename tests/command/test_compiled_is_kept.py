@@ -11,6 +11,8 @@ import pytest
 from lyapunov.command import _compile_cache
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
 
+from ..helpers import not_none
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
@@ -23,12 +25,12 @@ def home(tmp_path, monkeypatch):
 
 def test_it_lies_in_the_cache_folder_for_its_user_alone(home, monkeypatch):
     """Assert the place, with and without XDG's variable, and the modes."""
-    folder = where_compiled_is_kept().folder
+    folder = not_none(where_compiled_is_kept().folder)
     assert folder.parent == home / ".cache/lyapunov-check/compiled"
     for path in (folder, folder.parent, folder.parent.parent):
-        assert path.stat().st_mode & 0o777 == 0o700
+        assert not_none(path).stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
-    assert where_compiled_is_kept().folder.is_relative_to(home / "elsewhere")
+    assert not_none(where_compiled_is_kept().folder).is_relative_to(home / "elsewhere")
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
     assert where_compiled_is_kept().folder == folder
 
@@ -63,7 +65,7 @@ def read_only(home, monkeypatch):
 
 
 def others_write(home, monkeypatch):
-    (where_compiled_is_kept().folder.parent).chmod(0o777)
+    (not_none(where_compiled_is_kept().folder).parent).chmod(0o777)
     return "chmod 700"
 
 
@@ -78,7 +80,7 @@ def somebody_elses(home, monkeypatch):
 
 
 def a_link(home, monkeypatch):
-    folder = where_compiled_is_kept().folder
+    folder = not_none(where_compiled_is_kept().folder)
     folder.rmdir()
     (home / "target").mkdir(mode=0o700)
     folder.symlink_to(home / "target")

@@ -11,6 +11,8 @@ import pytest
 
 from lyapunov.command._interrupt import interruptible
 
+from ..helpers import not_none
+
 
 COMMAND = """
 import signal, sys, threading
@@ -71,7 +73,7 @@ def started(work: str, *arguments: str, more: str = "") -> subprocess.Popen:
         text=True,
         env=environment | {"JAX_PLATFORMS": "cpu"},
     )
-    for line in process.stderr:
+    for line in not_none(process.stderr):
         if line == "compiling\n":
             return process
     raise AssertionError(process.wait())
@@ -101,7 +103,7 @@ def test_a_second_one_does_not_wait_for_the_first():
     )
     process = started(POOL, "model", "other", more=slow)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "stopping\n"
+    assert not_none(process.stderr).readline() == "stopping\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)

@@ -17,6 +17,8 @@ import pytest
 from lyapunov._errors import CheckpointNotFoundError, MissingExtraError
 from lyapunov.report.json import schema
 
+from ..helpers import not_none
+
 
 LOST = CheckpointNotFoundError("no such path: lost", hint="look for it")
 
@@ -276,10 +278,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     # 100 kB, of which a pipe holds 64
     more = "fake.default = conftest.example.example_report(1200)"
     process = _alone(more, "model", "-o", tmp_path / "r.json")
-    process.stdout.read(10)
-    process.stdout.close()
-    errors = process.stderr.read().decode()
-    process.stderr.close()
+    not_none(process.stdout).read(10)
+    not_none(process.stdout).close()
+    errors = not_none(process.stderr).read().decode()
+    not_none(process.stderr).close()
     assert process.wait(60) == 0, errors
     assert "Traceback" not in errors
     assert "Broken" not in errors
@@ -299,7 +301,7 @@ def test_ctrl_c_while_writing_leaves_nothing_half(tmp_path):
     os.fsync = slow
     """
     process = _alone(more, "model", "-q", "-o", target)
-    assert process.stderr.readline() == b"writing\n"
+    assert not_none(process.stderr).readline() == b"writing\n"
     assert len(list(tmp_path.iterdir())) == 2
     started = time.monotonic()
     process.send_signal(signal.SIGINT)

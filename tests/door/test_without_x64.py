@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def of_a_model() -> list:
     found += [model.final_norm().weight, model.logits(TOKENS[0])]
     (execution,) = executions_for(model.config, ["bf16"])
     runner = implementations.Emulated(execution)
-    *_, head = lyapunov.trace(model, TOKENS, runner=runner)
+    head: Any = list(lyapunov.trace(model, TOKENS, runner=runner))[-1]
     return [*found, head.residual, head.hidden, head.logits(0, 8)]
 
 

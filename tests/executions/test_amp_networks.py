@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from lyapunov._errors import UsageError
 from lyapunov.formats import BF16, FP32
 from lyapunov.implementations import executions_for
 from lyapunov.implementations._autocast import CAST, KEPT, autocast_parameters
+from lyapunov.implementations._trace import SublayerRecord
 from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from lyapunov.sublayers.kinds import KINDS
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
@@ -129,13 +131,13 @@ class UnderAutocast(TransformersNetwork):
 
     def __init__(self, execution, network):
         super().__init__(execution)
-        self._network = network
+        self._under: Any = network
 
     def built(self, model):
         import torch
 
-        run = torch.autocast("cpu", torch.bfloat16)(self._network.forward)
-        network = self._network
+        run = torch.autocast("cpu", torch.bfloat16)(self._under.forward)
+        network = self._under
 
         class Cast(torch.nn.Module):
             def named_modules(self, *_, **__):
@@ -149,7 +151,7 @@ class UnderAutocast(TransformersNetwork):
     def trace(self, model, tokens):
         """As hooks see it, but for the norm: what products read of it is a cast."""
         for record in super().trace(model, tokens):
-            if hasattr(record, "stored") and "norm" in record.stored:
+            if isinstance(record, SublayerRecord) and "norm" in record.stored:
                 own = self.execution.of(record.kind).sites["norm"]
                 cast = np.asarray(record.stored["norm"])
                 if own == BF16:

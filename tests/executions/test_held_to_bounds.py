@@ -11,7 +11,7 @@ from lyapunov.results import _check as _results
 from oracles.checkpoints.hard import SEQ, SIZES
 from oracles.checkpoints.mamba1 import save_transformers
 
-from ..helpers import gamma
+from ..helpers import gamma, not_none
 
 
 KINDS = ["plain", "outliers", "dt", "A", "repeated"]
@@ -56,15 +56,15 @@ def test_no_element_exceeds_its_bound(checkpoint, kind, precision, measure):
             continue
         # the sums of squares of up to 1e4 elements, in fp64
         slack = 1 - gamma(20_000, 2.0**-53) - 2.0**-20
-        assert layer.bound_t1_l2 >= layer.local_l2 * slack
-        assert layer.bound_t1_ratio >= slack
-        for site, ratio in layer.bound_t0.items():
+        assert not_none(layer.bound_t1_l2) >= not_none(layer.local_l2) * slack
+        assert not_none(layer.bound_t1_ratio) >= slack
+        for site, ratio in not_none(layer.bound_t0).items():
             assert ratio >= slack, (site, ratio)
             if precision != "fp32" and site != "residual":
                 most = MOST[measure].get(site, 0) if kind != "overflow" else math.inf
                 assert ratio <= max(most, UNFUSED), (layer.layer, site, ratio)
     expected = SEQ * SIZES.d_model
-    assert all(layer.elements_total > 4 * expected for layer in run.layers)
+    assert all(not_none(layer.elements_total) > 4 * expected for layer in run.layers)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -74,7 +74,7 @@ def test_no_element_exceeds_its_bound_on_other_weights(checkpoint, seed):
     for precision in ("bf16", "fp16", "bf16-cast"):
         for layer in check(folder, tokens, precision).precisions[0].layers:
             assert layer.violations == 0, layer.first_violation
-            assert 1 <= layer.bound_t1_ratio <= 60
+            assert 1 <= not_none(layer.bound_t1_ratio) <= 60
 
 
 @pytest.mark.slow
@@ -95,11 +95,11 @@ def test_overflow_in_fp16_is_seen_and_is_no_violation(checkpoint, measure):
     report = check(folder, tokens, "fp16", measure)
     first, second = report.precisions[0].layers
     assert first.non_finite == 0
-    assert math.isfinite(first.bound_t1_l2)
+    assert math.isfinite(not_none(first.bound_t1_l2))
     assert second.non_finite > 0
     assert second.violations == 0
-    assert not math.isfinite(second.bound_t1_l2)
-    assert not math.isfinite(report.precisions[0].output.kl_max)
+    assert not math.isfinite(not_none(second.bound_t1_l2))
+    assert not math.isfinite(not_none(report.precisions[0].output.kl_max))
     # and in bf16 the same network stays finite
     for layer in check(folder, tokens, "bf16", measure).precisions[0].layers:
         assert layer.non_finite == layer.violations == 0
@@ -129,7 +129,7 @@ def test_rounding_weights_is_nothing_where_they_are_stored_rounded(checkpoint):
     folder, _, tokens = checkpoint("plain")
     for precision in ("bf16", "fp16"):
         for layer in check(folder, tokens, precision).precisions[0].layers:
-            assert layer.weights_l2 > 0
+            assert not_none(layer.weights_l2) > 0
     for layer in check(folder, tokens, "fp32").precisions[0].layers:
         assert layer.weights_l2 == 0.0
 
@@ -143,7 +143,7 @@ def test_the_cast_variant_pays_for_A_log_and_D(checkpoint, tmp_path):
     folder = save_transformers(tmp_path / "model", weights | kept, SIZES)
     for precision, pays in (("bf16", False), ("bf16-cast", True)):
         for layer in check(folder, tokens, precision).precisions[0].layers:
-            assert (layer.weights_l2 > 0) == pays
+            assert (not_none(layer.weights_l2) > 0) == pays
             assert layer.violations == 0
 
 
@@ -152,8 +152,10 @@ def test_ratios_are_what_they_are_named(checkpoint):
     folder, _, tokens = checkpoint("plain")
     for layer in check(folder, tokens, "bf16").precisions[0].layers:
         assert isinstance(layer, _results.LayerDivergence)
-        assert layer.bound_t1_ratio == layer.bound_t1_l2 / layer.local_l2
-        assert layer.bound_t0_ratio == min(layer.bound_t0.values())
+        assert layer.bound_t1_ratio == not_none(layer.bound_t1_l2) / not_none(
+            layer.local_l2
+        )
+        assert layer.bound_t0_ratio == min(not_none(layer.bound_t0).values())
 
 
 def test_subnormal_embeddings_are_held_to_their_bound(checkpoint, tmp_path):

@@ -17,6 +17,8 @@ from oracles.checkpoints.hard import SEQ, SIZES
 from oracles.checkpoints.mamba1 import save_transformers
 from oracles.networks.mamba1 import NumpyMamba, random_weights
 
+from ..helpers import not_none
+
 
 MEASURES = ["emulated", "transformers"]
 UNTIED = SIZES._replace(tied=False)
@@ -76,14 +78,17 @@ def test_overflow_leaves_elements_without_a_bound(checkpoint, measure):
     first, second = report.precisions[0].layers
     assert first.elements_unbounded == 0
     assert first.unbounded == {}
-    assert first.elements_bounded == first.elements_total > 0
-    assert 0 < second.elements_unbounded < second.elements_total
-    assert second.elements_bounded + second.elements_unbounded == second.elements_total
-    assert 0 < second.unbounded["sublayer output"] <= 1
+    assert first.elements_bounded == not_none(first.elements_total) > 0
+    assert 0 < not_none(second.elements_unbounded) < not_none(second.elements_total)
+    assert (
+        not_none(second.elements_bounded) + not_none(second.elements_unbounded)
+        == second.elements_total
+    )
+    assert 0 < not_none(second.unbounded)["sublayer output"] <= 1
     # what overflowed has no bound: it neither holds nor fails
-    assert second.elements_unbounded >= second.non_finite > 0
+    assert not_none(second.elements_unbounded) >= second.non_finite > 0
     assert second.violations == 0
-    assert 0 < report.summary.bounded_share < 1
+    assert 0 < not_none(report.summary.bounded_share) < 1
     text = to_table(report, width=120)
     assert f"{second.elements_unbounded:,} of" in text
     assert "elements have no finite bound" in text
@@ -98,7 +103,7 @@ def test_a_head_of_zeros_is_finite_and_holds(tmp_path, tokens, probes):
     save_transformers(tmp_path / "model", weights, UNTIED)
     report = check(tmp_path / "model", tokens, probes=probes)
     output = report.precisions[0].output
-    assert np.isnan(output.measured_rel_l2)
+    assert np.isnan(not_none(output.measured_rel_l2))
     assert output.kl_mean == output.kl_max == output.measured_max == 0
     assert output.argmax_flips == output.constant_tokens == output.non_finite == 0
     assert output.reference_ties == SEQ
@@ -113,7 +118,7 @@ def test_a_head_of_zeros_is_finite_and_holds(tmp_path, tokens, probes):
     assert output.sigma_t3 is output.estimate_t2 is output.weights_rel_l2 is None
     assert output.sigma_by_site is None
     if probes:
-        assert "one value a token" in output.sigma_withheld
+        assert "one value a token" in not_none(output.sigma_withheld)
     text = " ".join(to_table(report, width=200).split())
     assert "no relative distance" in text
     for wrong in ("not finite", "overflow", "limit: the head"):

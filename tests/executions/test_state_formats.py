@@ -15,6 +15,7 @@ from lyapunov.implementations import (
 from lyapunov.questions._cause import StateFacts, state_cause, state_facts
 from lyapunov.sublayers import Mamba1Sizes, NetworkConfig
 
+from ..helpers import not_none
 from .conftest import SLOW_KINDS
 
 
@@ -60,7 +61,7 @@ def test_no_element_exceeds_its_bound(checkpoint, kind, cache):
     for layer in run.layers:
         assert layer.violations == 0, (kind, layer.first_violation)
         if not layer.non_finite:
-            assert layer.bound_t1_ratio >= 1 - 2.0**-20
+            assert not_none(layer.bound_t1_ratio) >= 1 - 2.0**-20
 
 
 def test_bounds_of_a_rounded_state_are_tight(checkpoint):
@@ -68,7 +69,7 @@ def test_bounds_of_a_rounded_state_are_tight(checkpoint):
     folder, _, tokens = checkpoint("plain")
     for cache in ("bf16", "fp8_e4m3"):
         for layer in check(folder, tokens, cache).precisions[0].layers:
-            assert layer.bound_t0["gated"] < 1.1, cache
+            assert not_none(layer.bound_t0)["gated"] < 1.1, cache
 
 
 def test_an_overflowing_e4m3_state_has_no_finite_bound(checkpoint):
@@ -78,7 +79,7 @@ def test_an_overflowing_e4m3_state_has_no_finite_bound(checkpoint):
     layer = run.layers[0]
     assert layer.non_finite > 0
     assert layer.violations == 0
-    assert not np.isfinite(layer.bound_t1_l2)
+    assert not np.isfinite(not_none(layer.bound_t1_l2))
     # under a scale nothing overflows
     for layer in check(folder, tokens, "fp8_e4m3-scaled").precisions[0].layers:
         assert layer.non_finite == layer.violations == 0
@@ -177,28 +178,36 @@ def test_causes_are_read_off_the_reference(checkpoint):
     form = state_format_named("fp8_e4m3")
     runner = Reference((form.unit_roundoff,), (form.smallest_normal,))
     record = next(lyapunov.trace(model, tokens, runner=runner))
-    facts = state_facts(record)
-    assert 0 < facts.underflow <= 1
-    assert 0 <= facts.stagnation <= 1
+    facts = not_none(state_facts(record))
+    assert 0 < not_none(facts.underflow) <= 1
+    assert 0 <= not_none(facts.stagnation) <= 1
     assert state_cause("fp32", [facts]) is None
 
     def cause(name, largest=1.0, underflow=0.0, stagnation=0.0, **known):
         fact = StateFacts(3, largest, underflow, stagnation)
         return state_cause(name, [fact], **known)
 
-    assert cause("fp8_e4m3", largest=1e3).startswith("range: states of layer 3 reach")
-    assert cause("fp8_e4m3", underflow=0.8).startswith("range: up to 80%")
-    assert cause("fp8_e4m3-scaled", largest=1e3, underflow=0.8).startswith("mantissa")
-    assert cause("bf16", stagnation=0.3).startswith("stagnation: 30%")
-    assert cause("bf16-stochastic", stagnation=0.3).startswith("mantissa")
-    assert cause("fp16").startswith("mantissa: fp16 keeps 11 bits")
+    assert not_none(cause("fp8_e4m3", largest=1e3)).startswith(
+        "range: states of layer 3 reach"
+    )
+    assert not_none(cause("fp8_e4m3", underflow=0.8)).startswith("range: up to 80%")
+    assert not_none(cause("fp8_e4m3-scaled", largest=1e3, underflow=0.8)).startswith(
+        "mantissa"
+    )
+    assert not_none(cause("bf16", stagnation=0.3)).startswith("stagnation: 30%")
+    assert not_none(cause("bf16-stochastic", stagnation=0.3)).startswith("mantissa")
+    assert not_none(cause("fp16")).startswith("mantissa: fp16 keeps 11 bits")
     # integers follow the largest state, and have no subnormals
-    assert cause("int8-scaled", largest=1e9, underflow=0.9).startswith(
+    assert not_none(cause("int8-scaled", largest=1e9, underflow=0.9)).startswith(
         "mantissa: int8 keeps 127 steps"
     )
-    assert cause("int8-scaled", stagnation=0.3).endswith("below half a step of int8")
-    drawn = cause("int16-scaled-stochastic", stagnation=0.3)
+    assert not_none(cause("int8-scaled", stagnation=0.3)).endswith(
+        "below half a step of int8"
+    )
+    drawn = not_none(cause("int16-scaled-stochastic", stagnation=0.3))
     assert drawn.startswith("mantissa: int16 keeps 32767 steps")
-    assert cause("bf16", moved=False).startswith("the model")
-    assert cause("bf16", stagnation=0.3, state_share=0.1).startswith("the model")
-    assert cause("fp8_e4m3", largest=np.nan).startswith("range")
+    assert not_none(cause("bf16", moved=False)).startswith("the model")
+    assert not_none(cause("bf16", stagnation=0.3, state_share=0.1)).startswith(
+        "the model"
+    )
+    assert not_none(cause("fp8_e4m3", largest=np.nan)).startswith("range")

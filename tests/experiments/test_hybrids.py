@@ -15,6 +15,7 @@ from experiments.trained.export import write_checkpoint
 from experiments.trained.long_tasks import QUERIES, TASKS, episodes
 from experiments.trained.networks import fresh
 
+from ..helpers import not_none
 from .finetuned import byte_pairs
 from .small import SHAPES
 
@@ -32,7 +33,7 @@ def told(text, answers):
         else:
             key = before[before.rindex("?") + 1 : -1]
             sep = "}" if text.startswith(b"{") else "?"
-            yield re.search(rf"\b{key}:(\d+)", before[: before.index(sep)])[1]
+            yield not_none(re.search(rf"\b{key}:(\d+)", before[: before.index(sep)]))[1]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -151,7 +152,7 @@ def test_differences_are_of_the_same_tasks_and_contexts():
     short, note = difference(rows, "hybrid", "mamba2", False)
     assert note == "interval over episodes, 1 against 1"
     assert short.value == pytest.approx(100 * (0.5 + 0.25) / 2)
-    assert short.low < short.value < short.high
+    assert not_none(short.low) < short.value < not_none(short.high)
     assert short.n == 1
     long, _ = difference(rows, "hybrid", "mamba2", True)
     assert (long.value, long.low, long.high) == (-100, -100, -100)
@@ -178,12 +179,12 @@ def test_several_models_of_a_kind_are_what_the_interval_is_over():
 
 def test_a_single_model_borrows_the_spread_of_the_others():
     """Assert Student's interval in closed form: 2 models, 1 degree of freedom."""
-    found = over_models([90.0, 70.0], [50.0])
+    found = not_none(over_models([90.0, 70.0], [50.0]))
     half = 12.706205 * 200**0.5 * 1.5**0.5
     assert (found.value, found.n) == (30, 1)
     assert found.low == pytest.approx(30 - half, rel=1e-6)
-    other = over_models([50.0], [90.0, 70.0])
-    assert (other.value, other.high) == (-30, pytest.approx(-found.low))
+    other = not_none(over_models([50.0], [90.0, 70.0]))
+    assert (other.value, other.high) == (-30, pytest.approx(-not_none(found.low)))
     assert over_models([50.0], [90.0]) is None
 
 

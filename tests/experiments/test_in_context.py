@@ -25,6 +25,7 @@ from experiments.shots.page import right_of
 from experiments.shots.scoring import answered, log_likelihoods
 from experiments.trained.tasks import GROUPS
 
+from ..helpers import not_none
 from .finetuned import KINDS, checkpoint, corpus
 
 
@@ -57,8 +58,8 @@ def answer_of(one) -> str:
         labels = {label for word, label in shown if set(word) <= set(group)}
         return labels.pop() if len(labels) == 1 else f"{labels}"
     if one.task == "numbers":
-        n = int(re.search(r"Ann has (\d+)", one.prompt)[1])
-        letter = re.search(rf"([A-D])\. {3 * n}\n", one.prompt)[1]
+        n = int(not_none(re.search(r"Ann has (\d+)", one.prompt))[1])
+        letter = not_none(re.search(rf"([A-D])\. {3 * n}\n", one.prompt))[1]
         return f" {letter}"
     given = one.prompt.split("### Input:\n")[1].split("\n")[0]
     if one.task == "repeat":

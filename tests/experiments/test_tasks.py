@@ -12,6 +12,8 @@ import pytest
 from experiments.trained import tasks
 from experiments.trained.data import Mixture
 
+from ..helpers import not_none
+
 
 ALPHABET = b"abcdefghijklmnopqrstuvwx"
 WINDOWS, LENGTH = 6, 1024
@@ -97,7 +99,7 @@ def test_labels_are_drawn_anew_and_announced():
     seen, shares = {}, []
     for window in tasks.unseen("held_out", "classify", 40, LENGTH):
         for line in window.text.split(b"\n")[:-1]:
-            header = re.match(rb"\[([A-Z]+)\]", line)[1]
+            header = not_none(re.match(rb"\[([A-Z]+)\]", line))[1]
             shares.append(1 / len(header))
             for word, label in re.findall(rb" ([a-x]{4})=([A-Z])", line):
                 assert label in header

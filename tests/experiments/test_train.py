@@ -16,6 +16,7 @@ from experiments.trained import loop, networks, resume
 from experiments.trained.export import finish
 from studies.problems import Problem
 
+from ..helpers import not_none
 from .small import SHAPES, corpus, settings
 
 
@@ -50,11 +51,11 @@ def test_a_run_that_was_cut_is_the_run_that_was_not(tmp_path, kind):
     cut = tmp_path / "cut"
     for where in (1, 3, 5):  # between validations, and once before any
         assert run(cut, given, lambda step, where=where: step == where) is None
-    parts = run(cut, given)
+    parts = not_none(run(cut, given))
     same(whole, parts)
     assert [row["step"] for row in parts.history] == [2, 4, 6]
     last = [
-        resume.load(tmp_path / name, vars(given))["weights"]
+        not_none(resume.load(tmp_path / name, vars(given)))["weights"]
         for name in ("whole", "cut")
     ]
     for name, value in last[0].items():
@@ -64,10 +65,10 @@ def test_a_run_that_was_cut_is_the_run_that_was_not(tmp_path, kind):
 def test_dropouts_generator_is_part_of_the_state(tmp_path, monkeypatch):
     """Assert that a run which forgets it ends elsewhere: the test above would see."""
     given = settings("gpt_neox")
-    whole = run(tmp_path / "whole", given)
+    whole = not_none(run(tmp_path / "whole", given))
     run(tmp_path / "cut", given, lambda step: step == 3)
     monkeypatch.setattr(resume, "set_generators", lambda states, device: None)
-    other = run(tmp_path / "cut", given)
+    other = not_none(run(tmp_path / "cut", given))
     assert any(not torch.equal(v, other.best[k]) for k, v in whole.best.items())
 
 
@@ -76,7 +77,7 @@ def test_the_loss_falls(tmp_path):
     given = settings(
         "gpt_neox", steps=60, every=30, share=0.25, dropout=0.0, learning_rate=2e-2
     )
-    outcome = run(tmp_path / "run", given)
+    outcome = not_none(run(tmp_path / "run", given))
     first, last = (row["validation_bits_per_byte"] for row in outcome.history)
     assert last < first < 8
     assert last < 3
@@ -140,7 +141,7 @@ def test_a_write_that_fails_leaves_the_old_state(cut, monkeypatch):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     given = settings("gpt_neox")
-    outcome = run(folder, given)
+    outcome = not_none(run(folder, given))
     network = networks.fresh(SHAPES["gpt_neox"], 0.0, CPU)
     record = finish(corpus(), network, given, outcome, "a command", folder, CPU)
     return folder, outcome, record
@@ -237,7 +238,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path, monkeypatch, capsys, rest, 
 def test_matrices_are_kept_in_bf16_if_asked(tmp_path):
     """Assert formats on disk, that the rounded weights were judged, and the card."""
     given = settings("gpt_neox")
-    outcome = run(tmp_path, given)
+    outcome = not_none(run(tmp_path, given))
     network = networks.fresh(SHAPES["gpt_neox"], 0.0, CPU)
     record = finish(
         corpus(), network, given, outcome, "a command", tmp_path, CPU, matrices="bf16"

@@ -12,6 +12,8 @@ around the true coverage, so that what is within half a point of 95 % passes 93.
     skew tent             95.59  95.16  95.85  95.73
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def autoregression(rng, method, rho, tokens=TOKENS):
     """Gaussian log decays around -1, correlated by rho from token to token."""
     noise = rng.normal(size=(RUNS, tokens))
     noise[:, 1:] *= np.sqrt(1 - rho**2)  # stationary from the first token
-    series = signal.lfilter([1.0], [1.0, -rho], noise, axis=1)
+    series: Any = signal.lfilter([1.0], [1.0, -rho], noise, axis=1)
     return of_decays(-1 + 0.3 * series, method), [-1.0]
 
 

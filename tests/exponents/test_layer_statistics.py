@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from ..helpers import not_none
 from .tolerance import tolerance
 
 
@@ -54,11 +55,11 @@ def test_memory_is_minus_one_over_the_exponent():
     """Assert the quantiles over channels and states, and the flag beyond the sample."""
     dt, A = layer(1)
     exponents = dt.mean(axis=(0, 1))[:, None] * A
-    found = row(dt, A).memory_tokens
+    found = not_none(row(dt, A).memory_tokens)
     wanted = np.quantile(-1 / exponents, [0.5, 0.9, 1])
     assert [found.p50, found.p90, found.max] == pytest.approx(wanted, rel=1e-14)
     assert found.exceeds_sample == (wanted[2] > 60)
-    slow = row(np.full((1, 10, 2), 1e-3), -np.ones((2, 2))).memory_tokens
+    slow = not_none(row(np.full((1, 10, 2), 1e-3), -np.ones((2, 2))).memory_tokens)
     assert slow.exceeds_sample
     assert slow.max == pytest.approx(1000)
 
@@ -69,26 +70,26 @@ def test_exponent_zero_has_null_memory():
     dt[:, :, 1] = 0
     found = row(dt, -np.ones((3, 1)))
     assert found.max == 0
-    assert found.memory_tokens.max is None
-    assert found.memory_tokens.exceeds_sample
+    assert not_none(found.memory_tokens).max is None
+    assert not_none(found.memory_tokens).exceeds_sample
     assert found.decay_max == 1
-    assert found.decay_is_one["bf16"] == pytest.approx(1 / 3)
+    assert not_none(found.decay_is_one)["bf16"] == pytest.approx(1 / 3)
 
 
 def test_infinite_rates_are_counted_and_leave_min_finite():
     """Assert that -inf is counted, and that min is over the finite."""
     found = row(np.ones((1, 30, 2)), np.array([[-1.0, -np.inf], [-2.0, -3.0]]))
     assert (found.max, found.min, found.n_minus_inf) == (-1, -3, 1)
-    assert found.quantiles[0] == -np.inf
-    assert found.memory_tokens.p50 is not None
-    assert not any(map(math.isnan, found.quantiles))
+    assert not_none(found.quantiles)[0] == -np.inf
+    assert not_none(found.memory_tokens).p50 is not None
+    assert not any(map(math.isnan, not_none(found.quantiles)))
 
 
 def test_nan_in_dt_shows_as_nan():
     """Assert that a NaN is not lost in a maximum."""
     dt, A = layer()
     dt[0, 3, 2] = np.nan
-    assert math.isnan(row(dt, A).max)
+    assert math.isnan(not_none(row(dt, A).max))
 
 
 @pytest.mark.parametrize("name", list(DTYPES))
@@ -101,9 +102,9 @@ def test_decays_counted_as_one_and_zero_are_those_that_round_there(name):
     rounded = a.astype(DTYPES[name]).astype(np.float64)
     found = row(dt, A, formats=[name])
     unsure = np.count_nonzero((near > 0) & _on_tie(a, name)) / a.size
-    assert abs(found.decay_is_one[name] - np.mean(rounded == 1)) <= unsure
-    assert abs(found.decay_is_zero[name] - np.mean(rounded == 0)) <= unsure
-    assert 0 < found.decay_is_one[name] < 1
+    assert abs(not_none(found.decay_is_one)[name] - np.mean(rounded == 1)) <= unsure
+    assert abs(not_none(found.decay_is_zero)[name] - np.mean(rounded == 0)) <= unsure
+    assert 0 < not_none(found.decay_is_one)[name] < 1
 
 
 def _on_tie(a, name):
@@ -149,7 +150,7 @@ def test_histogram_counts_decays_between_its_edges():
     """Assert the shares against numpy's histogram of every decay."""
     dt, A = layer(4)
     a = np.exp(dt[..., None] * A)
-    found = row(dt, A).decay_histogram
+    found = not_none(row(dt, A).decay_histogram)
     edges, share = np.array(found["edges"]), np.array(found["share"])
     assert len(edges) == len(share) + 1
     assert (edges[0], edges[-1]) == (0, 1)
@@ -163,7 +164,7 @@ def test_histogram_of_a_large_layer_is_a_fair_sample():
     rng = np.random.default_rng(0)
     dt = np.exp(rng.normal(-2, 2, (1, 256, 128))) * np.exp(rng.normal(size=128))
     A = -np.arange(1, 17.0) * np.exp(rng.normal(size=(128, 1)))
-    found = row(dt, A).decay_histogram
+    found = not_none(row(dt, A).decay_histogram)
     counts, _ = np.histogram(np.exp(dt[..., None] * A), found["edges"])
     # dt is shared by 16 states: about 12,000 independent draws
     assert np.abs(np.array(found["share"]) - counts / counts.sum()).max() < 4 / 110
@@ -172,14 +173,14 @@ def test_histogram_of_a_large_layer_is_a_fair_sample():
 def test_finite_time_exponents_are_windows_of_the_sequence():
     """Assert ends and values of at most 64 windows, the last one shorter."""
     dt, A = layer(5, seq=150)
-    found = row(dt, A).finite_time
+    found = not_none(row(dt, A).finite_time)
     ends = found["token"]
     assert ends == [*range(3, 151, 3)]
     for start, end, value in zip([0, *ends], ends, found["max"], strict=False):
         window = dt[:, start:end].mean(axis=(0, 1))[:, None] * A
         assert value == pytest.approx(window.max(), rel=tolerance(20))
-    assert len(row(*layer(5, seq=1)).finite_time["token"]) == 1
-    assert row(*layer(5, seq=1000)).finite_time["token"][-1] == 1000
+    assert len(not_none(row(*layer(5, seq=1)).finite_time)["token"]) == 1
+    assert not_none(row(*layer(5, seq=1000)).finite_time)["token"][-1] == 1000
 
 
 def test_stderr_from_eight_sequences_up_is_that_of_their_means():
@@ -190,7 +191,7 @@ def test_stderr_from_eight_sequences_up_is_that_of_their_means():
     means = dt[:, :, i].mean(axis=1) * A[i, n]
     found = row(dt, A)
     assert found.stderr == pytest.approx(means.std(ddof=1) / 3, rel=1e-12)
-    assert "9 sequence means" in found.stderr_method
+    assert "9 sequence means" in not_none(found.stderr_method)
 
 
 def test_stderr_of_one_sequence_is_that_of_its_slowest_cosines():
@@ -206,14 +207,14 @@ def test_stderr_of_one_sequence_is_that_of_its_slowest_cosines():
     variance = low + 2.5 * max(low - high, 0)
     found = row(dt, A)
     assert found.stderr == pytest.approx(np.sqrt(variance / 450), rel=1e-9)
-    assert "12 slowest cosines along 450 tokens" in found.stderr_method
+    assert "12 slowest cosines along 450 tokens" in not_none(found.stderr_method)
 
 
 def test_stderr_is_null_under_eighty_tokens_and_says_so():
     """Assert null for 79 tokens, and a value where batch makes up for it."""
     found = row(*layer(8, batch=1, seq=79))
     assert found.stderr is None
-    assert "fewer than 80" in found.stderr_method
+    assert "fewer than 80" in not_none(found.stderr_method)
     assert row(*layer(8, batch=2, seq=79)).stderr is not None
 
 
@@ -270,8 +271,8 @@ def test_log_decays_are_taken_as_they_are():
         assert getattr(one, name) == pytest.approx(wanted, rel=tolerance(200)), name
     assert one.decay_is_one == other.decay_is_one
     assert one.decay_is_zero == other.decay_is_zero
-    assert one.finite_time["max"] == pytest.approx(
-        other.finite_time["max"], rel=tolerance(20)
+    assert not_none(one.finite_time)["max"] == pytest.approx(
+        not_none(other.finite_time)["max"], rel=tolerance(20)
     )
 
 

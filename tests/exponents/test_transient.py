@@ -166,7 +166,7 @@ def test_kreiss_matrix_theorem(seed):
     powers, power = [1.0], np.eye(d)
     for _ in range(300):
         power = A @ power
-        powers.append(np.linalg.norm(power, 2))
+        powers.append(float(np.linalg.norm(power, 2)))
     assert found.lower <= max(powers) * (1 + 1e-12)
     assert max(powers) <= math.e * d * found.value
     assert found.lower >= found.value * (1 - 1e-6)

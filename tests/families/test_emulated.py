@@ -15,6 +15,8 @@ from oracles.checkpoints.mamba_ssm import (
 )
 from oracles.checkpoints.megatron import SIZES, tensors
 
+from ..helpers import not_none
+
 
 NAMES = [
     pytest.param("attention with a convolution", marks=pytest.mark.slow),
@@ -44,9 +46,12 @@ def hold(model, rng, mode):
         assert len(precision.layers) == len(model.sublayers)
         for row in precision.layers:
             assert row.violations == 0, (precision.precision, row.layer, row.kind)
-            assert row.elements_total > 0
-            assert 1.0 - 1e-4 <= row.bound_t1_ratio < 100, (row.layer, row.kind)
-            assert np.isfinite(row.bound_t1_l2)
+            assert not_none(row.elements_total) > 0
+            assert 1.0 - 1e-4 <= not_none(row.bound_t1_ratio) < 100, (
+                row.layer,
+                row.kind,
+            )
+            assert np.isfinite(not_none(row.bound_t1_l2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,6 +21,7 @@ from lyapunov.sublayers import KINDS
 from lyapunov.sublayers.groups import rounded_group
 from lyapunov.sublayers.sites import FLOW_ORDER
 
+from ..helpers import not_none
 from . import pretend_kind
 from .pretend_kind import LeakyImplementation, LeakySublayer
 
@@ -84,7 +85,7 @@ def test_a_check_holds_it_to_bounds(stored):
     (row,) = report.precisions[0].layers
     assert row.kind == "leaky"
     assert row.violations == 0
-    assert row.elements_bounded == row.elements_total > 0
+    assert row.elements_bounded == not_none(row.elements_total) > 0
     assert row.local_max is not None
     assert row.bound_t1_ratio is not None
     assert row.local_max > 0.0
@@ -96,7 +97,9 @@ def test_a_check_holds_it_to_bounds(stored):
     assert sorted(change.rounded) == sorted(
         f"leaky.{name}" for name in ("norm", "leaky_in", "leak", "leaky_out")
     )
-    assert all(one.violations == 0 < one.elements_total for one in change.layers)
+    assert all(
+        one.violations == 0 < not_none(one.elements_total) for one in change.layers
+    )
     for form in (to_table, to_markdown, to_html):
         assert "leaky" in form(report)
 
@@ -113,7 +116,7 @@ def test_what_stores_in_a_coarser_format_is_told(stored, monkeypatch):
         **BOUNDS_ALONE,
     )
     (row,) = found.precisions[0].layers
-    assert row.violations > 0
+    assert not_none(row.violations) > 0
     assert row.first_violation is not None
     assert row.first_violation["tensor"] == "leaky_in"
     assert found.summary.exit_code == 1

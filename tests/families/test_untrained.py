@@ -14,6 +14,8 @@ from lyapunov.sublayers.kinds import KINDS
 from oracles.checkpoints.configurations import CONFIGURATIONS, SMALL
 from oracles.checkpoints.transformers import make, redraw, save
 
+from ..helpers import not_none
+
 
 MAMBA = {**SMALL, "num_hidden_layers": 2, "state_size": 8}
 FAMILIES = {
@@ -224,9 +226,9 @@ def test_an_untrained_network_gets_one_word_for_all_of_it(tmp_path):
     report = lyapunov.check(
         str(folder), TEXT[:80].astype(int), measure="none", tokens_are_text=True
     )
-    loss = report.reference
+    loss = not_none(report.reference)
     assert loss.judged
-    assert loss.loss_bits_per_token > loss.unigram_bits
+    assert loss.loss_bits_per_token > not_none(loss.unigram_bits)
     assert [finding.code for finding in report.findings] == ["LYA020"]
     assert "trained weights" in report.summary.recommendation
     assert report.summary.exit_code == 0
@@ -249,7 +251,7 @@ def test_trained_models_of_this_project_raise_no_alarm(folder):
         str(folder), text.astype(int), measure="none", growth=False,
         tokens_are_text=True,
     )  # fmt: skip
-    assert report.reference.judged
-    assert report.reference.loss_bits_per_token < 2
+    assert not_none(report.reference).judged
+    assert not_none(report.reference).loss_bits_per_token < 2
     alarms = {"LYA008", "LYA016", "LYA017", "LYA020"}
     assert not alarms & {finding.code for finding in report.findings}

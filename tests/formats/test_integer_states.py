@@ -5,6 +5,7 @@ the products with either are rounded to fp32, in whatever form they are written.
 """
 
 from fractions import Fraction
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,6 +26,7 @@ from lyapunov.formats import (
     state_format_named,
 )
 
+from ..helpers import not_none
 from .exact import round_exactly
 
 
@@ -43,7 +45,7 @@ def numbers_of(name):
     return form.numbers()
 
 
-def flashinfer(x, largest, rounded=np.rint, over=0):
+def flashinfer(x, largest, rounded=np.rint, over: int | None = 0):
     """Encoded by largest / amax, decoded by its inverse, every operation in fp32."""
     most = np.max(np.abs(x), axis=over, keepdims=True)
     encode = f4(largest) / most
@@ -101,7 +103,8 @@ def test_what_is_no_format_is_refused():
     """Assert that nothing falls back to the rule of plain formats."""
     assert is_state_numbers(numbers_of("int8-scaled"))
     assert not is_state_numbers(FP32.numbers())
-    for wrong in ("int8", None, FP32):
+    wrongs: Any = "int8", None, FP32
+    for wrong in wrongs:
         with pytest.raises(TypeError, match="not the numbers of a format"):
             is_state_numbers(wrong)
 
@@ -114,13 +117,13 @@ def test_every_int8_is_the_one_of_exact_rationals():
         for part in (0, Fraction(1, 4), Fraction(1, 2), Fraction(33, 64))
     ]
     for most in (Fraction(1), Fraction(3, 7), Fraction(12345, 2**20)):
-        top = round_exactly(most, FP32)
-        inverse = round_exactly(127 / top, FP32)
-        scale = round_exactly(1 / inverse, FP32)
+        top = not_none(round_exactly(most, FP32))
+        inverse = not_none(round_exactly(127 / top, FP32))
+        scale = not_none(round_exactly(1 / inverse, FP32))
         x = [round_exactly(s * top / 127, FP32) for s in steps] + [top]
         got = round_state(np.array(x, float)[:, None], numbers_of("int8-scaled"))
         for state, read in zip(x, np.asarray(got)[:, 0], strict=True):
-            product = round_exactly(state * inverse, FP32)
+            product = not_none(round_exactly(not_none(state) * inverse, FP32))
             integer = round(product)  # ties to even
             assert Fraction(float(read)) == round_exactly(integer * scale, FP32)
 

@@ -21,6 +21,8 @@ from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make
 from tests.families.quick import QUICK
 
+from ..helpers import not_none
+
 
 TOKENS = np.array([3, 1, 4, 1, 5])
 NOTHING = Exponents(None, None, 0, None, None, None, 5, [])
@@ -96,7 +98,10 @@ def test_its_sublayers_are_checked_as_those_of_the_whole(family):
     assert bare.exponents == whole.exponents
     for ours, theirs in zip(bare.precisions, whole.precisions, strict=True):
         assert ours.layers == theirs.layers
-        assert all(row.local_l2 > 0 and row.bound_t1_ratio >= 1 for row in ours.layers)
+        assert all(
+            not_none(row.local_l2) > 0 and not_none(row.bound_t1_ratio) >= 1
+            for row in ours.layers
+        )
         assert theirs.output.compared
         assert theirs.output.argmax_total == 5
         assert ours.output == OutputDivergence()
@@ -123,7 +128,7 @@ def test_a_function_of_its_own_is_measured_on_the_stream():
     _, (run,), _, bits = run_layers(
         bare, TOKENS[None], executions, (), Request(effort=effort)
     )
-    distance = run.function
+    distance = not_none(run.function)
     streams = [
         list(Reference(function=own).trace(bare, TOKENS[None]))[-1]
         for own in (None, executions[0])
@@ -197,7 +202,7 @@ def test_a_part_is_named_as_one(which):
 def test_what_is_said_of_a_module_is_not_of_files():
     """Assert it where tensors and config disagree, and where a family is unknown."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers.models.bert import BertConfig, BertModel
 
     network = make("mamba", **SMALL)
     network.config.num_hidden_layers = 2

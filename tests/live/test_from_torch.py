@@ -194,7 +194,7 @@ def test_what_is_no_module_is_refused(given):
 
 
 def test_another_family_is_refused():
-    from transformers import BertConfig, BertModel
+    from transformers.models.bert import BertConfig, BertModel
 
     small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     network = BertModel(BertConfig(vocab_size=9, intermediate_size=8, **small))

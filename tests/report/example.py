@@ -218,10 +218,10 @@ def precision_report(precision: str, n_layers: int = 24, **changes) -> Precision
 
 def example_exponents(layers: list[LayerExponents]) -> Exponents:
     known = [row for row in layers if row.max is not None]
-    worst = max(known, key=lambda row: row.max) if known else None
+    worst = max(known, key=lambda row: row.max or 0.0) if known else None
     return Exponents(
         max=worst.max if worst else None,
-        min=min((row.min for row in known), default=None),
+        min=min((row.min for row in known if row.min is not None), default=None),
         n_minus_inf=sum(row.n_minus_inf for row in layers),
         max_layer=worst.layer if worst else None,
         stderr=worst.stderr if worst else None,

@@ -9,6 +9,7 @@ from lyapunov.report import to_html, to_markdown, to_table
 from lyapunov.report._headline import headline
 from lyapunov.results._check import Finding, LayerExponents
 
+from ..helpers import not_none
 from .example import (
     example_report,
     layer_exponents,
@@ -176,7 +177,7 @@ def without_bounds(share: float, n_layers: int = 2):
     rows = [
         replace(
             row,
-            elements_unbounded=round(share * row.elements_total),
+            elements_unbounded=round(share * not_none(row.elements_total)),
             unbounded={"sublayer output": share},
         )
         for row in execution.layers

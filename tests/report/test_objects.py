@@ -21,6 +21,7 @@ from lyapunov.report._write import SUFFIXES
 from lyapunov.report.plots import pictures
 from lyapunov.results._check import LayerExponents
 
+from ..helpers import not_none
 from .example import example_report, layer_divergence, precision_report
 from .test_sections import example_audit, example_plan
 
@@ -263,14 +264,14 @@ def test_exponents_that_are_not_finite_are_rows_too():
     row = replace(spectrum(), exponents=jnp.asarray([-0.2, -jnp.inf]))
     assert records(row)[1]["exponent"] == -math.inf
     assert "-inf" in to_csv(row)
-    assert "-inf" in row._repr_html_()
+    assert "-inf" in not_none(row._repr_html_())
 
 
 def test_of_several_trajectories_one_is_to_be_taken():
     several = replace(spectrum(), exponents=jnp.zeros((3, 2)))
     with pytest.raises(UsageError, match="several trajectories"):
         several.figures()
-    assert several._repr_html_().startswith("<pre>[[")
+    assert not_none(several._repr_html_()).startswith("<pre>[[")
 
 
 def test_layers_without_exponents_have_rows():

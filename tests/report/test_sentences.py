@@ -13,6 +13,7 @@ from lyapunov.results._check import (
     PrecisionReport,
 )
 
+from ..helpers import not_none
 from .example import (
     example_report,
     output_divergence,
@@ -152,7 +153,7 @@ def test_every_form_tells_every_line():
     lines.append(change_sentence(change))
     for flag in report.summary.flags:
         lines += [flag["stack"], flag["flag"]]
-    lines.append(report.summary.benchmark_note)
+    lines.append(not_none(report.summary.benchmark_note))
     forms = {
         "table": to_table(report, width=100, verbose=True),
         "markdown": to_markdown(report).replace("\\", ""),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import jsonschema
 import pytest
@@ -19,7 +20,7 @@ from lyapunov.results._check import Finding
 from .example import example_report, parameter_change
 
 
-def left_out(thing, names):
+def left_out(thing: Any, names) -> Any:
     """A row without the figures of these names."""
     if dataclasses.is_dataclass(thing):
         held = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from oracles.kernels import mamba1 as kernel
 from oracles.mutants.mamba1 import make
 
 from ..executions.conftest import checkpoint
+from ..helpers import not_none
 
 
 __all__ = ["checkpoint"]
@@ -63,9 +65,9 @@ def test_what_was_written_is_read(setting, tmp_path):
     """Assert every array of a trace, bit for bit, and its logits; two runs a file."""
     model, _, tokens = setting
     runner = Emulated(mamba_ssm_prefill("bf16"))
-    records = list(lyapunov.trace(model, tokens, runner=runner))
+    records: list[Any] = list(lyapunov.trace(model, tokens, runner=runner))
     path = tmp_path / "dump.npz"
-    given = {"implementation": "mamba_ssm", "precision": "bf16"}
+    given: Any = {"implementation": "mamba_ssm", "precision": "bf16"}
     write_dump(path, iter(records), tokens, vocab_size=SIZES.vocab, **given)
     write_dump(
         path, iter(records), tokens, kind="chunks:7", name="b", append=True, **given
@@ -114,7 +116,9 @@ def test_a_users_runs_are_judged(setting, tmp_path):
     verdicts = [v.verdict for v in report.variants]
     assert verdicts == ["consistent with rounding"] * 2 + ["bug"] * 2
     lost = [v.first_violation for v in report.variants[2:]]
-    assert [(x.layer, x.token, x.tensor) for x in lost] == [
+    assert [
+        (not_none(x).layer, not_none(x).token, not_none(x).tensor) for x in lost
+    ] == [
         (1, HALF, "gated"),
         (1, HALF, "conv"),
     ]
@@ -137,7 +141,7 @@ def test_inputs_and_outputs_alone_are_enough(setting, tmp_path):
     path = tmp_path / "dump.npz"
     np.savez(path, **arrays)
     (run,) = lyapunov.audit(model, path).variants
-    first = run.first_violation
+    first = not_none(run.first_violation)
     assert (run.verdict, first.layer, first.tensor) == ("bug", 1, "out")
     assert first.token >= HALF
     added = {k: v for k, v in arrays.items() if not k.startswith("layer")}
@@ -145,7 +149,7 @@ def test_inputs_and_outputs_alone_are_enough(setting, tmp_path):
     added["layer.1.input"] = added["layer.1.input"] + np.float32(2**-10)
     np.savez(path, **added)
     (run,) = lyapunov.audit(model, path).variants
-    assert run.first_violation.tensor == "residual"
+    assert not_none(run.first_violation).tensor == "residual"
     np.savez(path, **{k: v for k, v in added.items() if "layer.1" not in k})
     (run,) = lyapunov.audit(model, path).variants
     assert (run.verdict, len(run.layers)) == ("consistent with rounding", 1)
@@ -160,7 +164,7 @@ def test_the_wrong_tokens_are_found(setting, tmp_path):
     path = tmp_path / "dump.npz"
     np.savez(path, **settings(tokens), **kernel_arrays(weights, other))
     (run,) = lyapunov.audit(model, path).variants
-    first = run.first_violation
+    first = not_none(run.first_violation)
     assert (first.tensor, first.layer, first.token) == ("embedding", 0, 9)
 
 
@@ -250,7 +254,7 @@ def test_the_recipe_for_torch_works(setting, tmp_path):
 
     model, _, tokens = setting
     network = from_weights(model, "bf16", "cpu")[1]
-    recipe = file.__doc__.partition("```python\n")[2].partition("```")[0]
+    recipe = not_none(file.__doc__).partition("```python\n")[2].partition("```")[0]
     recipe = recipe.replace("dump.npz", str(tmp_path / "dump.npz"))
     with torch.no_grad():
         ids = torch.as_tensor(tokens[None])

@@ -23,5 +23,5 @@ def test_little_work_has_one_thread_and_gives_the_others_back(two, numbers, thre
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == 2
     with pytest.raises(ZeroDivisionError), threads_worth(torch, numbers):
-        1 / 0
+        _ = 1 / 0
     assert torch.get_num_threads() == 2
