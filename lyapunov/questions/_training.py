@@ -1,4 +1,4 @@
-"""Stability while a model is trained: a callback for transformers' Trainer."""
+"""Stability while a model is trained: by transformers' Trainer, Lightning's, a loop."""
 
 import json
 import math
@@ -6,6 +6,9 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,9 @@ class StabilityCallback(TrainerCallback):
     Given to `trainer.add_callback` or as `callbacks=[callback]`, the figures go through
     `trainer.log`: to `state.log_history` and to all loggers (TensorBoard, W&B), in an
     entry of their own. Called by something that is no Trainer, they wait for its next
-    log and go to the callbacks behind this one.
+    log and go to the callbacks behind this one. A loop of one's own calls
+    `callback.after_step(module, step)` and logs what comes; Lightning's Trainer takes
+    `callback.for_lightning()`.
 
     **Arguments:**
 
@@ -99,7 +104,7 @@ class StabilityCallback(TrainerCallback):
         """Checks left out for the budget."""
         self._log: Any = None
         self._waiting: dict[str, float] = {}
-        self._began = 0.0
+        self._began: float | None = None
         self._checks = 0
 
     def attach(self, trainer) -> "StabilityCallback":
@@ -112,16 +117,9 @@ class StabilityCallback(TrainerCallback):
         """Check the model as training begins."""
         trainer = self._trainer()
         self._log = self._log if trainer is None else trainer.log
-        self._began = time.perf_counter()
-        self.spent, self.skipped, self._checks = 0.0, 0, 0
-        if not state.is_world_process_zero:
-            return
-        model = from_torch(kwargs["model"])
-        if self.tokens is None:
-            drawn = np.random.default_rng(self.seed)
-            self.tokens = drawn.integers(0, model.config.vocab_size, 64)
-        chosen_tokens(model, self.tokens, self.seed)
-        self._check(kwargs["model"], state, control)
+        if state.is_world_process_zero:
+            self._begin(kwargs["model"])
+            self._check(kwargs["model"], state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Check the model where a check is due."""
@@ -136,13 +134,87 @@ class StabilityCallback(TrainerCallback):
                 state.log_history[-1].update(self._waiting)
             self._waiting = {}
 
+    def after_step(self, module, step: int) -> dict[str, float]:
+        """Check the model of a loop of one's own where a check is due: at the first
+        call, and at every step that `every` divides.
+
+        **Arguments:**
+
+        - `module`: a whole model, as `from_torch` takes it.
+        - `step`: optimiser steps that were made.
+
+        **Returns:**
+
+        The figures to log by name (`wandb.log(figures, step=step)`, or
+        `writer.add_scalar(name, value, step)` of each); none where no check was made.
+
+        **Raises:** as when a Trainer begins.
+        """
+        step = whole(step, "step", 0)
+        if self._began is None:
+            self._begin(module)
+        elif step % self.every:
+            return {}
+        return self._figures_at(module, step)
+
+    def for_lightning(self, module_of: Callable[[Any], Any] = attrgetter("model")):
+        """Make a callback for Lightning's Trainer, which logs to all its loggers.
+
+        **Arguments:**
+
+        - `module_of`: gives the whole model of a LightningModule.
+
+        **Raises:** `MissingExtraError` where Lightning is not installed.
+        """
+        base = _lightning_callback()
+        after_step = self.after_step
+
+        class Stability(base):
+            """Log after the steps of Lightning's Trainer."""
+
+            def on_train_start(self, trainer, pl_module):
+                self._log(trainer, pl_module)
+
+            def on_train_batch_end(self, trainer, pl_module, *batch, **more):
+                # of accumulated gradients several batches are one step
+                if trainer.global_step != self.last:
+                    self._log(trainer, pl_module)
+
+            def _log(self, trainer, pl_module):
+                self.last = trainer.global_step
+                if not trainer.is_global_zero:
+                    return
+                figures = after_step(module_of(pl_module), trainer.global_step)
+                for logger in trainer.loggers if figures else ():
+                    logger.log_metrics(dict(figures), step=trainer.global_step)
+
+        return Stability()
+
+    def _begin(self, module) -> None:
+        """**Raises:** `LyapunovError` for a model or tokens that cannot be checked."""
+        self._began = time.perf_counter()
+        self.spent, self.skipped, self._checks = 0.0, 0, 0
+        model = from_torch(module)
+        if self.tokens is None:
+            drawn = np.random.default_rng(self.seed)
+            self.tokens = drawn.integers(0, model.config.vocab_size, 64)
+        chosen_tokens(model, self.tokens, self.seed)
+
     def _check(self, module, state, control) -> None:
+        figures = self._figures_at(module, state.global_step)
+        if figures:
+            self._publish(figures, control)
+
+    def _figures_at(self, module, step: int) -> dict[str, float]:
+        """What a check finds, written where there is a file; nothing beyond the
+        budget."""
         began = time.perf_counter()
         if self._checks > 1:
             expected = self.spent / (self._checks - 1)
-            if self.spent + expected > self.budget * (began - self._began + expected):
+            since = began - (self._began or began) + expected
+            if self.spent + expected > self.budget * since:
                 self.skipped += 1
-                return
+                return {}
         codes: list[str] = []
         try:
             report = check(
@@ -155,9 +227,7 @@ class StabilityCallback(TrainerCallback):
                 seed=self.seed,
             )
         except LyapunovError as error:
-            warnings.warn(
-                f"step {state.global_step}: no stability check: {error}", stacklevel=2
-            )
+            warnings.warn(f"step {step}: no stability check: {error}", stacklevel=2)
             figures = {"failed": 1.0}
         else:
             figures, codes = _figures(report), [f.code for f in report.findings]
@@ -167,10 +237,10 @@ class StabilityCallback(TrainerCallback):
         figures["seconds"] = took
         logged = {f"lyapunov/{name}": value for name, value in figures.items()}
         if self.path is not None:
-            line = {"step": state.global_step, **logged, "findings": codes}
+            line = {"step": step, **logged, "findings": codes}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        self._publish(logged, control)
+        return logged
 
     def _trainer(self) -> Any:
         """The Trainer that is calling, which its callbacks are not told of.
@@ -219,3 +289,15 @@ def _figures(report: Report) -> dict[str, float]:
 
 def _extreme(which, values: list[float | None]) -> float | None:
     return which((v for v in values if v is not None), default=None)
+
+
+def _lightning_callback() -> Any:
+    """The base of Lightning's callbacks, under either of its two names."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return import_module(name).Callback
+        except ImportError:
+            continue
+    raise MissingExtraError(
+        "Lightning is not installed here", hint="pip install lightning"
+    )
