@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -119,16 +120,23 @@ def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
     return array.astype(ml_dtypes.bfloat16)
 
 
+class Repeated(NamedTuple):
+    """A large matrix that has the same numbers again after a prime number of them, so
+    that no two rows are one and billions are written in seconds."""
+
+    part: np.ndarray
+    shape: tuple[int, ...]
+
+
 def quickly_drawn(
     name: str, shape: tuple[int, ...], rng: np.random.Generator
-) -> np.ndarray:
-    """As `drawn`; a large matrix has the same numbers again after a prime number of
-    them, so that no two rows are one and 2.8 billion are made in seconds."""
-    if np.prod(shape) <= PRIME:
+) -> np.ndarray | Repeated:
+    """As `drawn`, or `Repeated` where it is large."""
+    if math.prod(shape) <= PRIME:
         return drawn(name, shape, rng)
     columns = shape[-1]
     part = drawn(name, (PRIME // columns + 1, columns), rng)
-    return np.resize(part.ravel()[:PRIME], shape)
+    return Repeated(part.ravel()[:PRIME], shape)
 
 
 def save(folder: Path, config: dict, groups) -> None:
@@ -136,8 +144,8 @@ def save(folder: Path, config: dict, groups) -> None:
 
     **Arguments:**
 
-    - `groups`: bf16 arrays by name; a shape in the place of one is a hole in the file,
-      which takes no disk and is read as zeros.
+    - `groups`: by name bf16 arrays, `Repeated`, or shapes, which are holes in the file:
+      they take no disk and are read as zeros.
     """
     folder.mkdir(parents=True)
     files = {}
@@ -153,11 +161,16 @@ def save(folder: Path, config: dict, groups) -> None:
         with (folder / file).open("wb") as out:
             out.write(len(told).to_bytes(8, "little") + told)
             for array in arrays.values():
-                if isinstance(array, tuple):
+                if isinstance(array, Repeated):
+                    whole, rest = divmod(math.prod(array.shape), PRIME)
+                    for _ in range(whole):
+                        out.write(array.part.view(np.uint8).data)
+                    out.write(array.part[:rest].view(np.uint8).data)
+                elif isinstance(array, tuple):
                     out.seek(2 * math.prod(array), os.SEEK_CUR)
                 else:
                     assert array.dtype == ml_dtypes.bfloat16
-                    out.write(array.view(np.uint8).data)
+                    out.write(array.tobytes())
             out.truncate(out.tell())
         files |= dict.fromkeys(arrays, file)
     index = {"metadata": {}, "weight_map": files}

@@ -33,11 +33,8 @@ STUDY = Study(
     more="18 GB of disk and 16 GiB of memory for a whole Nemotron-H-8B",
 )
 CASES = {
-    "cpu": ["nemotron-h-8b:3", "nemotron-h-8b:9", "granite-4-h-tiny:4"],
-    "gpu": [
-        *("nemotron-h-8b:3", "nemotron-h-8b:12", "granite-4-h-small:4"),
-        *("granite-4-h-small:8", "nemotron-h-8b:56"),
-    ],
+    "cpu": ["nemotron-h-8b:6", "nemotron-h-8b:12", "granite-4-h-tiny:8"],
+    "gpu": ["nemotron-h-8b:6", "granite-4-h-small:8", "nemotron-h-8b:56"],
 }
 """Without any named; the whole last."""
 
