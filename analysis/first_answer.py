@@ -162,6 +162,8 @@ def _read(master: int, began: float, limit: float) -> tuple[str | None, dict]:
         if not part:
             return text, seen
         text += part.decode(errors="replace")
+        if None not in seen.values():
+            continue
         plain = ESCAPES.sub("", text)
         for what, pattern in (("header", HEADER), ("first_row", FIRST_ROW)):
             if seen[what] is None and pattern.search(plain):
