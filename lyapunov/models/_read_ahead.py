@@ -106,8 +106,10 @@ class ReadAhead:
         """What was read ahead, or what is read now."""
         begun, self._next = self._next, None
         began = time.monotonic()
-        ahead = begun is not None and begun[0] == place
-        found = begun[1].result() if ahead else Held(self._read(place))
+        if begun is not None and begun[0] == place:
+            found = begun[1].result()
+        else:
+            found = Held(self._read(place))
         jax.monitoring.record_event_duration_secs(WAITED, time.monotonic() - began)
         return found
 

@@ -152,8 +152,8 @@ class _Run:
         """This run's logits beside those of another."""
         sums = _compare.no_logits(*self._held.shape)
         for rows in model.vocabulary_slices():
-            values = (x._seen.values(rows.start, rows.stop) for x in (first, self))
-            sums = _compare.add_logits(sums, *values, rows)
+            one, own = (x._seen.values(rows.start, rows.stop) for x in (first, self))
+            sums = _compare.add_logits(sums, one, own, rows)
         return _compare.logits_audit(first.name, sums, model.config.vocab_size)
 
     def held(self, model: Model) -> LogitsAudit:

@@ -141,14 +141,7 @@ def _answer(
     begun = _begun(model, given, request)
     # every byte is read once more, beside the work
     facts = ThreadPoolExecutor(1).submit(checkpoint_facts, model)
-    tell: Any = getattr(progress, "known", None)
-
-    def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
-        exponents = gather_exponents(rows, ids.size)
-        tell(replace(begun, exponents=exponents, precisions=list(reports)))
-
-    if tell is not None:
-        tell(begun)
+    known = _telling(progress, begun, ids.size)
     if hasattr(progress, "compiles"):
         progress.compiles(programs_of(model, request))
     with jax.enable_x64(True), jax.default_device(device_named(request.device)):
@@ -164,7 +157,7 @@ def _answer(
             floor=effort.floor,
         )
         rows, reports, clipped, bits = run_layers(
-            model, ids, executions, chosen, request, progress, tell and known
+            model, ids, executions, chosen, request, progress, known
         )
         reference = None
         if model.has_head:
@@ -214,6 +207,20 @@ def _answer(
         parameter_changes=changes,
         reference=reference,
     )
+
+
+def _telling(progress: Any, begun: Report, size: int) -> Any:
+    """Tells whoever listens what is known before the end; None where nobody does."""
+    tell = getattr(progress, "known", None)
+    if tell is None:
+        return None
+    tell(begun)
+
+    def known(rows: Sequence[Any], reports: Sequence[Any]) -> None:
+        exponents = gather_exponents(rows, size)
+        tell(replace(begun, exponents=exponents, precisions=list(reports)))
+
+    return known
 
 
 # ---- what the report says of itself

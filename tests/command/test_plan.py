@@ -235,10 +235,10 @@ UNREAD = {
     "audit": {
         *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
         *("against", "round_weights", "device", "plan_alone", "baseline"),
-        "allow_partial",
+        *("allow_partial", "show"),
     },
-    "plan": {"baseline", "output", "reproduce", "source", "way"},
-    "check": {"reproduce", "source", "plan_alone", "way"},
+    "plan": {"baseline", "output", "reproduce", "source", "way", "show"},
+    "check": {"reproduce", "source", "plan_alone", "way", "show"},
 }
 UNREAD[DUMP] = UNREAD["audit"] | {
     *("tokens", "text", "length", "batch", "precision", "state_precision"),
@@ -256,7 +256,13 @@ def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
     options = declared(Options)
     found = {name for name, said in options.items() if question not in said.of}
     assert found == UNREAD[question]
-    others = {"source", "plan_alone", "reproduce", "way"}  # each asks something itself
+    others = {
+        "source",
+        "plan_alone",
+        "reproduce",
+        "way",
+        "show",
+    }  # each asks something itself
     for name in found - others if question != CHECK else ():
         value = [] if options[name].click.get("is_flag") else [GIVEN.get(name, "x")]
         shown = name_of(name, options[name])
