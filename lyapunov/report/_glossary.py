@@ -24,6 +24,11 @@ GLOSSARY = (
         "smallest over channels and states; ± is a standard error for similar text.",
     ),
     Word(
+        ("coordinates", "no.", "method", "trajectory"),
+        "Of exponents alone: how many coordinates of the state share one, its place "
+        "from the largest down, how they were computed, and of how many tokens.",
+    ),
+    Word(
         ("memory", "memory p50", "memory p90", "memory max"),
         "After how many tokens a factor e of the state is left: -1 / exponent. p50 and "
         "p90 are percentiles over channels and states; a star: some remember for "
@@ -263,9 +268,13 @@ GLOSSARY = (
         "over its bound.",
     ),
     Word(
-        ("cold", "warm", "runs", "programs", "stage", "effort", "device"),
+        (
+            *("cold", "warm", "runs", "programs", "stage", "effort"),
+            *("weights", "device", "devices"),
+        ),
         "Of a plan: seconds with compiling (cold) and with what an earlier run kept "
-        "(warm); runs: forwards in fp64; programs: what XLA compiles.",
+        "(warm); runs: forwards in fp64; programs: what XLA compiles; weights: bytes "
+        "of the checkpoint; devices: over how many a batch is spread.",
     ),
 )
 

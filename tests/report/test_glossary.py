@@ -3,8 +3,10 @@
 import inspect
 import re
 
+import jax.numpy as jnp
 import pytest
 
+import lyapunov
 from lyapunov.command._answers import explain
 from lyapunov.findings import CATALOGUE
 from lyapunov.report import _headline, _sentences, to_table
@@ -21,6 +23,9 @@ RESULTS = {
     "troubled": troubled_report,
     "audit": example_audit,
     "plan": example_plan,
+    "exponents": lambda: lyapunov.lyapunov_spectrum(
+        lambda x, _: 0.5 * x, jnp.ones(2), jnp.zeros((64, 1)), k=2
+    ),
 }
 
 
