@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -351,7 +352,7 @@ def test_interval_is_the_smallest_that_holds(n, p):
     """Assert coverage of at least 95 % from scipy's binomial, and of less for the
     next smaller interval."""
     width = accuracy_half_width(n, p) * n
-    law = stats.binom(n, p)
+    law: Any = stats.binom(n, p)
     inside = [k for k in range(n + 1) if abs(k - n * p) <= width + 1e-9]
     assert sum(law.pmf(k) for k in inside) >= 0.95 - 1e-12
     smaller = [k for k in inside if abs(k - n * p) < width - 1e-9]

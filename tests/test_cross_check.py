@@ -123,7 +123,7 @@ def test_violations_and_emulation_are_shown_beside(tmp_path):
 def test_ties_of_an_earlier_rule_are_changed_tokens_and_promises_are_marked():
     """Assert the recount of rows that told a change into a shared leader apart, that of
     rows that do not, and what is said of tokens that were predicted stable."""
-    promise = {"predicted_stable": 500, "predicted_flipped": 1}
+    promise: Any = {"predicted_stable": 500, "predicted_flipped": 1}
     earlier = row(ties=5, **promise)
     now = row("fp16", ties=5, reference_ties=5, unbounded=3, **promise)
     text = page({"environments": [], "failed": {}, "rows": [earlier]})

@@ -1,6 +1,7 @@
 """Findings of executions that are lost, and of elements without a bound."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_a_sublayer_without_any_bound_of_its_output_was_not_checked(runs, expect
     reports = [_rows(*shares) for shares in runs]
     skipped = findings.unchecked(reports)
     assert skipped == expected
-    counts = {"checked": 2 - len(skipped), "skipped": len(skipped)}
+    counts: Any = {"checked": 2 - len(skipped), "skipped": len(skipped)}
     found = findings.verdict([], **counts)
     assert found == (("incomplete", 2) if expected else ("held", 0))
     error = Finding("LYA003", "error", 0, "x")
@@ -156,12 +157,13 @@ def test_the_share_with_a_bound_is_null_where_nothing_was_bounded():
 def test_few_bounds_fail_like_what_could_not_be_checked():
     """Assert exit code 2, also in spite of `exit_zero`, unless partial is accepted; a
     finding comes first."""
-    for settings, expected in (
+    cases: Any = (
         ({}, ("unbounded", 2)),
         ({"exit_zero": True}, ("unbounded", 2)),
         ({"allow_partial": True}, ("held", 0)),
         ({"skipped": 1}, ("incomplete", 2)),
-    ):
+    )
+    for settings, expected in cases:
         assert findings.verdict([], checked=1, bounded=0.2, **settings) == expected
     error = Finding("LYA003", "error", 3, "x")
     assert findings.verdict([error], checked=1, bounded=0.2) == ("findings", 1)

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from lyapunov.sublayers import AttentionSizes, Mamba1Sizes, Mamba2Sizes
 from .helpers import not_none
 
 
-def model(*sublayers, architecture="mamba2", config=None):
+def model(*sublayers, architecture="mamba2", config=None) -> Any:
     """What the findings look at, of any size without its weights."""
     return SimpleNamespace(
         config=SimpleNamespace(sublayers=sublayers),

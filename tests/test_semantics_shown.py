@@ -1,5 +1,7 @@
 """Show with transformers itself that what the findings tell is no rounding."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,8 @@ def seen_dt(model, tokens):
 
     counts = {}
     with jax.enable_x64(True):
-        for record in lyapunov.implementations.Reference().trace(model, tokens[None]):
+        records: Any = lyapunov.implementations.Reference().trace(model, tokens[None])
+        for record in records:
             if "dt" in getattr(record, "observed", {}):
                 limits = model.config.sublayers[record.layer].dt_limit
                 dt = np.asarray(record.observed["dt"])

@@ -6,6 +6,7 @@ relative error and underflow. The true distance of that result from the exact on
 """
 
 from functools import partial
+from typing import Any
 
 import flint
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def as_bounded(v, e):
     return Bounded(jnp.asarray(v), jnp.asarray(e))
 
 
-def hold(bound: Bounded, distances, strict=False) -> float:
+def hold(bound: Bounded, distances, strict=False) -> np.ndarray:
     """Assert the bound for an execution; the largest share of it that was reached."""
     distances = np.asarray(distances)
     error = np.asarray(bound.error) * (1.0 if strict else OWN)
@@ -70,7 +71,9 @@ def hold(bound: Bounded, distances, strict=False) -> float:
     return distances / np.where(error > 0, error, np.inf)
 
 
-def unary(rng, operation, function, v, e, relative, absolute=0.0, model="kernel"):
+def unary(
+    rng, operation, function, v, e, relative, absolute: Any = 0.0, model="kernel"
+):
     """Draw executions of a function of one variable; the best share reached."""
     bound = operation(interpreter(model), as_bounded(v, e))
     reached = np.zeros(SIZE)

@@ -136,7 +136,7 @@ def test_causal_conv(rng, model):
                 for v, e, s in together(values, errors, signs)
             ]
 
-        exact = conv(*moved([0 * v for v in values]), 0)
+        exact = conv(*moved([0 * v for v in values]), grow=0)
         outward = [np.sign(v) for v in values]
         for signs in [
             outward,
@@ -144,7 +144,7 @@ def test_causal_conv(rng, model):
             *[[rng.choice([-1.0, 1.0], s) for s in shapes] for _ in range(4)],
         ]:
             for grow in (-1, 1):
-                got = conv(*moved(signs), grow)
+                got = conv(*moved(signs), grow=grow)
                 distance = np.vectorize(lambda a, b: above(abs(a - b)))(got, exact)
                 error = np.asarray(bound.error)
                 assert (distance <= error).all()

@@ -5,6 +5,8 @@ to the declared error of its results; the same assertion finds what is wrong wit
 that leave something out.
 """
 
+from typing import Any
+
 import flint
 import jax
 import jax.numpy as jnp
@@ -241,10 +243,9 @@ def test_a_formula_is_written_down_or_refused():
 def test_a_pair_that_does_not_fit_is_refused_by_name():
     """Assert what is said of results of another kind or shape, and of no function."""
     x, at = jnp.ones((2, 3)), BoundedArithmetic({}, RoundingModel.none())
+    twice: Any = lambda x: (x, x)
     pairs = {
-        "returned tuple": Operation(
-            exact=lambda x: (x, x), bounded=arctan_rule, name="two"
-        ),
+        "returned tuple": Operation(exact=twice, bounded=arctan_rule, name="two"),
         "returned ArrayImpl": Operation(
             exact=jnp.arctan, bounded=lambda declared, x: x.error, name="bare"
         ),

@@ -1,5 +1,7 @@
 """Offsets at stores: free ones for derivatives, random ones of a rounding's size."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -115,7 +117,7 @@ def test_a_tensor_stored_again_in_blocks_of_rows_is_known_as_one(rows):
     }  # fmt: skip
 
     again = lambda at, state, x: (state, at.store("second", x))
-    sites = dict.fromkeys(("first", "second", "third"), BF16.numbers())
+    sites: Any = dict.fromkeys(("first", "second", "third"), BF16.numbers())
     at = Sampled(sites, jax.random.key(0))
     x = at.store("first", jnp.linspace(1.0, 2.0, 6))
     _, y = at.in_row_blocks(again, None, x, rows)
@@ -145,7 +147,12 @@ def test_draws_have_a_roundings_size(fmt, rng):
 def test_nothing_is_drawn_where_nothing_is_rounded(rng):
     """Assert it of numbers of the format, zeros, and a second store of a tensor."""
     bf16, fp32 = BF16.numbers(), FP32.numbers()
-    sites = {"a": bf16, "b": bf16, "wide": fp32, "narrow": FP16.numbers()}
+    sites: dict[str, Any] = {
+        "a": bf16,
+        "b": bf16,
+        "wide": fp32,
+        "narrow": FP16.numbers(),
+    }
     at = Sampled(sites, jax.random.key(0))
     held = jnp.asarray(rng.normal(size=50).astype(ml_dtypes.bfloat16).astype(float))
     np.testing.assert_array_equal(at.store("a", held), held)
@@ -162,7 +169,7 @@ def test_nothing_is_drawn_where_nothing_is_rounded(rng):
 
 def test_the_same_key_draws_the_same_and_the_sign_turns_it(inputs):
     """Assert opposite offsets of one key, and others of another."""
-    sites = {"state": BF16.numbers()}
+    sites: dict[str, Any] = {"state": BF16.numbers()}
 
     def run(key, sign=1.0):
         return np.asarray(selective_scan(Sampled(sites, key, sign), *inputs)[0])

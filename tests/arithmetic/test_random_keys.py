@@ -55,7 +55,8 @@ def test_the_same_key_gives_the_same_draws_however_it_is_run():
     apart = np.stack([draw(key) for key in keys])
     np.testing.assert_array_equal(jax.jit(jax.vmap(draw))(keys), apart)
     again = jax.jit(lambda seed: jax.random.split(random_key(seed), 4))(np.asarray(3))
-    np.testing.assert_array_equal(*map(jax.random.key_data, (keys, again)))
+    one, other = map(jax.random.key_data, (keys, again))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_keys_are_all_different():

@@ -5,6 +5,8 @@ import hashlib
 import importlib
 import json
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,8 +81,8 @@ def test_accumulated_divergence_is_against_the_reference_run(checkpoint, report)
     from lyapunov.implementations import Emulated, mamba_ssm_prefill
 
     model = lyapunov.load(folder)
-    reference = list(lyapunov.trace(model, tokens))
-    emulated = list(
+    reference: list[Any] = list(lyapunov.trace(model, tokens))
+    emulated: list[Any] = list(
         lyapunov.trace(model, tokens, runner=Emulated(mamba_ssm_prefill("bf16")))
     )
     for row, exact, other in zip(
@@ -102,7 +104,8 @@ def test_logits_are_compared_with_the_reference(checkpoint, report):
     folder, _, tokens = checkpoint
     model = lyapunov.load(folder)
     execution = mamba_ssm_prefill("bf16")
-    *_, head = lyapunov.trace(model, tokens, runner=Emulated(execution))
+    records = lyapunov.trace(model, tokens, runner=Emulated(execution))
+    head: Any = list(records)[-1]
     other = np.asarray(head.logits(0, SIZES.vocab))
     exact = np.stack([np.asarray(model.logits(t)) for t in tokens])
 
@@ -138,7 +141,7 @@ def test_a_subset_of_layers_gives_the_same_rows(checkpoint, report):
     assert "1 of 3 sublayers checked, as asked" in to_table(part)
 
 
-def null_paths(part, whole, path=()):
+def null_paths(part, whole, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Figures that one document has not and the other has, by their names."""
     if part is None and whole is not None:
         yield path

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,7 @@ LAYER = LayerAudit(0, "mamba1", 0, 0.5, 0.5, 1.0, 3, elements=1000)
 
 
 def audit_of(*layers):
-    way = SimpleNamespace(variant="steps", precision="bf16", segments=())
+    way: Any = SimpleNamespace(variant="steps", precision="bf16", segments=())
     return _variant(way, list(layers), 40)
 
 

@@ -1,6 +1,7 @@
 """One program takes every slice of the vocabulary, and none counts a row twice."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,8 @@ def test_the_distance_of_logits_is_that_of_slices_that_stand_apart(logits, progr
     def sums(cuts):
         found = _compare.no_logits(BATCH, SEQ)
         for rows in cuts:
-            parts = (jnp.asarray(x[..., rows.start : rows.stop]) for x in logits)
-            found = _compare.add_logits(found, *parts, rows)
+            one, other = (jnp.asarray(x[..., rows.start : rows.stop]) for x in logits)
+            found = _compare.add_logits(found, one, other, rows)
         return found
 
     found = sums(slices(VOCABULARY))
@@ -147,7 +148,7 @@ def test_a_few_log_probabilities_are_those_of_slices_that_stand_apart(
         for rows in cuts:
             own = runs[..., rows.start : rows.stop]
             norms = np.ones(own.shape[-1])
-            given = own[0], own[1], own[2:], norms, numbers, 0.0, 1.0
+            given: Any = own[0], own[1], own[2:], norms, numbers, 0.0, 1.0
             held.add(seen_logits.Slice(rows, *given))
         return held._sums
 
@@ -164,8 +165,9 @@ def test_changed_weights_are_those_of_slices_that_stand_apart(logits, rng, progr
     def sums(cuts):
         found = np.zeros((4, 2, BATCH, SEQ))
         for start, stop, behind in cuts:
-            parts = *heads[:, start:stop], *(x[..., start:stop] for x in logits)
-            found = _changes._add_head(found, normed, pushed, *parts, 1.0, behind)
+            own = *heads[:, start:stop], *(x[..., start:stop] for x in logits)
+            given = found, normed, pushed, *own, 1.0, behind
+            found = _changes._add_head(*given)
         return found
 
     found = sums(slices(VOCABULARY))

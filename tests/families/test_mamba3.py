@@ -1,5 +1,7 @@
 """Mamba-3 whole: logits against NumPy, parts and the whole, errors of the layout."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -190,7 +192,8 @@ def test_a_check_without_a_precision_gives_the_exponents(rng, tmp_path):
     assert report.precisions == []
     sizes = model.config.sublayers[0]
     assert row.multiplicity == sizes.d_inner // sizes.heads * sizes.d_state
-    (record, _) = lyapunov.trace(model, tokens)
+    records: list[Any] = list(lyapunov.trace(model, tokens))
+    record, _ = records
     means = np.asarray(record.observed["log_decay"])[0].mean(axis=0)
     # thirty terms and a division
     assert abs(row.max - means.max()) <= 64 * 2.0**-53 * abs(means.max())

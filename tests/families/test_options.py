@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_torch_adds_a_bias_where_it_is_declared():
 def test_as_much_of_a_head_turns_as_in_the_library(family):
     """Assert it where the configuration has a share, which few families' code reads."""
     rope = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
-    settings = FIRST[family] | {"rope_parameters": rope}
+    settings: Any = FIRST[family] | {"rope_parameters": rope}
     if family == "granitemoehybrid":
         settings |= {"position_embedding_type": "rope"}
     network = make(family, **settings)
@@ -126,7 +127,8 @@ def sizes_of_head(network):
 
 def test_every_option_of_a_configuration_is_known():
     """Assert that each option of a class is varied, or exempt for a written reason."""
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig
+    from transformers.configuration_utils import PreTrainedConfig
 
     common = set(PreTrainedConfig().to_dict())
     for family in FIRST:

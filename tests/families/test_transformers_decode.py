@@ -121,9 +121,9 @@ def test_a_broken_step_is_caught(monkeypatch, broken):
 @pytest.mark.slow
 def test_a_cache_that_loses_a_token_is_caught(monkeypatch):
     """Assert that attention over all keys but the first is no longer within bounds."""
-    from transformers import cache_utils
+    from transformers.cache_utils import DynamicLayer
 
-    right = cache_utils.DynamicLayer.update
+    right = DynamicLayer.update
 
     def update(self, *given, **named):
         keys, values = right(self, *given, **named)
@@ -131,7 +131,7 @@ def test_a_cache_that_loses_a_token_is_caught(monkeypatch):
             self.keys, self.values = self.keys[..., 1:, :], self.values[..., 1:, :]
         return keys, values
 
-    monkeypatch.setattr(cache_utils.DynamicLayer, "update", update)
+    monkeypatch.setattr(DynamicLayer, "update", update)
     model, tokens = loaded("llama")
     found = {layer.kind: first for layer, _, _, first in held(model, tokens, "bf16")}
     assert found["attention"]

@@ -1,5 +1,7 @@
 """Cells against torch and NumPy written apart: values, Jacobians, exponents."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -210,7 +212,7 @@ def test_rwkv6_and_linear_attention_are_weighed_sums_of_outer_products():
         else:
             k = np.where(k > 0, k, np.expm1(k)) + 1
             v = np.concatenate([v, np.ones((TOKENS, HEADS, 1))], axis=2)
-        wanted = sum(
+        wanted: Any = sum(
             np.exp(log_w[s + 1 :].sum(axis=0))[:, :, None]
             * k[s][:, :, None]
             * v[s][:, None, :]

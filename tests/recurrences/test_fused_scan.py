@@ -8,6 +8,7 @@ import contextlib
 import sys
 import warnings
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -75,7 +76,7 @@ def operands(rng, kind: str, *, bounded: bool, channels=CHANNELS, states=STATES)
         x = jnp.asarray(np.asarray(x, np.float32), jnp.float64)
         return Bounded(x, relative * jnp.abs(x)) if bounded else x
 
-    given = [value(x) for x in (dt, u, B, C, A)]
+    given: list[Any] = [value(x) for x in (dt, u, B, C, A)]
     if kind == "unknown" and bounded:
         # two dt and one B of which nothing is known
         dt, B = given[0], given[2]

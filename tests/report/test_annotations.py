@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from lyapunov.report._annotations import annotations
 
+from ..helpers import not_none
 from .example import example_report
 from .test_sections import example_audit
 
@@ -15,8 +16,7 @@ LINE = re.compile(r"::(error|warning|notice) title=([^:,\n]*)::(.*)")
 def read(text):
     """Severity, title and message of every line."""
     lines = [LINE.fullmatch(line) for line in text.splitlines()]
-    assert all(lines)
-    return [line.groups() for line in lines]
+    return [not_none(line).groups() for line in lines]
 
 
 def test_each_code_is_a_line_and_the_verdict_the_last(troubled):
