@@ -237,7 +237,9 @@ UNREAD = {
         *("against", "round_weights", "device", "plan_alone", "baseline"),
         *("allow_partial", "show"),
     },
-    "plan": {"baseline", "output", "reproduce", "source", "way", "show"},
+    "plan": {
+        *("baseline", "output", "reproduce", "source", "way", "show", "annotations"),
+    },
     "check": {"reproduce", "source", "plan_alone", "way", "show"},
 }
 UNREAD[DUMP] = UNREAD["audit"] | {
@@ -247,6 +249,7 @@ UNREAD[DUMP] = UNREAD["audit"] | {
 ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
 GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
 GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
+GIVEN |= {"annotations": "github"}
 GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
 
 
