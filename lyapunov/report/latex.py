@@ -99,8 +99,9 @@ class _Latex(Markdown):
         return "\n\n".join(parts)
 
     def cell(self, text: str) -> str:
-        # a bracket behind \\ would be its argument
-        return "{}" + self.plain(text) if text.startswith("[") else self.plain(text)
+        # a bracket or a star behind \\ would be part of it
+        start = "{}" if text.startswith(("[", "*")) else ""
+        return start + self.plain(text)
 
     def plain(self, text: str) -> str:
         return "".join(SIGNS.get(sign, sign) for sign in " ".join(text.split()))

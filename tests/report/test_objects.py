@@ -260,6 +260,13 @@ def test_an_audit_is_held_to_its_own_rule():
         blind.assert_held()
 
 
+def test_a_row_of_latex_that_begins_with_a_mark_is_no_argument():
+    rows = [replace(row, variant="[x]") for row in example_audit().variants]
+    text = to_latex(replace(example_audit(), variants=[*rows, *rows]))
+    assert not re.search(r"\\\\\n\s*[\[*]", text)
+    assert "\n{}[x] & " in text
+
+
 def test_exponents_that_are_not_finite_are_rows_too():
     row = replace(spectrum(), exponents=jnp.asarray([-0.2, -jnp.inf]))
     assert records(row)[1]["exponent"] == -math.inf
