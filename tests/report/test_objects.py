@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lyapunov
 from lyapunov._errors import MissingExtraError, OutputError, UsageError
 from lyapunov.exponents._result import SpectrumResult
 from lyapunov.findings._rules import verdict
@@ -287,3 +288,14 @@ def test_layers_without_exponents_have_rows():
     )
     (row,) = records(report)
     assert (row["kind"], row["exponent_max"]) == ("mlp", None)
+
+
+def test_a_model_says_what_it_is():
+    model = lyapunov.load()
+    assert repr(model) == (
+        "Model(the bundled model: mamba1, 9 layers, 9 sublayers, "
+        f"{model.layout.n_params:,} parameters, fp32)"
+    )
+    assert model._repr_html_() == f"<pre>{model!r}</pre>"
+    model.source = "<b>"
+    assert "&lt;b&gt;" in model._repr_html_()
