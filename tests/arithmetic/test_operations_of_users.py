@@ -90,7 +90,7 @@ HOSTILE = np.array([0.0, -0.0, 2.0**-149, 2.0**-126, -(2.0**-126), 1e-30, 1.0, 1
 def share_reached(rng, rule, model) -> float:
     """Assert the bound for values, errors and signs; the share that was reached."""
     m, operation = MODELS[model], Operation(exact=jnp.arctan, bounded=rule)
-    best = 0.0
+    best = np.zeros(SIZE)
     v, e = inputs(rng, -8, 8)
     v[-HOSTILE.size :] = HOSTILE
     e[-HOSTILE.size :] = [1.0, 0.0, 1e-40, 0.0, 1e-3, 1e6, 3.0, 1e38]
@@ -147,9 +147,9 @@ def test_a_function_of_a_row_holds(rng):
         row = lambda r: sum((x.exp() for x in r), arb(0)).log()
         exact = [row([arb(x) for x in r]) for r in v]
         for move in choices(rng, v.shape, 2):
+            rows: Any = together(v, move, e)
             moved = [
-                [arb(x) + arb(s) * arb(d) for x, s, d in together(*r)]
-                for r in together(v, move, e)
+                [arb(x) + arb(s) * arb(d) for x, s, d in together(*r)] for r in rows
             ]
             for sign in (-1, 1):
                 wrong = [row(r) for r in moved]

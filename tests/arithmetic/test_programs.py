@@ -5,7 +5,7 @@ import os
 import pickle
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -46,7 +46,7 @@ def traced() -> int:
     return next(TRACED)
 
 
-def pair(n=3, dtype=np.float64, name="a"):
+def pair(n=3, dtype: Any = np.float64, name="a"):
     return Pair(jnp.arange(n, dtype=dtype), name)
 
 
