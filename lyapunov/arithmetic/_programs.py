@@ -1,8 +1,8 @@
 """Programs: what XLA made of a function, once for what they share, and kept on request.
 
 `program` is `equinox.filter_jit` for functions of the library: arrays among the
-arguments are traced, all else is what the program is made for. Unlike that it does not
-wait for what it computes.
+arguments are traced, all else is what the program is made for. Like that it waits for
+what it computes: no more is in memory than what is at work.
 
 Where a folder is given (`keep_in`, which the command does), a program is found there by
 what it was made from, so that nothing is traced or lowered a second time: the source of
@@ -168,7 +168,7 @@ class Program:
         key = (rest, form, chosen_device(), jax.config.read("jax_enable_x64"), _folder)
         run = self._made.get(key)
         returned, form = self._first(arrays, key) if run is None else run(arrays)
-        return form.filled(returned)
+        return form.filled(jax.block_until_ready(returned))
 
     def lower(self, *positional, **named):
         """What `jax.jit` calls so: for what compiles it without running it."""

@@ -4,11 +4,13 @@ import threading
 import weakref
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 import lyapunov
+from lyapunov._errors import LyapunovError
 from lyapunov.checkpoints.files._tensors import DTYPES, WEIGHT_DTYPES
 from lyapunov.formats import FORMATS
 from lyapunov.models import _read_ahead
@@ -186,6 +188,30 @@ def test_what_is_widened_on_the_device_is_what_the_host_makes_of_it(
     np.testing.assert_array_equal(
         found.view(np.int64), raw.astype(np.float64).view(np.int64)
     )
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_what_arrives_is_what_was_read(times, monkeypatch):
+    """Assert that it is sent again, and refused where it never arrives whole."""
+    sent = []
+
+    def damaged(raw):
+        sent.append(raw)
+        found = np.array(raw)
+        if len(sent) <= times:
+            found[0, 3] *= 2
+        return jnp.asarray(found)
+
+    monkeypatch.setattr(_read_ahead, "LARGE", 1)
+    monkeypatch.setattr(_read_ahead, "has_gpu", lambda: True)
+    monkeypatch.setattr(_read_ahead.jax, "device_put", damaged)
+    raw = np.ones((4, 8), ml_dtypes.bfloat16)
+    with jax.enable_x64(True):
+        if times < 3:
+            np.testing.assert_array_equal(Held({"w": raw}).array("w", None), 1.0)
+            return
+        with pytest.raises(LyapunovError, match="arrive on the device as others"):
+            Held({"w": raw}).array("w", None)
 
 
 @pytest.fixture(scope="module")
