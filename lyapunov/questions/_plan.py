@@ -61,23 +61,24 @@ class Compiling(NamedTuple):
 
 
 COMPILING = {
-    "reference": Compiling(7, 11.0, 1.5),
-    "run": Compiling(4, 20.0, 3.0),
-    "measured": Compiling(3, 8.0, 1.0),
-    "T0 and T1": Compiling(6, 115.0, 18.0),
-    "floor": Compiling(2, 40.0, 11.0),
-    "T3": Compiling(5, 32.0, 5.0),
-    "T2": Compiling(4, 25.0, 5.0),
-    "T4": Compiling(10, 20.0, 6.0),
-    "growth": Compiling(2, 28.0, 4.0),
-    "changed weights": Compiling(9, 40.0, 8.0),
+    "reference": Compiling(7, 11.0, 0.5),
+    "run": Compiling(4, 20.0, 1.0),
+    "measured": Compiling(3, 8.0, 0.5),
+    "T0 and T1": Compiling(6, 115.0, 13.0),
+    "floor": Compiling(2, 40.0, 4.5),
+    "T3": Compiling(5, 32.0, 3.0),
+    "T2": Compiling(4, 25.0, 2.0),
+    "T4": Compiling(10, 20.0, 3.0),
+    "growth": Compiling(2, 28.0, 2.0),
+    "changed weights": Compiling(9, 40.0, 4.0),
 }
 """Of a network of one kind, in units of tracing and lowering one sublayer's forward,
 which is timed here whatever the cache holds (0.1 s). For each kind, and once for all
 executions with the same stores, since formats are data. Measured on the bundled model,
-64 tokens, one precision, two busy cores, within a third: CPU seconds of a check with
-one stage more in an emptied process, with an empty cache and with a full one, less
-those of its second run."""
+64 tokens, one precision, within a third. Cold: CPU seconds of a check with one stage
+more in an emptied process, less those of its second run. Warm: what it takes to read
+the stage's programs, on two quiet cores; of T4, growth and changed weights half of what
+it took when they were lowered again."""
 
 LIGHTLY = 3.0
 """By how much less compiling takes where XLA optimises no loops, measured likewise."""
