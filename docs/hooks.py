@@ -91,8 +91,8 @@ def on_files(files: Any, config: Any) -> Any:
     for name, text in Made.pages.items():
         files.append(File.generated(config, name, content=text))
     for name, of in Made.files.items():
-        given = {"content": of} if isinstance(of, bytes) else {"abs_src_path": str(of)}
-        files.append(File.generated(config, name, **given))
+        content = of if isinstance(of, bytes) else Path(of).read_bytes()
+        files.append(File.generated(config, name, content=content))
     return files
 
 
