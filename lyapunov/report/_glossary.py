@@ -55,11 +55,6 @@ GLOSSARY = (
         "later. Medians over the sublayers of a kind.",
     ),
     Word(
-        ("weights",),
-        "Bytes of all parameters as they are stored; a sublayer and the one behind it "
-        "are in memory at a time, in fp64.",
-    ),
-    Word(
         ("checkpoint", "network", "audited"),
         "What was looked at: the folder, file or Hub repository; its family, size and "
         "stored format; of an audit also who ran it.",

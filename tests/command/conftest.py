@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from ..helpers import not_none
-
 
 def _example():
     """The hand-made report, by path: it lies in another folder of tests."""
     path = Path(__file__).parents[1] / "report" / "example.py"
-    spec = not_none(importlib.util.spec_from_file_location("example_of_a_report", path))
+    spec = importlib.util.spec_from_file_location("example_of_a_report", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    not_none(spec.loader).exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -54,8 +54,8 @@ def work(source, options, progress):
     logging.getLogger("transformers.modeling_utils").warning("of transformers")
     logging.getLogger("jax._src.xla_bridge").warning("of JAX")
     warnings.warn("of Python")
-    sys.path.insert(0, ".")
-    from tests.command.conftest import example
+    sys.path.insert(0, "tests/command")
+    from conftest import example
     return example.example_report(1)
 _session._checked = work
 from lyapunov.command._cli import main
