@@ -73,8 +73,9 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev $(VENV)/$(MATHJAX)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
+# Where npm or its registry is not to be had, pages are built all the same, and say so.
 $(VENV)/$(MATHJAX): | $(VENV)/bin/python
-	npm install --silent --no-save --prefix $(VENV) mathjax@3.2.2
+	-npm install --silent --no-save --prefix $(VENV) mathjax@3.2.2
 
 $(NEWER)/.made: pyproject.toml
 	$(if $(NEWEST),,$(error no newer Python here: make test-newest NEWEST=python3.14))
