@@ -39,7 +39,6 @@ from jax.experimental import serialize_executable
 from .._devices import chosen_device, devices
 
 
-Place = tuple[jax.Device, str]
 OURS: Final = __name__.partition(".")[0]
 RESTS_ON: Final = ("jax", "jaxlib", "equinox", "numpy", "ml-dtypes")
 """Distributions whose code takes part in tracing."""
@@ -71,63 +70,38 @@ def forget() -> None:
         one.clear()
 
 
-class _Rest:
-    """What was given besides arrays, as an argument that a program is made for."""
+@jax.tree_util.register_static
+class _Form:
+    """What is given or returned, with places where its arrays go."""
 
-    def __init__(self, arguments: Any):
-        self.leaves, self.structure = jax.tree.flatten(arguments)
-        self.arrays = [i for i, x in enumerate(self.leaves) if eqx.is_array(x)]
-        self._traced = [self.leaves[i] for i in self.arrays]
-        for i in self.arrays:
-            self.leaves[i] = None
-        self._key = (self.structure, tuple(self.arrays), tuple(self.leaves))
+    def __init__(self, whole: Any):
+        leaves, self._structure = jax.tree.flatten(whole)
+        self._arrays = [x for x in leaves if eqx.is_array(x)]
+        self._leaves = tuple(_PLACE if eqx.is_array(x) else x for x in leaves)
 
     def taken(self) -> list:
-        """The arrays, which programs do not hold on to."""
-        arrays, self._traced = self._traced, []
+        """The arrays, which are no part of the form, nor held on to."""
+        arrays, self._arrays = self._arrays, []
         return arrays
 
     def filled(self, arrays: list) -> Any:
-        leaves = list(self.leaves)
-        for i, x in zip(self.arrays, arrays, strict=True):
-            leaves[i] = x
-        return jax.tree.unflatten(self.structure, leaves)
+        """The whole again."""
+        following = iter(arrays)
+        leaves = (next(following) if x == _PLACE else x for x in self._leaves)
+        return jax.tree.unflatten(self._structure, leaves)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rest) and self._key == other._key
+        return isinstance(other, _Form) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
-    def __getstate__(self) -> Any:
+    def __getstate__(self) -> tuple:
         return self._key
 
-
-@jax.tree_util.register_static
-class _Form:
-    """What a program returns, with places where its arrays go."""
-
-    def __init__(self, returned: Any):
-        leaves, self.structure = jax.tree.flatten(returned)
-        self.arrays = [x for x in leaves if eqx.is_array(x)]
-        self.leaves = tuple(_PLACE if eqx.is_array(x) else x for x in leaves)
-
-    def taken(self) -> list:
-        """The arrays, which are no part of the form."""
-        arrays, self.arrays = self.arrays, []
-        return arrays
-
-    def filled(self, arrays: list) -> Any:
-        following = iter(arrays)
-        leaves = (next(following) if x == _PLACE else x for x in self.leaves)
-        return jax.tree.unflatten(self.structure, leaves)
-
-    def __eq__(self, other: object) -> bool:
-        own = self.structure, self.leaves
-        return isinstance(other, _Form) and own == (other.structure, other.leaves)
-
-    def __hash__(self) -> int:
-        return hash((self.structure, self.leaves))
+    @property
+    def _key(self) -> tuple:
+        return self._structure, self._leaves
 
 
 class Program:
@@ -139,8 +113,8 @@ class Program:
         self._signature = inspect.signature(function)
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
 
-        def run(arrays, rest):
-            positional, named = rest.filled(arrays)
+        def run(arrays, given):
+            positional, named = given.filled(arrays)
             form = _Form(function(*positional, **named))
             return form.taken(), form
 
@@ -156,29 +130,35 @@ class Program:
         self._made.clear()
 
     def __call__(self, *positional, **named):
-        rest = self._rest(positional, named)
-        arrays = rest.taken()
+        given = self._given(positional, named)
+        arrays = given.taken()
         if any(isinstance(x, Tracer) for x in arrays):  # a part of another program
-            returned, form = self._jitted(arrays, rest)
+            returned, form = self._jitted(arrays, given)
             return form.filled(returned)
         # of random keys the type is named alike by all that are drawn in one way
-        form = tuple(
+        types = tuple(
             (x.shape, str(x.dtype), getattr(x, "weak_type", None)) for x in arrays
         )
-        key = (rest, form, chosen_device(), jax.config.read("jax_enable_x64"), _folder)
+        key = (
+            given,
+            types,
+            chosen_device(),
+            jax.config.read("jax_enable_x64"),
+            _folder,
+        )
         run = self._made.get(key)
         returned, form = self._first(arrays, key) if run is None else run(arrays)
         return form.filled(jax.block_until_ready(returned))
 
     def lower(self, *positional, **named):
         """What `jax.jit` calls so: for what compiles it without running it."""
-        rest = self._rest(positional, named)
-        return self._jitted.lower(rest.taken(), rest)
+        given = self._given(positional, named)
+        return self._jitted.lower(given.taken(), given)
 
-    def _rest(self, positional: tuple, named: dict[str, Any]) -> _Rest:
+    def _given(self, positional: tuple, named: dict[str, Any]) -> _Form:
         """With or without its name, an argument is the same one."""
         bound = self._signature.bind(*positional, **named)
-        return _Rest((bound.args, bound.kwargs))
+        return _Form((bound.args, bound.kwargs))
 
     def _first(self, arrays: list, key: tuple) -> tuple:
         """Run what was not yet run; of several threads one makes it."""
@@ -202,7 +182,7 @@ class Program:
 
     def _from_folder(self, arrays: list, key: tuple) -> Callable:
         """The program that was kept, or one that is made now."""
-        rest, form, _, wide, folder = key
+        given, types, _, wide, folder = key
         here = devices()
         if folder is None or len(here) > 1:
             return self._made_now(arrays, key, None)
@@ -210,7 +190,7 @@ class Program:
         try:
             content = _Content(written, pickle.HIGHEST_PROTOCOL)
             content.fast = True  # equal or the same makes no difference
-            content.dump((self.__wrapped__, rest, form, wide))
+            content.dump((self.__wrapped__, given, types, wide))
         except (_NotTellableError, TypeError, AttributeError, RecursionError):
             return self._made_now(arrays, key, None)
         digest = hashlib.sha256(_surroundings() + _of(here[0]) + written.getvalue())
