@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from ._user_folders import user_folder
+
 
 LIMIT = 2**30
 """Bytes that a run leaves behind at most; the entries used longest ago go first."""
@@ -124,12 +126,9 @@ def _folder() -> Path:
     **Raises:** `NotKeptError` where others could write to it, or it has no place;
     `OSError` where it cannot be made.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # as the XDG specification says
-        home = Path(os.path.expanduser("~"))
-        if not home.is_absolute() or not home.is_dir():
-            raise NotKeptError("there is no home folder")
-        base = home / ".cache"
+    base = user_folder("XDG_CACHE_HOME", ".cache")
+    if base is None:
+        raise NotKeptError("there is no home folder")
     base.mkdir(parents=True, exist_ok=True)
     folder = base
     for name in ("lyapunov-check", "compiled", _machine()):

@@ -1,12 +1,12 @@
 """Completion installed for a shell: where each looks for it, and what is left to do."""
 
-import os
 from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
 from lyapunov._errors import OutputError
+from lyapunov.command._user_folders import user_folder
 
 
 NAME, VARIABLE = "lyapunov-check", "_LYAPUNOV_CHECK_COMPLETE"
@@ -29,9 +29,12 @@ def install(command: click.Command, shell: str) -> str:
     from lyapunov.report._write import write
 
     variable, at_home, file = PLACES[shell]
-    base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():  # as the XDG specification says
-        base = Path.home() / at_home
+    base = user_folder(variable, at_home)
+    if base is None:
+        raise OutputError(
+            "there is no home folder",
+            hint=f"or put into your shell's file: {_by_hand(shell)}",
+        )
     path = base / file.format(NAME)
     kind = get_completion_class(shell)
     assert kind is not None
