@@ -150,11 +150,6 @@ class Program:
         returned, form = self._first(arrays, key) if run is None else run(arrays)
         return form.filled(jax.block_until_ready(returned))
 
-    def lower(self, *positional, **named):
-        """What `jax.jit` calls so: for what compiles it without running it."""
-        given = self._given(positional, named)
-        return self._jitted.lower(given.taken(), given)
-
     def _given(self, positional: tuple, named: dict[str, Any]) -> _Form:
         """With or without its name, an argument is the same one."""
         bound = self._signature.bind(*positional, **named)

@@ -59,8 +59,9 @@ def _widened(raw: np.ndarray) -> Array:
     """In fp64, on the device. To a GPU a large array goes as it is stored, a quarter of
     the bytes, and is widened there: exact, subnormal numbers as well.
 
-    What has arrived is held to what was read: of one check of an 8B model on an H200
-    all weights from one sublayer on were NaN, and never again.
+    What has arrived is held to what was read: in one check of an 8B model on an H200
+    all figures from one sublayer on were NaN, in the same check repeated none, and why
+    is not known.
 
     **Raises:** `LyapunovError` where it arrives as something else three times.
     """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lyapunov
+from lyapunov.arithmetic._programs import Program
 from lyapunov.bounds import adjoint, ball, floor, local, passes
 from lyapunov.questions import _rehearsal
 from lyapunov.questions._layers import run_layers
@@ -65,8 +66,7 @@ def programs_in(*modules):
         name
         for module in modules
         for name, value in vars(module).items()
-        if hasattr(value, "lower")
-        and getattr(value, "__module__", None) == module.__name__
+        if isinstance(value, Program) and value.__module__ == module.__name__
     }
 
 
