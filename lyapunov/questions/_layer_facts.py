@@ -20,6 +20,7 @@ from ..exponents import (
 )
 from ..models import Model, Sublayer
 from ..results._check import LayerExponents, LayerGrowth
+from ..sublayers._sublayer import Dynamics
 
 
 def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
@@ -75,6 +76,8 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         return LayerExponents(
             sublayer.layer, sublayer.kind, reason=dynamics, max_abs_output=largest
         )
+    if not isinstance(dynamics, Dynamics):
+        raise NotImplementedError("exponents of a delta rule")
     multiplicity, log_decay, dt, rates, parameters = dynamics
     decays = Decays(dt, rates) if log_decay is None else Decays.of_logs(log_decay)
     found = layer_exponents(

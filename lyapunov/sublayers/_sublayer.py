@@ -65,6 +65,25 @@ class Dynamics(NamedTuple):
     """As stored, and how they are used: fields of `exponents.StoredParameters`."""
 
 
+class DeltaDynamics(NamedTuple):
+    """What the step Jacobian of a delta rule is made of on the tokens.
+
+    On the keys of a head it is (1 - rate k k^T) diag(exp(log_gate)), not diagonal.
+    """
+
+    multiplicity: int
+    """Columns of a head's state, each with these exponents: the values of a head."""
+    log_gate: Float[np.ndarray, "batch seq heads *key_dim"]
+    """Log decays, one a head or one a head and key channel."""
+    rate: Float[np.ndarray, "batch seq heads"]
+    """Of the write, beta; times |k|^2 it is the share of what is read that is erased."""
+    key: Float[np.ndarray, "batch seq key_heads key_dim"]
+    """As the recurrence reads it; neighbouring heads share one where key heads are
+    fewer."""
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    """As stored, and how they are used: fields of `exponents.StoredParameters`."""
+
+
 class AbstractSublayer(abc.ABC):
     """A sublayer with the norm before it: its sizes are the fields of the final class,
     a frozen dataclass, and what holds of all of its kind are class variables.
@@ -152,7 +171,7 @@ class AbstractSublayer(abc.ABC):
     @abc.abstractmethod
     def exponents(
         self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
-    ) -> Dynamics | str:
+    ) -> Dynamics | DeltaDynamics | str:
         """Find what the Lyapunov exponents are made of, or say why there are none.
 
         **Arguments:**
