@@ -76,7 +76,7 @@ class DeltaDynamics(NamedTuple):
     log_gate: Float[np.ndarray, "batch seq heads *key_dim"]
     """Log decays, one a head or one a head and key channel."""
     rate: Float[np.ndarray, "batch seq heads"]
-    """Of the write, beta; times |k|^2 it is the share of what is read that is erased."""
+    """Of the write, beta: beta |k|^2 is the share of what is read that is erased."""
     key: Float[np.ndarray, "batch seq key_heads key_dim"]
     """As the recurrence reads it; neighbouring heads share one where key heads are
     fewer."""
