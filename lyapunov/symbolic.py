@@ -10,7 +10,8 @@ from typing import Any
 from ._errors import MissingExtraError, UsageError
 
 
-ARCHITECTURES = ("mamba1", "mamba2", "mamba3")
+ARCHITECTURES = ("mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta")
+NOT_DIAGONAL = ("gated_delta", "kimi_delta")
 
 
 def step_jacobian(architecture: str = "mamba1") -> Any:
@@ -29,11 +30,23 @@ def step_jacobian(architecture: str = "mamba1") -> Any:
     $e^{\Delta[t, i] A[i]} \delta_{ij} \delta_{pq} \delta_{nm}$. For Mamba-3
     the same with $A[t, i]$, the last keys and values being held as inputs are.
 
+    For the delta rules, of heads i and j, keys n and m, values p and q, with
+    log gates g (of a head, or of a head and key):
+    $(\delta_{nm} - \beta[t, i] k[t, i, n] k[t, i, m]) e^{g[t, i, m]} \delta_{ij}
+    \delta_{pq}$. Two keys are written out; others would enter alike.
+
     **Raises:** `MissingExtraError` without SymPy; `UsageError` for an architecture
     that has no recurrence here.
     """
-    after, before, _, _, other = _step(architecture)
-    return after.diff(before[other])
+    after, before, _, own, other = _step(architecture)
+    if architecture not in NOT_DIAGONAL:
+        return after.diff(before[other])
+    # of the two keys that are written out, one that is the other's and one that is not
+    sympy, (_, n, _), (j, m, q) = _sympy(), own, other
+    apart = {sympy.KroneckerDelta(n, m): 0}
+    mixed = after.diff(before[j, m, q]).subs(apart).expand()
+    kept = after.diff(before[j, n, q]).subs(apart).expand()
+    return mixed + sympy.KroneckerDelta(n, m) * (kept - mixed).subs(n, m)
 
 
 def exponent(architecture: str = "mamba1") -> Any:
@@ -44,9 +57,15 @@ def exponent(architecture: str = "mamba1") -> Any:
     `Indexed` symbols with symbolic T; of head i with A[i] for
     Mamba-2, with A[t, i] for Mamba-3.
 
-    **Raises:** as `step_jacobian`.
+    **Raises:** as `step_jacobian`; `UsageError` for a delta rule, which has none.
     """
     sympy = _sympy()
+    if architecture in NOT_DIAGONAL:
+        raise UsageError(
+            f"the exponents of {architecture} are no closed form: its step Jacobians "
+            "do not commute",
+            hint="lyapunov.lyapunov_spectrum with lyapunov.recurrences.DeltaRecurrence",
+        )
     after, before, t, own, _ = _step(architecture)
     growth = sympy.expand_log(sympy.log(after.diff(before[own])))
     length = sympy.Symbol("T", integer=True, positive=True)
@@ -140,7 +159,37 @@ def _mamba3(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
     return after[0, 0, 0], h, t, (i, p, n), (j, q, m)
 
 
-_READERS = {"mamba1": _mamba1, "mamba2": _mamba2, "mamba3": _mamba3}
+def _delta(sympy: Any, per_key: bool) -> tuple[Any, Any, Any, tuple, tuple]:
+    from .arithmetic.symbolic import Symbolic
+    from .recurrences.delta import update
+
+    t, i, j, p, q, n, m = sympy.symbols("t i j p q n m", integer=True)
+    S, k, v = (sympy.IndexedBase(name, real=True) for name in ("S", "k", "v"))
+    beta = sympy.IndexedBase("beta", nonnegative=True)
+    gate = sympy.IndexedBase("g", nonpositive=True)
+
+    heads, keys, values = (i, j), (n, m), (p, q)
+    log_gate = _table(lambda head: gate[t, head], heads)[:, None]
+    if per_key:
+        log_gate = _table(lambda head, c: gate[t, head, c], heads, keys)
+    after = update(
+        Symbolic(),
+        _table(lambda head, c, u: S[head, c, u], heads, keys, values),
+        log_gate,
+        _table(lambda head: beta[t, head], heads),
+        _table(lambda head, c: k[t, head, c], heads, keys),
+        _table(lambda head, u: v[t, head, u], heads, values),
+    )
+    return after[0, 0, 0], S, t, (i, n, p), (j, m, q)
+
+
+_READERS = {
+    "mamba1": _mamba1,
+    "mamba2": _mamba2,
+    "mamba3": _mamba3,
+    "gated_delta": lambda sympy: _delta(sympy, per_key=False),
+    "kimi_delta": lambda sympy: _delta(sympy, per_key=True),
+}
 
 
 def _table(entry: Callable, *axes: tuple) -> Any:

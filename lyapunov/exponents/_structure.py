@@ -11,6 +11,7 @@ from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import (
     AbstractDiagonalRecurrence,
+    AbstractKeyRecurrence,
     AbstractRecurrence,
     AbstractScalarRecurrence,
     AbstractTriangularRecurrence,
@@ -62,8 +63,36 @@ def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> 
         heads = jnp.exp(recurrence.head_log_decay(inputs))
         repeated = np.repeat(np.asarray(heads), d // heads.size)
         _compare(np.diag(repeated), np.abs(dense), off, "head_log_decay")
+    if isinstance(recurrence, AbstractKeyRecurrence):
+        _check_on_keys(recurrence, state, inputs, dense)
     if isinstance(recurrence, AbstractTriangularRecurrence):
         _check_blocks(recurrence, state, inputs, dense, off)
+
+
+def _check_on_keys(recurrence, state, inputs, dense):
+    """Determinant and norm of every head's matrix; that it is one was compared."""
+    heads, key_dim, value_dim = state.shape
+    determinants = np.exp(recurrence.log_determinant(inputs))
+    bounds = np.exp(recurrence.log_norm_bound(inputs))
+    whole = dense.reshape(heads, key_dim, value_dim, heads, key_dim, value_dim)
+    off = 64 * key_dim * np.finfo(dense.dtype).eps
+    for head in range(heads):
+        M = whole[head, :, 0, head, :, 0]
+        norm = np.linalg.norm(M, 2)
+        # of LU, as of the entries: relative to the norm to the power of the size
+        found, allowed = abs(np.linalg.det(M)), key_dim * off * norm**key_dim
+        if not abs(determinants[head] - found) <= allowed:
+            raise ArgumentError(
+                f"log_determinant of head {head} is that of {determinants[head]:.6g} "
+                f"and the step's determinant is {found:.6g}",
+                hint=DECLARE,
+            )
+        if not norm <= bounds[head] * (1 + off):
+            raise ArgumentError(
+                f"log_norm_bound of head {head} is that of {bounds[head]:.6g} and the "
+                f"step's norm is {norm:.6g}",
+                hint=DECLARE,
+            )
 
 
 def _check_blocks(recurrence, state, inputs, dense, off):

@@ -3,6 +3,7 @@
 from . import _fused_scan as fused_scan
 from .base import (
     AbstractDiagonalRecurrence,
+    AbstractKeyRecurrence,
     AbstractRecurrence,
     AbstractScalarRecurrence,
     AbstractTriangularRecurrence,
@@ -21,6 +22,7 @@ from .cells import (
     HiddenAndCell,
     LinearAttention,
 )
+from .delta import DeltaInputs, DeltaRecurrence
 from .mamba1 import (
     Mamba1Inputs,
     Mamba1JointRecurrence,
@@ -39,11 +41,14 @@ __all__ = [
     "RWKV6",
     "SLSTM",
     "AbstractDiagonalRecurrence",
+    "AbstractKeyRecurrence",
     "AbstractRecurrence",
     "AbstractScalarRecurrence",
     "AbstractTriangularRecurrence",
     "CellNormaliserHidden",
     "DecayAndDrive",
+    "DeltaInputs",
+    "DeltaRecurrence",
     "DiagonalRecurrence",
     "GivenJacobians",
     "HiddenAndCell",

@@ -2,9 +2,9 @@
 
 A structure is declared by the class that is derived from, and decides how exponents
 are computed: `AbstractDiagonalRecurrence`, `AbstractScalarRecurrence`,
-`AbstractTriangularRecurrence`; with `AbstractRecurrence` nothing is declared and the
-Jacobian is taken to be dense. `lyapunov.exponents.check_structure` compares what is
-declared with the step.
+`AbstractKeyRecurrence`, `AbstractTriangularRecurrence`; with `AbstractRecurrence`
+nothing is declared and the Jacobian is taken to be dense.
+`lyapunov.exponents.check_structure` compares what is declared with the step.
 """
 
 import abc
@@ -69,6 +69,41 @@ class AbstractScalarRecurrence(AbstractDiagonalRecurrence):
     @abc.abstractmethod
     def head_log_decay(self, inputs: Any) -> Float[Array, " heads"]:
         """Logarithms of the decays, one a head."""
+
+
+class AbstractKeyRecurrence(AbstractRecurrence):
+    """Recurrences whose step Jacobian acts on the keys of each head alone.
+
+    The state is one array, (heads, key_dim, value_dim); a head's Jacobian is one
+    matrix M of key_dim x key_dim for all of its columns. Every exponent of the product
+    of M counts value_dim times.
+    """
+
+    linear: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def on_keys(
+        self, columns: Float[Array, "heads key_dim n"], inputs: Any
+    ) -> tuple[Float[Array, "heads key_dim n"], Float[Array, " heads"]]:
+        """M of each head times any number of columns, and the log of a scale by which
+        they are to be multiplied, so that no decay leaves the range of fp64."""
+
+    @abc.abstractmethod
+    def log_determinant(self, inputs: Any) -> Float[Array, " heads"]:
+        """log |det M|: the sum of the exponents' increments, without cancellation."""
+
+    @abc.abstractmethod
+    def log_norm_bound(self, inputs: Any) -> Float[Array, " heads"]:
+        """At least log of the 2-norm of M: no direction grows by more."""
+
+    def step_jacobian(self, state, inputs):
+        """M of each head for each of its columns, whatever the state."""
+        heads, key_dim, value_dim = state.shape
+        eye = jnp.broadcast_to(jnp.eye(key_dim), (heads, key_dim, key_dim))
+        M, log_scale = self.on_keys(eye, inputs)
+        M = jnp.exp(log_scale)[:, None, None] * M
+        whole = jnp.einsum("hkl,hi,vw->hkvilw", M, jnp.eye(heads), jnp.eye(value_dim))
+        return whole.reshape(state.size, state.size)
 
 
 class AbstractTriangularRecurrence(AbstractRecurrence):
