@@ -194,7 +194,7 @@ def shapes_of(
             expected[name] = (config.d_model,)
     for sublayer in parts:
         for part in sublayer.values():
-            expected |= dict.fromkeys(part.names, part.shape)
+            expected |= part.shapes
     return expected
 
 

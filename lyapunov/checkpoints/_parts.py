@@ -20,18 +20,31 @@ class Part(NamedTuple):
     """As stored."""
     take: Callable[[Any], Any] | None = None
     """From the stored array to the canonical one; None where they are the same."""
+    rows: tuple[int, ...] | None = None
+    """Of each of several that are joined along their first axis, not stacked."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every stored name."""
         return (self.name,) if isinstance(self.name, str) else self.name
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every stored name and its shape."""
+        if self.rows is None:
+            return dict.fromkeys(self.names, self.shape)
+        own = zip(self.names, self.rows, strict=True)
+        return {name: (rows, *self.shape[1:]) for name, rows in own}
+
     def read(self, stored: Callable[[str], Any]) -> Any:
         """Make the parameter of what `stored` reads by name."""
         import numpy as np
 
         arrays = [stored(name) for name in self.names]
-        array = arrays[0] if isinstance(self.name, str) else np.stack(arrays)
+        if self.rows is not None:
+            array = np.concatenate(arrays)
+        else:
+            array = arrays[0] if isinstance(self.name, str) else np.stack(arrays)
         return array if self.take is None else self.take(array)
 
 
@@ -95,6 +108,16 @@ def rows(start: int, stop: int) -> Callable[[Any], Any]:
     return lambda array: array[start:stop]
 
 
+def rows_of_each(groups: int, start: int, stop: int | None) -> Callable[[Any], Any]:
+    """Rows `start` to `stop` of each of so many equal groups of rows."""
+
+    def take(array: Any) -> Any:
+        grouped = array.reshape(groups, -1, *array.shape[1:])
+        return grouped[:, start:stop].reshape(-1, *array.shape[1:])
+
+    return take
+
+
 def gate_and_up(hidden: int, names: str = "gate up") -> dict[str, tuple[int, int]]:
     """The rows of both in one tensor, the first of `names` first."""
     first, second = names.split()
@@ -108,7 +131,12 @@ def without_middle_axis(array: Any) -> Any:
 
 def under(prefix: str, parts: dict[str, Part]) -> dict[str, Part]:
     """The parts with a prefix before their stored names."""
-    return {k: part._replace(name=f"{prefix}{part.name}") for k, part in parts.items()}
+    own = lambda part: (
+        f"{prefix}{part.name}"
+        if isinstance(part.name, str)
+        else tuple(f"{prefix}{name}" for name in part.name)
+    )
+    return {key: part._replace(name=own(part)) for key, part in parts.items()}
 
 
 def norm_parts(name: str | None, width: int, centred: bool = False) -> dict[str, Part]:
@@ -221,11 +249,18 @@ def attention_parts(
     width = a.width or a.d_model
     inner, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     parts = norm_parts(norm, width)
+    takes = dict.fromkeys("qkvo")
+    if a.gates:
+        # a head's gate lies behind its queries, in the same tensor
+        takes["q"] = rows_of_each(a.heads, 0, a.head_dim)
+        shape, take = (2 * inner, width), rows_of_each(a.heads, a.head_dim, None)
+        parts |= linear_parts("g_proj", f"{prefix}q_proj", shape, stored, take)
     for name, shape in (
-        *(("q", (inner, width)), ("k", (kv, width)), ("v", (kv, width))),
-        ("o", (a.d_model, inner)),
+        ("q", (2 * inner if a.gates else inner, width)),
+        *(("k", (kv, width)), ("v", (kv, width)), ("o", (a.d_model, inner))),
     ):
-        parts |= linear_parts(f"{name}_proj", f"{prefix}{name}_proj", shape, stored)
+        where = f"{prefix}{name}_proj"
+        parts |= linear_parts(f"{name}_proj", where, shape, stored, takes[name])
     return parts
 
 
@@ -260,10 +295,17 @@ def fused_mlp_parts(
     return parts
 
 
+EXPERT_NAMES = {name: f"{name}_proj" for name in ("up", "gate", "down")}
+
+
 def expert_parts(
-    e: "sublayers.ExpertsSizes", stored: Container[str], prefix: str
+    e: "sublayers.ExpertsSizes",
+    stored: Container[str],
+    prefix: str,
+    names: Mapping[str, str] = EXPERT_NAMES,
 ) -> dict[str, Part]:
-    """Experts stored one by one, or together with gate and up in one tensor."""
+    """Experts stored one by one under these names, or together with gate and up in one
+    tensor."""
     width, hidden = e.width or e.d_model, e.d_hidden
     if f"{prefix}down_proj" in stored:
         if e.gated:
@@ -277,7 +319,7 @@ def expert_parts(
         shapes["gate"] = (hidden, width)
     return {
         name: Part(
-            tuple(f"{prefix}{i}.{name}_proj.weight" for i in range(e.experts)), shape
+            tuple(f"{prefix}{i}.{names[name]}.weight" for i in range(e.experts)), shape
         )
         for name, shape in shapes.items()
     }

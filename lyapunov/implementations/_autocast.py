@@ -14,6 +14,7 @@ _IN_OUT = ("in_proj", "in_proj_bias", "out_proj", "out_proj_bias")
 _ATTENTION = (
     *("q_proj", "k_proj", "v_proj", "q_bias", "k_bias", "v_bias", "o_proj", "o_bias"),
     *(f"{name}_adapter_{end}" for name in "qkv" for end in ("down", "up")),
+    *("g_proj", "g_bias", "q_down", "q_down_bias", "kv_down", "kv_down_bias"),
 )
 _MLP = (
     *("up", "up_bias", "gate", "gate_bias", "down", "down_bias"),
@@ -27,7 +28,7 @@ def _norms(*names: str) -> tuple[str, ...]:
 
 
 _AROUND = _norms("norm", "norm_behind")
-_HEAD_NORMS = _norms("q_norm", "k_norm")
+_HEAD_NORMS = _norms("q_norm", "k_norm", "q_down_norm", "kv_down_norm")
 
 CAST: dict[str, tuple[str, ...]] = {
     "mamba1": (*_IN_OUT, "x_proj", "dt_proj"),
@@ -36,7 +37,7 @@ CAST: dict[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "mlp": _MLP,
     "experts": (
-        *("router", "up", "gate", "down"),
+        *("router", "shared_router", "up", "gate", "down"),
         *("to_latent", "to_latent_bias", "from_latent", "from_latent_bias"),
         *(f"shared_{name}" for name in _MLP),
     ),

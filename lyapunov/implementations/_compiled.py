@@ -35,7 +35,8 @@ KINDS = ("mamba1", "mamba2", "attention", "mlp")
 PRODUCTS = frozenset(
     (
         *("norm", "xz", "x_proj", "gated", "out"),
-        *("q", "k", "v", "read", "up", "gate", "hidden"),
+        *("q", "k", "v", "q_down", "kv_down", "output_gate", "up", "gate", "hidden"),
+        *("read", "read_gated"),
     )
 )
 """Sites that products of matrices put out, or that nothing else reads."""

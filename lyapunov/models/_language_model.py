@@ -187,8 +187,8 @@ class Model:
             None if raw is None else jax.device_put(held(raw, "norm_f", formats))
             for raw in (self.layout.final_norm(), self.layout.final_norm_bias())
         )
-        config = self.config
-        return Norm(weight, bias, config.norm_epsilon, config.norm_centred)
+        c = self.config
+        return Norm(weight, bias, c.norm_epsilon, c.norm_centred, c.norm_offset)
 
     @property
     def has_head(self) -> bool:

@@ -24,21 +24,26 @@ from ._sublayer import (
     with_biases,
     within,
 )
-from .mlp import LowRank, adapter_of, around, projected
+from .latent import Latent, latent, latent_of
+from .mlp import LowRank, adapter_of, around, projected, weight_of
 from .norm import Norm, norm_of, normalise, scaled
 from .rotary import rotary_table, turned
+from .scores import attended
 from .sites import BEHIND, FRONT
 from .token_blocks import in_token_blocks
 
 
 NOT_A_RECURRENCE = "no exponent: not a recurrence"
 
+_LATENT = ("", "_norm_hat", "_norm")
 ATTEND = (
-    "in_scaled", *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
-    "q", "k", "v", "q_clipped", "k_clipped", "v_clipped", "conv", "q_norm_hat",
-    "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos", "rotary_sin", "q_cos",
-    "q_sin", "q_turned", "k_cos", "k_sin", "k_turned", "scores_product", "scores",
-    "attention", "read",
+    "in_scaled", *(f"{of}_down{end}" for of in ("q", "kv") for end in _LATENT),
+    *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
+    "q", "k", "v", "output_gate", "q_clipped", "k_clipped", "v_clipped", "conv",
+    "q_norm_hat", "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos",
+    "rotary_sin", "q_cos", "q_sin", "q_turned", "k_cos", "k_sin", "k_turned",
+    "scores_product", "scores", "attention", "read", "output_gate_sigmoid",
+    "read_gated",
 )  # fmt: skip
 """Sites between the norms of an attention."""
 
@@ -52,11 +57,11 @@ class AttentionParameters(eqx.Module):
 
     norm: Norm | None
     q_proj: Weight
-    """(heads head_dim, width)."""
+    """(heads head_dim, width); of its latent, where it has one, as the next two."""
     k_proj: Weight
-    """(kv_heads head_dim, width)."""
+    """(kv_heads head_dim, width), without the channels that all heads share."""
     v_proj: Weight
-    """(kv_heads head_dim, width)."""
+    """(kv_heads value_dim, width)."""
     q_bias: Float[Array, " q_channels"] | None
     k_bias: Float[Array, " kv_channels"] | None
     v_bias: Float[Array, " kv_channels"] | None
@@ -65,7 +70,7 @@ class AttentionParameters(eqx.Module):
     """Over each head's channels; over all of them where its weight is as wide."""
     k_norm: Norm | None
     o_proj: Weight
-    """(d_model, heads head_dim)."""
+    """(d_model, heads value_dim)."""
     o_bias: Float[Array, " d_model"] | None
     heads: int = eqx.field(static=True)
     kv_heads: int = eqx.field(static=True)
@@ -89,6 +94,13 @@ class AttentionParameters(eqx.Module):
     conv_weight: Float[Array, "channels d_conv"] | None = None
     """Of a causal convolution over q, k and v, in this order (mamba_ssm's MHA)."""
     conv_bias: Float[Array, " channels"] | None = None
+    g_proj: Weight | None = None
+    """(heads value_dim, width), or (heads, width): its sigmoid multiplies what heads
+    read (Qwen3-Next, Ling)."""
+    g_bias: Float[Array, " gates"] | None = None
+    q_latent: Latent | None = None
+    kv_latent: Latent | None = None
+    """Beside the latent itself it has the leading channels of each head's key."""
 
     def initial_state(self) -> "AttentionState":
         """Nothing has been read."""
@@ -101,19 +113,20 @@ class AttentionState(eqx.Module):
     keys: Any
     """(past, kv_heads, head_dim)."""
     values: Any
+    """(past, kv_heads, value_dim)."""
     window: Any = None
     """(d_conv - 1, channels), the convolution's last inputs, where there is one."""
 
 
 def initial_state(p: AttentionParameters) -> AttentionState:
     """An empty cache."""
-    head_dim = p.k_proj.matrix.shape[0] // p.kv_heads
-    empty = jnp.zeros((0, p.kv_heads, head_dim))
+    empty = lambda rows, heads: jnp.zeros((0, p.kv_heads, rows.shape[0] // heads))
     window = None
     if p.conv_weight is not None:
         channels, taps = p.conv_weight.shape
         window = jnp.zeros((taps - 1, channels))
-    return AttentionState(keys=empty, values=empty, window=window)
+    keys, values = empty(p.q_proj.matrix, p.heads), empty(p.v_proj.matrix, p.kv_heads)
+    return AttentionState(keys=keys, values=values, window=window)
 
 
 def attention(
@@ -140,21 +153,29 @@ def _put_out(at: AbstractArithmetic, y, p: AttentionParameters, start):
 
 
 def _normed_and_projected(at: AbstractArithmetic, x, p: AttentionParameters, start):
-    """Queries, keys and values, (seq, channels) each."""
+    """Queries, keys, values, keys that heads share, and gates: (seq, channels) each."""
     x = normalise(at, at.store("norm_input", x), p.norm)
     x = scaled(at, x, p.in_multiplier, "in_scaled")
-    q = projected(at, x, p.q_proj, p.q_bias, p.q_adapter, "q")
-    k = projected(at, x, p.k_proj, p.k_bias, p.k_adapter, "k")
-    return (q, k, projected(at, x, p.v_proj, p.v_bias, p.v_adapter, "v")), start
+    of_q, _ = latent(at, x, p.q_latent, p.q_proj.matrix.shape[1], "q_down")
+    of_kv, shared = latent(at, x, p.kv_latent, p.k_proj.matrix.shape[1], "kv_down")
+    q = projected(at, of_q, p.q_proj, p.q_bias, p.q_adapter, "q")
+    k = projected(at, of_kv, p.k_proj, p.k_bias, p.k_adapter, "k")
+    v = projected(at, of_kv, p.v_proj, p.v_bias, p.v_adapter, "v")
+    gate = None
+    if p.g_proj is not None:
+        gate = projected(at, x, p.g_proj, p.g_bias, None, "output_gate")
+    return (q, k, v, shared, gate), start
 
 
 def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionState):
     """The attention on an input (seq, width), the norm before it, not what is behind.
 
-    **Returns:** what the heads read side by side, (seq, heads head_dim), and the cache.
+    **Returns:** what the heads read side by side, gated where there is a gate, (seq,
+    heads value_dim), and the cache.
     """
     past, widest = start.keys.shape[0], max(x.shape[-1], p.q_proj.matrix.shape[0])
-    (q, k, v), _ = in_token_blocks(at, _normed_and_projected, x, p, None, widest=widest)
+    parts, _ = in_token_blocks(at, _normed_and_projected, x, p, None, widest=widest)
+    q, k, v, shared, gate = parts
     window = start.window
     if p.conv_weight is not None:
         padded = at.join([window, at.join([q, k, v], axis=-1)])
@@ -170,6 +191,9 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
     q = _in_heads(at, q, p.heads, p.q_norm, "q_norm")
     k = _in_heads(at, k, p.kv_heads, p.k_norm, "k_norm")
     v = _in_heads(at, v, p.kv_heads, None, "")
+    if shared is not None:
+        all_heads = lambda a: jnp.repeat(a[:, None], p.kv_heads, 1)
+        k = at.join([at.view(all_heads, shared), k], axis=-1)
     k = scaled(at, k, p.key_multiplier, "k_scaled")
     if p.rotary:
         table = rotary_table(at, x.shape[0], p.rotary, p.theta, past)
@@ -190,6 +214,12 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
 
     _, y = at.in_row_blocks(read, None, (q, jnp.arange(q.shape[0])), rows, pairs=True)
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
+    if gate is not None:
+        gate = at.store("output_gate_sigmoid", at.sigmoid(gate))
+        of_each = y.shape[-1] // gate.shape[-1]
+        gate = at.view(lambda a: jnp.repeat(a, of_each, -1), gate)
+        alone = at.stores("output_gate_sigmoid")
+        y = at.store("read_gated", at.multiply(y, gate, alone=alone))
     return y, AttentionState(keys=k, values=v, window=window)
 
 
@@ -202,34 +232,6 @@ def rows_at_once(heads: int, keys: int, sequences: int | None = None) -> int:
     """
     side_by_side = in_batch() if sequences is None else sequences
     return max(1, SCORES_AT_ONCE // (heads * keys * side_by_side))
-
-
-def attended(at: AbstractArithmetic, q, k, v, places, scale: float):
-    """What queries read of all keys up to their own place: (rows, heads, head_dim).
-
-    **Arguments:**
-
-    - `q`: (rows, heads, head_dim). `k`, `v`: (keys, kv_heads, head_dim); consecutive
-      heads share one of these.
-    - `places`: (rows,), of the queries among the keys.
-    """
-    rows, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    if heads == kv_heads:
-        scores = at.einsum("lhd,shd->hls", q, k)
-    else:
-        grouped = lambda a: a.reshape(rows, kv_heads, -1, head_dim)
-        scores = at.einsum("lghd,sgd->ghls", at.view(grouped, q), k)
-        scores = at.view(lambda a: a.reshape(heads, *a.shape[2:]), scores)
-    scores = at.store("scores_product", scores)
-    scores = at.store("scores", at.multiply(scores, at.fixed(scale)))
-    causal = jnp.where(jnp.arange(k.shape[0]) <= places[:, None], 1.0, 0.0)
-    weight = at.store("attention", at.softmax(scores, causal))
-    if heads == kv_heads:
-        return at.einsum("hls,shd->lhd", weight, v)
-    weight = at.view(lambda a: a.reshape(kv_heads, -1, *a.shape[1:]), weight)
-    y = at.einsum("ghls,sgd->lghd", weight, v)
-    return at.view(lambda a: a.reshape(rows, heads, head_dim), y)
 
 
 def _in_heads(at: AbstractArithmetic, x, heads: int, norm: Norm | None, site: str):
@@ -252,12 +254,18 @@ class AttentionSizes(AbstractSublayer):
       `theta`; 0: positions are not seen.
     - `scale`: of the scores.
     - `norm_epsilon`, `norm_centred`: of the norm; centred is LayerNorm.
+    - `norm_offset`: of all norms, those over heads among them, as in `Norm`.
     - `norm_front`, `norm_behind`: whether the input and the output are normalised.
     - `width`: of the input, where it is not d_model.
     - `clip`: q, k and v are clipped to this magnitude.
     - `d_conv`: taps of a convolution over q, k and v; 0: none.
     - `key_multiplier`, `in_multiplier`, `out_multiplier`: of keys, input and output.
     - `beside`: reads what the sublayer before it read, not what that one wrote.
+    - `gates`: of a head's output, `value_dim` or one for all of it; 0: none.
+    - `q_rank`, `kv_rank`: width of the latents that queries, and keys and values, are
+      made of, with norms of `latent_epsilon`; 0: they are made of the input.
+    - `shared_key`: leading channels of a head's key that all heads share.
+    - `value_dim`: channels of a head's values, where they are not `head_dim`.
     """
 
     d_model: int
@@ -269,6 +277,7 @@ class AttentionSizes(AbstractSublayer):
     scale: float
     norm_epsilon: float
     norm_centred: bool = False
+    norm_offset: float = 0.0
     norm_front: bool = True
     norm_behind: bool = False
     width: int | None = None
@@ -278,6 +287,12 @@ class AttentionSizes(AbstractSublayer):
     in_multiplier: float = 1.0
     out_multiplier: float = 1.0
     beside: bool = False
+    gates: int = 0
+    q_rank: int = 0
+    kv_rank: int = 0
+    shared_key: int = 0
+    value_dim: int | None = None
+    latent_epsilon: float = 1e-6
 
     kind: ClassVar = "attention"
     recurrent: ClassVar = False
@@ -286,10 +301,12 @@ class AttentionSizes(AbstractSublayer):
     sites: ClassVar = (*FRONT, *ATTEND, *BEHIND)
     weight_groups: ClassVar = within(
         "attention",
-        projections="q_proj k_proj v_proj o_proj q_adapter_down q_adapter_up"
-        " k_adapter_down k_adapter_up v_adapter_down v_adapter_up",
-        biases="q_bias k_bias v_bias o_bias",
-        norms=with_biases("norm", "norm_behind", "q_norm", "k_norm"),
+        projections="q_proj k_proj v_proj o_proj g_proj q_down kv_down q_adapter_down"
+        " q_adapter_up k_adapter_down k_adapter_up v_adapter_down v_adapter_up",
+        biases="q_bias k_bias v_bias o_bias g_bias q_down_bias kv_down_bias",
+        norms=with_biases(
+            *("norm", "norm_behind", "q_norm", "k_norm", "q_down_norm", "kv_down_norm")
+        ),
         conv="conv_weight conv_bias",
     )
 
@@ -309,10 +326,9 @@ class AttentionSizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> AttentionParameters:
         """Put the flow's parameters together from stored ones."""
+        how = self.norm_epsilon, self.norm_centred, self.norm_offset
         head_norms = {
-            name: None
-            if get(name) is None
-            else norm_of(get, name, self.norm_epsilon, self.norm_centred)
+            name: None if get(name) is None else norm_of(get, name, *how)
             for name in ("q_norm", "k_norm")
         }
         conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
@@ -340,20 +356,32 @@ class AttentionSizes(AbstractSublayer):
             v_adapter=adapter_of(get, "v"),
             conv_weight=conv_weight,
             conv_bias=conv_bias,
+            g_proj=weight_of(get, "g_proj"),
+            g_bias=get("g_bias"),
+            q_latent=latent_of(get, "q_down", self.latent_epsilon),
+            kv_latent=latent_of(get, "kv_down", self.latent_epsilon),
             **head_norms,
             **around(self, get),
         )
 
     def count(self, length: int, batch: int = 1) -> Counts:
         """Count weights and activations; a cache is no state of fixed size."""
-        mixed = self.head_dim * (self.heads + 2 * self.kv_heads)
-        out = self.head_dim * self.heads * self.d_model
+        width, value = self.width or self.d_model, self.value_dim or self.head_dim
+        of_kv = self.kv_heads * (self.head_dim - self.shared_key + value)
+        down = self.q_rank + self.kv_rank + self.shared_key + self.gates * self.heads
+        weights = (
+            self.heads * self.head_dim * (self.q_rank or width)
+            + of_kv * (self.kv_rank or width)
+            + (self.heads * self.head_dim + of_kv) * self.d_conv
+            + down * width
+            + value * self.heads * self.d_model
+        )
         rows = rows_at_once(self.heads, length, batch)
         each = self.heads * length * batch
         whole = rows >= length
         return Counts(
-            weights=mixed * ((self.width or self.d_model) + self.d_conv) + out,
-            channels=self.heads * max(self.head_dim, length if whole else 0),
+            weights=weights,
+            channels=self.heads * max(self.head_dim, value, length if whole else 0),
             scores=0 if whole else max(SCORES_AT_ONCE, each),
             states=0,
             # Granite-4-H's widths: none in blocks beside the stream's and the scores';

@@ -21,6 +21,7 @@ class NetworkConfig:
     - `fused_add_norm`: whether the addition to the residual and the norm are one
         kernel, so that the sum reaches the norm unrounded (`mamba_ssm` only).
     - `norm_centred`: whether the norm before the head is a LayerNorm.
+    - `norm_offset`: of the same, as in `Norm`.
     - `embedding_multiplier`, `logits_multiplier`: of the embedding and the logits.
     """
 
@@ -33,6 +34,7 @@ class NetworkConfig:
     tie_embeddings: bool = True
     fused_add_norm: bool = True
     norm_centred: bool = False
+    norm_offset: float = 0.0
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
 

@@ -36,6 +36,10 @@ from .sites import FRONT, GELU_NEW
 from .token_blocks import in_token_blocks, tokens_at_once
 
 
+FAR = 2.0**100
+"""What scores outside of the chosen groups are lowered by; no score is as large."""
+
+
 class ExpertsParameters(eqx.Module):
     """One sublayer: the norm, the router, the experts, and an expert that all share."""
 
@@ -64,9 +68,15 @@ class ExpertsParameters(eqx.Module):
     """Whether weights are divided by their sum over the chosen experts."""
     share_floor: float = eqx.field(static=True, default=0.0)
     """What is added to that sum."""
+    groups: int = eqx.field(static=True, default=1)
+    chosen_groups: int = eqx.field(static=True, default=1)
+    """Of consecutive experts, by the sums of their two best scores: where experts are
+    chosen from."""
     routed_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the weights."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
+    shared_router: Weight | None = None
+    """(1, d_model): its sigmoid weighs what the shared MLP puts out (Qwen3-Next)."""
 
     def initial_state(self):
         """Nothing is carried."""
@@ -106,6 +116,10 @@ def _experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start):
         total = at.store("from_latent", total)
     if p.shared is not None:
         common = at.store("shared", feed_forward(at, x, p.shared))
+        if p.shared_router is not None:
+            share = at.store("shared_router", at.matmul(x, p.shared_router))
+            share = at.store("shared_weight", at.sigmoid(share))
+            common = at.store("shared_weighed", at.multiply(common, share))
         total = at.add(total, common)
     out = at.store("out", total)
     return scaled(at, out, p.out_multiplier, "out_scaled"), start
@@ -131,10 +145,23 @@ def route(at: AbstractArithmetic, x, p: ExpertsParameters):
     else:
         scores = at.sigmoid(scores)
     ranked = scores if p.router_bias is None else at.add(scores, p.router_bias)
+    if p.groups > p.chosen_groups:
+        ranked = _in_best_groups(at, ranked, p.groups, p.chosen_groups)
     weight = at.multiply(scores, at.largest(ranked, p.chosen))
     if p.shares:
         weight = at.shares(weight, p.share_floor)
     return at.store("expert_weight", scaled(at, weight, p.routed_multiplier, "routing"))
+
+
+def _in_best_groups(at: AbstractArithmetic, ranked, groups: int, chosen: int):
+    """Scores as they are within the chosen groups, and far below all elsewhere."""
+    parted = at.view(lambda a: a.reshape(a.shape[0], groups, -1), ranked)
+    best = at.einsum("sge,sge->sg", parted, at.largest(parted, 2))
+    kept = at.largest(best, chosen)
+    each = ranked.shape[-1] // groups
+    kept = at.view(lambda a: jnp.repeat(a, each, -1), kept)
+    aside = at.multiply(at.add(kept, jnp.full(kept.shape, -1.0)), at.fixed(FAR))
+    return at.add(ranked, aside)
 
 
 _flow = experts  # the class has a field of this name
@@ -151,9 +178,13 @@ class ExpertsSizes(AbstractSublayer):
     - `scoring`: "softmax" or "sigmoid" of the router's output.
     - `shares`: whether weights are divided by their sum over the chosen experts, and
       `share_floor`: what is added to that sum.
+    - `groups`, `chosen_groups`: consecutive experts that are chosen together first, by
+      their two best scores, and how many of these; 1: experts are chosen from all.
     - `gated`: of each expert, as in `MlpSizes`.
+    - `norm_offset`: as in `Norm`.
     - `width`: channels that the experts work on; d_model where not given.
-    - `shared`: an MLP that every token goes through as well.
+    - `shared`: an MLP that every token goes through as well; `shared_routed`: whether
+      the token weighs it.
     """
 
     d_model: int
@@ -165,8 +196,12 @@ class ExpertsSizes(AbstractSublayer):
     activation: str
     gated: bool
     norm_epsilon: float
+    norm_offset: float = 0.0
     width: int | None = None
     shared: MlpSizes | None = None
+    shared_routed: bool = False
+    groups: int = 1
+    chosen_groups: int = 1
     routed_multiplier: float = 1.0
     out_multiplier: float = 1.0
     share_floor: float = 0.0
@@ -179,7 +214,8 @@ class ExpertsSizes(AbstractSublayer):
         *FRONT, "router", "routing", "expert_weight", "latent", *FEED_FORWARD,
         "expert_up", "expert_gate", *(f"expert_activated_{part}" for part in GELU_NEW),
         "expert_activated", "expert_hidden", "expert_out", "expert_weighed",
-        "routed_sum", "routed", "from_latent", "shared", "out", "out_scaled",
+        "routed_sum", "routed", "from_latent", "shared",
+        "shared_router", "shared_weight", "shared_weighed", "out", "out_scaled",
     )  # fmt: skip
     weight_groups: ClassVar = {
         **within(
@@ -188,7 +224,7 @@ class ExpertsSizes(AbstractSublayer):
             biases="to_latent_bias from_latent_bias",
             norms=with_biases("norm"),
         ),
-        **within("router", projections="router", biases="router_bias"),
+        **within("router", projections="router shared_router", biases="router_bias"),
         **within(
             "shared_experts",
             projections="shared_up shared_gate shared_down shared_up_adapter_down"
@@ -208,7 +244,7 @@ class ExpertsSizes(AbstractSublayer):
         if self.shared is not None:
             shared_mlp = self.shared.parameters(lambda name: get(f"shared_{name}"))
         return ExpertsParameters(
-            norm=norm_of(get, "norm", self.norm_epsilon, False),
+            norm=norm_of(get, "norm", self.norm_epsilon, False, self.norm_offset),
             router=Weight(get("router")),
             router_bias=get("router_bias"),
             up=get("up"),
@@ -219,6 +255,9 @@ class ExpertsSizes(AbstractSublayer):
             from_latent=weight_of(get, "from_latent"),
             from_latent_bias=get("from_latent_bias"),
             shared=shared_mlp,
+            shared_router=weight_of(get, "shared_router"),
+            groups=self.groups,
+            chosen_groups=self.chosen_groups,
             activation=self.activation,
             chosen=self.chosen,
             scoring=self.scoring,
@@ -237,6 +276,7 @@ class ExpertsSizes(AbstractSublayer):
             weights += 2 * width * self.d_model
         if self.shared is not None:
             weights += self.shared.count(length, batch).weights
+            weights += self.shared_routed * self.d_model
         channels = self.experts * max(self.d_hidden, width)
         at_once = batch * tokens_at_once(channels, 1, batch)
         return Counts(

@@ -42,7 +42,7 @@ GROUPS: dict[str, str] = {
 
 _NORMS = (
     *("norm", "norm_behind", "mlp_norm", "dt_norm", "B_norm", "C_norm"),
-    *("q_norm", "k_norm"),
+    *("q_norm", "k_norm", "q_down_norm", "kv_down_norm"),
 )
 _MLP = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 _ADAPTED = ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
@@ -53,12 +53,13 @@ PARAMETERS = frozenset(
         *("conv_weight", "conv_bias", "A_log", "dt_bias", "D", "gate_norm"),
         *("B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o"),
         *(f"{name}{bias}" for name in _NORMS for bias in ("", "_bias")),
-        *(f"{name}_{part}" for name in "qkvo" for part in ("proj", "bias")),
+        *(f"{name}_{part}" for name in "qkvog" for part in ("proj", "bias")),
+        *(f"{name}_down{bias}" for name in ("q", "kv") for bias in ("", "_bias")),
         *_MLP,
         *(f"shared_{name}" for name in _MLP),
         *(f"{name}_adapter_{way}" for name in _ADAPTED for way in ("down", "up")),
         *("to_latent", "to_latent_bias", "from_latent", "from_latent_bias"),
-        *("router", "router_bias", "linear"),
+        *("router", "router_bias", "shared_router", "linear"),
         *("embedding", "head", "norm_f", "norm_f_bias"),
     }
 )
@@ -132,7 +133,7 @@ class RoundedGroup(NamedTuple):
         if self.scaled and not is_matrix(kind, parameter):
             return False
         if self.scaled and self.group == "all":
-            return kind != OUTSIDE and parameter != "router"
+            return kind != OUTSIDE and "router" not in groups_of(kind, parameter)
         return self.group in groups_of(kind, parameter)
 
 

@@ -100,7 +100,8 @@ def projected(
 
 def around(sizes: Any, get: Get) -> dict[str, Any]:
     """Norms in front of and behind a sublayer, and the multiplier of its output."""
-    make = lambda name: norm_of(get, name, sizes.norm_epsilon, sizes.norm_centred)
+    how = sizes.norm_epsilon, sizes.norm_centred, sizes.norm_offset
+    make = lambda name: norm_of(get, name, *how)
     return {
         "norm": make("norm") if sizes.norm_front else None,
         "norm_behind": make("norm_behind") if sizes.norm_behind else None,
@@ -181,6 +182,7 @@ class MlpSizes(AbstractSublayer):
     gated: bool
     norm_epsilon: float
     norm_centred: bool = False
+    norm_offset: float = 0.0
     norm_front: bool = True
     norm_behind: bool = False
     gate_multiplier: float = 1.0

@@ -1,6 +1,7 @@
 """Norms in front of sublayers, behind them and before the head."""
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic
@@ -15,11 +16,15 @@ class Norm(eqx.Module):
     epsilon: float = eqx.field(static=True)
     centred: bool = eqx.field(static=True, default=False)
     """True for LayerNorm, which removes the mean."""
+    offset: float = eqx.field(static=True, default=0.0)
+    """What weights are stored less: 1 where they are stored around 0 (Qwen3-Next)."""
 
 
-def norm_of(get: Get, name: str, epsilon: float, centred: bool) -> Norm:
+def norm_of(
+    get: Get, name: str, epsilon: float, centred: bool, offset: float = 0.0
+) -> Norm:
     """Put a norm together from stored parameters."""
-    return Norm(get(name), get(f"{name}_bias"), epsilon, centred)
+    return Norm(get(name), get(f"{name}_bias"), epsilon, centred, offset)
 
 
 def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
@@ -29,8 +34,11 @@ def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
     hat = (at.layer_normalise if p.centred else at.rms_normalise)(x, p.epsilon)
     hat = at.store(f"{site}_hat", hat)
     alone = at.stores(f"{site}_hat")
-    if p.weight is not None:
-        hat = at.multiply(hat, p.weight, alone=alone and p.bias is None)
+    if (weight := p.weight) is not None:
+        if p.offset:
+            offset = jnp.full(weight.shape, p.offset)
+            weight = at.add(weight, offset, alone=True)
+        hat = at.multiply(hat, weight, alone=alone and p.bias is None)
     if p.bias is not None:
         hat = at.add(hat, p.bias)
     return at.store(site, hat)

@@ -1,6 +1,24 @@
 """Whole language models in NumPy and fp64, token by token, from published code."""
 
-from . import mamba1, mamba3, mamba_ssm, openelm
+from . import (
+    delta_rule,
+    kimi_linear,
+    mamba1,
+    mamba3,
+    mamba_ssm,
+    olmo_hybrid,
+    openelm,
+    qwen3_next,
+)
 
 
-__all__ = ["mamba1", "mamba3", "mamba_ssm", "openelm"]
+__all__ = [
+    "delta_rule",
+    "kimi_linear",
+    "mamba1",
+    "mamba3",
+    "mamba_ssm",
+    "olmo_hybrid",
+    "openelm",
+    "qwen3_next",
+]

@@ -22,10 +22,13 @@ from .mamba3 import mamba_ssm_mamba3_decode, mamba_ssm_mamba3_prefill
 BLOCK = (
     "norm_input", "norm_hat", "norm", "q", "k", "v", "q_norm_hat", "q_norm",
     "k_norm_hat", "k_norm", "k_scaled", "q_turned", "k_turned", "scores", "attention",
-    "read", "attended", "mlp_norm_hat", "mlp_norm", "router", "expert_weight", "latent",
+    "q_down", "q_down_norm_hat", "q_down_norm", "kv_down", "kv_down_norm_hat",
+    "kv_down_norm", "output_gate", "output_gate_sigmoid", "read", "read_gated",
+    "attended", "mlp_norm_hat", "mlp_norm", "router", "expert_weight", "latent",
     "up", "gate", "gate_scaled", "activated", "hidden", "down", "mlp_out",
     "expert_up", "expert_gate", "expert_activated", "expert_hidden", "expert_out",
-    "expert_weighed", "routed", "from_latent", "shared", "out", "norm_behind_hat",
+    "expert_weighed", "routed", "from_latent", "shared", "shared_router",
+    "shared_weight", "shared_weighed", "out", "norm_behind_hat",
     "norm_behind", "out_scaled",
 )  # fmt: skip
 

@@ -51,8 +51,11 @@ WATCHED = {
     "attention": (
         _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
         _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
-        _Seen("o_proj", "in", "read"), _Seen("o_proj", "out", "out"),
-        _Seen("norm_behind", "out", "norm_behind"),
+        _Seen("q_down", "out", "q_down"), _Seen("q_down_norm", "out", "q_down_norm"),
+        _Seen("kv_down", "out", "kv_down"),
+        _Seen("kv_down_norm", "out", "kv_down_norm"),
+        _Seen("g_proj", "out", "output_gate"), _Seen("o_proj", "in", "read"),
+        _Seen("o_proj", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
     ),
     "mlp": (
         _Seen("norm", "out", "norm"), _Seen("up", "out", "up"),
@@ -205,6 +208,8 @@ def _record(
             stored[one.site] = array
     if layer.kind == "mlp" and "gate" not in parts:
         stored["activated"] = stored.pop("hidden")
+    if layer.kind == "attention" and "g_proj" in parts:
+        stored["read_gated"] = stored.pop("read")
     first = next(key for key in FIRST if key in places)
     read = at(first, "in")
     if layer.kind == "experts":
@@ -330,6 +335,9 @@ def _places(parts, modules) -> dict[str, str]:
         for key, path in found.items():
             place = path if own is None else _LAYER.sub(own[0], path, count=1)
             found[key] = place if place in modules else path
+    if "kv_down" in found:
+        # a step makes keys and values of all tokens anew
+        found = {k: path for k, path in found.items() if k not in ("k_proj", "v_proj")}
     if "router" in found:
         found["block"] = found["router"].rpartition(".")[0]
     for key, norm in WEIGHTLESS.items():

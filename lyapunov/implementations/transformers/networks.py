@@ -43,16 +43,23 @@ TORCH_ON_CUDA = ("attention", "mlp", "experts")
 
 # Weights of norms multiply in fp32, so that the result alone is rounded; Nemotron-H's
 # do so from 5.18 on.
-NORM_ROUNDS_ONCE = ("olmo2", "nemotron_h")
+NORM_ROUNDS_ONCE = (
+    *("olmo2", "olmo_hybrid", "nemotron_h", "qwen3_next", "qwen3_5", "qwen3_5_moe"),
+)
 
 # Of the gated norm of a step as well.
 GATE_NORM_ROUNDS_ONCE = ("falcon_h1",)
 
 # Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
-TURNS_IN_FP32 = ("olmo", "olmo2")
+TURNS_IN_FP32 = ("olmo", "olmo2", "olmo_hybrid")
 
 # Parameters that stay in fp32 whatever the model's format is.
-KEPT_IN_FP32 = {"zamba": ("A_log",), "nemotron_h": ("router_bias",)}
+KEPT_IN_FP32 = {
+    "zamba": ("A_log",),
+    "nemotron_h": ("router_bias",),
+    "olmo_hybrid": ("A_log",),
+    "kimi_linear": ("dt_bias", "router", "router_bias"),
+}
 # And from these versions of transformers on.
 KEPT_SINCE = {"nemotron_h": ((5, 24), ("router",))}
 
@@ -64,11 +71,16 @@ LEAST_DT = ("nemotron_h", "zamba2")
 # No module reads residual_in_fp32.
 RESIDUAL_AS_IT_IS = ("nemotron_h",)
 
-# Experts are weighed and added up in fp32.
-ROUTES_IN_FP32 = ("nemotron_h",)
-IN_FP32 = {"router", "expert_weight", "expert_weighed", "routed_sum"}
+# What stays in fp32 of how experts are chosen, weighed and added up.
+ROUTES_IN_FP32 = {
+    "nemotron_h": {"router", "expert_weight", "expert_weighed", "routed_sum"},
+    "kimi_linear": {"router", "expert_weight"},
+}
 
-NORMS = ("norm", "norm_behind", "mlp_norm", "q_norm", "k_norm")
+NORMS = (
+    *("norm", "norm_behind", "mlp_norm", "q_norm", "k_norm"),
+    *("q_down_norm", "kv_down_norm"),
+)
 MIXER_NORMS = ("dt_norm", "B_norm", "C_norm")
 
 MAMBA2 = (
@@ -83,7 +95,8 @@ ATTENTION = (
     "q_clipped", "k_clipped", "v_clipped", "k_scaled", "rotary_cos", "rotary_sin",
     "q_cos", "q_sin",
     "q_turned", "k_cos", "k_sin", "k_turned", "scores_product", "scores", "attention",
-    "read", "out", "out_scaled",
+    "read", "q_down", "kv_down", "output_gate", "output_gate_sigmoid", "read_gated",
+    "out", "out_scaled",
 )  # fmt: skip
 MLP = (
     "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
@@ -93,8 +106,8 @@ SHARED = (*ATTENTION, *MLP, "attended", "mlp_out")
 EXPERTS = (
     *MLP, "router", "expert_weight", "latent", "expert_up", "expert_gate",
     "expert_activated", "expert_hidden", "expert_out", "expert_weighed", "routed_sum",
-    "routed",
-    "from_latent", "shared",
+    "routed", "from_latent", "shared", "shared_router", "shared_weight",
+    "shared_weighed",
 )  # fmt: skip
 
 
@@ -216,7 +229,7 @@ def _kinds(
         "mlp": of((*MLP, *written)),
         "experts": of(
             {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
-            - (IN_FP32 if architecture in ROUTES_IN_FP32 else set())
+            - ROUTES_IN_FP32.get(architecture, set())
         ),
         "shared": of((*SHARED, *written)),
     }
