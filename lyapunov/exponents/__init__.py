@@ -14,6 +14,7 @@ from ._initialisation import at_initialisation
 from ._layer import gather_exponents, layer_exponents, with_time_steps
 from ._local import FiniteTimeExponents, finite_time_exponents
 from ._method import AbstractChoice, AbstractMethod, System, by_structure
+from ._on_keys import OnKeys
 from ._parallel import ParallelInTime
 from ._qr import QR
 from ._result import SpectrumResult
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022
     "Automatic",
     "ClosedForm",
     "ByBlocks",
+    "OnKeys",
     "QR",
     "ParallelInTime",
     "TangentGrowth",

@@ -4,8 +4,9 @@ A method is given a system whose state is flat, goes along the tokens a chunk at
 and returns the growth over windows of tokens. All of them accumulate logarithms:
 products of thousands of decays leave the range of fp64, their logarithms do not.
 
-One file a method: `ClosedForm`, `ByBlocks`, `TangentGrowth`, `QR`, `ParallelInTime`,
-and `Automatic`, which leaves the work to the one that the structure allows.
+One file a method: `ClosedForm`, `OnKeys`, `ByBlocks`, `TangentGrowth`, `QR`,
+`ParallelInTime`, and `Automatic`, which leaves the work to the one that the structure
+allows.
 """
 
 import abc

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from .._errors import ArgumentError
 from ._method import AbstractMethod, System
 from ._singular import recovered
-from ._windows import along
+from ._windows import in_blocks
 
 
 SMALL = 4
@@ -86,23 +86,7 @@ class QR(AbstractMethod[FrameCarry]):
             lost = jnp.any(jnp.isneginf(growth))
             return jax.lax.cond(lost, again, lambda: (after, growth))
 
-        block = min(self.block, n_tokens)
-        blocks, rest = divmod(n_tokens, block)
-        head = jax.tree.map(
-            lambda x: x[: blocks * block].reshape(blocks, block, *x.shape[1:]), inputs
-        )
-        per_window = max(1, width // block)
-        carry, growth = along(
-            lambda c, u: one(c, u, block), carry, head, blocks, per_window
-        )
-        if rest:
-            tail = jax.tree.map(lambda x: x[blocks * block :], inputs)
-            carry, last = one(carry, tail, rest)
-            if blocks % per_window:
-                growth = growth.at[-1].add(last)
-            else:
-                growth = jnp.concatenate([growth, last[None]])
-        return carry, growth
+        return in_blocks(one, carry, inputs, n_tokens, self.block, width)
 
     def notes(self, system, k):
         """Say what bias a random start has."""

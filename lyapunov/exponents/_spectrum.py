@@ -110,7 +110,8 @@ def lyapunov_spectrum(
       system the number of steps as an integer; `step` is then given None.
     - `k`: how many of the largest exponents; all by default.
     - `method`: by default `Automatic()`, what the structure allows: `ClosedForm()` for
-      a diagonal recurrence, `ByBlocks()` for a block-triangular one, else `QR()`.
+      a diagonal recurrence, `OnKeys()` for a delta rule, `ByBlocks()` for a
+      block-triangular one, else `QR()`.
     - `key`: for methods with a random start; `jax.random.key(0)` by default.
     - `transient`: tokens at the start that are run and not counted, while the state
       settles and vectors turn.

@@ -4,6 +4,7 @@ Exponents at or below 0 say that perturbations fade in the end. How far they gro
 is a question about norms: diagonal Jacobians never let them grow, non-normal ones may.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,7 +19,11 @@ from jaxtyping import Array, Float
 from .._arguments import switch
 from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
-from ..recurrences.base import AbstractDiagonalRecurrence, AbstractRecurrence
+from ..recurrences.base import (
+    AbstractDiagonalRecurrence,
+    AbstractKeyRecurrence,
+    AbstractRecurrence,
+)
 from ._local import system_along
 
 
@@ -53,7 +58,7 @@ def transient_growth(
 
     Products are kept as a matrix of entries up to 1 and the log of its scale, so that
     they neither overflow nor underflow. For a diagonal recurrence they are sums of log
-    decays.
+    decays; for one that acts on keys, products on one column of the state.
 
     **Arguments:**
 
@@ -68,12 +73,21 @@ def transient_growth(
     **Raises:** `ArgumentError` as in `lyapunov_spectrum`.
     """
     switch(from_every_token, "from_every_token")
+    if isinstance(step, AbstractKeyRecurrence):
+        state = jnp.zeros((*jnp.shape(state)[:2], 1))
+        step = functools.partial(_on_one_column, step)
     system, n_tokens, inputs = system_along(step, state, inputs)
     starts = n_tokens if from_every_token else 1
     if isinstance(step, AbstractDiagonalRecurrence):
         logs = jax.vmap(step.log_decay)(inputs).reshape(n_tokens, -1)
         return TransientGrowth(_diagonal_log_norms(logs, starts))
     return TransientGrowth(_dense_log_norms(system, inputs, n_tokens, starts))
+
+
+def _on_one_column(recurrence: AbstractKeyRecurrence, column, u):
+    """The step Jacobian of every head, as a step."""
+    after, log_scale = recurrence.on_keys(column, u)
+    return jnp.exp(log_scale)[:, None, None] * after
 
 
 @eqx.filter_jit

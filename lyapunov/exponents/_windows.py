@@ -53,6 +53,40 @@ def along(
     return carry, jnp.concatenate(sums)
 
 
+def in_blocks(
+    one: Callable[[Carry, Any, int], tuple[Carry, Float[Array, " k"]]],
+    carry: Carry,
+    inputs: Any,
+    n_tokens: int,
+    block: int,
+    width: int,
+) -> tuple[Carry, Float[Array, "windows k"]]:
+    """Go along blocks of tokens, then along those left over, summed over windows.
+
+    **Arguments:**
+
+    - `one`: `one(carry, inputs, length) -> carry, log growth` of `length` tokens.
+    - `block`: tokens between two measurements; `width` is a multiple of it.
+    """
+    block = min(block, n_tokens)
+    blocks, rest = divmod(n_tokens, block)
+    head = jax.tree.map(
+        lambda x: x[: blocks * block].reshape(blocks, block, *x.shape[1:]), inputs
+    )
+    per_window = max(1, width // block)
+    carry, growth = along(
+        lambda c, u: one(c, u, block), carry, head, blocks, per_window
+    )
+    if rest:
+        tail = jax.tree.map(lambda x: x[blocks * block :], inputs)
+        carry, last = one(carry, tail, rest)
+        if blocks % per_window:
+            growth = growth.at[-1].add(last)
+        else:
+            growth = jnp.concatenate([growth, last[None]])
+    return carry, growth
+
+
 def windows_of(
     growth: Float[Array, "tokens d"], width: int
 ) -> Float[Array, "windows d"]:
