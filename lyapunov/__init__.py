@@ -6,7 +6,6 @@ wait for JAX; `__init__.pyi` is the list of them.
 
 import lazy_loader
 
-from ._version import __version__ as __version__
 from ._xla import set_flags
 from .results._shown import show_results
 
@@ -21,4 +20,3 @@ set_flags()
 # results stand below what shows them
 show_results(_forms)
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [*__all__, "__version__"]

@@ -15,6 +15,7 @@ from . import (
     symbolic as symbolic,
 )
 from ._errors import LyapunovError as LyapunovError
+from ._version import __version__ as __version__
 from .exponents import (
     QR as QR,
     ClosedForm as ClosedForm,

@@ -9,6 +9,8 @@ import numpy as np
 
 from lyapunov.arithmetic._programs import forget
 from lyapunov.command._progress import BACKEND_COMPILE
+from lyapunov.implementations import HeadRecord, SublayerRecord
+from lyapunov.implementations._trace import Trace
 from lyapunov.implementations.transformers._cache import cache_argument
 from oracles.tolerances import gamma
 
@@ -42,6 +44,19 @@ def not_none(x: T | None) -> T:
     """What a test knows to be there, such as a figure of a report."""
     assert x is not None
     return x
+
+
+def of_sublayer(record: SublayerRecord | HeadRecord | None) -> SublayerRecord:
+    """A record that is not a trace's last."""
+    assert isinstance(record, SublayerRecord)
+    return record
+
+
+def parted(trace: Trace) -> tuple[list[SublayerRecord], HeadRecord]:
+    """A trace's sublayers, and its head."""
+    *sublayers, head = trace
+    assert isinstance(head, HeadRecord)
+    return list(map(of_sublayer, sublayers)), head
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def names(requirements: list[str]) -> set[str]:
     """Distributions, those of our own extras among them."""
     found = set()
     for one in requirements:
-        name, extras = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?", one).groups()
+        ((name, extras),) = re.findall(r"^([\w.-]+)(?:\[([\w,]+)\])?", one)
         if name == PROJECT["name"]:
             for extra in extras.split(","):
                 found |= names(PROJECT["optional-dependencies"][extra])
@@ -77,7 +77,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
         node, guarded = waiting.pop()
         if isinstance(node, ast.Import):
             yield from ((alias.name.split(".")[0], guarded) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.split(".")[0], guarded
         elif not isinstance(node, ast.expr):  # holds no statement
             guarded |= isinstance(node, ast.FunctionDef | ast.Try)

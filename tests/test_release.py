@@ -12,9 +12,11 @@ from lyapunov.implementations.mamba_ssm.implementation import MambaSsmImplementa
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOWEST = dict(
-    re.match(r"([\w-]+).*?>=([\d.]+)", d).groups() for d in PROJECT["dependencies"]
-)
+LOWEST = {
+    name: version
+    for one in PROJECT["dependencies"]
+    for name, version in re.findall(r"^([\w-]+).*?>=([\d.]+)", one)
+}
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
@@ -24,27 +26,26 @@ def read(name: str) -> str:
 
 def test_one_version_everywhere():
     """Assert it of the library, the citation, the recipe and the newest section."""
-    cited = re.search(r"^version: (\S+)$", read("CITATION.cff"), re.M)[1]
-    packed = re.search(r'set version = "(.*?)"', read("conda/meta.yaml"))[1]
-    section = re.search(r"^## (\d\S+) - (\S+)$", read("CHANGELOG.md"), re.M)
-    assert {lyapunov.__version__, cited, packed, section[1]} == {lyapunov.__version__}
-    dated = re.search(r'^date-released: "(\S+)"$', read("CITATION.cff"), re.M)[1]
-    assert section[2] == dated
+    cited = re.findall(r"^version: (\S+)$", read("CITATION.cff"), re.M)
+    packed = re.findall(r'set version = "(.*?)"', read("conda/meta.yaml"))
+    version, date = re.findall(r"^## (\d\S+) - (\S+)$", read("CHANGELOG.md"), re.M)[0]
+    assert cited == packed == [version] == [lyapunov.__version__]
+    dated = re.findall(r'^date-released: "(\S+)"$', read("CITATION.cff"), re.M)
+    assert dated == [date]
 
 
 def test_the_recipe_asks_for_what_the_project_asks_for():
     """Assert name and lowest version of each requirement at run time."""
     run = read("conda/meta.yaml").partition("  run:\n")[2].partition("\n\n")[0]
-    asked = dict(re.findall(r"- ([\w-]+) >=([\d.]+)", run))
+    asked: dict[str, str] = dict(re.findall(r"- ([\w-]+) >=([\d.]+)", run))
     assert asked.pop("python") == PROJECT["requires-python"].removeprefix(">=")
     assert asked == LOWEST
 
 
 def test_the_oldest_versions_are_the_lowest_that_are_allowed():
     """Assert it of all that the core needs, by major and minor."""
-    pinned = dict(
-        re.findall(r"^([\w-]+)==([\d.]+)$", read("constraints-oldest.txt"), re.M)
-    )
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", read("constraints-oldest.txt"), re.M)
+    pinned: dict[str, str] = dict(pins)
     for name, version in LOWEST.items():
         lowest = [*version.split("."), "0"][:2]
         assert pinned[name].split(".")[:2] == lowest, name

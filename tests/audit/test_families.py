@@ -4,6 +4,8 @@ transformers' own code is rounding (faults planted in it: `test_planted`). What 
 not is refused, with the reason.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from lyapunov.questions._audit_ways import ways_of_source
 from lyapunov.questions._request import Request
 from lyapunov.results._audit import BUG, CONSISTENT, NOT_RUN
 
-from ..helpers import not_none
+from ..helpers import not_none, of_sublayer, parted
 from .conftest import FAMILIES, SEQ_OF_FAMILIES as SEQ
 
 
@@ -57,8 +59,8 @@ def test_experts_are_run_in_calls_of_any_length(models, family):
     )
     runner = implementation_named("transformers").runner(execution)
     for way in ("chunks:7", "steps"):
-        *records, _ = runner.trace(model, tokens[None], parse_variant(way))
-        for record in records:
+        trace = runner.trace(model, tokens[None], parse_variant(way))
+        for record in parted(trace)[0]:
             for site, stored in record.stored.items():
                 assert stored.shape[:2] == (1, SEQ), (way, record.layer, site)
 
@@ -122,12 +124,13 @@ def test_a_dump_of_a_transformer_is_judged(models, tmp_path):
         model.config, ["bf16"], architecture="gpt_neox", measure="transformers"
     )
     records = list(Transformers(execution).trace(model, tokens[None]))
-    given = {"implementation": "transformers", "precision": "bf16"}
+    given: dict[str, Any] = {"implementation": "transformers", "precision": "bf16"}
     write_dump(tmp_path / "right.npz", iter(records), tokens, **given)
     (run,) = lyapunov.audit(model, tmp_path / "right.npz").variants
     assert (run.verdict, run.violations) == (CONSISTENT, 0)
-    moved = records[1].output.at[0, LATE, 0].multiply(1.5)
-    records[1] = records[1]._replace(output=moved)
+    second = of_sublayer(records[1])
+    moved = second.output.at[0, LATE, 0].multiply(1.5)
+    records[1] = second._replace(output=moved)
     write_dump(tmp_path / "wrong.npz", iter(records), tokens, **given)
     (run,) = lyapunov.audit(model, tmp_path / "wrong.npz").variants
     assert run.verdict == BUG

@@ -20,7 +20,7 @@ from lyapunov.implementations.transformers._built import from_weights
 from lyapunov.questions._audit_verdict import Z_LIMIT
 from lyapunov.results._audit import IN_RANGE, SUSPICIOUS
 
-from ..helpers import not_none
+from ..helpers import not_none, parted
 from .conftest import SEQ
 
 
@@ -159,7 +159,7 @@ def test_right_logits_are_in_range_and_never_more(runs):
 def test_figures_are_those_of_numpy(served, runs):
     """Assert KL and flips against fp64 NumPy on the reference's own logits."""
     model, _, tokens, logits = served
-    *_, head = lyapunov.trace(model, tokens)
+    _, head = parted(lyapunov.trace(model, tokens))
     reference = np.asarray(head.logits(0, model.config.vocab_size))[0]
     own = reference - np.log(np.exp(reference).sum(-1, keepdims=True))
     other = normalised(logits.astype(np.float64))

@@ -77,7 +77,8 @@ def test_forward_and_check_of_a_130m_shape(benchmark, mamba_130m, transformers_f
     def check():
         return lyapunov.check(model, tokens, precisions=["bf16"])
 
-    transformers_forward(), forward()
+    transformers_forward()
+    forward()
     report = check()  # compiles; the timed ones are warm
     assert all(row.violations == 0 for row in report.precisions[0].layers)
     runs = {

@@ -1,7 +1,7 @@
 """Runs of the end-to-end estimates beside a reference and executions."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,11 @@ def estimates(model, tokens, executions, *, runs=None, **options) -> list[Estima
         end.sublayer(layer, next(reference))
         for run in runs:
             next(run)
-    head, others = next(reference), [next(run) for run in runs]
-    end.head(head)
+    heads: list[Any] = [next(run) for run in (reference, *runs)]
+    end.head(heads[0])
     sums = [_compare.no_logits(*tokens.shape) for _ in runs]
     for rows in model.vocabulary_slices():
-        logits, *of_runs = (x.logits(rows.start, rows.stop) for x in (head, *others))
+        logits, *of_runs = (x.logits(rows.start, rows.stop) for x in heads)
         end.logits(rows, logits, of_runs)
         sums = [
             _compare.add_logits(s, logits, one, rows)

@@ -23,7 +23,7 @@ from oracles.checkpoints.mamba1 import save_transformers
 from oracles.kernels import mamba1 as kernel
 from oracles.mutants.mamba1 import make
 
-from ..helpers import not_none
+from ..helpers import not_none, of_sublayer, parted
 from .estimates import held_out
 
 
@@ -73,7 +73,7 @@ def balls(model, tokens, execution, **options):
     reference = Reference().trace(model, tokens)
     found, there = [], []
     for layer in model.sublayers:
-        record = next(reference)
+        record = of_sublayer(next(reference))
         found.append(ball.sublayer(layer, record))
         there.append(np.asarray(record.residual + record.hidden + record.output))
     ball.head()
@@ -120,7 +120,7 @@ def test_the_first_radius_is_that_of_t1(checkpoint):
     model, _, tokens = checkpoint("plain")
     execution = mamba_ssm_prefill("bf16")
     _, found, _ = balls(model, tokens, execution)
-    record = next(Emulated(execution).trace(model, tokens))
+    record = of_sublayer(next(Emulated(execution).trace(model, tokens)))
     held = model.parameters(0, execution)
     t1 = sublayer_bound(
         execution,
@@ -221,12 +221,12 @@ def test_certified_tokens_keep_their_leader(one_layer, precision):
     stable = ball.certified_stable(leader)
     assert stable.mean() >= (0.5 if precision == "bf16" else 0.7)
 
-    *_, head = Emulated(execution).trace(model, tokens)
+    _, head = parted(Emulated(execution).trace(model, tokens))
     run = np.asarray(head.logits(0, SIZES.vocab))
     assert np.all((run.argmax(axis=-1) == leader) | ~stable)
 
     # the worst point for the second is on the way to it
-    normed: Bounded = ball._normed
+    normed = not_none(ball._normed)
     rows = np.asarray(model.head(0, SIZES.vocab, execution).matrix)
     second = np.argsort(logits, axis=-1)[..., -2]
     towards = np.sign(rows[second] - rows[leader])

@@ -29,7 +29,7 @@ from lyapunov.sublayers.residual import sublayer
 from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
 from oracles.checkpoints.mamba1 import save_transformers
 
-from ..helpers import assert_within, gamma
+from ..helpers import assert_within, gamma, parted
 
 
 FIELDS = (
@@ -56,7 +56,7 @@ def sublayers(tmp_path_factory):
         if kind not in made:
             folder = tmp_path_factory.mktemp("changed") / "model"
             model = lyapunov.load(save_transformers(folder, hard_weights(kind), SIZES))
-            record = list(lyapunov.trace(model, tokens_for(kind)[:SEQ]))[1]
+            record = parted(lyapunov.trace(model, tokens_for(kind)[:SEQ]))[0][1]
             p = model.parameters(1)
             stream = jax.tree.map(jnp.asarray, record.incoming)
             made[kind] = model.sublayers[1].flow, stream, p, model.start(p)

@@ -5,6 +5,7 @@ rounding of the run; a right z of it is sqrt(3) at most.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,11 @@ def sigmas(monkeypatch, size):
     drawn, calls = of_one_rounding(size)
     monkeypatch.setattr(segments, "_z", drawn)
     keys = jax.random.split(jax.random.key(3), 4)
-    few = drawn(None, None, None, None, keys, False, None)[0]
+    nothing: Any = None
+    given = nothing, nothing, nothing, nothing, keys, False, nothing
+    few = drawn(*given)[0]
     calls.clear()
-    z = segments._sigmas(None, None, None, None, keys, False, None)
+    z = segments._sigmas(*given)
     return z, few, calls
 
 

@@ -1,5 +1,7 @@
 """Stochastic rounding of a cached state: unbiased, and its variance and tail hold."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,11 +59,15 @@ def exactly(inputs):
     return np.stack(out)
 
 
+def numbers_of(fmt) -> Any:
+    return fmt.numbers()
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_the_mean_is_the_state_without_rounding(rng, cache):
     """Assert |mean error| <= 6 of its standard errors at each of seq x d_inner."""
     inputs, fmt = layer(rng), state_format_named(cache)
-    bound = read_out_bound(*inputs, fmt.numbers())
+    bound = read_out_bound(*inputs, numbers=numbers_of(fmt))
     mean = runs(inputs, fmt).mean(axis=0) - exactly(inputs)
     # 96 normal means beyond 6 sigma: 2e-7; fp32 between the stores besides
     allowed = 6 * np.sqrt(np.asarray(bound.variance) / SEEDS) + 2.0**-18
@@ -76,7 +82,7 @@ def test_variance_is_bounded_and_not_by_far(rng, cache):
     spacing is taken at the largest magnitude, up to twice too wide: 1.5 to 6.
     """
     inputs, fmt = layer(rng), state_format_named(cache)
-    bound = np.asarray(read_out_bound(*inputs, fmt.numbers()).variance)
+    bound = np.asarray(read_out_bound(*inputs, numbers=numbers_of(fmt)).variance)
     measured = runs(inputs, fmt).var(axis=0)
     assert measured[0].max() <= 2.0**-40  # nothing was stored before the first
     # a sample variance of 2000 is within 1 + 6 sqrt(2 / 2000)
@@ -90,7 +96,7 @@ def test_variance_is_bounded_and_not_by_far(rng, cache):
 def test_the_tail_covers_at_least_as_often_as_it_says(rng, cache, delta):
     """Assert coverage of all elements together; and that a quarter of it would fail."""
     inputs, fmt = layer(rng), state_format_named(cache)
-    bound = read_out_bound(*inputs, fmt.numbers(), delta=delta)
+    bound = read_out_bound(*inputs, numbers=numbers_of(fmt), delta=delta)
     radius = np.asarray(tail(bound)) + 2.0**-18
     off = np.abs(runs(inputs, fmt, key=1) - exactly(inputs))
     assert (off <= np.asarray(bound.certain) + 2.0**-18).all()
@@ -104,7 +110,7 @@ def test_the_output_projection_adds_variances(rng):
     inputs, fmt = layer(rng), state_format_named("bf16-stochastic")
     gate = rng.normal(size=(SEQ, CHANNELS))
     W = rng.normal(size=(5, CHANNELS))
-    bound = read_out_bound(*inputs, fmt.numbers(), delta=0.05)
+    bound = read_out_bound(*inputs, numbers=numbers_of(fmt), delta=0.05)
     bound = projected(bound, gate, W)
     off = (runs(inputs, fmt) - exactly(inputs)) * gate @ W.T
     assert (off[:, 1:].var(axis=0) <= np.asarray(bound.variance)[1:] * 1.2).all()
@@ -124,12 +130,12 @@ def test_nearest_rounding_breaks_it_on_a_repeated_token():
     one = jnp.ones((seq, 1))
     inputs = (one, one * step, one, one, jnp.full((1, 1), -1e-12), jnp.ones((1, 1)))
     stochastic = state_format_named("bf16-stochastic")
-    bound = read_out_bound(*inputs, stochastic.numbers(), delta=1e-3)
+    bound = read_out_bound(*inputs, numbers=numbers_of(stochastic), delta=1e-3)
     radius = np.asarray(tail(bound))[-1]
     exact = 1.0 + seq * step
 
     def last(cache, key):
-        at = Rounded({"state": state_format_named(cache).numbers()}, key=key)
+        at = Rounded({"state": numbers_of(state_format_named(cache))}, key=key)
         dt, u, B, C, A, state = inputs
         return selective_scan(at, dt, u, B, C, A, jnp.zeros(1), state)[0][-1, 0]
 
@@ -150,18 +156,17 @@ def test_what_it_does_not_hold_for_is_refused(rng):
     inputs = layer(rng)
     for cache in ("bf16", "fp8_e4m3-scaled"):
         with pytest.raises(ValueError, match="not rounded stochastically"):
-            read_out_bound(*inputs, state_format_named(cache).numbers())
-    numbers = state_format_named(CACHES[0]).numbers()
+            read_out_bound(*inputs, numbers=numbers_of(state_format_named(cache)))
+    numbers = numbers_of(state_format_named(CACHES[0]))
     for delta in (0.0, 1.0):
         with pytest.raises(ValueError, match="probability"):
-            read_out_bound(*inputs, numbers, delta=delta)
+            read_out_bound(*inputs, numbers=numbers, delta=delta)
 
 
 def test_overflow_has_no_finite_certain_bound(rng):
     """Assert inf where an e4m3 state without a scale may pass 448."""
     dt, u, B, C, A, state = layer(rng)
-    bound = read_out_bound(
-        dt, u, B, C, A, state * 1e4, state_format_named("fp8_e4m3-stochastic").numbers()
-    )
+    fmt = state_format_named("fp8_e4m3-stochastic")
+    bound = read_out_bound(dt, u, B, C, A, state * 1e4, numbers_of(fmt))
     assert not np.isfinite(np.asarray(bound.certain)[-1]).any()
     assert not np.isfinite(np.asarray(bound.variance)[-1]).any()

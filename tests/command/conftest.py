@@ -56,7 +56,7 @@ def fake(monkeypatch):
     """The command over a fake check."""
     made = FakeCheck()
     module = types.ModuleType("lyapunov.questions._check")
-    module.check = made.check
+    monkeypatch.setattr(module, "check", made.check, raising=False)
     monkeypatch.setitem(sys.modules, "lyapunov.questions._check", module)
     monkeypatch.setattr("lyapunov.command._session._open", made.open)
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))

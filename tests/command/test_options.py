@@ -165,7 +165,7 @@ def test_jax_is_prepared_for_fp64(run, fake):
     run("model")
     import jax
 
-    assert jax.config.jax_enable_x64
+    assert jax.config.read("jax_enable_x64")
 
 
 @pytest.mark.parametrize(("given", "then"), [(None, "false"), ("true", "true")])

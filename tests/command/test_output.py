@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -261,7 +262,7 @@ main()
 """
 
 
-def _alone(more="", *arguments, **options):
+def _alone(more="", *arguments, **options) -> Any:
     script = ALONE.format(tests=str(Path(__file__).parent), more=textwrap.dedent(more))
     environment = {**os.environ, **options.pop("env", {})}
     return subprocess.Popen(

@@ -185,7 +185,7 @@ def test_the_plan_is_what_the_programs_need(kind, tokens):
     room -= 2 * 8 * sizes.count(tokens).weights
     both = max if 4 * tokens * STORED[kind] > 2**29 else sum
     assert both([in_t0, in_t1]) <= room <= 5 * in_t1, (in_t0, in_t1, room)
-    pull = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float64)
+    pull: Any = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float64)
     pulls = adjoint._Pulls(pull, pull, pull)
     given = [numbers.sites], Incoming(one, one), pulls, p, start
     assert temporaries(t2, *given) <= plan["T2"]

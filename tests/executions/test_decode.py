@@ -21,12 +21,16 @@ from oracles.checkpoints.hard import SIZES
 from oracles.kernels import mamba1 as kernel
 from oracles.kernels.mamba1_steps import Step, softplus
 
-from ..helpers import gamma, given_cache, not_none
+from ..helpers import gamma, given_cache, not_none, of_sublayer, parted
 from .conftest import SLOW_KINDS
 from .test_emulator import FORMATS, as_fp32, records, ulps_apart
 
 
 SITES = ("xz", "conv", "x_proj", "dt")
+
+
+def first(model, tokens, runner=None):
+    return of_sublayer(next(lyapunov.trace(model, tokens, runner=runner)))
 
 
 def check(folder, tokens, precision, measure="emulated", **options):
@@ -53,7 +57,7 @@ def test_stored_tensors_are_those_of_a_step(checkpoint, kind, cache):
     """
     folder, weights, tokens = checkpoint(kind)
     execution = mamba_ssm_decode("bf16", state_precision=cache)
-    for record in records(folder, tokens, execution)[:-1]:
+    for record in records(folder, tokens, execution):
         held = kernel.held(kernel.layer_weights(weights, record.layer), "bf16")
         stored = {k: as_fp32(v[0]) for k, v in record.stored.items()}
         again = Step(held, "bf16", cache).again(
@@ -104,7 +108,7 @@ def test_decode_is_prefill_in_exact_arithmetic(checkpoint):
     """Assert that steps of one token give the sequence, to fp64's own rounding."""
     folder, _, tokens = checkpoint("plain")
     model = lyapunov.load(folder)
-    record = next(lyapunov.trace(model, tokens))
+    record = first(model, tokens)
     p = model.parameters(0)
     state, steps = model.start(p), []
     stream = record.residual[0] + record.hidden[0]
@@ -150,7 +154,7 @@ def test_torch_really_decodes(checkpoint):
     folder, _, tokens = checkpoint("plain")
     model = lyapunov.load(folder)
     runner = Transformers(transformers_decode("bf16"))
-    head = list(lyapunov.trace(model, tokens, runner=runner))[-1]
+    _, head = parted(lyapunov.trace(model, tokens, runner=runner))
     got = np.asarray(head.logits(0, SIZES.vocab))[0]
 
     from transformers import MambaForCausalLM
@@ -250,9 +254,9 @@ def test_batches_are_decoded_side_by_side(checkpoint):
     model = lyapunov.load(folder)
     runner = Transformers(transformers_decode("fp32"))
     both = np.stack([tokens, tokens[::-1]])
-    together = next(lyapunov.trace(model, both, runner=runner))
+    together = first(model, both, runner)
     for i in range(2):
-        alone = next(lyapunov.trace(model, both[i], runner=runner))
+        alone = first(model, both[i], runner)
         np.testing.assert_allclose(
             together.output[i], alone.output[0], rtol=0, atol=2.0**-18
         )
@@ -262,11 +266,11 @@ def test_the_emulator_decodes_what_ml_dtypes_holds(checkpoint):
     """Assert that an fp8 cache moves the outputs, and that a finer one moves less."""
     folder, _, tokens = checkpoint("plain")
     model = lyapunov.load(folder)
-    exact = np.asarray(next(lyapunov.trace(model, tokens)).output)
+    exact = np.asarray(first(model, tokens).output)
     error = {}
     for cache in ("fp32", "bf16", "fp8_e4m3-scaled", "fp8_e5m2-scaled"):
         runner = Emulated(mamba_ssm_decode("fp32", state_precision=cache))
-        output = np.asarray(next(lyapunov.trace(model, tokens, runner=runner)).output)
+        output = np.asarray(first(model, tokens, runner).output)
         error[cache] = np.linalg.norm(output - exact)
     step = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).eps)
     assert error["fp32"] < error["bf16"] < error["fp8_e4m3-scaled"]

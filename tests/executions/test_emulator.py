@@ -9,13 +9,19 @@ from lyapunov.implementations import Emulated, mamba_ssm_prefill
 from oracles.checkpoints.hard import SIZES
 from oracles.kernels import mamba1 as kernel
 
+from ..helpers import parted
+
 
 FORMATS = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 
 
-def records(folder, tokens, execution):
+def run(folder, tokens, execution):
     model = lyapunov.load(folder)
-    return list(lyapunov.trace(model, tokens, runner=Emulated(execution)))
+    return parted(lyapunov.trace(model, tokens, runner=Emulated(execution)))
+
+
+def records(folder, tokens, execution):
+    return run(folder, tokens, execution)[0]
 
 
 def as_fp32(x) -> np.ndarray:
@@ -49,8 +55,7 @@ def test_stored_tensors_are_mamba_ssms(checkpoint, kind, precision):
         pytest.skip("overflows in fp16: see test_held_to_bounds")
     folder, weights, tokens = checkpoint(kind)
     name, _, cast = precision.partition("-")
-    trace = records(folder, tokens, mamba_ssm_prefill(precision))
-    for record in trace[:-1]:
+    for record in records(folder, tokens, mamba_ssm_prefill(precision)):
         held = kernel.held(
             kernel.layer_weights(weights, record.layer), name, everything=bool(cast)
         )
@@ -76,15 +81,15 @@ def test_stored_values_are_representable(checkpoint, precision):
     """Assert that every stored tensor is unchanged by a cast to its format."""
     folder, _, tokens = checkpoint("outliers")
     execution = mamba_ssm_prefill(precision)
-    trace = records(folder, tokens, execution)
+    found, head = run(folder, tokens, execution)
     kinds = {**FORMATS, "fp32": np.float32}
-    for record in trace[:-1]:
+    for record in found:
         for site, x in record.stored.items():
             x = np.asarray(x)
             kind = kinds[execution.sites[site].name]
             np.testing.assert_array_equal(x.astype(kind).astype(np.float64), x)
         np.testing.assert_array_equal(record.stored["out"], record.output)
-    logits = np.asarray(trace[-1].logits(0, SIZES.vocab))
+    logits = np.asarray(head.logits(0, SIZES.vocab))
     kind = FORMATS[precision]
     np.testing.assert_array_equal(logits.astype(kind).astype(np.float64), logits)
 
@@ -136,5 +141,5 @@ def test_emulated_sequences_of_a_batch_do_not_mix(checkpoint):
     together = records(folder, both, execution)
     for i in range(2):
         alone = records(folder, both[i], execution)
-        for left, right in zip(together[:-1], alone[:-1], strict=True):
+        for left, right in zip(together, alone, strict=True):
             np.testing.assert_array_equal(left.output[i], right.output[0])

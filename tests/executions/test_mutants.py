@@ -28,6 +28,8 @@ from oracles.kernels import mamba1 as kernel
 from oracles.mutants.faults import Mutant
 from oracles.mutants.mamba1 import EQUIVALENT, MUTANTS, make
 
+from ..helpers import not_none
+
 
 # What is less than half a bound wherever it is looked at.
 BELOW = {("epsilon outside the root", "bf16")}
@@ -288,7 +290,7 @@ def test_one_corrupted_token_is_located(setting):
         conv = records[1][2]["conv"] = records[1][2]["conv"].copy()
         conv[17, 5] += wrong
         given, start = bounded_by(model, records, 1, "bf16")
-        site, place = first_violation(*given, model.parameters(1), start)
+        site, place = not_none(first_violation(*given, model.parameters(1), start))
         assert (site, place.batch, place.token, place.channel) == ("conv", 0, 17, 5)
         assert not place.measured <= place.bound
     given, start = bounded_by(model, records, 0, "bf16")

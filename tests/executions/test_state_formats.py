@@ -15,7 +15,7 @@ from lyapunov.implementations import (
 from lyapunov.questions._cause import StateFacts, state_cause, state_facts
 from lyapunov.sublayers import Mamba1Sizes, NetworkConfig
 
-from ..helpers import not_none
+from ..helpers import not_none, of_sublayer
 from .conftest import SLOW_KINDS
 
 
@@ -94,7 +94,8 @@ def test_draws_follow_the_seed(checkpoint):
 
     def output(seed):
         runner = Emulated(execution, seed)
-        return np.asarray(next(lyapunov.trace(model, both, runner=runner)).output)
+        first = next(lyapunov.trace(model, both, runner=runner))
+        return np.asarray(of_sublayer(first).output)
 
     first = output(0)
     np.testing.assert_array_equal(first, output(0))
@@ -112,7 +113,8 @@ def test_drawn_states_average_to_the_ones_that_are_not_rounded(checkpoint):
     def outputs(cache, batch):
         execution = mamba_ssm_decode("fp32", state_precision=cache)
         runner = Emulated(execution)
-        return np.asarray(next(lyapunov.trace(model, batch, runner=runner)).output)
+        first = next(lyapunov.trace(model, batch, runner=runner))
+        return np.asarray(of_sublayer(first).output)
 
     exact = outputs(wide.state_precision, tokens)[0]
     drawn = outputs("fp8_e4m3-stochastic", many)

@@ -154,7 +154,7 @@ def test_rank_correlation_is_scipys():
     x, y = rng.integers(4, size=12), rng.normal(size=12)
     one = correlation(x.astype(float), y)
     assert one is not None
-    assert one["rho"] == pytest.approx(spearmanr(x, y).statistic, rel=1e-12)
+    assert one["rho"] == pytest.approx(spearmanr(x, y)[0], rel=1e-12)
 
 
 def test_an_interval_of_chance_holds_nothing():
@@ -209,7 +209,7 @@ def test_checkpoints_of_transformers_are_examined_as_trained_and_initial(
     )
     model = MambaForCausalLM(config)
     with torch.no_grad():
-        model.backbone.layers[0].mixer.A_log += 1.0
+        model.get_parameter("backbone.layers.0.mixer.A_log").add_(1.0)
     model.save_pretrained(tmp_path / "theirs")
     tokenizer = byte_pairs(["What is the word?"], 300)
     tokenizer.save_pretrained(tmp_path / "theirs")
@@ -217,7 +217,7 @@ def test_checkpoints_of_transformers_are_examined_as_trained_and_initial(
     ids = exponents.tokens_of(str(tmp_path / "theirs"), 64)
     assert ids.shape == (64,)
     text = exponents.read_tokens(512).astype(np.uint8).tobytes().decode()
-    assert text.startswith(tokenizer.decode(ids))
+    assert text.startswith(str(tokenizer.decode(ids)))
 
     out = tmp_path / "exponents.json"
     given = ["--models", str(tmp_path / "theirs"), "--seeds", "1", "--tokens", "64"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_checkpoints_of_transformers_are_asked_with_their_tokenizer(
 ):
     """Assert a kind of its own, which no published figure is compared with."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
     MambaForCausalLM(MambaConfig(vocab_size=1000, **sizes)).save_pretrained(
         tmp_path / "theirs"
     )
@@ -149,12 +150,12 @@ def test_differences_are_of_the_same_tasks_and_contexts():
         row("mamba2", "recall", 4096, [1.0] * 20),
         row("hybrid", "copy", 1024, [0.0] * 20),  # that nobody else was asked
     ]
-    short, note = difference(rows, "hybrid", "mamba2", False)
+    short, note = not_none(difference(rows, "hybrid", "mamba2", False))
     assert note == "interval over episodes, 1 against 1"
     assert short.value == pytest.approx(100 * (0.5 + 0.25) / 2)
     assert not_none(short.low) < short.value < not_none(short.high)
     assert short.n == 1
-    long, _ = difference(rows, "hybrid", "mamba2", True)
+    long, _ = not_none(difference(rows, "hybrid", "mamba2", True))
     assert (long.value, long.low, long.high) == (-100, -100, -100)
     assert difference(rows, "hybrid", "mamba1", False) is None
 
@@ -167,7 +168,7 @@ def test_several_models_of_a_kind_are_what_the_interval_is_over():
         row("mamba2", "copy", 512, [0.5] * 4, "three"),
         row("mamba2", "copy", 512, [0.3] * 4, "four"),
     ]
-    found, note = difference(rows, "hybrid", "mamba2", False)
+    found, note = not_none(difference(rows, "hybrid", "mamba2", False))
     # standard errors 10 and 10, so 2 degrees of freedom: t = 4.302653
     half = 4.302653 * 200**0.5
     assert 40 + half > 100  # more than a difference of accuracies can be

@@ -1,5 +1,7 @@
 """The four networks: equal in size, and the same network once written to a folder."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_the_four_are_equal_in_parameters():
 
 def test_the_hybrid_is_mixed_as_the_papers():
     """Assert 43 % Mamba-2, 7 % attention and 50 % MLPs, to the percent."""
-    network = fresh("hybrid").inner
+    network: Any = fresh("hybrid").inner
     layers = network.backbone.layers
     mixers = [type(layer.mixer).__name__ for layer in layers]
     parts = len(mixers) + sum(hasattr(layer, "mlp") for layer in layers)

@@ -1,5 +1,7 @@
 """Assert that a PEFT-wrapped model is W + s B A, and is left as it is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TARGETS = ["x_proj", "in_proj", "embeddings"]
 
 
-def adapt(network, targets, seed=0, **settings):
+def adapt(network, targets, seed=0, **settings) -> Any:
     """PEFT's wrapper with an adapter that does something."""
     import torch
     from peft import LoraConfig, get_peft_model

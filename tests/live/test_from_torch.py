@@ -1,5 +1,7 @@
 """Assert that a live module is the model that its own save_pretrained would leave."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -196,7 +198,8 @@ def test_what_is_no_module_is_refused(given):
 def test_another_family_is_refused():
     from transformers.models.bert import BertConfig, BertModel
 
-    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    small: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2}
+    small["num_hidden_layers"] = 1
     network = BertModel(BertConfig(vocab_size=9, intermediate_size=8, **small))
     with pytest.raises(UnsupportedCheckpointError, match="bert"):
         lyapunov.from_torch(network)

@@ -78,7 +78,7 @@ def lightning(request, monkeypatch):
     parts = request.param.split(".")
     for name in (".".join(parts[: i + 1]) for i in range(len(parts))):
         module = ModuleType(name)
-        module.Callback = Callback
+        vars(module)["Callback"] = Callback
         monkeypatch.setitem(sys.modules, name, module)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +62,8 @@ def trainer(network, folder, callbacks=(), steps=4):
         disable_tqdm=True,
         seed=3,
     )
-    return Trainer(
-        model=network, args=arguments, train_dataset=data, callbacks=list(callbacks)
-    )
+    given: dict[str, Any] = {"train_dataset": data, "callbacks": list(callbacks)}
+    return Trainer(model=network, args=arguments, **given)
 
 
 @pytest.fixture
@@ -162,7 +162,8 @@ def test_training_is_bit_by_bit_the_same(tmp_path):
         random.seed(1)
         np.random.seed(1)
         trainer(network, tmp_path, callbacks).train()
-        states = random.getstate(), np.random.get_state()[1], torch.get_rng_state()
+        drawn: Any = np.random.get_state()
+        states = random.getstate(), drawn[1], torch.get_rng_state()
         return network, states
 
     plain, before = trained([])
@@ -205,7 +206,8 @@ def test_weights_that_diverge_do_not_end_training(tmp_path, quick):
 def test_what_cannot_be_checked_is_told_before_training(tmp_path):
     from transformers.models.bert import BertConfig, BertForMaskedLM
 
-    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    small: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2}
+    small["num_hidden_layers"] = 1
     network = BertForMaskedLM(BertConfig(vocab_size=40, intermediate_size=8, **small))
     callback = lyapunov.StabilityCallback(TOKENS)
     with pytest.raises(UnsupportedCheckpointError, match="bert"):

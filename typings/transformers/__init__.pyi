@@ -24,6 +24,11 @@ from transformers.models.mamba2.configuration_mamba2 import Mamba2Config as Mamb
 from transformers.models.mamba2.modeling_mamba2 import (
     Mamba2ForCausalLM as Mamba2ForCausalLM,
 )
+from transformers.tokenization_utils_tokenizers import (
+    PreTrainedTokenizerFast as PreTrainedTokenizerFast,
+)
+from transformers.trainer import Trainer as Trainer
 from transformers.trainer_callback import TrainerCallback as TrainerCallback
+from transformers.training_args import TrainingArguments as TrainingArguments
 
 __version__: str
