@@ -68,6 +68,28 @@ class Violation(NamedTuple):
     bound: float
 
 
+class Held(NamedTuple):
+    """A tensor held to its bound."""
+
+    violations: Int[Array, "batch seq"]
+    unbounded: Int[Array, "batch seq"]
+    """Elements without a finite bound, which neither hold nor violate it."""
+    ratio: Float[Array, "batch seq"]
+    """Largest measured over bound among the channels; 0 under an infinite bound."""
+    place: Int[Array, ""]
+    """The first violating element, in (batch, seq, channel) order."""
+    measured: Float[Array, ""]
+    """How far that element is off, and what its bound allows."""
+    bound: Float[Array, ""]
+
+    def first(self, shape: tuple[int, ...]) -> Violation | None:
+        """The first violating element of a tensor of that shape."""
+        if not np.any(self.violations):
+            return None
+        where = element(int(self.place), shape)
+        return Violation(*where, float(self.measured), float(self.bound))
+
+
 def finite_limit(value, error):
     """The error where it bounds something, else inf: an element that is unbounded.
 
@@ -99,6 +121,25 @@ def compare(
         unbounded=jnp.sum(~jnp.isfinite(limit), axis=-1),
         largest=jnp.max(jnp.abs(measured), axis=-1),
         non_finite=jnp.sum(~jnp.isfinite(measured), axis=-1),
+    )
+
+
+def hold(measured: Float[Array, "batch seq *channels"], against: Bounded) -> Held:
+    """Hold a tensor to a bound, and find the first element that exceeds it."""
+    limit = finite_limit(against.value, against.error)
+    distance = jnp.abs(measured - against.value)
+    finite = jnp.isfinite(limit)
+    violated = ~(distance <= limit) & finite
+    ratio = jnp.where(distance > 0, distance / limit, 0.0)
+    ratio = jnp.where(finite, jnp.where(jnp.isnan(ratio), jnp.inf, ratio), 0.0)
+    place = jnp.argmax(violated.reshape(-1))
+    return Held(
+        jnp.sum(violated, axis=-1),
+        jnp.sum(~finite, axis=-1),
+        jnp.max(ratio, axis=-1),
+        place,
+        distance.reshape(-1)[place],
+        limit.reshape(-1)[place],
     )
 
 
@@ -167,18 +208,11 @@ def first_violation(
     bounded, _, reference = _passes(
         execution, flow, record, parameters, original, start, True
     )
-    whole = _around(reference, bounded.output)
-    for site, measured, against in [
-        *pairs,
-        ("sublayer output", record.output, whole),
-    ]:
-        distance = np.asarray(jnp.abs(measured - against.value))
-        limit = np.asarray(finite_limit(against.value, against.error))
-        violated = ~(distance <= limit) & np.isfinite(limit)
-        if violated.any():
-            place = int(np.argmax(violated))
-            found = float(distance.flat[place]), float(limit.flat[place])
-            return site, Violation(*element(place, violated.shape), *found)
+    output = "sublayer output", record.output, around(reference, bounded.output)
+    for site, measured, against in [*pairs, output]:
+        first = hold(measured, against).first(measured.shape)
+        if first is not None:
+            return site, first
     return None
 
 
@@ -247,7 +281,7 @@ def _passes(execution, flow, record, parameters, original, start, centred):
 
 
 @program
-def _around(reference, radius: Bounded) -> Bounded:
+def around(reference, radius: Bounded) -> Bounded:
     """The radius around the centre as a bound around the reference."""
     own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
     shift = radius.value - reference
@@ -260,7 +294,7 @@ def _around(reference, radius: Bounded) -> Bounded:
 
 @program
 def _compared(output, reference, held, radius: Bounded):
-    comparison = compare(output, _around(reference, radius))
+    comparison = compare(output, around(reference, radius))
     return comparison, jnp.sum((held - reference) ** 2, axis=-1), radius.norm**2
 
 

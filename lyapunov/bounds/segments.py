@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._devices import as_here, chosen_device, side_by_side
 from ..arithmetic import Bounded, Exact, RoundingModel, Sampled
@@ -37,7 +37,7 @@ from ..implementations._compiled import PRODUCTS
 from ..implementations._segment import Segment
 from ..sublayers.residual import Incoming, sublayer
 from ..sublayers.sites import FLOW_ORDER, NO_ROW_A_TOKEN
-from .local import REFERENCE_SHARE, finite_limit
+from .local import Held, around, hold
 
 
 # What fp64 leaves of a token's output: no error below is told from none.
@@ -47,21 +47,6 @@ FP64_SHARE_OF_OUTPUT = 2.0**-40
 # rounding z is sqrt(3) at most; four draws of it are all below a sixth of their root
 # mean square, so that it looks like 6 sigma, once in 260 tokens, 64 draws never.
 DOUBTFUL_Z, MORE_DRAWS = 3.0, 16
-
-
-class Held(NamedTuple):
-    """A tensor held to its bound."""
-
-    violations: Int[Array, "batch seq"]
-    unbounded: Int[Array, "batch seq"]
-    """Elements without a finite bound, which neither hold nor violate it."""
-    ratio: Float[Array, "batch seq"]
-    """Largest measured over bound among the channels; 0 under an infinite bound."""
-    place: Int[Array, ""]
-    """The first violating element, in (batch, seq, channel) order."""
-    measured: Float[Array, ""]
-    """How far that element is off, and what its bound allows."""
-    bound: Float[Array, ""]
 
 
 class SublayerAudit(NamedTuple):
@@ -236,24 +221,6 @@ def _chained(plan: _Plan, inputs, at, incoming, parameters, start, stored=None):
     return interpreters[0].join(outputs), interpreters
 
 
-def _hold(measured, value, error) -> Held:
-    limit = finite_limit(value, error)
-    distance = jnp.abs(measured - value)
-    finite = jnp.isfinite(limit)
-    violated = ~(distance <= limit) & finite
-    ratio = jnp.where(distance > 0, distance / limit, 0.0)
-    ratio = jnp.where(finite, jnp.where(jnp.isnan(ratio), jnp.inf, ratio), 0.0)
-    place = jnp.argmax(violated.reshape(-1))
-    return Held(
-        jnp.sum(violated, axis=-1),
-        jnp.sum(~finite, axis=-1),
-        jnp.max(ratio, axis=-1),
-        place,
-        distance.reshape(-1)[place],
-        limit.reshape(-1)[place],
-    )
-
-
 @program
 def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
     def one(incoming, stored):
@@ -266,16 +233,13 @@ def _operations(plan: _Plan, inputs: _Inputs, parameters, start):
 
         _, made = _chained(plan, inputs, at, incoming, parameters, start, stored)
         return {
-            site: (
-                jnp.concatenate([m.records[site].value for m in made]),
-                jnp.concatenate([m.records[site].error for m in made]),
-            )
+            site: made[0].join([m.records[site] for m in made])
             for site in stored
             if all(site in m.records for m in made)
         }
 
     bounds = side_by_side(one)(inputs.read, inputs.stored)
-    return {site: _hold(inputs.stored[site], *bounds[site]) for site in bounds}
+    return {site: hold(inputs.stored[site], bounds[site]) for site in bounds}
 
 
 @program
@@ -286,9 +250,7 @@ def _output(plan: _Plan, inputs: _Inputs, parameters, start, reference):
         return output, _chosen(made)
 
     centre, chosen = side_by_side(bounded)(inputs.read)
-    own = REFERENCE_SHARE * jnp.linalg.norm(reference, axis=-1)
-    shift = jnp.abs(centre.value - reference) + own[..., None]
-    return _hold(inputs.output, reference, centre.error + shift), chosen
+    return hold(inputs.output, around(reference, centre)), chosen
 
 
 def _chosen(interpreters):

@@ -21,8 +21,9 @@ from .._arguments import progress_or_none
 from .._errors import UsageError
 from .._version import __version__
 from .._xla import demand_flags
+from ..arithmetic import Bounded
 from ..arithmetic.random_keys import random_key
-from ..bounds.local import element, with_operator_norms
+from ..bounds.local import hold, with_operator_norms
 from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known
 from ..findings._verdict import BOUNDED_SHARE, Verdict
@@ -237,21 +238,18 @@ def _embedding(model: Model, ids, execution: Execution, record):
     """The first element of the stream that is not the token's row of the embedding."""
     batch = record.residual.shape[0]
     expected = np.asarray(model.embed(ids[:batch], execution))
-    distance = np.abs(np.asarray(record.residual + record.hidden) - expected)
+    stream = record.residual + record.hidden
     limit = np.zeros_like(expected)
     if model.config.embedding_multiplier != 1.0:
         # the multiplier in fp32, and the product, are rounded to nearest
         form = execution.sites["embedding"]
         unit = form.unit_roundoff + FP32.unit_roundoff * (1 + form.unit_roundoff)
         limit = unit * np.abs(expected) + form.smallest_normal * form.unit_roundoff
-    wrong = ~(distance <= limit)
-    if not wrong.any():
+    held = hold(stream, Bounded(expected, limit))
+    first = held.first(expected.shape)
+    if first is None:
         return None
-    place = int(np.argmax(wrong))
-    at = element(place, wrong.shape)
-    bound = float(limit.flat[place])
-    first = FirstViolation(0, "embedding", *at, float(distance.flat[place]), bound)
-    return int(wrong.sum()), first
+    return int(np.sum(held.violations)), FirstViolation(0, "embedding", *first)
 
 
 def _layer(record, checked, wrong) -> LayerAudit:
@@ -262,17 +260,10 @@ def _layer(record, checked, wrong) -> LayerAudit:
     if wrong is not None:
         count, first = wrong
     for name, held in [*tensors, ("sublayer output", output)]:
-        found = int(np.sum(held.violations))
-        count += found
+        count += int(np.sum(held.violations))
+        found = held.first(record.stored.get(name, record.output).shape)
         if found and first is None:
-            shape = record.stored.get(name, record.output).shape
-            first = FirstViolation(
-                record.layer,
-                name,
-                *element(int(held.place), shape),
-                float(held.measured),
-                float(held.bound),
-            )
+            first = FirstViolation(record.layer, name, *found)
     place = np.unravel_index(np.argmax(checked.z), checked.z.shape)
     ratios = [float(np.max(held.ratio)) for _, held in tensors]
     return LayerAudit(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Bounded
-from lyapunov.bounds.local import compare
-from lyapunov.bounds.segments import _hold
+from lyapunov.bounds.local import compare, hold
 from lyapunov.findings._verdict import Verdict
 from lyapunov.questions._audit import _variant
 from lyapunov.questions._audit_verdict import audit_findings, audit_summary
@@ -55,7 +54,7 @@ def test_every_element_is_bounded_or_not_and_only_the_bounded_fail(tensors):
     norm = jnp.linalg.norm(error, axis=-1)
     for found in (
         compare(measured, Bounded(value, error, norm)),
-        _hold(measured, value, error),
+        hold(measured, Bounded(value, error)),
     ):
         np.testing.assert_array_equal(found.unbounded, unbounded)
         np.testing.assert_array_equal(found.violations, violations)
@@ -68,7 +67,7 @@ def test_no_bound_at_all_is_no_element_that_held(tensors):
         error = jnp.full(SHAPE, odd)
         for found in (
             compare(measured, Bounded(value, error, error[..., 0])),
-            _hold(measured, value, error),
+            hold(measured, Bounded(value, error)),
         ):
             assert int(np.sum(found.unbounded)) == value.size
             assert int(np.sum(found.violations)) == 0
