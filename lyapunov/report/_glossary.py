@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from lyapunov.formats._table import PRECISIONS
+from lyapunov.implementations._ways import KINDS as WAYS
 from lyapunov.sublayers.kinds import KINDS
 
 
@@ -213,9 +214,18 @@ GLOSSARY = (
         "mamba_ssm's flow.",
     ),
     Word(
-        ("prefill", "decode"),
-        "The whole text at once, or token by token from a state that is held in a "
-        "cache (--mode).",
+        ("mode", "prefill", "decode"),
+        "Which of an implementation's two programs an execution declares (--mode), "
+        "each with formats and constants of its own: prefill takes many tokens in one "
+        "call; decode one token a call, from a state that is held in a cache.",
+    ),
+    Word(
+        ("way", *WAYS),
+        "Of an audit: how a text is cut into calls and what stands around it (--way). "
+        "Each call is in one of the modes: whole is one prefill, steps are decode, "
+        "chunks are prefills that hand their state on. In exact arithmetic all ways "
+        "give the same numbers, so that what tells them apart is rounding or a bug. "
+        "A check follows one mode, as whole or by steps.",
     ),
     Word(
         ("HELD", "BOUNDS HELD, BUT", "EXPONENTS NEGATIVE, BUT", "MEASURED, BUT", "BUT"),
@@ -252,7 +262,7 @@ GLOSSARY = (
     ),
     Word(
         ("of bound", "run", "verdict", "first at", "stores, of bound"),
-        "Of an audit: a way to run the text (run), the largest distance over its "
+        "Of an audit: the way that was run (run), the largest distance over its "
         "certified bound (of bound; above 1 is no rounding), and where it is first "
         "exceeded. rounding, suspicious, bug, in range, unbounded and not run are its "
         "verdicts.",

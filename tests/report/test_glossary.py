@@ -9,6 +9,8 @@ import pytest
 import lyapunov
 from lyapunov.command._answers import explain
 from lyapunov.findings import CATALOGUE
+from lyapunov.implementations._implementation import MODES
+from lyapunov.implementations._ways import KINDS as WAYS
 from lyapunov.report import _headline, _sentences, to_table
 from lyapunov.report._glossary import GLOSSARY, explained
 from lyapunov.report._sections import Form, document_of
@@ -75,6 +77,14 @@ def test_every_verdict_is_explained():
     words = set(re.findall(r'"([A-Z][A-Z ,]{2,})"', source)) - {"LYA"}
     assert len(words) >= 9
     assert all(explained(word) for word in words), words
+
+
+def test_modes_and_ways_are_told_apart():
+    """Assert an entry for each word, of a mode or of a way and never of both."""
+    mode, way = explained("mode"), explained("way")
+    assert mode is not way
+    assert {explained(name) for name in MODES} == {mode}
+    assert {explained(name) for name in WAYS} == {way}
 
 
 def test_no_word_has_two_entries():
