@@ -23,6 +23,8 @@ from lyapunov.results._check import (
     PrecisionReport,
 )
 
+from .report.example import delta_exponents
+
 
 def _exponents(**fields) -> Exponents:
     row = LayerExponents(**{"layer": 3, "kind": "mamba1", "max": -0.01, **fields})
@@ -164,6 +166,18 @@ def test_range_falls_back_on_the_reference():
 def test_marginal_decay(fields, state, fires):
     codes = _codes(_exponents(**fields), _execution(state=state))
     assert ("LYA006" in codes) is fires
+
+
+def test_an_exponent_of_a_delta_rule_is_no_mean_of_decays():
+    """Assert that near 0 it says nothing of decays, and that its gates do."""
+    near = {"max": -1e-9, "decay_is_one": {"bf16": 0.0}}
+    heads = delta_exponents(0).heads
+    assert "LYA006" in _codes(_exponents(**near), _execution(state="bf16"))
+    assert "LYA006" not in _codes(
+        _exponents(**near, heads=heads), _execution(state="bf16")
+    )
+    gates = near | {"decay_is_one": {"bf16": 0.3}, "heads": heads}
+    assert "LYA006" in _codes(_exponents(**gates), _execution(state="bf16"))
 
 
 def test_marginal_decay_without_executions_takes_the_settings_state():

@@ -10,6 +10,7 @@ from ._decays import Decays
 from ._dimension import kaplan_yorke_dimension
 from ._error_bars import stderr_of_mean
 from ._growth import perturbation_growth
+from ._heads import head_exponents
 from ._initialisation import at_initialisation
 from ._layer import gather_exponents, layer_exponents, with_time_steps
 from ._local import FiniteTimeExponents, finite_time_exponents
@@ -75,6 +76,7 @@ __all__ = [  # noqa: RUF022
     "KreissConstant",
     # layers of a network
     "layer_exponents",
+    "head_exponents",
     "with_time_steps",
     "Decays",
     "gather_exponents",

@@ -89,7 +89,9 @@ def _slack(bias: np.ndarray, unit: float) -> float:
     return (1 + 8 * unit + 1e-6) * math.exp(unit * np.abs(bias).max())
 
 
-def at_initialisation(parameters: Mapping[str, np.ndarray]) -> bool | None:
+def at_initialisation(
+    parameters: Mapping[str, np.ndarray], norm_offset: float = 0.0
+) -> bool | None:
     """Ask whether all that tells a trained sublayer from a fresh one says fresh.
 
     Every weight of a norm, D and the biases of Mamba-3's keys are exactly 1, every
@@ -99,22 +101,27 @@ def at_initialisation(parameters: Mapping[str, np.ndarray]) -> bool | None:
     **Arguments:**
 
     - `parameters`: a sublayer's, as stored, under their canonical names.
+    - `norm_offset`: what is added to the weights of its norms, but for that behind a
+      gate, which then begin at 0.
 
     **Returns:** None where nothing tells.
     """
     told = [
         fresh
         for name, array in parameters.items()
-        if (fresh := _fresh(name, np.asarray(array))) is not None
+        if (fresh := _fresh(name, np.asarray(array), norm_offset)) is not None
     ]
     return all(told) if told else None
 
 
-def _fresh(name: str, array: np.ndarray) -> bool | None:
+def _fresh(name: str, array: np.ndarray, norm_offset: float) -> bool | None:
     if name in ("dt_bias", "A_log"):
         return None  # drawn in as many ways as there are families
     if "norm" in name:  # q_norm, norm_behind, mlp_norm_bias, ...
-        return bool(np.all(array == (0 if name.endswith("_bias") else 1)))
+        first = 0 if name.endswith("_bias") else 1
+        if first and name != "gate_norm":
+            first -= norm_offset
+        return bool(np.all(array == first))
     if name in ("D", "B_bias", "C_bias"):
         return bool(np.all(array == 1))
     if array.ndim < 2 or array.size < SMALLEST_MATRIX:

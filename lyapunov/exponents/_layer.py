@@ -51,13 +51,44 @@ def layer_exponents(
     decays = log_decay if isinstance(log_decay, Decays) else Decays.of_logs(log_decay)
     exponents = decays.exponents
     channel, state = map(int, np.unravel_index(np.argmax(exponents), exponents.shape))
-    stderr, method = stderr_of_mean(decays.log_decay(channel, state))
+    return row_of(
+        layer,
+        kind,
+        exponents,
+        decays.log_decay(channel, state),
+        decays.finite_time(),
+        decays,
+        formats=formats,
+        multiplicity=multiplicity,
+    )
+
+
+def row_of(
+    layer: int,
+    kind: str,
+    exponents: Float[np.ndarray, "..."],
+    largest: Float[np.ndarray, "batch seq"],
+    finite_time: dict[str, list[int] | list[float]],
+    decays: Decays,
+    *,
+    formats: Sequence[str],
+    multiplicity: int,
+) -> LayerExponents:
+    """Gather what reports say of exponents, however they were found.
+
+    **Arguments:**
+
+    - `exponents`: all of them; each of `multiplicity` coordinates.
+    - `largest`: growth at every token that the largest is the mean of.
+    - `decays`: what is counted as decays.
+    """
+    stderr, method = stderr_of_mean(largest)
     finite = exponents[np.isfinite(exponents)]
     ones, zeros = decays.shares_rounded([format_named(name) for name in formats])
     return LayerExponents(
         layer=layer,
         kind=kind,
-        max=float(exponents[channel, state]),
+        max=float(exponents.max()),
         min=float(finite.min()) if finite.size else None,
         stderr=stderr,
         stderr_method=method,
@@ -69,7 +100,7 @@ def layer_exponents(
         decay_histogram=decays.histogram(),
         decay_is_one=ones,
         decay_is_zero=zeros,
-        finite_time=decays.finite_time(),
+        finite_time=finite_time,
         multiplicity=multiplicity,
     )
 
@@ -124,15 +155,20 @@ def gather_exponents(layers: Sequence[LayerExponents], n_tokens: int) -> Exponen
     )
 
 
+def memories(exponents: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """-1 / exponent in tokens; infinite where nothing fades, 0 at -inf."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(exponents >= 0, np.inf, -1 / exponents)
+
+
 def memory_tokens(
     exponents: Float[np.ndarray, "d_inner d_state"], seq: int
 ) -> MemoryTokens:
-    """Find quantiles of -1 / exponent, in tokens: 0 at -inf, null at 0.
+    """Find quantiles of -1 / exponent, in tokens: 0 at -inf, null at 0 and above.
 
     `exceeds_sample` where the longest is longer than a sequence.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        memory = np.where(exponents == 0, np.inf, -1 / exponents)
+    memory = memories(exponents)
     found = _quantiles(memory, np.array([0.5, 0.9, 1.0])).tolist()
     p50, p90, longest = (value if np.isfinite(value) else None for value in found)
     return MemoryTokens(p50, p90, longest, exceeds_sample=bool(found[-1] > seq))

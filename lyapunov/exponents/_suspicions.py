@@ -75,15 +75,15 @@ class StoredParameters(NamedTuple):
 
 
 def suspicions_of(
-    dt: Float[Array | np.ndarray, "batch seq d_inner"],
-    A: Float[Array | np.ndarray, "d_inner d_state"],
+    dt: Float[Array | np.ndarray, "batch seq d_inner"] | None,
+    A: Float[Array | np.ndarray, "d_inner d_state"] | None,
     stored: StoredParameters,
 ) -> list[Suspicion]:
     """Find why dynamics look lost, damage first; nothing where a model merely works.
 
     **Arguments:**
 
-    - `dt`: after softplus, on the tokens.
+    - `dt`: after softplus, on the tokens; None where decays alone are known.
     - `A`: the rates; log decays are dt A.
     - `stored`: what the checkpoint holds, and how it is used.
     """
@@ -105,7 +105,8 @@ def suspicions_of(
         found += _rates(logs, noun)
     if skip is not None and "D" not in named:
         found += _one_number("D", skip, noun, never=(1.0,))
-    if bias is not None and not found and stored.dt_limit == (0.0, math.inf):
+    free = stored.dt_limit == (0.0, math.inf)
+    if bias is not None and dt is not None and not found and free:
         found += _dt_never_leaves(bias, np.asarray(dt), A)
     if logs is not None and dtype == "fp32":
         found += _downcast(logs)
@@ -180,11 +181,18 @@ def _at_start(bias, logs, skip, unit, ones, per_head) -> list[Suspicion]:
 
     A_log alone at log(1..N) is normal: it is often frozen, and moves little.
     """
-    if bias is None or skip is None or bias.size < FEWEST_CHANNELS:
-        return []
-    if not bias_at_start(bias, unit):
+    if bias is None or bias.size < FEWEST_CHANNELS or not bias_at_start(bias, unit):
         return []
     others = tuple(name for name, array in ones.items() if np.all(array == 1))
+    if skip is None:  # a delta rule
+        if not others:
+            return []
+        names = ("dt_bias", *others)
+        why = (
+            f"{', '.join(names[:-1])} and {names[-1]} are exactly as before training: "
+            "re-initialised after loading, or never trained"
+        )
+        return [Suspicion(why, names)]
     rates = logs is not None and rates_at_start(logs, unit, per_head)
     if np.all(skip == 1) and (rates or others):
         names = (*(("A_log",) if rates else ()), "dt_bias", "D", *others)

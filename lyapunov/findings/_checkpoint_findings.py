@@ -59,7 +59,8 @@ def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
     form = held.format
     lost = form in FORMAT_TABLE and not held.stochastic
     limit = half_step_below_one(form) if lost else None
-    largest = layer.max
+    # an exponent of a delta rule is no mean of decays: its gates are counted below
+    largest = layer.max if layer.heads is None else None
     share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
     if limit is not None and largest is not None and -limit <= largest < 0:
         message = (

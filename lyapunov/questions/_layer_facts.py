@@ -10,8 +10,10 @@ from ..exponents import (
     HINT,
     Decays,
     StoredParameters,
+    Suspicion,
     adds_nothing,
     at_initialisation,
+    head_exponents,
     layer_exponents,
     perturbation_growth,
     suspects,
@@ -20,7 +22,7 @@ from ..exponents import (
 )
 from ..models import Model, Sublayer
 from ..results._check import LayerExponents, LayerGrowth
-from ..sublayers._sublayer import Dynamics
+from ..sublayers._sublayer import DeltaDynamics, Dynamics
 
 
 def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
@@ -32,6 +34,7 @@ def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
     """
     facts = _facts(model, sublayer, record)
     raw = model.raw_parameters(sublayer.layer)
+    sizes = model.config.sublayers[sublayer.layer]
     silent = adds_nothing(record.output, raw)
     return dataclasses.replace(
         facts,
@@ -40,7 +43,7 @@ def layer_facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
             key=lambda text: text.startswith(HINT),
         ),
         suspects=list(dict.fromkeys([*suspects(silent), *facts.suspects])),
-        at_initialisation=at_initialisation(raw),
+        at_initialisation=at_initialisation(raw, getattr(sizes, "norm_offset", 0.0)),
     )
 
 
@@ -76,18 +79,19 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         return LayerExponents(
             sublayer.layer, sublayer.kind, reason=dynamics, max_abs_output=largest
         )
-    if not isinstance(dynamics, Dynamics):
-        raise NotImplementedError("exponents of a delta rule")
-    multiplicity, log_decay, dt, rates, parameters = dynamics
-    decays = Decays(dt, rates) if log_decay is None else Decays.of_logs(log_decay)
-    found = layer_exponents(
-        sublayer.layer, sublayer.kind, decays, multiplicity=multiplicity
-    )
-    lost = []
-    if dt is not None:
-        found = with_time_steps(found, dt)
-        stored = StoredParameters(stored_dtype=model.layout.dtype, **parameters)
-        lost = suspicions_of(dt, rates, stored)
+    stored = StoredParameters(stored_dtype=model.layout.dtype, **dynamics.parameters)
+    if isinstance(dynamics, DeltaDynamics):
+        found = head_exponents(
+            sublayer.layer,
+            sublayer.kind,
+            dynamics.log_gate,
+            dynamics.rate,
+            dynamics.key,
+            multiplicity=dynamics.multiplicity,
+        )
+        lost = suspicions_of(None, None, stored)
+    else:
+        found, lost = _of_decays(sublayer, dynamics, stored)
     return dataclasses.replace(
         found,
         max_abs_state=float(np.max(np.asarray(record.observed["state"]))),
@@ -95,3 +99,22 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         suspicions=[str(one) for one in lost],
         suspects=suspects(lost),
     )
+
+
+def _of_decays(
+    sublayer: Sublayer, dynamics: Dynamics, stored: StoredParameters
+) -> tuple[LayerExponents, list[Suspicion]]:
+    """Exponents that are means of log decays, and why these look lost."""
+    multiplicity, log_decay, dt, rates, _ = dynamics
+    if log_decay is not None:
+        decays = Decays.of_logs(log_decay)
+    else:
+        assert dt is not None
+        assert rates is not None
+        decays = Decays(dt, rates)
+    found = layer_exponents(
+        sublayer.layer, sublayer.kind, decays, multiplicity=multiplicity
+    )
+    if dt is None:
+        return found, []
+    return with_time_steps(found, dt), suspicions_of(dt, rates, stored)

@@ -104,6 +104,12 @@ def exponents(layers: Sequence[LayerExponents]) -> list[Column]:
         _paged("|state| max", of("max_abs_state")),
         _paged("|output| max", of("max_abs_output")),
     ]
+    if any(row.heads for row in layers):
+        columns += [
+            _paged("λ max ≥", functools.partial(_bracket, end="lower")),
+            _paged("λ max ≤", functools.partial(_bracket, end="upper")),
+            _paged("least left", of("heads.least_left")),
+        ]
     if any(row.growth for row in layers):
         columns += [
             _paged("gain", of("growth.gain")),
@@ -111,6 +117,13 @@ def exponents(layers: Sequence[LayerExponents]) -> list[Column]:
             _paged("farthest", lambda row: _response(row, None)),
         ]
     return [*columns, _paged("note", _remarks, as_it_is, word=True)]
+
+
+def _bracket(row: LayerExponents, end: str) -> float | None:
+    """An end of the bracket of the head whose exponent is the largest."""
+    if row.heads is None:
+        return None
+    return getattr(row.heads, end)[row.heads.max.index(max(row.heads.max))]
 
 
 def _response(row: LayerExponents, index: int | None) -> float | None:

@@ -25,6 +25,17 @@ GLOSSARY = (
         "smallest over channels and states; ± is a standard error for similar text.",
     ),
     Word(
+        ("λ max ≥", "λ max ≤", "least left", "delta rule"),
+        "Of a delta rule, whose steps (1 - β k k') D on the keys of a head do not "
+        "commute, exponents are no means of decays. The largest is the growth of the "
+        "direction that grows most over the text, and lies for certain between these: "
+        "the mean log determinant over the number of keys, and the mean of the largest "
+        "log decay (more where β |k|² exceeds 2). Least left is the least share "
+        "|1 - β |k|²| of what a key reads that a write leaves; the smallest exponent "
+        "measures nothing else: the epsilon of the keys' norm, and the format in which "
+        "β becomes 1. Decays are the gates.",
+    ),
+    Word(
         ("coordinates", "no.", "method", "trajectory"),
         "Of exponents alone: how many coordinates of the state share one, its place "
         "from the largest down, how they were computed, and of how many tokens.",

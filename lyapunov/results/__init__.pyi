@@ -23,6 +23,7 @@ from ._check import (
 from ._rows import (
     Decisions as Decisions,
     Exponents as Exponents,
+    HeadExponents as HeadExponents,
     LayerDivergence as LayerDivergence,
     LayerExponents as LayerExponents,
     LayerGrowth as LayerGrowth,

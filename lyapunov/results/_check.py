@@ -12,6 +12,7 @@ from ._rows import (
     OUTPUT as OUTPUT,
     Decisions as Decisions,
     Exponents as Exponents,
+    HeadExponents as HeadExponents,
     LayerDivergence as LayerDivergence,
     LayerExponents as LayerExponents,
     LayerGrowth as LayerGrowth,

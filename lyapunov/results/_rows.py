@@ -59,6 +59,34 @@ class LayerGrowth:
 
 
 @dataclass(frozen=True)
+class HeadExponents:
+    """Hold exponents of delta-rule heads, whose steps do not commute; a list an item.
+
+    Each exponent of a head is that of as many coordinates as a value has.
+    """
+
+    key_dim: int
+    """Exponents of a head."""
+    max: list[float]
+    """The largest: what the direction that grows most over the text grows by."""
+    lower: list[float]
+    """Below it for certain: the mean log determinant over `key_dim`."""
+    upper: list[float]
+    """Above it for certain: the mean log of the largest decay, and of what a write
+    beyond a reflection adds."""
+    sum: list[float]
+    """Of all exponents, by determinants."""
+    memory_tokens: list[float]
+    """-1 / max."""
+    rate_max: float
+    """The largest rate of any write, beta: at most 1 of a sigmoid, 2 of twice one."""
+    least_left: float
+    """The least share |1 - beta |k|^2| of what a key reads that a write leaves. The
+    smallest exponent measures it: the epsilon of the keys' norm where beta is near 1,
+    and 0 where the format of beta rounds it to 1."""
+
+
+@dataclass(frozen=True)
 class LayerExponents:
     """Hold exponents of one sublayer; null with a `reason` where nothing recurs."""
 
@@ -103,6 +131,8 @@ class LayerExponents:
     serves it all."""
     module: str | None = None
     """The sublayer's module in the checkpoint, as `model.layers.1.mamba`."""
+    heads: HeadExponents | None = None
+    """Of a delta rule, whose exponents are no means of decays; decays are its gates."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,21 @@ def test_zeroed_or_constant_A_log_is_named(dtype):
     assert "A_log is 1.5" in reasons(dtype, A_log=np.full(shape, 1.5))[0]
 
 
+def test_a_delta_rule_is_asked_without_time_steps_and_without_D():
+    """Assert its constructor's constants, zeros, and silence once it was trained."""
+    rng = np.random.default_rng(3)
+    held = {"A_log": np.log(rng.uniform(0.01, 16, 32)), "per_head": True}
+    ones = {"gate_norm": np.ones(64)}
+    (first,) = told(None, None, dt_bias=np.ones(32), ones=ones, **held)
+    assert "dt_bias and gate_norm are exactly as before training" in first
+    weights = {"gate_norm": ones["gate_norm"] + 0.1}
+    (constant,) = told(None, None, dt_bias=np.ones(32), ones=weights, **held)
+    assert constant == "dt_bias is 1 in every head"
+    (zeroed,) = told(None, None, dt_bias=np.zeros(32), ones=weights, **held)
+    assert "zeroed" in zeroed
+    assert told(None, None, dt_bias=rng.normal(size=32), ones=weights, **held) == []
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_layer_at_its_initialisation_is_named(dtype):
     """Assert that A_log, dt_bias and D all at their start are called that."""

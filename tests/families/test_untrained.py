@@ -47,7 +47,10 @@ def fresh(family, config, seed=0):
 def told(folder):
     model = lyapunov.load(str(folder))
     return [
-        at_initialisation(model.raw_parameters(sublayer.layer))
+        at_initialisation(
+            model.raw_parameters(sublayer.layer),
+            getattr(model.config.sublayers[sublayer.layer], "norm_offset", 0.0),
+        )
         for sublayer in model.sublayers
     ]
 
@@ -68,6 +71,14 @@ def test_every_sublayer_of_a_fresh_network_is_at_its_initialisation(
     moved = told(save(network, tmp_path / "moved"))
     # OLMo's norms have no weights, and its matrices are as good as fresh ones
     assert all(moved) if family == "olmo" else not any(moved)
+
+
+def test_norms_around_an_offset_begin_at_0():
+    """Assert it of those that the offset is added to: not of the one behind a gate."""
+    fresh = {"norm": np.zeros(8), "gate_norm": np.ones(8)}
+    assert at_initialisation(fresh, 1.0)
+    assert not at_initialisation(fresh)
+    assert not at_initialisation({"norm": np.ones(8), "gate_norm": np.ones(8)}, 1.0)
 
 
 def test_matrices_tell_where_no_norm_does():

@@ -10,6 +10,7 @@ from lyapunov.results._check import (
     CheckpointFacts,
     Decisions,
     Exponents,
+    HeadExponents,
     LayerChange,
     LayerDivergence,
     LayerExponents,
@@ -68,6 +69,22 @@ def layer_exponents(layer: int, **changes) -> LayerExponents:
         module=f"backbone.layers.{layer}.mixer",
     )
     return replace(row, **changes)
+
+
+def delta_exponents(layer: int, **changes) -> LayerExponents:
+    """Of a delta rule of two heads."""
+    heads = HeadExponents(
+        key_dim=4,
+        max=[-0.02, -0.3],
+        lower=[-0.4, -0.6],
+        upper=[-0.01, -0.2],
+        sum=[-1.6, -2.4],
+        memory_tokens=[50.0, 1 / 0.3],
+        rate_max=1.9,
+        least_left=3e-6,
+    )
+    own = {"kind": "gated_delta", "max": -0.02, "heads": heads, **changes}
+    return layer_exponents(layer, **own)
 
 
 def layer_divergence(layer: int, precision: str, **changes) -> LayerDivergence:

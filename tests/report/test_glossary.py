@@ -16,13 +16,20 @@ from lyapunov.report._glossary import GLOSSARY, explained
 from lyapunov.report._sections import Form, document_of
 from lyapunov.report._sentences import output_lines
 
-from .example import example_report, parameter_change, precision_report, troubled_report
+from .example import (
+    delta_exponents,
+    example_report,
+    parameter_change,
+    precision_report,
+    troubled_report,
+)
 from .test_sections import example_audit, example_plan
 
 
 RESULTS = {
     "check": lambda: example_report(3, changes=[parameter_change(n_layers=3)]),
     "troubled": troubled_report,
+    "delta": lambda: example_report(1, layers=[delta_exponents(0)]),
     "audit": example_audit,
     "plan": example_plan,
     "exponents": lambda: lyapunov.lyapunov_spectrum(

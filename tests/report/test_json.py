@@ -12,7 +12,7 @@ from lyapunov.report.json import combined, dump, schema
 from lyapunov.results import _check as _results
 from lyapunov.results._check import LayerExponents
 
-from .example import example_report, layer_exponents
+from .example import delta_exponents, example_report, layer_exponents
 
 
 def _strict(text):
@@ -90,6 +90,21 @@ def test_non_finite_numbers_become_null_beside_a_flag():
     assert shown["max_flag"] == "inf"
     assert shown["quantiles"] == [None, -1.0]
     assert shown["decay_is_one"] == {"fp32": None, "fp32_flag": "nan"}
+
+
+def test_heads_are_valid_and_infinite_sums_are_null():
+    row = delta_exponents(0)
+    assert row.heads is not None
+    lost = dataclasses.replace(
+        row.heads, sum=[-math.inf, -2.4], memory_tokens=[1.0, math.inf]
+    )
+    report = example_report(layers=[dataclasses.replace(row, heads=lost)])
+    document = _strict(to_json(report))
+    jsonschema.validate(document, schema())
+    shown = document["exponents"]["layers"][0]["heads"]
+    assert shown["sum"] == [None, -2.4]
+    assert shown["memory_tokens"] == [1.0, None]
+    assert shown["upper"] == [-0.01, -0.2]
 
 
 def test_a_report_without_recurrences_or_executions_is_valid():
