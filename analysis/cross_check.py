@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from studies.files import as_json, finite, write
 from studies.study import Study
 
 from ._cross_cases import (
@@ -130,16 +131,6 @@ def _gpu(rehearse: bool) -> dict:
     }
 
 
-def finite(value):
-    """The same with null for what is not finite, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    bad = isinstance(value, float) and not math.isfinite(value)
-    return None if bad else value
-
-
 class Results:
     """The rows so far, on disk after every one."""
 
@@ -186,14 +177,8 @@ class Results:
             "failed": self.failed,
             "rows": self.rows,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in (
-            (self.path, json.dumps(finite(result), allow_nan=False) + "\n"),
-            (self.path.with_suffix(".md"), page(result)),
-        ):
-            part = path.with_name(f"{path.name}.part")
-            part.write_text(text)
-            part.replace(path)
+        write(self.path, as_json(result))
+        write(self.path.with_suffix(".md"), page(result))
 
 
 class Running:

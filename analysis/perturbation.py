@@ -5,14 +5,13 @@ and a figure: for the initial state, one input and all inputs, the certified bou
 largest deviation found by random and searched directions, and their ratio.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from studies.files import write
+from studies.files import as_json, write
 from studies.picture import pyplot, save
 from studies.study import Study
 
@@ -122,7 +121,7 @@ def main(given: list[str] | None = None) -> None:
     jax.config.update("jax_enable_x64", True)
     result = study(options.checkpoint)
     draw(result, options.out.with_suffix(".png"))
-    write(options.out, json.dumps(result) + "\n")
+    write(options.out, as_json(result))
     for kind in SIZES:
         rows = [row for row in result["rows"] if row["kind"] == kind]
         ratios = [row["ratio"] for row in rows]

@@ -7,7 +7,6 @@ Random models need transformers; they have the shapes of trained ones and no tex
 """
 
 import json
-import math
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from studies.files import write
+from studies.files import as_json, write
 from studies.picture import pyplot, save
 from studies.study import Study
 
@@ -121,16 +120,6 @@ def rows(name: str, model, ids) -> list[dict]:
     return found
 
 
-def finite(value):
-    """The same with null for what is not finite, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    bad = isinstance(value, float) and not math.isfinite(value)
-    return None if bad else value
-
-
 def draw(found: list[dict], path: Path) -> None:
     """T1 centred, uncentred and the floor by layer, a panel a model and format."""
     shown = [row for row in found if row["precision"] != "fp32"]
@@ -189,8 +178,7 @@ def main(given: list[str] | None = None) -> None:
         "environment": {"jax": jax.__version__, "numpy": np.__version__},
         "rows": found,
     }
-    text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
-    write(out, text)
+    write(out, as_json(result))
     draw(found, out.with_suffix(".png"))
     print(f"{sum(row['violations'] for row in found)} violations in {len(found)} rows")
 

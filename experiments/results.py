@@ -17,7 +17,6 @@ processes may add to one file at the same time.
 
 import fcntl
 import json
-import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from studies.files import write
+from studies.files import as_json, finite, write
 
 
 FOLDER = Path(__file__).parent / "results"
@@ -60,16 +59,6 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 def key(settings: dict[str, Any]) -> str:
     """One name for settings, whatever order they are given in."""
     return json.dumps(settings, sort_keys=True, allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """The same with null for what is not finite, as JSON wants it."""
-    if isinstance(value, dict):
-        return {str(name): finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    bad = isinstance(value, float) and not math.isfinite(value)
-    return None if bad else value
 
 
 def figure(
@@ -183,4 +172,4 @@ class Results:
             content = self.read()
             content["command"] = self.command or content["command"]
             yield content
-            write(self.path, json.dumps(content, allow_nan=False, indent=1) + "\n")
+            write(self.path, as_json(content))

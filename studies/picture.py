@@ -19,4 +19,14 @@ def save(figure: Any, path: Path) -> None:
     part = path.with_name(f"part.{path.name}")
     figure.savefig(part, dpi=110)
     pyplot().close(figure)
+    in_palette(part)
     part.replace(path)
+
+
+def in_palette(path: Path) -> None:
+    """Keep a picture in its 256 most used colours: a third of the bytes."""
+    from PIL import Image
+
+    with Image.open(path) as drawn:
+        few = drawn.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)

@@ -20,6 +20,7 @@ RUNTIME = ("hub", "report", "symbolic", "torch", "cuda")
 MODULES = {
     "import-linter": "importlinter",
     "lm-eval": "lm_eval",
+    "pillow": "PIL",
     "python-flint": "flint",
     "pyyaml": "yaml",
     "pytest-benchmark": "pytest_benchmark",

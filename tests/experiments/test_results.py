@@ -5,7 +5,8 @@ import multiprocessing
 
 import pytest
 
-from experiments.results import Results, figure, finite, machines
+from experiments.results import Results, figure, machines
+from studies.files import CURVE, as_json, finite
 from studies.problems import demand
 
 
@@ -53,6 +54,21 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert content["rows"][0]["values"] == {"loss": None}
     assert content["figures"]["a"]["value"] is None
     assert finite((1, float("-inf"))) == [1, None]
+
+
+def test_curves_alone_are_shortened(tmp_path):
+    """Assert one line a row, 6 digits of 16 numbers in a row, and all of fewer."""
+    curve, pair = [(i + 1) / 7 for i in range(CURVE)], [1 / 3, 1e-300 / 3]
+    rows = [{"settings": {"seed": i}, "kl": curve, "pair": pair} for i in range(3)]
+    text = as_json({"rows": rows, "flips": list(range(10**7, 10**7 + CURVE))})
+    read = json.loads(text)
+    assert len(text.splitlines()) == len(rows) + 5
+    assert read["flips"] == list(range(10**7, 10**7 + CURVE))
+    for row in read["rows"]:
+        assert row["pair"] == pair
+        assert row["kl"] == pytest.approx(curve, rel=0.5e-5)
+        assert row["kl"] != curve
+    assert as_json(read) == text
 
 
 def test_damaged_file_is_refused(tmp_path):
