@@ -296,6 +296,22 @@ _KINDS = (
         "and what the difference looks like. Dump sublayers, too: they are held to "
         "certified bounds, and the first one that is wrong is named.",
     ),
+    FindingKind(
+        "LYA022",
+        "stored keys can expand",
+        WARNING,
+        "A delta rule erases the share beta |k|^2 of what a key reads. Up to 2 no step "
+        "expands; a sigmoid beta stays at 1 and below, and cannot in any format. Where "
+        "beta is twice a sigmoid (linear_allow_neg_eigval) and the execution stores "
+        "normalised keys in 16 bits, a key whose norm was rounded up makes "
+        "beta |k|^2 - 1 exceed 1: by up to 1.6e-2 a token in bf16, 2e-3 in fp16. If "
+        "the decay does not pay for it, the state grows along that key. Random keys "
+        "cancel; the same key again and again (padding, runs of one token, tables) "
+        "compounds, e-fold in a few hundred tokens. The message names the tokens and "
+        "bounds the growth over the worst stretch of them; below a factor of 2 it is "
+        "a hint. Kernels that normalise keys in fp32 registers, as those of decoding, "
+        "do not do this; else run in fp16 or fp32, or keep such runs short.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -5,6 +5,7 @@ Pure functions of the report's data classes: no checkpoint, no terminal, no arra
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lyapunov.findings._advice import recommendation, state_to_keep, weights_to_run
@@ -33,6 +34,7 @@ from lyapunov.implementations._flags import serving_flags
 from lyapunov.results._check import (
     Exponents,
     Finding,
+    KeyExpansion,
     LayerDivergence,
     LayerExponents,
     ParameterChangeReport,
@@ -66,6 +68,10 @@ DAMAGED = ("LYA008", "LYA017", "LYA020")
 
 STAGNANT = 0.05
 """Share of lost state updates from which a layer counts as stagnant."""
+
+GROWN = math.log(2)
+"""Log of the growth over a stretch of tokens from which expanding keys are more than
+the last bits of single steps."""
 
 SAME_FUNCTION = 2.0**-24
 """Relative distance of logits up to which two fp64 runs count as one function: the
@@ -134,6 +140,8 @@ def _of_divergence(
     if layer.violations:
         yield _violation(layer, name)
     yield from _range(layer, precision, row)
+    if layer.expansion is not None:
+        yield _expansion(layer.layer, layer.expansion, name)
     state = precision.state_precision
     # rounded stochastically, an update below half a unit is kept on average
     if Precision.named(state).stochastic or layer.stagnation is None:
@@ -145,6 +153,20 @@ def _of_divergence(
         )
         share = layer.stagnation
         yield finding_of("LYA007", layer.layer, message, share, STAGNANT, name)
+
+
+def _expansion(layer: int, found: KeyExpansion, name: str) -> Finding:
+    """Of a step or two, or of rounding that cancels, a hint; else a warning."""
+    where = ", ".join(map(str, found.tokens[:8]))
+    more = ", ..." if len(found.tokens) > 8 else ""
+    message = (
+        f"keys stored in {name} let {found.steps:,} of {found.steps_total:,} steps of "
+        f"heads expand, by up to {math.expm1(found.largest):.2g} each, at tokens "
+        f"{where}{more}; over tokens {found.start} to {found.stop - 1} of head "
+        f"{found.head} by at most a factor {math.exp(found.growth):.3g}"
+    )
+    finding = finding_of("LYA022", layer, message, found.growth, GROWN, name)
+    return replace(finding, hint=found.growth < GROWN)
 
 
 def _violation(layer: LayerDivergence, name: str) -> Finding:

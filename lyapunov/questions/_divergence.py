@@ -26,6 +26,7 @@ from ..models import Model, Sublayer
 from ..results._check import OUTPUT, LayerDivergence
 from ._compare import by_position
 from ._effort import Effort
+from ._expansion import key_expansion
 
 
 class SublayerDivergence:
@@ -81,6 +82,7 @@ class SublayerDivergence:
             self._floor = submit(floor_l2, *self._arguments)
         self._apart = submit(_apart, record.output, reference.output)
         self._stagnation = stagnation
+        self._expansion = key_expansion(reference.observed, record.stored, execution)
 
     def row(self) -> LayerDivergence:
         """Wait for the work and put it together."""
@@ -94,6 +96,7 @@ class SublayerDivergence:
             reference_l2=float(apart.size),
             floor_t1_ratio=self._floor_ratio(),
             stagnation=self._stagnation,
+            expansion=self._expansion,
         )
 
     def _measured(self) -> LayerDivergence:

@@ -13,6 +13,7 @@ from ._rows import (
     Decisions as Decisions,
     Exponents as Exponents,
     HeadExponents as HeadExponents,
+    KeyExpansion as KeyExpansion,
     LayerDivergence as LayerDivergence,
     LayerExponents as LayerExponents,
     LayerGrowth as LayerGrowth,

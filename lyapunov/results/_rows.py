@@ -150,6 +150,28 @@ class Exponents:
 
 
 @dataclass(frozen=True)
+class KeyExpansion:
+    """Tell where the keys that an execution stores let a delta rule's state grow."""
+
+    steps: int
+    """Of a head at a token, whose norm exceeds 1 with the keys as stored."""
+    steps_total: int
+    largest: float
+    """Log of the largest norm of a step."""
+    growth: float
+    """Log of what nothing in the state outgrows, over the stretch of tokens over which
+    norms multiply to most."""
+    batch: int
+    head: int
+    start: int
+    """Its first token."""
+    stop: int
+    """The token behind its last."""
+    tokens: list[int]
+    """The first 64 at which a step expands, in any sequence and head."""
+
+
+@dataclass(frozen=True)
 class LayerDivergence:
     """Hold one sublayer under one execution: what was measured beside its bounds."""
 
@@ -204,6 +226,8 @@ class LayerDivergence:
     unbounded: dict[str, float] | None = None
     """Share of elements without a finite bound, of stored tensors and of the output
     (`sublayer output`) that have some."""
+    expansion: KeyExpansion | None = None
+    """Of a delta rule, where a step with the keys as stored expands."""
 
     def __post_init__(self):
         count_bounded(self)
