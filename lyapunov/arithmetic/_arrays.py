@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._delta import solve_unit_lower
 from ._interface import CHOSEN, AbstractArithmetic
 from ._row_blocks import at_once, emptied, over_blocks
 
@@ -163,9 +164,23 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         scale = self._settle(jax.lax.rsqrt(self._carry(mean + epsilon)))
         return self._settle(self._carry(x) * scale)
 
+    def unit_normalise(self, x, epsilon):
+        """The sum in fp64, rounded once: within the depth of any reduction."""
+        wide = jnp.asarray(x, jnp.float64)
+        total = jnp.sum(wide * wide, axis=-1, keepdims=True)
+        scale = self._settle(jax.lax.rsqrt(self._carry(total + epsilon)))
+        return self._settle(self._carry(x) * scale)
+
+    def solve_unit_lower(self, system, x):
+        """In fp64 and rounded once: within the bound of any substitution."""
+        wide = [jnp.asarray(a, jnp.float64) for a in (system, x)]
+        return self._settle(self._carry(solve_unit_lower(*wide)))
+
     def initial_state(self, state):
         """The state in fp64."""
         return jnp.asarray(state, jnp.float64)
+
+    columns = initial_state
 
     def contract(self, state, c, start=None):
         """The state as the inner format holds it, times c, summed."""

@@ -8,7 +8,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from . import _delta as delta
 from . import _functions as functions
+from ._delta import DeltaChunk, DeltaToken
 from ._operation import AbstractOperation
 
 
@@ -154,6 +156,17 @@ class AbstractArithmetic(abc.ABC):
         """x / sqrt(mean(x^2) + epsilon) over the last axis."""
 
     @abc.abstractmethod
+    def unit_normalise(self, x: Any, epsilon: float) -> Any:
+        """x / sqrt(sum x^2 + epsilon) over the last axis."""
+
+    @abc.abstractmethod
+    def solve_unit_lower(self, system: Any, x: Any) -> Any:
+        """(1 + system)^-1 x by substitution, `system` strictly lower triangular.
+
+        (..., rows, rows) with (..., rows, columns).
+        """
+
+    @abc.abstractmethod
     def matmul(self, x: Any, weight: Weight, bias: Any = None) -> Any:
         """x W^T + bias, one sum in any order: (..., columns) -> (..., rows)."""
 
@@ -249,6 +262,33 @@ class AbstractArithmetic(abc.ABC):
     @abc.abstractmethod
     def initial_state(self, state: Any) -> Any:
         """The interpreter's carrier of a recurrence's state."""
+
+    @abc.abstractmethod
+    def columns(self, state: Any) -> Any:
+        """The carrier of a state of columns (heads, value_dim, key_dim) in a scan."""
+
+    def store_columns(self, site: str, state: Any) -> Any:
+        """What is read back after storing a state of columns, which scales are of."""
+        if not self.stores(site):
+            return state
+        stored = self.store(site, self.view(delta.keys_first, state))
+        return self.view(delta.keys_last, stored)
+
+    def delta_step(self, state: Any, token: DeltaToken) -> Any:
+        """One token of the delta rule inside `scan`: see `DeltaToken`."""
+        return delta.step(self, state, token)
+
+    def delta_read(self, state: Any, query: Any) -> Any:
+        """What queries (heads, key_dim) read of a state of columns (heads, value_dim,
+        key_dim): (heads, value_dim)."""
+        return self.einsum("hvk,hk->hv", state, query)
+
+    def delta_chunk(self, state: Any, chunk: DeltaChunk) -> tuple[Any, Any]:
+        """A chunk of tokens of the delta rule: the state behind it, and what is read.
+
+        (heads, value_dim, key_dim), and (tokens, heads, value_dim).
+        """
+        return delta.chunk(self, state, chunk)
 
     @abc.abstractmethod
     def scan(self, body: Callable, state: Any, inputs: Any) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._called import called
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import at_once, emptied, over_blocks
-from .rules import entries, functions, rows, scans, storage, sums
+from .rules import delta, entries, functions, rows, scans, storage, sums
 
 
 def _operation(rule: Callable) -> Any:
@@ -152,6 +152,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     wrap = _operation(functions.wrap)
 
     rms_normalise = _operation(rows.rms_normalise)
+    unit_normalise = _operation(rows.unit_normalise)
     layer_normalise = _operation(rows.layer_normalise)
     softmax = _operation(rows.softmax)
     shares = _operation(rows.shares)
@@ -164,6 +165,13 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     advance = _in_place(scans.advance)
     step = _in_place(scans.step)
     contract = _operation(scans.contract)
+
+    columns = _in_place(delta.columns)
+    store_columns = _operation(delta.store_columns)
+    solve_unit_lower = _operation(delta.solve_unit_lower)
+    delta_step = _operation(delta.step)
+    delta_read = _operation(delta.read)
+    delta_chunk = _operation(delta.chunk)
 
     def largest(self, x, count):
         """By its rule, and observed: no kernel makes a choice."""

@@ -89,6 +89,27 @@ class Symbolic(AbstractArithmetic):
         mean = (x * x).sum(axis=-1, keepdims=True) / sympy.Integer(x.shape[-1])
         return x / _each(sympy.sqrt, mean + epsilon)
 
+    def unit_normalise(self, x, epsilon):
+        """x / sqrt(sum x^2 + epsilon)."""
+        import sympy
+
+        x = _array(x)
+        total = (x * x).sum(axis=-1, keepdims=True)
+        return x / _each(sympy.sqrt, total + epsilon)
+
+    def solve_unit_lower(self, system, x):
+        """By substitution, row after row."""
+        system, rows = _array(system), []
+        for i, row in enumerate(np.moveaxis(_array(x), -2, 0)):
+            for j in range(i):
+                row = row - system[..., i, j, None] * rows[j]
+            rows.append(row)
+        return np.stack(rows, axis=-2)
+
+    def columns(self, state):
+        """The state itself."""
+        return _array(state)
+
     def matmul(self, x, weight, bias=None):
         """x W^T + bias."""
         product = _array(x) @ _array(getattr(weight, "matrix", weight)).T

@@ -6,6 +6,7 @@ from ._sublayer import (
 )
 from .attention import AttentionSizes as AttentionSizes
 from .config import NetworkConfig as NetworkConfig
+from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
 from .experts import ExpertsSizes as ExpertsSizes
 from .kinds import KINDS as KINDS
 from .mamba1 import Mamba1Sizes as Mamba1Sizes

@@ -55,6 +55,7 @@ PARAMETERS = frozenset(
         *(f"{name}{bias}" for name in _NORMS for bias in ("", "_bias")),
         *(f"{name}_{part}" for name in "qkvog" for part in ("proj", "bias")),
         *(f"{name}_down{bias}" for name in ("q", "kv") for bias in ("", "_bias")),
+        *(f"{name}_proj" for name in "zab"),
         *_MLP,
         *(f"shared_{name}" for name in _MLP),
         *(f"{name}_adapter_{way}" for name in _ADAPTED for way in ("down", "up")),

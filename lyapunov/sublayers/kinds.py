@@ -69,6 +69,7 @@ KINDS = Kinds(
     mamba1="Mamba1Sizes",
     mamba2="Mamba2Sizes",
     mamba3="Mamba3Sizes",
+    gated_delta="GatedDeltaSizes",
     attention="AttentionSizes",
     mlp="MlpSizes",
     experts="ExpertsSizes",

@@ -39,7 +39,7 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     between two calls, as between two chunks, the state goes on with its error.
     """
     seq, heads = dt.shape
-    cut, joined = _chunks(seq, chunk, at.calls)
+    cut, joined = chunks(seq, chunk, at.calls)
     pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
     after, y = at.scan(
@@ -120,7 +120,7 @@ def _heads(heads: int):
     return lambda a: a.reshape(*a.shape[:-1], heads, -1)
 
 
-def _chunks(seq: int, chunk: int, calls: tuple[int, ...]):
+def chunks(seq: int, chunk: int, calls: tuple[int, ...]):
     """What cuts (seq, ...) into (chunks, tokens, ...), zeros behind, and what joins
     them again. A chunk begins with a call, and ends with it or after `chunk` tokens."""
     if len(calls) < 2:

@@ -48,6 +48,19 @@ def rms_normalise(declared: Declared, x, epsilon: float) -> Bounded:
     return Bounded(value, (error + rounding) * SAFETY, norm * SAFETY)
 
 
+def unit_normalise(declared: Declared, x, epsilon: float) -> Bounded:
+    """x / sqrt(sum x^2 + eps) is the normalised x with eps / n, over sqrt(n).
+
+    One rounding is left of the mean's, its division's; executions that divide by a
+    root use it up. No vector is longer than 1.
+    """
+    root = jnp.shape(lift(x).value)[-1] ** 0.5
+    hat = rms_normalise(declared, x, epsilon / root**2)
+    flushed = declared.model.underflow
+    norm = hat.norm / root + root * flushed
+    return Bounded(hat.value / root, hat.error / root + flushed, norm)
+
+
 def layer_normalise(declared: Declared, x, epsilon: float) -> Bounded:
     """As `rms_normalise`, on x - mean: removing the mean is a projection.
 

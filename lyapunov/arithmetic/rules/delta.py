@@ -1,0 +1,321 @@
+r"""Rules of the delta rule, whose state is bounded a column at a time, in L2.
+
+Elementwise a step matrix $I - \beta k k^T$ grows without end; its norm is
+$\max(1, |1 - \beta |k|^2|)$ (Golub and Van Loan 2013, section 5.1), which a column's
+radius is multiplied by instead. A state is a `Bounded` of (heads, value_dim, key_dim),
+so that its norm is a radius a column; the smaller of both bounds is kept.
+"""
+
+import jax.numpy as jnp
+
+from .. import _delta as flow
+from ...formats import is_state_numbers
+from .._bounded_values import SAFETY, Bounded, lift
+from . import storage
+from .declared import Declared, unless_overflow
+
+
+def columns(declared: Declared, state) -> Bounded:
+    """A state with its norms, or one that is exact."""
+    return lift(state)
+
+
+def solve_unit_lower(declared: Declared, system, x) -> Bounded:
+    r"""Backward error of substitution, componentwise, in any order of sums.
+
+    $(I + A' + \Delta) y' = x'$ with $|\Delta| \le \gamma (I + |A'|)$ (Higham 2002,
+    theorem 8.5). With $N = e_A + \gamma (I + |A| + e_A)$, strictly lower but for
+    $\gamma$, $|y' - y| \le (I - |L| N)^{-1} |L| (e_x + N |y|)$, L the inverse.
+    """
+    system, x = lift(system), lift(x)
+    rows = system.shape[-1]
+    unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
+    growth = jnp.expm1(declared.accumulation_depth(rows + 1) * unit)
+    eye, below = jnp.eye(rows), jnp.tril(jnp.ones((rows, rows)), -1)
+    size, error = (jnp.abs(a) * below for a in (system.value, system.error))
+    own = error + growth * (eye + size + error)
+    inverse = jnp.abs(flow.solve_unit_lower(system.value, eye))
+    value = flow.solve_unit_lower(system.value, x.value)
+    moved = inverse @ own
+    most = jnp.abs(value) + x.error
+    least = inverse @ (x.error + own @ jnp.abs(value))
+    # 1 - its diagonal in front: what is left is of unit diagonal
+    scale = 1.0 - jnp.diagonal(moved, axis1=-2, axis2=-1)[..., None]
+    known = scale > 0.5
+    scale = jnp.where(known, scale, 1.0)
+    spread = flow.solve_unit_lower(-moved * below / scale, least / scale)
+    flushed = declared.model.underflow * (2 * rows) * (inverse @ (1.0 + most))
+    rounding = declared.model.unit * most
+    total = jnp.sum(most, axis=-2, keepdims=True)
+    rounding = unless_overflow(declared, total, rounding + flushed)
+    error = jnp.where(known, spread, jnp.inf) + rounding
+    return Bounded(value, error * SAFETY)
+
+
+def step(declared: Declared, state, token: flow.DeltaToken) -> Bounded:
+    r"""One token: elementwise, and by the norm of its step matrix.
+
+    With $s' = a s$, $r = v - k^T s'$ and hats for what an execution has,
+    $\hat s - s = \hat P (\hat a \hat s - a s) + \hat\beta \hat k \hat r_1 - \beta k r$,
+    where $|\hat r_1 - r| \le e_v + |\hat k - k| |s'|$ reads the reference's own
+    column. Roundings on the way: of s', which $\hat P$ passes on, of the sum that is
+    read, of the difference and two products, and of the sum at the end.
+    """
+    decay, key, value, rate = (lift(x) for x in token)
+    entries = flow.step(declared, state, flow.DeltaToken(decay, key, value, rate))
+    unit, underflow = declared.model.unit, declared.model.underflow
+    a, error_a = flow.spread(decay.value), flow.spread(decay.error)
+    largest = jnp.max(jnp.minimum(a + error_a, 1.0), axis=-1)
+    kept = a * state.value
+    length = jnp.linalg.norm(kept, axis=-1)
+    drift = jnp.linalg.norm(error_a * jnp.abs(state.value), axis=-1)
+    arrived = largest * state.norm + drift
+
+    of_key, off_key = jnp.linalg.norm(key.value, axis=-1)[:, None], key.norm[:, None]
+    longest = of_key + off_key
+    size, off_rate = jnp.abs(rate.value)[:, None], rate.error[:, None]
+    rates = size + off_rate
+    below_zero = jnp.maximum(off_rate - rate.value[:, None], 0.0)
+    through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
+
+    missed = jnp.abs(value.value - jnp.einsum("hvk,hk->hv", kept, key.value))
+    off = value.error + off_key * length
+    changed = (rates * off_key + off_rate * of_key) * (missed + off)
+    changed = changed + size * of_key * off
+
+    terms = key.shape[-1]
+    root = terms**0.5
+    whole = length + arrived
+    lost = unit * whole + root * underflow
+    missed = missed + off + longest * (arrived + lost)
+    read = _summing(declared, terms) * longest * (whole + lost)
+    read = read + underflow * (2 * terms + longest)
+    written = rates * longest * (read + jnp.expm1(3 * unit) * (missed + read))
+    written = written + 3 * root * underflow * (1.0 + longest + rates)
+    radius = through * (arrived + lost) + changed + written
+    magnitude = jnp.linalg.norm(entries.value, axis=-1) + radius
+    radius = (radius + unit * magnitude + root * underflow) * SAFETY
+    largest_term = whole + rates * longest * (missed + read)
+    return _smaller(entries, unless_overflow(declared, largest_term, radius))
+
+
+def read(declared: Declared, state, query) -> Bounded:
+    """A sum over keys: elementwise, and by the column's radius."""
+    state, query = lift(state), lift(query)
+    entries = declared.einsum("hvk,hk->hv", state, query)
+    length = jnp.linalg.norm(state.value, axis=-1)
+    of_query = jnp.linalg.norm(query.value, axis=-1)[:, None]
+    off = query.norm[:, None]
+    terms, whole = query.shape[-1], length + state.norm
+    error = (of_query + off) * state.norm + off * length
+    error = error + _summing(declared, terms) * (of_query + off) * whole
+    error = error + declared.model.underflow * (2 * terms + of_query + off)
+    error = error + declared.model.unit * (jnp.abs(entries.value) + error)
+    return Bounded(entries.value, jnp.minimum(entries.error, error * SAFETY))
+
+
+def chunk(declared: Declared, state, c: flow.DeltaChunk) -> tuple[Bounded, Bounded]:
+    r"""A chunk of tokens, of which the state's own error goes through in L2.
+
+    What a chunk writes is $u - w \hat S$. The part $-w (\hat S - S)$ of its error is
+    linear in the state's, and what it makes at the chunk's end, with the decayed
+    state, is a product of step matrices times that: no longer than `lengthening` says,
+    and what w and the keys at hand differ from exact ones by. Everything else counts
+    by its size: errors of u and of w, roundings, and what stores move.
+    """
+    state = lift(state)
+    c = flow.DeltaChunk(*(None if x is None else lift(x) for x in c))
+    unit, underflow = declared.model.unit, declared.model.underflow
+    terms, tokens = c.w.shape[-1], c.w.shape[0]
+    by_key, by_token = _summing(declared, terms), _summing(declared, tokens + 1)
+
+    handed, moved = _columns_stored(declared, "chunk_state", state)
+    whole = jnp.linalg.norm(handed.value, axis=-1) + state.norm + moved
+
+    # what is written, but for what the state's own error does to it
+    of_w, off_w = jnp.linalg.norm(c.w.value, axis=-1)[..., None], c.w.norm[..., None]
+    value = c.u.value - _dot("jhk,hvk->jhv", c.w.value, handed.value)
+    own = c.u.error + off_w * whole + of_w * moved
+    own = own + by_key * (of_w + off_w) * whole
+    own = own + underflow * (2 * terms + terms**0.5 * (of_w + whole))
+    linear = of_w * state.norm
+    own = own + unit * (jnp.abs(value) + own + linear)
+    written = Bounded(value, own + linear)
+    fresh, aside = _stored(declared, "v_new", written)
+    off_fresh = own + aside
+
+    left, off_left = _factor(c.left)
+    own = (left + off_left) * own + off_left * (jnp.abs(value) + linear)
+    own = own + unit * (left * jnp.abs(value) + own + left * linear) + underflow
+    kept, aside = _stored(
+        declared, "v_new_decayed", Bounded(value * left, own + left * linear)
+    )
+    own = own + aside
+    most = jnp.abs(kept.value) + own + left * linear
+
+    # the state at the end
+    decay, off_decay = (flow.spread(x) for x in (c.decay.value, c.decay.error))
+    size = jnp.abs(state.value)
+    after = decay * state.value + _dot("jhv,jhk->hvk", kept.value, c.keys.value)
+    drift = jnp.linalg.norm(off_decay * size, axis=-1)
+    drift = drift + jnp.max(off_decay, axis=-1) * state.norm
+    keys = jnp.abs(c.keys.value) + c.keys.error
+    sums = jnp.linalg.norm(_dot("jhv,jhk->hvk", most, keys), axis=-1)
+    held = jnp.linalg.norm(decay * size, axis=-1) + state.norm + drift
+    radius = _through(c, left) * state.norm + drift + _gathered(c.keys.value, own)
+    radius = radius + _dot("jh,jhv->hv", c.keys.norm, most)
+    radius = radius + by_token * (sums + held) + 2 * unit * held
+    radius = radius + terms**0.5 * underflow * (2 * tokens + 2 + jnp.sum(most, axis=0))
+    radius = unless_overflow(declared, held + sums, radius) * SAFETY
+    error = jnp.broadcast_to(radius[..., None], after.shape)
+    end = Bounded(after, error, radius)
+
+    # what is read
+    reach, off_reach = _factor(c.reach)
+    of_read = jnp.linalg.norm(c.reads.value, axis=-1)[..., None]
+    off_read = c.reads.norm[..., None]
+    before = _dot("ihk,hvk->ihv", c.reads.value, handed.value)
+    y = before * reach + _dot("hij,jhv->ihv", c.pairs.value, fresh.value)
+    row = c.reads.value * reach - _dot("hij,jhk->ihk", c.pairs.value, c.w.value)
+    error = jnp.linalg.norm(row, axis=-1)[..., None] * state.norm
+    error = error + reach * of_read * moved
+    error = error + (reach * off_read + off_reach * (of_read + off_read)) * whole
+    error = error + (by_key + 2 * unit) * (reach + off_reach) * (of_read + off_read) * (
+        whole
+    )
+    pairs = jnp.abs(c.pairs.value)
+    largest = jnp.abs(fresh.value) + off_fresh + linear
+    error = error + _dot("hij,jhv->ihv", pairs, off_fresh)
+    error = error + _dot("hij,jhv->ihv", c.pairs.error, largest)
+    total = _dot("hij,jhv->ihv", pairs + c.pairs.error, largest)
+    error = error + by_token * total
+    error = error + unit * (jnp.abs(y) + error)
+    error = error + underflow * (2 * (terms + tokens) + of_read + whole)
+    magnitude = total + (of_read + off_read) * whole
+    return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
+
+
+def _through(c: flow.DeltaChunk, left):
+    """Norm of what a chunk makes of the error that it begins with: (heads, 1).
+
+    The product of the exact step matrices, and the distance of keys times w as they
+    are at hand from what they would be.
+    """
+    key, rate, gate = c.key.value, c.rate.value, c.log_gate.value
+    elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
+    erased = rate[..., None] * key * jnp.exp(elapsed)
+    exact_w = flow.solve_unit_lower(c.system.value, jnp.moveaxis(erased, 0, 1))
+    exact = _dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
+    made = _dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
+    off = jnp.linalg.norm(made - exact, axis=(-2, -1))
+    share = rate * jnp.sum(key**2, axis=-1)
+    norms = jnp.log(jnp.maximum(jnp.maximum(share - 1.0, 1.0 - share), 1.0))
+    slowest = jnp.max(gate.reshape(*gate.shape[:2], -1), axis=-1)
+    product = jnp.exp(jnp.sum(slowest + norms, axis=0))
+    return (product + off)[:, None] * SAFETY
+
+
+def _gathered(keys, own):
+    """L2 over keys of sums of errors times keys: (heads, value_dim).
+
+    Term by term, or by the norm of all keys together, whose square is at most the
+    largest row sum of |K K^T|.
+    """
+    one_by_one = _dot("jh,jhv->hv", jnp.linalg.norm(keys, axis=-1), own)
+    gram = jnp.abs(_dot("ihk,jhk->hij", keys, keys))
+    norm = jnp.sqrt(jnp.max(jnp.sum(gram, axis=-1), axis=-1))[:, None]
+    return jnp.minimum(one_by_one, norm * jnp.linalg.norm(own, axis=0))
+
+
+def store_columns(declared: Declared, site: str, state) -> Bounded:
+    """A store of a state: see `_columns_stored`."""
+    return _columns_stored(declared, site, lift(state))[0]
+
+
+def _columns_stored(declared: Declared, site: str, x: Bounded):
+    """What a store makes of a state, and what it moves, a column, in L2.
+
+    Either around the middle of what may be stored, by `storage`, or around x, further
+    by roundings; whichever leaves less. In L2 roundings to nearest move a column by a
+    unit of its whole length, however its error lies among its keys: entry by entry,
+    each under the column's radius, they would be counted once a key.
+    """
+    if not declared.stores(site):
+        return x, jnp.zeros_like(x.norm)
+    numbers = declared.sites[site]
+    if is_state_numbers(numbers):
+        turned = Bounded(flow.keys_first(x.value), flow.keys_first(x.error))
+        stored = storage.store(declared, numbers, turned)
+        stored = Bounded(flow.keys_last(stored.value), flow.keys_last(stored.error))
+        return stored, stored.norm + x.norm
+    keys = x.shape[-1]
+    least = numbers.smallest * jnp.where(numbers.cut, 1.0, 0.5)
+    length = jnp.linalg.norm(x.value, axis=-1) + x.norm
+    half = storage.rounding_error_bound(x.magnitude, numbers)
+    moved = jnp.minimum(
+        jnp.linalg.norm(half, axis=-1), numbers.unit * length + keys**0.5 * least
+    )
+    # what is in range entry by entry may not overflow
+    moved = jnp.where(jnp.all(jnp.isfinite(half), axis=-1), moved, jnp.inf)
+    radius = (x.norm + moved) * SAFETY
+    free = Bounded(x.value, jnp.minimum(x.error + half, radius[..., None]), radius)
+    if not declared.centred:
+        return free, moved
+    middle = storage.store(declared, numbers, x)
+    nearer = middle.norm < free.norm
+    choose = lambda a, b: jnp.where(
+        nearer.reshape(nearer.shape + (1,) * (a.ndim - 2)), a, b
+    )
+    stored = Bounded(
+        *(
+            choose(a, b)
+            for a, b in zip(
+                (middle.value, middle.error, middle.norm),
+                (free.value, free.error, free.norm),
+                strict=True,
+            )
+        )
+    )
+    return stored, jnp.where(nearer, middle.norm + x.norm, moved)
+
+
+def _stored(declared: Declared, site: str, x: Bounded):
+    """What a store makes of x, and what it moves beside the error of x itself.
+
+    As `_columns_stored`, entry by entry.
+    """
+    if not declared.stores(site):
+        return x, jnp.zeros_like(x.value)
+    numbers = declared.sites[site]
+    half = storage.rounding_error_bound(x.magnitude, numbers)
+    if not declared.centred:
+        return Bounded(x.value, (x.error + half) * SAFETY), half
+    middle = storage.store(declared, numbers, x)
+    own = jnp.minimum(half + jnp.abs(middle.value - x.value), middle.error + x.error)
+    nearer = own <= half
+    value = jnp.where(nearer, middle.value, x.value)
+    error = jnp.where(nearer, middle.error, (x.error + half) * SAFETY)
+    return Bounded(value, error), jnp.where(nearer, own, half) * SAFETY
+
+
+def _summing(declared: Declared, terms: int):
+    """(1 + u)^depth - 1 of a sum of products, in whichever unit is larger."""
+    unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
+    return jnp.expm1(declared.accumulation_depth(terms) * unit)
+
+
+def _factor(x: Bounded | None):
+    """A factor a token and head, and its error; 1 where there is none."""
+    if x is None:
+        return 1.0, 0.0
+    return x.value[..., None], x.error[..., None]
+
+
+def _dot(subscripts: str, x, y):
+    return jnp.einsum(subscripts, x, y, precision="highest")
+
+
+def _smaller(entries: Bounded, radius) -> Bounded:
+    """The smaller of an elementwise bound and one a column."""
+    error = jnp.minimum(entries.error, radius[..., None])
+    return Bounded(entries.value, error, radius)

@@ -1,0 +1,145 @@
+"""The delta rule over a sequence: token by token, or chunk by chunk.
+
+Chunks as matrix products (Yang et al. 2024, arXiv 2406.06484, section 3; with gates
+2412.06464, section 3.3). The sites are where fla's Triton kernels store in the model's
+format (flash-linear-attention 0.6.0: `gated_delta_rule/chunk.py`, `wy_fast.py`,
+`common/chunk_delta_h.py`, `common/chunk_o.py`): the inverse, what multiplies it, u and
+w, the state handed to a chunk, what is written, and the weights of pairs. transformers'
+torch code solves the system twice in fp32 and stores none of them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ..arithmetic import AbstractArithmetic
+from ..arithmetic._delta import DeltaChunk, DeltaToken
+from .ssd import chunks
+
+
+TILE = 16
+"""Rows of a diagonal block that fla inverts by substitution."""
+
+CHUNK = (
+    "v_beta", "k_beta_decayed", "inverse", "u", "w", "QK_decayed", "chunk_state",
+    "v_new", "v_new_decayed",
+)  # fmt: skip
+"""Sites of a chunk."""
+
+
+class Tokens(NamedTuple):
+    """What a sequence brings to the recurrence; (seq, heads, ...) each."""
+
+    query: Any
+    key: Any
+    value: Any
+    rate: Any
+    """(seq, heads)."""
+    log_gate: Any
+    """(seq, heads)."""
+
+
+def recurrent_delta(at: AbstractArithmetic, tokens: Tokens, state):
+    """The whole sequence: what queries read, (seq, heads, value_dim), and the state.
+
+    **Arguments:**
+
+    - `state`: (heads, value_dim, key_dim), before the first token.
+    """
+
+    def body(at, state, inputs):
+        query, key, value, rate, decay = inputs
+        state = at.delta_step(state, DeltaToken(decay, key, value, rate))
+        at.observe("state", state)
+        # a cache gets the state in its format; what is read out now is not from there
+        read = at.store_columns("state_read", state)
+        kept = at.columns(at.store_columns("state", state))
+        return kept, at.delta_read(read, query)
+
+    inputs = (*tokens[:4], at.fading(tokens.log_gate))
+    state, y = at.scan(body, at.columns(state), inputs)
+    return y, state
+
+
+def chunked_delta(at: AbstractArithmetic, tokens: Tokens, state, chunk: int):
+    """As `recurrent_delta`, in chunks: one function in exact arithmetic.
+
+    A chunk at the end of a call is filled up with rate 0 and gate 1, which changes
+    nothing.
+    """
+    seq = tokens.rate.shape[0]
+    cut, joined = chunks(seq, chunk, at.calls)
+    q, k, v, rate, gate = (at.view(cut, x) for x in tokens)
+    column = lambda a: a[..., None]
+    first = lambda a: jnp.swapaxes(a, 0, 1)
+    heads = lambda a: jnp.moveaxis(a, -1, 1)
+    rows = lambda a: jnp.swapaxes(a, 1, 2)
+
+    # running sums within chunks go along the first axis
+    elapsed = at.view(first, at.cumsum(at.view(first, gate)))
+    length = elapsed.shape[1]
+    apart = at.add(
+        at.view(lambda a: a[:, :, None], elapsed),
+        at.negate(at.view(lambda a: a[:, None], elapsed)),
+    )
+    ones = jnp.ones((length, length))
+    earlier, causal = jnp.tril(ones, -1), jnp.tril(ones)
+    # nothing has passed at a token itself, which every execution gets exactly
+    apart = at.fading(at.mask(at.view(heads, apart), earlier))
+
+    system = at.multiply(at.einsum("nihk,njhk->nhij", k, k), apart)
+    system = at.mask(
+        at.multiply(system, at.view(lambda a: column(rows(a)), rate)), earlier
+    )
+    reach = at.fading(elapsed)
+    v_beta = at.store("v_beta", at.multiply(v, at.view(column, rate)))
+    k_beta = at.multiply(at.multiply(k, at.view(column, rate)), at.view(column, reach))
+    k_beta = at.store("k_beta_decayed", k_beta)
+    sides = [at.view(rows, x) for x in (v_beta, k_beta)]
+    if at.stores("inverse"):
+        inverse = at.store("inverse", inverse_by_tiles(at, system))
+        u, w = (at.einsum("nhij,nhjc->nhic", inverse, side) for side in sides)
+    else:
+        u, w = (at.solve_unit_lower(system, side) for side in sides)
+    u, w = at.store("u", at.view(rows, u)), at.store("w", at.view(rows, w))
+    pairs = at.multiply(at.einsum("nihk,njhk->nhij", q, k), apart)
+    pairs = at.store("QK_decayed", at.mask(pairs, causal))
+
+    last = lambda a: jnp.broadcast_to(a[:, -1:], a.shape)
+    left = at.add(at.view(last, elapsed), at.negate(elapsed))
+    left = at.fading(at.mask(left, jnp.arange(length)[:, None] < length - 1))
+    decay = at.view(lambda a: a[:, -1], reach)
+
+    given = DeltaChunk(u, w, q, reach, k, left, pairs, decay, system, k, rate, gate)
+
+    def body(at, state, inputs):
+        state, y = at.delta_chunk(state, DeltaChunk(*inputs))
+        at.observe("state", state)
+        return at.columns(state), y
+
+    state, y = at.scan(body, at.columns(state), tuple(given))
+    return at.view(joined, y), state
+
+
+def inverse_by_tiles(at: AbstractArithmetic, system):
+    """(1 + system)^-1, tiles on the diagonal by substitution, others by products."""
+    length = system.shape[-1]
+    count = -(-length // TILE)
+    cuts = [slice(i * TILE, min((i + 1) * TILE, length)) for i in range(count)]
+    tile = lambda i, j: at.view(lambda a: a[..., cuts[i], cuts[j]], system)
+    product = lambda x, y: at.einsum("nhij,nhjk->nhik", x, y)
+    found: dict[tuple[int, int], Any] = {}
+    for i in range(count):
+        own = tile(i, i)
+        found[i, i] = at.solve_unit_lower(own, at.carry(jnp.eye(own.shape[-1])))
+        for j in range(i - 1, -1, -1):
+            made = product(tile(i, j), found[j, j])
+            for between in range(j + 1, i):
+                made = at.add(made, product(tile(i, between), found[between, j]))
+            found[i, j] = at.negate(product(found[i, i], made))
+    empty = lambda i, j: at.view(jnp.zeros_like, tile(i, j))
+    rows = [
+        [found[i, j] if j <= i else empty(i, j) for j in range(count)]
+        for i in range(count)
+    ]
+    return at.join([at.join(row, axis=-1) for row in rows], axis=-2)
