@@ -8,8 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _delta as delta
-from . import _functions as functions
+from . import _delta as delta, _functions as functions
 from ._delta import DeltaChunk, DeltaToken
 from ._operation import AbstractOperation
 

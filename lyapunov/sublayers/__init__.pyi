@@ -6,8 +6,8 @@ from ._sublayer import (
 )
 from .attention import AttentionSizes as AttentionSizes
 from .config import NetworkConfig as NetworkConfig
-from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
 from .experts import ExpertsSizes as ExpertsSizes
+from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
 from .kinds import KINDS as KINDS
 from .mamba1 import Mamba1Sizes as Mamba1Sizes
 from .mamba2 import Mamba2Sizes as Mamba2Sizes

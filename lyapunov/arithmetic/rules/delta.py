@@ -8,8 +8,8 @@ so that its norm is a radius a column; the smaller of both bounds is kept.
 
 import jax.numpy as jnp
 
+from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
-from ...formats import is_state_numbers
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage
 from .declared import Declared, unless_overflow
@@ -243,23 +243,18 @@ def _columns_stored(declared: Declared, site: str, x: Bounded):
     if not declared.stores(site):
         return x, jnp.zeros_like(x.norm)
     numbers = declared.sites[site]
-    if is_state_numbers(numbers):
-        turned = Bounded(flow.keys_first(x.value), flow.keys_first(x.error))
-        stored = storage.store(declared, numbers, turned)
-        stored = Bounded(flow.keys_last(stored.value), flow.keys_last(stored.error))
-        return stored, stored.norm + x.norm
-    keys = x.shape[-1]
-    least = numbers.smallest * jnp.where(numbers.cut, 1.0, 0.5)
-    length = jnp.linalg.norm(x.value, axis=-1) + x.norm
-    half = storage.rounding_error_bound(x.magnitude, numbers)
-    moved = jnp.minimum(
-        jnp.linalg.norm(half, axis=-1), numbers.unit * length + keys**0.5 * least
-    )
-    # what is in range entry by entry may not overflow
-    moved = jnp.where(jnp.all(jnp.isfinite(half), axis=-1), moved, jnp.inf)
+    half = flow.keys_last(state_error_bound(flow.keys_first(x.magnitude), numbers))
+    moved = jnp.linalg.norm(half, axis=-1)
+    if not is_state_numbers(numbers):
+        least = numbers.smallest * jnp.where(numbers.cut, 1.0, 0.5)
+        length = jnp.linalg.norm(x.value, axis=-1) + x.norm
+        whole = numbers.unit * length + x.shape[-1] ** 0.5 * least
+        # what may overflow in an entry has no bound in it
+        known = jnp.all(jnp.isfinite(half), axis=-1)
+        moved = jnp.where(known, jnp.minimum(moved, whole), jnp.inf)
     radius = (x.norm + moved) * SAFETY
     free = Bounded(x.value, jnp.minimum(x.error + half, radius[..., None]), radius)
-    if not declared.centred:
+    if not declared.centred or is_state_numbers(numbers):
         return free, moved
     middle = storage.store(declared, numbers, x)
     nearer = middle.norm < free.norm
