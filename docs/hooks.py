@@ -1,21 +1,17 @@
 """What mkdocs calls: pages that are made join those that are written.
 
 A page that is made repeats what the code or a result file says, so none is committed.
-In a written page `{{ name }}` stands for one of `TABLES`.
+In a written page `{{ name }}` stands for one of `found.FIGURES`.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-from docs import catalogue, command, notebook, proofs_page, studies
+from docs import catalogue, command, found, notebook, proofs_page, studies
 from docs.tables import ROOT
 
 
-TABLES = {
-    "state_formats": studies.state_formats,
-    "by_network": studies.decode_by_family,
-}
 SECTIONS = (
     "findings",
     "families",
@@ -101,8 +97,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables where written pages ask for them; an unknown name fails the build."""
-    return re.sub(r"\{\{ (\w+) \}\}", lambda name: TABLES[name[1]](), markdown)
+    """Put figures where written pages ask for them; an unknown name fails the build."""
+    return re.sub(found.ASKED, lambda name: found.figure(name[1]), markdown)
 
 
 def on_post_build(config: Any) -> None:
@@ -111,5 +107,5 @@ def on_post_build(config: Any) -> None:
         r"<(?:script|img|iframe)[^>]*\bsrc=\"?https?:|<link[^>]*rel=\"?(?:stylesheet|preconnect)[^>]*https?:"
     )
     for page in Path(config.site_dir).rglob("*.html"):
-        if found := fetched.search(page.read_text("utf-8")):
-            raise SystemExit(f"error: {page} fetches {found[0]}")
+        if one := fetched.search(page.read_text("utf-8")):
+            raise SystemExit(f"error: {page} fetches {one[0]}")

@@ -3,6 +3,7 @@
 The strict build (`make docs`) looks for links that lead nowhere.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from docs import catalogue, notebook, run, studies
-from docs.hooks import TABLES
+from docs import catalogue, found, notebook, run, studies
 from docs.tables import ROOT, plain, table
 from lyapunov.command._cli import main
 from lyapunov.findings import CATALOGUE
@@ -57,8 +57,36 @@ def test_options_of_every_command_are_there(line):
 
 
 @OF_PAGES
-def test_placeholders_are_tables(page):
-    assert set(re.findall(r"\{\{ (\w+) \}\}", TEXTS[page])) <= set(TABLES)
+def test_figures_that_a_page_asks_for_are_in_the_results(page):
+    for name in re.findall(found.ASKED, TEXTS[page]):
+        assert found.figure(name), name
+
+
+def test_the_page_of_results_has_no_figure_by_hand():
+    """Assert it of fractions and large numbers; what was asked may stand there."""
+    said = re.sub(found.ASKED, "", TEXTS["found"])
+    by_hand = set(re.findall(r"\d+\.\d+|\d+,\d+|\d+e-?\d+", said))
+    assert by_hand == {"0.1", "1e5", "2.2"}  # drifts, steps, parameters
+    assert len(re.findall(found.ASKED, TEXTS["found"])) > 40
+
+
+def test_figures_are_those_of_the_results():
+    """Assert some of them by other ways than the page's."""
+    check = json.loads((ROOT / "analysis/results/cross_check.json").read_text())
+    kernels = [row for row in check["rows"] if row["measured_by"] != "emulated"]
+    assert found.figure("executions") == str(len(kernels))
+    assert f"{sum(row['elements'] for row in kernels) / 1e9:.0f} billion" in (
+        found.figure("kernels_above")
+    )
+    text = (ROOT / "experiments/results/compare.md").read_text()
+    shown = found.figure("ours: hybrids.recall_above_mamba2")
+    value, low, high = (float(x) for x in re.findall(r"-?\d+", shown))
+    assert f"{value:g}." in text
+    assert low < value < high
+    for word in ("agrees", "disagrees", "needs the Hub"):
+        assert int(found.figure(f"verdicts: {word}")) == text.count(f"| {word} |")
+    with pytest.raises(KeyError):
+        found.figure("nobody")
 
 
 def test_every_code_family_and_implementation_has_a_page():
