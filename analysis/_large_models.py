@@ -90,7 +90,8 @@ def write(folder: Path, name: str, sublayers: int, *, sparse: bool = False) -> N
     **Arguments:**
 
     - `name`: a key of `WHOLE`.
-    - `sublayers`: fewer than the whole are every kind in turn.
+    - `sublayers`: of Nemotron the first ones of the whole, so that depths differ in
+      nothing but depth; of Granite fewer than the whole are every kind in turn.
     - `sparse`: matrices are holes in the files, which take no disk and are zeros.
     """
     config, groups = (
@@ -114,9 +115,7 @@ def write(folder: Path, name: str, sublayers: int, *, sparse: bool = False) -> N
 
 def _nemotron(sublayers: int) -> tuple[dict, list[Shapes]]:
     w, hidden = NEMOTRON_WIDTHS, 16384
-    pattern = (
-        NEMOTRON if sublayers == len(NEMOTRON) else ("M*-" * sublayers)[:sublayers]
-    )
+    pattern = NEMOTRON[:sublayers]
     config = {
         "model_type": "nemotron_h",
         "architectures": ["NemotronHForCausalLM"],

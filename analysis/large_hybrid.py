@@ -34,7 +34,7 @@ STUDY = Study(
 )
 CASES = {
     "cpu": ["nemotron-h-8b:6", "nemotron-h-8b:12", "granite-4-h-tiny:8"],
-    "gpu": ["nemotron-h-8b:6", "granite-4-h-small:8", "nemotron-h-8b:56"],
+    "gpu": ["nemotron-h-8b:14", "granite-4-h-small:8", "nemotron-h-8b:56"],
 }
 """Without any named; the whole last."""
 
