@@ -8,6 +8,7 @@ from .attention import AttentionSizes as AttentionSizes
 from .config import NetworkConfig as NetworkConfig
 from .experts import ExpertsSizes as ExpertsSizes
 from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
+from .kimi_delta import KimiDeltaSizes as KimiDeltaSizes
 from .kinds import KINDS as KINDS
 from .mamba1 import Mamba1Sizes as Mamba1Sizes
 from .mamba2 import Mamba2Sizes as Mamba2Sizes

@@ -21,8 +21,8 @@ TILE = 16
 """Rows of a diagonal block that fla inverts by substitution."""
 
 CHUNK = (
-    "v_beta", "k_beta_decayed", "inverse", "u", "w", "QK_decayed", "chunk_state",
-    "v_new", "v_new_decayed",
+    "QK_decayed", "v_beta", "k_beta_decayed", "inverse", "u", "w", "q_decayed",
+    "k_decayed", "chunk_state", "v_new", "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
 
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
     rate: Any
     """(seq, heads)."""
     log_gate: Any
-    """(seq, heads)."""
+    """(seq, heads), or (seq, heads, key_dim)."""
 
 
 def recurrent_delta(at: AbstractArithmetic, tokens: Tokens, state):
@@ -61,56 +61,67 @@ def recurrent_delta(at: AbstractArithmetic, tokens: Tokens, state):
     return y, state
 
 
-def chunked_delta(at: AbstractArithmetic, tokens: Tokens, state, chunk: int):
+def chunked_delta(
+    at: AbstractArithmetic,
+    tokens: Tokens,
+    state,
+    chunk: int,
+    *,
+    inverted: bool = False,
+):
     """As `recurrent_delta`, in chunks: one function in exact arithmetic.
 
     A chunk at the end of a call is filled up with rate 0 and gate 1, which changes
     nothing.
+
+    **Arguments:**
+
+    - `inverted`: whether executions that store no inverse make one, and multiply by
+      it, instead of solving twice.
     """
     seq = tokens.rate.shape[0]
     cut, joined = chunks(seq, chunk, at.calls)
     q, k, v, rate, gate = (at.view(cut, x) for x in tokens)
-    column = lambda a: a[..., None]
-    first = lambda a: jnp.swapaxes(a, 0, 1)
-    heads = lambda a: jnp.moveaxis(a, -1, 1)
+    by_key = len(gate.shape) == 4
     rows = lambda a: jnp.swapaxes(a, 1, 2)
+    to_key = (lambda a: a) if by_key else _column
 
     # running sums within chunks go along the first axis
+    first = lambda a: jnp.swapaxes(a, 0, 1)
     elapsed = at.view(first, at.cumsum(at.view(first, gate)))
     length = elapsed.shape[1]
-    apart = at.add(
-        at.view(lambda a: a[:, :, None], elapsed),
-        at.negate(at.view(lambda a: a[:, None], elapsed)),
-    )
-    ones = jnp.ones((length, length))
-    earlier, causal = jnp.tril(ones, -1), jnp.tril(ones)
-    # nothing has passed at a token itself, which every execution gets exactly
-    apart = at.fading(at.mask(at.view(heads, apart), earlier))
+    alike, seen = (_pairs_by_key if by_key else _pairs)(at, q, k, elapsed)
+    system = at.multiply(alike, at.view(lambda a: _column(rows(a)), rate))
+    system = at.mask(system, jnp.tril(jnp.ones((length, length)), -1))
+    pairs = at.store("QK_decayed", at.mask(seen, jnp.tril(jnp.ones((length, length)))))
 
-    system = at.multiply(at.einsum("nihk,njhk->nhij", k, k), apart)
-    system = at.mask(
-        at.multiply(system, at.view(lambda a: column(rows(a)), rate)), earlier
-    )
     reach = at.fading(elapsed)
-    v_beta = at.store("v_beta", at.multiply(v, at.view(column, rate)))
-    k_beta = at.multiply(at.multiply(k, at.view(column, rate)), at.view(column, reach))
-    k_beta = at.store("k_beta_decayed", k_beta)
-    sides = [at.view(rows, x) for x in (v_beta, k_beta)]
-    if at.stores("inverse"):
-        inverse = at.store("inverse", inverse_by_tiles(at, system))
+    v_beta = at.store("v_beta", at.multiply(v, at.view(_column, rate)))
+    k_beta = at.multiply(k, at.view(_column, rate))
+    k_beta = at.multiply(k_beta, at.view(to_key, reach))
+    sides = [at.view(rows, x) for x in (v_beta, at.store("k_beta_decayed", k_beta))]
+    if at.stores("inverse") or inverted:
+        whole = lambda: at.solve_unit_lower(system, at.carry(jnp.eye(length)))
+        stored = at.stores("inverse")
+        inverse = at.store("inverse", _by_tiles(at, system) if stored else whole())
         u, w = (at.einsum("nhij,nhjc->nhic", inverse, side) for side in sides)
     else:
         u, w = (at.solve_unit_lower(system, side) for side in sides)
     u, w = at.store("u", at.view(rows, u)), at.store("w", at.view(rows, w))
-    pairs = at.multiply(at.einsum("nihk,njhk->nhij", q, k), apart)
-    pairs = at.store("QK_decayed", at.mask(pairs, causal))
 
-    last = lambda a: jnp.broadcast_to(a[:, -1:], a.shape)
-    left = at.add(at.view(last, elapsed), at.negate(elapsed))
-    left = at.fading(at.mask(left, jnp.arange(length)[:, None] < length - 1))
+    end = lambda a: jnp.broadcast_to(a[:, -1:], a.shape)
+    behind = jnp.arange(length) < length - 1
+    behind = behind.reshape(-1, *(1,) * (len(gate.shape) - 2))
+    left = at.add(at.view(end, elapsed), at.negate(elapsed))
+    left = at.fading(at.mask(left, behind))
     decay = at.view(lambda a: a[:, -1], reach)
+    reads, keys = q, k
+    if by_key:
+        reads, reach = at.store("q_decayed", at.multiply(q, reach)), None
+        keys, left = at.store("k_decayed", at.multiply(k, left)), None
 
-    given = DeltaChunk(u, w, q, reach, k, left, pairs, decay, system, k, rate, gate)
+    exact = system, k, rate, gate
+    given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)
 
     def body(at, state, inputs):
         state, y = at.delta_chunk(state, DeltaChunk(*inputs))
@@ -121,7 +132,49 @@ def chunked_delta(at: AbstractArithmetic, tokens: Tokens, state, chunk: int):
     return at.view(joined, y), state
 
 
-def inverse_by_tiles(at: AbstractArithmetic, system):
+def _column(a):
+    return a[..., None]
+
+
+def _apart(at, elapsed):
+    """Decays from each token to each later one: (..., later, earlier, heads, ...)."""
+    length = elapsed.shape[0]
+    apart = at.add(
+        at.view(lambda a: a[:, None], elapsed),
+        at.negate(at.view(lambda a: a[None], elapsed)),
+    )
+    # nothing has passed at a token itself, which every execution gets exactly
+    earlier = jnp.tril(jnp.ones((length, length)), -1)
+    earlier = earlier.reshape(length, length, *(1,) * (len(elapsed.shape) - 1))
+    return at.fading(at.mask(apart, earlier))
+
+
+def _pairs(at, q, k, elapsed):
+    """k_i . k_j and q_i . k_j times the decay between them: (chunks, heads, i, j)."""
+    # tokens in front, chunks behind: decays are made of pairs of tokens
+    turned = at.view(lambda a: jnp.swapaxes(a, 0, 1), elapsed)
+    apart = at.view(lambda a: a.transpose(2, 3, 0, 1), _apart(at, turned))
+    return tuple(at.multiply(at.einsum("nihk,njhk->nhij", x, k), apart) for x in (k, q))
+
+
+def _pairs_by_key(at, q, k, elapsed):
+    """The same where every key channel has a decay of its own, chunk by chunk."""
+
+    def body(at, nothing, inputs):
+        q, k, elapsed = inputs
+        apart = _apart(at, elapsed)
+        found = [
+            at.einsum(
+                "ijhk,jhk->hij", at.multiply(at.view(lambda a: a[:, None], x), apart), k
+            )
+            for x in (k, q)
+        ]
+        return nothing, tuple(found)
+
+    return at.scan(body, at.carry(jnp.zeros(())), (q, k, elapsed))[1]
+
+
+def _by_tiles(at: AbstractArithmetic, system):
     """(1 + system)^-1, tiles on the diagonal by substitution, others by products."""
     length = system.shape[-1]
     count = -(-length // TILE)

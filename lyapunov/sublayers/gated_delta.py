@@ -78,12 +78,7 @@ class GatedDeltaParameters(eqx.Module):
 
     def initial_state(self) -> "DeltaState":
         """What is carried before the first token of a text."""
-        heads, key_dim, value_dim = self.sizes
-        channels, taps = self.conv_weight.shape
-        return DeltaState(
-            window=jnp.zeros((taps - 1, channels)),
-            state=jnp.zeros((heads, value_dim, key_dim)),
-        )
+        return DeltaState.zeros(self.conv_weight, *self.sizes)
 
 
 class DeltaState(eqx.Module):
@@ -93,6 +88,15 @@ class DeltaState(eqx.Module):
     """(d_conv - 1, conv channels)."""
     state: Any
     """(heads, value_dim, key_dim)."""
+
+    @staticmethod
+    def zeros(conv_weight, heads: int, key_dim: int, value_dim: int) -> "DeltaState":
+        """As at the start of a text."""
+        channels, taps = conv_weight.shape
+        return DeltaState(
+            window=jnp.zeros((taps - 1, channels)),
+            state=jnp.zeros((heads, value_dim, key_dim)),
+        )
 
 
 def gated_delta(
@@ -133,35 +137,46 @@ def _gated_delta(
     mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
     q = mixed[..., :keys]
     k = mixed[..., keys : 2 * keys]
-    v = at.view(_headed(heads), mixed[..., 2 * keys :])
+    v = at.view(headed(heads), mixed[..., 2 * keys :])
 
     rate = at.store("rate", at.sigmoid(b))
     if p.rate_scale != 1.0:
         rate = at.multiply(rate, at.fixed(p.rate_scale))
     step = at.store("softplus", at.softplus(at.add(a, p.dt_bias)))
     log_gate = at.multiply(step, at.negate(at.exp(p.A_log)))
-    q, k = (
-        at.store(
-            site, at.unit_normalise(at.view(_headed(p.key_heads), x), p.key_epsilon)
-        )
-        for site, x in (("q_unit", q), ("k_unit", k))
-    )
-    at.observe("log_gate", log_gate)
-    at.observe("rate", rate)
-    at.observe("key", k)
+    q, k = units(at, q, k, p.key_heads, p.key_epsilon)
     y, state = delta_rule(at, q, k, v, rate, log_gate, start.state, p.chunk)
 
     hat = at.rms_normalise(y, p.gate_norm_epsilon)
     hat = at.store("gate_norm_hat", hat)
     normed = at.store("gate_norm", at.multiply(hat, p.gate_norm))
-    z = at.store("silu_z", at.silu(at.view(_headed(heads), z)))
+    z = at.store("silu_z", at.silu(at.view(headed(heads), z)))
     y = at.multiply(normed, z)
     y = at.store("gated", at.view(lambda a: a.reshape(seq, -1), y))
     out = at.store("out", at.matmul(y, p.out_proj))
     return out, DeltaState(window=padded[seq:], state=state)
 
 
-def delta_rule(at: AbstractArithmetic, q, k, v, rate, log_gate, state, chunk: int):
+def units(at: AbstractArithmetic, q, k, heads: int, epsilon: float):
+    """Queries and keys of unit length, (seq, heads, key_dim), stored."""
+    return tuple(
+        at.store(site, at.unit_normalise(at.view(headed(heads), x), epsilon))
+        for site, x in (("q_unit", q), ("k_unit", k))
+    )
+
+
+def delta_rule(
+    at: AbstractArithmetic,
+    q,
+    k,
+    v,
+    rate,
+    log_gate,
+    state,
+    chunk: int,
+    *,
+    inverted: bool = False,
+):
     """What the queries of a sequence read, stored, and the state behind it.
 
     **Arguments:**
@@ -169,20 +184,24 @@ def delta_rule(at: AbstractArithmetic, q, k, v, rate, log_gate, state, chunk: in
     - `q`, `k`: (seq, key_heads, key_dim), of unit length. `v`: (seq, heads, value_dim).
     - `rate`: (seq, heads). `log_gate`: (seq, heads), or (seq, heads, key_dim).
     """
+    at.observe("log_gate", log_gate)
+    at.observe("rate", rate)
+    at.observe("key", k)
     heads, key_heads = v.shape[1], k.shape[1]
     if heads != key_heads:
         own = lambda a: jnp.repeat(a, heads // key_heads, axis=1)
         q, k = at.view(own, q), at.view(own, k)
     tokens = Tokens(q, k, v, rate, log_gate)
     if at.chunked:
-        y, state = chunked_delta(at, tokens, state, chunk)
+        y, state = chunked_delta(at, tokens, state, chunk, inverted=inverted)
     else:
         y, state = recurrent_delta(at, tokens, state)
     y = at.multiply(y, at.fixed(q.shape[-1] ** -0.5))
     return at.store("scan_output", y), state
 
 
-def _headed(heads: int):
+def headed(heads: int):
+    """Cut the last axis into heads."""
     return lambda a: a.reshape(*a.shape[:-1], heads, -1)
 
 

@@ -70,6 +70,7 @@ KINDS = Kinds(
     mamba2="Mamba2Sizes",
     mamba3="Mamba3Sizes",
     gated_delta="GatedDeltaSizes",
+    kimi_delta="KimiDeltaSizes",
     attention="AttentionSizes",
     mlp="MlpSizes",
     experts="ExpertsSizes",

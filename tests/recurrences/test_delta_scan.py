@@ -33,14 +33,14 @@ def wide():
         yield
 
 
-def drawn(gate, correlated=0.0, scale=1.0, seed=0):
+def drawn(gate, correlated=0.0, scale=1.0, by_key=False, seed=0):
     """Tokens whose gates are `gate` in the middle, keys and values held in bf16."""
     rng = np.random.default_rng(seed)
     k = rng.normal(size=(TOKENS, HEADS, KEYS)) * (1 - correlated)
     k = k + correlated * rng.normal(size=KEYS)
     q = rng.normal(size=k.shape)
     rate = scale / (1 + np.exp(-rng.normal(size=(TOKENS, HEADS))))
-    gates = gate * np.exp(rng.normal(size=rate.shape))
+    gates = gate * np.exp(rng.normal(size=k.shape if by_key else rate.shape))
     held = lambda x: round_to(jnp.asarray(x), FORMATS["bf16"].numbers())
     of_length_1 = lambda x: held(x / np.linalg.norm(x, axis=-1, keepdims=True))
     v = held(rng.normal(size=(TOKENS, HEADS, VALUES)))
@@ -58,7 +58,7 @@ def by_numpy(tokens, state, damage=lambda t, state: state):
     for t in range(len(q)):
         state = damage(t, state)
         for h in range(HEADS):
-            kept = np.exp(gate[t, h]) * state[h]
+            kept = np.exp(gate[t, h]) * state[h]  # one a head, or one a key
             write = rate[t, h] * (v[t, h] - kept @ k[t, h])
             state[h] = kept + np.outer(write, k[t, h])
             out[t, h] = state[h] @ q[t, h]
@@ -70,6 +70,10 @@ FORMS = {
     "tokens, a bf16 state": (recurrent_delta, {"state": "bf16"}),
     "tokens, an int16 state": (recurrent_delta, {"state": "int16-scaled"}),
     "chunks": (functools.partial(chunked_delta, chunk=WIDTH), {}),
+    "chunks, inverted": (
+        functools.partial(chunked_delta, chunk=WIDTH, inverted=True),
+        {},
+    ),
     "chunks, all stored": (
         functools.partial(chunked_delta, chunk=WIDTH),
         dict.fromkeys(CHUNK, "bf16"),
@@ -80,6 +84,7 @@ RATIOS = {
     "tokens, a bf16 state": 20,
     "tokens, an int16 state": 20,
     "chunks": 1e4,
+    "chunks, inverted": 1e4,
     "chunks, all stored": 20,
 }
 """Most that a bound of the state is above its error where it fades."""
@@ -88,6 +93,7 @@ CASES = {
     "no gate": {"gate": 0.0},
     "alike": {"gate": 0.05, "correlated": 0.7},
     "reflecting": {"gate": 0.1, "scale": 2.0},
+    "by key": {"gate": 0.1, "by_key": True},
 }
 
 
