@@ -33,7 +33,7 @@ from .token_blocks import in_token_blocks, tokens_at_once
 
 DELTA = (
     *FRONT, "xz", "conv_sum", "conv", "rate", "softplus", "q_unit", "k_unit", *CHUNK,
-    "state", "state_read", "scan_output", "gate_norm_hat", "gate_norm", "silu_z",
+    "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
     "gated", "out",
 )  # fmt: skip
 """Sites of a mixer whose recurrence is a delta rule."""
