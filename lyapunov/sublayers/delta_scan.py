@@ -22,7 +22,7 @@ TILE = 16
 
 CHUNK = (
     "QK_decayed", "v_beta", "k_beta_decayed", "inverse", "u", "w", "q_decayed",
-    "k_decayed", "chunk_state", "v_new", "v_new_decayed",
+    "chunk_state", "k_decayed", "v_new", "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
 
