@@ -6,13 +6,20 @@ from typing import Any
 
 from lyapunov.report._sections import (
     MARKS,
+    Column,
+    Columns,
     Document,
     Form,
     Section,
+    Table,
     documents_of,
     meant,
 )
 from lyapunov.report._write import require
+
+
+PAGE, GAP = 150, 3
+"""Characters that a page of 1280 pixels has room for, and those between columns."""
 
 
 def to_html(results: Any) -> str:
@@ -51,7 +58,28 @@ def to_html(results: Any) -> str:
         title=_title(documents),
         marks=MARKS,
         page=Form.PAGE,
+        pieces=_pieces,
     )
+
+
+def _pieces(table: Table, group: Columns) -> list[list[Column]]:
+    """The columns of tables one under the other, none wider than a page.
+
+    The first has all that says which row it is, the others what is short of it.
+    """
+
+    def width(column: Column) -> int:
+        head = max(map(len, (column.long or column.head).split()))
+        return GAP + max([head, *(len(column.text(row, 3)) for row in table.rows)])
+
+    keys = list(table.keys)
+    short = [key for key in keys if not key.path]
+    found = [[*keys]]
+    for column in group.columns:
+        if sum(map(width, [*found[-1], column])) > PAGE and len(found[-1]) > len(keys):
+            found.append([*short])
+        found[-1].append(column)
+    return found
 
 
 def _drawn(

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 
 from lyapunov._errors import MissingExtraError
 from lyapunov.report import to_html
+from lyapunov.report.html import GAP, PAGE
 from lyapunov.results._check import LayerExponents
 
 from .example import (
@@ -89,6 +91,26 @@ def test_figures_have_words_and_tables_have_headings(page):
     headings = [attrs for tag, attrs in parsed.tags if tag == "th"]
     assert headings
     assert all(attrs["scope"] in ("col", "row") for attrs in headings)
+
+
+def test_no_table_is_wider_than_a_page_and_each_says_which_row():
+    """Assert it of every piece of a table of more than 20 columns, and each once."""
+    text = to_html([example_report(3, ("bf16", "fp16"))])
+    first, again = [], []
+    for region in re.findall(r'<div class="scroll".*?</div>', text, re.S):
+        for i, piece in enumerate(re.findall("<table>.*?</table>", region, re.S)):
+            rows = re.findall(r"<tr>(.*?)</tr>", piece, re.S)
+            cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+            heads = [max(map(len, head.split())) for head in cells[0]]
+            widths = [
+                GAP + max(head, *(len(unescape(row[j])) for row in cells[1:]))
+                for j, head in enumerate(heads)
+            ]
+            assert sum(widths) <= PAGE
+            (again if i else first).append(cells[0])
+    assert len(again) >= 3
+    assert all(heads[:2] == ["layer", "kind"] for heads in again)
+    assert sum(heads.count("certified radius") for heads in first + again) == 2
 
 
 def test_page_says_what_the_report_says(page, troubled):
