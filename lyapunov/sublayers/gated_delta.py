@@ -32,9 +32,9 @@ from .token_blocks import in_token_blocks, tokens_at_once
 
 
 DELTA = (
-    *FRONT, "xz", "conv_sum", "conv", "rate", "softplus", "q_unit", "k_unit", *CHUNK,
-    "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
-    "gated", "out",
+    *FRONT, "q", "k", "v", "z", "gate_logit", "rate_logit", "conv_sum", "conv", "rate",
+    "softplus", "q_unit", "k_unit", *CHUNK, "state", "state_read", "scan_output",
+    "silu_z", "gate_norm_hat", "gate_norm", "gated", "out",
 )  # fmt: skip
 """Sites of a mixer whose recurrence is a delta rule."""
 
@@ -125,13 +125,14 @@ def _gated_delta(
     at: AbstractArithmetic, residual, p: GatedDeltaParameters, start: DeltaState
 ):
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    heads, key_dim, value_dim = p.sizes
-    keys, values, seq = p.key_heads * key_dim, heads * value_dim, x.shape[0]
-    rows = (p.q_proj, p.k_proj, p.v_proj, p.z_proj, p.a_proj, p.b_proj)
-    given = at.store("xz", at.join([at.matmul(x, one) for one in rows], axis=-1))
-    mixed, z = given[..., : 2 * keys + values], given[..., 2 * keys + values :]
-    z, a, b = z[..., :values], z[..., values : values + heads], z[..., -heads:]
+    heads, key_dim, _ = p.sizes
+    keys, seq = p.key_heads * key_dim, x.shape[0]
+    put = lambda site, rows: at.store(site, at.matmul(x, rows))
+    mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
+    z, a = put("z", p.z_proj), put("gate_logit", p.a_proj)
+    b = put("rate_logit", p.b_proj)
 
+    mixed = at.join(mixed, axis=-1)
     padded = at.join([start.window, mixed])
     mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
     mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
@@ -252,7 +253,7 @@ class GatedDeltaSizes(AbstractSublayer):
     def hand_over(self) -> tuple[HandedOn, ...]:
         """The convolution's last inputs, and S."""
         return (
-            HandedOn("window", "window", ("xz",)),
+            HandedOn("window", "window", ("q", "k", "v")),
             HandedOn("state", "state", ("state",)),
         )
 

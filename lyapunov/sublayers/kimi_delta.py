@@ -63,7 +63,8 @@ class KimiDeltaParameters(eqx.Module):
     def sizes(self) -> tuple[int, int, int]:
         """Heads, and the sizes of a key and of a value."""
         heads, each = self.A_log.shape[0], (self.q_proj, self.v_proj)
-        return (heads, *(one.matrix.shape[0] // heads for one in each))
+        key_dim, value_dim = (one.matrix.shape[0] // heads for one in each)
+        return heads, key_dim, value_dim
 
     def initial_state(self) -> DeltaState:
         """What is carried before the first token of a text."""
@@ -88,15 +89,16 @@ def _kimi_delta(
     x = normalise(at, at.store("norm_input", residual), p.norm)
     heads, key_dim, _ = p.sizes
     keys, seq = heads * key_dim, x.shape[0]
-    rows = (p.q_proj, p.k_proj, p.v_proj)
-    mixed = at.store("xz", at.join([at.matmul(x, one) for one in rows], axis=-1))
-    padded = at.join([start.window, mixed])
+    put = lambda site, rows: at.store(site, at.matmul(x, rows))
+    mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
+    z = at.view(headed(heads), _projected(at, x, p.g_down, p.g_proj, "z"))
+    padded = at.join([start.window, at.join(mixed, axis=-1)])
     mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
     mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
     v = at.view(headed(heads), mixed[..., 2 * keys :])
 
     gate = _projected(at, x, p.f_down, p.f_proj, "forget")
-    rate = at.store("rate", at.sigmoid(at.store("rate_logit", at.matmul(x, p.b_proj))))
+    rate = at.store("rate", at.sigmoid(put("rate_logit", p.b_proj)))
     gate = at.view(headed(heads), at.add(gate, p.dt_bias))
     size = at.view(lambda a: a[:, None], at.exp(p.A_log))
     if p.gate_lower_bound is None:
@@ -113,7 +115,6 @@ def _kimi_delta(
         at, q, k, v, rate, log_gate, start.state, p.chunk, inverted=True
     )
 
-    z = at.view(headed(heads), _projected(at, x, p.g_down, p.g_proj, "z"))
     hat = at.store("gate_norm_hat", at.rms_normalise(y, p.gate_norm_epsilon))
     normed = at.store("gate_norm", at.multiply(hat, p.gate_norm))
     y = at.multiply(normed, at.sigmoid(z))
@@ -160,9 +161,10 @@ class KimiDeltaSizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(kimi_delta)
     sites: ClassVar = (
-        *FRONT, "xz", "conv_sum", "conv", "forget_low", "forget", "rate_logit", "rate",
-        "softplus", "log_gate", "q_unit", "k_unit", *CHUNK, "state", "state_read",
-        "scan_output", "z_low", "z", "gate_norm_hat", "gate_norm", "gated", "out",
+        *FRONT, "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
+        "conv_sum", "conv", "rate", "softplus", "log_gate", "q_unit", "k_unit", *CHUNK,
+        "state", "state_read", "scan_output", "gate_norm_hat", "gate_norm", "gated",
+        "out",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "kimi_delta",
@@ -178,7 +180,7 @@ class KimiDeltaSizes(AbstractSublayer):
     def hand_over(self) -> tuple[HandedOn, ...]:
         """The convolution's last inputs, and S."""
         return (
-            HandedOn("window", "window", ("xz",)),
+            HandedOn("window", "window", ("q", "k", "v")),
             HandedOn("state", "state", ("state",)),
         )
 

@@ -53,6 +53,9 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
                 parts = kept.setdefault(key, [])
                 if i == len(parts):
                     parts.append([])
+                if array.shape[:2] != call.ids.shape:
+                    # some modules are given all heads of all tokens in one row
+                    array = array.reshape(*call.ids.shape, -1)
                 parts[i].append(copied(array[call.rows, call.columns]))
         seen.clear()
     for key, found in kept.items():

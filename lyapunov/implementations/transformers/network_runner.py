@@ -37,6 +37,13 @@ class _Seen(NamedTuple):
     site: str
 
 
+_DELTA = (
+    _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
+    _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
+    _Seen("b_proj", "out", "rate_logit"), _Seen("gate_norm", "in", "scan_output"),
+    _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+)  # fmt: skip
+
 # By kind; a module that has no such parameter is not watched.
 WATCHED = {
     "mamba1": (
@@ -47,6 +54,14 @@ WATCHED = {
     "mamba2": (
         _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
         _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
+    ),
+    "gated_delta": (
+        *_DELTA, _Seen("z_proj", "out", "z"), _Seen("a_proj", "out", "gate_logit"),
+    ),
+    "kimi_delta": (
+        *_DELTA, _Seen("f_down", "out", "forget_low"), _Seen("f_up", "out", "forget"),
+        _Seen("f_proj", "out", "forget"), _Seen("g_down", "out", "z_low"),
+        _Seen("g_up", "out", "z"), _Seen("g_proj", "out", "z"),
     ),
     "attention": (
         _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
@@ -206,6 +221,9 @@ def _record(
         array = at(one.key, one.side)
         if array is not None:
             stored[one.site] = array
+    if (y := stored.get("scan_output")) is not None:
+        value_dim = model.config.sublayers[layer.layer].value_dim
+        stored["scan_output"] = y.reshape(*y.shape[:2], -1, value_dim)
     if layer.kind == "mlp" and "gate" not in parts:
         stored["activated"] = stored.pop("hidden")
     if layer.kind == "attention" and "g_proj" in parts:

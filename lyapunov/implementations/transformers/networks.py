@@ -53,6 +53,11 @@ GATE_NORM_ROUNDS_ONCE = ("falcon_h1",)
 # Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
 TURNS_IN_FP32 = ("olmo", "olmo2", "olmo_hybrid")
 
+# log(1 + exp(x)) by two functions: 1 + exp(x) is rounded once more.
+SOFTPLUS_WRITTEN_OUT = {"softplus_absolute": 2.0**-23}
+# Log gates of Kimi's mixer are rounded to the model's format.
+ROUNDS_GATES = ("bailing_hybrid",)
+
 # Parameters that stay in fp32 whatever the model's format is.
 KEPT_IN_FP32 = {
     "zamba": ("A_log",),
@@ -89,6 +94,11 @@ MAMBA2 = (
 )  # fmt: skip
 # Of a step from the cache, whose state is in fp32.
 STEP = ("dB", "dBx", "state_read", "read_out", "skip", "skip_sum", "gate_norm_hat")
+DELTA = (
+    "q", "k", "v", "z", "z_low", "gate_logit", "rate_logit", "forget_low", "forget",
+    "conv_sum", "conv", "rate", "scan_output", "gate_norm_hat", "gate_norm", "gated",
+    "out",
+)  # fmt: skip
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
     "v_shared", "v_low", "v_own", "v",
@@ -221,9 +231,19 @@ def _kinds(
         chunks_at_once=not decode,
         dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
     )
-    if decode:
-        mamba2.sites["state"] = FP32
+    # the delta rule from the normalised keys on is in fp32, its whole output too
+    gated_delta = of(DELTA, chunked=not decode)
+    once = {"gate_norm_hat", "gate_norm"}
+    kimi_delta = of(
+        {*DELTA, *(("log_gate",) if architecture in ROUNDS_GATES else ())} - once,
+        chunked=not decode,
+        constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
+    )
+    for one in (mamba2, gated_delta, kimi_delta) if decode else ():
+        one.sites["state"] = FP32
     return {
+        "gated_delta": gated_delta,
+        "kimi_delta": kimi_delta,
         "mamba2": mamba2,
         "attention": of(turning),
         "mlp": of((*MLP, *written)),
