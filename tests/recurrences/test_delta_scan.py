@@ -4,6 +4,7 @@ References are NumPy's, token by token; kernels that round or err are NumPy's, t
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ CASES = {
 }
 
 
-def numbers(sites):
+def numbers(sites) -> dict[str, Any]:
     return {name: state_format_named(fmt).numbers() for name, fmt in sites.items()}
 
 

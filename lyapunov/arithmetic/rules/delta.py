@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
-from . import storage
+from . import storage, sums
 from .declared import Declared, unless_overflow
 
 
@@ -102,7 +102,7 @@ def step(declared: Declared, state, token: flow.DeltaToken) -> Bounded:
 def read(declared: Declared, state, query) -> Bounded:
     """A sum over keys: elementwise, and by the column's radius."""
     state, query = lift(state), lift(query)
-    entries = declared.einsum("hvk,hk->hv", state, query)
+    entries = sums.einsum(declared, "hvk,hk->hv", state, query)
     length = jnp.linalg.norm(state.value, axis=-1)
     of_query = jnp.linalg.norm(query.value, axis=-1)[:, None]
     off = query.norm[:, None]
@@ -240,7 +240,7 @@ def _columns_stored(declared: Declared, site: str, x: Bounded):
     unit of its whole length, however its error lies among its keys: entry by entry,
     each under the column's radius, they would be counted once a key.
     """
-    if not declared.stores(site):
+    if site not in declared.sites:
         return x, jnp.zeros_like(x.norm)
     numbers = declared.sites[site]
     half = flow.keys_last(state_error_bound(flow.keys_first(x.magnitude), numbers))
@@ -256,7 +256,7 @@ def _columns_stored(declared: Declared, site: str, x: Bounded):
     free = Bounded(x.value, jnp.minimum(x.error + half, radius[..., None]), radius)
     if not declared.centred or is_state_numbers(numbers):
         return free, moved
-    middle = storage.store(declared, numbers, x)
+    middle = lift(storage.store(declared, numbers, x))
     nearer = middle.norm < free.norm
     choose = lambda a, b: jnp.where(
         nearer.reshape(nearer.shape + (1,) * (a.ndim - 2)), a, b
@@ -279,13 +279,14 @@ def _stored(declared: Declared, site: str, x: Bounded):
 
     As `_columns_stored`, entry by entry.
     """
-    if not declared.stores(site):
+    if site not in declared.sites:
         return x, jnp.zeros_like(x.value)
     numbers = declared.sites[site]
+    assert not is_state_numbers(numbers)
     half = storage.rounding_error_bound(x.magnitude, numbers)
     if not declared.centred:
         return Bounded(x.value, (x.error + half) * SAFETY), half
-    middle = storage.store(declared, numbers, x)
+    middle = lift(storage.store(declared, numbers, x))
     own = jnp.minimum(half + jnp.abs(middle.value - x.value), middle.error + x.error)
     nearer = own <= half
     value = jnp.where(nearer, middle.value, x.value)
