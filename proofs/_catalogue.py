@@ -1,6 +1,13 @@
 """All statements, in the order of the table."""
 
 from . import (
+    delta_channels,
+    delta_chunk,
+    delta_determinant,
+    delta_exponent,
+    delta_inverse,
+    delta_keys,
+    delta_norm,
     deviation,
     input_to_state,
     left_out,
@@ -23,5 +30,12 @@ STATEMENTS = tuple(
         lora_tying,
         rounding,
         input_to_state,
+        delta_norm,
+        delta_determinant,
+        delta_exponent,
+        delta_keys,
+        delta_channels,
+        delta_inverse,
+        delta_chunk,
     )
 )

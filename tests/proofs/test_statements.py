@@ -23,6 +23,17 @@ NUMBERS = [
     ("rounding", "counted_depth"),
     ("rounding", "nearest"),
     ("input_to_state", "negative"),
+    ("delta_norm", "rate"),
+    ("delta_determinant", "same_key"),
+    ("delta_exponent", "rate"),
+    ("delta_exponent", "not_spanned"),
+    ("delta_keys", "nearest"),
+    ("delta_channels", "mixing"),
+    ("delta_channels", "rate"),
+    ("delta_inverse", "decay_first"),
+    ("delta_inverse", "rate"),
+    ("delta_chunk", "start_faded"),
+    ("delta_chunk", "rate"),
 ]
 
 
@@ -55,8 +66,8 @@ def test_numbers_fail_without_the_hypothesis(name, hypothesis):
     assert not BY_NAME[name].run([hypothesis]).reproduced
 
 
-def test_all_eight_statements_say_whose_they_are():
-    assert len(STATEMENTS) == 8
+def test_all_fifteen_statements_say_whose_they_are():
+    assert len(STATEMENTS) == 15
     for one in STATEMENTS:
         assert any(word in one.whose for word in ("paper", "ours", "elsewhere"))
         assert one.used
