@@ -3,7 +3,7 @@
 import numpy as np
 import sympy
 
-from ._check import identity, induction, is_zero, lemma, sign
+from ._check import has_sign, identity, induction, is_zero, lemma, sign
 from ._delta import library_row, log_norm, random_head
 from ._layers import UNIT
 from ._statement import Hypothesis, Number, Statement
@@ -20,14 +20,15 @@ def derive(given):
     """For any number of tokens and keys."""
     G, g = sympy.symbols("G g", real=True)
     # log of a step's norm, at most g
-    over = sympy.Symbol("r", nonnegative=True)
+    over, spare = sympy.symbols("r s", nonnegative=True)
     own = g - over if "rate" in given else g + over
     yield sign("log ||M_t|| <= g_t, the largest log gate (delta_norm)", g - own, ">=")
     yield induction(
-        "log ||M_T ... M_1|| <= g_1 + ... + g_T: the norm is submultiplicative",
+        "log ||M_T ... M_1|| <= G_T = g_1 + ... + g_T: the norm is submultiplicative, "
+        "with G_T - s for the product so far and g - r for the step",
         base=is_zero(sympy.log(1) - 0),
-        step=is_zero((G + g) - (g + G)),
-        formulas=(sympy.Le(sympy.Symbol("L_T") + own, G + g, evaluate=False),),
+        step=has_sign((G + g) - ((G - spare) + own), ">="),
+        formulas=(sympy.Ge((G + g) - ((G - spare) + own), 0, evaluate=False),),
     )
     count = sympy.Symbol("d", integer=True, positive=True)
     top = sympy.Symbol("lambda_1", real=True)

@@ -79,6 +79,7 @@ def derive(given):
         "(D k).x = 0 (where both are 0, any x of it has)",
         d1 * k1 * second[0] + d2 * k2 * second[1],
         sympy.Integer(0),
+        d1 * k1 * sympy.Symbol("x_1") + d2 * k2 * sympy.Symbol("x_2"),
     )
     yield sign(
         "so |M x|^2 = |D x|^2 >= d2^2 |x|^2, with d1 = d2 + e: the largest singular "
@@ -95,6 +96,7 @@ def derive(given):
         "beyond: beta s = 2 + r makes ||P|| = 1 + r, and no step exceeds D_max (1 + r)",
         sympy.Abs(1 - (2 + room)),
         1 + room,
+        sympy.Abs(sympy.Symbol("1 - beta s")),
     )
 
 
