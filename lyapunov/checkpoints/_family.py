@@ -17,6 +17,8 @@ class Family(NamedTuple):
     the stored tensors by name, of which shapes alone are looked at."""
     covered: tuple[str, ...] = ()
     not_covered: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    """In config.json, where they are not the family's name."""
 
 
 SILU = "activations of the mixer other than silu"

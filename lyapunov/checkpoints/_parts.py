@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .. import sublayers
 from .._errors import CorruptCheckpointError
-from .files._files import quote
+from .files._files import disagreeing, quote
 
 
 class Part(NamedTuple):
@@ -98,6 +98,17 @@ def shape_of(name: str, stored: Mapping[str, Any]) -> tuple[int, ...]:
     return stored[name].shape
 
 
+def named(stored: Container[str], *names: str) -> str:
+    """The first of these names that is stored; the first of them where none is."""
+    return next((name for name in names if name in stored), names[0])
+
+
+def inside_of(stored: Container[str], leaf: str, *prefixes: str) -> str:
+    """The first prefix with which this name is stored; the first where none is."""
+    name = named(stored, *(f"{prefix}{leaf}" for prefix in prefixes))
+    return name.removesuffix(leaf)
+
+
 def ending(stored: Mapping[str, Any], *ends: str) -> list[str]:
     """The names of buffers that training left behind."""
     return [name for name in stored if name.endswith(ends)]
@@ -127,6 +138,28 @@ def gate_and_up(hidden: int, names: str = "gate up") -> dict[str, tuple[int, int
 def without_middle_axis(array: Any) -> Any:
     """A depthwise convolution's weight, (channels, 1, taps) to (channels, taps)."""
     return array[:, 0, :]
+
+
+def conv_parts(
+    stored: Mapping[str, Any], prefix: str, channels: int, taps: int
+) -> dict[str, Part]:
+    """A depthwise convolution over queries, keys and values without a bias, whole or in
+    three tensors whose rows mean something only when they are joined: transformers
+    saves it in thirds, wherever these fall.
+
+    **Raises:** `CorruptCheckpointError` where the three have not that many rows.
+    """
+    shape = (channels, 1, taps)
+    if (whole := f"{prefix}conv1d.weight") in stored:
+        return {"conv_weight": Part(whole, shape, without_middle_axis)}
+    names = tuple(f"{prefix}{part}_conv1d.weight" for part in "qkv")
+    own = tuple(sum(shape_of(name, stored)[:1]) for name in names)
+    if sum(own) != channels:
+        raise disagreeing(
+            f"{', '.join(map(quote, names))} have {', '.join(map(str, own))} rows;"
+            f" config.json asks for {channels} in all"
+        )
+    return {"conv_weight": Part(names, shape, without_middle_axis, own)}
 
 
 def under(prefix: str, parts: dict[str, Part]) -> dict[str, Part]:

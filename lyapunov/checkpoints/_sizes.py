@@ -12,6 +12,7 @@ from ._settings import (
     head_size,
     integer,
     limits,
+    natural,
     positive,
     rank,
     rotary,
@@ -216,7 +217,21 @@ class NetworkSettings:
         chosen = integer(self.settings, "num_experts_per_tok", 2)
         if chosen > experts:
             raise disagreeing(f"config.json: {chosen} of {experts} experts are chosen")
+        groups = natural(self.settings, "n_group", 1) or 1
+        best = natural(self.settings, "topk_group", 1) or 1
+        each = experts // groups
+        if groups > 1 and (each * groups != experts or each < 2 or best > groups):
+            raise disagreeing(
+                f"config.json: {experts} experts in {groups} groups, of which {best}"
+                " are chosen"
+            )
+        if best < groups and chosen > best * each:
+            raise disagreeing(
+                f"config.json: {chosen} experts are chosen of {best} groups of {each}"
+            )
         return sublayers.ExpertsSizes(
+            groups=groups,
+            chosen_groups=best,
             d_model=self.d_model,
             d_hidden=d_hidden,
             experts=experts,

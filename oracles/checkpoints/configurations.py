@@ -23,6 +23,15 @@ ZAMBA2 = {
     "intermediate_size": 48, "adapter_rank": 3, "chunk_size": 16,
     "time_step_min": 0.001, "time_step_limit": (0.001, float("inf")),
 }  # fmt: skip
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_num_value_heads": 4,
+    "linear_value_head_dim": 6,
+}  # fmt: skip
+QWEN = {**SMALL, **ATTENTION, **LINEAR, "head_dim": 16, "intermediate_size": 40}
+QWEN_EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 20,
+}  # fmt: skip
 NO_LIMITS = {
     family: {"time_step_limit": (0.0, float("inf")), **more}
     for families, more in (
@@ -144,6 +153,43 @@ CONFIGURATIONS = {
             "mamba_d_state": 4, "intermediate_size": 48, "n_mamba_heads": 1,
             "layers_block_type": ["hybrid", "hybrid"], "mamba_proj_bias": True,
             "mamba_conv_bias": False, "tie_word_embeddings": False,
+        },
+    },
+    "qwen3_next": {
+        "experts and an MLP": {
+            **QWEN, **QWEN_EXPERTS, "num_hidden_layers": 3, "mlp_only_layers": [1],
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        "no shares, tied, biases, every fourth layer": {
+            **QWEN, **QWEN_EXPERTS, "num_hidden_layers": 4, "norm_topk_prob": False,
+            "decoder_sparse_step": 2, "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3_5": {
+        "dense": {
+            **QWEN, "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    },
+    "qwen3_5_moe": {
+        "experts": {
+            **QWEN, **QWEN_EXPERTS, "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    },
+    "olmo_hybrid": {
+        "positions": {
+            **SMALL, **LINEAR, "num_attention_heads": 4, "intermediate_size": 40,
+            "num_hidden_layers": 2, "eos_token_id": 1,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        "no positions, rates up to 1, grouped heads": {
+            **SMALL, **ATTENTION, **LINEAR, "intermediate_size": 40,
+            "num_hidden_layers": 2, "eos_token_id": 1,
+            "layer_types": ["full_attention", "linear_attention"],
+            "linear_allow_neg_eigval": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
         },
     },
     "gpt_neox": {

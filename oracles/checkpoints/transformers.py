@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 U32 = 2.0**-24
 NUDGE = 2.0**-14
+TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+"""The text part of models that read pictures too."""
 
 
 def make(model_type: str, seed: int = 0, **settings):
@@ -21,20 +23,28 @@ def make(model_type: str, seed: int = 0, **settings):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **settings)
+    config = AutoConfig.for_model(TEXT.get(model_type, model_type), **settings)
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     redraw(network)
     return network
 
 
 def redraw(network) -> None:
-    """Matrices anew, vectors (norms, biases, D, A_log) away from where they begin."""
+    """Matrices anew, vectors (norms, biases, D, A_log) away from where they begin.
+
+    Delta rules begin without memory: their rates are drawn where decays are near 1.
+    """
     import torch
 
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             drawn = torch.randn_like(parameter)
-            if parameter.dim() < 2:
+            if "attn." in name and name.endswith("A_log"):
+                share = torch.special.ndtr(drawn)
+                parameter.copy_(torch.log(0.02 + 0.28 * share))
+            elif "attn." in name and name.endswith("dt_bias"):
+                parameter.copy_(drawn - 1)
+            elif parameter.dim() < 2:
                 parameter.add_(0.3 * drawn)
             else:
                 parameter.copy_(drawn / math.sqrt(parameter.shape[-1]))

@@ -3,6 +3,7 @@
 from . import (
     delta_rule,
     kimi_linear,
+    ling,
     mamba1,
     mamba3,
     mamba_ssm,
@@ -15,6 +16,7 @@ from . import (
 __all__ = [
     "delta_rule",
     "kimi_linear",
+    "ling",
     "mamba1",
     "mamba3",
     "mamba_ssm",

@@ -61,7 +61,7 @@ def latent_attention(x, w, config):
     return np.concatenate(out, axis=-1) @ w["o_proj.weight"].T
 
 
-def moe(x, w, config):
+def moe(x, w, config, names=EXPERT):
     """Experts by sigmoids; a bias, and groups of experts, decide who is chosen."""
     groups = config.get("num_expert_group", 1)
 
@@ -77,7 +77,7 @@ def moe(x, w, config):
         factor = config["routed_scaling_factor"]
         return {place: scores[place] / total * factor for place in chosen}
 
-    return experts(x, w, weigh, EXPERT) + mlp(x, inside(w, "shared_experts."))
+    return experts(x, w, weigh, names) + mlp(x, inside(w, "shared_experts."))
 
 
 def logits(weights, config, tokens, after=None):

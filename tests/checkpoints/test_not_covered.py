@@ -76,8 +76,8 @@ SMALL = {
         "num_attention_heads": 2, "num_key_value_heads": 1,
         "layer_types": ["conv", "full_attention"],
     },
-    "qwen3_next": {
-        "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16,
+    "lara_mini": {
+        "num_hidden_layers": 1, "hidden_size": 16,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
         "linear_num_value_heads": 2, "linear_num_key_heads": 2,
         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 2,
@@ -108,7 +108,7 @@ def test_what_transformers_saves_is_named(tmp_path, model_type, door):
     assert caught.value.hint == NOT_COVERED[model_type].hint
 
 
-@pytest.mark.parametrize("inner", ["qwen3_5_text", "lfm2"])
+@pytest.mark.parametrize("inner", ["glm5_next_text", "lfm2"])
 def test_the_text_part_of_a_wrapper_is_looked_at(inner):
     config = {"model_type": "wrapper", "text_config": {"model_type": inner}}
     with pytest.raises(UnsupportedCheckpointError) as caught:

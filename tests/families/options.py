@@ -36,6 +36,7 @@ FIRST = {
     family: next(iter(CONFIGURATIONS[family].values()))
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
+        "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -56,6 +57,13 @@ _LLAMA = {
     "hidden_act": "gelu", "attention_bias": True, "tie_word_embeddings": True,
     "num_key_value_heads": 4,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+}  # fmt: skip
+_QWEN = {
+    "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
+    "tie_word_embeddings": True, "num_key_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5,
+    },
 }  # fmt: skip
 
 OPTIONS = {
@@ -121,6 +129,15 @@ OPTIONS = {
     "llama": {**_LLAMA, "mlp_bias": True, "head_dim": 12, "rms_norm_eps": 0.1},
     "olmo": {**_LLAMA, "clip_qkv": None},
     "olmo2": {**_LLAMA, "rms_norm_eps": 0.1},
+    "qwen3_next": {**_QWEN, "norm_topk_prob": False, "decoder_sparse_step": 2},
+    "qwen3_5": _QWEN,
+    "qwen3_5_moe": _QWEN,
+    "olmo_hybrid": {
+        "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
+        "tie_word_embeddings": True, "num_key_value_heads": 2,
+        "linear_allow_neg_eigval": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": None},
+    },
 }  # fmt: skip
 
 _SIZES = {
@@ -130,12 +147,17 @@ _SIZES = {
     "ssm_state_size", "n_mamba_heads", "mamba_headdim", "attention_hidden_size",
     "attention_head_dim", "shared_intermediate_size", "moe_intermediate_size",
     "moe_shared_expert_intermediate_size", "n_routed_experts", "mamba_expand",
-    "expand", "num_experts_per_tok", "num_key_value_heads",
+    "expand", "num_experts_per_tok", "num_key_value_heads", "linear_num_key_heads",
+    "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim",
+    "linear_head_dim", "linear_num_heads", "num_experts", "num_experts_per_token",
+    "shared_expert_intermediate_size", "kv_lora_rank", "qk_rope_head_dim",
+    "qk_nope_head_dim", "v_head_dim", "qk_head_dim",
 }  # fmt: skip
 _PLACES = {
     "layer_types", "layers_block_type", "attn_layer_indices", "attn_layer_period",
     "attn_layer_offset", "expert_layer_period", "expert_layer_offset",
-    "hybrid_layer_ids",
+    "hybrid_layer_ids", "mlp_only_layers", "mlp_layer_types", "first_k_dense_replace",
+    "layer_group_size",
 }  # fmt: skip
 
 EXEMPT = {
@@ -149,6 +171,8 @@ EXEMPT = {
         (
             "initializer_range", "rescale_prenorm_residual", "time_step_scale",
             "time_step_max", "time_step_floor", "time_step_init_scheme",
+            "linear_a_log_min", "linear_a_log_max", "linear_dt_min", "linear_dt_max",
+            "linear_dt_init_floor",
         ),
         "of how weights begin",
     ),
@@ -156,6 +180,7 @@ EXEMPT = {
         (
             "attention_dropout", "hidden_dropout", "classifier_dropout",
             "output_router_logits", "router_aux_loss_coef", "z_loss_coefficient",
+            "mtp_loss_scaling_factor",
         ),
         "of training",
     ),
@@ -170,12 +195,12 @@ EXEMPT = {
     **dict.fromkeys(
         (
             "pretraining_tp", "is_decoder", "kv_channels", "num_query_groups",
-            "n_shared_experts", "topk_group", "num_nextn_predict_layers",
+            "n_shared_experts", "num_nextn_predict_layers",
             "mtp_layers_block_type", "sliding_window",
         ),
         "read by no module of the network",
     ),
-    "n_group": "refused when it is loaded",
+    "model_max_length": "a promise on lengths",
     "use_long_context": "changes rope_theta, which is written out",
 }  # fmt: skip
 """Options that make no other function of a whole text, and why."""
@@ -198,7 +223,15 @@ EXEMPT_IN = {
     ("granitemoehybrid", "mlp_bias"): "read by no module of the network",
     ("nemotron_h", "tie_word_embeddings"): "transformers ties nothing there",
     ("nemotron_h", "mamba_proj_bias"): "use_bias is what its modules read",
-    ("nemotron_h", "n_group"): "refused when it is loaded",
+    (
+        "nemotron_h",
+        "n_group",
+    ): "its choice is the experts' own, in test_sublayer_options",
+    ("nemotron_h", "topk_group"): "",
+    ("qwen3_next", "hidden_act"): "refused when it is loaded, as in all below",
+    ("qwen3_5", "hidden_act"): "",
+    ("qwen3_5_moe", "hidden_act"): "",
+    ("olmo_hybrid", "hidden_act"): "",
     ("zamba2", "use_conv_bias"): "its modules always have that bias",
 }
 """Of one family, and why; an empty reason is the one before it."""

@@ -44,6 +44,7 @@ QUICK = {
     ("zamba", "two heads"),
     ("zamba2", "two blocks, adapters, positions"),
     ("gpt_neox", "parallel"),
+    ("qwen3_next", "experts and an MLP"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),

@@ -26,6 +26,8 @@ CLASSES = {
     "mamba1": r"Mamba.*Mixer$",
     "mamba2": r"Mixer$|MambaLayer$",
     "attention": r"Attention$",
+    "gated_delta": r"GatedDeltaNet$",
+    "kimi_delta": r"DeltaAttention$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",
@@ -60,6 +62,8 @@ def test_modules_of_transformers_hold_what_the_sublayer_reads(family, name):
 def spelled(module, modules):
     """Its name in memory: some families are saved under the names of their makers."""
     renamed = module.replace("backbone.", "model.")
+    for saved, ours in ((".attention", ".self_attn"), (".block_sparse_moe", ".mlp")):
+        renamed = renamed.replace(saved, ours)
     return next(name for name in (module, renamed) if name in modules)
 
 

@@ -15,7 +15,7 @@ from lyapunov.implementations.transformers.mamba1 import (
     transformers_decode,
     transformers_prefill,
 )
-from oracles.checkpoints.transformers import make, save
+from oracles.checkpoints.transformers import TEXT, make, save
 
 from .options import EXEMPT, EXEMPT_IN, FIRST, OPTIONS, altered
 from .runs import divergences
@@ -132,7 +132,7 @@ def test_every_option_of_a_configuration_is_known():
 
     common = set(PreTrainedConfig().to_dict())
     for family in FIRST:
-        fields = AutoConfig.for_model(family).to_dict()
+        fields = AutoConfig.for_model(TEXT.get(family, family)).to_dict()
         own = set(fields) - common
         varied, exempt = set(OPTIONS[family]), set(EXEMPT)
         exempt |= {name for where, name in EXEMPT_IN if where == family}

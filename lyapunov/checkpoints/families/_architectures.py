@@ -20,7 +20,9 @@ from ._mamba3 import MAMBA3
 from ._megatron import MEGATRON
 from ._nemotron_h import NEMOTRON_H
 from ._not_covered import uncovered
+from ._olmo_hybrid import OLMO_HYBRID
 from ._openelm import OPENELM
+from ._qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from ._zamba import ZAMBA, ZAMBA2
 
 
@@ -41,6 +43,10 @@ FAMILIES: dict[str, Family] = {
     "granitemoehybrid": GRANITE,
     "nemotron_h": NEMOTRON_H,
     "falcon_h1": FALCON_H1,
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_5": QWEN3_5,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "olmo_hybrid": OLMO_HYBRID,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,
@@ -56,9 +62,10 @@ _FOR_ALL = (
 )
 _FOR_NONE = ("quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",)
 _MODEL_TYPES = {
-    {"mamba1": "mamba"}.get(name, name): name
+    model_type: name
     for name, family in FAMILIES.items()
     if "transformers" in family.readers
+    for model_type in family.model_types or (name,)
 }
 _SSM_LAYERS = {"Mamba1": "mamba1", "Mamba2": "mamba2", "Mamba3": "mamba3"}
 
@@ -172,7 +179,10 @@ def _unsupported(
         if any(part in tensor.lower() for part in _SSM_PARTS)
     ]
     seen = f" (it holds {listing(parts)})" if parts else ""
-    near = difflib.get_close_matches(name[:100].lower(), _MODEL_TYPES, n=3, cutoff=0.6)
+    name = name[:100].lower()
+    # nobody who types qwen3 means qwen3_next
+    known = [one for one in _MODEL_TYPES if not one.startswith(f"{name}_")]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"nearest: {', '.join(near)}; {LIST_HINT}" if near else LIST_HINT
     if names is not None and not parts:
         seen = " (no SSM layer among its tensors)"

@@ -89,6 +89,7 @@ MAMBA1 = Family(
         mamba_ssm.COVERED,
     ),
     (SILU, mamba_ssm.NOT_COVERED),
+    ("mamba",),
 )
 FALCON_MAMBA = Family(
     "Falcon Mamba",

@@ -87,8 +87,6 @@ def _experts(
     network: NetworkSettings, mlp: "sublayers.MlpSizes"
 ) -> "sublayers.ExpertsSizes":
     settings = network.settings
-    if settings.get("n_group", 1) != 1:
-        raise unsupported("experts chosen group by group (n_group > 1) are not covered")
     shared = integer(settings, "moe_shared_expert_intermediate_size", 7688)
     latent = settings.get("moe_latent_size")
     return network.experts(
@@ -139,7 +137,8 @@ NEMOTRON_H = Family(
     {"transformers": _read},
     (
         "mixers, attention, MLPs and experts in any order, latent experts",
+        "experts chosen among the best groups",
         "limits of dt by time_step_limit, as the publisher's code has them",
     ),
-    (NO_EXPONENT, SILU, "experts chosen group by group", "heads for more tokens"),
+    (NO_EXPONENT, SILU, "heads for more tokens"),
 )

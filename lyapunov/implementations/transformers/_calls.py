@@ -50,6 +50,9 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
         logits.append(result.logits[call.rows, call.columns])
         for key, arrays in seen.items():
             for i, array in enumerate(arrays):
+                if array.ndim == 2:
+                    # some are given the tokens of all texts one after another
+                    array = array.reshape(*call.ids.shape, -1)
                 parts = kept.setdefault(key, [])
                 if i == len(parts):
                     parts.append([])

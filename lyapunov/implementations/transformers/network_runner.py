@@ -6,6 +6,7 @@ out. A sublayer reads what its norm reads: the stream, with whatever the model a
 it before.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,7 @@ WATCHED = {
     "experts": (
         _Seen("norm", "out", "norm"), _Seen("block", "out", "routed"),
         _Seen("shared_down", "out", "shared"),
+        _Seen("shared_router", "out", "shared_router"),
     ),
     "shared": (
         _Seen("norm", "out", "norm"), _Seen("o_proj", "out", "attended"),
@@ -92,6 +94,16 @@ _LAYER = re.compile(r"layers\.\d+\.")
 
 # Norms without weights (OLMo), by a parameter of the module behind them.
 WEIGHTLESS = {"q_proj": "input_layernorm", "down": "post_attention_layernorm"}
+
+# Names in files, and in networks, as transformers' conversion_mapping.py has them.
+RENAMED = (
+    (r"^model\.language_model\.", "model."),
+    (r"\.attention\.", ".self_attn."),
+    (r"\.dense$", ".o_proj"),
+    (r"\.block_sparse_moe\b", ".mlp"),
+    (r"\.attention_layer_norm$", ".input_layernorm"),
+    (r"\.feedforward_layer_norm$", ".post_attention_layernorm"),
+)
 
 # Where a sublayer has no norm in front, these read the stream.
 FIRST = ("norm", "q_proj", "up", "in_proj")
@@ -375,7 +387,7 @@ def _with_streams(places: list[dict[str, str]], modules) -> None:
 
 
 def _path(stored: str, modules) -> str | None:
-    """The module that a stored weight belongs to; roots differ on some hubs."""
+    """The module that a stored weight belongs to; names in files differ on some."""
     own, _, what = stored.rpartition(".")
     if what not in ("weight", "bias"):
         return None
@@ -384,6 +396,7 @@ def _path(stored: str, modules) -> str | None:
         own.replace("backbone.", "model.", 1),
         f"model.{own}",
         own.removesuffix(".layer"),
+        functools.reduce(lambda path, one: re.sub(*one, path), RENAMED, own),
     ):
         if path in modules:
             return path

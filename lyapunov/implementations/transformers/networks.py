@@ -64,6 +64,7 @@ KEPT_IN_FP32 = {
     "nemotron_h": ("router_bias",),
     "olmo_hybrid": ("A_log",),
     "kimi_linear": ("dt_bias", "router", "router_bias"),
+    "bailing_hybrid": ("conv_weight", "A_log", "dt_bias", "router", "router_bias"),
 }
 # And from these versions of transformers on.
 KEPT_SINCE = {"nemotron_h": ((5, 24), ("router",))}
@@ -80,6 +81,7 @@ RESIDUAL_AS_IT_IS = ("nemotron_h",)
 ROUTES_IN_FP32 = {
     "nemotron_h": {"router", "expert_weight", "expert_weighed", "routed_sum"},
     "kimi_linear": {"router", "expert_weight"},
+    "bailing_hybrid": {"router", "expert_weight"},
 }
 
 NORMS = (

@@ -1,0 +1,202 @@
+"""Families of the delta rule against NumPy in fp64, as saved and as released.
+
+transformers computes the delta rule in fp32 whatever it is asked for, so that its own
+forward (`test_forward`) cannot show what a NumPy one shows here.
+"""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import lyapunov
+from lyapunov._errors import LyapunovError
+from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.transformers import make, save
+from oracles.networks import olmo_hybrid, qwen3_next
+from oracles.tolerances import exact_logits
+
+from ..helpers import assert_within
+
+
+FORWARDS = {
+    "qwen3_next": qwen3_next.logits,
+    "qwen3_5": qwen3_next.logits,
+    "qwen3_5_moe": qwen3_next.logits,
+    "olmo_hybrid": olmo_hybrid.logits,
+}
+CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
+QUICK = {("qwen3_next", "experts and an MLP")}
+TOKENS = np.random.default_rng(7).integers(0, 50, 13)
+
+
+@functools.cache
+def saved(family, name=None):
+    """config.json and tensors of a small random model, as transformers saves it."""
+    settings = CONFIGURATIONS[family]
+    network = make(family, **settings[name or next(iter(settings))])
+    folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-")))
+    config = json.loads((folder / "config.json").read_text())
+    return config, load_file(folder / "model.safetensors")
+
+
+def loaded(folder, config, tensors):
+    """What we read of a folder with this config.json and these tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return lyapunov.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])
+        for case in CASES
+    ],
+)
+def test_logits_are_numpys_and_every_tensor_counts(family, name, tmp_path):
+    """Assert fp64's agreement, with states that remember, tensor by tensor."""
+    config, tensors = saved(family, name)
+    forward, states = FORWARDS[family], []
+    forward(tensors, config, TOKENS, states)
+    # what one write leaves is at most its value, of about 1
+    assert all(np.abs(state).max() > 0.3 for state in states)
+    theirs, allowed = exact_logits(tensors, config, forward, TOKENS)
+    assert allowed < 1e-9 * np.abs(theirs).max()
+    model = loaded(tmp_path, config, tensors)
+    ours = np.asarray(model.logits(TOKENS))
+    assert_within(ours, theirs, allowed, f"{family}, {name}")
+    assert model.layout.n_params == sum(array.size for array in tensors.values())
+    idle = []
+    for key, value in tensors.items():
+        turned = np.flip(value, 0) + 0.1 * (np.arange(value.size) % 3).reshape(
+            value.shape
+        ).astype(np.float32)
+        moved = forward(tensors | {key: turned}, config, TOKENS)
+        if np.array_equal(moved, theirs):
+            idle.append(key)  # an expert that none of these tokens goes through
+            continue
+        assert np.abs(moved - ours).max() > allowed, key
+    of_experts = [key for key in tensors if ".experts." in key]
+    assert set(idle) <= set(of_experts)
+    assert len(idle) <= len(of_experts) / 2
+
+
+def same(tmp_path, family, change, name=None):
+    """Assert that a folder changed so is read as the same network."""
+    config, tensors = saved(family, name)
+    expected = np.asarray(loaded(tmp_path / "saved", config, tensors).logits(TOKENS))
+    config, tensors = change(dict(config), dict(tensors))
+    found = loaded(tmp_path / "other", config, tensors)
+    np.testing.assert_array_equal(np.asarray(found.logits(TOKENS)), expected)
+    return found
+
+
+def without(config, *keys):
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def test_a_model_that_reads_pictures_is_read_as_its_text(tmp_path):
+    """Assert it with names and settings of the whole model, the head for more tokens
+    beside it, and full attention by its interval."""
+
+    def whole(config, tensors):
+        text = without(config, "layer_types", "tie_word_embeddings")
+        text |= {"full_attention_interval": 2}
+        inside = {
+            name.replace("model.", "model.language_model.", 1): array
+            for name, array in tensors.items()
+        }
+        more = {
+            "model.visual.patch_embed.weight": np.zeros((3, 4), np.float32),
+            "mtp.layers.0.input_layernorm.weight": np.zeros(4, np.float32),
+        }
+        outer = {"model_type": "qwen3_5", "tie_word_embeddings": False}
+        return outer | {"text_config": text, "vision_config": {}}, inside | more
+
+    found = same(tmp_path, "qwen3_5", whole)
+    assert found.layout.architecture == "qwen3_5"
+    assert found.layout.modules[0] == "model.language_model.layers.0.linear_attn"
+
+
+def test_experts_in_two_tensors_are_those_one_by_one(tmp_path):
+    def fused(config, tensors):
+        out = {k: v for k, v in tensors.items() if ".experts." not in k}
+        for i in range(config["num_hidden_layers"]):
+            prefix = f"model.layers.{i}.mlp.experts."
+            if f"{prefix}0.up_proj.weight" not in tensors:
+                continue
+            each = lambda name, prefix=prefix: np.stack(
+                [tensors[f"{prefix}{e}.{name}_proj.weight"] for e in range(4)]
+            )
+            both = np.concatenate([each("gate"), each("up")], axis=1)
+            out |= {f"{prefix}gate_up_proj": both, f"{prefix}down_proj": each("down")}
+        return config, out
+
+    same(tmp_path, "qwen3_next", fused)
+
+
+def test_rows_of_olmos_convolution_lie_as_they_may(tmp_path):
+    """Assert thirds, as transformers saves them, and each part's own, as released."""
+
+    def own(config, tensors):
+        for name in [name for name in tensors if name.endswith("q_conv1d.weight")]:
+            names = [name.replace("q_conv", f"{part}_conv") for part in "qkv"]
+            thirds = [tensors[one].shape[0] for one in names]
+            assert thirds == [19, 19, 18]
+            whole = np.concatenate([tensors[one] for one in names])
+            parts = np.split(whole, [16, 32])
+            tensors |= dict(zip(names, parts, strict=True))
+        return config, tensors
+
+    same(tmp_path, "olmo_hybrid", own)
+
+
+def refused(tmp_path, family, change, kind=LyapunovError):
+    config, tensors = saved(family)
+    with pytest.raises(kind) as caught:
+        loaded(tmp_path, *change(dict(config), dict(tensors)))
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+# What config.json says instead, and what the refusal says of it.
+WRONG = [
+    ("qwen3_next", {"linear_num_value_heads": 3}, "linear_num_value_heads = 3"),
+    ("qwen3_next", {"num_hidden_layers": 4}, "names 3 layers, and counts 4"),
+    ("qwen3_next", {"layer_types": ["mamba", "sliding_attention", "mamba"]},
+     "sliding_attention"),
+    ("qwen3_next", {"moe_intermediate_size": 32}, "config.json asks for (32, 32)"),
+    ("qwen3_next", {"num_experts": 5}, "no tensor"),
+    ("qwen3_next", {"num_experts_per_tok": 5}, "5 of 4 experts"),
+    ("qwen3_next", {"model_type": "qwen3_5_text"}, "no tensor"),
+    ("qwen3_5", {"model_type": "qwen3_5"}, "text_config"),
+    ("qwen3_5", {"model_type": "qwen3_5_moe_text"}, "no tensor"),
+    ("qwen3_5", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
+    ("olmo_hybrid", {"linear_value_head_dim": 8}, "64 in all"),
+    ("olmo_hybrid", {"linear_allow_neg_eigval": "yes"}, "linear_allow_neg_eigval"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), WRONG)
+def test_what_does_not_fit_is_refused_by_name(tmp_path, family, changes, says):
+    message = refused(tmp_path, family, lambda c, t: (c | changes, t))
+    assert says in message, message
+
+
+def test_a_file_of_pictures_alone_says_so(tmp_path):
+    """Assert that a vision part without its text is told from a damaged file."""
+
+    def pictures(config, tensors):
+        del tensors
+        alone = {"model.visual.patch_embed.weight": np.zeros((3, 4), np.float32)}
+        return {"model_type": "qwen3_5", "text_config": config}, alone
+
+    assert "the text part is not there" in refused(tmp_path, "qwen3_5", pictures)
