@@ -32,6 +32,14 @@ QWEN_EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 20,
 }  # fmt: skip
+LATENT = {
+    **SMALL, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 3,
+    "intermediate_size": 40, "moe_intermediate_size": 24, "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6, "head_dim": 8,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "bos_token_id": 0,
+    "eos_token_id": 1, "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
 NO_LIMITS = {
     family: {"time_step_limit": (0.0, float("inf")), **more}
     for families, more in (
@@ -191,6 +199,16 @@ CONFIGURATIONS = {
             "linear_allow_neg_eigval": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": None},
         },
+    },
+    "kimi_linear": {
+        "experts": {**LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
+        "queries of a latent, groups of experts": {
+            **LATENT, "linear_head_dim": 6, "linear_num_heads": 2, "q_lora_rank": 10,
+            "n_group": 4, "topk_group": 2, "norm_topk_prob": False,
+        },
+    },
+    "bailing_hybrid": {
+        "groups of experts": {**LATENT, "n_group": 4, "topk_group": 2},
     },
     "gpt_neox": {
         "parallel": {

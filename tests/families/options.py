@@ -36,7 +36,8 @@ FIRST = {
     family: next(iter(CONFIGURATIONS[family].values()))
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
-        "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid",
+        "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
+        "bailing_hybrid",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -64,6 +65,11 @@ _QWEN = {
     "rope_parameters": {
         "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5,
     },
+}  # fmt: skip
+_LATENT = {
+    "q_lora_rank": 10, "moe_renormalize": False, "num_expert_group": 4,
+    "routed_scaling_factor": 1.5, "topk_group": 3, "num_shared_experts": 2,
+    "rms_norm_eps": 0.1, "attention_bias": True,
 }  # fmt: skip
 
 OPTIONS = {
@@ -137,6 +143,12 @@ OPTIONS = {
         "tie_word_embeddings": True, "num_key_value_heads": 2,
         "linear_allow_neg_eigval": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": None},
+    },
+    "kimi_linear": {**_LATENT, "linear_conv_kernel_dim": 3},
+    "bailing_hybrid": {
+        **_LATENT, "short_conv_kernel_size": 3, "kda_safe_gate": False,
+        "kda_lower_bound": -3.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     },
 }  # fmt: skip
 
@@ -222,16 +234,19 @@ EXEMPT_IN = {
     ("mamba2", "time_step_rank"): "read by no module of the network",
     ("granitemoehybrid", "mlp_bias"): "read by no module of the network",
     ("nemotron_h", "tie_word_embeddings"): "transformers ties nothing there",
+    ("kimi_linear", "tie_word_embeddings"): "",
+    ("bailing_hybrid", "tie_word_embeddings"): "",
     ("nemotron_h", "mamba_proj_bias"): "use_bias is what its modules read",
-    (
-        "nemotron_h",
-        "n_group",
-    ): "its choice is the experts' own, in test_sublayer_options",
+    ("nemotron_h", "n_group"): "varied in Kimi Linear and Ling, which choose alike",
     ("nemotron_h", "topk_group"): "",
     ("qwen3_next", "hidden_act"): "refused when it is loaded, as in all below",
     ("qwen3_5", "hidden_act"): "",
     ("qwen3_5_moe", "hidden_act"): "",
     ("olmo_hybrid", "hidden_act"): "",
+    ("kimi_linear", "hidden_act"): "",
+    ("bailing_hybrid", "hidden_act"): "",
+    ("bailing_hybrid", "rope_theta"): "written out in rope_parameters",
+    ("bailing_hybrid", "linear_conv_kernel_dim"): "made of short_conv_kernel_size",
     ("zamba2", "use_conv_bias"): "its modules always have that bias",
 }
 """Of one family, and why; an empty reason is the one before it."""

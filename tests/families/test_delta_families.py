@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lyapunov
-from lyapunov._errors import LyapunovError
+from lyapunov._errors import LyapunovError, UnsupportedCheckpointError
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
-from oracles.networks import olmo_hybrid, qwen3_next
+from oracles.networks import kimi_linear, ling, olmo_hybrid, qwen3_next
 from oracles.tolerances import exact_logits
 
 from ..helpers import assert_within
@@ -28,9 +28,11 @@ FORWARDS = {
     "qwen3_5": qwen3_next.logits,
     "qwen3_5_moe": qwen3_next.logits,
     "olmo_hybrid": olmo_hybrid.logits,
+    "kimi_linear": kimi_linear.logits,
+    "bailing_hybrid": ling.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
-QUICK = {("qwen3_next", "experts and an MLP")}
+QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}
 TOKENS = np.random.default_rng(7).integers(0, 50, 13)
 
 
@@ -158,6 +160,36 @@ def test_rows_of_olmos_convolution_lie_as_they_may(tmp_path):
     same(tmp_path, "olmo_hybrid", own)
 
 
+def test_kimi_linear_as_released(tmp_path):
+    """Assert lists that count from 1, its own settings, and names of the dense MLP."""
+
+    def released(config, tensors):
+        settings = {
+            "kda_layers": [1, 3], "full_attn_layers": [2], "head_dim": 8,
+            "num_heads": 4, "short_conv_kernel_size": 4,
+        }  # fmt: skip
+        config = without(
+            config, "layer_types", "mlp_layer_types", "linear_head_dim",
+            "linear_num_heads", "linear_conv_kernel_dim",
+        )  # fmt: skip
+        config |= {
+            "linear_attn_config": settings, "first_k_dense_replace": 1,
+            "mla_use_nope": True, "moe_router_activation_func": "sigmoid",
+        }  # fmt: skip
+        dense, plain = "model.layers.0.block_sparse_moe.", "model.layers.0.mlp."
+        return config, {k.replace(dense, plain): v for k, v in tensors.items()}
+
+    same(tmp_path, "kimi_linear", released)
+
+
+def test_lings_layers_for_more_tokens_are_passed_over(tmp_path):
+    def more(config, tensors):
+        name = "model.layers.3.attention.dense.weight"
+        return config, tensors | {name: np.zeros((4, 4), np.float32)}
+
+    same(tmp_path, "bailing_hybrid", more)
+
+
 def refused(tmp_path, family, change, kind=LyapunovError):
     config, tensors = saved(family)
     with pytest.raises(kind) as caught:
@@ -182,6 +214,15 @@ WRONG = [
     ("qwen3_5", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
     ("olmo_hybrid", {"linear_value_head_dim": 8}, "64 in all"),
     ("olmo_hybrid", {"linear_allow_neg_eigval": "yes"}, "linear_allow_neg_eigval"),
+    ("kimi_linear", {"kv_lora_rank": 16}, "config.json asks for (16,)"),
+    ("kimi_linear", {"mlp_layer_types": ["dense"]}, "1 MLPs of 3 layers"),
+    ("kimi_linear", {"moe_router_activation_func": "softmax"}, "sigmoids"),
+    ("kimi_linear", {"num_expert_group": 3}, "8 experts in 3 groups"),
+    ("kimi_linear", {"num_expert_group": 8, "topk_group": 2}, "8 experts in 8 groups"),
+    ("kimi_linear",
+     {"num_expert_group": 4, "topk_group": 1, "num_experts_per_token": 3},
+     "3 experts are chosen of 1 groups of 2"),
+    ("bailing_hybrid", {"kda_lower_bound": 5.0}, "5"),
 ]  # fmt: skip
 
 
@@ -200,3 +241,25 @@ def test_a_file_of_pictures_alone_says_so(tmp_path):
         return {"model_type": "qwen3_5", "text_config": config}, alone
 
     assert "the text part is not there" in refused(tmp_path, "qwen3_5", pictures)
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ({"kda_layers": [1, 3]}, "full_attn_layers"),
+        ({"kda_layers": [0, 2], "full_attn_layers": [1]}, "count from 1"),
+        ({"kda_layers": [1], "full_attn_layers": [2]}, "3 layers"),
+        ({"kda_layers": "all", "full_attn_layers": [2]}, "kda_layers"),
+    ],
+)
+def test_lists_of_layers_that_do_not_fit_are_refused(tmp_path, places, says):
+    change = lambda c, t: (
+        without(c, "layer_types") | {"linear_attn_config": places},
+        t,
+    )
+    assert says in refused(tmp_path, "kimi_linear", change)
+
+
+def test_a_latent_attention_of_kimi_with_positions_is_not_covered(tmp_path):
+    change = lambda c, t: (c | {"mla_use_nope": False}, t)
+    refused(tmp_path, "kimi_linear", change, UnsupportedCheckpointError)

@@ -45,6 +45,7 @@ QUICK = {
     ("zamba2", "two blocks, adapters, positions"),
     ("gpt_neox", "parallel"),
     ("qwen3_next", "experts and an MLP"),
+    ("kimi_linear", "experts"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),
@@ -152,7 +153,7 @@ def test_every_kind_has_an_execution_of_its_own(kind, measure):
 
 
 @pytest.mark.parametrize("measure", ["emulated", "transformers"])
-@pytest.mark.parametrize("kind", ["gated_delta", "", "mamba4"])
+@pytest.mark.parametrize("kind", ["", "mamba4"])
 def test_a_kind_that_nobody_declares_is_refused(kind, measure):
     """Assert an error that names it and what there is, and never another's stores."""
     for case in [("mamba_ssm", name) for name in CONFIGS] + [("zamba", "two heads")]:

@@ -13,6 +13,7 @@ from ._falcon_h1 import FALCON_H1
 from ._gpt_neox import GPT_NEOX
 from ._granite import GRANITE
 from ._jamba import JAMBA
+from ._kimi_linear import KIMI_LINEAR, LING
 from ._llama import LLAMA, OLMO, OLMO2
 from ._mamba1 import FALCON_MAMBA, MAMBA1
 from ._mamba2 import MAMBA2
@@ -47,6 +48,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5_MOE,
     "olmo_hybrid": OLMO_HYBRID,
+    "kimi_linear": KIMI_LINEAR,
+    "bailing_hybrid": LING,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

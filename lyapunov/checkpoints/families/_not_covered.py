@@ -57,8 +57,6 @@ NOT_COVERED: dict[str, Uncovered] = {
     "gated_deltanet": Uncovered("Gated DeltaNet", _GATED_DELTA, None),
     "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, None),
     "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, None),
-    "kimi_linear": Uncovered("Kimi Linear", _KIMI_DELTA, None),
-    "bailing_hybrid": Uncovered("Bailing hybrid", _KIMI_DELTA, None),
     "lara_mini": Uncovered("Lara Mini", _GATED_DELTA, None),
     "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, None),
     "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, None),
