@@ -1,7 +1,15 @@
 """Assert that shells complete paths, codes and values, and where that is installed."""
 
 import os
+import pty
+import re
+import select
+import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -77,14 +85,86 @@ def test_another_place_is_obeyed_and_a_file_in_the_way_is_said(run, home, monkey
     assert "hint: or put into your shell's file: eval" in result.stderr
 
 
-def test_bash_takes_what_is_written(run, home):
-    run("--install-completion", "bash")
-    script = home / ".local/share/bash-completion/completions/lyapunov-check"
-    line = f"source {script}; complete -p lyapunov-check"
-    done = subprocess.run(
-        ["bash", "--norc", "-c", line], capture_output=True, text=True, env=os.environ
+def in_bash(script, words, _):
+    """COMPREPLY of bash, for the last of the words."""
+    quoted = " ".join(map(shlex.quote, words))
+    line = (
+        f"source {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; "
+        f"_lyapunov_check_completion {NAME}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
-    assert "_lyapunov_check_completion" in done.stdout
+    return shown(["bash", "--norc", "-c", line])
+
+
+def in_fish(script, words, _):
+    """What fish offers behind the words, descriptions and all."""
+    line = f"source {script}; complete -C {shlex.quote(' '.join(words))}"
+    return shown(["fish", "--no-config", "-c", line])
+
+
+def in_zsh(script, words, last):
+    """What a zsh at a terminal shows after a tab behind the words, up to the last."""
+    begin = (
+        f"fpath=({script.parent} $fpath); autoload -Uz compinit; compinit -u -D; "
+        "PS1='ready''> '\n"
+    )
+    terminal, inside = pty.openpty()
+    ends: Any = {"stdin": inside, "stdout": inside, "stderr": inside}
+    with subprocess.Popen(["zsh", "-f", "-i"], env=there(), **ends) as shell:
+        try:
+            os.write(terminal, begin.encode())
+            until(terminal, "ready> ")
+            os.write(terminal, f"{' '.join(words)}\t".encode())
+            return until(terminal, last)
+        finally:
+            shell.kill()
+            os.close(terminal)
+            os.close(inside)
+
+
+def until(terminal, last):
+    """What a terminal shows until this is there, without how it is drawn."""
+    text = ""
+    while select.select([terminal], [], [], 30.0)[0]:
+        text += os.read(terminal, 4096).decode(errors="replace")
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+        if last in text:
+            return text
+    raise AssertionError(text)
+
+
+def there():
+    """The environment with the command of this Python's."""
+    mine = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    return {**os.environ, "PATH": mine, "TERM": "xterm"}
+
+
+def shown(command):
+    done = subprocess.run(command, capture_output=True, text=True, env=there())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    not (Path(sys.executable).parent / NAME).exists(), reason="not installed"
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_itself_completes(run, home, shell, monkeypatch):
+    """Assert codes, a choice, an option and a path, each by a tab in the shell."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    run("--install-completion", shell)
+    (script,) = (path for path in home.rglob("*") if path.is_file())
+    offers = {"bash": in_bash, "zsh": in_zsh, "fish": in_fish}[shell]
+    known = [code for code in CATALOGUE if code.startswith("LYA00")]
+    codes = offers(script, [NAME, "--explain", "LYA00"], known[-1])
+    assert all(code in codes for code in known)
+    assert "LYA010" not in codes
+    for word, whole in (("--mode p", "prefill"), ("--round", "--round-weights")):
+        assert whole in offers(script, [NAME, *word.split()], whole)
+    if shell != "bash":  # which completes paths itself, behind the function
+        (home / "weights").mkdir()
+        monkeypatch.chdir(home)
+        assert "weights/" in offers(script, [NAME, "./wei"], "weights/")
 
 
 def test_every_choice_is_completed():
