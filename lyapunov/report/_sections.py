@@ -133,6 +133,23 @@ class Table:
         ]
         return Table(self.rows, keys, groups)
 
+    def pieces(
+        self, group: Columns, width: Callable[[Column], int], room: int
+    ) -> list[list[Column]]:
+        """The columns of tables one under the other, none wider than there is room.
+
+        The first has all that says which row it is, the others what is short of it.
+        """
+        keys = list(self.keys)
+        short = [key for key in keys if not key.path]
+        found = [keys]
+        for column in group.columns:
+            whole = sum(map(width, [*found[-1], column])) > room
+            if whole and len(found[-1]) > len(keys):
+                found.append(short.copy())
+            found[-1] = [*found[-1], column]
+        return found
+
 
 @dataclass(frozen=True)
 class Line(Meant):

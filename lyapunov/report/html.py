@@ -63,23 +63,11 @@ def to_html(results: Any) -> str:
 
 
 def _pieces(table: Table, group: Columns) -> list[list[Column]]:
-    """The columns of tables one under the other, none wider than a page.
-
-    The first has all that says which row it is, the others what is short of it.
-    """
-
     def width(column: Column) -> int:
         head = max(map(len, (column.long or column.head).split()))
         return GAP + max([head, *(len(column.text(row, 3)) for row in table.rows)])
 
-    keys = list(table.keys)
-    short = [key for key in keys if not key.path]
-    found = [[*keys]]
-    for column in group.columns:
-        if sum(map(width, [*found[-1], column])) > PAGE and len(found[-1]) > len(keys):
-            found.append([*short])
-        found[-1].append(column)
-    return found
+    return table.pieces(group, width, PAGE)
 
 
 def _drawn(

@@ -1,9 +1,10 @@
 """A result as LaTeX, for the appendix of a paper: a part to be `\\input`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 from typing import Any
 
-from lyapunov.report._sections import Document, Table
+from lyapunov.report._sections import Column, Document, Table
 from lyapunov.report.markdown import Markdown
 
 
@@ -31,6 +32,11 @@ SIGNS = {
 """What LaTeX would take for marks, and signs that not every font has. A hyphen by
 itself, so that `--dtype` keeps both of its own."""
 
+PAGE, GAP = 78, 2
+"""Characters that a small line of `article` has room for, and those between columns."""
+SMALL = r"\begingroup\small\setlength{\tabcolsep}{4pt}"
+BREAKS, BREAK = 16, r"\allowbreak{}"
+"""After so many characters a word that is typed may go on in the next line."""
 PACKAGES = "% needs \\usepackage[T1]{fontenc}, {booktabs} and {longtable}"
 SECTIONS = ("", r"\section*", r"\subsection*", r"\subsubsection*")
 
@@ -38,7 +44,7 @@ SECTIONS = ("", r"\section*", r"\subsection*", r"\subsubsection*")
 def to_latex(results: Any) -> str:
     r"""Write LaTeX of one result, or of several one after the other.
 
-    Every group of columns is a table of its own, since a page is narrow.
+    Every group of columns is a table of its own or several, since a page is narrow.
 
     **Arguments:**
 
@@ -65,38 +71,37 @@ class _Latex(Markdown):
         return rf"\textbf{{{text}}}"
 
     def code(self, text: str) -> str:
-        return rf"\texttt{{{self.plain(text)}}}"
+        # hashes and paths are longer than a line
+        words = (map(self.plain, wrap(word, BREAKS)) for word in text.split())
+        return rf"\texttt{{{' '.join(map(BREAK.join, words))}}}"
 
     def items(self, texts: Iterable[str]) -> str:
         # braces: a text that begins with a bracket is no label
         told = "\n".join(rf"  \item {{}}{text}" for text in texts)
-        return f"\\begin{{itemize}}\n{told}\n\\end{{itemize}}"
+        return f"\\begin{{itemize}}\\sloppy\n{told}\n\\end{{itemize}}"
 
     def table(self, table: Table) -> str:
+        def width(column: Column) -> int:
+            texts = [column.head, *(column.text(row) for row in table.rows)]
+            return GAP + max(map(len, texts))
+
         parts = []
         for group in table.groups:
-            columns = [*table.keys, *group.columns]
             if group.title:
                 parts.append(rf"\paragraph{{{self.plain(group.title)}}}")
-            heads = [self.cell(column.head) for column in columns]
-            rows = [[self.value(c, row) for c in columns] for row in table.rows]
-            lines = [" & ".join(cells) + r" \\" for cells in [heads, *rows]]
-            marks = "".join("l" if column.word else "r" for column in columns)
-            parts.append(
-                "\n".join(
-                    [
-                        rf"\begin{{longtable}}{{{marks}}}",
-                        r"\toprule",
-                        lines[0],
-                        r"\midrule",
-                        r"\endhead",
-                        *lines[1:],
-                        r"\bottomrule",
-                        r"\end{longtable}",
-                    ]
-                )
-            )
+            for columns in table.pieces(group, width, PAGE):
+                parts.append(self.piece(table, columns))
         return "\n\n".join(parts)
+
+    def piece(self, table: Table, columns: Sequence[Column]) -> str:
+        """A table of some columns."""
+        heads = [self.cell(column.head) for column in columns]
+        rows = [[self.value(c, row) for c in columns] for row in table.rows]
+        head, *lines = (" & ".join(cells) + r" \\" for cells in [heads, *rows])
+        marks = "".join("l" if column.word else "r" for column in columns)
+        begin = [SMALL, rf"\begin{{longtable}}{{{marks}}}", r"\toprule", head]
+        end = [r"\bottomrule", r"\end{longtable}", r"\endgroup"]
+        return "\n".join([*begin, r"\midrule", r"\endhead", *lines, *end])
 
     def cell(self, text: str) -> str:
         # a bracket or a star behind \\ would be part of it

@@ -16,7 +16,7 @@ import lyapunov
 from lyapunov._errors import MissingExtraError, OutputError, UsageError
 from lyapunov.exponents._result import SpectrumResult
 from lyapunov.findings._rules import verdict
-from lyapunov.report import _drawing as drawing, to_latex
+from lyapunov.report import _drawing as drawing
 from lyapunov.report._records import records, to_csv
 from lyapunov.report._write import SUFFIXES
 from lyapunov.report.plots import pictures
@@ -193,24 +193,6 @@ def test_csv_keeps_infinities_and_runs_no_formula():
     assert to_csv([report, failure]).splitlines()[-1].startswith("lost,")
 
 
-def test_latex_neither_marks_up_nor_breaks(troubled):
-    text = to_latex(troubled)
-    for finding in troubled.findings:
-        assert finding.code in text
-    assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") > 2
-    for table in re.findall(r"\\begin\{longtable\}\{(\w+)\}(.*?)\\end", text, re.S):
-        rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
-        for row in rows:
-            assert row.replace(r"\&", "").count("&") == len(table[0]) - 1
-    source = r"\input{/etc/passwd} 50% a_b $x$ #1 ~"
-    hostile = to_latex(example_report(1, source=source))
-    head = next(x for x in hostile.splitlines() if x.startswith(r"\section*"))
-    assert head == (
-        r"\section*{\textbackslash{}input\{/etc/passwd\} 50\% a\_b \$x\$ \#1 "
-        r"\textasciitilde{}}"
-    )
-
-
 @pytest.mark.parametrize("fail_on", ["error", "warning"])
 def test_assert_held_is_the_commands_exit_code(results, troubled, fail_on):
     """Assert one rule for both: what `verdict` says of the same findings."""
@@ -259,13 +241,6 @@ def test_an_audit_is_held_to_its_own_rule():
     blind = replace(fine, summary=replace(fine.summary, verdict="unbounded"))
     with pytest.raises(AssertionError, match="unbounded"):
         blind.assert_held()
-
-
-def test_a_row_of_latex_that_begins_with_a_mark_is_no_argument():
-    rows = [replace(row, variant="[x]") for row in example_audit().variants]
-    text = to_latex(replace(example_audit(), variants=[*rows, *rows]))
-    assert not re.search(r"\\\\\n\s*[\[*]", text)
-    assert "\n{}[x] & " in text
 
 
 def test_exponents_that_are_not_finite_are_rows_too():
