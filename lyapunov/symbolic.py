@@ -42,10 +42,10 @@ def step_jacobian(architecture: str = "mamba1") -> Any:
     if architecture not in NOT_DIAGONAL:
         return after.diff(before[other])
     # of the two keys that are written out, one that is the other's and one that is not
-    sympy, (_, n, _), (j, m, q) = _sympy(), own, other
+    sympy, (_, _, n), (j, q, m) = _sympy(), own, other
     apart = {sympy.KroneckerDelta(n, m): 0}
-    mixed = after.diff(before[j, m, q]).subs(apart).expand()
-    kept = after.diff(before[j, n, q]).subs(apart).expand()
+    mixed = after.diff(before[j, q, m]).subs(apart).expand()
+    kept = after.diff(before[j, q, n]).subs(apart).expand()
     return mixed + sympy.KroneckerDelta(n, m) * (kept - mixed).subs(n, m)
 
 
@@ -160,27 +160,29 @@ def _mamba3(sympy: Any) -> tuple[Any, Any, Any, tuple, tuple]:
 
 
 def _delta(sympy: Any, per_key: bool) -> tuple[Any, Any, Any, tuple, tuple]:
+    from .arithmetic._delta import DeltaToken
     from .arithmetic.symbolic import Symbolic
-    from .recurrences.delta import update
 
     t, i, j, p, q, n, m = sympy.symbols("t i j p q n m", integer=True)
     S, k, v = (sympy.IndexedBase(name, real=True) for name in ("S", "k", "v"))
     beta = sympy.IndexedBase("beta", nonnegative=True)
     gate = sympy.IndexedBase("g", nonpositive=True)
 
-    heads, keys, values = (i, j), (n, m), (p, q)
-    log_gate = _table(lambda head: gate[t, head], heads)[:, None]
+    heads, values, keys = (i, j), (p, q), (n, m)
+    log_gate = _table(lambda head: gate[t, head], heads)
     if per_key:
         log_gate = _table(lambda head, c: gate[t, head, c], heads, keys)
-    after = update(
-        Symbolic(),
-        _table(lambda head, c, u: S[head, c, u], heads, keys, values),
-        log_gate,
-        _table(lambda head: beta[t, head], heads),
-        _table(lambda head, c: k[t, head, c], heads, keys),
-        _table(lambda head, u: v[t, head, u], heads, values),
+    at = Symbolic()
+    after = at.delta_step(
+        _table(lambda head, u, c: S[head, u, c], heads, values, keys),
+        DeltaToken(
+            at.fading(log_gate),
+            _table(lambda head, c: k[t, head, c], heads, keys),
+            _table(lambda head, u: v[t, head, u], heads, values),
+            _table(lambda head: beta[t, head], heads),
+        ),
     )
-    return after[0, 0, 0], S, t, (i, n, p), (j, m, q)
+    return after[0, 0, 0], S, t, (i, p, n), (j, q, m)
 
 
 _READERS = {

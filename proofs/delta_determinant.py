@@ -77,7 +77,7 @@ def reproduce(given):
             )
             apart = max(apart, np.abs(np.linalg.slogdet(matrices)[1] - closed).max())
             found = lyapunov.lyapunov_spectrum(
-                DeltaRecurrence(), jnp.zeros((1, 5, 1)), inputs(head)
+                DeltaRecurrence(), jnp.zeros((1, 1, 5)), inputs(head)
             )
             sums = max(sums, abs(float(found.exponents.sum()) - closed.mean()))
     least = min(

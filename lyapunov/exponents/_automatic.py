@@ -9,7 +9,7 @@ class Automatic(AbstractChoice):
 
     - Diagonal: `ClosedForm()`, the means of the log decays.
     - One decay a head: `ClosedForm()`, once a head.
-    - On the keys of each head: `OnKeys()`, once for all columns of its state.
+    - On the keys of each head: `OnKeys()`, once for all rows of its state.
     - Block triangular: `ByBlocks()`, each diagonal block by its own method.
     - Nothing declared, or a plain step: `QR()`.
 

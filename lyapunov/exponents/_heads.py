@@ -49,17 +49,18 @@ def growth_of(
     eye = jnp.broadcast_to(jnp.eye(key_dim), (heads, key_dim, key_dim))
 
     def multiply(product, inputs, length):
-        push = lambda columns, u: (recurrence.on_keys(columns, u)[0], None)
+        push = lambda vectors, u: (recurrence.on_keys(vectors, u)[0], None)
         product = jax.lax.scan(push, product, inputs, length)[0]
         scale = jnp.max(jnp.abs(product), axis=(1, 2), keepdims=True)
         return product / jnp.where(scale > 0, scale, 1), jnp.zeros(1)
 
     product, _ = in_blocks(multiply, eye, inputs, n_tokens, block, n_tokens)
-    frames = jnp.linalg.svd(product)[2].swapaxes(1, 2)
+    # the rows of a product are those of its transpose
+    frames = jnp.linalg.svd(product)[0].swapaxes(1, 2)
 
     def lead(v, u):
         pushed, log_scale = recurrence.on_keys(v, u)
-        size = jnp.linalg.norm(pushed, axis=1, keepdims=True)
+        size = jnp.linalg.norm(pushed, axis=2, keepdims=True)
         v = jnp.where(size > 0, pushed / jnp.where(size > 0, size, 1), v)
         return v, log_scale + jnp.log(size[:, 0, 0])
 
@@ -67,7 +68,7 @@ def growth_of(
     width = -(-n_tokens // block) * block
     _, total = in_blocks(one, frames, inputs, n_tokens, block, width)
     return Growth(
-        jax.lax.scan(lead, frames[:, :, :1], inputs)[1],
+        jax.lax.scan(lead, frames[:, :1], inputs)[1],
         total.sum(axis=0).reshape(heads, key_dim),
         jax.vmap(recurrence.log_determinant)(inputs),
         jax.vmap(recurrence.log_norm_bound)(inputs),
@@ -98,7 +99,7 @@ def head_exponents(
     - `log_gate`, `rate`, `key`: as in `recurrences.DeltaInputs`; key heads may be
       fewer, each shared by neighbouring heads.
     - `formats`: for which to count gates that round to 1 or to 0.
-    - `multiplicity`: columns of the state, which share the exponents.
+    - `multiplicity`: rows of the state, which share the exponents.
 
     **Returns:** the fields of `LayerExponents` as `layer_exponents` has them, over
     heads and directions; decays are the gates. `heads` has each head's largest

@@ -25,13 +25,14 @@ FAR = 20.0
 
 
 Frames: TypeAlias = Float[Array, "heads key_dim key_dim"]
+"""Their vectors are rows."""
 
 
 class OnKeys(AbstractMethod[Frames]):
     """Carry a frame of each head's keys, orthonormalise again after some tokens.
 
     What `QR()` does, on key_dim instead of key_dim x value_dim coordinates of a head,
-    whose columns all have the same exponents. The sum of a head's exponents is that of
+    whose rows all have the same exponents. The sum of a head's exponents is that of
     the log determinants, exactly: the least growth of a block is what the others leave
     of it, so that an exponent beyond what rounding shows is finite, and -inf where a
     step is exactly singular.
@@ -51,7 +52,7 @@ class OnKeys(AbstractMethod[Frames]):
         """Make every head's frame the identity; all of its exponents are followed."""
         del k, key
         _of_keys(system)
-        heads, key_dim, _ = system.unravel(system.state).shape
+        heads, _, key_dim = system.unravel(system.state).shape
         eye = jnp.eye(key_dim, dtype=system.state.dtype)
         return jnp.broadcast_to(eye, (heads, key_dim, key_dim))
 
@@ -68,8 +69,8 @@ class OnKeys(AbstractMethod[Frames]):
         )
 
     def multiplicity(self, system):
-        """Count the columns of a head's state, for each of its keys' directions."""
-        heads, key_dim, value_dim = system.unravel(system.state).shape
+        """Count the rows of a head's state, for each of its keys' directions."""
+        heads, value_dim, key_dim = system.unravel(system.state).shape
         return np.full(heads * key_dim, value_dim)
 
     def grain(self, system):
@@ -90,19 +91,18 @@ def along_keys(recurrence: AbstractKeyRecurrence) -> Callable:
     """
 
     def push(carried, u):
-        columns, scale, volume = carried
-        columns, log_scale = recurrence.on_keys(columns, u)
-        return (
-            columns,
-            scale + log_scale,
-            volume + recurrence.log_determinant(u),
-        ), None
+        vectors, scale, volume = carried
+        vectors, log_scale = recurrence.on_keys(vectors, u)
+        volume = volume + recurrence.log_determinant(u)
+        return (vectors, scale + log_scale, volume), None
 
     def one(frames: Frames, inputs, length: int):
         zeros = jnp.zeros(len(frames), frames.dtype)
         start = frames, zeros, zeros
-        (columns, scale, volume), _ = jax.lax.scan(push, start, inputs, length)
+        (vectors, scale, volume), _ = jax.lax.scan(push, start, inputs, length)
+        columns = vectors.swapaxes(1, 2)
         after, growth = jax.vmap(orthonormalise, (0, None))(columns, jnp.asarray(True))
+        after = after.swapaxes(1, 2)
         growth = growth + scale[:, None]
         found = after, _with_volume(growth, volume).ravel()
         if length == 1:

@@ -71,13 +71,13 @@ def check_structure(recurrence: AbstractRecurrence, state: Any, inputs: Any) -> 
 
 def _check_on_keys(recurrence, state, inputs, dense):
     """Determinant and norm of every head's matrix; that it is one was compared."""
-    heads, key_dim, value_dim = state.shape
+    heads, value_dim, key_dim = state.shape
     determinants = np.exp(recurrence.log_determinant(inputs))
     bounds = np.exp(recurrence.log_norm_bound(inputs))
-    whole = dense.reshape(heads, key_dim, value_dim, heads, key_dim, value_dim)
+    whole = dense.reshape(heads, value_dim, key_dim, heads, value_dim, key_dim)
     off = 64 * key_dim * np.finfo(dense.dtype).eps
     for head in range(heads):
-        M = whole[head, :, 0, head, :, 0]
+        M = whole[head, 0, :, head, 0, :]
         norm = np.linalg.norm(M, 2)
         # of LU, as of the entries: relative to the norm to the power of the size
         found, allowed = abs(np.linalg.det(M)), key_dim * off * norm**key_dim

@@ -58,7 +58,7 @@ def transient_growth(
 
     Products are kept as a matrix of entries up to 1 and the log of its scale, so that
     they neither overflow nor underflow. For a diagonal recurrence they are sums of log
-    decays; for one that acts on keys, products on one column of the state.
+    decays; for one that acts on keys, products on one row of the state.
 
     **Arguments:**
 
@@ -74,8 +74,9 @@ def transient_growth(
     """
     switch(from_every_token, "from_every_token")
     if isinstance(step, AbstractKeyRecurrence):
-        state = jnp.zeros((*jnp.shape(state)[:2], 1))
-        step = functools.partial(_on_one_column, step)
+        heads, _, key_dim = jnp.shape(state)
+        state = jnp.zeros((heads, 1, key_dim))
+        step = functools.partial(_on_one_row, step)
     system, n_tokens, inputs = system_along(step, state, inputs)
     starts = n_tokens if from_every_token else 1
     if isinstance(step, AbstractDiagonalRecurrence):
@@ -84,9 +85,9 @@ def transient_growth(
     return TransientGrowth(_dense_log_norms(system, inputs, n_tokens, starts))
 
 
-def _on_one_column(recurrence: AbstractKeyRecurrence, column, u):
+def _on_one_row(recurrence: AbstractKeyRecurrence, row, u):
     """The step Jacobian of every head, as a step."""
-    after, log_scale = recurrence.on_keys(column, u)
+    after, log_scale = recurrence.on_keys(row, u)
     return jnp.exp(log_scale)[:, None, None] * after
 
 

@@ -74,18 +74,18 @@ class AbstractScalarRecurrence(AbstractDiagonalRecurrence):
 class AbstractKeyRecurrence(AbstractRecurrence):
     """Recurrences whose step Jacobian acts on the keys of each head alone.
 
-    The state is one array, (heads, key_dim, value_dim); a head's Jacobian is one
-    matrix M of key_dim x key_dim for all of its columns. Every exponent of the product
-    of M counts value_dim times.
+    The state is one array, (heads, value_dim, key_dim); a head's Jacobian is one
+    matrix M of key_dim x key_dim for all of its rows. Every exponent of the product of
+    M counts value_dim times.
     """
 
     linear: ClassVar[bool] = True
 
     @abc.abstractmethod
     def on_keys(
-        self, columns: Float[Array, "heads key_dim n"], inputs: Any
-    ) -> tuple[Float[Array, "heads key_dim n"], Float[Array, " heads"]]:
-        """M of each head times any number of columns, and the log of a scale by which
+        self, vectors: Float[Array, "heads n key_dim"], inputs: Any
+    ) -> tuple[Float[Array, "heads n key_dim"], Float[Array, " heads"]]:
+        """M of each head times any number of vectors, and the log of a scale by which
         they are to be multiplied, so that no decay leaves the range of fp64."""
 
     @abc.abstractmethod
@@ -97,12 +97,12 @@ class AbstractKeyRecurrence(AbstractRecurrence):
         """At least log of the 2-norm of M: no direction grows by more."""
 
     def step_jacobian(self, state, inputs):
-        """M of each head for each of its columns, whatever the state."""
-        heads, key_dim, value_dim = state.shape
+        """M of each head for each of its rows, whatever the state."""
+        heads, value_dim, key_dim = state.shape
         eye = jnp.broadcast_to(jnp.eye(key_dim), (heads, key_dim, key_dim))
-        M, log_scale = self.on_keys(eye, inputs)
-        M = jnp.exp(log_scale)[:, None, None] * M
-        whole = jnp.einsum("hkl,hi,vw->hkvilw", M, jnp.eye(heads), jnp.eye(value_dim))
+        transposed, log_scale = self.on_keys(eye, inputs)
+        M = jnp.exp(log_scale)[:, None, None] * transposed.swapaxes(1, 2)
+        whole = jnp.einsum("hkl,hi,vw->hvkiwl", M, jnp.eye(heads), jnp.eye(value_dim))
         return whole.reshape(state.size, state.size)
 
 

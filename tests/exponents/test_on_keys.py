@@ -23,7 +23,7 @@ from ..recurrences.test_delta import HEADS, KEY_DIM, VALUE_DIM, drawn
 from .tolerance import tolerance
 
 
-STATE = jnp.zeros((HEADS, KEY_DIM, VALUE_DIM))
+STATE = jnp.zeros((HEADS, VALUE_DIM, KEY_DIM))
 
 
 def matrices(inputs, head):
@@ -50,7 +50,7 @@ def qr_at_every_token(inputs):
 @pytest.mark.parametrize("per_key", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_blocks_give_what_qr_at_every_token_gives(per_key, scale):
-    """Assert all exponents, each once for all columns, over whole blocks and a rest."""
+    """Assert all exponents, each once for all rows, over whole blocks and a rest."""
     inputs = drawn(1, 203, per_key=per_key, rate_scale=scale)
     found = lyapunov_spectrum(DeltaRecurrence(), STATE, inputs)
     assert found.method == "OnKeys()"
@@ -117,7 +117,7 @@ def test_isotropic_keys_have_the_closed_spectrum():
         key=jnp.asarray(key),
         value=jnp.zeros((tokens, 1, 1)),
     )
-    state = jnp.zeros((1, d, 1))
+    state = jnp.zeros((1, 1, d))
     found = lyapunov_spectrum(DeltaRecurrence(), state, inputs)
     nodes, weights = np.polynomial.legendre.leggauss(400)
     x, gamma = (1 + nodes) / 2, rate * (2 - rate)
@@ -171,7 +171,7 @@ def test_windows_other_methods_and_transients_know_the_structure():
 
 @pytest.mark.slow
 def test_qr_of_the_whole_state_repeats_each_exponent():
-    """Assert it on all coordinates, whose columns are alike."""
+    """Assert it on all coordinates, whose rows are alike."""
     inputs = drawn(7, 60)
     found = lyapunov_spectrum(DeltaRecurrence(), STATE, inputs).repeated
     dense = lyapunov_spectrum(DeltaRecurrence(), STATE, inputs, method=QR()).exponents

@@ -32,7 +32,7 @@ def drawn(seed, *tokens, per_key=False, rate_scale=1.0, key_dim=KEY_DIM):
 
 def state(seed=1):
     return jnp.asarray(
-        np.random.default_rng(seed).normal(size=(HEADS, KEY_DIM, VALUE_DIM))
+        np.random.default_rng(seed).normal(size=(HEADS, VALUE_DIM, KEY_DIM))
     )
 
 
@@ -41,16 +41,16 @@ def test_step_is_read_and_replace(per_key):
     """Assert S after it, and what a key of norm 1 and rate 1 reads then: the value."""
     inputs, before = drawn(0, per_key=per_key), np.asarray(state())
     after = np.asarray(DeltaRecurrence().step(jnp.asarray(before), inputs))
-    gate = np.exp(np.asarray(inputs.log_gate)).reshape(HEADS, -1, 1)
+    gate = np.exp(np.asarray(inputs.log_gate)).reshape(HEADS, 1, -1)
     for h in range(HEADS):
         faded = gate[h] * before[h]
         k, v = np.asarray(inputs.key[h]), np.asarray(inputs.value[h])
-        wanted = faded + float(inputs.rate[h]) * np.outer(k, v - faded.T @ k)
+        wanted = faded + float(inputs.rate[h]) * np.outer(v - faded @ k, k)
         np.testing.assert_allclose(after[h], wanted, rtol=0, atol=40 * UNIT)
     k = np.zeros((HEADS, KEY_DIM))
     k[:, 1] = 1
     whole = inputs._replace(key=jnp.asarray(k), rate=jnp.ones(HEADS))
-    read = DeltaRecurrence().step(jnp.asarray(before), whole)[:, 1]
+    read = DeltaRecurrence().step(jnp.asarray(before), whole)[..., 1]
     np.testing.assert_allclose(read, inputs.value, rtol=0, atol=8 * UNIT)
 
 
@@ -124,14 +124,14 @@ def test_formula_is_the_jacobian_that_runs(name):
     per_key = name == "kimi_delta"
     inputs = drawn(5, per_key=per_key)
     numbers = np.asarray(DeltaRecurrence().step_jacobian(state(), inputs))
-    shape = HEADS, KEY_DIM, VALUE_DIM
+    shape = HEADS, VALUE_DIM, KEY_DIM
     formula = step_jacobian(name)
     letters = {str(symbol): symbol for symbol in formula.atoms(sympy.Symbol)}
     given = {"g": inputs.log_gate, "beta": inputs.rate, "k": inputs.key}
-    for row in ((0, 1, 2), (1, 3, 0)):
+    for row in ((0, 2, 1), (1, 0, 3)):
         for column in np.ndindex(shape):
-            i, n, p = row
-            j, m, q = column
+            i, p, n = row
+            j, q, m = column
             at = dict(zip("inpjmqt", (i, n, p, j, m, q, 0), strict=True))
             found = formula.subs({letters[x]: value for x, value in at.items()})
             values = {
