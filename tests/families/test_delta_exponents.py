@@ -1,0 +1,110 @@
+"""Exponents of delta-rule checkpoints against the steps of NumPy's networks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import lyapunov
+from lyapunov.formats import FORMATS
+from lyapunov.implementations import Emulated, Reference, executions_for
+from lyapunov.questions._expansion import key_expansion
+from lyapunov.questions._layer_facts import layer_facts
+from oracles.networks import delta_rule, kimi_linear, ling, olmo_hybrid, qwen3_next
+
+from ..exponents.tolerance import tolerance
+from .test_delta_families import FORWARDS, TOKENS, loaded, saved
+
+
+MODULES = {
+    "qwen3_next": qwen3_next,
+    "olmo_hybrid": olmo_hybrid,
+    "kimi_linear": kimi_linear,
+    "bailing_hybrid": ling,
+}
+QUICK = ("qwen3_next", "kimi_linear")
+
+
+def steps_of(family, monkeypatch, tokens):
+    """(seq, heads, key_dim, key_dim) of every delta rule, as the network makes them."""
+    found, own = [], delta_rule.delta_rule
+
+    def recorded(q, k, v, gate, rate, *more):
+        key = delta_rule.unit(k)
+        outer = rate[..., None, None] * key[..., :, None] * key[..., None, :]
+        gates = np.broadcast_to(np.exp(gate), key.shape)
+        found.append((np.eye(key.shape[-1]) - outer) * gates[..., None, :])
+        return own(q, k, v, gate, rate, *more)
+
+    for module in MODULES.values():
+        if hasattr(module, "delta_rule"):
+            monkeypatch.setattr(module, "delta_rule", recorded)
+    config, tensors = saved(family)
+    FORWARDS[family](tensors, config, tokens)
+    return found
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in MODULES],
+)
+def test_exponents_are_those_of_numpys_steps(family, monkeypatch, tmp_path):
+    """Assert each head's largest by the product's norm, and sums by determinants."""
+    wanted = steps_of(family, monkeypatch, TOKENS)
+    model = loaded(tmp_path, *saved(family))
+    rows = [
+        layer_facts(model, sublayer, record)
+        for sublayer, record in zip(
+            model.sublayers, lyapunov.trace(model, TOKENS), strict=False
+        )
+    ]
+    heads = [row.heads for row in rows if row.heads is not None]
+    assert len(heads) == len(wanted) > 0
+    for row, steps in zip(heads, wanted, strict=True):
+        sums = np.linalg.slogdet(steps)[1].mean(axis=0)
+        products = np.broadcast_to(np.eye(steps.shape[-1]), steps.shape[1:])
+        for step in steps:
+            products = step @ products
+        largest = np.log(np.linalg.norm(products, 2, axis=(1, 2))) / len(steps)
+        # keys of both networks agree to some hundred roundings; what a write leaves
+        # of a read, down to 1e-4 here, is a difference of them
+        np.testing.assert_allclose(row.max, largest, rtol=0, atol=tolerance(5000, 10))
+        np.testing.assert_allclose(row.sum, sums, rtol=0, atol=1e4 * tolerance(500, 10))
+        assert row.least_left > 1e-4
+        assert (np.asarray(row.lower) <= row.max).all()
+        assert (np.asarray(row.max) <= row.upper).all()
+    assert all(row.max is not None or row.reason for row in rows)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_token_expands_where_keys_are_stored_in_bf16(tmp_path):
+    """Assert LYA022's figures of a whole run: of rates up to 2 and hardly a gate, not
+    of the same run with keys in registers, nor of rates up to 1."""
+    config, tensors = saved("olmo_hybrid")
+    tensors = dict(tensors)
+    for name, array in tensors.items():
+        if name.endswith("A_log"):
+            tensors[name] = np.full_like(array, -12)
+        if name.endswith("b_proj.weight"):
+            tensors[name] = 200 * array
+    tokens = np.full(60, 4)
+    found = {}
+    for most in (2, 1):
+        changed = config | {"linear_allow_neg_eigval": most == 2}
+        model = loaded(tmp_path / str(most), changed, tensors)
+        (execution,) = executions_for(
+            model.config, ["bf16"], architecture="olmo_hybrid", measure="transformers"
+        )
+        own = execution.of("gated_delta")
+        kept = dataclasses.replace(own, sites=own.sites | {"k_unit": FORMATS["bf16"]})
+        for run in (own, kept):
+            whole = dataclasses.replace(
+                execution, kinds=execution.kinds | {"gated_delta": run}
+            )
+            reference = next(Reference().trace(model, tokens[None]))
+            record = next(Emulated(whole).trace(model, tokens[None]))
+            found[most, run is kept] = key_expansion(
+                reference.observed, record.stored, run
+            )
+    assert found.pop((2, True)).growth > 0.01
+    assert list(found.values()) == [None] * 3
