@@ -140,7 +140,14 @@ def speed(result: dict, path: Path) -> None:
         names.append(precision)
     for i, kind in enumerate(_KINDS):
         axis.barh(0, 0, color=f"C{i}", label=kind)
-    axis.barh(0, 0, color="white", edgecolor="black", hatch="///", label="of T1")
+    axis.barh(
+        0,
+        0,
+        color="white",
+        edgecolor="black",
+        hatch="///",
+        label="of T1, the others of T0",
+    )
     axis.plot([], [], "kD", label="whole, by the clock")
     for goal in GOALS:
         axis.axvline(goal, color="black", linestyle=":", linewidth=1)
@@ -194,6 +201,12 @@ def first_answer(result: dict, path: Path) -> None:
     axis.set_yticks(range(len(lines)), names, fontsize=7)
     axis.invert_yaxis()
     axis.set_xscale("log")
+    told = [1, 2, 5, 10, 20, 50, 100, 200]
+    axis.set_xticks(told, map(str, told))
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(left=1)
+    axis.grid(axis="x", linewidth=0.3)
+    axis.set_axisbelow(True)
     axis.set_xlabel("seconds, or CPU seconds")
     _legend(axis)
     save(figure, path)

@@ -236,6 +236,8 @@ def _plain(value: float | None) -> str:
 
 def draw(group: Group, path: Path) -> None:
     """Tokens per second and memory per token by shape, a mark for each variant."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     places = [(family, shape) for family in SHAPES for shape in group.shapes(family)]
     colours = {"full": "C3", "lora-all": "C0", "lora-some": "C2"}
     marks = {"fp32": "s", "fp16": "^", "bf16": "o"}
@@ -270,10 +272,11 @@ def draw(group: Group, path: Path) -> None:
                       transform=axis.get_xaxis_transform())  # fmt: skip
         axis.set_xlim(-0.5, len(places) - 0.5)
         axis.set_yscale("log")
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks(lambda value, _: _plain(value))
-        axis.tick_params(axis="y", which="both", labelsize=7)
-        axis.grid(axis="y", which="both", linewidth=0.3)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: _plain(value))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.tick_params(axis="y", labelsize=7)
+        axis.grid(axis="y", linewidth=0.3)
         axis.set_ylabel(label, fontsize=9)
     made.legend(list(named.values()), list(named), fontsize=8, ncols=7,
                 loc="outside lower center")  # fmt: skip
