@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from ..formats import unit_in_first_place
+from . import _delta as delta
 from ._arrays import AbstractJaxArithmetic
 from ._interface import ScanKernel
 
@@ -61,7 +62,18 @@ class Exact(AbstractJaxArithmetic):
 
     def advance(self, state, a, b):
         """a state + b."""
-        after = a * state + b
+        return self._updated(a * state + b, b)
+
+    def delta_step(self, state, token):
+        """One token of the delta rule."""
+        kept = state * delta.spread(token.decay)
+        write = delta.written(self, kept, token)
+        # keys first: a channel, whose states lie along the first axis, is a column
+        self._updated(*map(delta.keys_first, (kept + write, write)))
+        return kept + write
+
+    def _updated(self, after, b):
+        """The state after `b` was added, looked at as formats would hold it."""
         if self._state_units:
             place, size = unit_in_first_place(after), jnp.abs(b)
             most = jnp.max(jnp.abs(after), axis=0)

@@ -1,6 +1,7 @@
 """Exponents of delta-rule checkpoints against the steps of NumPy's networks."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,8 +102,8 @@ def test_a_run_of_one_token_expands_where_keys_are_stored_in_bf16(tmp_path):
             whole = dataclasses.replace(
                 execution, kinds=execution.kinds | {"gated_delta": run}
             )
-            reference = next(Reference().trace(model, tokens[None]))
-            record = next(Emulated(whole).trace(model, tokens[None]))
+            reference: Any = next(Reference().trace(model, tokens[None]))
+            record: Any = next(Emulated(whole).trace(model, tokens[None]))
             found[most, run is kept] = key_expansion(
                 reference.observed, record.stored, run
             )

@@ -8,8 +8,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from lyapunov import LyapunovError
+from lyapunov.arithmetic import Exact
 from lyapunov.exponents import check_structure
 from lyapunov.recurrences import DeltaInputs, DeltaRecurrence
+from lyapunov.sublayers.delta_scan import Tokens, recurrent_delta
 
 
 HEADS, KEY_DIM, VALUE_DIM = 2, 4, 3
@@ -143,3 +145,36 @@ def test_formula_is_the_jacobian_that_runs(name):
             assert float(found.subs(values)) == pytest.approx(wanted, abs=1e-15)
     with pytest.raises(LyapunovError, match="no closed form"):
         exponent(name)
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+def test_what_formats_would_do_to_its_states_is_observed(per_key):
+    """Assert shares of writes too small for a format, and what subnormals cost, against
+    NumPy, token by token: as of every other recurrence."""
+    tokens, unit, smallest, steps = 12, 2.0**-4, 2.0**-3, (0.0, 1 / 64)
+    inputs = drawn(6, tokens, per_key=per_key)
+    at = Exact(
+        state_units=(unit, unit), state_smallest=(smallest, 0.0), state_steps=steps
+    )
+    given = Tokens(inputs.key, inputs.key, inputs.value, inputs.rate, inputs.log_gate)
+    recurrent_delta(at, given, state())
+    S, still, scaled, spacings = np.asarray(state()), [], [], []
+    for t in range(tokens):
+        gate = np.exp(np.asarray(inputs.log_gate[t])).reshape(HEADS, 1, -1)
+        S, k = gate * S, np.asarray(inputs.key[t])[:, None]
+        read = (S * k).sum(axis=2)
+        write = (inputs.rate[t][:, None] * (inputs.value[t] - read))[..., None] * k
+        S = S + np.asarray(write)
+        place = 2.0 ** np.floor(np.log2(np.abs(S)))
+        still.append(np.mean(np.abs(write) <= unit * place))
+        most = np.abs(S).max(axis=2, keepdims=True)
+        scaled.append(np.mean(np.abs(write) <= most / 128))
+        free, held = 2 * unit * place, 2 * unit * np.maximum(place, smallest)
+        spacings.append([np.sum(held**2 - free**2), np.sum(held**2)])
+    assert 0 < np.mean(still) < 1
+    assert 0 < np.mean(scaled) < 1
+    found = np.asarray(at.observed["stagnation"])
+    # JAX counts in fp32
+    np.testing.assert_allclose(found.T, [still, scaled], rtol=2.0**-22)
+    found = np.asarray(at.observed["underflow"])[:, 0]
+    np.testing.assert_allclose(found, spacings, rtol=1e-10)
