@@ -34,8 +34,9 @@ def solve_unit_lower(declared: Declared, system, x) -> Bounded:
     eye, below = jnp.eye(rows), jnp.tril(jnp.ones((rows, rows)), -1)
     size, error = (jnp.abs(a) * below for a in (system.value, system.error))
     own = error + growth * (eye + size + error)
-    inverse = jnp.abs(flow.solve_unit_lower(system.value, eye))
-    value = flow.solve_unit_lower(system.value, x.value)
+    inverse = flow.solve_unit_lower(system.value, eye)
+    value = jnp.matmul(inverse, x.value, precision="highest")
+    inverse = jnp.abs(inverse)
     moved = inverse @ own
     most = jnp.abs(value) + x.error
     least = inverse @ (x.error + own @ jnp.abs(value))
