@@ -59,7 +59,7 @@ def test_every_tensor_counts(family, name):
         with torch.no_grad():
             # neither a factor nor one number for all: norms behind take these away
             if before.dim() > 1:
-                parameter.copy_(before.flip(-1))
+                parameter.copy_(before.flip(-1 if before.shape[-1] > 1 else -2))
             else:
                 parameter.add_(0.5 * (torch.arange(len(before)) % 3))
             moved = logits(network, TOKENS)
