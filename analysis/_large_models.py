@@ -12,8 +12,9 @@ from ._first_answer_models import quickly_drawn, save
 
 Shapes = dict[str, tuple[int, ...]]
 
-NEMOTRON = "M-M-M-M--M-M*-" * 4
-"""Of 56: 24 M (Mamba-2), 4 * (attention), 28 - (MLP), as Nemotron-H-8B is."""
+NEMOTRON = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
+"""Nemotron-H-8B's 24 M (Mamba-2), 4 * (attention) and 24 - (MLP), as NVIDIA's
+NemotronHModelProvider8B names them."""
 ATTENTION_OF_GRANITE = (5, 15, 25, 35)
 GRANITE = 80
 """Sublayers of Granite-4-H-Small: 36 Mamba-2 and 4 attentions, each with experts
@@ -71,7 +72,7 @@ class Experts(NamedTuple):
     logits_scaling: float
 
 
-NEMOTRON_WIDTHS = Widths(4096, 128, 8, 32, 8, 128, 256_000)
+NEMOTRON_WIDTHS = Widths(4096, 128, 8, 32, 8, 128, 131_072)
 GRANITES = {
     "granite-4-h-small": (
         Widths(4096, 128, 1, 32, 8, 128, 100_352),
@@ -114,7 +115,7 @@ def write(folder: Path, name: str, sublayers: int, *, sparse: bool = False) -> N
 
 
 def _nemotron(sublayers: int) -> tuple[dict, list[Shapes]]:
-    w, hidden = NEMOTRON_WIDTHS, 16384
+    w, hidden = NEMOTRON_WIDTHS, 21504
     pattern = NEMOTRON[:sublayers]
     config = {
         "model_type": "nemotron_h",

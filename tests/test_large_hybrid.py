@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from transformers.models.nemotron_h.configuration_nemotron_h import NemotronHConfig
 
 import lyapunov
 from analysis._first_answer_models import quickly_drawn, save
@@ -17,7 +18,7 @@ assert STUDY.committed is not None
 COMMITTED = STUDY.committed
 # As published, in billions.
 PUBLISHED = {
-    "nemotron-h-8b": 8.65,
+    "nemotron-h-8b": 8.10,
     "granite-4-h-small": 32.2,
     "granite-4-h-tiny": 6.94,
 }
@@ -38,6 +39,20 @@ def test_a_whole_model_is_of_its_published_size_and_takes_no_disk(name, tmp_path
     raw = model.layout.layer(0)
     assert not np.any(raw["out_proj"])
     assert np.all(raw["norm"] == 1)
+
+
+def test_nemotron_s_configuration_is_the_published_one(tmp_path):
+    """Assert transformers' defaults, which are Nemotron-H-8B's, of all that is written
+    but the order of sublayers; of that NVIDIA's places of attention."""
+    write(tmp_path / "m", "nemotron-h-8b", WHOLE["nemotron-h-8b"], sparse=True)
+    written = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert written.pop("architectures") == ["NemotronHForCausalLM"]
+    assert written.pop("torch_dtype") == "bfloat16"
+    order = written.pop("hybrid_override_pattern")
+    assert [i for i, kind in enumerate(order) if kind == "*"] == [7, 18, 29, 40]
+    assert order.replace("*", "") == "M-" * 24
+    default = NemotronHConfig()
+    assert written == {name: getattr(default, name) for name in written}
 
 
 @pytest.mark.parametrize("text", ["nemotron", "nemotron-h-8b", "granite-4-h-tiny:81",
