@@ -1,25 +1,27 @@
-"""Train one of five byte-level language models of equal size, to measure rounding on.
+"""Train one of seven byte-level language models of equal size, to measure rounding on.
 
     python -m experiments.train --kind mamba1 --corpus FOLDER --out FOLDER
 
-`--kind` is mamba1, mamba2, mamba3, gpt_neox or hybrid (Mamba-2, attention and MLPs).
+`--kind` is mamba1, mamba2, mamba3, gpt_neox, gated_delta (Qwen3-Next), kimi_delta (Kimi
+Linear; both of delta rules and MLPs) or hybrid (Mamba-2, attention and MLPs).
 All have the same vocabulary (bytes) and numbers of parameters within 2 %, and read the
 same batches in the same order: text, and tasks that are solved from the context
 (`trained/tasks.py`). Their width is the same, but the hybrid's: it is deeper.
 
 `--corpus` holds the three plain files that `train_bundled` takes, and the same
 documents are held out. `--out` gets `config.json` and `model.safetensors` (mamba_ssm's
-layout for the Mambas, transformers' for GPT-NeoX; fp32, or with `--matrices bf16` half
-the size), `training.json` and `README.md`.
+layout for the Mambas, transformers' for the others; fp32, or with `--matrices bf16`
+half the size), `training.json` and `README.md`.
 
 A run can be cut at any moment: it goes on from its last validation when the same
 command is given again. With `--seconds` it saves and leaves after that time, with
 status 0. With `--finish` a cut run trains no more: its best weights are judged and
 written as they are.
 
-The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d. On a CPU all but mamba3
-run through transformers' plain torch code, correctly and thousands of times
-slower: try `--width 32 --layers 2 --steps 20 --batch 4 --length 256 --eval-bytes 512`.
+The Mambas need an NVIDIA GPU with mamba_ssm and causal_conv1d, and delta rules train
+many times faster where there is fla-core. On a CPU all but mamba3 run through
+transformers' plain torch code, correctly and thousands of times slower: try
+`--width 32 --layers 2 --steps 20 --batch 4 --length 256 --eval-bytes 512`.
 """
 
 import argparse
@@ -36,6 +38,8 @@ LEARNING_RATE = {
     "mamba2": 3e-3,
     "mamba3": 3e-3,
     "gpt_neox": 2e-3,
+    "gated_delta": 3e-3,
+    "kimi_delta": 3e-3,
     "hybrid": 3e-3,
 }
 STUDY = Study(
@@ -48,7 +52,7 @@ STUDY = Study(
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = STUDY.parser("Train one of five small language models of equal size.")
+    made = STUDY.parser("Train one of seven small language models of equal size.")
     add = made.add_argument
     add("--kind", choices=tuple(LEARNING_RATE), required=True)
     add("--corpus", type=Path, required=True, help=f"folder with {', '.join(FILES)}")
@@ -62,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--layers",
         type=int,
         default=5,
-        help="of the Mambas; GPT-NeoX gets 4/5, the hybrid 7",
+        help="of Mambas and delta rules; GPT-NeoX gets 4/5, the hybrid 7",
     )
     add("--learning-rate", type=float, help="at its peak; the kind's own if not given")
     add("--weight-decay", type=float, default=0.1)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from experiments.trained.delta import to_file
 from experiments.trained.networks import fresh
 from experiments.trained.shapes import Shape
 
@@ -198,6 +199,8 @@ def _own(folder: Path, settings: dict[str, Any], device: torch.device) -> Tuned:
 
     def save(weights: dict[str, torch.Tensor], where: Path) -> None:
         where.mkdir(parents=True, exist_ok=True)
+        if network.shape.kind == "kimi_delta":
+            weights = to_file(weights)
         own = {
             _stored_name(name, network.shape.kind): value.contiguous()
             for name, value in weights.items()
@@ -216,14 +219,23 @@ def _stored_name(name: str, kind: str) -> str:
     return name.replace("backbone.embeddings.", "backbone.embedding.")
 
 
+_KINDS = {
+    "gpt_neox": ("gpt_neox", None),
+    "qwen3_next": ("gated_delta", "linear_key_head_dim"),
+    "kimi_linear": ("kimi_delta", "linear_head_dim"),
+}
+"""By model_type: the kind, and what config.json calls the state."""
+
+
 def shape(settings: dict[str, Any]) -> Shape:
     """The sizes in the config.json of one of our own checkpoints."""
-    if settings.get("model_type") == "gpt_neox":
+    if (model_type := settings.get("model_type")) in _KINDS:
+        kind, state = _KINDS[model_type]
         return Shape(
-            "gpt_neox",
+            kind,
             settings["hidden_size"],
             settings["num_hidden_layers"],
-            0,
+            settings[state] if state else 0,
             settings["intermediate_size"],
         )
     ssm = settings["ssm_cfg"]

@@ -8,7 +8,17 @@ _TITLES = {
     "mamba2": "Mamba-2",
     "mamba3": "Mamba-3 (SISO)",
     "gpt_neox": "GPT-NeoX",
+    "gated_delta": "Gated DeltaNet (delta rules and MLPs)",
+    "kimi_delta": "Kimi Delta Attention (delta rules and MLPs)",
     "hybrid": "hybrid (Mamba-2, attention and MLPs)",
+}
+
+
+_KDA = {
+    "gated_delta": """;
+the gradient is that of fla's chunk_kda, as fla refuses its own of a gate a head on this
+card under this Triton; what is told of held-out text is of its own kernels""",
+    "kimi_delta": "",
 }
 
 
@@ -17,7 +27,8 @@ def card(record: dict[str, Any]) -> str:
     how, where, shape = record["training"], record["environment"], record["shape"]
     data, kind = record["data"], record["kind"]
     count = record["parameters"]
-    layout = "transformers" if kind == "gpt_neox" else "mamba_ssm"
+    of_transformers = ("gpt_neox", "gated_delta", "kimi_delta")
+    layout = "transformers" if kind in of_transformers else "mamba_ssm"
     rows = "\n".join(
         f"| {name} | {100 * one['accuracy']:.1f} % | {_chance(one['chance'])} "
         f"| {one['bits_per_answer_byte']:.3f} | {one['answers']:,} |"
@@ -39,6 +50,8 @@ def card(record: dict[str, Any]) -> str:
         if how["library"] == "mamba_ssm"
         else ""
     )
+    if kind.endswith("_delta") and where.get("fla"):
+        kernels = f", fla-core {where['fla']}, Triton {where['triton']}{_KDA[kind]}"
     return f"""---
 license: apache-2.0
 language: en
@@ -48,8 +61,8 @@ language: en
 
 A byte-level {_TITLES[kind]} language model, trained from scratch on English text and on
 generated tasks that are solved from the context. One of several of equal size (mamba1,
-mamba2, mamba3, gpt_neox, hybrid), trained on the same batches in the same order, to
-measure rounding on. A token is a byte and its id the byte's value.
+mamba2, mamba3, gpt_neox, gated_delta, kimi_delta, hybrid), trained on the same batches
+in the same order, to measure rounding on. A token is a byte, its id the byte's value.
 
 - {count["without_embedding"]:,} parameters and {count["embedding"]:,} of the embedding,
   which is the head, too; {kept}. {shape["layers"]} layers of width {shape["width"]}.

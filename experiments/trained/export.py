@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from experiments.bundled.evaluation import evaluate
 
 from . import resume, tasks
 from .card import card
+from .delta import class_name, delta_config
 from .loop import Outcome, Settings
 from .networks import Network, gpt_neox_config, mamba_ssm_config
 from .scores import task_scores
@@ -40,6 +43,10 @@ def write_checkpoint(
         config["architectures"] = ["GPTNeoXForCausalLM"]
         config["dtype"] = "float32"
         weights = {k: v for k, v in weights.items() if k != _TIED["gpt_neox"]}
+    elif shape.kind in ("gated_delta", "kimi_delta"):
+        config = delta_config(shape).to_dict()
+        config["architectures"] = [class_name(shape)]
+        config["dtype"] = "float32"
     else:
         config = mamba_ssm_config(shape)
     config["lyapunov_tokenizer"] = "bytes"
@@ -163,6 +170,8 @@ def _more(device: torch.device) -> dict[str, Any]:
     import subprocess
 
     found: dict[str, Any] = {"driver": None, "triton": None, "cuda": torch.version.cuda}
+    with suppress(metadata.PackageNotFoundError):
+        found["fla"] = metadata.version("fla-core")
     if device.type == "cuda":
         import triton
 

@@ -2,9 +2,10 @@
 
 On an NVIDIA GPU the Mambas are mamba_ssm's, with its kernels. On a CPU, where these
 cannot run, Mamba-1 and Mamba-2 are transformers' networks of the same shape; there is
-no Mamba-3 there, and the hybrid is `hybrid.py`'s. GPT-NeoX is transformers'
-everywhere. Whatever runs, `stored` and `restore` speak the layout of the finished
-checkpoint: mamba_ssm's for the Mambas and the hybrid, transformers' for GPT-NeoX.
+no Mamba-3 there, and the hybrid is `hybrid.py`'s. GPT-NeoX and the delta rules
+(`delta.py`) are transformers' everywhere. Whatever runs, `stored` and `restore` speak
+the layout of the finished checkpoint: mamba_ssm's for the Mambas and the hybrid,
+transformers' for the others.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from studies.problems import Problem
 
+from .delta import delta_network, from_file, to_file
 from .hybrid import Hybrid, with_attention
 from .shapes import ATTENTION_HEADS, VOCABULARY, Shape
 
@@ -80,16 +82,19 @@ class Network(torch.nn.Module):
 
     def stored(self) -> dict[str, torch.Tensor]:
         """Copies of the weights, fp32, on the CPU, named as in the checkpoint."""
-        return {
+        found = {
             _name(name, self.shape.kind, self.library): value.detach()
             .to("cpu", torch.float32, copy=True)
             .contiguous()
             for name, value in self.inner.state_dict().items()
         }
+        return to_file(found) if self.shape.kind == "kimi_delta" else found
 
     def restore(self, weights: dict[str, torch.Tensor]) -> None:
         """Take the weights of a checkpoint."""
         own = self.inner.state_dict()
+        if self.shape.kind == "kimi_delta":
+            weights = from_file(weights, list(own))
         self.inner.load_state_dict(
             {name: weights[_name(name, self.shape.kind, self.library)] for name in own}
         )
@@ -97,7 +102,7 @@ class Network(torch.nn.Module):
 
 def _name(name: str, kind: str, library: str) -> str:
     """A tensor's name in the checkpoint; transformers' Mambas differ in one."""
-    if kind != "gpt_neox" and library == "transformers":
+    if kind in _LAYER and library == "transformers":
         return name.replace("backbone.embeddings.", "backbone.embedding.")
     return name
 
@@ -109,6 +114,10 @@ def fresh(shape: Shape, dropout: float, device: torch.device) -> Network:
     """
     if shape.kind == "gpt_neox":
         network = Network(_gpt_neox(shape, dropout), shape, "transformers")
+    elif shape.kind in ("gated_delta", "kimi_delta"):
+        network = Network(delta_network(shape), shape, "transformers")
+        if device.type == "cuda":
+            try_few(_CONFIGURATIONS)
     elif device.type == "cuda":
         network = Network(_of_mamba_ssm(shape), shape, "mamba_ssm")
     elif shape.kind == "hybrid":
@@ -127,10 +136,11 @@ def _drop(network: Network, probability: float) -> None:
         return F.dropout(output, probability, part.training)
 
     inner: Any = network.inner
-    for layer in inner.backbone.layers:
-        layer.mixer.register_forward_hook(hook)
-        if getattr(layer, "mlp", None) is not None:
-            layer.mlp.register_forward_hook(hook)
+    blocks = inner.model if hasattr(inner, "model") else inner.backbone
+    for layer in blocks.layers:
+        for name in ("mixer", "linear_attn", "self_attn", "mlp"):
+            if getattr(layer, name, None) is not None:
+                getattr(layer, name).register_forward_hook(hook)
 
 
 def _gpt_neox(shape: Shape, dropout: float) -> torch.nn.Module:
@@ -214,10 +224,11 @@ def _of_mamba_ssm(shape: Shape) -> torch.nn.Module:
 
 
 def try_few(most: int) -> None:
-    """Let Triton choose among `most` configurations of each of mamba_ssm's kernels.
+    """Let Triton choose among `most` configurations of each of the libraries' kernels.
 
-    It compiles each one that it tries: some hundred of Mamba-3's, one after the other.
-    Four warps, few stages and no limit on registers are tried first.
+    It compiles each one that it tries: some hundred of Mamba-3's, one after the other,
+    and of fla's but one, which has twice as many kernels. Four warps, few stages and no
+    limit on registers are tried first.
     """
     from triton.runtime.autotuner import Autotuner
 
@@ -226,9 +237,10 @@ def try_few(most: int) -> None:
         return limited, abs(configuration.num_warps - 4), configuration.num_stages
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("mamba_ssm.ops.triton"):
+        if name.startswith(("mamba_ssm.ops.triton", "fla.")):
+            tried = 1 if name.startswith("fla.") else most
             for kernel in vars(module).values():
                 while kernel is not None and not isinstance(kernel, Autotuner):
                     kernel = getattr(kernel, "fn", None)
                 if kernel is not None:
-                    kernel.configs = sorted(kernel.configs, key=effort)[:most]
+                    kernel.configs = sorted(kernel.configs, key=effort)[:tried]

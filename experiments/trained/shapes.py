@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 
-KINDS = ("mamba1", "mamba2", "mamba3", "gpt_neox")
+KINDS = ("mamba1", "mamba2", "mamba3", "gpt_neox", "gated_delta", "kimi_delta")
 ALL_KINDS = (*KINDS, "hybrid")
 VOCABULARY = 256  # a token is a byte
 HEADS = 8  # of the Mambas: rows of Mamba-2's in_proj must come in eights on CUDA
 CONV = 4
 ATTENTION_HEADS = 4
+# Of delta rules; two value heads share a key head of Qwen3-Next, as in the released.
+DELTA_HEADS, KEY_HEADS = 4, 2
 MULTIPLE = 8  # of the feed-forward width
 EQUAL = 0.02  # they differ by this share of parameters at most
 # The hybrid: seven mixers, one in the middle being attention, and an MLP after each,
@@ -20,7 +22,8 @@ HYBRID_LAYERS, ATTENTION_LAYER, HYBRID_MULTIPLE = 7, 3, 128
 class Shape:
     """Sizes of one network; `state` is the Mambas', `feed_forward` the MLPs'.
 
-    A layer of GPT-NeoX or the hybrid is a mixer with its MLP.
+    A layer of GPT-NeoX, the hybrid or a delta rule is a mixer with its MLP. `state` of
+    a delta rule is the width of a head's keys, and of its values.
     """
 
     kind: str
@@ -60,6 +63,8 @@ class Shape:
             attention, mlp = 4 * d * d + d, 3 * d * self.feed_forward + d
             mixers = (self.layers - 1) * self._mamba2() + attention
             return mixers + self.layers * mlp + d
+        elif self.kind in ("gated_delta", "kimi_delta"):
+            layer = self._delta() + 3 * d * self.feed_forward + 2 * d
         else:
             f = self.feed_forward
             layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
@@ -72,13 +77,24 @@ class Shape:
         mixer = d * (2 * i + 2 * n + HEADS) + (i + 2 * n) * (CONV + 1) + 3 * HEADS
         return mixer + i + i * d + d
 
+    def _delta(self) -> int:
+        """Parameters of a delta rule without the norm in front."""
+        d, n, heads = self.width, self.state, DELTA_HEADS
+        v = heads * n
+        if self.kind == "gated_delta":
+            qkv, gates, decays = 2 * KEY_HEADS * n + v, d * v + 2 * heads * d, 2 * heads
+        else:
+            # two gates by way of as many channels as a head has
+            qkv, gates, decays = 3 * v, 2 * n * (d + v) + heads * d, v + heads
+        return qkv * (d + CONV) + gates + decays + n + v * d
+
 
 def equal_shapes(width: int = 256, layers: int = 5) -> dict[str, Shape]:
-    """The four networks, of one width and about as many parameters.
+    """The networks of one width and about as many parameters: all but the hybrid.
 
     Mamba-2 and 3 get a state of a quarter of the width, Mamba-1 its usual 16. GPT-NeoX
-    gets four fifths of the layers, and the feed-forward width with which it comes
-    nearest to the mean of the others.
+    gets four fifths of the layers. It and the delta rules get the feed-forward width
+    with which they come nearest to the mean of the Mambas.
     """
     found = {
         "mamba1": Shape("mamba1", width, layers, 16),
@@ -86,11 +102,14 @@ def equal_shapes(width: int = 256, layers: int = 5) -> dict[str, Shape]:
         "mamba3": Shape("mamba3", width, layers, width // 4),
     }
     mean = sum(shape.parameters() for shape in found.values()) / len(found)
-    depth = max(1, round(0.8 * layers))
-    empty = Shape("gpt_neox", width, depth).parameters()
-    per_step = Shape("gpt_neox", width, depth, 0, MULTIPLE).parameters() - empty
-    steps = max(1, round((mean - empty) / per_step))
-    found["gpt_neox"] = Shape("gpt_neox", width, depth, 0, MULTIPLE * steps)
+    depths = {"gpt_neox": max(1, round(0.8 * layers))}
+    for kind in KINDS[3:]:
+        state = 0 if kind == "gpt_neox" else width // DELTA_HEADS
+        sizes = (kind, width, depths.get(kind, layers), state)
+        empty = Shape(*sizes).parameters()
+        per_step = Shape(*sizes, MULTIPLE).parameters() - empty
+        steps = max(1, round((mean - empty) / per_step))
+        found[kind] = Shape(*sizes, MULTIPLE * steps)
     return found
 
 

@@ -1,12 +1,16 @@
-"""The four networks: equal in size, and the same network once written to a folder."""
+"""The networks: equal in size, and the same network once written to a folder."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import lyapunov
+from experiments.finetuning.networks import shape as shape_of
 from experiments.trained import networks, shapes
 from experiments.trained.export import write_checkpoint
 from experiments.trained.loop import optimizer
@@ -21,7 +25,8 @@ from .small import LAYERS, SHAPES, WIDTH
 
 
 CPU = torch.device("cpu")
-ON_CPU = ("mamba1", "mamba2", "gpt_neox", "hybrid")
+DELTA = ("gated_delta", "kimi_delta")
+ON_CPU = ("mamba1", "mamba2", "gpt_neox", *DELTA, "hybrid")
 TOKENS = np.random.default_rng(7).integers(0, 256, 19)
 
 
@@ -42,16 +47,16 @@ def mamba3_shapes(shape):
     return numpy_mamba3.shapes(networks.mamba_ssm_config(shape))
 
 
-def test_the_four_are_equal_in_parameters():
+def test_all_are_equal_in_parameters():
     """Assert the default's spread and size, and files under 16 MiB."""
-    four = shapes.equal_shapes()
-    assert set(four) == set(shapes.KINDS)
-    assert shapes.spread(four) <= shapes.EQUAL == 0.02
-    for shape in four.values():
+    equal = shapes.equal_shapes()
+    assert set(equal) == set(shapes.KINDS)
+    assert shapes.spread(equal) <= shapes.EQUAL == 0.02
+    for shape in equal.values():
         assert 2e6 < shape.parameters() < 3e6
         assert 4 * (shape.parameters() + 2 * 256 * shape.width) < 16 * 2**20
     assert shapes.spread(shapes.equal_shapes(256, 6)) <= shapes.EQUAL
-    assert shapes.spread(four | {"hybrid": shapes.hybrid_shape()}) <= shapes.EQUAL
+    assert shapes.spread(equal | {"hybrid": shapes.hybrid_shape()}) <= shapes.EQUAL
 
 
 def test_the_hybrid_is_mixed_as_the_papers():
@@ -118,12 +123,51 @@ def test_a_written_folder_is_the_network(tmp_path, kind):
         before = parameter.detach().clone()
         with torch.no_grad():
             if before.dim() > 1:
-                parameter.copy_(before.flip(-1))
+                parameter.copy_(before.flip(*range(before.dim())))
             else:
                 parameter.add_(0.5 * (torch.arange(len(before)) % 3))
             moved = library.logits(network.inner, TOKENS)
             parameter.copy_(before)
         assert np.abs(moved - theirs).max() > allowed
+
+
+@pytest.mark.parametrize("kind", DELTA)
+def test_a_written_delta_rule_is_read_by_transformers(tmp_path, kind):
+    """Assert its logits, every tensor's name, and the sizes told from config.json."""
+    network = fresh(kind)
+    write_checkpoint(tmp_path, network.shape, network.stored())
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    read, told = loaded
+    assert not any(told.values())
+    np.testing.assert_array_equal(
+        library.logits(read.eval(), TOKENS), library.logits(network.inner, TOKENS)
+    )
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert shape_of(settings) == network.shape
+    read.save_pretrained(tmp_path / "again")
+    again = set(load_file(tmp_path / "again" / "model.safetensors"))
+    tied = {"lm_head.weight"} if settings["tie_word_embeddings"] else set()
+    assert again | tied == set(load_file(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", DELTA)
+def test_delta_rules_begin_with_memory(kind):
+    """Assert that a state keeps e^-1 for bytes, in a tenth of the channels for many."""
+    torch.manual_seed(0)
+    network: Any = networks.fresh(shapes.equal_shapes()[kind], 0.0, CPU).inner
+    decays = []
+    for layer in network.model.layers:
+        gate = getattr(layer, "linear_attn", None) or layer.self_attn.forget_gate
+        steps = torch.nn.functional.softplus(gate.dt_bias)
+        assert 1e-3 * (1 - 1e-5) <= steps.min() <= steps.max() <= 1e-1 * (1 + 1e-5)
+        rates = gate.A_log.exp().reshape(-1, 1)
+        decays += [rates * steps.reshape(len(rates), -1)]
+    kept = 1 / torch.cat([decay.flatten() for decay in decays])
+    assert 1 / 1.6 <= kept.min() <= kept.max() <= 1000
+    assert kept.median() > 4
+    assert kept.quantile(0.9) > 30
 
 
 def test_a_written_mamba3_is_the_network(tmp_path, rng):

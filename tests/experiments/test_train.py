@@ -205,6 +205,25 @@ def test_the_command_leaves_in_time_and_goes_on(tmp_path, monkeypatch, capsys):
     assert "--steps 3" in record["training"]["command"]
 
 
+@pytest.mark.parametrize("kind", ["gated_delta", "kimi_delta"])
+def test_the_command_trains_delta_rules(tmp_path, monkeypatch, kind):
+    """Assert that decays move too, and that the folder is read as it was judged."""
+    rest = f"--kind {kind} --steps 1 --every 1 --matrices bf16 --learning-rate 0.1"
+    call(monkeypatch, tmp_path, rest)
+    torch.manual_seed(0)
+    began = networks.fresh(SHAPES[kind], 0.0, CPU).stored()
+    ended = load_file(tmp_path / "model.safetensors")
+    assert set(began) == set(ended)
+    moved = {name for name, value in ended.items() if (value != began[name]).any()}
+    assert {name.split(".")[-1] for name in moved} >= {"A_log", "dt_bias", "weight"}
+    assert all("layernorm" in name for name in set(ended) - moved)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["training"]["library"] == "transformers"
+    embedding = lyapunov.load(tmp_path).layout.embedding(np.arange(256))
+    judged = ended["model.embed_tokens.weight"].double().numpy()
+    np.testing.assert_array_equal(embedding, judged)
+
+
 def test_a_cut_run_can_be_finished_as_it_is(tmp_path, monkeypatch, capsys):
     """Assert `--finish`: refused before a validation, else the steps done."""
     rest = "--kind gpt_neox --steps 4 --every 1"
