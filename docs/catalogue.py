@@ -52,12 +52,17 @@ def families() -> dict[str, str]:
         (
             f"`{name}`",
             "yes" if KINDS[name].recurrent else "no",
-            plain(_first(KINDS[name].__doc__ or "")),
-            ", ".join(f"`{site}`" for site in KINDS[name].sites),
+            plain(_first(KINDS[name].__doc__ or "").partition(";")[0].rstrip(".")),
+            str(len(KINDS[name].sites)),
         )
         for name in KINDS
     ]
-    head = ("kind", "recurrent", "is", "tensors that it stores, in order")
+    head = ("kind", "recurrent", "is", "tensors that it may store")
+    stored = "\n\n".join(
+        f'??? note "What `{name}` may store, in order"\n    '
+        + ", ".join(f"`{site}`" for site in KINDS[name].sites)
+        for name in KINDS
+    )
     pages = {
         "families/index.md": "# Families\n\nCheckpoints are recognised by their "
         "config.json and their tensors' names; `lyapunov-check --list-architectures` "
@@ -68,6 +73,9 @@ def families() -> dict[str, str]:
         + "\n\n## Kinds of sublayers\n\nA network is made of sublayers, each a mixer, "
         "an attention, an MLP with the norm before it. Reports count these.\n\n"
         + table(head, kinds)
+        + "\n\nHow exponents of a recurrence are found is on pages of their own: "
+        "[of decays](../exponents.md), [of delta rules](../delta-rule.md).\n\n"
+        + stored
         + "\n\n## Recurrent, and not covered as checkpoints\n\n"
         + items(not_covered_lines())
     }

@@ -25,7 +25,13 @@ GLOSSARY = (
         "smallest over channels and states; ± is a standard error for similar text.",
     ),
     Word(
-        ("λ max ≥", "λ max ≤", "least left", "delta rule"),
+        ("β", "beta", "rate", "key", "gate", "write"),
+        "Of a delta rule: a state fades by its gate, is read at the token's key, and "
+        "the share β |k|² of what is read gives way to the value: that is a write, and "
+        "β its rate, a sigmoid or twice one.",
+    ),
+    Word(
+        ("λ max ≥", "λ max ≤", "bracket", "least left", "delta rule"),
         "Of a delta rule, whose steps (1 - β k k') D on the keys of a head do not "
         "commute, exponents are no means of decays. The largest is the growth of the "
         "direction that grows most over the text, and lies for certain between these: "
@@ -79,8 +85,9 @@ GLOSSARY = (
     ),
     Word(
         tuple(KINDS),
-        "Kinds of sublayers: selective recurrences of the Mamba papers, attention, "
-        "MLPs, mixtures of experts, and Zamba's block that several places share.",
+        "Kinds of sublayers: selective recurrences of the Mamba papers, delta rules "
+        "(Gated DeltaNet, Kimi Delta Attention), attention, MLPs, mixtures of experts, "
+        "and Zamba's block that several places share.",
     ),
     Word(
         ("#", "layer", "layers", "kind", "module", "sublayer", "sublayers", "note"),
