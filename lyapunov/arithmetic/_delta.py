@@ -76,7 +76,7 @@ def keys_last(state: Any) -> Any:
 def step(at: Any, state: Any, token: DeltaToken) -> Any:
     """One token: the state after it, in registers."""
     kept = at.multiply(state, at.view(spread, token.decay))
-    return at.add(kept, written(at, kept, token))
+    return at.updated(kept, written(at, kept, token))
 
 
 def written(at: Any, kept: Any, token: DeltaToken) -> Any:

@@ -242,6 +242,11 @@ class AbstractArithmetic(abc.ABC):
     def advance(self, state: Any, a: Any, b: Any) -> Any:
         """a state + b inside `scan`, with a from `decay` and so in [0, 1]."""
 
+    def updated(self, kept: Any, drive: Any) -> Any:
+        """kept + drive inside `scan`, a recurrent state after a token: (..., states of
+        a channel), of what is left of the one before."""
+        return self.add(kept, drive)
+
     def step(self, state: Any, dt: Any, drive: Any, B: Any, A: Any) -> Any:
         """One token of a selective scan: exp(dt A) state + drive B.
 

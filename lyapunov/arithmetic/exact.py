@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 
 from ..formats import unit_in_first_place
-from . import _delta as delta
 from ._arrays import AbstractJaxArithmetic
 from ._interface import ScanKernel
 
@@ -62,18 +61,18 @@ class Exact(AbstractJaxArithmetic):
 
     def advance(self, state, a, b):
         """a state + b."""
-        return self._updated(a * state + b, b)
+        after = a * state + b
+        self._look_at(after, b)
+        return after
 
-    def delta_step(self, state, token):
-        """One token of the delta rule."""
-        kept = state * delta.spread(token.decay)
-        write = delta.written(self, kept, token)
-        # keys first: a channel, whose states lie along the first axis, is a column
-        self._updated(*map(delta.keys_first, (kept + write, write)))
-        return kept + write
+    def updated(self, kept, drive):
+        """kept + drive."""
+        after = kept + drive
+        self._look_at(*(jnp.moveaxis(x, -1, 0) for x in (after, drive)))
+        return after
 
-    def _updated(self, after, b):
-        """The state after `b` was added, looked at as formats would hold it."""
+    def _look_at(self, after, b):
+        """What formats would do to a state, (states of a channel, ...), after b."""
         if self._state_units:
             place, size = unit_in_first_place(after), jnp.abs(b)
             most = jnp.max(jnp.abs(after), axis=0)
@@ -94,7 +93,6 @@ class Exact(AbstractJaxArithmetic):
                     )
                 ]
             )
-        return after
 
     def kernel(self, terms):
         """One that observes the largest at a token, not what formats would do."""

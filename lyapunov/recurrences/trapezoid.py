@@ -23,7 +23,7 @@ def update(at: AbstractArithmetic, state, log_decay, before, now):
         share = at.view(lambda a: a[:, None], weight)
         drives.append(at.einsum("rhp,rhn->hpn", at.multiply(v, share), k))
     kept = at.multiply(state, at.view(lambda a: a[:, None, None], alpha))
-    return at.add(kept, at.add(drives[0], drives[1]))
+    return at.updated(kept, at.add(drives[0], drives[1]))
 
 
 def turn(at: AbstractArithmetic, x, cos, sin, *, pairwise: bool):

@@ -8,16 +8,18 @@ import pathlib
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.implementations import executions_for, mamba_ssm_prefill
+from lyapunov.implementations import Reference, executions_for, mamba_ssm_prefill
 from lyapunov.implementations._constants import MEASURED_KINDS
 from lyapunov.implementations._torch import NAMES_BY_KIND
 from lyapunov.implementations.transformers.network_runner import WATCHED
+from lyapunov.questions._cause import state_facts
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
@@ -31,6 +33,8 @@ from oracles.checkpoints.mamba_ssm import (
 )
 from oracles.checkpoints.transformers import make, save as save_transformers
 from oracles.networks import mamba3 as numpy_mamba3
+
+from ..helpers import not_none
 
 
 # Together they have a sublayer of every kind, and both forms of gates and of experts.
@@ -150,6 +154,20 @@ def test_every_kind_has_an_execution_of_its_own(kind, measure):
         assert own.sites, kind
         if KINDS[kind].recurrent and own.mode == "decode":
             assert "state" in own.sites, (kind, own.name)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - NOT_RECURRENT))
+def test_states_of_every_recurrence_are_looked_at_as_formats_hold_them(kind):
+    """Assert shares of updates too small for bf16 and for 127 steps, and of what
+    subnormals cost in a format that has hardly another number."""
+    runner = Reference((2.0**-8, 2.0**-8), (2.0**-2, 0.0), state_steps=(0.0, 1 / 127))
+    model = having(kind)
+    records: Any = lyapunov.trace(model, np.arange(12)[None] % 7, runner=runner)
+    record = next(one for one in records if one.kind == kind)
+    bf16, scaled = (not_none(state_facts(record, place)) for place in (0, 1))
+    assert 0 < not_none(bf16.stagnation) < not_none(scaled.stagnation) < 1
+    assert not_none(bf16.underflow) > not_none(scaled.underflow) == 0
+    assert bf16.largest > 0
 
 
 @pytest.mark.parametrize("measure", ["emulated", "transformers"])
