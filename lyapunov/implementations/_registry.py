@@ -11,6 +11,7 @@ from .._errors import UsageError
 from ._implementation import AbstractImplementation
 from .dump.implementation import DumpImplementation
 from .emulated.implementation import EmulatedImplementation
+from .fla.implementation import FlaImplementation
 from .mamba_ssm.implementation import MambaSsmImplementation
 from .transformers.implementation import (
     TransformersCudaImplementation,
@@ -28,6 +29,7 @@ IMPLEMENTATIONS: dict[str, AbstractImplementation] = {
         MambaSsmImplementation(),
         TransformersImplementation(),
         TransformersCudaImplementation(),
+        FlaImplementation(),
         DumpImplementation(),
     )
 }

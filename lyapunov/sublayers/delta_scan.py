@@ -4,8 +4,9 @@ Chunks as matrix products (Yang et al. 2024, arXiv 2406.06484, section 3; with g
 2412.06464, section 3.3). The sites are where fla's Triton kernels store in the model's
 format (flash-linear-attention 0.6.0: `gated_delta_rule/chunk.py`, `wy_fast.py`,
 `common/chunk_delta_h.py`, `common/chunk_o.py`): the inverse, what multiplies it, u and
-w, the state handed to a chunk, what is written, and the weights of pairs. transformers'
-torch code solves the system twice in fp32 and stores none of them.
+w, the state handed to a chunk, what is written, and the weights of pairs. What ends in
+`_operand` is what tensor cores read of a tensor held in fp32. transformers' torch code
+solves the system twice in fp32 and stores none of them.
 """
 
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ TILE = 16
 """Rows of a diagonal block that fla inverts by substitution."""
 
 CHUNK = (
-    "QK_decayed", "v_beta", "k_beta_decayed", "inverse", "u", "w", "q_decayed",
-    "chunk_state", "k_decayed", "v_new", "v_new_decayed",
+    "elapsed", "q_operand", "k_operand", "pair_operand", "QK_decayed", "v_beta",
+    "k_beta", "k_beta_decayed", "tile_operand", "inverse", "inverse_operand", "u", "w",
+    "q_decayed", "chunk_state", "k_decayed", "v_new", "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
 
@@ -89,22 +91,34 @@ def chunked_delta(
     # running sums within chunks go along the first axis
     first = lambda a: jnp.swapaxes(a, 0, 1)
     elapsed = at.view(first, at.cumsum(at.view(first, gate)))
+    # kernels hold it times log2(e), so that it is rounded at other places
+    elapsed = at.may_store("elapsed", elapsed)
     length = elapsed.shape[1]
-    alike, seen = (_pairs_by_key if by_key else _pairs)(at, q, k, elapsed)
+    read_q, read_k = at.store("q_operand", q), at.store("k_operand", k)
+    alike, seen = (
+        _pairs_by_key(at, q, k, elapsed)
+        if by_key
+        else _pairs(at, read_q, read_k, elapsed)
+    )
     system = at.multiply(alike, at.view(lambda a: _column(rows(a)), rate))
     system = at.mask(system, jnp.tril(jnp.ones((length, length)), -1))
-    pairs = at.store("QK_decayed", at.mask(seen, jnp.tril(jnp.ones((length, length)))))
+    pairs = at.mask(seen, jnp.tril(jnp.ones((length, length))))
+    # Kimi's are stored times a scale that need not be a power of two
+    stored = at.may_store if by_key else at.store
+    pairs = stored("QK_decayed", pairs)
 
     reach = at.fading(elapsed)
     v_beta = at.store("v_beta", at.multiply(v, at.view(_column, rate)))
-    k_beta = at.multiply(k, at.view(_column, rate))
+    k_beta = at.store("k_beta", at.multiply(k, at.view(_column, rate)))
     k_beta = at.multiply(k_beta, at.view(to_key, reach))
     sides = [at.view(rows, x) for x in (v_beta, at.store("k_beta_decayed", k_beta))]
     if at.stores("inverse") or inverted:
         whole = lambda: at.solve_unit_lower(system, at.carry(jnp.eye(length)))
         stored = at.stores("inverse")
         inverse = at.store("inverse", _by_tiles(at, system) if stored else whole())
-        u, w = (at.einsum("nhij,nhjc->nhic", inverse, side) for side in sides)
+        product = lambda x, side: at.einsum("nhij,nhjc->nhic", x, side)
+        u = product(inverse, sides[0])
+        w = product(at.store("inverse_operand", inverse), sides[1])
     else:
         u, w = (at.solve_unit_lower(system, side) for side in sides)
     u, w = at.store("u", at.view(rows, u)), at.store("w", at.view(rows, w))
@@ -115,9 +129,9 @@ def chunked_delta(
     left = at.add(at.view(end, elapsed), at.negate(elapsed))
     left = at.fading(at.mask(left, behind))
     decay = at.view(lambda a: a[:, -1], reach)
-    reads, keys = q, k
+    reads, keys = read_q, read_k
     if by_key:
-        reads, reach = at.store("q_decayed", at.multiply(q, reach)), None
+        reads, reach = at.may_store("q_decayed", at.multiply(q, reach)), None
         keys, left = at.store("k_decayed", at.multiply(k, left)), None
 
     exact = system, k, rate, gate
@@ -163,11 +177,10 @@ def _pairs_by_key(at, q, k, elapsed):
     def body(at, nothing, inputs):
         q, k, elapsed = inputs
         apart = _apart(at, elapsed)
+        faded = lambda x: at.multiply(at.view(lambda a: a[:, None], x), apart)
+        operand = lambda x: at.may_store("pair_operand", x)
         found = [
-            at.einsum(
-                "ijhk,jhk->hij", at.multiply(at.view(lambda a: a[:, None], x), apart), k
-            )
-            for x in (k, q)
+            at.einsum("ijhk,jhk->hij", operand(faded(x)), operand(k)) for x in (k, q)
         ]
         return nothing, tuple(found)
 
@@ -180,12 +193,17 @@ def _by_tiles(at: AbstractArithmetic, system):
     count = -(-length // TILE)
     cuts = [slice(i * TILE, min((i + 1) * TILE, length)) for i in range(count)]
     tile = lambda i, j: at.view(lambda a: a[..., cuts[i], cuts[j]], system)
-    product = lambda x, y: at.einsum("nhij,nhjk->nhik", x, y)
+    operand = lambda x: at.may_store("tile_operand", x)
+    product = lambda x, y: at.einsum("nhij,nhjk->nhik", operand(x), operand(y))
     found: dict[tuple[int, int], Any] = {}
     for i in range(count):
         own = tile(i, i)
         found[i, i] = at.solve_unit_lower(own, at.carry(jnp.eye(own.shape[-1])))
         for j in range(i - 1, -1, -1):
+            if j == i - 1:
+                made = product(product(found[i, i], tile(i, j)), found[j, j])
+                found[i, j] = at.negate(made)
+                continue
             made = product(tile(i, j), found[j, j])
             for between in range(j + 1, i):
                 made = at.add(made, product(tile(i, between), found[between, j]))

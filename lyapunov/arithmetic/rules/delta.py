@@ -29,8 +29,7 @@ def solve_unit_lower(declared: Declared, system, x) -> Bounded:
     """
     system, x = lift(system), lift(x)
     rows = system.shape[-1]
-    unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
-    growth = jnp.expm1(declared.accumulation_depth(rows + 1) * unit)
+    growth = jnp.expm1(declared.reduction_depth(rows + 1) * declared.model.unit)
     eye, below = jnp.eye(rows), jnp.tril(jnp.ones((rows, rows)), -1)
     size, error = (jnp.abs(a) * below for a in (system.value, system.error))
     own = error + growth * (eye + size + error)

@@ -1,4 +1,4 @@
-"""The emulator as an implementation: mamba_ssm's flow, rounded, on any machine."""
+"""The emulator: mamba_ssm's flow, or fla's, rounded, on any machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class EmulatedImplementation(AbstractImplementation):
-    """Run a network in fp64 with a rounding wherever mamba_ssm's flow stores."""
+    """Run a network in fp64, rounded wherever mamba_ssm's flow stores, or fla's."""
 
     name = "emulated"
     measures = True
@@ -43,9 +43,12 @@ class EmulatedImplementation(AbstractImplementation):
         mode: str,
         state_precision: str | None,
     ) -> Execution:
-        """What is declared of mamba_ssm, whose flow this follows."""
+        """What is declared of mamba_ssm, whose flow this follows, or of fla."""
+        from ..fla.networks import DELTA, fla_network
         from ..mamba_ssm.networks import mamba_ssm_network
 
+        if any(one.kind in DELTA for one in config.sublayers):
+            return fla_network(config, architecture, precision, mode, state_precision)
         return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 
     def runner(self, execution: Execution) -> Runner:

@@ -23,7 +23,7 @@ def _imported(device: str) -> tuple[Any, Any]:
     if device != "cpu":
         if not torch.cuda.is_available():
             raise UsageError(
-                "transformers_cuda needs an NVIDIA GPU, and torch sees none",
+                "this needs an NVIDIA GPU, and torch sees none",
                 hint="--measure transformers runs on the CPU",
             )
         exact_sums(torch)

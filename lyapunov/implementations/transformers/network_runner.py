@@ -25,6 +25,7 @@ from .._segment import Segment
 from .._torch import copied, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
+from ._backend import refuse_other_backend
 from ._built import from_folder, from_weights, parts_of
 from ._calls import called, compiled_by_torch, of_no_token
 from .ways import planned
@@ -201,7 +202,10 @@ class TransformersNetwork:
         **Raises:** `UsageError` for a checkpoint that transformers does not read.
         """
         make = from_folder if plain_mamba1(model.config) is None else from_weights
-        return make(model, self.execution.precision, self._device)
+        torch, network = make(model, self.execution.precision, self._device)
+        wanted = "fla" if self.execution.implementation == "fla" else "torch"
+        refuse_other_backend(network, wanted)
+        return torch, network
 
 
 def _record(
