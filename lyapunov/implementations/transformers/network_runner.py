@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,68 +28,9 @@ from .._ways import Variant
 from ._backend import refuse_other_backend
 from ._built import from_folder, from_weights, parts_of
 from ._calls import called, compiled_by_torch, of_no_token
+from ._watched import WATCHED
 from .ways import planned
 
-
-class _Seen(NamedTuple):
-    """What is copied at a parameter's module, its input or its output, and as what."""
-
-    key: str
-    side: str
-    site: str
-
-
-_DELTA = (
-    _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
-    _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
-    _Seen("b_proj", "out", "rate_logit"), _Seen("gate_norm", "in", "scan_output"),
-    _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
-)  # fmt: skip
-
-# By kind; a module that has no such parameter is not watched.
-WATCHED = {
-    "mamba1": (
-        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
-        _Seen("x_proj", "in", "conv"), _Seen("x_proj", "out", "x_proj"),
-        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
-    ),
-    "mamba2": (
-        _Seen("norm", "out", "norm"), _Seen("in_proj", "out", "xz"),
-        _Seen("out_proj", "in", "gated"), _Seen("out_proj", "out", "out"),
-    ),
-    "gated_delta": (
-        *_DELTA, _Seen("z_proj", "out", "z"), _Seen("a_proj", "out", "gate_logit"),
-    ),
-    "kimi_delta": (
-        *_DELTA, _Seen("f_down", "out", "forget_low"), _Seen("f_up", "out", "forget"),
-        _Seen("f_proj", "out", "forget"), _Seen("g_down", "out", "z_low"),
-        _Seen("g_up", "out", "z"), _Seen("g_proj", "out", "z"),
-    ),
-    "attention": (
-        _Seen("norm", "out", "norm"), _Seen("q_proj", "out", "q"),
-        _Seen("k_proj", "out", "k"), _Seen("v_proj", "out", "v"),
-        _Seen("q_down", "out", "q_down"), _Seen("q_down_norm", "out", "q_down_norm"),
-        _Seen("kv_down", "out", "kv_down"),
-        _Seen("kv_down_norm", "out", "kv_down_norm"),
-        _Seen("g_proj", "out", "output_gate"), _Seen("o_proj", "in", "read"),
-        _Seen("o_proj", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
-    ),
-    "mlp": (
-        _Seen("norm", "out", "norm"), _Seen("up", "out", "up"),
-        _Seen("gate", "out", "gate"), _Seen("down", "in", "hidden"),
-        _Seen("down", "out", "out"), _Seen("norm_behind", "out", "norm_behind"),
-    ),
-    "experts": (
-        _Seen("norm", "out", "norm"), _Seen("block", "out", "routed"),
-        _Seen("shared_down", "out", "shared"),
-        _Seen("shared_router", "out", "shared_router"),
-    ),
-    "shared": (
-        _Seen("norm", "out", "norm"), _Seen("o_proj", "out", "attended"),
-        _Seen("mlp_norm", "out", "mlp_norm"), _Seen("down", "out", "mlp_out"),
-        _Seen("linear", "out", "out"),
-    ),
-}  # fmt: skip
 
 _LAYER = re.compile(r"layers\.\d+\.")
 
