@@ -33,7 +33,8 @@ _KINDS = (
         "product of its step Jacobians does not shrink, so a perturbation of the state "
         "is never forgotten and may grow without limit along the sequence. A trained "
         "Mamba layer has A = -exp(A_log) < 0 and dt > 0, so this needs a parameter "
-        "that is zero, of the wrong sign or not finite. "
+        "that is zero, of the wrong sign or not finite; so does a delta rule, whose "
+        "exponents are at most the mean of its log gates while beta |k|^2 <= 2. "
         "Look at A_log and dt_bias of the layer, and at how the file was written.",
     ),
     FindingKind(

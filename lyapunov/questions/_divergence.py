@@ -82,7 +82,13 @@ class SublayerDivergence:
             self._floor = submit(floor_l2, *self._arguments)
         self._apart = submit(_apart, record.output, reference.output)
         self._stagnation = stagnation
-        self._expansion = key_expansion(reference.observed, record.stored, execution)
+        sizes = model.config.sublayers[layer]
+        self._expansion = key_expansion(
+            reference.observed,
+            record.stored,
+            execution,
+            getattr(sizes, "rate_scale", 1.0),
+        )
 
     def row(self) -> LayerDivergence:
         """Wait for the work and put it together."""

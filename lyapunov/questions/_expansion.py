@@ -19,7 +19,10 @@ MOST_TOKENS = 64
 
 @in_fp64
 def key_expansion(
-    observed: Mapping[str, Any], stored: Mapping[str, Any], execution: Execution
+    observed: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    execution: Execution,
+    rate_scale: float = 1.0,
 ) -> KeyExpansion | None:
     """Find the steps of heads whose norm exceeds 1 with the keys as they are stored.
 
@@ -31,21 +34,28 @@ def key_expansion(
 
     - `observed`: by the reference, `log_gate`, `rate` and `key` of
       `sublayers.DeltaDynamics`.
-    - `stored`: by the execution. Of keys that its runner does not see, the reference's
-      are taken, rounded.
+    - `stored`: by the execution, keys and sigmoids of rates. Of what its runner does
+      not see, the reference's are taken, rounded.
+    - `rate_scale`: what a sigmoid is multiplied by for a rate.
 
     **Returns:** None where it stores no keys, or where no step expands.
     """
-    held = execution.sites.get(KEYS)
-    if held is None or "key" not in observed:
+    if KEYS not in execution.sites or "key" not in observed:
         return None
+
+    def held(site: str, exact: np.ndarray) -> np.ndarray:
+        if site in stored:
+            return np.asarray(stored[site], np.float64)
+        if site not in execution.sites:
+            return exact
+        numbers = execution.sites[site].numbers()
+        return np.asarray(round_to(jnp.asarray(exact), numbers))
+
     log_gate, rate, key = (
         np.asarray(observed[name], np.float64) for name in ("log_gate", "rate", "key")
     )
-    seen = stored.get(KEYS)
-    if seen is None:
-        seen = round_to(jnp.asarray(key), held.numbers())
-    erased = np.sum(np.asarray(seen, np.float64) ** 2, axis=-1)
+    rate = rate_scale * held("rate", rate / rate_scale)
+    erased = np.sum(held(KEYS, key) ** 2, axis=-1)
     erased = np.repeat(erased, rate.shape[2] // erased.shape[2], axis=2)
     largest = log_gate.reshape(*rate.shape, -1).max(axis=-1)
     growth = largest + np.log(np.maximum(1.0, np.abs(1 - rate * erased)))

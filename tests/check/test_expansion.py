@@ -102,6 +102,20 @@ def test_what_was_stored_decides():
     assert found.largest == pytest.approx(each, rel=1e-3)
 
 
+def test_rates_count_as_they_are_stored():
+    """Assert that a rate a little below 2 is 2 where its sigmoid is stored in bf16, and
+    what it is where it is not stored."""
+    observed, execution = running("bf16", **text(2 - 3e-3, gate=-1e-5))
+    assert key_expansion(observed, {}, execution, 2.0) is None
+    execution.sites["rate"] = FORMATS["bf16"]
+    found = key_expansion(observed, {}, execution, 2.0)
+    assert found is not None
+    whole = key_expansion(observed | {"rate": observed["rate"] * 0 + 2}, {}, execution)
+    assert found == whole
+    seen = {"rate": np.full_like(observed["rate"], 0.5)}
+    assert key_expansion(observed, seen, execution, 2.0) is None
+
+
 def test_gates_of_channels_and_shared_keys():
     """Assert that the largest decay of a head counts, and neighbours share a key."""
     given = text(2.0, key_heads=1)

@@ -26,7 +26,10 @@ class Uncovered(NamedTuple):
                 " (state, input) -> state; Jacobians of a run elsewhere go through"
                 " lyapunov.recurrences.GivenJacobians"
             )
-        given = "log decays and drives" if self.cell == DIAGONAL else "inputs"
+        given = {
+            DIAGONAL: "log decays and drives",
+            DELTA: "log gates, rates, keys and values",
+        }.get(self.cell, "inputs")
         return (
             f"its recurrence is covered: lyapunov.recurrences.{self.cell}, with {given}"
             " of a run of the model, in lyapunov.lyapunov_spectrum"
@@ -34,6 +37,7 @@ class Uncovered(NamedTuple):
 
 
 DIAGONAL = "DiagonalRecurrence"
+DELTA = "DeltaRecurrence"
 WINDOW = "short convolutions, a window of the last few tokens"
 
 _GATED_DELTA = "the gated delta rule"
@@ -53,13 +57,13 @@ NOT_COVERED: dict[str, Uncovered] = {
     "retnet": Uncovered("RetNet", _FIXED, DIAGONAL),
     "gla": Uncovered("Gated linear attention", "decays of the token", DIAGONAL),
     "hgrn2": Uncovered("HGRN2", "decays of the token", DIAGONAL),
-    "delta_net": Uncovered("DeltaNet", "the delta rule", None),
-    "gated_deltanet": Uncovered("Gated DeltaNet", _GATED_DELTA, None),
-    "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, None),
-    "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, None),
-    "lara_mini": Uncovered("Lara Mini", _GATED_DELTA, None),
-    "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, None),
-    "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, None),
+    "delta_net": Uncovered("DeltaNet", "the delta rule", DELTA),
+    "gated_deltanet": Uncovered("Gated DeltaNet", _GATED_DELTA, DELTA),
+    "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, DELTA),
+    "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, DELTA),
+    "lara_mini": Uncovered("Lara Mini", _GATED_DELTA, DELTA),
+    "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
+    "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
     "lfm2": Uncovered("LFM2", WINDOW, None),
     "lfm2_moe": Uncovered("LFM2 with experts", WINDOW, None),
     "lfm2_vl": Uncovered("LFM2-VL", WINDOW, None),
