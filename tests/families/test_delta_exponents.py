@@ -105,7 +105,7 @@ def test_a_run_of_one_token_expands_where_keys_are_stored_in_bf16(tmp_path):
             reference: Any = next(Reference().trace(model, tokens[None]))
             record: Any = next(Emulated(whole).trace(model, tokens[None]))
             found[most, run is kept] = key_expansion(
-                reference.observed, record.stored, run
+                reference.observed, record.stored, run, most
             )
     assert found.pop((2, True)).growth > 0.01
     assert list(found.values()) == [None] * 3
