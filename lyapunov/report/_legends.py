@@ -51,6 +51,15 @@ CHANGES_LEGEND = (
         "The bound holds for every weight set within the elementwise distances.",
     ),
 )
+EXPONENTS_LEGEND = (
+    "Exponents in nats per token, largest and smallest over channels and states, exact "
+    "for these tokens; stderr is that of the largest as an estimate for similar text. "
+    "Memory in tokens (* some exceed the sample)."
+)
+HEADS_LEGEND = (
+    " Of a delta rule: of the head whose largest exponent is the largest, with the "
+    "bracket that it is certainly in; least left: of what a key reads, by any write."
+)
 GROWTH_LEGEND = (
     "gain: relative change of the stream behind a sublayer for one in front of it. +k: "
     "what one perturbed token adds to the stream k tokens later, relative to it. "

@@ -119,10 +119,8 @@ def _layers(report: Report) -> Section:
                 columns.of("exponents"), columns.exponents(report.exponents.layers)
             ),
             title="Exponents",
-            note="Exponents in nats per token, largest and smallest over channels and "
-            "states, exact for these tokens; stderr is that of the largest as an "
-            "estimate for similar text. Memory in tokens (* some exceed the "
-            "sample).",
+            note=legends.EXPONENTS_LEGEND
+            + legends.HEADS_LEGEND * any(r.heads for r in report.exponents.layers),
         )
     ]
     left_out = report.not_computed
