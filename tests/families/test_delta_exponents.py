@@ -1,13 +1,11 @@
 """Exponents of delta-rule checkpoints against the steps of NumPy's networks."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.formats import FORMATS
 from lyapunov.implementations import Emulated, Reference, executions_for
 from lyapunov.questions._expansion import key_expansion
 from lyapunov.questions._layer_facts import layer_facts
@@ -78,9 +76,10 @@ def test_exponents_are_those_of_numpys_steps(family, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_one_token_expands_where_keys_are_stored_in_bf16(tmp_path):
-    """Assert LYA022's figures of a whole run: of rates up to 2 and hardly a gate, not
-    of the same run with keys in registers, nor of rates up to 1."""
+def test_a_run_of_one_token_expands_where_fla_stores_keys_in_bf16(tmp_path):
+    """Assert LYA022's figures of a whole run of fla's chunks, of rates up to 2 and
+    hardly a gate; not of its steps, which keep keys in registers, nor of rates up to 1.
+    """
     config, tensors = saved("olmo_hybrid")
     tensors = dict(tensors)
     for name, array in tensors.items():
@@ -88,24 +87,25 @@ def test_a_run_of_one_token_expands_where_keys_are_stored_in_bf16(tmp_path):
             tensors[name] = np.full_like(array, -12)
         if name.endswith("b_proj.weight"):
             tensors[name] = 200 * array
-    tokens = np.full(60, 4)
+    tokens = np.full((1, 60), 4)
     found = {}
     for most in (2, 1):
         changed = config | {"linear_allow_neg_eigval": most == 2}
         model = loaded(tmp_path / str(most), changed, tensors)
-        (execution,) = executions_for(
-            model.config, ["bf16"], architecture="olmo_hybrid", measure="transformers"
-        )
-        own = execution.of("gated_delta")
-        kept = dataclasses.replace(own, sites=own.sites | {"k_unit": FORMATS["bf16"]})
-        for run in (own, kept):
-            whole = dataclasses.replace(
-                execution, kinds=execution.kinds | {"gated_delta": run}
+        reference: Any = next(Reference().trace(model, tokens))
+        for mode in ("prefill", "decode"):
+            (execution,) = executions_for(
+                model.config,
+                ["bf16"],
+                architecture="olmo_hybrid",
+                mode=mode,
+                measure="fla",
             )
-            reference: Any = next(Reference().trace(model, tokens[None]))
-            record: Any = next(Emulated(whole).trace(model, tokens[None]))
-            found[most, run is kept] = key_expansion(
-                reference.observed, record.stored, run, most
+            record: Any = next(Emulated(execution).trace(model, tokens))
+            own = execution.of("gated_delta")
+            found[most, mode] = key_expansion(
+                reference.observed, record.stored, own, most
             )
-    assert found.pop((2, True)).growth > 0.01
+            assert ("k_unit" in record.stored) == (mode == "prefill")
+    assert found.pop((2, "prefill")).growth > 0.01
     assert list(found.values()) == [None] * 3
