@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
 from ..recurrences.base import AbstractKeyRecurrence
 from ..recurrences.delta import DeltaInputs, DeltaRecurrence
@@ -105,28 +106,43 @@ def head_exponents(
     heads and directions; decays are the gates. `heads` has each head's largest
     exponent, its bracket and the sum.
 
-    **Raises:** `ArgumentError` for gates of another shape, above 1, or none.
+    **Raises:** `ArgumentError` for other shapes, gates above 1, or none.
     """
     gates = Decays.of_logs(log_gate)
+    fit = (
+        key.ndim == 4
+        and key.shape[2] > 0
+        and log_gate.shape[2] % key.shape[2] == 0
+        and log_gate.shape in (rate.shape, (*rate.shape, key.shape[3]))
+    )
+    if not fit:
+        shapes = log_gate.shape, rate.shape, key.shape
+        raise ArgumentError(
+            "log_gate has shape {}, rate {} and key {}".format(*shapes),
+            hint="give rates as (batch, seq, heads), gates as that or with key_dim "
+            "behind it, keys as (batch, seq, key_heads, key_dim)",
+        )
     batch, seq, heads = rate.shape
     key_dim = key.shape[-1]
     key = np.repeat(key, heads // key.shape[2], axis=2)
-    by_token = lambda x: jnp.asarray(
-        np.moveaxis(np.asarray(x, np.float64), 0, 1).reshape(
-            seq, batch * heads, *np.shape(x)[3:]
-        )
-    )
+    # filled up to whole blocks with gates of 1 and rates of 0, which change nothing
+    length = -(-seq // OnKeys().block) * OnKeys().block
+
+    def by_token(x: np.ndarray) -> np.ndarray:
+        rows = np.moveaxis(x, 0, 1).reshape(seq, batch * heads, *x.shape[3:])
+        return np.concatenate([rows, np.zeros((length - seq, *rows.shape[1:]))])
+
     inputs = DeltaInputs(
-        log_gate=by_token(log_gate),
-        rate=by_token(rate),
-        key=by_token(key),
-        value=jnp.zeros((seq, batch * heads, 0)),
+        log_gate=jnp.asarray(by_token(log_gate)),
+        rate=jnp.asarray(by_token(rate)),
+        key=jnp.asarray(by_token(key)),
+        value=jnp.zeros((length, batch * heads, 0)),
     )
     found = growth_of(DeltaRecurrence(), inputs, batch * heads, key_dim)
     found = jax.tree.map(np.asarray, found)
 
     # (batch, heads, ...) again, and means over sequences
-    apart = lambda x: x.reshape(seq, batch, heads)
+    apart = lambda x: x[:seq].reshape(seq, batch, heads)
     volume = apart(found.volume).mean(axis=(0, 1))
     upper = apart(found.bound).mean(axis=(0, 1))
     lower = volume / key_dim

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
+from lyapunov import LyapunovError
 from lyapunov.exponents import head_exponents
 from lyapunov.results import HeadExponents
 
@@ -74,6 +75,17 @@ def test_fewer_key_heads_are_shared_by_neighbours():
     _, once = row([inputs[0], inputs[1], shared])
     _, twice = row([inputs[0], inputs[1], np.repeat(shared, 2, axis=2)])
     assert once == twice
+
+
+@pytest.mark.parametrize(
+    ("place", "shape"),
+    [(1, (2, SEQ, 3)), (0, (2, SEQ, HEADS, 3)), (2, (2, SEQ, 3, KEY_DIM)), (2, (2, 4))],
+)
+def test_shapes_that_do_not_belong_together_are_refused(place, shape):
+    inputs, _ = batch(12)
+    inputs[place] = -np.ones(shape)
+    with pytest.raises(LyapunovError, match="log_gate has shape"):
+        row(inputs)
 
 
 def test_directions_that_are_never_written_decay_by_the_gate_alone():
