@@ -109,35 +109,11 @@ def head_exponents(
     **Raises:** `ArgumentError` for other shapes, gates above 1, or none.
     """
     gates = Decays.of_logs(log_gate)
-    fit = (
-        key.ndim == 4
-        and key.shape[2] > 0
-        and log_gate.shape[2] % key.shape[2] == 0
-        and log_gate.shape in (rate.shape, (*rate.shape, key.shape[3]))
-    )
-    if not fit:
-        shapes = log_gate.shape, rate.shape, key.shape
-        raise ArgumentError(
-            "log_gate has shape {}, rate {} and key {}".format(*shapes),
-            hint="give rates as (batch, seq, heads), gates as that or with key_dim "
-            "behind it, keys as (batch, seq, key_heads, key_dim)",
-        )
+    _check_shapes(log_gate, rate, key)
     batch, seq, heads = rate.shape
     key_dim = key.shape[-1]
     key = np.repeat(key, heads // key.shape[2], axis=2)
-    # filled up to whole blocks with gates of 1 and rates of 0, which change nothing
-    length = -(-seq // OnKeys().block) * OnKeys().block
-
-    def by_token(x: np.ndarray) -> np.ndarray:
-        rows = np.moveaxis(x, 0, 1).reshape(seq, batch * heads, *x.shape[3:])
-        return np.concatenate([rows, np.zeros((length - seq, *rows.shape[1:]))])
-
-    inputs = DeltaInputs(
-        log_gate=jnp.asarray(by_token(log_gate)),
-        rate=jnp.asarray(by_token(rate)),
-        key=jnp.asarray(by_token(key)),
-        value=jnp.zeros((length, batch * heads, 0)),
-    )
+    inputs = _by_token(log_gate, rate, key)
     found = growth_of(DeltaRecurrence(), inputs, batch * heads, key_dim)
     found = jax.tree.map(np.asarray, found)
 
@@ -181,4 +157,40 @@ def head_exponents(
             rate_max=float(rate.max()),
             least_left=float(left.min()),
         ),
+    )
+
+
+def _check_shapes(log_gate, rate, key) -> None:
+    """Refuse shapes that do not belong together."""
+    fit = (
+        key.ndim == 4
+        and key.shape[2] > 0
+        and log_gate.shape[2] % key.shape[2] == 0
+        and log_gate.shape in (rate.shape, (*rate.shape, key.shape[3]))
+    )
+    if not fit:
+        shapes = log_gate.shape, rate.shape, key.shape
+        raise ArgumentError(
+            "log_gate has shape {}, rate {} and key {}".format(*shapes),
+            hint="give rates as (batch, seq, heads), gates as that or with key_dim "
+            "behind it, keys as (batch, seq, key_heads, key_dim)",
+        )
+
+
+def _by_token(log_gate, rate, key) -> DeltaInputs:
+    """Token by token, the heads of all sequences side by side, filled up to whole
+    blocks with gates of 1 and rates of 0, which change nothing."""
+    batch, seq, heads = rate.shape
+    length = -(-seq // OnKeys().block) * OnKeys().block
+
+    def stacked(x: np.ndarray) -> Array:
+        rows = np.moveaxis(x, 0, 1).reshape(seq, batch * heads, *x.shape[3:])
+        rest = np.zeros((length - seq, *rows.shape[1:]))
+        return jnp.asarray(np.concatenate([rows, rest]))
+
+    return DeltaInputs(
+        log_gate=stacked(log_gate),
+        rate=stacked(rate),
+        key=stacked(key),
+        value=jnp.zeros((length, batch * heads, 0)),
     )
