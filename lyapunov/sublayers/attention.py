@@ -101,6 +101,7 @@ class AttentionParameters(eqx.Module):
     q_latent: Latent | None = None
     kv_latent: Latent | None = None
     """Beside the latent itself it has the leading channels of each head's key."""
+    window: int | None = eqx.field(static=True, default=None)
 
     def initial_state(self) -> "AttentionState":
         """Nothing has been read."""
@@ -210,7 +211,7 @@ def attend(at: AbstractArithmetic, x, p: AttentionParameters, start: AttentionSt
 
     def read(at, state, queries):
         q, places = queries
-        return state, attended(at, q, keys, values, places + past, p.scale)
+        return state, attended(at, q, keys, values, places + past, p.scale, p.window)
 
     _, y = at.in_row_blocks(read, None, (q, jnp.arange(q.shape[0])), rows, pairs=True)
     y = at.store("read", at.view(lambda a: a.reshape(a.shape[0], -1), y))
@@ -266,6 +267,7 @@ class AttentionSizes(AbstractSublayer):
       made of, with norms of `latent_epsilon`; 0: they are made of the input.
     - `shared_key`: leading channels of a head's key that all heads share.
     - `value_dim`: channels of a head's values, where they are not `head_dim`.
+    - `window`: tokens that a token reads, itself among them; None: all before it.
     """
 
     d_model: int
@@ -293,6 +295,7 @@ class AttentionSizes(AbstractSublayer):
     shared_key: int = 0
     value_dim: int | None = None
     latent_epsilon: float = 1e-6
+    window: int | None = None
 
     kind: ClassVar = "attention"
     recurrent: ClassVar = False
@@ -360,6 +363,7 @@ class AttentionSizes(AbstractSublayer):
             g_bias=get("g_bias"),
             q_latent=latent_of(get, "q_down", self.latent_epsilon),
             kv_latent=latent_of(get, "kv_down", self.latent_epsilon),
+            window=self.window,
             **head_norms,
             **around(self, get),
         )

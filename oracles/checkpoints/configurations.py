@@ -186,6 +186,15 @@ CONFIGURATIONS = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     },
+    "lara_mini": {
+        "windows": {
+            **SMALL, **ATTENTION, **LINEAR, **QWEN_EXPERTS, "head_dim": 16,
+            "num_hidden_layers": 3, "sliding_window": 5, "eos_token_id": 1,
+            "layer_types": [
+                "linear_attention", "sliding_attention", "full_attention",
+            ],
+        },
+    },
     "olmo_hybrid": {
         "positions": {
             **SMALL, **LINEAR, "num_attention_heads": 4, "intermediate_size": 40,

@@ -3,6 +3,7 @@
 from . import (
     delta_rule,
     kimi_linear,
+    lara_mini,
     ling,
     mamba1,
     mamba3,
@@ -16,6 +17,7 @@ from . import (
 __all__ = [
     "delta_rule",
     "kimi_linear",
+    "lara_mini",
     "ling",
     "mamba1",
     "mamba3",

@@ -76,14 +76,6 @@ SMALL = {
         "num_attention_heads": 2, "num_key_value_heads": 1,
         "layer_types": ["conv", "full_attention"],
     },
-    "lara_mini": {
-        "num_hidden_layers": 1, "hidden_size": 16,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-        "linear_num_value_heads": 2, "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 2,
-        "num_experts_per_tok": 1, "moe_intermediate_size": 8,
-        "shared_expert_intermediate_size": 8, "layer_types": ["linear_attention"],
-    },
 }  # fmt: skip
 
 

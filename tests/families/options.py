@@ -37,7 +37,7 @@ FIRST = {
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
-        "bailing_hybrid",
+        "bailing_hybrid", "lara_mini",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -138,6 +138,12 @@ OPTIONS = {
     "qwen3_next": {**_QWEN, "norm_topk_prob": False, "decoder_sparse_step": 2},
     "qwen3_5": _QWEN,
     "qwen3_5_moe": _QWEN,
+    "lara_mini": {
+        "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
+        "tie_word_embeddings": False, "num_key_value_heads": 4, "sliding_window": 8,
+        "norm_topk_prob": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
     "olmo_hybrid": {
         "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
         "tie_word_embeddings": True, "num_key_value_heads": 2,
@@ -243,6 +249,7 @@ EXEMPT_IN = {
     ("qwen3_5", "hidden_act"): "",
     ("qwen3_5_moe", "hidden_act"): "",
     ("olmo_hybrid", "hidden_act"): "",
+    ("lara_mini", "hidden_act"): "",
     ("kimi_linear", "hidden_act"): "",
     ("bailing_hybrid", "hidden_act"): "",
     ("bailing_hybrid", "rope_theta"): "written out in rope_parameters",

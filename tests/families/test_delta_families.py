@@ -17,7 +17,7 @@ import lyapunov
 from lyapunov._errors import LyapunovError, UnsupportedCheckpointError
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
-from oracles.networks import kimi_linear, ling, olmo_hybrid, qwen3_next
+from oracles.networks import kimi_linear, lara_mini, ling, olmo_hybrid, qwen3_next
 from oracles.tolerances import exact_logits
 
 from ..helpers import assert_within
@@ -30,6 +30,7 @@ FORWARDS = {
     "olmo_hybrid": olmo_hybrid.logits,
     "kimi_linear": kimi_linear.logits,
     "bailing_hybrid": ling.logits,
+    "lara_mini": lara_mini.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}

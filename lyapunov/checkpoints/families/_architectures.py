@@ -14,6 +14,7 @@ from ._gpt_neox import GPT_NEOX
 from ._granite import GRANITE
 from ._jamba import JAMBA
 from ._kimi_linear import KIMI_LINEAR, LING
+from ._lara_mini import LARA_MINI
 from ._llama import LLAMA, OLMO, OLMO2
 from ._mamba1 import FALCON_MAMBA, MAMBA1
 from ._mamba2 import MAMBA2
@@ -50,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     "olmo_hybrid": OLMO_HYBRID,
     "kimi_linear": KIMI_LINEAR,
     "bailing_hybrid": LING,
+    "lara_mini": LARA_MINI,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

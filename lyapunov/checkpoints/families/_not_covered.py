@@ -61,7 +61,6 @@ NOT_COVERED: dict[str, Uncovered] = {
     "gated_deltanet": Uncovered("Gated DeltaNet", _GATED_DELTA, DELTA),
     "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, DELTA),
     "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, DELTA),
-    "lara_mini": Uncovered("Lara Mini", _GATED_DELTA, DELTA),
     "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
     "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
     "lfm2": Uncovered("LFM2", WINDOW, None),

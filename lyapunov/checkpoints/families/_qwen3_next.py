@@ -131,12 +131,12 @@ def _described(
         if kind == "attention":
             blocks.append(attention)
             own = attention_parts(attention, stored, f"{prefix}self_attn.", before)
-            parts.append(own | _head_norms(attention, f"{prefix}self_attn."))
+            parts.append(own | head_norms(attention, f"{prefix}self_attn."))
         else:
             mixer = delta_sizes(network, **_OFFSET)
             blocks.append(mixer)
-            own = _fused(mixer) if fused else _apart(mixer)
-            own = under(f"{prefix}linear_attn.", own | _delta_parts(mixer))
+            own = _fused(mixer) if fused else apart(mixer)
+            own = under(f"{prefix}linear_attn.", own | delta_parts(mixer))
             parts.append(norm_parts(before, network.d_model) | own)
         if experts == "never" or (experts == "by layer" and _dense(settings, i)):
             blocks.append(mlp)
@@ -195,20 +195,21 @@ def expert_block(
     return parts
 
 
-def _head_norms(a: "sublayers.AttentionSizes", prefix: str) -> dict[str, Part]:
+def head_norms(a: "sublayers.AttentionSizes", prefix: str) -> dict[str, Part]:
+    """Norms over each head of queries and of keys."""
     names = ("q_norm", "k_norm")
     return {name: Part(f"{prefix}{name}.weight", (a.head_dim,)) for name in names}
 
 
-def _delta_parts(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
-    """What both layouts have in common."""
+def delta_parts(m: "sublayers.GatedDeltaSizes", norm: str = "norm") -> dict[str, Part]:
+    """What all layouts have in common."""
     inner = m.value_heads * m.value_dim
     conv = 2 * m.key_heads * m.key_dim + inner
     return {
         "conv_weight": Part("conv1d.weight", (conv, 1, m.d_conv), without_middle_axis),
         "A_log": Part("A_log", (m.value_heads,)),
         "dt_bias": Part("dt_bias", (m.value_heads,)),
-        "gate_norm": Part("norm.weight", (m.value_dim,)),
+        "gate_norm": Part(f"{norm}.weight", (m.value_dim,)),
         "out_proj": Part("out_proj.weight", (m.d_model, inner)),
     }
 
@@ -229,7 +230,7 @@ def _fused(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
     return found
 
 
-def _apart(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
+def apart(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
     """Queries, keys and values in one tensor, the others alone."""
     keys, inner = m.key_heads * m.key_dim, m.value_heads * m.value_dim
     shape = (2 * keys + inner, m.d_model)

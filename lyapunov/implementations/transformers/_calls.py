@@ -121,6 +121,8 @@ def of_no_token(torch, network, ids) -> Any:
             array = getattr(layer, name, None)
             if array is not None:
                 setattr(layer, name, array[..., :0, :])
+        if getattr(layer, "cumulative_length", 0):
+            layer.cumulative_length = 0  # a window counts all tokens that it saw
     return cache
 
 

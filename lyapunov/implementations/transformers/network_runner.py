@@ -43,6 +43,7 @@ RENAMED = (
     (r"\.attention\.", ".self_attn."),
     (r"\.dense$", ".o_proj"),
     (r"\.block_sparse_moe\b", ".mlp"),
+    (r"\.linear_attn\.out_norm$", ".linear_attn.norm"),
     (r"\.attention_layer_norm$", ".input_layernorm"),
     (r"\.feedforward_layer_norm$", ".post_attention_layernorm"),
 )

@@ -45,10 +45,11 @@ TORCH_ON_CUDA = ("attention", "mlp", "experts")
 # do so from 5.18 on.
 NORM_ROUNDS_ONCE = (
     *("olmo2", "olmo_hybrid", "nemotron_h", "qwen3_next", "qwen3_5", "qwen3_5_moe"),
+    "lara_mini",
 )
 
-# Of the gated norm of a step as well.
-GATE_NORM_ROUNDS_ONCE = ("falcon_h1",)
+# Of the gated norm of a step, or of a delta rule, as well.
+GATE_NORM_ROUNDS_ONCE = ("falcon_h1", "lara_mini")
 
 # Cosines, sines and products with them stay in fp32; the turned q and k are rounded.
 TURNS_IN_FP32 = ("olmo", "olmo2", "olmo_hybrid")
@@ -82,6 +83,7 @@ ROUTES_IN_FP32 = {
     "nemotron_h": {"router", "expert_weight", "expert_weighed", "routed_sum"},
     "kimi_linear": {"router", "expert_weight"},
     "bailing_hybrid": {"router", "expert_weight"},
+    "lara_mini": {"router"},
 }
 
 NORMS = (
@@ -234,8 +236,9 @@ def _kinds(
         dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
     )
     # the delta rule from the normalised keys on is in fp32, its whole output too
-    gated_delta = of(DELTA, chunked=not decode)
     once = {"gate_norm_hat", "gate_norm"}
+    gated = once if architecture in GATE_NORM_ROUNDS_ONCE else set()
+    gated_delta = of(set(DELTA) - gated, chunked=not decode)
     kimi_delta = of(
         {*DELTA, *(("log_gate",) if architecture in ROUNDS_GATES else ())} - once,
         chunked=not decode,
