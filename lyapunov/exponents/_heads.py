@@ -154,6 +154,7 @@ def head_exponents(
             upper=upper.tolist(),
             sum=volume.tolist(),
             memory_tokens=memories(each[:, 0]).tolist(),
+            unwritten=(each == upper[:, None]).sum(axis=1).tolist(),
             rate_max=float(rate.max()),
             least_left=float(left.min()),
         ),

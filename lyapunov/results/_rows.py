@@ -78,6 +78,9 @@ class HeadExponents:
     """Of all exponents, by determinants."""
     memory_tokens: list[float]
     """-1 / max."""
+    unwritten: list[int]
+    """Exponents at `upper`: where a head has one decay, directions that no key has
+    reached (or every write has reflected), which fade by the gate alone."""
     rate_max: float
     """The largest rate of any write, beta: at most 1 of a sigmoid, 2 of twice one."""
     least_left: float

@@ -67,6 +67,7 @@ def test_exponents_are_those_of_the_products_norms(per_key, scale):
     assert found.multiplicity == VALUE_DIM
     assert heads.key_dim == KEY_DIM
     assert heads.rate_max == np.max(inputs[1])
+    assert heads.unwritten == [0] * HEADS
 
 
 def test_fewer_key_heads_are_shared_by_neighbours():
@@ -100,11 +101,13 @@ def test_directions_that_are_never_written_decay_by_the_gate_alone():
     found, heads = row([gate, rate, key])
     assert found.max == heads.upper[0] == pytest.approx(-0.02, rel=1e-12)
     assert heads.memory_tokens[0] == pytest.approx(50)
+    assert heads.unwritten == [1]
     assert np.sum(np.asarray(found.quantiles) > -0.021) <= 21 / KEY_DIM + 1
     # reflections keep everything, and rounding makes no growth of it
     found, heads = row([0 * gate, 4 * rate, key])
     assert found.max == heads.upper[0] == pytest.approx(0, abs=1e-15)
     assert heads.memory_tokens == [np.inf]
+    assert heads.unwritten == [KEY_DIM]
     assert found.min == pytest.approx(0, abs=1e-13)
 
 
