@@ -21,7 +21,7 @@ MODULES = {
     "kimi_linear": kimi_linear,
     "bailing_hybrid": ling,
 }
-QUICK = ("qwen3_next", "kimi_linear")
+QUICK = ("kimi_linear",)
 
 
 def steps_of(family, monkeypatch, tokens):
