@@ -38,7 +38,7 @@ from studies.study import Study
 
 MODELS = tuple(
     f"experiments/models/{name}"
-    for name in ("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid")
+    for name in ("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid", "gated_delta")
 )
 
 
