@@ -302,6 +302,6 @@ class GatedDeltaSizes(AbstractSublayer):
             name: np.asarray(observed[name], np.float64)
             for name in ("log_gate", "rate", "key")
         }
-        return DeltaDynamics(
-            self.value_dim, **seen, parameters=as_stored(raw, "A_log", "dt_bias")
-        )
+        used = {"ones": {"gate_norm": raw["gate_norm"]}, "per_head": True}
+        stored = as_stored(raw, "A_log", "dt_bias") | used
+        return DeltaDynamics(self.value_dim, **seen, parameters=stored)

@@ -75,6 +75,32 @@ def test_exponents_are_those_of_numpys_steps(family, monkeypatch, tmp_path):
     assert all(row.max is not None or row.reason for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ({"dt_bias": 0.0}, "dt_bias is 0 in every head: it was zeroed"),
+        ({"A_log": 0.0}, "A_log is 0 in every head"),
+        ({"dt_bias": 1.0, "o_norm.weight": 1.0}, "exactly as before training"),
+        ({}, None),
+    ],
+)
+def test_a_lost_parameter_of_a_delta_rule_is_named(lost, says, tmp_path):
+    """Assert it in every delta rule of a network, and nothing where nothing is lost."""
+    config, tensors = saved("kimi_linear")
+    for key, array in tensors.items():
+        for name, value in lost.items():
+            if f".self_attn.{name}" in key:
+                tensors = tensors | {key: np.full_like(array, value)}
+    model = loaded(tmp_path, config, tensors)
+    records: Any = lyapunov.trace(model, TOKENS)
+    pairs = zip(model.sublayers, records, strict=False)  # the head comes last
+    rows = [layer_facts(model, *pair) for pair in pairs]
+    told = [row.suspicions for row in rows if row.heads is not None]
+    assert told
+    for suspicions in told:
+        assert says in suspicions[0] if says else suspicions == []
+
+
 @pytest.mark.slow
 def test_a_run_of_one_token_expands_where_fla_stores_keys_in_bf16(tmp_path):
     """Assert LYA022's figures of a whole run of fla's chunks, of rates up to 2 and
