@@ -56,6 +56,14 @@ class DeltaChunk(NamedTuple):
     """(tokens, heads)."""
     log_gate: Any
     """(tokens, heads), or (tokens, heads, key_dim)."""
+    value: Any
+    """(tokens, heads, value_dim)."""
+    query: Any
+    """(tokens, heads, key_dim)."""
+
+
+TILE = 16
+"""Rows of a diagonal block that kernels invert by substitution."""
 
 
 def spread(decay: Any) -> Any:

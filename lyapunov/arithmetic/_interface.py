@@ -287,10 +287,13 @@ class AbstractArithmetic(abc.ABC):
         key_dim): (heads, value_dim)."""
         return self.einsum("hvk,hk->hv", state, query)
 
-    def delta_chunk(self, state: Any, chunk: DeltaChunk) -> tuple[Any, Any]:
+    def delta_chunk(
+        self, state: Any, chunk: DeltaChunk, *, inverted: bool = False
+    ) -> tuple[Any, Any]:
         """A chunk of tokens of the delta rule: the state behind it, and what is read.
 
-        (heads, value_dim, key_dim), and (tokens, heads, value_dim).
+        (heads, value_dim, key_dim), and (tokens, heads, value_dim). `inverted`: u and w
+        are products by an inverse, and not solved for.
         """
         return delta.chunk(self, state, chunk)
 

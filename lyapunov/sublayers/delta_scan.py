@@ -14,12 +14,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..arithmetic import AbstractArithmetic
-from ..arithmetic._delta import DeltaChunk, DeltaToken
+from ..arithmetic._delta import TILE, DeltaChunk, DeltaToken
 from .ssd import chunks
 
-
-TILE = 16
-"""Rows of a diagonal block that fla inverts by substitution."""
 
 CHUNK = (
     "elapsed", "q_operand", "k_operand", "pair_operand", "QK_decayed", "v_beta",
@@ -134,11 +131,11 @@ def chunked_delta(
         reads, reach = at.may_store("q_decayed", at.multiply(q, reach)), None
         keys, left = at.store("k_decayed", at.multiply(k, left)), None
 
-    exact = system, k, rate, gate
+    exact = system, k, rate, gate, v, q
     given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)
 
     def body(at, state, inputs):
-        state, y = at.delta_chunk(state, DeltaChunk(*inputs))
+        state, y = at.delta_chunk(state, DeltaChunk(*inputs), inverted=inverted)
         at.observe("state", state)
         return at.columns(state), y
 

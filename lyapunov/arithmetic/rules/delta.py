@@ -13,6 +13,7 @@ from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage, sums
 from .declared import Declared, unless_overflow
+from .delta_chunk import chunk_by_tokens, dot as _dot, summing as _summing
 
 
 def columns(declared: Declared, state) -> Bounded:
@@ -114,17 +115,48 @@ def read(declared: Declared, state, query) -> Bounded:
     return Bounded(entries.value, jnp.minimum(entries.error, error * SAFETY))
 
 
-def chunk(declared: Declared, state, c: flow.DeltaChunk) -> tuple[Bounded, Bounded]:
+def chunk(
+    declared: Declared, state, c: flow.DeltaChunk, *, inverted: bool = False
+) -> tuple[Bounded, Bounded]:
+    """A chunk of tokens: by its own algorithm, or by its tokens, whichever says more.
+
+    A column of a state is known around one of two centres; entries of what is read
+    are, too.
+    """
+    state = lift(state)
+    c = flow.DeltaChunk(*(None if x is None else lift(x) for x in c))
+    end, y = _by_algorithm(declared, state, c)
+    exact_end, exact_y = chunk_by_tokens(declared, state, c, inverted=inverted)
+    # what a centre is away from the exact one counts, too
+    away = jnp.linalg.norm(end.value - exact_end.value, axis=-1)
+    nearer = end.norm + away <= exact_end.norm
+    end = _chosen(nearer, end, exact_end)
+    nearer = y.error + jnp.abs(y.value - exact_y.value) <= exact_y.error
+    value = jnp.where(nearer, y.value, exact_y.value)
+    return end, Bounded(value, jnp.where(nearer, y.error, exact_y.error))
+
+
+def _chosen(first, one: Bounded, other: Bounded) -> Bounded:
+    """Columns of one where `first`, else of the other."""
+    column = first[..., None]
+    return Bounded(
+        jnp.where(column, one.value, other.value),
+        jnp.where(column, one.error, other.error),
+        jnp.where(first, one.norm, other.norm),
+    )
+
+
+def _by_algorithm(
+    declared: Declared, state: Bounded, c: flow.DeltaChunk
+) -> tuple[Bounded, Bounded]:
     r"""A chunk of tokens, of which the state's own error goes through in L2.
 
     What a chunk writes is $u - w \hat S$. The part $-w (\hat S - S)$ of its error is
     linear in the state's, and what it makes at the chunk's end, with the decayed
-    state, is a product of step matrices times that: no longer than `lengthening` says,
+    state, is a product of step matrices times that: no longer than their norms say,
     and what w and the keys at hand differ from exact ones by. Everything else counts
     by its size: errors of u and of w, roundings, and what stores move.
     """
-    state = lift(state)
-    c = flow.DeltaChunk(*(None if x is None else lift(x) for x in c))
     unit, underflow = declared.model.unit, declared.model.underflow
     terms, tokens = c.w.shape[-1], c.w.shape[0]
     by_key, by_token = _summing(declared, terms), _summing(declared, tokens + 1)
@@ -258,19 +290,7 @@ def _columns_stored(declared: Declared, site: str, x: Bounded):
         return free, moved
     middle = lift(storage.store(declared, numbers, x))
     nearer = middle.norm < free.norm
-    choose = lambda a, b: jnp.where(
-        nearer.reshape(nearer.shape + (1,) * (a.ndim - 2)), a, b
-    )
-    stored = Bounded(
-        *(
-            choose(a, b)
-            for a, b in zip(
-                (middle.value, middle.error, middle.norm),
-                (free.value, free.error, free.norm),
-                strict=True,
-            )
-        )
-    )
+    stored = _chosen(nearer, middle, free)
     return stored, jnp.where(nearer, middle.norm + x.norm, moved)
 
 
@@ -294,21 +314,11 @@ def _stored(declared: Declared, site: str, x: Bounded):
     return Bounded(value, error), jnp.where(nearer, own, half) * SAFETY
 
 
-def _summing(declared: Declared, terms: int):
-    """(1 + u)^depth - 1 of a sum of products, in whichever unit is larger."""
-    unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
-    return jnp.expm1(declared.accumulation_depth(terms) * unit)
-
-
 def _factor(x: Bounded | None):
     """A factor a token and head, and its error; 1 where there is none."""
     if x is None:
         return 1.0, 0.0
     return x.value[..., None], x.error[..., None]
-
-
-def _dot(subscripts: str, x, y):
-    return jnp.einsum(subscripts, x, y, precision="highest")
 
 
 def _smaller(entries: Bounded, radius) -> Bounded:

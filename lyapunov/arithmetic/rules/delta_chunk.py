@@ -1,0 +1,324 @@
+r"""A chunk of a delta rule, bounded by what its tokens make of errors one by one.
+
+Three things move an execution away. What its inputs are off by, which goes through the
+exact recurrence: token by token, by norms of step matrices. What the chunk's own
+algorithm loses of the equations that its writes solve, $(I + A) W = r$: whatever way
+they were solved, the chunk is the recurrence with its i-th write changed by the
+residual of the i-th equation, so that it goes the same way. And what is rounded of the
+solution, which is counted where it is.
+
+The residual of substitution is Higham 2002, theorem 8.5; that of an inverse made of
+tiles, with X the inverse, T the products by tiles in front and $\tau$ the relative
+loss of a product, is at most
+$(\tau + (\gamma + \tau) |I + A_{ii}| |X_{ii}|) \sum_l |A_{il}| |X_{lj}|$.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .. import _delta as flow
+from .._bounded_values import SAFETY, Bounded
+from . import storage
+from .declared import Declared, unless_overflow
+
+
+class Walked(NamedTuple):
+    """What the tokens of a chunk do, in exact arithmetic, and how far off it may be."""
+
+    write: jax.Array
+    """rate (v - k^T S) of each token: (tokens, heads, value_dim)."""
+    off: jax.Array
+    """What an execution may have instead, further by its residual."""
+    length: jax.Array
+    """L2 of each column behind each token."""
+    radius: jax.Array
+    """L2 of what it is off by."""
+
+
+class Losses(NamedTuple):
+    """What an execution loses by its own arithmetic, its inputs as it has them."""
+
+    residual: jax.Array
+    """Of the equations that writes solve: (tokens, heads, value_dim)."""
+    solution: jax.Array
+    """Of what solves them."""
+
+
+def walk(state: Bounded, c: flow.DeltaChunk, residual):
+    """Token after token: (end, `Walked`), where inputs are off and equations left.
+
+    **Arguments:**
+
+    - `residual`: of each token's equation, (tokens, heads, value_dim).
+    """
+
+    def one(carry, token):
+        column, radius = carry
+        key, off_key, rate, off_rate, value, off_value, gate, off_gate, lost = token
+        gate = gate[:, None, None] if gate.ndim == 1 else gate[:, None, :]
+        off_gate = off_gate[:, None, None] if off_gate.ndim == 1 else off_gate[:, None]
+        decay = jnp.exp(gate)
+        drift = decay * jnp.expm1(jnp.minimum(off_gate, 300.0))
+        largest = jnp.max(jnp.minimum(decay + drift, 1.0), axis=-1)
+        drift = jnp.linalg.norm(drift * jnp.abs(column), axis=-1)
+        kept = decay * column
+        length = jnp.linalg.norm(kept, axis=-1)
+        arrived = largest * radius + drift
+        of_key = jnp.linalg.norm(key, axis=-1)[:, None]
+        off_key, size, off_rate = off_key[:, None], rate[:, None], off_rate[:, None]
+        longest, rates = of_key + off_key, jnp.abs(size) + off_rate
+        below_zero = jnp.maximum(off_rate - size, 0.0)
+        through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
+        missed = value - jnp.einsum("hvk,hk->hv", kept, key, precision="highest")
+        own = off_value + off_key * length
+        moved = (rates * off_key + off_rate * of_key) * (jnp.abs(missed) + own)
+        moved = moved + jnp.abs(size) * of_key * own
+        write = size * missed
+        off = rates * (own + longest * arrived) + off_rate * jnp.abs(missed) + lost
+        column = kept + write[..., None] * key[:, None, :]
+        radius = through * arrived + moved + longest * lost
+        seen = Walked(write, off, jnp.linalg.norm(column, axis=-1), radius)
+        return (column, radius), seen
+
+    k, r, v, g = c.key, c.rate, c.value, c.log_gate
+    tokens = (k.value, k.norm, r.value, r.error, v.value, v.error, g.value, g.error)
+    return jax.lax.scan(one, (state.value, state.norm), (*tokens, residual))
+
+
+def losses(
+    declared: Declared, c: flow.DeltaChunk, whole, moved, by_key, *, inverted: bool
+) -> Losses:
+    """What the arithmetic loses of a chunk's writes.
+
+    **Arguments:**
+
+    - `whole`: most that a column is long that the chunk reads, (heads, value_dim);
+      `moved`: what storing it moves. `by_key`: growth of a sum over keys.
+    """
+    unit, tokens, terms = declared.model.unit, c.w.shape[0], c.w.shape[-1]
+    root = terms**0.5
+    first = lambda a: jnp.moveaxis(a, 0, 1)
+    eye = jnp.eye(tokens)
+    size = jnp.abs(c.system.value) + c.system.error
+    growth = jnp.expm1(declared.reduction_depth(tokens + 1) * unit)
+    rates = first(jnp.abs(c.rate.value) + c.rate.error)
+    lengths = first(jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm)
+    decays, between, reach, _, _ = _of_decays(declared, c)
+
+    # the system itself: sums over keys of products with decays in front or behind
+    keys = jnp.abs(c.key.value) + c.key.error
+    alike = dot("ihk,jhk->hij", keys, keys) * rates[..., None] * decays
+    operands = _unit_of(declared, "k_operand") + _unit_of(declared, "pair_operand")
+    of_pairs = jnp.expm1(by_key + 6 * unit + 2 * operands + between)
+    own = alike * of_pairs * jnp.tril(jnp.ones((tokens, tokens)), -1)
+
+    # both right hand sides as they are read: equations with other ones
+    given = first(jnp.abs(c.value.value) + c.value.error) * rates[..., None]
+    erased = (rates * lengths)[..., None]
+    residual_u = jnp.expm1(2 * unit) * given
+    residual_u, given = _with_stores(declared, residual_u, given, 1.0, "v_beta")
+    residual_w = jnp.expm1(3 * unit + reach.T[..., None]) * erased
+    residual_w, erased = _with_stores(
+        declared, residual_w, erased, root, "k_beta", "k_beta_decayed"
+    )
+    u = first(jnp.abs(c.u.value) + c.u.error)
+    w = first(jnp.linalg.norm(c.w.value, axis=-1) + c.w.norm)[..., None]
+    solution_u, solution_w = unit * u, unit * w
+    if "inverse" in declared.sites or inverted:
+        left = lambda x: _of_inverse(declared, size, own, growth, x)
+        inverse = jnp.abs(flow.solve_unit_lower(c.system.value, eye))
+        inverse = inverse + declared.solve_unit_lower(c.system, eye).error
+        ceiling = eye + rates[..., None] * decays * _ceiling(c, lengths)
+        inverse = jnp.minimum(inverse, ceiling)
+        # what is computed is no larger than this and `more`, if that reproduces itself
+        more = 4.0 * inverse @ left(inverse)
+        found = left(inverse + more)
+        known = jnp.all(inverse @ found <= more, axis=(-2, -1), keepdims=True)
+        inverse = jnp.where(known, inverse + more, jnp.inf)
+        residual_u = residual_u + found @ given
+        residual_w = residual_w + found @ erased
+        depth = declared.accumulation_depth(tokens)
+        of_sum = jnp.expm1(depth * declared.model.accumulator_unit)
+        stored = jnp.zeros_like(inverse)
+        stored, inverse = _with_stores(declared, stored, inverse, 1.0, "inverse")
+        solution_u = solution_u + stored @ given + of_sum * (inverse @ given)
+        u = jnp.minimum(u, inverse @ given * (1.0 + of_sum))
+        stored, inverse = _with_stores(
+            declared, stored, inverse, 1.0, "inverse_operand"
+        )
+        solution_w = solution_w + stored @ erased + of_sum * (inverse @ erased)
+        w = jnp.minimum(w, inverse @ erased * (1.0 + of_sum))
+    else:
+        left = growth * (eye + size) + own
+        residual_u, residual_w = residual_u + left @ u, residual_w + left @ w
+    solution_u, u = _with_stores(declared, solution_u, u, 1.0, "u")
+    solution_w, w = _with_stores(declared, solution_w, w, root, "w")
+
+    back = lambda a: jnp.moveaxis(a, 1, 0)
+    residual = back(residual_u) + back(residual_w) * whole
+    w = back(w)
+    solution = back(solution_u) + (back(solution_w) + by_key * w) * whole + w * moved
+    flushed = declared.model.underflow * 4 * (tokens + terms)
+    flushed = flushed * (1.0 + jnp.max(whole) + jnp.max(given))
+    return Losses(residual + flushed, solution + flushed)
+
+
+def _with_stores(declared: Declared, lost, size, root: float, *sites: str):
+    """What is lost and how large the rest may be, behind stores one after another."""
+    for site in sites:
+        if site in declared.sites:
+            off = _unit_of(declared, site) * size + root * _least(declared, site)
+            lost, size = lost + off, size + off
+    return lost, size
+
+
+def _of_inverse(declared: Declared, size, own, growth, inverse):
+    """Most that (1 + A) X - 1 is, of a computed X no larger than `inverse`."""
+    tokens = size.shape[-1]
+    eye = jnp.eye(tokens)
+    if "tile_operand" not in declared.sites:
+        return (growth * (eye + size) + own) @ inverse
+    of_sum = declared.accumulation_depth(tokens) * declared.model.accumulator_unit
+    made = jnp.expm1(of_sum + 2 * _unit_of(declared, "tile_operand"))
+    place = jnp.arange(tokens) // flow.TILE
+    tiles = jnp.where(place[:, None] == place[None, :], 1.0, 0.0)
+    front = (1.0 + made) * size @ inverse
+    solved = ((eye + size) * tiles) @ (inverse * tiles)
+    return own @ inverse + made * front + (growth + made) * solved @ (eye + front)
+
+
+def _of_decays(declared: Declared, c: flow.DeltaChunk):
+    """Decays between tokens, (heads, later, earlier), and from the start of the chunk
+    on, at most; and what arithmetic loses of both, and of those until its end."""
+    gate = c.log_gate.value.reshape(*c.log_gate.shape[:2], -1)
+    off = c.log_gate.error.reshape(gate.shape)
+    elapsed = jnp.cumsum(jnp.max(gate, axis=-1), axis=0)
+    passed = jnp.cumsum(jnp.max(jnp.abs(gate) + off, axis=-1), axis=0)
+    spread = jnp.cumsum(jnp.max(off, axis=-1), axis=0)
+    apart = elapsed[:, None] - elapsed[None] + spread[:, None]
+    decays = jnp.exp(jnp.minimum(apart, 0.0)).transpose(2, 0, 1)
+    of_pairs = (passed[:, None] + passed[None]).transpose(2, 0, 1)
+    start = jnp.exp(jnp.minimum(elapsed + spread, 0.0))
+    lost = lambda size: _exponent_lost(declared, size)
+    return decays, lost(of_pairs), lost(passed), lost(passed + passed[-1:]), start
+
+
+def _exponent_lost(declared: Declared, passed):
+    """Relative loss of exp of sums of gates whose sizes add up to `passed`."""
+    model = declared.model
+    levels = declared.scan_depth + 2
+    argument = jnp.expm1(levels * model.unit) + 2 * model.unit + model.exp_argument
+    argument = argument + _unit_of(declared, "elapsed")
+    return jnp.expm1(jnp.minimum(argument * passed + model.exp_relative, 300.0))
+
+
+def _ceiling(c: flow.DeltaChunk, lengths):
+    """|k_i| |k_j| times norms of the steps between: of entries of the inverse below
+    its diagonal, over the rate (`proofs.delta_inverse`)."""
+    share = (jnp.abs(c.rate.value) + c.rate.error).T * lengths**2
+    norms = jnp.cumsum(jnp.log(jnp.maximum(share - 1.0, 1.0)), axis=-1)
+    grown = jnp.exp(jnp.maximum(norms[..., :, None] - norms[..., None, :], 0.0))
+    below = jnp.tril(jnp.ones(grown.shape[-2:]), -1)
+    return lengths[..., :, None] * lengths[..., None, :] * grown * below
+
+
+def _unit_of(declared: Declared, site: str):
+    """What a store loses relative to what it stores; 0 where there is none."""
+    if site not in declared.sites:
+        return 0.0
+    return declared.sites[site].unit
+
+
+def chunk_by_tokens(
+    declared: Declared, state: Bounded, c: flow.DeltaChunk, *, inverted: bool
+) -> tuple[Bounded, Bounded]:
+    """The state behind a chunk and what is read, around exact ones."""
+    model = declared.model
+    unit, underflow = model.unit, model.underflow
+    terms, tokens = c.w.shape[-1], c.w.shape[0]
+    root = terms**0.5
+    by_key, by_token = (summing(declared, n) for n in (terms, tokens + 1))
+
+    longest = jnp.linalg.norm(state.value, axis=-1) + state.norm
+    moved, whole = _with_stores(
+        declared, jnp.zeros_like(longest), longest, root, "chunk_state"
+    )
+    lost = losses(declared, c, whole, moved, by_key, inverted=inverted)
+    (end, radius), seen = walk(state, c, lost.residual)
+    most = jnp.abs(seen.write) + seen.off
+    written = lost.solution + unit * (most + lost.solution)
+    kept = most + written
+    column = lambda a: a[..., None]
+    decays, between, reach, until, start = _of_decays(declared, c)
+
+    # the state at the end: what solutions are off by, and its own sums
+    fading = column(decays[:, -1].T)
+    ended = written + jnp.expm1(2 * unit + column(until)) * kept
+    ended, size = _with_stores(
+        declared, ended * fading, (kept + ended) * fading, 1.0, "v_new_decayed"
+    )
+    of_keys = jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm
+    read = by_token + _unit_of(declared, "k_operand") + _unit_of(declared, "k_decayed")
+    ended = dot("jh,jhv->hv", of_keys, ended + read * size)
+    held = column(start[-1]) * longest
+    ended = ended + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
+    ended = ended + root * underflow * (4 * tokens + jnp.sum(kept, axis=0))
+    ended = ended + root * _least(declared, "k_decayed") * jnp.sum(size, axis=0)
+    radius = unless_overflow(declared, held + jnp.sum(kept, axis=0), radius + ended)
+    radius = radius * SAFETY
+    error = jnp.broadcast_to(radius[..., None], end.shape)
+
+    # what is read
+    q = c.query
+    of_query = column(jnp.linalg.norm(q.value, axis=-1) + q.norm)
+    y = _exact_reads(state, c, seen.write)
+    found = of_query * seen.radius + column(q.norm) * seen.length
+    of_start = jnp.expm1(by_key + 3 * unit + column(reach))
+    of_start = of_start + _unit_of(declared, "q_operand")
+    of_start = of_start + _unit_of(declared, "q_decayed")
+    found = found + of_query * column(start) * (moved + of_start * whole)
+    found = found + root * _least(declared, "q_decayed") * whole
+    keys = jnp.abs(c.key.value) + c.key.error
+    pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
+    pairs = pairs * jnp.tril(jnp.ones((tokens, tokens)))
+    operands = 2 * _unit_of(declared, "pair_operand")
+    operands = operands + _unit_of(declared, "q_operand")
+    operands = operands + _unit_of(declared, "k_operand")
+    pairs = pairs * jnp.expm1(by_key + 5 * unit + operands + between)
+    shown = jnp.abs(c.pairs.value) + c.pairs.error
+    pairs, shown = _with_stores(declared, pairs, shown, 1.0, "QK_decayed")
+    fresh, kept = _with_stores(declared, written, kept, 1.0, "v_new")
+    found = found + dot("hij,jhv->ihv", pairs, kept)
+    found = found + dot("hij,jhv->ihv", shown, fresh + by_token * kept)
+    found = found + unit * (jnp.abs(y) + found)
+    flushed = underflow * (4 * (terms + tokens) + jnp.max(kept) + jnp.max(whole))
+    largest = dot("hij,jhv->ihv", shown, kept) + of_query * whole
+    found = unless_overflow(declared, largest, found + flushed)
+    return Bounded(end, error, radius), Bounded(y, found * SAFETY)
+
+
+def _exact_reads(state: Bounded, c: flow.DeltaChunk, write):
+    gate = c.log_gate.value
+    elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
+    before = dot("ihk,hvk->ihv", c.query.value * jnp.exp(elapsed), state.value)
+    return before + dot("hij,jhv->ihv", c.pairs.value, write)
+
+
+def _least(declared: Declared, site: str):
+    """Most that a store loses of what is below its normal numbers."""
+    if site not in declared.sites:
+        return 0.0
+    return storage.rounding_error_bound(0.0, declared.sites[site])
+
+
+def summing(declared: Declared, terms: int):
+    """(1 + u)^depth - 1 of a sum of products, in whichever unit is larger."""
+    unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
+    return jnp.expm1(declared.accumulation_depth(terms) * unit)
+
+
+def dot(subscripts: str, x, y):
+    """An exact einsum."""
+    return jnp.einsum(subscripts, x, y, precision="highest")
