@@ -27,7 +27,7 @@ from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._called import called
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import at_once, emptied, over_blocks
-from .rules import delta, entries, functions, rows, scans, storage, sums
+from .rules import delta, delta_chunk, entries, functions, rows, scans, storage, sums
 
 
 def _operation(rule: Callable) -> Any:
@@ -168,7 +168,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
 
     columns = _in_place(delta.columns)
     store_columns = _operation(delta.store_columns)
-    solve_unit_lower = _operation(delta.solve_unit_lower)
+    solve_unit_lower = _operation(delta_chunk.solve_unit_lower)
     delta_step = _operation(delta.step)
     delta_read = _operation(delta.read)
     delta_chunk = _operation(delta.chunk)

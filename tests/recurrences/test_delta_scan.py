@@ -13,9 +13,9 @@ import pytest
 
 from lyapunov.arithmetic import BoundedArithmetic, Exact, Rounded
 from lyapunov.formats import FORMATS, round_to, state_format_named
+from lyapunov.implementations.fla.networks import chunk_sites
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.delta_scan import (
-    CHUNK,
     Tokens,
     chunked_delta,
     recurrent_delta,
@@ -77,7 +77,7 @@ FORMS = {
     ),
     "chunks, all stored": (
         functools.partial(chunked_delta, chunk=WIDTH),
-        dict.fromkeys(CHUNK, "bf16"),
+        {**chunk_sites("gated_delta", FORMATS["bf16"])},
     ),
 }
 RATIOS = {
@@ -99,7 +99,8 @@ CASES = {
 
 
 def numbers(sites) -> dict[str, Any]:
-    return {name: state_format_named(fmt).numbers() for name, fmt in sites.items()}
+    named = lambda one: state_format_named(one) if isinstance(one, str) else one
+    return {name: named(fmt).numbers() for name, fmt in sites.items()}
 
 
 @functools.cache
@@ -128,7 +129,16 @@ def test_both_forms_are_the_recurrence(form, case):
     np.testing.assert_allclose(after, end, rtol=0, atol=most)
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("fading", "by key")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow])
+        for case in CASES
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_rounded_leaves_its_bound(form, case):
     """Assert it entry by entry and column by column, and that both say something."""

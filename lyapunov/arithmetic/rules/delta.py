@@ -21,38 +21,6 @@ def columns(declared: Declared, state) -> Bounded:
     return lift(state)
 
 
-def solve_unit_lower(declared: Declared, system, x) -> Bounded:
-    r"""Backward error of substitution, componentwise, in any order of sums.
-
-    $(I + A' + \Delta) y' = x'$ with $|\Delta| \le \gamma (I + |A'|)$ (Higham 2002,
-    theorem 8.5). With $N = e_A + \gamma (I + |A| + e_A)$, strictly lower but for
-    $\gamma$, $|y' - y| \le (I - |L| N)^{-1} |L| (e_x + N |y|)$, L the inverse.
-    """
-    system, x = lift(system), lift(x)
-    rows = system.shape[-1]
-    growth = jnp.expm1(declared.reduction_depth(rows + 1) * declared.model.unit)
-    eye, below = jnp.eye(rows), jnp.tril(jnp.ones((rows, rows)), -1)
-    size, error = (jnp.abs(a) * below for a in (system.value, system.error))
-    own = error + growth * (eye + size + error)
-    inverse = flow.solve_unit_lower(system.value, eye)
-    value = jnp.matmul(inverse, x.value, precision="highest")
-    inverse = jnp.abs(inverse)
-    moved = inverse @ own
-    most = jnp.abs(value) + x.error
-    least = inverse @ (x.error + own @ jnp.abs(value))
-    # 1 - its diagonal in front: what is left is of unit diagonal
-    scale = 1.0 - jnp.diagonal(moved, axis1=-2, axis2=-1)[..., None]
-    known = scale > 0.5
-    scale = jnp.where(known, scale, 1.0)
-    spread = flow.solve_unit_lower(-moved * below / scale, least / scale)
-    flushed = declared.model.underflow * (2 * rows) * (inverse @ (1.0 + most))
-    rounding = declared.model.unit * most
-    total = jnp.sum(most, axis=-2, keepdims=True)
-    rounding = unless_overflow(declared, total, rounding + flushed)
-    error = jnp.where(known, spread, jnp.inf) + rounding
-    return Bounded(value, error * SAFETY)
-
-
 def step(declared: Declared, state, token: flow.DeltaToken) -> Bounded:
     r"""One token: elementwise, and by the norm of its step matrix.
 

@@ -18,10 +18,43 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...formats import is_state_numbers
 from .. import _delta as flow
-from .._bounded_values import SAFETY, Bounded
+from .._bounded_values import SAFETY, Bounded, lift
 from . import storage
 from .declared import Declared, unless_overflow
+
+
+def solve_unit_lower(declared: Declared, system, x) -> Bounded:
+    r"""Backward error of substitution, componentwise, in any order of sums.
+
+    $(I + A' + \Delta) y' = x'$ with $|\Delta| \le \gamma (I + |A'|)$ (Higham 2002,
+    theorem 8.5). With $N = e_A + \gamma (I + |A| + e_A)$, strictly lower but for
+    $\gamma$, $|y' - y| \le (I - |L| N)^{-1} |L| (e_x + N |y|)$, L the inverse.
+    """
+    system, x = lift(system), lift(x)
+    rows = system.shape[-1]
+    growth = jnp.expm1(declared.reduction_depth(rows + 1) * declared.model.unit)
+    eye, below = jnp.eye(rows), jnp.tril(jnp.ones((rows, rows)), -1)
+    size, error = (jnp.abs(a) * below for a in (system.value, system.error))
+    own = error + growth * (eye + size + error)
+    inverse = flow.solve_unit_lower(system.value, eye)
+    value = jnp.matmul(inverse, x.value, precision="highest")
+    inverse = jnp.abs(inverse)
+    moved = inverse @ own
+    most = jnp.abs(value) + x.error
+    least = inverse @ (x.error + own @ jnp.abs(value))
+    # 1 - its diagonal in front: what is left is of unit diagonal
+    scale = 1.0 - jnp.diagonal(moved, axis1=-2, axis2=-1)[..., None]
+    known = scale > 0.5
+    scale = jnp.where(known, scale, 1.0)
+    spread = flow.solve_unit_lower(-moved * below / scale, least / scale)
+    flushed = declared.model.underflow * (2 * rows) * (inverse @ (1.0 + most))
+    rounding = declared.model.unit * most
+    total = jnp.sum(most, axis=-2, keepdims=True)
+    rounding = unless_overflow(declared, total, rounding + flushed)
+    error = jnp.where(known, spread, jnp.inf) + rounding
+    return Bounded(value, error * SAFETY)
 
 
 class Walked(NamedTuple):
@@ -129,7 +162,7 @@ def losses(
     if "inverse" in declared.sites or inverted:
         left = lambda x: _of_inverse(declared, size, own, growth, x)
         inverse = jnp.abs(flow.solve_unit_lower(c.system.value, eye))
-        inverse = inverse + declared.solve_unit_lower(c.system, eye).error
+        inverse = inverse + solve_unit_lower(declared, c.system, eye).error
         ceiling = eye + rates[..., None] * decays * _ceiling(c, lengths)
         inverse = jnp.minimum(inverse, ceiling)
         # what is computed is no larger than this and `more`, if that reproduces itself
@@ -228,7 +261,9 @@ def _unit_of(declared: Declared, site: str):
     """What a store loses relative to what it stores; 0 where there is none."""
     if site not in declared.sites:
         return 0.0
-    return declared.sites[site].unit
+    numbers = declared.sites[site]
+    assert not is_state_numbers(numbers)
+    return numbers.unit
 
 
 def chunk_by_tokens(
@@ -310,7 +345,9 @@ def _least(declared: Declared, site: str):
     """Most that a store loses of what is below its normal numbers."""
     if site not in declared.sites:
         return 0.0
-    return storage.rounding_error_bound(0.0, declared.sites[site])
+    numbers = declared.sites[site]
+    assert not is_state_numbers(numbers)
+    return storage.rounding_error_bound(jnp.zeros(()), numbers)
 
 
 def summing(declared: Declared, terms: int):
