@@ -91,7 +91,8 @@ def _config(model: str) -> dict[str, Any] | None:
     """config.json of a Mamba that experiments.train wrote; None of any other model."""
     settings = settings_of(model)
     if settings is not None and "ssm_cfg" not in settings:
-        raise Problem(f"{model} has no recurrence of Mamba's", "leave out of --models")
+        wrong = f"{model} has no recurrence of a Mamba"
+        raise Problem(wrong, "leave it out of --models")
     return settings
 
 
