@@ -1,0 +1,214 @@
+"""Delta rules on fla's kernels: bounds and estimates beside what was measured.
+
+`python -m analysis.delta_rule` needs an NVIDIA GPU with fla-core and transformers. The
+trained Gated DeltaNet and Kimi Delta Attention run whole and by steps; every element of
+every tensor that is seen is held to its bounds. Kernels are broken on purpose, as
+shipped ones were. State formats are compared by steps, emulated. It writes
+delta_rule.json and .md; each row is a process of its own, and a run that was cut goes
+on where it was.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from studies.files import as_json, finite, write
+from studies.study import Study, promote
+
+from ._delta_faults import FAULTS, patched
+from .cross_check import row
+
+
+ROOT = Path(__file__).parents[1]
+STUDY = Study(
+    "analysis.delta_rule",
+    "6 minutes beside an H200 with 16 cores; it goes on where it ended",
+    Path(__file__).parent / "results" / "delta_rule.json",
+    ("fla", "transformers", "torch"),
+    gpu=True,
+)
+MODELS = ("gated_delta", "kimi_delta")
+PRECISIONS = ("bf16", "fp16", "fp32")
+STATES = ("fp32", "bf16", "fp16", "bf16-stochastic", "int8-scaled", "fp8_e4m3-scaled")
+BROKEN = 512
+"""Tokens on which kernels are broken."""
+
+
+class Case(NamedTuple):
+    """One execution of one network."""
+
+    model: str
+    mode: str
+    length: int
+    precision: str
+    measure: str
+    state: str | None = None
+    fault: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Says all of it."""
+        return ", ".join(str(part) for part in self if part is not None)
+
+
+def cases() -> list[Case]:
+    """All of them, those that say most first."""
+    found = []
+    lengths = (("prefill", 512), ("decode", 128), ("prefill", 2049), ("prefill", 128))
+    for mode, length in lengths:
+        for model in MODELS:
+            found += [Case(model, mode, length, p, "fla") for p in PRECISIONS]
+        if length == BROKEN:
+            first = MODELS[0]
+            found += [
+                Case(first, mode, length, "bf16", "fla", fault=name) for name in FAULTS
+            ]
+            found += [
+                Case(model, "decode", 128, "bf16", "emulated", state=state)
+                for model in MODELS
+                for state in STATES
+            ]
+    return [case for case in found if folder(case.model).exists()]
+
+
+def folder(model: str) -> Path:
+    """Where a trained network lies."""
+    return ROOT / "experiments" / "models" / model
+
+
+def run(case: Case) -> dict[str, Any]:
+    """A case's row."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import lyapunov
+
+    from .perturbation import english
+
+    model = lyapunov.load(folder(case.model))
+    ids = english(model, case.length).reshape(1, -1)
+    began = time.perf_counter()
+    with patched(case.fault) if case.fault else nullcontext():
+        report = lyapunov.check(
+            model,
+            ids,
+            precisions=[case.precision],
+            mode=case.mode,
+            measure=case.measure,
+            state_precision=case.state,
+            growth=False,
+        )
+    found = row(report, report.precisions[0])
+    positions = found.pop("by_position")
+    return {
+        "case": case.name,
+        **case._asdict(),
+        **found,
+        "kl_last": positions["kl"][-1] if positions["kl"] else None,
+        "exponents": {"max": report.exponents.max, "min": report.exponents.min},
+        "seconds": round(time.perf_counter() - began, 1),
+        "environment": report.environment,
+    }
+
+
+def main(given: list[str] | None = None) -> None:
+    """Run what is missing, or one case of it."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    asked = parser.parse_args(given)
+    if asked.case:
+        print(json.dumps(finite(run(Case(*json.loads(asked.case))))), flush=True)
+        return
+    STUDY.begin(asked.out)
+    working, known = STUDY.working(asked.out), STUDY.committed
+    result: dict[str, Any] = {"environments": [], "rows": [], "failed": {}}
+    if known is not None and known.exists():
+        result = json.loads(known.read_text())
+    have = {one["case"] for one in result["rows"]}
+    waiting = [case for case in cases() if case.name not in have]
+    left = run_all(result, waiting, working, asked.jobs, asked.budget)
+    write(working.with_suffix(".md"), page(result))
+    promote(working, asked.out, [*result["failed"], *left])
+
+
+def run_all(
+    result: dict[str, Any], waiting: list[Case], path: Path, jobs: int, budget: float
+) -> list[str]:
+    """Run cases side by side; gives the names of those for which no time was left."""
+    running: dict[Case, subprocess.Popen] = {}
+    ended = time.monotonic() + budget
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    while waiting or running:
+        late = time.monotonic() > ended
+        while waiting and not late and len(running) < jobs:
+            case = waiting.pop(0)
+            running[case] = subprocess.Popen(
+                [sys.executable, "-m", STUDY.name, "--case", json.dumps(case)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        for case, process in list(running.items()):
+            if late:
+                process.kill()
+            elif process.poll() is None:
+                continue
+            out, said = process.communicate()
+            del running[case]
+            _take_in(result, case, out, said, late)
+            write(path, as_json(result))
+        if late:
+            break
+        time.sleep(0.2)
+    return [case.name for case in waiting]
+
+
+def _take_in(result: dict, case: Case, out: str, said: str, late: bool) -> None:
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if not lines:
+        last = [line for line in said.splitlines() if line.strip()]
+        result["failed"][case.name] = "out of time" if late else last[-1][:300]
+        print(f"{case.name}: {result['failed'][case.name]}", file=sys.stderr)
+        return
+    found = json.loads(lines[-1])
+    environment = found.pop("environment")
+    if environment not in result["environments"]:
+        result["environments"].append(environment)
+    found["environment"] = result["environments"].index(environment)
+    result["rows"].append(found)
+    result["failed"].pop(case.name, None)
+    told = f"{found['violations']} violations, t1 {found['t1_ratio']}"
+    print(f"{case.name}: {told}, {found['seconds']} s", file=sys.stderr, flush=True)
+
+
+def page(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = ["# Delta rules on fla's kernels", ""]
+    head = (
+        "| case | violations | elements | T0 | T1 | rel L2 | sigma | z | KL | flips |"
+    )
+    lines += [head, "|---" * 10 + "|"]
+    for one in result["rows"]:
+        cells = [one["case"], one["violations"], one["elements"]]
+        for name in ("t0_ratio", "t1_ratio"):
+            span = one[name]
+            cells.append("–" if span is None else f"{span[0]:.3g} to {span[1]:.3g}")
+        for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean"):
+            cells.append("–" if one[name] is None else f"{one[name]:.3g}")
+        cells.append(f"{one['flips']} of {one['tokens']}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
