@@ -14,7 +14,7 @@ from lyapunov._errors import UsageError
 from lyapunov.arithmetic import BoundedArithmetic, Exact
 from lyapunov.formats import BF16
 from lyapunov.implementations.transformers.mamba1 import TORCH
-from lyapunov.sublayers.ssd import _chunks, chunked_scan
+from lyapunov.sublayers.ssd import chunked_scan, chunks
 from oracles.kernels.mamba1 import cast
 from oracles.kernels.mamba2 import Shape, Ssd
 
@@ -31,11 +31,11 @@ def test_chunks_begin_with_calls(calls, chunk):
     """Assert the tokens of each chunk, zeros behind them, and the way back."""
     seq = sum(calls) or 11
     tokens = jnp.arange(1, seq + 1)
-    cut, joined = _chunks(seq, chunk, calls)
-    chunks = np.asarray(cut(tokens))
-    np.testing.assert_array_equal(joined(chunks), tokens)
+    cut, joined = chunks(seq, chunk, calls)
+    parts = np.asarray(cut(tokens))
+    np.testing.assert_array_equal(joined(parts), tokens)
     began = []
-    for row in chunks:
+    for row in parts:
         own = row[row > 0]
         assert 0 < len(own) <= chunk
         assert np.all(row[len(own) :] == 0)
@@ -52,7 +52,7 @@ def test_chunks_begin_with_calls(calls, chunk):
 
 def test_calls_of_other_tokens_are_refused():
     with pytest.raises(UsageError, match="5 tokens are not what calls of 2, 2"):
-        _chunks(5, 4, (2, 2))
+        chunks(5, 4, (2, 2))
 
 
 @pytest.fixture(scope="module")
