@@ -115,7 +115,7 @@ def chunk(at: Any, state: Any, c: DeltaChunk) -> tuple[Any, Any]:
 
 
 def solve_unit_lower(
-    system: Float[Array, "*batch rows rows"], x: Float[Array, "*batch rows columns"]
+    system: Float[Array, "*batch rows rows"], x: Float[Array, "... rows columns"]
 ) -> Float[Array, "*batch rows columns"]:
     """(1 + system)^-1 x; what is on and above the diagonal of `system` is not read.
 

@@ -13,6 +13,21 @@ import numpy as np
 from lyapunov.arithmetic import Bounded, Operation, Weight
 from lyapunov.arithmetic.rules import scans
 
+from .delta_by_numpy import (
+    BELOW,
+    CHUNK,
+    COLUMNS,
+    DELTA,
+    by_channel,
+    delta_chunk,
+    delta_chunked,
+    delta_step,
+    delta_stepped,
+    substituted,
+    total,
+    unread,
+)
+
 
 CAUSAL = np.tril(np.ones((3, 4)), k=1)
 WEIGHT = np.array([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -3.0]])
@@ -30,11 +45,6 @@ class Case:
     """What an execution's operands are in: `any`, `>=0`, `<=0`, or `share` of 1."""
     wide: bool = False
     """Whether more entries are lost than NaN spreads to."""
-
-
-def total(terms, axis):
-    """A sum of one term after another."""
-    return np.take(np.cumsum(terms, axis=axis, dtype=terms.dtype), -1, axis=axis)
 
 
 def one_hot_of_largest(x, count):
@@ -268,6 +278,53 @@ CASES = {
         lambda at, h: at.contract(at.initial_state(h), np.ones(4)),
         lambda h: total(h, 0),
         (STATE,),
+    ),
+    "unit_normalise": Case(
+        lambda at, x: at.unit_normalise(x, 1e-6),
+        lambda x: x / np.sqrt(total(x * x, -1)[..., None] + x.dtype.type(1e-6)),
+    ),
+    "solve_unit_lower": Case(
+        lambda at, system, x: at.solve_unit_lower(at.mask(system, BELOW), x),
+        lambda system, x: substituted(system * BELOW.astype(x.dtype), x),
+        ((2, 3, 3), (2, 3, 2)),
+        ("any", "any"),
+        wide=True,
+    ),
+    "columns": Case(lambda at, x: at.columns(x), lambda x: x, (COLUMNS,)),
+    "store_columns": Case(
+        lambda at, x: at.store_columns("kept", x),
+        lambda x: x.astype(np.float16),
+        (COLUMNS,),
+        wide=True,
+    ),
+    "updated": Case(lambda at, x, y: at.updated(x, y), np.add, **PAIR),
+    "delta_read": Case(
+        lambda at, state, query: at.delta_read(at.columns(state), query),
+        lambda state, query: total(state * query[:, None], -1),
+        (COLUMNS, (2, 3)),
+        ("any", "any"),
+    ),
+    "delta_step": Case(delta_step, delta_stepped, **DELTA),
+    "delta_step by channel": Case(delta_step, delta_stepped, **by_channel(DELTA)),
+    "delta_chunk": Case(
+        lambda at, *given: delta_chunk(at, *given)[0],
+        lambda *given: delta_chunked(*given)[0],
+        **CHUNK,
+    ),
+    "delta_chunk by channel": Case(
+        lambda at, *given: delta_chunk(at, *given)[0],
+        lambda *given: delta_chunked(*given)[0],
+        **by_channel(CHUNK),
+    ),
+    "delta_chunk state": Case(
+        lambda at, *given: delta_chunk(at, given[0], *given)[1],
+        lambda *given: delta_chunked(given[0], *given)[1],
+        **unread(CHUNK),
+    ),
+    "delta_chunk state by channel": Case(
+        lambda at, *given: delta_chunk(at, given[0], *given)[1],
+        lambda *given: delta_chunked(given[0], *given)[1],
+        **unread(by_channel(CHUNK)),
     ),
     "scan": Case(
         scan,

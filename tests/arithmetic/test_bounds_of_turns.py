@@ -189,7 +189,9 @@ def test_a_stored_angle_is_held_to_the_turn_it_stands_on(rng):
     # some stand on the other side of the turn
     astray = np.abs(stored - value) > np.pi
     assert 100 < astray.sum() < astray.size - 100
-    at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
+    at = interpreter(
+        sites={"angle": BF16.numbers()}, anchors={"angle": jnp.asarray(stored)}
+    )
     kept = at.store("angle", as_bounded(value, error), angle=True)
     np.testing.assert_array_equal(kept.value, stored)
     bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
@@ -208,7 +210,9 @@ def test_with_an_error_above_pi_the_nearest_turn_counts(rng):
     held = np.mod(value + error * share, TURN)
     stored = Rounded({"angle": BF16.numbers()}).store("angle", held, angle=True)
     stored = np.asarray(stored, np.float64)
-    at = interpreter(sites={"angle": BF16.numbers()}, anchors={"angle": stored})
+    at = interpreter(
+        sites={"angle": BF16.numbers()}, anchors={"angle": jnp.asarray(stored)}
+    )
     at.store("angle", as_bounded(value, error), angle=True)
     bound, limit = at.records["angle"].value, np.asarray(at.records["angle"].error)
     assert (np.abs(stored - np.asarray(bound)) <= limit).all()

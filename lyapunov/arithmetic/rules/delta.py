@@ -80,7 +80,8 @@ def read(declared: Declared, state, query) -> Bounded:
     error = error + _summing(declared, terms) * (of_query + off) * whole
     error = error + declared.model.underflow * (2 * terms + of_query + off)
     error = error + declared.model.unit * (jnp.abs(entries.value) + error)
-    return Bounded(entries.value, jnp.minimum(entries.error, error * SAFETY))
+    error = unless_overflow(declared, (of_query + off) * whole, error * SAFETY)
+    return Bounded(entries.value, jnp.minimum(entries.error, error))
 
 
 def chunk(
