@@ -34,6 +34,7 @@ CAST: dict[str, tuple[str, ...]] = {
     "mamba1": (*_IN_OUT, "x_proj", "dt_proj"),
     "mamba2": _IN_OUT,
     "mamba3": _IN_OUT,
+    "short_conv": _IN_OUT,
     "attention": _ATTENTION,
     "mlp": _MLP,
     "experts": (
@@ -53,6 +54,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         *_norms("norm", "gate_norm", "B_norm", "C_norm"),
         *("dt_bias", "D", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o"),
     ),
+    "short_conv": (*_norms("norm"), *_CONV),
     "attention": (*_AROUND, *_HEAD_NORMS, *_CONV),
     "mlp": _AROUND,
     # added to scores in fp32 where experts are chosen

@@ -15,3 +15,4 @@ from .mamba2 import Mamba2Sizes as Mamba2Sizes
 from .mamba3 import Mamba3Sizes as Mamba3Sizes
 from .mlp import MlpSizes as MlpSizes
 from .shared import SharedSizes as SharedSizes
+from .short_conv import ShortConvSizes as ShortConvSizes

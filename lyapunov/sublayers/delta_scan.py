@@ -24,6 +24,8 @@ CHUNK = (
     "q_decayed", "chunk_state", "k_decayed", "v_new", "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
+BY_KEY = ("pair_operand", "q_decayed", "k_decayed")
+"""Those of them where every channel of a key has a decay of its own."""
 
 
 class Tokens(NamedTuple):

@@ -25,7 +25,7 @@ from ._sublayer import (
     as_stored,
     within,
 )
-from .delta_scan import CHUNK, Tokens, chunked_delta, recurrent_delta
+from .delta_scan import BY_KEY, CHUNK, Tokens, chunked_delta, recurrent_delta
 from .norm import Norm, normalise
 from .sites import FRONT
 from .token_blocks import in_token_blocks, tokens_at_once
@@ -33,8 +33,9 @@ from .token_blocks import in_token_blocks, tokens_at_once
 
 DELTA = (
     *FRONT, "q", "k", "v", "z", "gate_logit", "rate_logit", "conv_sum", "conv", "rate",
-    "softplus", "q_unit", "k_unit", *CHUNK, "state", "state_read", "scan_output",
-    "silu_z", "gate_norm_hat", "gate_norm", "gated", "out",
+    "softplus", "q_unit", "k_unit", *(site for site in CHUNK if site not in BY_KEY),
+    "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
+    "gated", "out",
 )  # fmt: skip
 """Sites of a mixer whose recurrence is a delta rule."""
 

@@ -75,6 +75,7 @@ KINDS = Kinds(
     mlp="MlpSizes",
     experts="ExpertsSizes",
     shared="SharedSizes",
+    short_conv="ShortConvSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -186,6 +186,19 @@ CONFIGURATIONS = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     },
+    "lfm2": {
+        "windows and attention": {
+            **SMALL, **ATTENTION, "num_hidden_layers": 2, "intermediate_size": 40,
+            "block_multiple_of": 8, "layer_types": ["conv", "full_attention"],
+            "pad_token_id": 0,
+        },
+        "biases, four taps, untied": {
+            **SMALL, **ATTENTION, "num_hidden_layers": 2, "intermediate_size": 40,
+            "block_auto_adjust_ff_dim": False, "conv_bias": True, "conv_L_cache": 4,
+            "tie_word_embeddings": False, "layer_types": ["full_attention", "conv"],
+            "pad_token_id": 0,
+        },
+    },
     "lara_mini": {
         "windows": {
             **SMALL, **ATTENTION, **LINEAR, **QWEN_EXPERTS, "head_dim": 16,

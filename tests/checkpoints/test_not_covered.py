@@ -53,6 +53,7 @@ def test_it_is_said_what_there_is_instead(model_type):
     assert family.title in error.message
     assert "is not covered as a checkpoint" in error.message
     assert family.recurrence in error.message
+    assert family.beside in error.message
     assert "nearest" not in error.hint
     assert "no SSM" not in error.message
     if family.recurrence == WINDOW:
@@ -70,11 +71,6 @@ SMALL = {
     "recurrent_gemma": {
         "num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 16,
         "num_attention_heads": 2, "lru_width": 16,
-    },
-    "lfm2": {
-        "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16,
-        "num_attention_heads": 2, "num_key_value_heads": 1,
-        "layer_types": ["conv", "full_attention"],
     },
 }  # fmt: skip
 
@@ -100,7 +96,7 @@ def test_what_transformers_saves_is_named(tmp_path, model_type, door):
     assert caught.value.hint == NOT_COVERED[model_type].hint
 
 
-@pytest.mark.parametrize("inner", ["glm5_next_text", "lfm2"])
+@pytest.mark.parametrize("inner", ["glm5_next_text", "lfm3"])
 def test_the_text_part_of_a_wrapper_is_looked_at(inner):
     config = {"model_type": "wrapper", "text_config": {"model_type": inner}}
     with pytest.raises(UnsupportedCheckpointError) as caught:

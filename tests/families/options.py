@@ -37,7 +37,7 @@ FIRST = {
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
-        "bailing_hybrid", "lara_mini",
+        "bailing_hybrid", "lara_mini", "lfm2",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -138,6 +138,12 @@ OPTIONS = {
     "qwen3_next": {**_QWEN, "norm_topk_prob": False, "decoder_sparse_step": 2},
     "qwen3_5": _QWEN,
     "qwen3_5_moe": _QWEN,
+    "lfm2": {
+        "conv_L_cache": 4, "conv_bias": True, "norm_eps": 0.1,
+        "num_key_value_heads": 4, "tie_word_embeddings": False,
+        "block_auto_adjust_ff_dim": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
     "lara_mini": {
         "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
         "tie_word_embeddings": False, "num_key_value_heads": 4, "sliding_window": 8,
@@ -169,13 +175,14 @@ _SIZES = {
     "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim",
     "linear_head_dim", "linear_num_heads", "num_experts", "num_experts_per_token",
     "shared_expert_intermediate_size", "kv_lora_rank", "qk_rope_head_dim",
-    "qk_nope_head_dim", "v_head_dim", "qk_head_dim",
+    "qk_nope_head_dim", "v_head_dim", "qk_head_dim", "block_multiple_of",
+    "block_ffn_dim_multiplier",
 }  # fmt: skip
 _PLACES = {
     "layer_types", "layers_block_type", "attn_layer_indices", "attn_layer_period",
     "attn_layer_offset", "expert_layer_period", "expert_layer_offset",
     "hybrid_layer_ids", "mlp_only_layers", "mlp_layer_types", "first_k_dense_replace",
-    "layer_group_size",
+    "layer_group_size", "full_attn_idxs",
 }  # fmt: skip
 
 EXEMPT = {

@@ -1,4 +1,4 @@
-"""Families of the delta rule against NumPy in fp64, as saved and as released.
+"""Families of the delta rule, and LFM2, against NumPy in fp64, as saved and released.
 
 transformers computes the delta rule in fp32 whatever it is asked for, so that its own
 forward (`test_forward`) cannot show what a NumPy one shows here.
@@ -17,7 +17,14 @@ import lyapunov
 from lyapunov._errors import LyapunovError, UnsupportedCheckpointError
 from oracles.checkpoints.configurations import CONFIGURATIONS
 from oracles.checkpoints.transformers import make, save
-from oracles.networks import kimi_linear, lara_mini, ling, olmo_hybrid, qwen3_next
+from oracles.networks import (
+    kimi_linear,
+    lara_mini,
+    lfm2,
+    ling,
+    olmo_hybrid,
+    qwen3_next,
+)
 from oracles.tolerances import exact_logits
 
 from ..helpers import assert_within
@@ -31,6 +38,7 @@ FORWARDS = {
     "kimi_linear": kimi_linear.logits,
     "bailing_hybrid": ling.logits,
     "lara_mini": lara_mini.logits,
+    "lfm2": lfm2.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}

@@ -50,6 +50,7 @@ QUICK = {
     ("gpt_neox", "parallel"),
     ("qwen3_next", "experts and an MLP"),
     ("kimi_linear", "experts"),
+    ("lfm2", "windows and attention"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),

@@ -28,6 +28,7 @@ CLASSES = {
     "attention": r"Attention$",
     "gated_delta": r"GatedDeltaNet$",
     "kimi_delta": r"DeltaAttention$",
+    "short_conv": r"ShortConv$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",

@@ -3,11 +3,14 @@
 from lyapunov.sublayers import (
     AttentionSizes,
     ExpertsSizes,
+    GatedDeltaSizes,
+    KimiDeltaSizes,
     Mamba1Sizes,
     Mamba2Sizes,
     Mamba3Sizes,
     MlpSizes,
     SharedSizes,
+    ShortConvSizes,
 )
 
 
@@ -17,6 +20,8 @@ SIZES = {
     "mamba1": Mamba1Sizes(8, 8, 2, 2, 2, 1e-5, heads=2, mixer_norm_epsilon=1e-5),
     "mamba2": Mamba2Sizes(8, 8, 2, 2, 1, 2, 4, 1e-5, 1e-5),
     "mamba3": Mamba3Sizes(8, 8, 2, 2, 1, 2, 1, 1e-4, 1e-5, 1e-5, gate_norm=True),
+    "gated_delta": GatedDeltaSizes(8, 1, 2, 2, 4, 2, 1e-5, 1e-5, 2.0, chunk=20),
+    "kimi_delta": KimiDeltaSizes(8, 2, 2, 4, 2, 1e-5, 1e-5, gate_rank=2, chunk=20),
     "attention": ATTENTION,
     "mlp": MLP,
     "experts": ExpertsSizes(
@@ -24,4 +29,5 @@ SIZES = {
         shared=MlpSizes(8, 8, "silu", True, 1e-5, norm_front=False),
     ),
     "shared": SharedSizes(ATTENTION, MLP),
+    "short_conv": ShortConvSizes(8, 3, 1e-5),
 }  # fmt: skip

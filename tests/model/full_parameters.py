@@ -77,20 +77,88 @@ def mamba3(s) -> dict[str, tuple[int, ...]]:
     return found if s.rank is None else found | of_rank
 
 
+def gated_delta(s) -> dict[str, tuple[int, ...]]:
+    keys, values = s.key_heads * s.key_dim, s.value_heads * s.value_dim
+    return {
+        "norm": (s.d_model,),
+        **dict.fromkeys(("q_proj", "k_proj"), (keys, s.d_model)),
+        **dict.fromkeys(("v_proj", "z_proj"), (values, s.d_model)),
+        **dict.fromkeys(("a_proj", "b_proj"), (s.value_heads, s.d_model)),
+        "conv_weight": (2 * keys + values, s.d_conv),
+        "conv_bias": (2 * keys + values,),
+        **dict.fromkeys(("dt_bias", "A_log"), (s.value_heads,)),
+        "gate_norm": (s.value_dim,),
+        "out_proj": (s.d_model, values),
+    }
+
+
+def kimi_delta(s) -> dict[str, tuple[int, ...]]:
+    keys, values = s.heads * s.key_dim, s.heads * s.value_dim
+    found: dict[str, tuple[int, ...]] = {
+        "norm": (s.d_model,),
+        **dict.fromkeys(("q_proj", "k_proj"), (keys, s.d_model)),
+        "v_proj": (values, s.d_model),
+        "b_proj": (s.heads, s.d_model),
+        "conv_weight": (2 * keys + values, s.d_conv),
+        "conv_bias": (2 * keys + values,),
+        "dt_bias": (keys,),
+        "A_log": (s.heads,),
+        "gate_norm": (s.value_dim,),
+        "out_proj": (s.d_model, values),
+    }
+    for name, rows in (("f", keys), ("g", values)):
+        if s.gate_rank is None:
+            found[f"{name}_proj"] = (rows, s.d_model)
+        else:
+            found[f"{name}_down"] = (s.gate_rank, s.d_model)
+            found[f"{name}_up"] = (rows, s.gate_rank)
+    return found
+
+
+def short_conv(s) -> dict[str, tuple[int, ...]]:
+    return {
+        **dict.fromkeys(("norm", "norm_bias", "conv_bias"), (s.d_model,)),
+        "in_proj": (3 * s.d_model, s.d_model),
+        "in_proj_bias": (3 * s.d_model,),
+        "conv_weight": (s.d_model, s.d_conv),
+        "out_proj": (s.d_model, s.d_model),
+        "out_proj_bias": (s.d_model,),
+    }
+
+
+def latents(s, width: int) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, rank, more in (("q", s.q_rank, 0), ("kv", s.kv_rank, s.shared_key)):
+        if rank:
+            found[f"{name}_down"] = (rank + more, width)
+            found[f"{name}_down_bias"] = (rank + more,)
+            names = (f"{name}_down_norm", f"{name}_down_norm_bias")
+            found |= dict.fromkeys(names, (rank,))
+    return found
+
+
 def attention(s) -> dict[str, tuple[int, ...]]:
     width = s.width or s.d_model
-    rows = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
-    rows = {name: heads * s.head_dim for name, heads in rows.items()}
-    found: dict[str, tuple[int, ...]] = around(s.d_model, width)
-    for name, count in rows.items():
-        found |= {f"{name}_proj": (count, width), f"{name}_bias": (count,)}
-        found |= adapters(name, count, width)
-    norms = ("q_norm", "q_norm_bias", "k_norm", "k_norm_bias")
-    found |= dict.fromkeys(norms, (s.head_dim,))
+    value_dim = s.value_dim or s.head_dim
+    rows = {
+        "q": (s.heads * s.head_dim, s.q_rank or width),
+        "k": (s.kv_heads * (s.head_dim - s.shared_key), s.kv_rank or width),
+        "v": (s.kv_heads * value_dim, s.kv_rank or width),
+    }
+    found: dict[str, tuple[int, ...]] = around(s.d_model, width) | latents(s, width)
+    for name, (count, of) in rows.items():
+        found |= {f"{name}_proj": (count, of), f"{name}_bias": (count,)}
+        found |= adapters(name, count, of)
+    if s.gates:
+        gates = s.gates * s.heads
+        found |= {"g_proj": (gates, width), "g_bias": (gates,)}
+    for name, size in (("q", s.head_dim), ("k", s.head_dim - s.shared_key)):
+        found |= dict.fromkeys((f"{name}_norm", f"{name}_norm_bias"), (size,))
     if s.d_conv:
-        mixed = sum(rows.values())
+        mixed = sum(count for count, _ in rows.values())
         found |= {"conv_weight": (mixed, s.d_conv), "conv_bias": (mixed,)}
-    return found | {"o_proj": (s.d_model, rows["q"]), "o_bias": (s.d_model,)}
+    inner = s.heads * value_dim
+    return found | {"o_proj": (s.d_model, inner), "o_bias": (s.d_model,)}
 
 
 def mlp(s) -> dict[str, tuple[int, ...]]:
@@ -117,6 +185,8 @@ def experts(s) -> dict[str, tuple[int, ...]]:
         found |= {"from_latent": (s.d_model, width), "from_latent_bias": (s.d_model,)}
     if s.shared is not None:
         found |= {f"shared_{n}": shape for n, shape in mlp(s.shared).items()}
+    if s.shared_routed:
+        found["shared_router"] = (1, s.d_model)
     return found
 
 
@@ -128,7 +198,8 @@ def shared(s) -> dict[str, tuple[int, ...]]:
 
 SHAPES = {
     "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
-    "mlp": mlp, "experts": experts, "shared": shared,
+    "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
+    "kimi_delta": kimi_delta, "short_conv": short_conv,
 }  # fmt: skip
 
 
@@ -152,6 +223,19 @@ _a = change(
     SIZES["attention"], rotary=4, theta=10.0, clip=1.0, d_conv=2, key_multiplier=2.0,
     in_multiplier=2.0, out_multiplier=2.0,
 )  # fmt: skip
+_l = change(
+    _a,
+    d_conv=0,
+    clip=None,
+    rotary=2,
+    q_rank=3,
+    kv_rank=3,
+    shared_key=2,
+    value_dim=6,
+    gates=6,
+    window=3,
+    norm_offset=1.0,
+)
 _m = change(
     SIZES["mlp"], activation="gelu_new", gate_multiplier=2.0, down_multiplier=2.0,
     out_multiplier=2.0,
@@ -169,7 +253,13 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (SIZES["mamba3"], ()),
     (SIZES["mamba3"], ("gate_norm",)),
     (change(SIZES["mamba3"], rank=None), ()),
+    (SIZES["gated_delta"], ()),
+    (SIZES["kimi_delta"], ()),
+    (change(SIZES["kimi_delta"], gate_rank=None, gate_lower_bound=-5.0), ()),
+    (SIZES["short_conv"], ()),
     (_a, ()),
+    (_l, ()),
+    (change(_l, gates=1), ()),
     (change(_a, d_conv=0, clip=None), ()),
     (_m, ()),
     (change(_m, gated=False), ()),
@@ -181,6 +271,14 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
         ),
         (),
     ),
+    (
+        change(
+            SIZES["experts"], experts=4, groups=2, shared_routed=True,
+            norm_offset=1.0,
+        ),
+        (),
+    ),
     (change(SIZES["shared"], attention=_a, mlp=_m), ()),
+    (change(SIZES["shared"], attention=_l, mlp=_m), ()),
 ]  # fmt: skip
 """Sublayers that between them have every switch on, and parameters to leave out."""

@@ -24,13 +24,13 @@ from lyapunov.sublayers.kinds import KINDS
 from .every_kind import SIZES
 
 
-Q_K_V = "q_proj k_proj v_proj o_proj"
+Q_K_V = "q_proj k_proj v_proj o_proj g_proj q_down kv_down"
 OF_ATTENTION = {
     "projections": f"{Q_K_V} q_adapter_down q_adapter_up k_adapter_down k_adapter_up "
     "v_adapter_down v_adapter_up",
-    "biases": "q_bias k_bias v_bias o_bias",
+    "biases": "q_bias k_bias v_bias o_bias g_bias q_down_bias kv_down_bias",
     "norms": "norm norm_bias norm_behind norm_behind_bias q_norm q_norm_bias k_norm "
-    "k_norm_bias",
+    "k_norm_bias q_down_norm q_down_norm_bias kv_down_norm kv_down_norm_bias",
     "conv": "conv_weight conv_bias",
 }
 OF_MLP = {
@@ -61,6 +61,27 @@ EXPECTED = {
         "mamba3 mixers norms": "norm norm_bias gate_norm B_norm B_norm_bias C_norm "
         "C_norm_bias",
     },
+    "gated_delta": {
+        "gated_delta mixers projections": "q_proj k_proj v_proj z_proj a_proj b_proj "
+        "out_proj",
+        "gated_delta mixers recurrence": "A_log dt_bias",
+        "gated_delta mixers conv": "conv_weight conv_bias",
+        "gated_delta mixers norms": "norm gate_norm",
+    },
+    # f_proj and g_proj are there where f_up and g_up are not
+    "kimi_delta": {
+        "kimi_delta mixers projections": "q_proj k_proj v_proj f_down f_up g_down g_up "
+        "b_proj out_proj",
+        "kimi_delta mixers recurrence": "A_log dt_bias",
+        "kimi_delta mixers conv": "conv_weight conv_bias",
+        "kimi_delta mixers norms": "norm gate_norm",
+    },
+    "short_conv": {
+        "short_conv projections": "in_proj out_proj",
+        "short_conv biases": "in_proj_bias out_proj_bias",
+        "short_conv conv": "conv_weight conv_bias",
+        "short_conv norms": "norm norm_bias",
+    },
     "attention": {f"attention {key}": names for key, names in OF_ATTENTION.items()},
     "mlp": {
         **{f"mlp {key}": names for key, names in OF_MLP.items()},
@@ -70,7 +91,7 @@ EXPECTED = {
         "experts projections": "up gate down to_latent from_latent",
         "experts biases": "to_latent_bias from_latent_bias",
         "experts norms": "norm norm_bias",
-        "router projections": "router",
+        "router projections": "router shared_router",
         "router biases": "router_bias",
         "shared_experts projections": "shared_up shared_gate shared_down "
         "shared_up_adapter_down shared_up_adapter_up shared_gate_adapter_down "
@@ -130,7 +151,7 @@ def test_what_stands_around_the_sublayers_has_groups_too():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("mamba2", "q_weight"), ("gated_delta", "in_proj"), (OUTSIDE, "lm_head")],
+    [("mamba2", "q_weight"), ("gated_delta2", "in_proj"), (OUTSIDE, "lm_head")],
 )
 def test_what_is_not_known_raises(kind, name):
     with pytest.raises(UsageError) as caught:
@@ -148,7 +169,8 @@ def test_each_group_holds_something():
         for name in groups_of(kind, parameter)
     }
     assert set(GROUPS) <= held
-    assert held - set(GROUPS) - PARAMETERS == {"mamba1", "mamba2", "mamba3"}
+    mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
+    assert held - set(GROUPS) - PARAMETERS == mixers
 
 
 def test_groups_are_known_or_refused_without_jax():

@@ -15,6 +15,7 @@ from ._granite import GRANITE
 from ._jamba import JAMBA
 from ._kimi_linear import KIMI_LINEAR, LING
 from ._lara_mini import LARA_MINI
+from ._lfm2 import LFM2
 from ._llama import LLAMA, OLMO, OLMO2
 from ._mamba1 import FALCON_MAMBA, MAMBA1
 from ._mamba2 import MAMBA2
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "kimi_linear": KIMI_LINEAR,
     "bailing_hybrid": LING,
     "lara_mini": LARA_MINI,
+    "lfm2": LFM2,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,
@@ -150,9 +152,10 @@ def layout_of(
     found = uncovered(config)
     if found is not None:
         name, family = found
+        more = f", and has {family.beside}" if family.beside else ""
         raise UnsupportedCheckpointError(
-            f"{family.title} (model_type {quote(name)}) is not covered as a"
-            f" checkpoint; it recurs by {family.recurrence}: {quote(source, 200)}",
+            f"{family.title} (model_type {quote(name)}) is not covered as a checkpoint;"
+            f" it recurs by {family.recurrence}{more}: {quote(source, 200)}",
             hint=family.hint,
         )
     title = f"model_type {quote(model_type)}"

@@ -11,6 +11,8 @@ class Uncovered(NamedTuple):
     """What recurs, in a few words."""
     cell: str | None
     """The recurrence in `lyapunov.recurrences`; None where there is none."""
+    beside: str = ""
+    """Why a family whose recurrence is a kind of sublayer is not read all the same."""
 
     @property
     def hint(self) -> str:
@@ -42,6 +44,7 @@ WINDOW = "short convolutions, a window of the last few tokens"
 
 _GATED_DELTA = "the gated delta rule"
 _KIMI_DELTA = "the delta rule with a decay a channel (KDA)"
+_SPARSE = "sparse attention by an indexer, and hyper-connections"
 _FIXED = "linear attention with one fixed decay a head"
 
 NOT_COVERED: dict[str, Uncovered] = {
@@ -59,11 +62,10 @@ NOT_COVERED: dict[str, Uncovered] = {
     "hgrn2": Uncovered("HGRN2", "decays of the token", DIAGONAL),
     "delta_net": Uncovered("DeltaNet", "the delta rule", DELTA),
     "gated_deltanet": Uncovered("Gated DeltaNet", _GATED_DELTA, DELTA),
-    "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, DELTA),
-    "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, DELTA),
-    "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
-    "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA),
-    "lfm2": Uncovered("LFM2", WINDOW, None),
+    "qwen4_exp": Uncovered("Qwen4", _GATED_DELTA, DELTA, _SPARSE),
+    "qwen4_exp_text": Uncovered("Qwen4", _GATED_DELTA, DELTA, _SPARSE),
+    "glm5_next": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA, _SPARSE),
+    "glm5_next_text": Uncovered("GLM-5 Next", _KIMI_DELTA, DELTA, _SPARSE),
     "lfm2_moe": Uncovered("LFM2 with experts", WINDOW, None),
     "lfm2_vl": Uncovered("LFM2-VL", WINDOW, None),
     "lfm3": Uncovered("LFM3", WINDOW, None),

@@ -22,8 +22,9 @@ from .mamba3 import mamba_ssm_mamba3_decode, mamba_ssm_mamba3_prefill
 BLOCK = (
     "norm_input", "norm_hat", "norm", "q", "k", "v", "q_norm_hat", "q_norm",
     "k_norm_hat", "k_norm", "k_scaled", "q_turned", "k_turned", "scores", "attention",
-    "q_down", "q_down_norm_hat", "q_down_norm", "kv_down", "kv_down_norm_hat",
-    "kv_down_norm", "output_gate", "output_gate_sigmoid", "read", "read_gated",
+    "conv_input", "q_down", "q_down_norm_hat", "q_down_norm", "kv_down",
+    "kv_down_norm_hat", "kv_down_norm", "output_gate", "output_gate_sigmoid", "read",
+    "read_gated",
     "attended", "mlp_norm_hat", "mlp_norm", "router", "expert_weight", "latent",
     "up", "gate", "gate_scaled", "activated", "hidden", "down", "mlp_out",
     "expert_up", "expert_gate", "expert_activated", "expert_hidden", "expert_out",
@@ -77,7 +78,7 @@ def mamba_ssm_network(
     around = aside | {"beside": fmt, "logits_scaled": fmt}
     kinds: dict[str, Execution] = {
         kind: dataclasses.replace(block, kind=kind)
-        for kind in ("attention", "mlp", "experts", "shared")
+        for kind in ("attention", "mlp", "experts", "shared", "short_conv")
     }
     if amp:
         kinds = {

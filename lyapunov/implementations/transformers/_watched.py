@@ -37,6 +37,10 @@ WATCHED = {
         Seen("f_proj", "out", "forget"), Seen("g_down", "out", "z_low"),
         Seen("g_up", "out", "z"), Seen("g_proj", "out", "z"),
     ),
+    "short_conv": (
+        Seen("norm", "out", "norm"), Seen("in_proj", "out", "xz"),
+        Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),
+    ),
     "attention": (
         Seen("norm", "out", "norm"), Seen("q_proj", "out", "q"),
         Seen("k_proj", "out", "k"), Seen("v_proj", "out", "v"),

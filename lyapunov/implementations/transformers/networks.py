@@ -103,6 +103,7 @@ DELTA = (
     "conv_sum", "conv", "rate", "scan_output", "gate_norm_hat", "gate_norm", "gated",
     "out",
 )  # fmt: skip
+SHORT_CONV = ("xz", "conv_input", "conv", "gated", "out")
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
     "v_shared", "v_low", "v_own", "v",
@@ -237,10 +238,13 @@ def _kinds(
     )
     # the delta rule from the normalised keys on is in fp32, its whole output too
     once = {"gate_norm_hat", "gate_norm"}
+    # taps in fp32 make all of the convolution fp32
+    taps = "conv_weight" in KEPT_IN_FP32.get(architecture, ())
+    in_fp32 = once | ({"conv_sum"} if taps else set())
     gated = once if architecture in GATE_NORM_ROUNDS_ONCE else set()
     gated_delta = of(set(DELTA) - gated, chunked=not decode)
     kimi_delta = of(
-        {*DELTA, *(("log_gate",) if architecture in ROUNDS_GATES else ())} - once,
+        {*DELTA, *(("log_gate",) if architecture in ROUNDS_GATES else ())} - in_fp32,
         chunked=not decode,
         constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
     )
@@ -251,6 +255,7 @@ def _kinds(
         "kimi_delta": kimi_delta,
         "mamba2": mamba2,
         "attention": of(turning),
+        "short_conv": of(SHORT_CONV),
         "mlp": of((*MLP, *written)),
         "experts": of(
             {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
