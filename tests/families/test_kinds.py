@@ -60,8 +60,10 @@ MODELS = [
 NOT_RECURRENT = {kind for kind in KINDS if not KINDS[kind].recurrent}
 # Mamba-3 is in none of transformers' models.
 REFUSED = {"mamba3": "transformers prefill, bf16 declares nothing"}
-# These run in torch's kernels, whose constants nobody measures.
-NOT_MEASURED = NOT_RECURRENT
+# Mixers that mamba_ssm does not have: fla does.
+NOT_OF_MAMBA_SSM = {"gated_delta", "kimi_delta"}
+# These run in torch's kernels, or in fla's, whose constants nobody measures.
+NOT_MEASURED = NOT_RECURRENT | NOT_OF_MAMBA_SSM
 
 
 def drawn_at_random(family, name):
@@ -190,7 +192,7 @@ def test_every_kind_is_watched_or_refused():
     """Assert modules of transformers and names of mamba_ssm, kind by kind."""
     assert set(KINDS) == set(WATCHED) | set(REFUSED)
     # mamba_ssm itself is run on its own mixers, and refuses all others
-    assert set(NAMES_BY_KIND) == set(KINDS) - NOT_RECURRENT
+    assert set(NAMES_BY_KIND) == set(KINDS) - NOT_RECURRENT - NOT_OF_MAMBA_SSM
     for kind, seen in WATCHED.items():
         sites = {one.site for one in seen}
         assert sites <= set(KINDS[kind].sites), kind
