@@ -252,10 +252,10 @@ def _round_to_integers(x, numbers: StateNumbers, key: Array | None):
 
 
 def integer_scales(
-    least: Float[Array, " channels"],
-    most: Float[Array, " channels"],
+    least: Float[Array, "*channels"],
+    most: Float[Array, "*channels"],
     numbers: FormatNumbers,
-) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
+) -> tuple[Float[Array, "*channels"], Float[Array, "*channels"]]:
     """Find the least and largest scale of integers whose largest state is between.
 
     **Arguments:**
