@@ -114,8 +114,15 @@ def run(case: Case) -> dict[str, Any]:
         "kl_last": positions["kl"][-1] if positions["kl"] else None,
         "exponents": {"max": report.exponents.max, "min": report.exponents.min},
         "seconds": round(time.perf_counter() - began, 1),
-        "environment": report.environment,
+        "environment": report.environment | _gpu(),
     }
+
+
+def _gpu() -> dict[str, str]:
+    """What the kernels ran on, beside the environment of the report."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def main(given: list[str] | None = None) -> None:
@@ -199,15 +206,28 @@ def page(result: dict[str, Any]) -> str:
     )
     lines += [head, "|---" * 10 + "|"]
     for one in result["rows"]:
-        cells = [one["case"], one["violations"], one["elements"]]
+        cells = [one["case"], one["violations"], one["elements"], one["unbounded"]]
         for name in ("t0_ratio", "t1_ratio"):
             span = one[name]
-            cells.append("–" if span is None else f"{span[0]:.3g} to {span[1]:.3g}")
-        for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean"):
-            cells.append("–" if one[name] is None else f"{one[name]:.3g}")
+            cells.append("–" if span is None else " to ".join(map(_short, span)))
+        cells += [
+            _short(one[name])
+            for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
+        ]
         cells.append(f"{one['flips']} of {one['tokens']}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", *(f"- not there: {k}: {v}" for k, v in result["failed"].items())]
+    lines += [
+        "",
+        "Rows with a fault are of kernels that were broken on purpose: violations are",
+        "what is wanted there. Rows of steps with a state format are emulated.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _short(x: float | None) -> str:
+    """Three digits; no bound, or none that was measured, as a dash."""
+    return "–" if x is None else f"{x:.3g}"
 
 
 if __name__ == "__main__":
