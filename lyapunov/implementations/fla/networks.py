@@ -52,8 +52,6 @@ OPERANDS = (
     "q_decayed", "chunk_state", "k_decayed", "v_new", "v_new_decayed",
 )  # fmt: skip
 OF_U = ("v_beta", "inverse")
-# In every model.
-ALWAYS = ("tile_operand", "pair_operand")
 
 
 def fla_network(
@@ -129,7 +127,10 @@ def chunk_sites(kind: str, fmt: Format) -> dict[str, Format]:
 
     - `kind`: `gated_delta` or `kimi_delta`. `fmt`: of q, k and v.
     """
-    sites = dict.fromkeys(ALWAYS, TF32_OPERAND) | {"elapsed": FP32}
+    sites = {"tile_operand": TF32_OPERAND, "elapsed": FP32}
+    if kind == "kimi_delta":
+        # keys times decays from and to the start of a tile
+        sites["pair_operand"] = TF32_OPERAND
     if fmt.is_reduced:
         return sites | dict.fromkeys(STORED, fmt)
     sites |= {name: FP32 for name in STORED if name not in ("k_beta",)}
