@@ -72,6 +72,15 @@ class ByBlocks(AbstractMethod[BlocksCarry]):
         growth = jnp.concatenate([one for _, one in found], axis=1)
         return (state, [carry for carry, _ in found]), growth
 
+    def resolved(self, system, carry):
+        """Ask the blocks' methods, one after the other."""
+        found = []
+        for block, own in zip(self.systems(system), carry[1], strict=True):
+            every = jnp.ones(self.method.number(block, None), bool)
+            known = self.method.resolved(block, own)
+            found.append(every if known is None else known)
+        return jnp.concatenate(found)
+
     def notes(self, system, k):
         """Say once what the blocks' methods say."""
         found = [

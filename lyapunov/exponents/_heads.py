@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._errors import ArgumentError
 from ..arithmetic._fp64 import in_fp64
@@ -29,6 +29,8 @@ class Growth(NamedTuple):
     total: Float[Array, "heads key_dim"]
     """Over the text: logs of the singular values of the product, the largest first, as
     far as fp64 tells them apart; of the others, of the frame behind them."""
+    resolved: Bool[Array, "heads key_dim"]
+    """Where it is known; of a head's others only the sum is."""
     volume: Float[Array, "tokens heads"]
     """Logs of determinants."""
     bound: Float[Array, "tokens heads"]
@@ -67,10 +69,12 @@ def growth_of(
 
     one = along_keys(recurrence)
     width = -(-n_tokens // block) * block
-    _, total = in_blocks(one, frames, inputs, n_tokens, block, width)
+    start = frames, jnp.ones((heads, key_dim), bool)
+    carry, total = in_blocks(one, start, inputs, n_tokens, block, width)
     return Growth(
         jax.lax.scan(lead, frames[:, :1], inputs)[1],
         total.sum(axis=0).reshape(heads, key_dim),
+        carry[1],
         jax.vmap(recurrence.log_determinant)(inputs),
         jax.vmap(recurrence.log_norm_bound)(inputs),
     )
@@ -122,7 +126,9 @@ def head_exponents(
     volume = apart(found.volume).mean(axis=(0, 1))
     upper = apart(found.bound).mean(axis=(0, 1))
     lower = volume / key_dim
+    resolved = found.resolved.reshape(batch, heads, key_dim).all(axis=0)
     each = found.total.reshape(batch, heads, key_dim).mean(axis=0) / seq
+    each = _means_of_hidden(each, resolved)
     # they are at most that, the largest is at least this; within rounding of it, a
     # token's being a product of key_dim terms, an exponent is its bound
     near = 64 * key_dim * np.finfo(np.float64).eps
@@ -154,11 +160,20 @@ def head_exponents(
             upper=upper.tolist(),
             sum=volume.tolist(),
             memory_tokens=memories(each[:, 0]).tolist(),
+            unresolved=(~resolved).sum(axis=1).tolist(),
             unwritten=(each == upper[:, None]).sum(axis=1).tolist(),
             rate_max=float(rate.max()),
             least_left=float(left.min()),
         ),
     )
+
+
+def _means_of_hidden(each, resolved):
+    """Exponents, of each head those that are not resolved being their common mean."""
+    hidden = ~resolved & np.isfinite(each)
+    count = hidden.sum(axis=1, keepdims=True)
+    sums = np.where(hidden, each, 0).sum(axis=1, keepdims=True)
+    return np.where(hidden, sums / np.maximum(count, 1), each)
 
 
 def _check_shapes(log_gate, rate, key) -> None:

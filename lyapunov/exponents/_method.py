@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._errors import ArgumentError
 from ..recurrences.base import AbstractRecurrence
@@ -102,6 +102,14 @@ class AbstractMethod(eqx.Module, Generic[Carry]):
     def notes(self, system: System, k: int) -> tuple[str, ...]:
         """Say in words what a reader of the result must know."""
 
+    def resolved(self, system: System, carry: Carry) -> Bool[Array, " found"] | None:
+        """Find the directions whose own growth is known, not only that of several.
+
+        None where all are, unless overridden.
+        """
+        del system, carry
+        return None
+
     def multiplicity(self, system: System) -> Int[np.ndarray, " found"]:
         """Count the coordinates that share each exponent that the method can give.
 
@@ -182,6 +190,10 @@ class AbstractChoice(AbstractMethod[PyTree]):
     def advance(self, system, carry, inputs, n_tokens, width):
         """Advance the chosen method."""
         return self.chosen(system).advance(system, carry, inputs, n_tokens, width)
+
+    def resolved(self, system, carry):
+        """Ask the chosen method."""
+        return self.chosen(system).resolved(system, carry)
 
     def notes(self, system, k):
         """Say what the chosen method says."""

@@ -37,6 +37,9 @@ class SpectrumResult(eqx.Module, Shown):
     notes: tuple[str, ...] = eqx.field(static=True, default=())
     converged: Bool[Array, ""] | None = None
     """Whether the stopping rule was met; None where there was none."""
+    resolved: Bool[Array, " k"] | None = None
+    """Whether each is known by itself. Of the others only the sum is, exactly: at some
+    token fp64 does not tell their directions apart. None for methods that tell all."""
 
     @property
     def n_tokens(self) -> int | Int[Array, ""]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ..recurrences.base import AbstractKeyRecurrence
 from ._method import System
 
 
@@ -81,6 +82,13 @@ def _determinants(system: System, inputs, n_tokens: int):
 
 def why_minus_infinity(system: System, inputs, n_tokens: int) -> str:
     """Tell an exponent of -inf by an exact 0 from one by rounding, in words."""
+    if isinstance(system.recurrence, AbstractKeyRecurrence):
+        each = jax.vmap(system.recurrence.log_determinant)(inputs)
+        for token, head in np.argwhere(np.isneginf(each))[:1]:
+            return (
+                f"-inf: the step at token {token} is exactly singular in head {head}: "
+                "a gate is 0, or a write leaves nothing of what its key reads"
+            )
     if system.state.size > MOST_ENTRIES:
         return (
             "-inf: a step is singular in fp64, by an exact 0 or by a rate that "

@@ -131,12 +131,12 @@ def lyapunov_spectrum(
     method = Automatic() if method is None else method
     key = key_given(key)
     k = method.number(system, k)
-    exponents, growth, multiplicity, used, converged, width = _run(
+    exponents, growth, multiplicity, used, converged, resolved, width = _run(
         method, system, inputs, k, key, transient, n_tokens, until
     )
     if until is not None and not isinstance(used, Tracer) and jnp.ndim(used) == 0:
         growth = growth[: -(-int(used) // width)]  # what lies behind is empty
-    notes = method.notes(system, k) + _unseen(until, used)
+    notes = method.notes(system, k) + _unseen(until, used) + _hidden(resolved)
     exact = isinstance(method.chosen(system), ClosedForm)
     if not exact and _any_minus_infinity(exponents):
         notes += (why_minus_infinity(system, inputs, given),)
@@ -149,6 +149,18 @@ def lyapunov_spectrum(
         method=method.name(system),
         notes=notes,
         converged=converged,
+        resolved=resolved,
+    )
+
+
+def _hidden(resolved) -> tuple[str, ...]:
+    """How many exponents are known by their sum alone, where that can be seen."""
+    if resolved is None or isinstance(resolved, Tracer) or bool(jnp.all(resolved)):
+        return ()
+    return (
+        f"{int(jnp.sum(~resolved))} of {resolved.size} exponents are not resolved "
+        "(`resolved`): at some token fp64 does not tell them apart, so that their sum "
+        "is known and they themselves are not",
     )
 
 
@@ -254,11 +266,11 @@ def _run(method, system, inputs, k, key, transient, n_tokens, until):
     if until is None:
         windows = min(MOST_WINDOWS, max(LEAST_WINDOWS, MOST_NUMBERS // k))
         width = -(-n_tokens // (windows * grain)) * grain
-        _, growth = method.advance(system, carry, inputs, n_tokens, width)
+        carry, growth = method.advance(system, carry, inputs, n_tokens, width)
         used, converged = jnp.asarray(n_tokens), None
     else:
         width = _width(until.every, grain)
-        growth, used, converged = _until(
+        carry, growth, used, converged = _until(
             method, system, carry, inputs, n_tokens, until, width
         )
     # by the whole, so that columns don't change places along the history
@@ -270,7 +282,10 @@ def _run(method, system, inputs, k, key, transient, n_tokens, until):
         multiplicity = multiplicity[order]
     else:
         multiplicity = multiplicity[:k]
-    return exponents, growth, multiplicity, used, converged, width
+    resolved = method.resolved(system, carry)
+    if resolved is not None:
+        resolved = resolved[order]
+    return exponents, growth, multiplicity, used, converged, resolved, width
 
 
 def _width(every: int, grain: int) -> int:
@@ -313,8 +328,8 @@ def _until(method, system, carry, inputs, n_tokens, until, width):
         return number, done, carry, growth
 
     start = jnp.asarray(0), jnp.asarray(False), carry, growth
-    number, done, _, growth = jax.lax.while_loop(go_on, once_more, start)
-    return growth, number * every, done
+    number, done, carry, growth = jax.lax.while_loop(go_on, once_more, start)
+    return carry, growth, number * every, done
 
 
 def _settled(until: Converged, windows: Windows, last):

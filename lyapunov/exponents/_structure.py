@@ -76,6 +76,14 @@ def _check_on_keys(recurrence, state, inputs, dense):
     bounds = np.exp(recurrence.log_norm_bound(inputs))
     whole = dense.reshape(heads, value_dim, key_dim, heads, value_dim, key_dim)
     off = 64 * key_dim * np.finfo(dense.dtype).eps
+    scales, rest = recurrence.scales_apart(inputs)
+    _compare(
+        np.asarray(recurrence.step_jacobian(state, rest))
+        * np.tile(np.exp(scales)[:, None], (1, value_dim, 1)).ravel(),
+        dense,
+        off,
+        "scales_apart",
+    )
     for head in range(heads):
         M = whole[head, 0, :, head, 0, :]
         norm = np.linalg.norm(M, 2)

@@ -93,6 +93,11 @@ class AbstractKeyRecurrence(AbstractRecurrence):
         """log |det M|: the sum of the exponents' increments, without cancellation."""
 
     @abc.abstractmethod
+    def scales_apart(self, inputs: Any) -> tuple[Float[Array, "heads key_dim"], Any]:
+        """Logs of D, and inputs of W, where M = W D and D is diagonal: W shrinks no
+        more than one direction by much."""
+
+    @abc.abstractmethod
     def log_norm_bound(self, inputs: Any) -> Float[Array, " heads"]:
         """At least log of the 2-norm of M: no direction grows by more."""
 

@@ -60,6 +60,11 @@ class DeltaRecurrence(AbstractKeyRecurrence):
         gates = jnp.broadcast_to(_by_key(inputs), inputs.key.shape)
         return gates.sum(axis=-1) + jnp.log(jnp.abs(1 - _erased(inputs)))
 
+    def scales_apart(self, inputs: DeltaInputs):
+        """The gates, and a write without them."""
+        gates = jnp.broadcast_to(_by_key(inputs), inputs.key.shape)
+        return gates, inputs._replace(log_gate=jnp.zeros_like(inputs.log_gate))
+
     def log_norm_bound(self, inputs: DeltaInputs):
         """log max D + log max(1, |1 - beta |k|^2|): the norm itself where D is one."""
         largest = _by_key(inputs).max(axis=-1)

@@ -294,10 +294,14 @@ def exponent_sentence(exponents: Exponents) -> str:
     error = f" ± {number(exponents.stderr, 1)}" if exponents.stderr else ""
     dead = f", {exponents.n_minus_inf:,} at -inf" if exponents.n_minus_inf else ""
     layer = "" if exponents.max_layer is None else f" in layer {exponents.max_layer}"
-    return (
-        f"largest {number(exponents.max, 3)}{error}{layer}, "
-        f"smallest {number(exponents.min, 3)}{dead}"
+    by_sums = sum(
+        row.multiplicity * sum(row.heads.unresolved)
+        for row in exponents.layers
+        if row.heads is not None
     )
+    hidden = f", {by_sums:,} known by their sums alone" if by_sums else ""
+    smallest = f"smallest {'at most ' if by_sums else ''}{number(exponents.min, 3)}"
+    return f"largest {number(exponents.max, 3)}{error}{layer}, {smallest}{dead}{hidden}"
 
 
 def loss_sentence(loss: ReferenceLoss) -> str:

@@ -78,6 +78,9 @@ class HeadExponents:
     """Of all exponents, by determinants."""
     memory_tokens: list[float]
     """-1 / max."""
+    unresolved: list[int]
+    """Exponents that fp64 does not tell apart: their sum is known, and each of them is
+    given as their mean, which the smallest does not exceed."""
     unwritten: list[int]
     """Exponents at `upper`: where a head has one decay, directions that no key has
     reached (or every write has reflected), which fade by the gate alone."""

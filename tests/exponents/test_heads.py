@@ -28,10 +28,10 @@ def row(inputs, **options):
     return found, found.heads
 
 
-def singular_values(sequences):
+def singular_values(sequences, digits=60):
     """Mean over sequences of the logs of the product's singular values, a token."""
     logs = []
-    with mpmath.workdps(60):
+    with mpmath.workdps(digits):
         for inputs in sequences:
             for head in range(inputs.rate.shape[1]):
                 product = mpmath.eye(KEY_DIM)
@@ -155,3 +155,22 @@ def test_a_head_whose_exponent_exceeds_every_channels_mean_gate():
         assert heads.max[0] == pytest.approx(wanted, abs=0.03)
         assert heads.max[0] > gate.mean(axis=(0, 1)).max()
         assert isinstance(heads, HeadExponents)
+
+
+def test_channels_far_below_rounding_are_no_minus_infinity():
+    """Assert the mean of what fp64 does not tell apart, exact sums, and no -inf."""
+    inputs, sequences = batch(20, per_key=True)
+    inputs[0] = inputs[0] + np.where(np.arange(KEY_DIM) % 2, -150, 0)
+    sequences = [
+        one._replace(log_gate=gate)
+        for one, gate in zip(sequences, inputs[0], strict=True)
+    ]
+    found, heads = row(inputs, multiplicity=VALUE_DIM)
+    assert found.n_minus_inf == 0
+    assert max(heads.unresolved) <= KEY_DIM // 2
+    sums = inputs[0].sum(axis=-1) + np.log(1 - inputs[1] * (inputs[2] ** 2).sum(-1))
+    np.testing.assert_allclose(heads.sum, sums.mean(axis=(0, 1)), rtol=1e-12)
+    wanted = singular_values(sequences, digits=12000)
+    np.testing.assert_allclose(heads.max, wanted[:, 0], rtol=0, atol=1e-9)
+    assert found.min is not None
+    assert wanted.min() - 1e-9 <= found.min <= wanted[:, 2:].mean(axis=1).max() + 1e-9

@@ -17,6 +17,8 @@ from lyapunov.exponents import (
     lyapunov_spectrum,
     transient_growth,
 )
+from lyapunov.exponents._method import System
+from lyapunov.exponents._on_keys import KNOWN
 from lyapunov.recurrences import DeltaInputs, DeltaRecurrence
 
 from ..recurrences.test_delta import HEADS, KEY_DIM, VALUE_DIM, drawn
@@ -167,6 +169,61 @@ def test_windows_other_methods_and_transients_know_the_structure():
         logs.append(np.log(max(np.linalg.norm(P, 2) for P in products)))
     found = transient_growth(recurrence, STATE, inputs).log_norms[0]
     np.testing.assert_allclose(found, logs, rtol=0, atol=tolerance(400, 1))
+
+
+def in_600_digits(inputs):
+    """Each head's exponents by QR from the identity at every token, unsorted."""
+    found = []
+    tokens, heads, n = inputs.key.shape
+    with mpmath.workdps(600):
+        for head in range(heads):
+            frame, logs = mpmath.eye(n), [mpmath.mpf(0)] * n
+            for gates, rate, key in zip(
+                *(np.asarray(x)[:, head].tolist() for x in inputs[:3]), strict=True
+            ):
+                k = mpmath.matrix(key)
+                D = mpmath.diag([mpmath.exp(gate) for gate in gates])
+                frame, R = mpmath.qr((mpmath.eye(n) - rate * k * k.T) * D * frame)
+                logs = [x + mpmath.log(abs(R[i, i])) for i, x in enumerate(logs)]
+            found.append([float(x / tokens) for x in logs])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("fall", [-30.0, -150.0, -1000.0])
+def test_gates_far_apart_are_no_minus_infinity(fall):
+    """Assert exponents against 600 digits, where several channels of a step are
+    below rounding, and below what fp64 holds: all of them where the same channels
+    fall, the last of the frame, else those that are called resolved, and the sum of
+    the others."""
+    n = 8
+    inputs = drawn(20, 8, per_key=True, key_dim=n)
+    start = jnp.zeros((HEADS, VALUE_DIM, n))
+    same = jnp.where(jnp.arange(n) >= 5, fall, 0)
+    fixed = inputs._replace(log_gate=inputs.log_gate + same)
+    falls = np.random.default_rng(20).uniform(size=inputs.log_gate.shape) < 0.4
+    falls[:, :, :3] = False
+    turns = inputs._replace(log_gate=inputs.log_gate + fall * falls)
+    for given in (fixed, turns):
+        wanted = in_600_digits(given)
+        method, system = OnKeys(), System.of(DeltaRecurrence(), start)
+        carry = method.start(system, HEADS * n, jax.random.key(0))
+        carry, growth = method.advance(system, carry, given, 8, 16)
+        found = np.reshape(growth.sum(axis=0) / 8, wanted.shape)
+        known = np.asarray(carry[1])
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found.sum(axis=1), wanted.sum(axis=1), rtol=1e-13)
+        np.testing.assert_allclose(found[known], wanted[known], rtol=0, atol=KNOWN)
+        assert known[:, :3].all()
+        assert known.all() == (given is fixed or fall == -30)
+        if given is fixed and fall < -100:  # pivots at least a thousandth of rows
+            error = 1e3 * tolerance(8 * 8 * n, 1)
+            np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=error)
+        whole = lyapunov_spectrum(DeltaRecurrence(), start, given)
+        assert whole.resolved is not None
+        assert int(whole.resolved.sum()) == known.sum()
+        notes = " ".join(whole.notes)
+        assert ("are not resolved" in notes) == (not known.all())
+        assert "-inf" not in notes
 
 
 @pytest.mark.slow

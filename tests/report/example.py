@@ -80,6 +80,7 @@ def delta_exponents(layer: int, **changes) -> LayerExponents:
         upper=[-0.01, -0.2],
         sum=[-1.6, -2.4],
         memory_tokens=[50.0, 1 / 0.3],
+        unresolved=[0, 0],
         unwritten=[0, 2],
         rate_max=1.9,
         least_left=3e-6,
