@@ -47,7 +47,10 @@ BUILT = {"mamba_ssm": "from source, by a line of the documentation"}
 TYPES = {"typing_extensions": "read by type checkers, never loaded"}
 PEERS = {"chaotax", "clvlib", "jitcode", "lyapax", "lyapynov", "pynamicalsys"}
 """Libraries that `analysis.peers` looks for and says when they are missing."""
-ON_A_GPU = {"triton": "comes with torch where there is a GPU"}
+ON_A_GPU = {
+    "fla": "one wheel of flash-linear-attention, whose kernels need a GPU",
+    "triton": "comes with torch where there is a GPU",
+}
 
 
 def names(requirements: list[str]) -> set[str]:
