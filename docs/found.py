@@ -232,6 +232,46 @@ def mamba3_own_constants() -> str:
     )
 
 
+def _delta(faulty: bool) -> list[dict[str, Any]]:
+    rows = _study("delta_rule")["rows"]
+    return [
+        r for r in rows if r["measured_by"] != "emulated" and bool(r["fault"]) is faulty
+    ]
+
+
+@shown
+def delta_above() -> str:
+    """Count elements of fla's kernels above their bounds, of all that have one."""
+    rows = _delta(False)
+    above = sum(row["violations"] for row in rows)
+    return f"{above} of {sum(row['elements'] for row in rows):,}"
+
+
+@shown
+def delta_faults() -> str:
+    """Count broken kernels of a delta rule that were caught, of all."""
+    rows = _delta(True)
+    return f"{sum(row['violations'] > 0 for row in rows)} of {len(rows)}"
+
+
+@shown
+def delta_states() -> str:
+    """What each format of a delta rule's cached state does by steps."""
+    rows = [row for row in _study("delta_rule")["rows"] if row["mode"] == "decode"]
+    cells = [
+        (
+            row["state"],
+            number(row["rel_l2"]),
+            number(row["kl_mean"]),
+            f"{row['flips'] + row['ties']:,} of {row['tokens']:,}",
+            str(row["violations"]),
+        )
+        for row in sorted(rows, key=lambda row: row["kl_mean"])
+    ]
+    head = ("state", "logits, rel. L2", "mean KL, nats", "top tokens changed")
+    return table((*head, "above a bound"), cells)
+
+
 # --- The papers' -------------------------------------------------------------------
 
 
