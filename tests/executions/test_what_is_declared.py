@@ -95,7 +95,8 @@ def test_the_states_format_is_the_recurrences_own(kind, mode, state):
         own = found.of(kind)
         assert found.state_precision == own.state_precision
         assert f"state {own.state_precision}, {mode}" in sentence(found, kinds)
-        assert found.name == f"mamba_ssm {mode}, bf16"
+        library = "fla" if kind.endswith("_delta") else "mamba_ssm"
+        assert found.name == f"{library} {mode}, bf16"
         assert any("recurrent state" in text for text in found.assumptions)
 
 

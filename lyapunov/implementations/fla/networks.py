@@ -99,6 +99,7 @@ def fla_network(
         own[kind] = dataclasses.replace(
             one,
             sites=sites,
+            state_precision=state.name,
             constants=dataclasses.replace(kernel, **softplus),
             chunked=chunked,
             depths=Depths(
