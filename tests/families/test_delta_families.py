@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import lyapunov
 from lyapunov._errors import LyapunovError, UnsupportedCheckpointError
 from oracles.checkpoints.configurations import CONFIGURATIONS
-from oracles.checkpoints.transformers import make, save
+from oracles.checkpoints.transformers import make, redraw, save
 from oracles.networks import (
     kimi_linear,
     lara_mini,
@@ -134,6 +134,37 @@ def test_a_model_that_reads_pictures_is_read_as_its_text(tmp_path):
     found = same(tmp_path, "qwen3_5", whole)
     assert found.layout.architecture == "qwen3_5"
     assert found.layout.modules[0] == "model.language_model.layers.0.linear_attn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_a_model_that_reads_pictures_as_transformers_saves_it(family, tmp_path):
+    """Assert the text's logits of the whole class's own file, tower and all."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = next(iter(CONFIGURATIONS[family].values())) | {"vocab_size": 60}
+    tower = {
+        "model_type": f"{family}_vision", "depth": 1, "hidden_size": 32,
+        "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    config = AutoConfig.for_model(
+        family,
+        text_config=text | {"model_type": f"{family}_text"},
+        vision_config=tower,
+        **{f"{name}_id": 50 + i for i, name in enumerate(names)},
+    )
+    network = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    redraw(network)
+    folder = save(network, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    assert any(name.startswith("model.visual.") for name in tensors)
+    theirs, allowed = exact_logits(tensors, config, FORWARDS[family], TOKENS)
+    ours = np.asarray(lyapunov.load(folder).logits(TOKENS))
+    assert_within(ours, theirs, allowed, family)
 
 
 def test_experts_in_two_tensors_are_those_one_by_one(tmp_path):
