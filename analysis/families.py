@@ -185,7 +185,7 @@ def table(rows: list[dict]) -> str:
 
 def _among_others(rows: list[dict], order: list[str], path: Path) -> list[dict]:
     """Rows of families that were named, in place of theirs in the last result."""
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    before = json.loads(path.read_text())["rows"]
     anew = {row["family"] for row in rows}
     kept = [row for row in before if row["family"] not in anew and "mode" in row]
     return sorted(kept + rows, key=lambda row: order.index(row["family"]))
@@ -214,10 +214,13 @@ def main(given: list[str] | None = None) -> None:
             jax.clear_caches()  # each row compiles its own, gigabytes in all
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     environment = rows[0]["environment"] | {"transformers": transformers.__version__}
-    for row in rows:
-        row.pop("environment")
-    if options.families:
+    if options.families and options.out.exists():
+        # rows that were made elsewhere keep what they were made with
+        environment = json.loads(options.out.read_text())["environment"]
         rows = _among_others(rows, every, options.out)
+    else:
+        for row in rows:
+            row.pop("environment")
     result = {
         "command": "python -m analysis.families",
         "environment": environment,
