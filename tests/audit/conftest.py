@@ -17,7 +17,9 @@ __all__ = ["checkpoint"]
 SEQ = 40
 
 # Of families of several kinds of sublayers, and a short text for them.
-FAMILIES = ("mamba2", "jamba", "nemotron_h", "gpt_neox")
+FAMILIES = (
+    *("mamba2", "jamba", "nemotron_h", "gpt_neox", "qwen3_next", "kimi_linear"),
+)
 SEQ_OF_FAMILIES = 8
 
 

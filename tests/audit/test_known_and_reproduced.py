@@ -78,6 +78,8 @@ def test_a_known_defect_is_named_with_its_source(way, first, source):
         ("jamba", CHUNKS, violation(7, "gated")),
         ("falcon_mamba", PADDED, violation(20, "conv")),
         ("nemotron_h", PADDED, violation(20, "gated")),
+        ("qwen3_next", PADDED, violation(20, "scan_output")),
+        ("kimi_linear", PADDED, violation(20, "scan_output")),
         ("zamba", PADDED_LEFT, violation(0, "gated")),
         ("mamba1", PADDED_LEFT, violation(0, "conv")),
     ],

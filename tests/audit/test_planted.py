@@ -35,6 +35,8 @@ FAULTS = {
     "keys of another row": (planted.of_another_row, KEYS, LATE),
     "wrong positions": (planted.wrong_position, KEYS, LATE),
 }
+ATTENTION = ("attention", "latent_attention")
+RECURRENT = ("mamba1", "mamba2", "gated_delta", "kimi_delta")
 NO_RECURRENCE = "no sublayer has a state or a window"
 NO_ATTENTION = "no sublayer has keys and values"
 NO_POSITIONS = "attention is told no positions"
@@ -47,7 +49,7 @@ def cannot_have(family, fault):
         return NO_RECURRENCE
     if family == "mamba2" and carried == KEYS:
         return NO_ATTENTION
-    if fault == "wrong positions" and family != "gpt_neox":
+    if fault == "wrong positions" and family not in ("gpt_neox", "qwen3_next"):
         return NO_POSITIONS
     return None
 
@@ -94,7 +96,7 @@ def test_faults_of_a_cache_are_bugs(models, monkeypatch, family, fault):
     assert run.verdict == BUG
     first = run.first_violation
     assert first is not None
-    kinds = ("attention",) if what == KEYS else ("mamba1", "mamba2")
+    kinds = ATTENTION if what == KEYS else RECURRENT
     layer = first_that(model, kinds)
     assert (first.layer, first.batch) == (layer, 0)
     if function is not planted.narrow:
@@ -124,7 +126,7 @@ def test_a_mask_that_is_ignored_is_a_bug(models, monkeypatch, family):
     (run,) = lyapunov.audit(*given, variants="padded_left:3").variants
     assert run.verdict == BUG
     first = not_none(run.first_violation)
-    layer = first_that(model, ("mamba1", "mamba2", "attention"))
+    layer = first_that(model, (*RECURRENT, *ATTENTION))
     assert (first.layer, first.token) == (layer, 0)
 
 
@@ -133,13 +135,13 @@ def test_a_fault_that_a_family_cannot_have_is_said_why(models, family, fault):
     """Assert the reason of the table from the network itself."""
     model, _ = models(family)
     kinds = {layer.kind for layer in model.sublayers}
-    sizes = [x for x in model.config.sublayers if x.kind == "attention"]
+    sizes = [x for x in model.config.sublayers if x.kind in ATTENTION]
     reason = cannot_have(family, fault)
     if reason == NO_RECURRENCE:
         assert not any(x.recurrent for x in model.config.sublayers)
     elif reason == NO_ATTENTION:
-        assert "attention" not in kinds
+        assert not kinds & set(ATTENTION)
     else:
         assert reason == NO_POSITIONS
         assert sizes
-        assert all(x.rotary == 0 for x in sizes)
+        assert all(getattr(x, "rotary", 0) == 0 for x in sizes)

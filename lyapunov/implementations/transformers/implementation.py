@@ -52,6 +52,10 @@ _UNSEEN = (
     *("zamba", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h"),
     "zamba2",
 )
+_DELTA = (
+    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+    *("olmo_hybrid", "kimi_linear", "bailing_hybrid", "lara_mini"),
+)
 
 DEFECTS = (
     Defect(
@@ -79,6 +83,7 @@ DEFECTS = (
     Defect(("mamba1",), (5, 15), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
     Defect(_SEEN[1:], (5, 24), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_right",), "gated", *_PADDED_RIGHT),
+    Defect(_DELTA, (5, 24), (5, 24), ("padded_right",), "scan_output", *_PADDED_RIGHT),
     Defect(_SEEN, (5, 24), (5, 24), ("padded_left",), "conv", *_PADDED_LEFT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_left",), "gated", *_PADDED_LEFT),
 )
