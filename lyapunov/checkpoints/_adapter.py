@@ -40,6 +40,13 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 # of the module that holds the layers: adapters and checkpoints may differ in it
 _ROOTS = ("backbone.", "model.", "gpt_neox.", "transformer.")
+_RELEASED = (
+    (".forget_gate.", "."),
+    (".self_attn.", ".attention."),
+    (".attention.o_proj.", ".attention.dense."),
+    (".mlp.", ".block_sparse_moe."),
+)
+"""What transformers calls a module, and what saved files of Kimi Linear and Ling do."""
 _ROLES = (
     (".lora_A.weight", "A"),
     (".lora_B.weight", "B"),
@@ -219,7 +226,7 @@ def adapted(base: NetworkLayout, adapter: Adapter) -> AdaptedLayout:
     strangers = []
     for name, tensor in adapter.tensors.items():
         stored, role, module = _parse(name)
-        place = short.get(stored)
+        place = next((short[x] for x in _spellings(stored) if x in short), None)
         if place is None and stored == "lm_head.weight":
             place = "head"
         if place not in shapes:
@@ -259,6 +266,14 @@ def _without_root(stored: str) -> str:
     for root in _ROOTS:
         stored = stored.removeprefix(root)
     return "embeddings.weight" if stored == "embedding.weight" else stored
+
+
+def _spellings(stored: str) -> list[str]:
+    """A name as a module has it, and as released files do."""
+    found = [stored]
+    for of_module, released in _RELEASED:
+        found += [x.replace(of_module, released) for x in found if of_module in x]
+    return found
 
 
 def _parse(name: str):

@@ -71,6 +71,8 @@ def from_torch(module) -> Model:
     refuse_quantised(config)
     source = _name(wrapped)
     refuse_a_part(wrapped)
+    if peft is not None:
+        _adapter_in_force(peft, source)
     tensors = _tensors(wrapped, source)
     if peft is None and is_backbone(wrapped):
         embedding = _live(wrapped.get_input_embeddings().weight)
@@ -282,12 +284,8 @@ def _live(tensor) -> LiveTensor:
     )
 
 
-def _with_adapter(
-    layout: NetworkLayout, tensors: dict[str, LiveTensor], peft, source: str
-) -> NetworkLayout:
-    """The base with the adapter in force merged in as it is read."""
-    from peft import get_peft_model_state_dict
-
+def _adapter_in_force(peft, source: str) -> tuple[str, dict[str, Any]]:
+    """Its name and settings; other kinds than plain LoRA are refused."""
     names = list(peft.active_adapters)
     if len(names) != 1:
         raise UnsupportedCheckpointError(
@@ -295,8 +293,20 @@ def _with_adapter(
             hint=MERGE,
         )
     (name,) = names
-    settings = json.loads(json.dumps(peft.peft_config[name].to_dict(), default=str))
+    told = peft.peft_config[name].to_dict()
+    plain = lambda value: sorted(value) if isinstance(value, set) else str(value)
+    settings = json.loads(json.dumps(told, default=plain))
     refuse_other_kinds(settings)
+    return name, settings
+
+
+def _with_adapter(
+    layout: NetworkLayout, tensors: dict[str, LiveTensor], peft, source: str
+) -> NetworkLayout:
+    """The base with the adapter in force merged in as it is read."""
+    from peft import get_peft_model_state_dict
+
+    name, settings = _adapter_in_force(peft, source)
     _same_scalings(peft, name, settings)
     saved = get_peft_model_state_dict(
         peft, adapter_name=name, save_embedding_layers=False

@@ -328,3 +328,69 @@ def test_a_wrong_scaling_would_be_seen(base, make):
     path.write_text(json.dumps(settings | {"use_rslora": False}))
     with pytest.raises(AssertionError, match="in_proj"):
         _hold_to_peft(base, folder, wrapped)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*did not match any targeted module")
+@pytest.mark.parametrize("family", ["kimi_linear", "qwen3_next", "bailing_hybrid"])
+def test_modules_of_delta_rules_are_found_by_transformers_names(family, tmp_path):
+    """Assert every linear module of mixers, attention, and MLPs against PEFT's merge,
+    of a folder and of the module in memory; files name some of them otherwise."""
+    import lyapunov
+    from oracles.checkpoints.configurations import CONFIGURATIONS
+    from oracles.checkpoints.transformers import make, save
+
+    settings = next(iter(CONFIGURATIONS[family].values()))
+    save(make(family, **settings), tmp_path / "base")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    targets = sorted(
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and ".layers." in name
+        # of Qwen's experts PEFT makes LoRA on bare parameters, which is refused
+        and not (family == "qwen3_next" and "mlp" in name)
+    )
+    assert any("attn" in name for name in targets)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets)
+    wrapped = peft.get_peft_model(network, config)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "lora_" in name:
+                p.normal_(0.0, 0.1)
+    pairs = [p for name, p in wrapped.named_parameters() if "lora_" in name]
+    # two products an entry, times alpha / r
+    moved = 2 * 8 / 2 * max(float(p.detach().abs().max()) for p in pairs) ** 2
+    wrapped.save_pretrained(tmp_path / "lora")
+    live = lyapunov.from_torch(wrapped)
+    base = lyapunov.load(tmp_path / "base")
+    folder = adapted(base.layout, open_adapter(tmp_path / "lora"))
+    found = [
+        [layout.layer(i) for i in range(len(base.sublayers))]
+        for layout in (live.layout, folder)
+    ]
+    save(wrapped.merge_and_unload(), tmp_path / "merged")
+    merged = lyapunov.load(tmp_path / "merged").layout
+    for i in range(len(base.sublayers)):
+        for name, wanted in merged.layer(i).items():
+            wanted = np.asarray(wanted, np.float64)
+            error = gamma(5, 2.0**-24) * (abs(wanted) + moved)
+            for layers in found:
+                assert_within(layers[i][name], wanted, error)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not match any targeted module")
+def test_bare_parameters_of_experts_in_memory_are_refused():
+    """Assert the reason, where PEFT turns modules' names into parameters of experts,
+    before a tensor is missed."""
+    import lyapunov
+    from oracles.checkpoints.configurations import CONFIGURATIONS
+    from oracles.checkpoints.transformers import make
+
+    network = make("qwen3_next", **next(iter(CONFIGURATIONS["qwen3_next"].values())))
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["gate_proj", "up_proj"]
+    )
+    wrapped = peft.get_peft_model(network, config)
+    with pytest.raises(LyapunovError, match="LoRA on bare parameters"):
+        lyapunov.from_torch(wrapped)
