@@ -39,7 +39,10 @@ GLOSSARY = (
         "log decay (more where β |k|² exceeds 2). Least left is the least share "
         "|1 - β |k|²| of what a key reads that a write leaves; the smallest exponent "
         "measures nothing else: the epsilon of the keys' norm, and the format in which "
-        "β becomes 1. Decays are the gates.",
+        "β becomes 1. It is -inf only where a step is singular. Exponents known by "
+        "their sums alone are of directions that fp64 does not tell apart at some "
+        "token: their mean stands for each, and the smallest is at most that. Decays "
+        "are the gates.",
     ),
     Word(
         ("coordinates", "no.", "method", "trajectory"),

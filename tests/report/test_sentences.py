@@ -6,6 +6,7 @@ import pytest
 
 from lyapunov.report import to_html, to_markdown, to_table
 from lyapunov.report._sentences import change_sentence, output_lines, percent
+from lyapunov.report._words import exponent_sentence
 from lyapunov.results._check import (
     Decisions,
     LayerDivergence,
@@ -15,6 +16,7 @@ from lyapunov.results._check import (
 
 from ..helpers import not_none
 from .example import (
+    delta_exponents,
     example_report,
     output_divergence,
     parameter_change,
@@ -35,6 +37,17 @@ def test_nothing_is_told_where_nothing_is_known():
     assert output_lines(bare, 9) == []
     row = LayerDivergence(0, "mamba1")
     assert output_lines(replace(bare, layers=[row]), 9) == []
+
+
+def test_exponents_known_by_their_sums_alone_are_counted():
+    row = delta_exponents(0, multiplicity=3)
+    plain = exponent_sentence(example_report(1, layers=[row]).exponents)
+    assert "at most" not in plain
+    assert "sums alone" not in plain
+    row = replace(row, heads=replace(not_none(row.heads), unresolved=[1, 2]))
+    found = exponent_sentence(example_report(1, layers=[row]).exponents)
+    assert ", smallest at most -" in found
+    assert found.endswith(", 9 known by their sums alone")
 
 
 def test_a_prediction_names_its_error_its_z_and_its_probes():
