@@ -12,7 +12,7 @@ from lyapunov.exponents._initialisation import at_initialisation
 from lyapunov.questions._layer_facts import layer_facts
 from lyapunov.sublayers.kinds import KINDS
 from oracles.checkpoints.configurations import CONFIGURATIONS, SMALL
-from oracles.checkpoints.transformers import make, redraw, save
+from oracles.checkpoints.transformers import TEXT as TEXT_OF, make, redraw, save
 
 from ..helpers import not_none
 
@@ -27,11 +27,14 @@ ALL = [("mamba", "plain", MAMBA)] + [
     for family, named in CONFIGURATIONS.items()
     for name, config in named.items()
 ]
-RECURRENT = [
-    family
-    for family in FAMILIES
-    if family not in ("gpt_neox", "llama", "olmo", "olmo2")
-]
+NO_STEP_SIZE = (
+    *("gpt_neox", "llama", "olmo", "olmo2", "lfm2"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_moe", "lara_mini", "olmo_hybrid"),
+    *("kimi_linear", "bailing_hybrid"),
+)
+"""Without a recurrence of a dt, an A and a D; `test_delta_exponents` asks delta rules
+for parameters that were lost."""
+RECURRENT = [family for family in FAMILIES if family not in NO_STEP_SIZE]
 MODELS = Path(__file__).parents[2] / "experiments" / "models"
 
 
@@ -40,7 +43,7 @@ def fresh(family, config, seed=0):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **config)
+    config = AutoConfig.for_model(TEXT_OF.get(family, family), **config)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 

@@ -122,7 +122,9 @@ def _read_ling(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     attention = _attention(network, turning=turning, gates=1)
     bound = None
     if switch(settings, "kda_safe_gate", True):
-        bound = -positive({"it": -settings.get("kda_lower_bound", -5.0)}, "it", 5.0)
+        lowest = settings.get("kda_lower_bound", -5.0)
+        negated = -lowest if isinstance(lowest, int | float) else lowest
+        bound = -positive({"kda_lower_bound": negated}, "kda_lower_bound", 5.0)
     mixer = _mixer(network, bound=bound)
     return _described(network, stored, kinds, attention, mixer)
 

@@ -21,7 +21,7 @@ class FlaImplementation(AbstractImplementation):
     name = "fla"
     measures = True
     needs_gpu = True
-    installed_by = "flash-linear-attention 'lyapunov-check[torch]'"
+    installed_by = "fla-core 'lyapunov-check[torch]'"
     libraries: ClassVar[Mapping[str, str]] = {
         "fla": "fla-core",
         "transformers": "transformers",
