@@ -246,7 +246,7 @@ def test_command_times_once_and_says_what_has_no_room(tmp_path, monkeypatch):
     page = out.with_suffix(".md").read_text()
     assert "no figures" in page
     assert np.isfinite(first["rows"][0]["values"]["seconds"])
-    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert out.with_suffix(".png").stat().st_size > 5_000  # in 256 colours
 
 
 def test_a_card_too_small_for_weights_and_a_spent_budget(tmp_path, monkeypatch, capsys):
