@@ -38,7 +38,7 @@ RECURRENT = [family for family in FAMILIES if family not in NO_STEP_SIZE]
 MODELS = Path(__file__).parents[2] / "experiments" / "models"
 
 
-def fresh(family, config, seed=0):
+def fresh(family: str, config, seed=0):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
