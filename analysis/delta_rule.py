@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from studies.files import as_json, finite, write
 from studies.study import Study, promote
 
+from ._cross_cases import told
 from ._delta_faults import FAULTS, patched
 from .cross_check import row
 
@@ -170,9 +171,9 @@ def run_all(
                 process.kill()
             elif process.poll() is None:
                 continue
-            out, said = process.communicate()
+            rows, problem = told(*process.communicate(), process.returncode)
             del running[case]
-            _take_in(result, case, out, said, late)
+            _take_in(result, case, rows, "out of time" if late else problem)
             write(path, as_json(result))
         if late:
             break
@@ -180,22 +181,20 @@ def run_all(
     return [case.name for case in waiting]
 
 
-def _take_in(result: dict, case: Case, out: str, said: str, late: bool) -> None:
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    if not lines:
-        last = [line for line in said.splitlines() if line.strip()]
-        result["failed"][case.name] = "out of time" if late else last[-1][:300]
+def _take_in(result: dict, case: Case, rows: list[dict], problem: str) -> None:
+    if not rows:
+        result["failed"][case.name] = problem or "it printed no row"
         print(f"{case.name}: {result['failed'][case.name]}", file=sys.stderr)
         return
-    found = json.loads(lines[-1])
+    found = rows[-1]
     environment = found.pop("environment")
     if environment not in result["environments"]:
         result["environments"].append(environment)
     found["environment"] = result["environments"].index(environment)
     result["rows"].append(found)
     result["failed"].pop(case.name, None)
-    told = f"{found['violations']} violations, t1 {found['t1_ratio']}"
-    print(f"{case.name}: {told}, {found['seconds']} s", file=sys.stderr, flush=True)
+    said = f"{found['violations']} violations, t1 {found['t1_ratio']}"
+    print(f"{case.name}: {said}, {found['seconds']} s", file=sys.stderr, flush=True)
 
 
 def page(result: dict[str, Any]) -> str:
