@@ -38,7 +38,10 @@ from studies.study import Study
 
 MODELS = tuple(
     f"experiments/models/{name}"
-    for name in ("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid", "gated_delta")
+    for name in (
+        *("mamba1", "mamba2", "mamba3", "gpt_neox", "hybrid"),
+        *("gated_delta", "kimi_delta"),
+    )
 )
 
 
