@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -210,6 +211,14 @@ def within(*places: str, **roles: str) -> dict[str, frozenset[str]]:
 def with_biases(*names: str) -> str:
     """Give names, each with that of its bias."""
     return " ".join(f"{name} {name}_bias" for name in names)
+
+
+def convolution(get: Get) -> dict[str, Any]:
+    """Give the weights and the bias of a causal convolution; zeros if it has none."""
+    weight, bias = get("conv_weight"), get("conv_bias")
+    if weight is not None and bias is None:
+        bias = jnp.zeros(weight.shape[0])
+    return {"conv_weight": weight, "conv_bias": bias}
 
 
 def as_stored(raw: Mapping[str, np.ndarray], *names: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ._sublayer import (
     Counts,
     Get,
     HandedOn,
+    convolution,
     with_biases,
     within,
 )
@@ -334,9 +335,6 @@ class AttentionSizes(AbstractSublayer):
             name: None if get(name) is None else norm_of(get, name, *how)
             for name in ("q_norm", "k_norm")
         }
-        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
-        if conv_weight is not None and conv_bias is None:
-            conv_bias = jnp.zeros(conv_weight.shape[0])
         return AttentionParameters(
             q_proj=Weight(get("q_proj")),
             k_proj=Weight(get("k_proj")),
@@ -357,8 +355,7 @@ class AttentionSizes(AbstractSublayer):
             q_adapter=adapter_of(get, "q"),
             k_adapter=adapter_of(get, "k"),
             v_adapter=adapter_of(get, "v"),
-            conv_weight=conv_weight,
-            conv_bias=conv_bias,
+            **convolution(get),
             g_proj=weight_of(get, "g_proj"),
             g_bias=get("g_bias"),
             q_latent=latent_of(get, "q_down", self.latent_epsilon),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -22,13 +21,24 @@ from ._sublayer import (
     DeltaDynamics,
     Get,
     HandedOn,
-    as_stored,
     within,
 )
-from .delta_scan import BY_KEY, CHUNK, Tokens, chunked_delta, recurrent_delta
+from .delta_mixer import (
+    HAND_OVER,
+    DeltaState,
+    convolved,
+    delta_rule,
+    dynamics,
+    gated_out,
+    headed,
+    shared_parameters,
+    through_blocks,
+    units,
+)
+from .delta_scan import BY_KEY, CHUNK
 from .norm import Norm, normalise
 from .sites import FRONT
-from .token_blocks import in_token_blocks, tokens_at_once
+from .token_blocks import tokens_at_once
 
 
 DELTA = (
@@ -82,24 +92,6 @@ class GatedDeltaParameters(eqx.Module):
         return DeltaState.zeros(self.conv_weight, *self.sizes)
 
 
-class DeltaState(eqx.Module):
-    """What a decode step carries: the last inputs of the conv, and S."""
-
-    window: Any
-    """(d_conv - 1, conv channels)."""
-    state: Any
-    """(heads, value_dim, key_dim)."""
-
-    @staticmethod
-    def zeros(conv_weight, heads: int, key_dim: int, value_dim: int) -> "DeltaState":
-        """As at the start of a text."""
-        channels, taps = conv_weight.shape
-        return DeltaState(
-            window=jnp.zeros((taps - 1, channels)),
-            state=jnp.zeros((heads, value_dim, key_dim)),
-        )
-
-
 def gated_delta(
     at: AbstractArithmetic, residual, p: GatedDeltaParameters, start: DeltaState
 ):
@@ -113,34 +105,19 @@ def gated_delta(
     **Returns:** the mixer's output (seq, d_model), and `start` for the token after
     the last.
     """
-    if at.calls:
-        # of several calls chunks begin with each
-        return _gated_delta(at, residual, p, start)
-    widest = 2 * p.conv_weight.shape[0]
-    return in_token_blocks(
-        at, _gated_delta, residual, p, start, widest=widest, multiple=p.chunk
-    )
+    return through_blocks(at, _gated_delta, residual, p, start)
 
 
 def _gated_delta(
     at: AbstractArithmetic, residual, p: GatedDeltaParameters, start: DeltaState
 ):
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    heads, key_dim, _ = p.sizes
-    keys, seq = p.key_heads * key_dim, x.shape[0]
     put = lambda site, rows: at.store(site, at.matmul(x, rows))
     mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
     z, a = put("z", p.z_proj), put("gate_logit", p.a_proj)
     b = put("rate_logit", p.b_proj)
 
-    mixed = at.join(mixed, axis=-1)
-    padded = at.join([start.window, mixed])
-    mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
-    mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
-    q = mixed[..., :keys]
-    k = mixed[..., keys : 2 * keys]
-    v = at.view(headed(heads), mixed[..., 2 * keys :])
-
+    q, k, v, window = convolved(at, mixed, p, start)
     rate = at.store("rate", at.sigmoid(b))
     if p.rate_scale != 1.0:
         rate = at.multiply(rate, at.fixed(p.rate_scale))
@@ -149,62 +126,8 @@ def _gated_delta(
     q, k = units(at, q, k, p.key_heads, p.key_epsilon)
     y, state = delta_rule(at, q, k, v, rate, log_gate, start.state, p.chunk)
 
-    hat = at.rms_normalise(y, p.gate_norm_epsilon)
-    hat = at.store("gate_norm_hat", hat)
-    normed = at.store("gate_norm", at.multiply(hat, p.gate_norm))
-    z = at.store("silu_z", at.silu(at.view(headed(heads), z)))
-    y = at.multiply(normed, z)
-    y = at.store("gated", at.view(lambda a: a.reshape(seq, -1), y))
-    out = at.store("out", at.matmul(y, p.out_proj))
-    return out, DeltaState(window=padded[seq:], state=state)
-
-
-def units(at: AbstractArithmetic, q, k, heads: int, epsilon: float):
-    """Queries and keys of unit length, (seq, heads, key_dim), stored."""
-    return tuple(
-        at.store(site, at.unit_normalise(at.view(headed(heads), x), epsilon))
-        for site, x in (("q_unit", q), ("k_unit", k))
-    )
-
-
-def delta_rule(
-    at: AbstractArithmetic,
-    q,
-    k,
-    v,
-    rate,
-    log_gate,
-    state,
-    chunk: int,
-    *,
-    inverted: bool = False,
-):
-    """What the queries of a sequence read, stored, and the state behind it.
-
-    **Arguments:**
-
-    - `q`, `k`: (seq, key_heads, key_dim), of unit length. `v`: (seq, heads, value_dim).
-    - `rate`: (seq, heads). `log_gate`: (seq, heads), or (seq, heads, key_dim).
-    """
-    at.observe("log_gate", log_gate)
-    at.observe("rate", rate)
-    at.observe("key", k)
-    heads, key_heads = v.shape[1], k.shape[1]
-    if heads != key_heads:
-        own = lambda a: jnp.repeat(a, heads // key_heads, axis=1)
-        q, k = at.view(own, q), at.view(own, k)
-    tokens = Tokens(q, k, v, rate, log_gate)
-    if at.chunked:
-        y, state = chunked_delta(at, tokens, state, chunk, inverted=inverted)
-    else:
-        y, state = recurrent_delta(at, tokens, state)
-    y = at.multiply(y, at.fixed(q.shape[-1] ** -0.5))
-    return at.store("scan_output", y), state
-
-
-def headed(heads: int):
-    """Cut the last axis into heads."""
-    return lambda a: a.reshape(*a.shape[:-1], heads, -1)
+    z = at.store("silu_z", at.silu(at.view(headed(p.sizes[0]), z)))
+    return gated_out(at, y, z, p), DeltaState(window, state)
 
 
 @final
@@ -253,32 +176,20 @@ class GatedDeltaSizes(AbstractSublayer):
     @property
     def hand_over(self) -> tuple[HandedOn, ...]:
         """The convolution's last inputs, and S."""
-        return (
-            HandedOn("window", "window", ("q", "k", "v")),
-            HandedOn("state", "state", ("state",)),
-        )
+        return HAND_OVER
 
     def parameters(self, get: Get) -> GatedDeltaParameters:
         """Put the flow's parameters together from stored ones."""
-        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
         return GatedDeltaParameters(
             norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset),
-            conv_weight=conv_weight,
-            conv_bias=jnp.zeros(conv_weight.shape[0])
-            if conv_bias is None
-            else conv_bias,
-            dt_bias=get("dt_bias"),
-            A_log=get("A_log"),
-            gate_norm=get("gate_norm"),
             key_heads=self.key_heads,
             gate_norm_epsilon=self.gate_norm_epsilon,
             rate_scale=self.rate_scale,
             key_epsilon=self.key_epsilon,
             chunk=self.chunk,
-            **{
-                name: Weight(get(name))
-                for name in (*(f"{of}_proj" for of in "qkvzab"), "out_proj")
-            },
+            **shared_parameters(get),
+            z_proj=Weight(get("z_proj")),
+            a_proj=Weight(get("a_proj")),
         )
 
     def count(self, length: int, batch: int = 1) -> Counts:
@@ -299,10 +210,4 @@ class GatedDeltaSizes(AbstractSublayer):
         self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
     ) -> DeltaDynamics:
         """Find what the step matrices are made of."""
-        seen = {
-            name: np.asarray(observed[name], np.float64)
-            for name in ("log_gate", "rate", "key")
-        }
-        used = {"ones": {"gate_norm": raw["gate_norm"]}, "per_head": True}
-        stored = as_stored(raw, "A_log", "dt_bias") | used
-        return DeltaDynamics(self.value_dim, **seen, parameters=stored)
+        return dynamics(raw, observed, self.value_dim)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -21,14 +20,24 @@ from ._sublayer import (
     DeltaDynamics,
     Get,
     HandedOn,
-    as_stored,
     within,
 )
+from .delta_mixer import (
+    HAND_OVER,
+    DeltaState,
+    convolved,
+    delta_rule,
+    dynamics,
+    gated_out,
+    headed,
+    shared_parameters,
+    through_blocks,
+    units,
+)
 from .delta_scan import CHUNK
-from .gated_delta import DeltaState, delta_rule, headed, units
 from .norm import Norm, normalise
 from .sites import FRONT
-from .token_blocks import in_token_blocks, tokens_at_once
+from .token_blocks import tokens_at_once
 
 
 class KimiDeltaParameters(eqx.Module):
@@ -75,27 +84,18 @@ def kimi_delta(
     at: AbstractArithmetic, residual, p: KimiDeltaParameters, start: DeltaState
 ):
     """One sublayer over a sequence: as `gated_delta`."""
-    if at.calls:
-        return _kimi_delta(at, residual, p, start)
-    widest = 2 * p.conv_weight.shape[0]
-    return in_token_blocks(
-        at, _kimi_delta, residual, p, start, widest=widest, multiple=p.chunk
-    )
+    return through_blocks(at, _kimi_delta, residual, p, start)
 
 
 def _kimi_delta(
     at: AbstractArithmetic, residual, p: KimiDeltaParameters, start: DeltaState
 ):
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    heads, key_dim, _ = p.sizes
-    keys, seq = heads * key_dim, x.shape[0]
+    heads = p.sizes[0]
     put = lambda site, rows: at.store(site, at.matmul(x, rows))
     mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
     z = at.view(headed(heads), _projected(at, x, p.g_down, p.g_proj, "z"))
-    padded = at.join([start.window, at.join(mixed, axis=-1)])
-    mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
-    mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
-    v = at.view(headed(heads), mixed[..., 2 * keys :])
+    q, k, v, window = convolved(at, mixed, p, start)
 
     gate = _projected(at, x, p.f_down, p.f_proj, "forget")
     rate = at.store("rate", at.sigmoid(put("rate_logit", p.b_proj)))
@@ -108,19 +108,13 @@ def _kimi_delta(
         open_ = at.sigmoid(at.multiply(gate, size))
         log_gate = at.multiply(open_, at.fixed(p.gate_lower_bound))
     log_gate = at.store("log_gate", log_gate)
-    q, k = units(
-        at, mixed[..., :keys], mixed[..., keys : 2 * keys], heads, p.key_epsilon
-    )
+    q, k = units(at, q, k, heads, p.key_epsilon)
     y, state = delta_rule(
         at, q, k, v, rate, log_gate, start.state, p.chunk, inverted=True
     )
 
-    hat = at.store("gate_norm_hat", at.rms_normalise(y, p.gate_norm_epsilon))
-    normed = at.store("gate_norm", at.multiply(hat, p.gate_norm))
-    y = at.multiply(normed, at.sigmoid(z))
-    y = at.store("gated", at.view(lambda a: a.reshape(seq, -1), y))
-    out = at.store("out", at.matmul(y, p.out_proj))
-    return out, DeltaState(window=padded[seq:], state=state)
+    out = gated_out(at, y, at.sigmoid(z), p)
+    return out, DeltaState(window, state)
 
 
 def _projected(at: AbstractArithmetic, x, down: Weight | None, up: Weight, site: str):
@@ -179,16 +173,11 @@ class KimiDeltaSizes(AbstractSublayer):
     @property
     def hand_over(self) -> tuple[HandedOn, ...]:
         """The convolution's last inputs, and S."""
-        return (
-            HandedOn("window", "window", ("q", "k", "v")),
-            HandedOn("state", "state", ("state",)),
-        )
+        return HAND_OVER
 
     def parameters(self, get: Get) -> KimiDeltaParameters:
         """Put the flow's parameters together from stored ones."""
-        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
-        whole = ("q_proj", "k_proj", "v_proj", "b_proj", "out_proj")
-        low = {
+        low: dict[str, Any] = {
             f"{of}_{part}": get(f"{of}_{name}")
             for of in "fg"
             for part, name in (("down", "down"), ("proj", "up"))
@@ -196,21 +185,15 @@ class KimiDeltaSizes(AbstractSublayer):
         for of in "fg":
             if low[f"{of}_down"] is None:
                 low[f"{of}_proj"] = get(f"{of}_proj")
+        low = {name: None if a is None else Weight(a) for name, a in low.items()}
         return KimiDeltaParameters(
             norm=Norm(get("norm"), None, self.norm_epsilon),
-            conv_weight=conv_weight,
-            conv_bias=jnp.zeros(conv_weight.shape[0])
-            if conv_bias is None
-            else conv_bias,
-            dt_bias=get("dt_bias"),
-            A_log=get("A_log"),
-            gate_norm=get("gate_norm"),
             gate_norm_epsilon=self.gate_norm_epsilon,
             gate_lower_bound=self.gate_lower_bound,
             key_epsilon=self.key_epsilon,
             chunk=self.chunk,
-            **{name: None if a is None else Weight(a) for name, a in low.items()},
-            **{name: Weight(get(name)) for name in whole},
+            **shared_parameters(get),
+            **low,
         )
 
     def count(self, length: int, batch: int = 1) -> Counts:
@@ -236,10 +219,4 @@ class KimiDeltaSizes(AbstractSublayer):
         self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
     ) -> DeltaDynamics:
         """Find what the step matrices are made of."""
-        seen = {
-            name: np.asarray(observed[name], np.float64)
-            for name in ("log_gate", "rate", "key")
-        }
-        used = {"ones": {"gate_norm": raw["gate_norm"]}, "per_head": True}
-        stored = as_stored(raw, "A_log", "dt_bias") | used
-        return DeltaDynamics(self.value_dim, **seen, parameters=stored)
+        return dynamics(raw, observed, self.value_dim)

@@ -22,6 +22,7 @@ from ._sublayer import (
     Get,
     HandedOn,
     as_stored,
+    convolution,
     with_biases,
     within,
 )
@@ -236,10 +237,9 @@ class Mamba1Sizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> Mamba1Parameters:
         """Put the flow's parameters together from stored ones."""
-        conv_bias = get("conv_bias")
-        norms = {}
+        norms: dict[str, Any] = {}
         if self.mixer_norm_epsilon is not None:
-            norms = {
+            norms: dict[str, Any] = {
                 name: norm_of(get, name, self.mixer_norm_epsilon, False)
                 for name in ("dt_norm", "B_norm", "C_norm")
             }
@@ -250,8 +250,7 @@ class Mamba1Sizes(AbstractSublayer):
             norm_bias=get("norm_bias"),
             in_proj=Weight(get("in_proj")),
             in_proj_bias=get("in_proj_bias"),
-            conv_weight=get("conv_weight"),
-            conv_bias=jnp.zeros(self.d_inner) if conv_bias is None else conv_bias,
+            **convolution(get),
             x_proj=Weight(x_proj) if alone else tuple(Weight(w) for w in x_proj),
             dt_proj=Weight(dt_proj) if alone else tuple(Weight(w) for w in dt_proj),
             dt_bias=get("dt_bias"),

@@ -23,6 +23,7 @@ from ._sublayer import (
     Get,
     HandedOn,
     as_stored,
+    convolution,
     within,
 )
 from .norm import Norm, normalise, scaled
@@ -267,7 +268,6 @@ class Mamba2Sizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> Mamba2Parameters:
         """Put the flow's parameters together from stored ones."""
-        conv_weight, conv_bias = get("conv_weight"), get("conv_bias")
         D: Any = get("D")
         if D.size != self.d_inner:
             D = jnp.repeat(D, self.d_inner // self.heads)
@@ -276,10 +276,7 @@ class Mamba2Sizes(AbstractSublayer):
             norm_bias=get("norm_bias"),
             in_proj=Weight(get("in_proj")),
             in_proj_bias=get("in_proj_bias"),
-            conv_weight=conv_weight,
-            conv_bias=jnp.zeros(conv_weight.shape[0])
-            if conv_bias is None
-            else conv_bias,
+            **convolution(get),
             dt_bias=get("dt_bias"),
             A_log=get("A_log"),
             D=D,

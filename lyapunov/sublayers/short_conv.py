@@ -14,7 +14,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ._sublayer import AbstractSublayer, Counts, Get, HandedOn, with_biases, within
+from ._sublayer import (
+    AbstractSublayer,
+    Counts,
+    Get,
+    HandedOn,
+    convolution,
+    with_biases,
+    within,
+)
 from .norm import Norm, norm_of, normalise
 from .sites import FRONT
 from .token_blocks import in_token_blocks, tokens_at_once
@@ -111,13 +119,11 @@ class ShortConvSizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> ShortConvParameters:
         """Put the flow's parameters together from stored ones."""
-        conv_bias = get("conv_bias")
         return ShortConvParameters(
             norm=norm_of(get, "norm", self.norm_epsilon, False),
             in_proj=Weight(get("in_proj")),
             in_proj_bias=get("in_proj_bias"),
-            conv_weight=get("conv_weight"),
-            conv_bias=jnp.zeros(self.d_model) if conv_bias is None else conv_bias,
+            **convolution(get),
             out_proj=Weight(get("out_proj")),
             out_proj_bias=get("out_proj_bias"),
         )
