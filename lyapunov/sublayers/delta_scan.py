@@ -87,13 +87,22 @@ def chunked_delta(
     rows = lambda a: jnp.swapaxes(a, 1, 2)
     to_key = (lambda a: a) if by_key else _column
 
+    def store(site, x):
+        """A store has a row for each token, as those have that it is held to."""
+        if not at.stores(site):
+            return x
+        return at.view(cut, at.store(site, at.view(joined, x)))
+
+    # from (chunks, heads, tokens, ...) and back
+    store_pairs = lambda site, x: at.view(rows, store(site, at.view(rows, x)))
+
     # running sums within chunks go along the first axis
     first = lambda a: jnp.swapaxes(a, 0, 1)
     elapsed = at.view(first, at.cumsum(at.view(first, gate)))
     # kernels hold it times log2(e), so that it is rounded at other places
     elapsed = at.may_store("elapsed", elapsed)
     length = elapsed.shape[1]
-    read_q, read_k = at.store("q_operand", q), at.store("k_operand", k)
+    read_q, read_k = store("q_operand", q), store("k_operand", k)
     alike, seen = (
         _pairs_by_key(at, q, k, elapsed)
         if by_key
@@ -103,24 +112,24 @@ def chunked_delta(
     system = at.mask(system, jnp.tril(jnp.ones((length, length)), -1))
     pairs = at.mask(seen, jnp.tril(jnp.ones((length, length))))
     # Kimi's are stored times a scale that need not be a power of two
-    stored = at.may_store if by_key else at.store
+    stored = at.may_store if by_key else store_pairs
     pairs = stored("QK_decayed", pairs)
 
     reach = at.fading(elapsed)
-    v_beta = at.store("v_beta", at.multiply(v, at.view(_column, rate)))
-    k_beta = at.store("k_beta", at.multiply(k, at.view(_column, rate)))
+    v_beta = store("v_beta", at.multiply(v, at.view(_column, rate)))
+    k_beta = store("k_beta", at.multiply(k, at.view(_column, rate)))
     k_beta = at.multiply(k_beta, at.view(to_key, reach))
-    sides = [at.view(rows, x) for x in (v_beta, at.store("k_beta_decayed", k_beta))]
+    sides = [at.view(rows, x) for x in (v_beta, store("k_beta_decayed", k_beta))]
     if at.stores("inverse") or inverted:
         whole = lambda: at.solve_unit_lower(system, at.carry(jnp.eye(length)))
-        stored = at.stores("inverse")
-        inverse = at.store("inverse", _by_tiles(at, system) if stored else whole())
+        made = _by_tiles(at, system) if at.stores("inverse") else whole()
+        inverse = store_pairs("inverse", made)
         product = lambda x, side: at.einsum("nhij,nhjc->nhic", x, side)
         u = product(inverse, sides[0])
-        w = product(at.store("inverse_operand", inverse), sides[1])
+        w = product(store_pairs("inverse_operand", inverse), sides[1])
     else:
         u, w = (at.solve_unit_lower(system, side) for side in sides)
-    u, w = at.store("u", at.view(rows, u)), at.store("w", at.view(rows, w))
+    u, w = store("u", at.view(rows, u)), store("w", at.view(rows, w))
 
     end = lambda a: jnp.broadcast_to(a[:, -1:], a.shape)
     behind = jnp.arange(length) < length - 1
@@ -131,7 +140,7 @@ def chunked_delta(
     reads, keys = read_q, read_k
     if by_key:
         reads, reach = at.may_store("q_decayed", at.multiply(q, reach)), None
-        keys, left = at.store("k_decayed", at.multiply(k, left)), None
+        keys, left = store("k_decayed", at.multiply(k, left)), None
 
     exact = system, k, rate, gate, v, q
     given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)

@@ -30,7 +30,8 @@ from ..model.every_kind import SIZES
 from ..model.full_parameters import change, parameters
 
 
-# Blocks of 4 tokens, which is a chunk of Mamba-2's: two, and one of three tokens.
+# Blocks of 4 tokens, which is a chunk of Mamba-2's and of a delta rule's: two, and one
+# of three tokens.
 SEQ, WIDTH, BLOCK = 11, 8, 4
 IN_BLOCKS = (
     "mlp",
@@ -40,6 +41,11 @@ IN_BLOCKS = (
     "mamba1",
     "mamba2",
     "mamba2 by tokens",
+    "gated_delta",
+    "gated_delta by tokens",
+    "kimi_delta",
+    "kimi_delta by tokens",
+    "short_conv",
 )
 # fp64's sums: some thousand chained operations of nonnegative terms
 SAME = gamma(4000, 2.0**-53)
@@ -53,6 +59,8 @@ class Case:
         if self.sizes.kind == "experts":
             # the share of one expert is 1, and nothing moves it
             self.sizes = change(self.sizes, shares=False)
+        if "delta" in name:
+            self.sizes = change(self.sizes, chunk=BLOCK)
         if self.sizes.embedded:
             both = change(self.sizes.attention, width=2 * WIDTH, norm_behind=False)
             self.sizes = change(self.sizes, attention=both)

@@ -60,8 +60,9 @@ class FlaImplementation(AbstractImplementation):
     def runner(self, execution: Execution) -> Runner:
         """Run texts with transformers' modules on a GPU, which call its kernels."""
         from ..transformers.runner import Transformers
+        from .watched import watched_chunks
 
-        return Transformers(execution, device="cuda")
+        return Transformers(execution, device="cuda", inside=watched_chunks)
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """Its states are fp32, whatever the model's format is."""

@@ -9,8 +9,8 @@ it before.
 import functools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,6 +52,19 @@ RENAMED = (
 FIRST = ("norm", "q_proj", "up", "in_proj")
 
 
+Calls = dict[tuple[str, str], list[Any]]
+"""What each call showed: by the path of a module and the side of it, or by a kind and
+a site within its kernels."""
+
+Inside = Callable[[Execution, Calls], AbstractContextManager[None]]
+
+
+def nothing_inside(execution: Execution, calls: Calls) -> AbstractContextManager[None]:
+    """Copy nothing: modules are all that is seen."""
+    del execution, calls
+    return nullcontext()
+
+
 class TransformersNetwork:
     """Run a network with transformers' classes: a checkpoint of its own layout as it
     loads it, one of nothing but plain Mamba-1 built of its weights.
@@ -60,14 +73,21 @@ class TransformersNetwork:
 
     - `execution`: whose `precision` says the dtype of the weights.
     - `device`: a torch device.
+    - `inside`: copies what the kernels within a module store, while it is open.
 
     Attention and experts run in the code that is written out in the model ("eager"),
     since fused kernels differ from one machine to the next.
     """
 
-    def __init__(self, execution: Execution, device: str = "cpu"):
+    def __init__(
+        self,
+        execution: Execution,
+        device: str = "cpu",
+        inside: Inside = nothing_inside,
+    ):
         self.execution = execution
         self._device = device
+        self._inside = inside
         self._network: tuple[Any, Any] | None = None
 
     @traced_in_fp64
@@ -94,7 +114,7 @@ class TransformersNetwork:
         variant = variant or execution.variant
         torch, network = self.network(model)
         modules = dict(network.named_modules())
-        calls: dict[tuple[str, str], list[Any]] = {}
+        calls: Calls = {}
         parts = parts_of(model)
         with ExitStack() as stack, torch.no_grad():
             places = [_places(one, modules) for one in parts]
@@ -102,6 +122,7 @@ class TransformersNetwork:
             for path in sorted(_looked_at(model, places)):
                 for handle in _watch(path, modules[path], calls):
                     stack.callback(handle.remove)
+            stack.enter_context(self._inside(execution, calls))
             tokens = np.asarray(tokens)
             cache = None
             if variant.kind == "steps":
@@ -118,7 +139,8 @@ class TransformersNetwork:
             own = places[layer.layer]
             taken = _calls(own, seen, taken)
             of_layer = execution, model, layer, parts[layer.layer], own
-            record, stream = _record(torch, *of_layer, taken, stream)
+            inside = {s: next(x) for (k, s), x in seen.items() if k == layer.kind}
+            record, stream = _record(torch, *of_layer, taken, stream, inside)
             yield record
             if not layer.shares:
                 taken = {}
@@ -159,6 +181,7 @@ def _record(
     places: dict[str, str],
     taken: dict[tuple[str, str], np.ndarray],
     stream: Stream | None,
+    inside: dict[str, np.ndarray],
 ) -> tuple[SublayerRecord, Stream]:
     """What one sublayer did, and the stream for the next.
 
@@ -174,7 +197,12 @@ def _record(
         rows = take(array.reshape(-1, array.shape[-1]).T)
         return rows.T.reshape(*array.shape[:-1], -1)
 
-    stored = {}
+    stored = dict(inside)
+    if layer.kind == "gated_delta":
+        # transformers repeats keys for the heads that share them
+        of_key = model.config.sublayers[layer.layer].key_heads
+        for site in {"q_unit", "k_unit"} & set(stored):
+            stored[site] = stored[site][:, :, :: stored[site].shape[2] // of_key]
     for one in WATCHED[layer.kind]:
         array = at(one.key, one.side)
         if array is not None:

@@ -20,7 +20,7 @@ from .._segment import Segment
 from .._torch import copied, torch_dtype, watched
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
-from .network_runner import TransformersNetwork
+from .network_runner import Inside, TransformersNetwork, nothing_inside
 
 
 class Transformers:
@@ -33,13 +33,18 @@ class Transformers:
 
     - `execution`: whose `precision` says the dtype of the weights, or of autocast over
       weights in fp32, and whose `mode` says whether a cache is stepped through.
-    - `device`: a torch device.
+    - `device`: a torch device. `inside`: as for `TransformersNetwork`.
 
     **Raises:** `UsageError` for autocast on another device than the CPU, whose list of
     operations the execution follows; `MissingExtraError` without torch or transformers.
     """
 
-    def __init__(self, execution: Execution, device: str = "cpu"):
+    def __init__(
+        self,
+        execution: Execution,
+        device: str = "cpu",
+        inside: Inside = nothing_inside,
+    ):
         if execution.runs_in.autocast and device != "cpu":
             raise UsageError(
                 f"autocast is followed on cpu, not on {device}: the lists of "
@@ -48,7 +53,7 @@ class Transformers:
             )
         self.execution = execution
         self._device = device
-        self._networks = TransformersNetwork(execution, device)
+        self._networks = TransformersNetwork(execution, device, inside)
 
     @traced_in_fp64
     def trace(

@@ -1,0 +1,77 @@
+"""What fla's kernels of a chunk store for one another, copied where it calls them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..._errors import UsageError
+from ...formats import TF32_OPERAND
+from .._execution import Execution
+from ..transformers.network_runner import Calls
+
+
+class Chunk(NamedTuple):
+    """The function that turns the keys of a text into the u and w of its chunks."""
+
+    module: str
+    """That calls it, by a global name."""
+    function: str
+    results: tuple[str | None, ...]
+    """The sites of what it gives; None: of none."""
+    given: Mapping[str, str]
+    """The sites of what it is given, by the names of its arguments."""
+
+
+# As fla-core 0.6.0 calls them, with every argument by name.
+CHUNKS = {
+    "gated_delta": Chunk(
+        "fla.ops.gated_delta_rule.chunk", "chunk_gated_delta_rule_fwd_intra",
+        ("w", "u", "inverse"), {"k": "k_unit"},
+    ),
+    "kimi_delta": Chunk(
+        "fla.ops.kda.chunk_fwd", "chunk_kda_fwd_intra",
+        ("w", "u", None, "k_decayed", None, "inverse"), {"q": "q_unit", "k": "k_unit"},
+    ),
+}  # fmt: skip
+
+
+@contextmanager
+def watched_chunks(execution: Execution, calls: Calls) -> Iterator[None]:
+    """Copy what chunks store, for as long as the block runs.
+
+    A tensor of fp32 that products read as TF32 is left out: what they read is not what
+    was stored.
+
+    **Arguments:**
+
+    - `calls`: is filled in, by kind and site.
+
+    **Raises:** `UsageError` where fla has no such function.
+    """
+    with ExitStack() as stack:
+        for kind, own in execution.kinds.items():
+            if not own.chunked or kind not in CHUNKS:
+                continue
+            one = CHUNKS[kind]
+            holder: Any = import_module(one.module)
+            original = getattr(holder, one.function, None)
+            if original is None:
+                raise UsageError(
+                    f"fla has no {one.module}.{one.function}, which makes u and w",
+                    hint="pip install fla-core==0.6.0",
+                )
+            kept = {site for site, fmt in own.sites.items() if fmt != TF32_OPERAND}
+
+            def call(*given, _of=(kind, one, kept, original), **named):
+                kind, one, kept, original = _of
+                results = original(*given, **named)
+                shown = {site: named[name] for name, site in one.given.items()}
+                shown |= dict(zip(one.results, results, strict=True))
+                for site in kept & set(shown):
+                    calls.setdefault((kind, site), []).append(shown[site].clone())
+                return results
+
+            setattr(holder, one.function, call)
+            stack.callback(setattr, holder, one.function, original)
+        yield
