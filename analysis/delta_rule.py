@@ -23,7 +23,7 @@ from studies.files import as_json, finite, write
 from studies.study import Study, promote
 
 from ._cross_cases import told
-from ._delta_faults import FAULTS, patched
+from ._delta_faults import breakable, patched
 from .cross_check import row
 
 
@@ -67,9 +67,10 @@ def cases() -> list[Case]:
         for model in MODELS:
             found += [Case(model, mode, length, p, "fla") for p in PRECISIONS]
         if length == BROKEN:
-            first = MODELS[0]
             found += [
-                Case(first, mode, length, "bf16", "fla", fault=name) for name in FAULTS
+                Case(model, mode, length, "bf16", "fla", fault=name)
+                for model in MODELS
+                for name in breakable(model)
             ]
             found += [
                 Case(model, "decode", 128, "bf16", "emulated", state=state)
@@ -96,7 +97,7 @@ def run(case: Case) -> dict[str, Any]:
     model = lyapunov.load(folder(case.model))
     ids = english(model, case.length).reshape(1, -1)
     began = time.perf_counter()
-    with patched(case.fault) if case.fault else nullcontext():
+    with patched(case.fault, case.model) if case.fault else nullcontext():
         report = lyapunov.check(
             model,
             ids,
