@@ -13,7 +13,7 @@ from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage, sums
 from .declared import Declared, unless_overflow
-from .delta_chunk import chunk_by_tokens, dot as _dot, summing as _summing
+from .delta_chunk import chunk_by_tokens, dot, least_stored, pass_on, summing
 
 
 def columns(declared: Declared, state) -> Bounded:
@@ -30,41 +30,23 @@ def step(declared: Declared, state, token: flow.DeltaToken) -> Bounded:
     column. Roundings on the way: of s', which $\hat P$ passes on, of the sum that is
     read, of the difference and two products, and of the sum at the end.
     """
-    decay, key, value, rate = (lift(x) for x in token)
-    entries = flow.step(declared, state, flow.DeltaToken(decay, key, value, rate))
+    token = flow.DeltaToken(*(lift(x) for x in token))
+    entries = flow.step(declared, state, token)
     unit, underflow = declared.model.unit, declared.model.underflow
-    a, error_a = flow.spread(decay.value), flow.spread(decay.error)
-    largest = jnp.max(jnp.minimum(a + error_a, 1.0), axis=-1)
-    kept = a * state.value
-    length = jnp.linalg.norm(kept, axis=-1)
-    drift = jnp.linalg.norm(error_a * jnp.abs(state.value), axis=-1)
-    arrived = largest * state.norm + drift
-
-    of_key, off_key = jnp.linalg.norm(key.value, axis=-1)[:, None], key.norm[:, None]
-    longest = of_key + off_key
-    size, off_rate = jnp.abs(rate.value)[:, None], rate.error[:, None]
-    rates = size + off_rate
-    below_zero = jnp.maximum(off_rate - rate.value[:, None], 0.0)
-    through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
-
-    missed = jnp.abs(value.value - jnp.einsum("hvk,hk->hv", kept, key.value))
-    off = value.error + off_key * length
-    changed = (rates * off_key + off_rate * of_key) * (missed + off)
-    changed = changed + size * of_key * off
-
-    terms = key.shape[-1]
+    x = pass_on(state.value, state.norm, token)
+    terms = token.key.shape[-1]
     root = terms**0.5
-    whole = length + arrived
+    whole = x.length + x.arrived
     lost = unit * whole + root * underflow
-    missed = missed + off + longest * (arrived + lost)
-    read = _summing(declared, terms) * longest * (whole + lost)
-    read = read + underflow * (2 * terms + longest)
-    written = rates * longest * (read + jnp.expm1(3 * unit) * (missed + read))
-    written = written + 3 * root * underflow * (1.0 + longest + rates)
-    radius = through * (arrived + lost) + changed + written
+    missed = jnp.abs(x.missed) + x.off + x.longest * (x.arrived + lost)
+    read = summing(declared, terms) * x.longest * (whole + lost)
+    read = read + underflow * (2 * terms + x.longest)
+    written = x.rates * x.longest * (read + jnp.expm1(3 * unit) * (missed + read))
+    written = written + 3 * root * underflow * (1.0 + x.longest + x.rates)
+    radius = x.through * (x.arrived + lost) + x.moved + written
     magnitude = jnp.linalg.norm(entries.value, axis=-1) + radius
     radius = (radius + unit * magnitude + root * underflow) * SAFETY
-    largest_term = whole + rates * longest * (missed + read)
+    largest_term = whole + x.rates * x.longest * (missed + read)
     return _smaller(entries, unless_overflow(declared, largest_term, radius))
 
 
@@ -77,7 +59,7 @@ def read(declared: Declared, state, query) -> Bounded:
     off = query.norm[:, None]
     terms, whole = query.shape[-1], length + state.norm
     error = (of_query + off) * state.norm + off * length
-    error = error + _summing(declared, terms) * (of_query + off) * whole
+    error = error + summing(declared, terms) * (of_query + off) * whole
     error = error + declared.model.underflow * (2 * terms + of_query + off)
     error = error + declared.model.unit * (jnp.abs(entries.value) + error)
     error = unless_overflow(declared, (of_query + off) * whole, error * SAFETY)
@@ -128,14 +110,14 @@ def _by_algorithm(
     """
     unit, underflow = declared.model.unit, declared.model.underflow
     terms, tokens = c.w.shape[-1], c.w.shape[0]
-    by_key, by_token = _summing(declared, terms), _summing(declared, tokens + 1)
+    by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
 
     handed, moved = _columns_stored(declared, "chunk_state", state)
     whole = jnp.linalg.norm(handed.value, axis=-1) + state.norm + moved
 
     # what is written, but for what the state's own error does to it
     of_w, off_w = jnp.linalg.norm(c.w.value, axis=-1)[..., None], c.w.norm[..., None]
-    value = c.u.value - _dot("jhk,hvk->jhv", c.w.value, handed.value)
+    value = c.u.value - dot("jhk,hvk->jhv", c.w.value, handed.value)
     own = c.u.error + off_w * whole + of_w * moved
     own = own + by_key * (of_w + off_w) * whole
     own = own + underflow * (2 * terms + terms**0.5 * (of_w + whole))
@@ -157,17 +139,17 @@ def _by_algorithm(
     # the state at the end
     decay, off_decay = (flow.spread(x) for x in (c.decay.value, c.decay.error))
     size = jnp.abs(state.value)
-    after = decay * state.value + _dot("jhv,jhk->hvk", kept.value, c.keys.value)
+    after = decay * state.value + dot("jhv,jhk->hvk", kept.value, c.keys.value)
     drift = jnp.linalg.norm(off_decay * size, axis=-1)
     drift = drift + jnp.max(off_decay, axis=-1) * state.norm
     keys = jnp.abs(c.keys.value) + c.keys.error
-    sums = jnp.linalg.norm(_dot("jhv,jhk->hvk", most, keys), axis=-1)
+    added = jnp.linalg.norm(dot("jhv,jhk->hvk", most, keys), axis=-1)
     held = jnp.linalg.norm(decay * size, axis=-1) + state.norm + drift
     radius = _through(c, left) * state.norm + drift + _gathered(c.keys.value, own)
-    radius = radius + _dot("jh,jhv->hv", c.keys.norm, most)
-    radius = radius + by_token * (sums + held) + 2 * unit * held
+    radius = radius + dot("jh,jhv->hv", c.keys.norm, most)
+    radius = radius + by_token * (added + held) + 2 * unit * held
     radius = radius + terms**0.5 * underflow * (2 * tokens + 2 + jnp.sum(most, axis=0))
-    radius = unless_overflow(declared, held + sums, radius) * SAFETY
+    radius = unless_overflow(declared, held + added, radius) * SAFETY
     error = jnp.broadcast_to(radius[..., None], after.shape)
     end = Bounded(after, error, radius)
 
@@ -175,9 +157,9 @@ def _by_algorithm(
     reach, off_reach = _factor(c.reach)
     of_read = jnp.linalg.norm(c.reads.value, axis=-1)[..., None]
     off_read = c.reads.norm[..., None]
-    before = _dot("ihk,hvk->ihv", c.reads.value, handed.value)
-    y = before * reach + _dot("hij,jhv->ihv", c.pairs.value, fresh.value)
-    row = c.reads.value * reach - _dot("hij,jhk->ihk", c.pairs.value, c.w.value)
+    before = dot("ihk,hvk->ihv", c.reads.value, handed.value)
+    y = before * reach + dot("hij,jhv->ihv", c.pairs.value, fresh.value)
+    row = c.reads.value * reach - dot("hij,jhk->ihk", c.pairs.value, c.w.value)
     error = jnp.linalg.norm(row, axis=-1)[..., None] * state.norm
     error = error + reach * of_read * moved
     error = error + (reach * off_read + off_reach * (of_read + off_read)) * whole
@@ -186,9 +168,9 @@ def _by_algorithm(
     )
     pairs = jnp.abs(c.pairs.value)
     largest = jnp.abs(fresh.value) + off_fresh + linear
-    error = error + _dot("hij,jhv->ihv", pairs, off_fresh)
-    error = error + _dot("hij,jhv->ihv", c.pairs.error, largest)
-    total = _dot("hij,jhv->ihv", pairs + c.pairs.error, largest)
+    error = error + dot("hij,jhv->ihv", pairs, off_fresh)
+    error = error + dot("hij,jhv->ihv", c.pairs.error, largest)
+    total = dot("hij,jhv->ihv", pairs + c.pairs.error, largest)
     error = error + by_token * total
     error = error + unit * (jnp.abs(y) + error)
     error = error + underflow * (2 * (terms + tokens) + of_read + whole)
@@ -206,8 +188,8 @@ def _through(c: flow.DeltaChunk, left):
     elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
     erased = rate[..., None] * key * jnp.exp(elapsed)
     exact_w = flow.solve_unit_lower(c.system.value, jnp.moveaxis(erased, 0, 1))
-    exact = _dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
-    made = _dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
+    exact = dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
+    made = dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
     off = jnp.linalg.norm(made - exact, axis=(-2, -1))
     share = rate * jnp.sum(key**2, axis=-1)
     norms = jnp.log(jnp.maximum(jnp.maximum(share - 1.0, 1.0 - share), 1.0))
@@ -222,8 +204,8 @@ def _gathered(keys, own):
     Term by term, or by the norm of all keys together, whose square is at most the
     largest row sum of |K K^T|.
     """
-    one_by_one = _dot("jh,jhv->hv", jnp.linalg.norm(keys, axis=-1), own)
-    gram = jnp.abs(_dot("ihk,jhk->hij", keys, keys))
+    one_by_one = dot("jh,jhv->hv", jnp.linalg.norm(keys, axis=-1), own)
+    gram = jnp.abs(dot("ihk,jhk->hij", keys, keys))
     norm = jnp.sqrt(jnp.max(jnp.sum(gram, axis=-1), axis=-1))[:, None]
     return jnp.minimum(one_by_one, norm * jnp.linalg.norm(own, axis=0))
 
@@ -247,9 +229,9 @@ def _columns_stored(declared: Declared, site: str, x: Bounded):
     half = flow.keys_last(state_error_bound(flow.keys_first(x.magnitude), numbers))
     moved = jnp.linalg.norm(half, axis=-1)
     if not is_state_numbers(numbers):
-        least = numbers.smallest * jnp.where(numbers.cut, 1.0, 0.5)
         length = jnp.linalg.norm(x.value, axis=-1) + x.norm
-        whole = numbers.unit * length + x.shape[-1] ** 0.5 * least
+        root = x.shape[-1] ** 0.5
+        whole = numbers.unit * length + root * least_stored(declared, site)
         # what may overflow in an entry has no bound in it
         known = jnp.all(jnp.isfinite(half), axis=-1)
         moved = jnp.where(known, jnp.minimum(moved, whole), jnp.inf)

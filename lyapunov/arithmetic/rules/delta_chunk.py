@@ -57,6 +57,52 @@ def solve_unit_lower(declared: Declared, system, x) -> Bounded:
     return Bounded(value, error * SAFETY)
 
 
+class Passed(NamedTuple):
+    """How the exact step of a token passes errors on, by columns.
+
+    `kept` is the state behind its decay, (heads, value_dim, key_dim), of which
+    `length` and `arrived` are L2 of columns and of their errors; `missed` value - k^T
+    S', `off` its error but for what arrived, all (heads, value_dim). `longest` and
+    `rates`: most that a key is long and a rate is, (heads, 1). `through`: the norm of
+    the step matrix behind its decay. `moved`: L2 of what the token's own errors change
+    in what is written.
+    """
+
+    kept: jax.Array
+    length: jax.Array
+    arrived: jax.Array
+    longest: jax.Array
+    rates: jax.Array
+    through: jax.Array
+    missed: jax.Array
+    off: jax.Array
+    moved: jax.Array
+
+
+def pass_on(column, radius, token: flow.DeltaToken) -> Passed:
+    """The way of a state's error, `radius` by columns, through a token of `Bounded`."""
+    decay, key, value, rate = token
+    a, error_a = flow.spread(decay.value), flow.spread(decay.error)
+    largest = jnp.max(jnp.minimum(a + error_a, 1.0), axis=-1)
+    kept = a * column
+    length = jnp.linalg.norm(kept, axis=-1)
+    drift = jnp.linalg.norm(error_a * jnp.abs(column), axis=-1)
+    arrived = largest * radius + drift
+
+    of_key, off_key = jnp.linalg.norm(key.value, axis=-1)[:, None], key.norm[:, None]
+    longest = of_key + off_key
+    size, off_rate = jnp.abs(rate.value)[:, None], rate.error[:, None]
+    rates = size + off_rate
+    below_zero = jnp.maximum(off_rate - rate.value[:, None], 0.0)
+    through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
+
+    missed = value.value - dot("hvk,hk->hv", kept, key.value)
+    off = value.error + off_key * length
+    moved = (rates * off_key + off_rate * of_key) * (jnp.abs(missed) + off)
+    moved = moved + size * of_key * off
+    return Passed(kept, length, arrived, longest, rates, through, missed, off, moved)
+
+
 class Walked(NamedTuple):
     """What the tokens of a chunk do, in exact arithmetic, and how far off it may be."""
 
@@ -88,47 +134,33 @@ def walk(state: Bounded, c: flow.DeltaChunk, residual):
     """
 
     def one(carry, token):
-        column, radius = carry
-        key, off_key, rate, off_rate, value, off_value, gate, off_gate, lost = token
-        gate = gate[:, None, None] if gate.ndim == 1 else gate[:, None, :]
-        off_gate = off_gate[:, None, None] if off_gate.ndim == 1 else off_gate[:, None]
-        decay = jnp.exp(gate)
-        drift = decay * jnp.expm1(jnp.minimum(off_gate, 300.0))
-        largest = jnp.max(jnp.minimum(decay + drift, 1.0), axis=-1)
-        drift = jnp.linalg.norm(drift * jnp.abs(column), axis=-1)
-        kept = decay * column
-        length = jnp.linalg.norm(kept, axis=-1)
-        arrived = largest * radius + drift
-        of_key = jnp.linalg.norm(key, axis=-1)[:, None]
-        off_key, size, off_rate = off_key[:, None], rate[:, None], off_rate[:, None]
-        longest, rates = of_key + off_key, jnp.abs(size) + off_rate
-        below_zero = jnp.maximum(off_rate - size, 0.0)
-        through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
-        missed = value - jnp.einsum("hvk,hk->hv", kept, key, precision="highest")
-        own = off_value + off_key * length
-        moved = (rates * off_key + off_rate * of_key) * (jnp.abs(missed) + own)
-        moved = moved + jnp.abs(size) * of_key * own
-        write = size * missed
-        off = rates * (own + longest * arrived) + off_rate * jnp.abs(missed) + lost
-        column = kept + write[..., None] * key[:, None, :]
-        radius = through * arrived + moved + longest * lost
+        key, rate, value, gate, lost = token
+        decay = jnp.exp(gate.value)
+        off = decay * jnp.expm1(jnp.minimum(gate.error, 300.0))
+        token = flow.DeltaToken(Bounded(decay, off), key, value, rate)
+        x = pass_on(*carry, token)
+        write = rate.value[:, None] * x.missed
+        off = x.rates * (x.off + x.longest * x.arrived)
+        off = off + rate.error[:, None] * jnp.abs(x.missed) + lost
+        column = x.kept + write[..., None] * key.value[:, None, :]
+        radius = x.through * x.arrived + x.moved + x.longest * lost
         seen = Walked(write, off, jnp.linalg.norm(column, axis=-1), radius)
         return (column, radius), seen
 
-    k, r, v, g = c.key, c.rate, c.value, c.log_gate
-    tokens = (k.value, k.norm, r.value, r.error, v.value, v.error, g.value, g.error)
-    return jax.lax.scan(one, (state.value, state.norm), (*tokens, residual))
+    inputs = (c.key, c.rate, c.value, c.log_gate, residual)
+    return jax.lax.scan(one, (state.value, state.norm), inputs)
 
 
 def losses(
-    declared: Declared, c: flow.DeltaChunk, whole, moved, by_key, *, inverted: bool
+    declared: Declared, c: flow.DeltaChunk, fading, whole, moved, by_key, *, inverted
 ) -> Losses:
     """What the arithmetic loses of a chunk's writes.
 
     **Arguments:**
 
-    - `whole`: most that a column is long that the chunk reads, (heads, value_dim);
-      `moved`: what storing it moves. `by_key`: growth of a sum over keys.
+    - `fading`: see `_of_decays`. `whole`: most that a column is long that the chunk
+      reads, (heads, value_dim); `moved`: what storing it moves. `by_key`: growth of a
+      sum over keys.
     """
     unit, tokens, terms = declared.model.unit, c.w.shape[0], c.w.shape[-1]
     root = terms**0.5
@@ -138,7 +170,7 @@ def losses(
     growth = jnp.expm1(declared.reduction_depth(tokens + 1) * unit)
     rates = first(jnp.abs(c.rate.value) + c.rate.error)
     lengths = first(jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm)
-    decays, between, reach, _, _ = _of_decays(declared, c)
+    decays, between, reach, _, _ = fading
 
     # the system itself: sums over keys of products with decays in front or behind
     keys = jnp.abs(c.key.value) + c.key.error
@@ -161,8 +193,7 @@ def losses(
     solution_u, solution_w = unit * u, unit * w
     if "inverse" in declared.sites or inverted:
         left = lambda x: _of_inverse(declared, size, own, growth, x)
-        inverse = jnp.abs(flow.solve_unit_lower(c.system.value, eye))
-        inverse = inverse + solve_unit_lower(declared, c.system, eye).error
+        inverse = solve_unit_lower(declared, c.system, eye).magnitude
         ceiling = eye + rates[..., None] * decays * _ceiling(c, lengths)
         inverse = jnp.minimum(inverse, ceiling)
         # what is computed is no larger than this and `more`, if that reproduces itself
@@ -202,7 +233,7 @@ def _with_stores(declared: Declared, lost, size, root: float, *sites: str):
     """What is lost and how large the rest may be, behind stores one after another."""
     for site in sites:
         if site in declared.sites:
-            off = _unit_of(declared, site) * size + root * _least(declared, site)
+            off = _unit_of(declared, site) * size + root * least_stored(declared, site)
             lost, size = lost + off, size + off
     return lost, size
 
@@ -280,19 +311,19 @@ def chunk_by_tokens(
     moved, whole = _with_stores(
         declared, jnp.zeros_like(longest), longest, root, "chunk_state"
     )
-    lost = losses(declared, c, whole, moved, by_key, inverted=inverted)
+    decays, between, reach, until, start = fading = _of_decays(declared, c)
+    lost = losses(declared, c, fading, whole, moved, by_key, inverted=inverted)
     (end, radius), seen = walk(state, c, lost.residual)
     most = jnp.abs(seen.write) + seen.off
     written = lost.solution + unit * (most + lost.solution)
     kept = most + written
     column = lambda a: a[..., None]
-    decays, between, reach, until, start = _of_decays(declared, c)
 
     # the state at the end: what solutions are off by, and its own sums
-    fading = column(decays[:, -1].T)
+    left = column(decays[:, -1].T)
     ended = written + jnp.expm1(2 * unit + column(until)) * kept
     ended, size = _with_stores(
-        declared, ended * fading, (kept + ended) * fading, 1.0, "v_new_decayed"
+        declared, ended * left, (kept + ended) * left, 1.0, "v_new_decayed"
     )
     of_keys = jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm
     read = by_token + _unit_of(declared, "k_operand") + _unit_of(declared, "k_decayed")
@@ -300,7 +331,7 @@ def chunk_by_tokens(
     held = column(start[-1]) * longest
     ended = ended + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
     ended = ended + root * underflow * (4 * tokens + jnp.sum(kept, axis=0))
-    ended = ended + root * _least(declared, "k_decayed") * jnp.sum(size, axis=0)
+    ended = ended + root * least_stored(declared, "k_decayed") * jnp.sum(size, axis=0)
     radius = unless_overflow(declared, held + jnp.sum(kept, axis=0), radius + ended)
     radius = radius * SAFETY
     error = jnp.broadcast_to(radius[..., None], end.shape)
@@ -314,7 +345,7 @@ def chunk_by_tokens(
     of_start = of_start + _unit_of(declared, "q_operand")
     of_start = of_start + _unit_of(declared, "q_decayed")
     found = found + of_query * column(start) * (moved + of_start * whole)
-    found = found + root * _least(declared, "q_decayed") * whole
+    found = found + root * least_stored(declared, "q_decayed") * whole
     keys = jnp.abs(c.key.value) + c.key.error
     pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
     pairs = pairs * jnp.tril(jnp.ones((tokens, tokens)))
@@ -341,7 +372,7 @@ def _exact_reads(state: Bounded, c: flow.DeltaChunk, write):
     return before + dot("hij,jhv->ihv", c.pairs.value, write)
 
 
-def _least(declared: Declared, site: str):
+def least_stored(declared: Declared, site: str):
     """Most that a store loses of what is below its normal numbers."""
     if site not in declared.sites:
         return 0.0
