@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from lyapunov.arithmetic import BoundedArithmetic, Exact, Rounded
+from lyapunov.arithmetic._bounded_values import RoundingModel, lift
+from lyapunov.arithmetic._delta import DeltaChunk
+from lyapunov.arithmetic.rules.delta_chunk import chunk_by_tokens
 from lyapunov.formats import FORMATS, round_to, state_format_named
 from lyapunov.implementations.fla.networks import chunk_sites
 from lyapunov.implementations.transformers.mamba1 import TORCH
@@ -222,3 +225,28 @@ def test_a_stored_inverse_by_too_few_rounds_is_told(width):
 
     assert inside(substituted(system))
     assert not inside(newton(system, 3))
+
+
+@pytest.mark.parametrize(
+    "sites", [("q_operand", "q_decayed"), ("k_operand", "k_decayed")]
+)
+def test_operands_stored_twice_lose_the_product(sites):
+    """Assert that each store may lose its whole unit, of what queries read of a state
+    and of what keys keep of a write, and that no more is counted."""
+    unit, of_query = 2.0**-3, "q_operand" in sites
+    assert float(FORMATS["fp8_e5m2"].numbers().unit) == unit
+    one, none = jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1))
+    key = none if of_query else one
+    exact = {"rate": one[0], "log_gate": none[0], "key": key, "value": one}
+    exact |= {"query": one, "system": none, "pairs": key, "decay": one[0, 0]}
+    seen = {"u": one, "w": key, "reads": one, "reach": None, "keys": key, "left": None}
+    chunk = DeltaChunk(
+        **{n: x if x is None else lift(x) for n, x in (exact | seen).items()}
+    )
+    named = numbers(dict.fromkeys(sites, FORMATS["fp8_e5m2"]))
+    at = BoundedArithmetic(named, RoundingModel.none())
+    bound = functools.partial(chunk_by_tokens, at, inverted=False)
+    end, y = jax.jit(bound)(lift(one if of_query else none), chunk)
+    found = (y if of_query else end).error.item()
+    smallest = 2.0**-16  # of which a half is lost, too
+    assert (1 + unit) ** 2 - 1 <= found < np.expm1(2 * unit) + smallest

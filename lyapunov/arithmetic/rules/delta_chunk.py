@@ -326,7 +326,8 @@ def chunk_by_tokens(
         declared, ended * left, (kept + ended) * left, 1.0, "v_new_decayed"
     )
     of_keys = jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm
-    read = by_token + _unit_of(declared, "k_operand") + _unit_of(declared, "k_decayed")
+    operands = _unit_of(declared, "k_operand") + _unit_of(declared, "k_decayed")
+    read = jnp.expm1(by_token + operands)
     ended = dot("jh,jhv->hv", of_keys, ended + read * size)
     held = column(start[-1]) * longest
     ended = ended + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
@@ -341,9 +342,8 @@ def chunk_by_tokens(
     of_query = column(jnp.linalg.norm(q.value, axis=-1) + q.norm)
     y = _exact_reads(state, c, seen.write)
     found = of_query * seen.radius + column(q.norm) * seen.length
-    of_start = jnp.expm1(by_key + 3 * unit + column(reach))
-    of_start = of_start + _unit_of(declared, "q_operand")
-    of_start = of_start + _unit_of(declared, "q_decayed")
+    operands = _unit_of(declared, "q_operand") + _unit_of(declared, "q_decayed")
+    of_start = jnp.expm1(by_key + 3 * unit + operands + column(reach))
     found = found + of_query * column(start) * (moved + of_start * whole)
     found = found + root * least_stored(declared, "q_decayed") * whole
     keys = jnp.abs(c.key.value) + c.key.error
