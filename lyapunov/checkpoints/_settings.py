@@ -1,11 +1,11 @@
 """Values of a `config.json`, each refused by name where it is none."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._errors import CorruptCheckpointError, UnsupportedCheckpointError
-from .files._files import quote
+from .files._files import disagreeing, quote
 
 
 LIST_HINT = "what is covered: lyapunov-check --list-architectures"
@@ -204,7 +204,30 @@ def layer_kinds(
             continue
         if not isinstance(found, list) or not found:
             raise refuse(key, found, "a list of layers")
-        return [older.get(one, str(one)) for one in found]
+        return [older.get(str(one), str(one)) for one in found]
     if default is None:
         raise refuse(keys[0], None, "a list of layers")
     return default
+
+
+def covered_layers(
+    config: Mapping[str, Any], covered: Iterable[str], default: list[str]
+) -> list[str]:
+    """What each layer is by `layer_types`, as many as there are in `default`.
+
+    **Raises:** `CorruptCheckpointError` for another number of layers,
+    `UnsupportedCheckpointError` for kinds that are not covered.
+    """
+    kinds, layers = layer_kinds(config, ("layer_types",), default), len(default)
+    if len(kinds) != layers:
+        raise disagreeing(f"config.json names {len(kinds)} layers, and counts {layers}")
+    only_covered(kinds, covered)
+    return kinds
+
+
+def only_covered(kinds: Iterable[str], covered: Iterable[str]) -> None:
+    """Refuse layers of other kinds."""
+    if unknown := sorted(set(kinds) - set(covered)):
+        raise unsupported(
+            f"config.json names layers that are not covered: {quote(unknown)}"
+        )

@@ -26,7 +26,7 @@ from oracles.networks import mamba3 as numpy_mamba3
 from tests.families.quick import QUICK
 
 
-NONSENSE = ["x", -1, 0, 2.5, 10**30, None, [], ["x"], {}, True, [1, 2]]
+NONSENSE = ["x", -1, 0, 2.5, 10**30, None, [], ["x"], {}, True, [1, 2], [[1], {}]]
 
 
 @functools.cache
@@ -51,6 +51,20 @@ def test_nonsense_in_any_setting(family, name):
                 continue
             refused.add(key)
     assert {"model_type", "vocab_size", "hidden_size"} <= refused
+
+
+@pytest.mark.parametrize(("family", "name"), QUICK)
+def test_layers_of_no_known_kind(family, name):
+    """Assert that one among others is no mixer by default."""
+    checkpoint = open_checkpoint(saved(family, name))
+    whole = dict(checkpoint.config)
+    for key in whole.keys() & {"layer_types", "layers_block_type"}:
+        if whole[key] is None:
+            continue
+        checkpoint.config.clear()
+        checkpoint.config.update(whole | {key: [*whole[key][:-1], "unheard_of"]})
+        with pytest.raises(CheckpointError, match="unheard_of"):
+            recognise(checkpoint)
 
 
 OTHERS = [*CONFIGS, *MAMBA3, "OpenELM"]

@@ -134,11 +134,12 @@ def walk(state: Bounded, c: flow.DeltaChunk, residual):
     """
 
     def one(carry, token):
+        column, radius = carry
         key, rate, value, gate, lost = token
         decay = jnp.exp(gate.value)
         off = decay * jnp.expm1(jnp.minimum(gate.error, 300.0))
         token = flow.DeltaToken(Bounded(decay, off), key, value, rate)
-        x = pass_on(*carry, token)
+        x = pass_on(column, radius, token)
         write = rate.value[:, None] * x.missed
         off = x.rates * (x.off + x.longest * x.arrived)
         off = off + rate.error[:, None] * jnp.abs(x.missed) + lost

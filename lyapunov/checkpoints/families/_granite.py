@@ -18,6 +18,7 @@ from .._settings import (
     layer_kinds,
     natural,
     number,
+    only_covered,
     silu_only,
 )
 from .._sizes import NetworkSettings
@@ -31,6 +32,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     layers = layer_count(settings, "num_hidden_layers", 32)
     default = ["mamba"] * layers
     kinds = layer_kinds(settings, ("layer_types", "layers_block_type"), default)
+    only_covered(kinds, ("attention", "mamba"))
     mixer = bamba_mixer(network, out_multiplier=out)
     attention = network.llama_attention(
         turns=settings.get("position_embedding_type") == "rope",

@@ -25,6 +25,7 @@ from .._settings import (
     layer_kinds,
     natural,
     number,
+    only_covered,
     positive,
     refuse,
     rotary,
@@ -33,7 +34,7 @@ from .._settings import (
     unsupported,
 )
 from .._sizes import NetworkSettings
-from ..files._files import disagreeing, quote
+from ..files._files import disagreeing
 from ._nemotron_h import SHARE_FLOOR
 
 
@@ -215,10 +216,7 @@ def _described(
     }
     if "sparse" in behinds:
         made["sparse"] = (_experts(network, mlp), _expert_parts, "gate.weight")
-    if unknown := sorted({*kinds, *behinds} - set(made)):
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    only_covered([*kinds, *behinds], made)
     blocks: list[Any] = []
     parts: list[dict[str, Part]] = []
     for i, pair in enumerate(zip(kinds, behinds, strict=True)):

@@ -14,15 +14,13 @@ from .._parts import (
     under,
 )
 from .._settings import (
+    covered_layers,
     integer,
     layer_count,
-    layer_kinds,
     silu_only,
     switch,
-    unsupported,
 )
 from .._sizes import NetworkSettings
-from ..files._files import disagreeing, quote
 from ._qwen3_next import apart, delta_parts, delta_sizes, expert_block, head_norms
 
 
@@ -39,13 +37,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     network = NetworkSettings.of(settings, 1024, "rms_norm_eps", 1e-6)
     layers = layer_count(settings, "num_hidden_layers", 34)
     default = [_PATTERN[i % len(_PATTERN)] for i in range(layers)]
-    kinds = layer_kinds(settings, ("layer_types",), default)
-    if len(kinds) != layers:
-        raise disagreeing(f"config.json names {len(kinds)} layers, and counts {layers}")
-    if unknown := sorted(set(kinds) - set(_PATTERN)):
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    kinds = covered_layers(settings, _PATTERN, default)
     window = integer(settings, "sliding_window", 512)
     mixers: dict[str, Any] = {
         "mamba": delta_sizes(network),

@@ -14,16 +14,15 @@ from .._parts import (
     without_middle_axis,
 )
 from .._settings import (
+    covered_layers,
     integer,
     layer_count,
-    layer_kinds,
     number,
     refuse,
     switch,
-    unsupported,
 )
 from .._sizes import NetworkSettings
-from ..files._files import disagreeing, quote
+from ._qwen3_next import head_norms
 
 
 _OTHER_NAMES = {
@@ -44,13 +43,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     default = [
         "attention" if full is None or i in full else "conv" for i in range(layers)
     ]
-    kinds = layer_kinds(settings, ("layer_types",), default)
-    if len(kinds) != layers:
-        raise disagreeing(f"config.json names {len(kinds)} layers, and counts {layers}")
-    if unknown := sorted(set(kinds) - {"attention", "conv"}):
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    kinds = covered_layers(settings, ("attention", "conv"), default)
     mixers: dict[str, Any] = {
         "attention": (network.llama_attention(), _attention_parts),
         "conv": (
@@ -103,10 +96,7 @@ def _attention_parts(
     parts = attention_parts(a, stored, inside)
     out = f"{inside}out_proj.weight"
     parts["o_proj"] = parts["o_proj"]._replace(name=out)
-    for name in "qk":
-        norm = f"{inside}{name}_layernorm.weight"
-        parts[f"{name}_norm"] = Part(norm, (a.head_dim,))
-    return parts
+    return parts | head_norms(a, inside, "layernorm")
 
 
 def _conv_parts(

@@ -68,7 +68,8 @@ def described(
     each where d_intermediate says so."""
     layers = layer_count(config, "n_layer", 64)
     attended = config.get("attn_layer_idx") or []
-    if not isinstance(attended, list) or not set(attended) <= set(range(layers)):
+    known = range(layers)
+    if not isinstance(attended, list) or not all(one in known for one in attended):
         raise refuse("attn_layer_idx", attended, f"a list of layers below {layers}")
     network = NetworkSettings(config, mixer.d_model, EPSILON)
     attention = _attention(config, mixer) if attended else None

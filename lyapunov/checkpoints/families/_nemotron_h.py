@@ -21,13 +21,12 @@ from .._settings import (
     integer,
     layer_kinds,
     number,
+    only_covered,
     positive,
     silu_only,
     switch,
-    unsupported,
 )
 from .._sizes import NetworkSettings
-from ..files._files import quote
 
 
 # Beside the sum of the chosen experts' sigmoids, in the router: it matters where a bias
@@ -64,11 +63,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     built: dict[str, Any] = {"mamba": mixer, "attention": attention, "mlp": mlp}
     if "moe" in kinds:
         built["moe"] = _experts(network, mlp)
-    unknown = sorted(set(kinds) - set(built))
-    if unknown:
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    only_covered(kinds, built)
     config = network.config(
         [built[kind] for kind in kinds],
         residual_in_fp32=switch(settings, "residual_in_fp32", False),

@@ -16,17 +16,15 @@ from .._parts import (
     top_names,
 )
 from .._settings import (
+    covered_layers,
     head_count,
     integer,
     layer_count,
-    layer_kinds,
     silu_only,
     switch,
-    unsupported,
 )
 from .._sizes import NetworkSettings
-from ..files._files import disagreeing, quote
-from ._qwen3_next import delta_sizes
+from ._qwen3_next import delta_sizes, head_norms
 
 
 # OlmoHybridGatedDeltaNet's own, whatever config.json says of norms.
@@ -65,13 +63,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     default = ["attention" if i % 4 == 3 else "mamba" for i in range(layers)]
     if "attention" not in default:
         default[-1] = "attention"
-    kinds = layer_kinds(settings, ("layer_types",), default)
-    if len(kinds) != layers:
-        raise disagreeing(f"config.json names {len(kinds)} layers, and counts {layers}")
-    if unknown := sorted(set(kinds) - {"attention", "mamba"}):
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    kinds = covered_layers(settings, ("attention", "mamba"), default)
     blocks: list[Any] = []
     parts: list[dict[str, Part]] = []
     for i, kind in enumerate(kinds):
@@ -85,12 +77,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
             inside = f"{prefix}self_attn."
             parts += [
                 attention_parts(attention, stored, inside)
-                | {
-                    f"{name}_norm": Part(
-                        f"{inside}{name}_norm.weight", (count * attention.head_dim,)
-                    )
-                    for name, count in zip("qk", heads, strict=True)
-                }
+                | head_norms(attention, inside, heads=heads)
                 | {"norm_behind": norm_parts(second, d_model)["norm"]},
                 mlp_parts(mlp, stored, f"{prefix}mlp.")
                 | {

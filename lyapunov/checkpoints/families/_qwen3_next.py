@@ -20,14 +20,13 @@ from .._parts import (
     without_middle_axis,
 )
 from .._settings import (
+    covered_layers,
     integer,
     layer_count,
-    layer_kinds,
     natural,
     refuse,
     silu_only,
     switch,
-    unsupported,
 )
 from .._sizes import NetworkSettings
 from ..files._files import disagreeing, quote
@@ -112,13 +111,7 @@ def _described(
     layers = layer_count(settings, "num_hidden_layers", 48)
     period = integer(settings, "full_attention_interval", 4)
     default = ["attention" if (i + 1) % period == 0 else "mamba" for i in range(layers)]
-    kinds = layer_kinds(settings, ("layer_types",), default)
-    if len(kinds) != layers:
-        raise disagreeing(f"config.json names {len(kinds)} layers, and counts {layers}")
-    if unknown := sorted(set(kinds) - {"attention", "mamba"}):
-        raise unsupported(
-            f"config.json names layers that are not covered: {quote(unknown)}"
-        )
+    kinds = covered_layers(settings, ("attention", "mamba"), default)
     attention = network.llama_attention(share=_SHARE, **_OFFSET)
     attention = replace(attention, gates=attention.head_dim)
     mlp = network.mlp(5632, **_OFFSET)
@@ -195,10 +188,17 @@ def expert_block(
     return parts
 
 
-def head_norms(a: "sublayers.AttentionSizes", prefix: str) -> dict[str, Part]:
-    """Norms over each head of queries and of keys."""
-    names = ("q_norm", "k_norm")
-    return {name: Part(f"{prefix}{name}.weight", (a.head_dim,)) for name in names}
+def head_norms(
+    a: "sublayers.AttentionSizes",
+    prefix: str,
+    norm: str = "norm",
+    heads: tuple[int, int] = (1, 1),
+) -> dict[str, Part]:
+    """Norms of queries and of keys, over so many heads at a time."""
+    return {
+        f"{key}_norm": Part(f"{prefix}{key}_{norm}.weight", (count * a.head_dim,))
+        for key, count in zip("qk", heads, strict=True)
+    }
 
 
 def delta_parts(m: "sublayers.GatedDeltaSizes", norm: str = "norm") -> dict[str, Part]:
