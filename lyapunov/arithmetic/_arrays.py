@@ -159,16 +159,16 @@ class AbstractJaxArithmetic(AbstractArithmetic):
 
     def rms_normalise(self, x, epsilon):
         """The mean in fp64, rounded once: within the depth of any reduction."""
-        wide = jnp.asarray(x, jnp.float64)
-        mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = self._settle(jax.lax.rsqrt(self._carry(mean + epsilon)))
-        return self._settle(self._carry(x) * scale)
+        return self._over_root(x, jnp.mean, epsilon)
 
     def unit_normalise(self, x, epsilon):
         """The sum in fp64, rounded once: within the depth of any reduction."""
+        return self._over_root(x, jnp.sum, epsilon)
+
+    def _over_root(self, x, total, epsilon):
         wide = jnp.asarray(x, jnp.float64)
-        total = jnp.sum(wide * wide, axis=-1, keepdims=True)
-        scale = self._settle(jax.lax.rsqrt(self._carry(total + epsilon)))
+        squares = total(wide * wide, axis=-1, keepdims=True)
+        scale = self._settle(jax.lax.rsqrt(self._carry(squares + epsilon)))
         return self._settle(self._carry(x) * scale)
 
     def solve_unit_lower(self, system, x):

@@ -71,6 +71,18 @@ def spread(decay: Any) -> Any:
     return decay[:, None, None] if decay.ndim == 1 else decay[:, None, :]
 
 
+def log_norm_bound(log_gate: Any, share: Any) -> Any:
+    """Bound log of the norm of D (1 - rate key key^T): it, where D is one number.
+
+    **Arguments:**
+
+    - `log_gate`: of the shape of `share`, or with an axis of keys. `share`: rate
+      |key|^2.
+    """
+    slowest = jnp.max(log_gate.reshape(*share.shape, -1), axis=-1)
+    return slowest + jnp.log(jnp.maximum(1.0, jnp.abs(1.0 - share)))
+
+
 def keys_first(state: Any) -> Any:
     """(heads, value_dim, key_dim) to (key_dim, heads, value_dim)."""
     return jnp.moveaxis(state, -1, 0)

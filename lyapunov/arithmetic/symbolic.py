@@ -78,24 +78,15 @@ class Symbolic(AbstractArithmetic):
         x = _array(x)
         size = sympy.Integer(x.shape[-1])
         apart = x - x.sum(axis=-1, keepdims=True) / size
-        variance = (apart * apart).sum(axis=-1, keepdims=True) / size
-        return apart / _each(sympy.sqrt, variance + epsilon)
+        return _over_root(apart, size, epsilon)
 
     def rms_normalise(self, x, epsilon):
         """x / sqrt(mean(x^2) + epsilon)."""
-        import sympy
-
-        x = _array(x)
-        mean = (x * x).sum(axis=-1, keepdims=True) / sympy.Integer(x.shape[-1])
-        return x / _each(sympy.sqrt, mean + epsilon)
+        return _over_root(x, np.shape(x)[-1], epsilon)
 
     def unit_normalise(self, x, epsilon):
         """x / sqrt(sum x^2 + epsilon)."""
-        import sympy
-
-        x = _array(x)
-        total = (x * x).sum(axis=-1, keepdims=True)
-        return x / _each(sympy.sqrt, total + epsilon)
+        return _over_root(x, 1, epsilon)
 
     def solve_unit_lower(self, system, x):
         """By substitution, row after row."""
@@ -191,6 +182,15 @@ class Symbolic(AbstractArithmetic):
 
 def _array(x) -> np.ndarray:
     return np.asarray(x, dtype=object)
+
+
+def _over_root(x, count, epsilon) -> np.ndarray:
+    """x / sqrt(sum x^2 / count + epsilon)."""
+    import sympy
+
+    x = _array(x)
+    squares = (x * x).sum(axis=-1, keepdims=True) / sympy.Integer(count)
+    return x / _each(sympy.sqrt, squares + epsilon)
 
 
 def _each(function, x) -> np.ndarray:

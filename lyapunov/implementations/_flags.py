@@ -65,10 +65,21 @@ def serving_flags(
     return [flag._asdict() for flag in flags]
 
 
-def from_pretrained(stack: str, form: str) -> Flag:
-    """What loads a model in that format, of libraries with such a method."""
-    flag = f"from_pretrained(..., dtype=torch.{DTYPES[form]})"
-    return Flag(stack, flag, _why_weights(form))
+def of_library(
+    stack: str, of_state: tuple[str, str] | None, weights: str | None
+) -> list[Flag]:
+    """What a library with `from_pretrained` takes.
+
+    **Arguments:**
+
+    - `of_state`: what to give it for the state, and why; or None. `weights`: the format
+      to load the model in, or None.
+    """
+    flags = [] if of_state is None else [Flag(stack, *of_state)]
+    if weights is not None:
+        loads = f"from_pretrained(..., dtype=torch.{DTYPES[weights]})"
+        flags.append(Flag(stack, loads, _why_weights(weights)))
+    return flags
 
 
 def _why_weights(form: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..arithmetic._delta import log_norm_bound
 from ..arithmetic._fp64 import in_fp64
 from ..formats import round_to
 from ..implementations import Execution
@@ -57,8 +58,7 @@ def key_expansion(
     rate = rate_scale * held("rate", rate / rate_scale)
     erased = np.sum(held(KEYS, key) ** 2, axis=-1)
     erased = np.repeat(erased, rate.shape[2] // erased.shape[2], axis=2)
-    largest = log_gate.reshape(*rate.shape, -1).max(axis=-1)
-    growth = largest + np.log(np.maximum(1.0, np.abs(1 - rate * erased)))
+    growth = np.asarray(log_norm_bound(log_gate, rate * erased))
     expands = growth > 0
     if not expands.any():
         return None

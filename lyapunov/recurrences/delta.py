@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..arithmetic import Exact
-from ..arithmetic._delta import DeltaToken
+from ..arithmetic._delta import DeltaToken, log_norm_bound
 from .base import AbstractKeyRecurrence
 
 
@@ -67,8 +67,7 @@ class DeltaRecurrence(AbstractKeyRecurrence):
 
     def log_norm_bound(self, inputs: DeltaInputs):
         """log max D + log max(1, |1 - beta |k|^2|): the norm itself where D is one."""
-        largest = _by_key(inputs).max(axis=-1)
-        return largest + jnp.log(jnp.maximum(1.0, jnp.abs(1 - _erased(inputs))))
+        return log_norm_bound(inputs.log_gate, _erased(inputs))
 
 
 def _by_key(inputs: DeltaInputs) -> Float[Array, " heads #key_dim"]:

@@ -191,10 +191,8 @@ def _through(c: flow.DeltaChunk, left):
     exact = dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
     made = dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
     off = jnp.linalg.norm(made - exact, axis=(-2, -1))
-    share = rate * jnp.sum(key**2, axis=-1)
-    norms = jnp.log(jnp.maximum(jnp.maximum(share - 1.0, 1.0 - share), 1.0))
-    slowest = jnp.max(gate.reshape(*gate.shape[:2], -1), axis=-1)
-    product = jnp.exp(jnp.sum(slowest + norms, axis=0))
+    norms = flow.log_norm_bound(gate, rate * jnp.sum(key**2, axis=-1))
+    product = jnp.exp(jnp.sum(norms, axis=0))
     return (product + off)[:, None] * SAFETY
 
 

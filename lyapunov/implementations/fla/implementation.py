@@ -66,12 +66,7 @@ class FlaImplementation(AbstractImplementation):
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """Its states are fp32, whatever the model's format is."""
-        from .._flags import from_pretrained
+        from .._flags import of_library
 
-        flags = []
-        if state == "fp32":
-            why = "its kernels keep and hand on the state in fp32"
-            flags.append(Flag(self.name, "none needed", why))
-        if weights is not None:
-            flags.append(from_pretrained(self.name, weights))
-        return flags
+        kept = "none needed", "its kernels keep and hand on the state in fp32"
+        return of_library(self.name, kept if state == "fp32" else None, weights)

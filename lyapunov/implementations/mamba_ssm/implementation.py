@@ -84,21 +84,14 @@ class MambaSsmImplementation(AbstractImplementation):
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """One dtype serves the state and the convolution's window."""
-        from .._flags import from_pretrained
+        from .._flags import of_library
 
-        flags = []
-        if state is not None:
-            flags.append(
-                Flag(
-                    self.name,
-                    "none for the state alone",
-                    "allocate_inference_cache(dtype=) sets the convolution's window "
-                    "too; by default both have the weights' format",
-                )
-            )
-        if weights is not None:
-            flags.append(from_pretrained(self.name, weights))
-        return flags
+        both = (
+            "none for the state alone",
+            "allocate_inference_cache(dtype=) sets the convolution's window "
+            "too; by default both have the weights' format",
+        )
+        return of_library(self.name, None if state is None else both, weights)
 
     def reach(self, sizes: Any, batch: int) -> Iterator[Reach]:
         """How long sequences the 32-bit offsets of its prefill kernels address."""

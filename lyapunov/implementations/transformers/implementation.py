@@ -160,15 +160,10 @@ class TransformersImplementation(AbstractImplementation):
 
     def flags(self, state: str | None, weights: str | None) -> list[Flag]:
         """Its cache keeps the state in fp32, and in nothing else."""
-        from .._flags import from_pretrained
+        from .._flags import of_library
 
-        flags = []
-        if state == "fp32":
-            why = "its cache keeps the state in fp32"
-            flags.append(Flag(self.name, "none needed", why))
-        if weights is not None:
-            flags.append(from_pretrained(self.name, weights))
-        return flags
+        kept = "none needed", "its cache keeps the state in fp32"
+        return of_library(self.name, kept if state == "fp32" else None, weights)
 
 
 class TransformersCudaImplementation(AbstractImplementation):
