@@ -101,13 +101,18 @@ def of_no_token(torch, network, ids) -> Any:
     """A cache as after no token at all, so that the first token is a step as well.
 
     One token makes it as the model does; its states are then set to 0 and its keys
-    taken out.
+    taken out. One without attention raises where transformers asks it how long it is,
+    to make a mask that nothing reads; this one says that it is empty.
 
     **Raises:** `UsageError` for a network whose cache is not known here.
     """
     from transformers import DynamicCache
+    from transformers.cache_utils import CacheLayerMixin
 
     cache: Any = DynamicCache(config=network.config)
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        cache.get_seq_length = lambda layer_idx=0: 0
+        cache.get_mask_sizes = lambda query_length, layer_idx=0: (query_length, 0)
     ids = _tensor(torch, network, ids[:, :1])
     slot = _slot(network)
     with _refusals():
