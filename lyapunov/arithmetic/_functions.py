@@ -61,6 +61,13 @@ RELU_SQUARED = Function(
     functions.relu_squared,
     lambda sympy, x: sympy.Max(x, 0) ** 2,
 )
+SQUARE_ROOT = Function(
+    # whose slope at 0 is taken to be 0, where there is none
+    lambda x: jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0 * x),
+    functions.square_root,
+    lambda sympy, x: sympy.sqrt(x),
+    in_fp64=True,
+)
 GELU = Function(
     lambda x: jax.nn.gelu(x, approximate=False),
     lambda declared, x: functions.gelu(declared, x),

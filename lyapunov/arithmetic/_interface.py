@@ -130,6 +130,10 @@ class AbstractArithmetic(abc.ABC):
         """tanh(x)."""
         return self.apply(functions.TANH, x)
 
+    def square_root(self, x: Any) -> Any:
+        """sqrt(x) for x >= 0 in every execution, rounded once."""
+        return self.apply(functions.SQUARE_ROOT, x)
+
     @abc.abstractmethod
     def decay(self, dt: Any, A: Any) -> Any:
         """exp(dt A) for dt >= 0 and A <= 0, so in [0, 1]."""

@@ -133,7 +133,7 @@ class Adjoints:
             self._model.head(rows.start, rows.stop),
             self._normed_pull,
             self._numbers,
-            self._model.config.logits_multiplier,
+            self._model.config.logits_end,
         )
         self._add(HEAD, [found])
 
@@ -310,12 +310,12 @@ def _readout(seed, start, behind, mean, shape):
 
 
 @program
-def _of_logits(readout, tokens, logits, rows, pull, numbers, multiplier):
-    pull = pull + multiplier * (readout @ rows.matrix)
+def _of_logits(readout, tokens, logits, rows, pull, numbers, end):
     logits, found = at_tokens(logits, tokens), []
+    pull = pull + (readout * end.slope(logits)) @ rows.matrix
     for sites in numbers:
         effects = {}
-        sizes = logit_roundings(jnp.abs(logits), sites, multiplier)
+        sizes = logit_roundings(jnp.abs(logits), sites, end)
         for site, size in sizes.items():
             moved = jnp.abs(readout) * jnp.where(jnp.isfinite(size), size, 0.0)
             effects[site] = {

@@ -25,11 +25,12 @@ from jaxtyping import Array, Bool, Float, Int
 from .._devices import over_batch
 from ..arithmetic import SAFETY, Bounded, Weight
 from ..arithmetic._programs import program
-from ..formats import FormatNumbers
+from ..formats import FormatNumbers, rounding_error_bound
 from ..implementations import Execution
 from ..models import Model, Sublayer
+from ..sublayers.config import LogitsEnd
 from ..sublayers.residual import Stream, beside, final_norm, logits
-from ..sublayers.sites import FLOW_ORDER
+from ..sublayers.sites import FLOW_ORDER, LOGITS
 from .head import logit_roundings
 from .local import REFERENCE_SHARE, with_operator_norms
 from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error
@@ -151,19 +152,15 @@ class Ball:
         own = jnp.zeros(np.shape(leader))
         stable = np.ones(np.shape(leader), bool)
         stores = _Stores(
-            {
-                name: sites[name]
-                for name in ("logits", "logits_scaled")
-                if name in sites
-            },
-            self._model.config.logits_multiplier,
+            {name: sites[name] for name in LOGITS if name in sites},
+            self._model.config.logits_end,
         )
         top = _logit(self._maker, model, stores, self._normed, rows)
         for start, stop, _ in self._model.vocabulary_slices():
             weight = self._model.head(start, stop, self._execution)
-            weight = Weight(weight.matrix * stores.multiplier)
+            weight = Weight(weight.matrix * stores.end.multiplier)
             own = _logits(self._maker, model, stores, self._normed, weight)
-            leads = _leads(self._normed, rows, top, weight.matrix, own)
+            leads = _leads(model, stores, self._normed, rows, top, weight.matrix, own)
             same = leader[..., None] == np.arange(start, stop)
             stable &= np.all(np.asarray(leads) | same, axis=-1)
         return stable
@@ -231,14 +228,16 @@ class _Stores(NamedTuple):
     """What stands behind the head's product."""
 
     sites: dict[str, FormatNumbers]
-    multiplier: float
+    end: LogitsEnd
 
 
 class _Own(NamedTuple):
-    """Logits of the centre, and what their own sums and stores may add."""
+    """Logits of the centre in front of a soft cap, and what their own sums and stores
+    may add; at most how large they are in any execution."""
 
     value: Float[Array, "batch seq *rows"]
     error: Float[Array, "batch seq *rows"]
+    magnitude: Float[Array, "batch seq *rows"]
 
 
 @program
@@ -281,16 +280,45 @@ def _own(model, stores: _Stores, normed: Bounded, value: Bounded, moved) -> _Own
     extra = value.value.ndim - longer.ndim
     longer = longer.reshape(longer.shape + (1,) * extra)
     error = value.error * longer + 2.0 * model.unit * moved
-    if stores.multiplier != 1.0:
+    end = stores.end._replace(soft_cap=None)
+    if end.multiplier != 1.0:
         # the product by the multiplier, which here is in the rows
         error = error + 2.0 * model.unit * jnp.abs(value.value) + model.underflow
     magnitude = jnp.abs(value.value) + (moved + error) * SAFETY
-    error = error + sum(logit_roundings(magnitude, *stores).values())
-    return _Own(value.value, error * SAFETY)
+    error = error + sum(logit_roundings(magnitude, stores.sites, end).values())
+    error = error * SAFETY
+    return _Own(value.value, error, (magnitude + error) * SAFETY)
+
+
+def _behind_the_cap(model, stores: _Stores, magnitude):
+    """What the operations of a soft cap c may move a logit by, of at most this size:
+    l / c, its hyperbolic tangent, and c times that.
+
+    A share d of l / c moves the tangent, which is concave, by that share of itself.
+    """
+    cap, error = stores.end.soft_cap, 0.0
+    # more than what was lost before moves it by
+    ratio = magnitude / cap * (1.0 + 2.0**-4)
+    share = jnp.minimum(ratio, 1.0)
+    for site, of, scale, relative in (
+        # with the constant itself, as fp32 holds it
+        ("logits_divided", share, cap, 2.0 * model.unit),
+        ("logits_tanh", share, cap, model.tanh_relative),
+        ("logits_capped", share * cap, 1.0, 2.0 * model.unit),
+    ):
+        error = error + scale * (relative * of + model.underflow)
+        if site in stores.sites:
+            lost = rounding_error_bound(of, stores.sites[site])
+            if site == "logits_divided":
+                # a unit of the share, and not of its power of two
+                whole = rounding_error_bound(ratio, stores.sites[site])
+                lost = jnp.minimum(2.0 * lost, whole)
+            error = error + scale * lost
+    return error * SAFETY
 
 
 @program
-def _leads(normed: Bounded, leader_rows, leader: _Own, rows, own: _Own):
+def _leads(model, stores, normed: Bounded, leader_rows, leader: _Own, rows, own: _Own):
     """Whether the leader's logit is above each of these, in every execution."""
 
     def one(error, norm, row):
@@ -312,4 +340,11 @@ def _leads(normed: Bounded, leader_rows, leader: _Own, rows, own: _Own):
             + jnp.linalg.norm(leader_rows, axis=-1)[..., None]
         )
     )
-    return leader.value[..., None] - own.value > bound + fp64
+    ahead = leader.value[..., None] - own.value - bound - fp64
+    if (cap := stores.end.soft_cap) is None:
+        return ahead > 0.0
+    # c tanh(l / c) falls off to either side, so that its slope is least at the largest
+    most = jnp.maximum(leader.magnitude[..., None], own.magnitude)
+    ahead = ahead * (1.0 - 1e-9) / jnp.cosh(most / cap) ** 2
+    lost = [_behind_the_cap(model, stores, x.magnitude) for x in (leader, own)]
+    return ahead > lost[0][..., None] + lost[1]

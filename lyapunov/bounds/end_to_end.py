@@ -28,9 +28,10 @@ from ..arithmetic._programs import program
 from ..implementations import Execution
 from ..models import Model, Sublayer, VocabularySlice
 from ..results._check import Decisions, OutputDivergence
+from ..sublayers.sites import LOGITS
 from .adjoint import Adjoints, Effects, at_tokens
 from .predicted import RandomError, add_logits, no_sums, predicted_stable, random_error
-from .probes import LAST, Probes
+from .probes import Probes
 
 
 # The z between which sigma is shown.
@@ -177,7 +178,7 @@ class EndToEnd:
                 self._probes[i].logits(rows.start, rows.stop),
                 other,
                 _of_head(self._executions[i].site_numbers()),
-                self._model.config.logits_multiplier,
+                self._model.config.logits_end,
                 rows.behind,
                 readouts,
             )
@@ -241,12 +242,12 @@ class EndToEnd:
 
 
 @program
-def _taken_in(sums, reference, probes, other, sites, multiplier, behind, readouts):
+def _taken_in(sums, reference, probes, other, sites, end, behind, readouts):
     """The sums with a slice of the vocabulary, of which `behind` rows are in them; and
     what the run did to the read-outs there."""
     shifted, drawn, norms = probes
     given = reference, shifted, drawn, norms, other
-    sums = add_logits(sums, *given, sites, multiplier, behind)
+    sums = add_logits(sums, *given, sites, end, behind)
     if other is None or readouts is None:
         return sums, None
     tokens, readout = readouts
@@ -254,7 +255,7 @@ def _taken_in(sums, reference, probes, other, sites, multiplier, behind, readout
 
 
 def _of_head(sites: dict) -> dict:
-    return {name: numbers for name, numbers in sites.items() if name in LAST}
+    return {name: numbers for name, numbers in sites.items() if name in LOGITS}
 
 
 def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:

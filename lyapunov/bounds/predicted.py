@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..arithmetic._programs import program
 from ..formats import FormatNumbers
+from ..sublayers.config import LogitsEnd
+from ..sublayers.residual import NO_END
 from .head import logit_roundings
 
 
@@ -103,7 +105,7 @@ def add_logits(
     norms: Float[Array, " rows"],
     other: Float[Array, "batch seq rows"] | None,
     sites: dict[str, FormatNumbers],
-    multiplier: float = 1.0,
+    end: LogitsEnd = NO_END,
     behind: Int[np.ndarray, ""] | int = 0,
 ) -> RandomSums:
     """Take in one slice of the vocabulary.
@@ -112,7 +114,7 @@ def add_logits(
 
     - `shifted`, `probes`, `norms`: as `Probes.logits` gives them.
     - `other`: the execution's own logits, where it was run.
-    - `sites`, `multiplier`: as `logit_roundings` takes them.
+    - `sites`, `end`: as `logit_roundings` takes them.
     - `behind`: rows that an earlier slice had, as an array; they count no more.
     """
     new = jnp.arange(reference.shape[-1]) >= behind
@@ -121,7 +123,7 @@ def add_logits(
     reference, norms = kept(reference), kept(norms)
     shift, drawn = kept(shifted - reference), kept(probes - shifted)
     square = jnp.zeros_like(shifted)
-    for size in logit_roundings(jnp.abs(shifted), sites, multiplier).values():
+    for size in logit_roundings(jnp.abs(shifted), sites, end).values():
         square = square + size**2
     store = kept(jnp.sqrt(square))
     rest = jnp.zeros_like(shift) if other is None else kept(other - shifted)

@@ -19,12 +19,10 @@ from ..formats import FP32
 from ..implementations import Execution
 from ..implementations._reference import run_norm
 from ..models import Model, Sublayer
+from ..sublayers.config import LogitsEnd
 from ..sublayers.residual import Stream, beside, final_norm, logits, sublayer
+from ..sublayers.sites import LOGITS
 from .passes import exact_pass
-
-
-# Sites behind the last one that a probe draws for: their effect has a closed form.
-LAST = ("logits", "logits_scaled")
 
 
 class Probes:
@@ -47,7 +45,8 @@ class Probes:
         self._model = model
         self._execution = execution
         self._sites = execution.site_numbers()
-        for site in LAST:
+        # behind the last that a probe draws for: their effect has a closed form
+        for site in LOGITS:
             self._sites.pop(site, None)
         # Beside a 16-bit store the roundings between two stores don't show; without
         # one they are of the stores' size.
@@ -133,8 +132,7 @@ class Probes:
         head's rows.
         """
         rows = self._model.head(start, stop, self._execution)
-        multiplier = self._model.config.logits_multiplier
-        return _logits(self._normed, rows, multiplier)
+        return _logits(self._normed, rows, self._model.config.logits_end)
 
 
 class _Draw(NamedTuple):
@@ -181,7 +179,7 @@ def _norm_sampled(sites, inner, draw: _Draw, beyond, stream: Stream, p):
 
 
 @program
-def _logits(normed, rows: Weight, multiplier: float):
-    exact, *probes = (logits(Exact(), one, rows, multiplier) for one in normed)
-    norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(multiplier)
+def _logits(normed, rows: Weight, end: LogitsEnd):
+    exact, *probes = (logits(Exact(), one, rows, end) for one in normed)
+    norms = jnp.linalg.norm(rows.matrix, axis=-1) * abs(end.multiplier)
     return exact, jnp.stack(probes), norms

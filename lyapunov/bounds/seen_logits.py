@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from ..arithmetic._programs import program
 from ..implementations.dump._logits import FP32_UNIT, LOGITS, SeenLogits
 from ..models import VocabularySlice
+from ..sublayers.config import LogitsEnd
 from .head import logit_roundings
 from .predicted import add_logits, no_sums, random_error
 from .segments import FP64_SHARE_OF_OUTPUT
@@ -40,7 +41,7 @@ class Slice(NamedTuple):
     """Formats of the logits' own stores."""
     unit: float
     """Unit roundoff of the coarsest of them; 0 where there is none."""
-    multiplier: float
+    end: LogitsEnd
 
 
 class Apart(NamedTuple):
@@ -140,7 +141,7 @@ class SeenVocabulary(AbstractSeen):
             part.norms,
             given,
             part.sites,
-            part.multiplier,
+            part.end,
             rows.behind,
         )
 
@@ -198,7 +199,7 @@ class SeenFew(AbstractSeen):
         runs = part.reference, part.shifted, part.drawn
         self._sums = _take(
             self._sums, runs, self.ids, np.asarray(part.rows.start), part.rows.behind,
-            part.sites, part.multiplier,
+            part.sites, part.end,
         )  # fmt: skip
 
     @property
@@ -240,7 +241,7 @@ class SeenFew(AbstractSeen):
 
 
 @program
-def _take(sums: _Few, runs, ids, start, behind, sites, multiplier) -> _Few:
+def _take(sums: _Few, runs, ids, start, behind, sites, end) -> _Few:
     reference, shifted, drawn = runs
     runs = jnp.concatenate([reference[None], shifted[None], drawn], axis=0)
     place = ids - start
@@ -253,7 +254,7 @@ def _take(sums: _Few, runs, ids, start, behind, sites, multiplier) -> _Few:
     top = jnp.maximum(sums.top, best)
     power = jnp.sum(jnp.exp(runs - top[..., None]), axis=-1)
     square = jnp.zeros(picked.shape[1:])
-    for size in logit_roundings(jnp.abs(picked[1]), sites, multiplier).values():
+    for size in logit_roundings(jnp.abs(picked[1]), sites, end).values():
         square = square + size**2
     first = jnp.argmax(runs[0], axis=-1) + start
     return _Few(

@@ -39,6 +39,10 @@ CAST: dict[str, tuple[str, ...]] = {
         *(f"{of}_proj" for of in "qkvbfg"),
         *("f_down", "f_up", "g_down", "g_up", "out_proj"),
     ),
+    "rg_lru": (
+        *("x_proj", "x_bias", "y_proj", "y_bias", "out_proj", "out_bias"),
+        *("input_gate", "input_gate_bias", "decay_gate", "decay_gate_bias"),
+    ),
     "short_conv": _IN_OUT,
     "attention": _ATTENTION,
     "mlp": _MLP,
@@ -61,6 +65,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     ),
     "gated_delta": (*_norms("norm", "gate_norm"), *_CONV, "A_log", "dt_bias"),
     "kimi_delta": (*_norms("norm", "gate_norm"), *_CONV, "A_log", "dt_bias"),
+    "rg_lru": ("norm", *_CONV, "decay_logit"),
     "short_conv": (*_norms("norm"), *_CONV),
     "attention": (*_AROUND, *_HEAD_NORMS, *_CONV),
     "mlp": _AROUND,

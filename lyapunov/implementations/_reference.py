@@ -6,7 +6,7 @@ from .._devices import over_batch
 from ..arithmetic import Exact
 from ..arithmetic._programs import program
 from ..models import Model
-from ..sublayers.residual import Stream, final_norm, logits, sublayer
+from ..sublayers.residual import NO_END, Stream, final_norm, logits, sublayer
 from . import Execution
 from ._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 
@@ -57,11 +57,11 @@ class Reference:
             yield SublayerRecord.of(layer, incoming, output, {}, observed)
             stream = stream.after(layer, residual, output, jnp.add)
         normed = run_norm(stream.residual, stream.hidden, model.final_norm())
-        multiplier = model.config.logits_multiplier
+        end = model.config.logits_end
         yield HeadRecord(
             stream.residual,
             stream.hidden,
-            lambda start, stop: run_head(normed, model.head(start, stop), multiplier),
+            lambda start, stop: run_head(normed, model.head(start, stop), end),
         )
 
 
@@ -90,6 +90,6 @@ def run_norm(residual, hidden, p):
 
 
 @program
-def run_head(normed, rows, multiplier=1.0):
+def run_head(normed, rows, end=NO_END):
     """Logits of a slice of the vocabulary, over a batch."""
-    return logits(Exact(), normed, rows, multiplier)
+    return logits(Exact(), normed, rows, end)

@@ -246,7 +246,7 @@ class Model:
         found = np.zeros((len(tokens), self.config.vocab_size))
         for start, stop, _ in self.vocabulary_slices():
             rows = self.head(start, stop)
-            found[:, start:stop] = _logits(normed, rows, self.config.logits_multiplier)
+            found[:, start:stop] = _logits(normed, rows, self.config.logits_end)
         return jax.device_put(found)
 
 
@@ -269,8 +269,8 @@ def _normed(residual, hidden, p):
 
 
 @program
-def _logits(normed, rows, multiplier):
-    return logits(Exact(), normed, rows, multiplier)
+def _logits(normed, rows, end):
+    return logits(Exact(), normed, rows, end)
 
 
 @program

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..bounds.probes import LAST, Probes
+from ..bounds.probes import Probes
 from ..bounds.seen_logits import Apart, SeenFew, SeenVocabulary, Slice, seen_by
 from ..implementations import Execution, Reference
 from ..models import Model, VocabularySlice
 from ..results._audit import IN_RANGE, REFERENCE, SUSPICIOUS, LogitsAudit, VariantAudit
+from ..sublayers.sites import LOGITS
 from . import _compare
 from ._audit_verdict import Z_LIMIT
 from ._audit_ways import Way
@@ -124,7 +125,7 @@ class _Run:
         """Take in a slice of the vocabulary, of the reference and of the probes."""
         at = self._seen.positions
         numbers, stores = self.execution.site_numbers(), self.execution.sites
-        sites = [site for site in LAST if site in numbers]
+        sites = [site for site in LOGITS if site in numbers]
         part = Slice(
             rows,
             jnp.asarray(reference)[:, at],
@@ -133,7 +134,7 @@ class _Run:
             norms,
             {site: numbers[site] for site in sites},
             max((stores[site].unit_roundoff for site in sites), default=0.0),
-            model.config.logits_multiplier,
+            model.config.logits_end,
         )
         self._held.add(part)
         if isinstance(self._held, SeenVocabulary):

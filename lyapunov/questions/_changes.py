@@ -202,7 +202,7 @@ def _push_norm(primals, tangents):
 
 
 @program
-def _add_head(sums, normed, pushed, rows, changed, reference, other, scale, behind):
+def _add_head(sums, normed, pushed, rows, changed, reference, other, end, behind):
     """Take in one slice of the vocabulary, but for `behind` rows that are in the sums.
 
     **Returns:** (4, 2, batch, seq): sums and sums of squares over the vocabulary, of
@@ -211,7 +211,8 @@ def _add_head(sums, normed, pushed, rows, changed, reference, other, scale, behi
     """
     product = lambda x, w: jnp.matmul(x, w.T, precision="highest")
     # the logits' tangent takes the multiplier that the logits themselves have
-    tangent = product(scale * pushed, rows) + product(scale * normed, changed - rows)
+    tangent = product(pushed, rows) + product(normed, changed - rows)
+    tangent = tangent * end.slope(reference)
     moved = other - reference
     seen = jnp.stack([tangent, moved - tangent, moved, reference])
     seen = jnp.where(jnp.arange(len(rows)) >= behind, seen, 0.0)
@@ -253,7 +254,7 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
             theirs,
             reference,
             moved,
-            model.config.logits_multiplier,
+            model.config.logits_end,
             rows.behind,
         )
     vocabulary = model.config.vocab_size

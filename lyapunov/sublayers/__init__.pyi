@@ -14,5 +14,6 @@ from .mamba1 import Mamba1Sizes as Mamba1Sizes
 from .mamba2 import Mamba2Sizes as Mamba2Sizes
 from .mamba3 import Mamba3Sizes as Mamba3Sizes
 from .mlp import MlpSizes as MlpSizes
+from .rg_lru import RGLRUSizes as RGLRUSizes
 from .shared import SharedSizes as SharedSizes
 from .short_conv import ShortConvSizes as ShortConvSizes

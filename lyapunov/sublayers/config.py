@@ -1,7 +1,26 @@
 """Sizes and switches of a network, as read from its checkpoint; no arrays here."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class LogitsEnd(NamedTuple):
+    """What a network makes of the product with its head.
+
+    **Arguments:**
+
+    - `multiplier`: of all logits (Granite, Falcon-H1).
+    - `soft_cap`: c, where logits l are c tanh(l / c) (RecurrentGemma).
+    """
+
+    multiplier: float = 1.0
+    soft_cap: float | None = None
+
+    def slope(self, logits: Any) -> Any:
+        """Derivative by the product with the head, at these logits."""
+        if self.soft_cap is None:
+            return self.multiplier
+        return self.multiplier * (1.0 - (logits / self.soft_cap) ** 2)
 
 
 @dataclass(frozen=True)
@@ -23,6 +42,7 @@ class NetworkConfig:
     - `norm_centred`: whether the norm before the head is a LayerNorm.
     - `norm_offset`: of the same, as in `Norm`.
     - `embedding_multiplier`, `logits_multiplier`: of the embedding and the logits.
+    - `logits_soft_cap`: as in `LogitsEnd`.
     """
 
     vocab_size: int
@@ -37,11 +57,17 @@ class NetworkConfig:
     norm_offset: float = 0.0
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
+    logits_soft_cap: float | None = None
 
     @property
     def n_layers(self) -> int:
         """Number of sublayers."""
         return len(self.sublayers)
+
+    @property
+    def logits_end(self) -> LogitsEnd:
+        """What is made of the product with the head."""
+        return LogitsEnd(self.logits_multiplier, self.logits_soft_cap)
 
 
 def plain_mamba1(config: NetworkConfig) -> Any:
@@ -57,6 +83,7 @@ def plain_mamba1(config: NetworkConfig) -> Any:
         and first.heads == 1
         and first.mixer_norm_epsilon is None
         and not first.norm_centred
-        and config.embedding_multiplier == config.logits_multiplier == 1.0
+        and config.embedding_multiplier == 1.0
+        and config.logits_end == LogitsEnd()
     )
     return first if plain else None

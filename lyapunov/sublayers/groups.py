@@ -25,7 +25,7 @@ GROUPS: dict[str, str] = {
     "conv": "convolutions",
     "norms": "norms of every kind",
     "biases": "biases of projections",
-    "recurrence": "A_log, dt_bias, D and Mamba-3's mimo_*",
+    "recurrence": "A_log, dt_bias, D, RG-LRU's decay_logit, Mamba-3's mimo_*",
     "mixers": "all of a recurrent sublayer",
     "attention": "all of an attention, a shared block's too",
     "mlp": "all of an MLP, a shared block's too",
@@ -56,6 +56,12 @@ PARAMETERS = frozenset(
         *(f"{name}_{part}" for name in "qkvog" for part in ("proj", "bias")),
         *(f"{name}_down{bias}" for name in ("q", "kv") for bias in ("", "_bias")),
         *(f"{name}_proj" for name in "zabf"),
+        *("x_bias", "y_proj", "y_bias", "out_bias", "decay_logit"),
+        *(
+            f"{name}_gate{bias}"
+            for name in ("input", "decay")
+            for bias in ("", "_bias")
+        ),
         *(f"{name}_{part}" for name in "fg" for part in ("down", "up")),
         *_MLP,
         *(f"shared_{name}" for name in _MLP),

@@ -76,6 +76,7 @@ KINDS = Kinds(
     experts="ExpertsSizes",
     shared="SharedSizes",
     short_conv="ShortConvSizes",
+    rg_lru="RGLRUSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -26,7 +26,7 @@ from ._sublayer import (
     with_biases,
     within,
 )
-from .norm import Norm, norm_of, normalise
+from .norm import Norm, norm_of, normalise, with_bias
 from .sites import FRONT, TOKEN
 from .token_blocks import in_token_blocks, tokens_at_once
 
@@ -107,12 +107,7 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     x = at.store("norm_input", residual)
     x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
 
-    if p.in_proj_bias is not None and at.stores("xz_product"):
-        product = at.store("xz_product", at.matmul(x, p.in_proj))
-        xz = at.add(product, p.in_proj_bias, alone=True)
-    else:
-        xz = at.matmul(x, p.in_proj, p.in_proj_bias)
-    xz = at.store("xz", xz)
+    xz = with_bias(at, x, p.in_proj, p.in_proj_bias, "xz")
     u, z = xz[..., :d_inner], xz[..., d_inner:]
 
     padded = at.join([start.window, u])
@@ -148,14 +143,9 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
     # one token transposed is contiguous, and rounded once with its bias
-    apart = at.stores("out_product") and residual.shape[0] > 1
-    if p.out_proj_bias is not None and apart:
-        product = at.store("out_product", at.matmul(y, p.out_proj))
-        out = at.add(product, p.out_proj_bias, alone=True)
-    else:
-        out = at.matmul(y, p.out_proj, p.out_proj_bias)
-    after = Mamba1State(window=padded[residual.shape[0] :], state=state)
-    return at.store("out", out), after
+    apart = residual.shape[0] > 1
+    out = with_bias(at, y, p.out_proj, p.out_proj_bias, "out", apart)
+    return out, Mamba1State(window=padded[residual.shape[0] :], state=state)
 
 
 def _of_heads(weights: Weight | tuple[Weight, ...]) -> tuple[Weight, ...]:

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..arithmetic import AbstractArithmetic
+from ..arithmetic import AbstractArithmetic, Weight
 from ._sublayer import Get
 
 
@@ -42,6 +42,19 @@ def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
     if p.bias is not None:
         hat = at.add(hat, p.bias)
     return at.store(site, hat)
+
+
+def with_bias(
+    at: AbstractArithmetic, x, weight: Weight, bias, site: str, apart: bool = True
+):
+    """x W^T + bias, stored at `site`.
+
+    `apart`: programs that store the product first, as `{site}_product`, do so here.
+    """
+    if bias is None or not apart or not at.stores(f"{site}_product"):
+        return at.store(site, at.matmul(x, weight, bias))
+    product = at.store(f"{site}_product", at.matmul(x, weight))
+    return at.store(site, at.add(product, bias, alone=True))
 
 
 def scaled(at: AbstractArithmetic, x, multiplier: float, site: str):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..arithmetic import AbstractArithmetic, Weight
+from .config import LogitsEnd
 from .norm import Norm, normalise, scaled
 
 
@@ -123,12 +124,15 @@ def final_norm(at: AbstractArithmetic, residual, hidden, p: Norm):
     return normalise(at, residual, p, "norm_f")
 
 
-def logits(at: AbstractArithmetic, x, rows: Weight, multiplier: float = 1.0):
-    """Logits (seq, rows) of a slice of the vocabulary.
+NO_END = LogitsEnd()
 
-    **Arguments:**
 
-    - `multiplier`: of all logits (Granite, Falcon-H1).
-    """
+def logits(at: AbstractArithmetic, x, rows: Weight, end: LogitsEnd = NO_END):
+    """Logits (seq, rows) of a slice of the vocabulary."""
     y = at.store("logits", at.matmul(x, rows))
-    return scaled(at, y, multiplier, "logits_scaled")
+    y = scaled(at, y, end.multiplier, "logits_scaled")
+    if (cap := end.soft_cap) is None:
+        return y
+    y = at.store("logits_divided", at.multiply(y, at.fixed(1.0 / cap)))
+    y = at.store("logits_tanh", at.tanh(y))
+    return at.store("logits_capped", at.multiply(y, at.fixed(cap)))

@@ -21,11 +21,19 @@ GELU_NEW = ("square", "cube", "cubic", "sum", "argument", "tanh", "whole", "half
 """What `gelu_new` is made of, where every operation stores its result."""
 
 BEFORE = ("embedding", "residual", "residual_aside")
-AFTER = ("beside", "norm_f_hat", "norm_f", "logits", "logits_scaled")
+LOGITS = (
+    *("logits", "logits_scaled"),
+    *("logits_divided", "logits_tanh", "logits_capped"),
+)
+"""Of the head's product, and of what is made of it."""
+AFTER = ("beside", "norm_f_hat", "norm_f", *LOGITS)
 """Around all sublayers."""
 
 
-NO_ROW_A_TOKEN = ("row_multipliers", "scores_product", "scores", "attention")
+NO_ROW_A_TOKEN = (
+    *("row_multipliers", "decay_rate"),
+    *("scores_product", "scores", "attention"),
+)
 """Sites whose tensors do not have one row for each token: what multiplies all of them,
 and what heads make of pairs of them. Of several calls there is no one such tensor."""
 

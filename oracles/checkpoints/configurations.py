@@ -199,6 +199,20 @@ CONFIGURATIONS = {
             "pad_token_id": 0,
         },
     },
+    "recurrent_gemma": {
+        "windows": {
+            **SMALL, "num_attention_heads": 4, "num_key_value_heads": 1,
+            "num_hidden_layers": 2, "intermediate_size": 48, "pad_token_id": 0,
+            "attention_window_size": 5, "block_types": ["recurrent", "attention"],
+        },
+        "biases, untied, a low cap": {
+            **SMALL, "num_attention_heads": 2, "num_hidden_layers": 2,
+            "intermediate_size": 40, "pad_token_id": 0, "attention_bias": True,
+            "block_types": ["attention", "recurrent"],
+            "tie_word_embeddings": False, "logits_soft_cap": 2.0, "conv1d_width": 3,
+            "hidden_activation": "gelu_new",
+        },
+    },
     "lara_mini": {
         "windows": {
             **SMALL, **ATTENTION, **LINEAR, **QWEN_EXPERTS, "head_dim": 16,

@@ -12,6 +12,7 @@ from . import (
     olmo_hybrid,
     openelm,
     qwen3_next,
+    recurrent_gemma,
 )
 
 
@@ -27,4 +28,5 @@ __all__ = [
     "olmo_hybrid",
     "openelm",
     "qwen3_next",
+    "recurrent_gemma",
 ]

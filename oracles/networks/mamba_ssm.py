@@ -45,8 +45,11 @@ def rotated(x, size, base):
     return out
 
 
-def attended(q, k, v, head_dim, rotary, base):
-    """Causal attention: (seq, heads head_dim) each, fewer heads in k and v."""
+def attended(q, k, v, head_dim, rotary, base, window=None):
+    """Causal attention: (seq, heads head_dim) each, fewer heads in k and v.
+
+    `window`: tokens that each reads, itself among them; None: all.
+    """
     heads, kv_heads = q.shape[1] // head_dim, k.shape[1] // head_dim
     out = np.zeros_like(q)
     for h in range(heads):
@@ -57,9 +60,10 @@ def attended(q, k, v, head_dim, rotary, base):
         if rotary:
             query, key = rotated(query, rotary, base), rotated(key, rotary, base)
         for t in range(len(q)):
-            scores = key[: t + 1] @ query[t] / np.sqrt(head_dim)
+            seen = slice(0 if window is None else max(0, t + 1 - window), t + 1)
+            scores = key[seen] @ query[t] / np.sqrt(head_dim)
             weight = np.exp(scores - scores.max())
-            out[t, own] = (weight / weight.sum()) @ v[: t + 1, shared]
+            out[t, own] = (weight / weight.sum()) @ v[seen, shared]
     return out
 
 

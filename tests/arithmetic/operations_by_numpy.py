@@ -177,6 +177,7 @@ CASES = {
         lambda at, x: at.relu_squared(x), lambda x: np.maximum(x, 0) ** 2
     ),
     "sigmoid": Case(lambda at, x: at.sigmoid(x), lambda x: 1 / (1 + np.exp(-x))),
+    "square_root": Case(lambda at, x: at.square_root(x), np.sqrt, domains=(">=0",)),
     "tanh": Case(lambda at, x: at.tanh(x), np.tanh),
     "largest": Case(
         lambda at, x: at.largest(x, 2), lambda x: one_hot_of_largest(x, 2), wide=True

@@ -93,6 +93,30 @@ def test_silu(rng, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_square_root(rng, model):
+    """Assert the bound of sqrt(x), x >= 0 in every execution, and within 1.1 of
+    attained; and that the slope at the value alone is exceeded."""
+    m = MODELS[model]
+    v, e = np.abs(inputs(rng))
+    reached = unary(
+        rng,
+        lambda at, x: at.square_root(x),
+        lambda x: max(x, flint.arb(0)).sqrt(),
+        v,
+        e,
+        linear(m.unit, 0.0),
+        m.underflow,
+        model,
+    )
+    bound = interpreter(model).square_root(as_bounded(v, e))
+    error = np.asarray(bound.error)
+    assert (reached[error > 1e-9] >= 1 / 1.1).all()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_slope = e / (2 * np.sqrt(v)) + float(m.unit) * (np.sqrt(v) + error)
+    assert (reached * error > by_slope * 1.01).any()
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_add_and_multiply(rng, model):
     """Assert both bounds, and within 1.05 of attained (same signs add up)."""
     m = MODELS[model]

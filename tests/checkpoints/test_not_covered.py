@@ -68,11 +68,7 @@ def test_it_is_said_what_there_is_instead(model_type):
 
 SMALL = {
     "rwkv": {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16},
-    "recurrent_gemma": {
-        "num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 16,
-        "num_attention_heads": 2, "lru_width": 16,
-    },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model_type", SMALL)

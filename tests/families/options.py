@@ -37,7 +37,7 @@ FIRST = {
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
-        "bailing_hybrid", "lara_mini", "lfm2",
+        "bailing_hybrid", "lara_mini", "lfm2", "recurrent_gemma",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -144,6 +144,15 @@ OPTIONS = {
         "block_auto_adjust_ff_dim": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     },
+    "recurrent_gemma": {
+        "conv1d_width": 3, "rms_norm_eps": 0.1, "attention_bias": True,
+        "tie_word_embeddings": False, "num_key_value_heads": 4,
+        "attention_window_size": 8, "logits_soft_cap": 2.0,
+        "hidden_activation": "gelu",
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0,
+        },
+    },
     "lara_mini": {
         "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
         "tie_word_embeddings": False, "num_key_value_heads": 4, "sliding_window": 8,
@@ -176,13 +185,13 @@ _SIZES = {
     "linear_head_dim", "linear_num_heads", "num_experts", "num_experts_per_token",
     "shared_expert_intermediate_size", "kv_lora_rank", "qk_rope_head_dim",
     "qk_nope_head_dim", "v_head_dim", "qk_head_dim", "block_multiple_of",
-    "block_ffn_dim_multiplier",
+    "block_ffn_dim_multiplier", "lru_width",
 }  # fmt: skip
 _PLACES = {
     "layer_types", "layers_block_type", "attn_layer_indices", "attn_layer_period",
     "attn_layer_offset", "expert_layer_period", "expert_layer_offset",
     "hybrid_layer_ids", "mlp_only_layers", "mlp_layer_types", "first_k_dense_replace",
-    "layer_group_size", "full_attn_idxs",
+    "layer_group_size", "full_attn_idxs", "block_types",
 }  # fmt: skip
 
 EXEMPT = {
@@ -197,7 +206,7 @@ EXEMPT = {
             "initializer_range", "rescale_prenorm_residual", "time_step_scale",
             "time_step_max", "time_step_floor", "time_step_init_scheme",
             "linear_a_log_min", "linear_a_log_max", "linear_dt_min", "linear_dt_max",
-            "linear_dt_init_floor",
+            "linear_dt_init_floor", "w_init_variance_scale",
         ),
         "of how weights begin",
     ),

@@ -25,6 +25,7 @@ from oracles.networks import (
     ling,
     olmo_hybrid,
     qwen3_next,
+    recurrent_gemma,
 )
 from oracles.tolerances import exact_logits
 
@@ -40,6 +41,7 @@ FORWARDS = {
     "bailing_hybrid": ling.logits,
     "lara_mini": lara_mini.logits,
     "lfm2": lfm2.logits,
+    "recurrent_gemma": recurrent_gemma.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}
@@ -267,6 +269,16 @@ WRONG = [
      {"num_expert_group": 4, "topk_group": 1, "num_experts_per_token": 3},
      "3 experts are chosen of 1 groups of 2"),
     ("bailing_hybrid", {"kda_lower_bound": 5.0}, "5"),
+    ("recurrent_gemma", {"block_types": ["recurrent", "mamba"]}, "mamba"),
+    ("recurrent_gemma", {"block_types": "recurrent"}, "block_types = "),
+    ("recurrent_gemma", {"block_types": ["attention"]}, "q_proj.weight"),
+    ("recurrent_gemma", {"num_attention_heads": 3}, "divisor of 32"),
+    ("recurrent_gemma", {"num_attention_heads": 8}, "asks for (8, 4, 4)"),
+    ("recurrent_gemma", {"lru_width": 30}, "lru_width = 30 is no multiple of 4"),
+    ("recurrent_gemma", {"logits_soft_cap": 0.0}, "logits_soft_cap = 0.0"),
+    ("recurrent_gemma", {"hidden_activation": "tanh"}, "hidden_activation = "),
+    ("recurrent_gemma", {"embeddings_scale_by_sqrt_dim": False}, "not scaled"),
+    ("recurrent_gemma", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ CLASSES = {
     "gated_delta": r"GatedDeltaNet$",
     "kimi_delta": r"DeltaAttention$",
     "short_conv": r"ShortConv$",
+    "rg_lru": r"RecurrentBlock$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",

@@ -9,6 +9,7 @@ from lyapunov.sublayers import (
     Mamba2Sizes,
     Mamba3Sizes,
     MlpSizes,
+    RGLRUSizes,
     SharedSizes,
     ShortConvSizes,
 )
@@ -30,4 +31,5 @@ SIZES = {
     ),
     "shared": SharedSizes(ATTENTION, MLP),
     "short_conv": ShortConvSizes(8, 3, 1e-5),
+    "rg_lru": RGLRUSizes(8, 8, 2, 3, "gelu_new", 1e-5, norm_offset=1.0),
 }  # fmt: skip

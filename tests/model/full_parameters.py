@@ -126,6 +126,21 @@ def short_conv(s) -> dict[str, tuple[int, ...]]:
     }
 
 
+def rg_lru(s) -> dict[str, tuple[int, ...]]:
+    each = s.d_inner // s.heads
+    return {
+        "norm": (s.d_model,),
+        **dict.fromkeys(("x_proj", "y_proj"), (s.d_inner, s.d_model)),
+        **dict.fromkeys(("x_bias", "y_bias", "conv_bias"), (s.d_inner,)),
+        "conv_weight": (s.d_inner, s.d_conv),
+        **dict.fromkeys(("input_gate", "decay_gate"), (s.heads, each, each)),
+        **dict.fromkeys(("input_gate_bias", "decay_gate_bias"), (s.d_inner,)),
+        "decay_logit": (s.d_inner,),
+        "out_proj": (s.d_model, s.d_inner),
+        "out_bias": (s.d_model,),
+    }
+
+
 def latents(s, width: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, rank, more in (("q", s.q_rank, 0), ("kv", s.kv_rank, s.shared_key)):
@@ -200,6 +215,7 @@ SHAPES = {
     "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
     "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
     "kimi_delta": kimi_delta, "short_conv": short_conv,
+    "rg_lru": rg_lru,
 }  # fmt: skip
 
 
@@ -257,6 +273,7 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (SIZES["kimi_delta"], ()),
     (change(SIZES["kimi_delta"], gate_rank=None, gate_lower_bound=-5.0), ()),
     (SIZES["short_conv"], ()),
+    (SIZES["rg_lru"], ()),
     (_a, ()),
     (_l, ()),
     (change(_l, gates=1), ()),

@@ -82,6 +82,14 @@ EXPECTED = {
         "short_conv conv": "conv_weight conv_bias",
         "short_conv norms": "norm norm_bias",
     },
+    "rg_lru": {
+        "rg_lru mixers projections": "x_proj y_proj input_gate decay_gate out_proj",
+        "rg_lru mixers biases": "x_bias y_bias input_gate_bias decay_gate_bias "
+        "out_bias",
+        "rg_lru mixers recurrence": "decay_logit",
+        "rg_lru mixers conv": "conv_weight conv_bias",
+        "rg_lru mixers norms": "norm",
+    },
     "attention": {f"attention {key}": names for key, names in OF_ATTENTION.items()},
     "mlp": {
         **{f"mlp {key}": names for key, names in OF_MLP.items()},
@@ -170,6 +178,7 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
+    mixers |= {"rg_lru"}
     assert held - set(GROUPS) - PARAMETERS == mixers
 
 

@@ -13,6 +13,7 @@ from .declared import (
     apart,
     evaluated,
     largest_entry,
+    operand,
     settled,
     unless_overflow,
 )
@@ -122,6 +123,20 @@ def tanh(declared: Declared, x) -> Bounded:
     relative = jnp.maximum(model.tanh_relative, model.exp_relative)
     rounding = relative * (jnp.abs(value) + error) + model.underflow
     return Bounded(value, where_known(x.known, (error + rounding) * SAFETY))
+
+
+def square_root(declared: Declared, x) -> Bounded:
+    """|sqrt(v') - sqrt(v)| = |v' - v| / (sqrt(v') + sqrt(v)), v' >= 0; one rounding.
+
+    The farther end is the lower one, unless 0 cuts it off.
+    """
+    x = operand(declared, x)
+    v = jnp.maximum(x.value, 0.0)
+    low, high = jnp.maximum(v - x.error, 0.0), v + x.error
+    root = jnp.sqrt(v)
+    apart = lambda end: jnp.abs(end - v) / jnp.maximum(jnp.sqrt(end) + root, 1e-300)
+    error = jnp.maximum(apart(low), apart(high)) * SAFETY
+    return settled(declared, root, where_known(x.known, error))
 
 
 def fading(declared: Declared, x) -> Bounded:

@@ -26,6 +26,7 @@ from ._not_covered import uncovered
 from ._olmo_hybrid import OLMO_HYBRID
 from ._openelm import OPENELM
 from ._qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
+from ._recurrent_gemma import RECURRENT_GEMMA
 from ._zamba import ZAMBA, ZAMBA2
 
 
@@ -54,6 +55,7 @@ FAMILIES: dict[str, Family] = {
     "bailing_hybrid": LING,
     "lara_mini": LARA_MINI,
     "lfm2": LFM2,
+    "recurrent_gemma": RECURRENT_GEMMA,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

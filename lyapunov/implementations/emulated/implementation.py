@@ -43,11 +43,17 @@ class EmulatedImplementation(AbstractImplementation):
         mode: str,
         state_precision: str | None,
     ) -> Execution:
-        """What is declared of mamba_ssm, whose flow this follows, or of fla."""
+        """What is declared of mamba_ssm, whose flow this follows, of fla or torch."""
         from ..fla.networks import DELTA, fla_network
         from ..mamba_ssm.networks import mamba_ssm_network
+        from ..transformers.networks import OF_TORCH_ALONE, emulated_network
 
-        if any(one.kind in DELTA for one in config.sublayers):
+        kinds = {one.kind for one in config.sublayers}
+        if kinds & {*OF_TORCH_ALONE}:
+            return emulated_network(
+                config, architecture, precision, mode, state_precision
+            )
+        if kinds & {*DELTA}:
             return fla_network(config, architecture, precision, mode, state_precision)
         return mamba_ssm_network(config, architecture, precision, mode, state_precision)
 

@@ -58,12 +58,12 @@ class Emulated:
         normed = _run_norm(
             sites, stream.residual, stream.hidden, model.final_norm(execution)
         )
-        multiplier = model.config.logits_multiplier
+        end = model.config.logits_end
         yield HeadRecord(
             stream.residual,
             stream.hidden,
             lambda start, stop: _run_head(
-                sites, normed, model.head(start, stop, execution), multiplier
+                sites, normed, model.head(start, stop, execution), end
             ),
         )
 
@@ -167,5 +167,5 @@ def _run_norm(sites, residual, hidden, p):
 
 
 @program
-def _run_head(sites, normed, rows, multiplier):
-    return jnp.asarray(logits(Rounded(sites), normed, rows, multiplier), jnp.float64)
+def _run_head(sites, normed, rows, end):
+    return jnp.asarray(logits(Rounded(sites), normed, rows, end), jnp.float64)

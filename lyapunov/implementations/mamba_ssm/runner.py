@@ -307,6 +307,7 @@ def _settings(model: Model, fused: bool) -> dict[str, Any]:
         and first.row_multipliers is None
         and first.in_multiplier == first.out_multiplier == 1.0
         and config.embedding_multiplier == config.logits_multiplier == 1.0
+        and config.logits_soft_cap is None
     )
     if not own:
         raise UsageError(

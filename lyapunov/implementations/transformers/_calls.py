@@ -30,6 +30,8 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
     positioned = "position_ids" in names
     several = len(plan) > 1 or cache is not None
     slot = _slot(network) if several else None
+    if several and cache is None and _forget(network):
+        cache = _new_cache(network)  # which such a model does not return
     seen.clear()
     kept: dict[Any, list[list[np.ndarray]]] = {}
     logits = []
@@ -46,7 +48,7 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
         width = network.get_input_embeddings().weight.shape[-1]
         with threads_worth(torch, call.ids.size * width), _refusals():
             result = network(_tensor(torch, network, call.ids), **given)
-        cache = cache_of(result) if several else None
+        cache = (cache_of(result) or cache) if several else None
         logits.append(result.logits[call.rows, call.columns])
         for key, arrays in seen.items():
             for i, array in enumerate(arrays):
@@ -106,13 +108,7 @@ def of_no_token(torch, network, ids) -> Any:
 
     **Raises:** `UsageError` for a network whose cache is not known here.
     """
-    from transformers import DynamicCache
-    from transformers.cache_utils import CacheLayerMixin
-
-    cache: Any = DynamicCache(config=network.config)
-    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        cache.get_seq_length = lambda layer_idx=0: 0
-        cache.get_mask_sizes = lambda query_length, layer_idx=0: (query_length, 0)
+    cache = _new_cache(network)
     ids = _tensor(torch, network, ids[:, :1])
     slot = _slot(network)
     with _refusals():
@@ -128,7 +124,28 @@ def of_no_token(torch, network, ids) -> Any:
                 setattr(layer, name, array[..., :0, :])
         if getattr(layer, "cumulative_length", 0):
             layer.cumulative_length = 0  # a window counts all tokens that it saw
+    _forget(network)
     return cache
+
+
+def _new_cache(network) -> Any:
+    from transformers import DynamicCache
+    from transformers.cache_utils import CacheLayerMixin
+
+    cache: Any = DynamicCache(config=network.config)
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        cache.get_seq_length = lambda layer_idx=0: 0
+        cache.get_mask_sizes = lambda query_length, layer_idx=0: (query_length, 0)
+    return cache
+
+
+def _forget(network) -> bool:
+    """Whether states lie in the network's modules (RecurrentGemma's do, and stay there
+    from one text to the next); they are as after no token then."""
+    found = [m for m in network.modules() if hasattr(m, "conv1d_state")]
+    for module in found:
+        module.conv1d_state = None
+    return bool(found)
 
 
 def _slot(network) -> str:

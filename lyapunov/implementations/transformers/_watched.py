@@ -37,6 +37,11 @@ WATCHED = {
         Seen("f_proj", "out", "forget"), Seen("g_down", "out", "z_low"),
         Seen("g_up", "out", "z"), Seen("g_proj", "out", "z"),
     ),
+    "rg_lru": (
+        Seen("norm", "out", "norm"), Seen("x_proj", "out", "x"),
+        Seen("y_proj", "out", "branch"), Seen("out_proj", "in", "gated"),
+        Seen("out_proj", "out", "out"),
+    ),
     "short_conv": (
         Seen("norm", "out", "norm"), Seen("in_proj", "out", "xz"),
         Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),

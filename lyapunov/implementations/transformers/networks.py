@@ -13,9 +13,9 @@ import functools
 import math
 
 from ..._errors import UsageError
-from ...formats import FP16, FP32, Format
+from ...formats import FP16, FP32, Format, state_format_named
 from ...sublayers.config import NetworkConfig, plain_mamba1
-from ...sublayers.sites import GELU_NEW
+from ...sublayers.sites import GELU_NEW, LOGITS
 from .._execution import (
     Execution,
     any_order,
@@ -31,12 +31,20 @@ from ._source import (
     rounds_before_weight,
     source,
 )
-from .mamba1 import TORCH, transformers_decode, transformers_prefill
+from .mamba1 import (
+    STORED_OF_SEQUENCES,
+    TORCH,
+    transformers_decode,
+    transformers_prefill,
+)
 
 
 # torch's own CUDA kernels are built without fast math: CUDA's expf, logf and erff are
 # within 2 ulp. Tensor cores cut what they add to their sums.
 TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
+
+# Recurrences that no library has kernels of which are followed here.
+OF_TORCH_ALONE = ("rg_lru",)
 
 # Sublayers whose kernels are torch's on a GPU too.
 TORCH_ON_CUDA = ("attention", "mlp", "experts")
@@ -45,7 +53,7 @@ TORCH_ON_CUDA = ("attention", "mlp", "experts")
 # do so from 5.18 on.
 NORM_ROUNDS_ONCE = (
     *("olmo2", "olmo_hybrid", "nemotron_h", "qwen3_next", "qwen3_5", "qwen3_5_moe"),
-    "lara_mini",
+    *("lara_mini", "recurrent_gemma"),
 )
 
 # Of the gated norm of a step, or of a delta rule, as well.
@@ -103,6 +111,13 @@ DELTA = (
     "conv_sum", "conv", "rate", "scan_output", "gate_norm_hat", "gate_norm", "gated",
     "out",
 )  # fmt: skip
+RG_LRU = (
+    "decay_rate", "x", "conv", "input_logit", "input_gate", "decay_logit", "decay_gate",
+    "log_decay", "decay", "decay_squared", "decay_squared_rest", "input_scale",
+    "gated_input", "drive", "scan_output", "branch", "branch_activated", "gated", "out",
+)  # fmt: skip
+# Of a step: what convolves is written out in operations.
+RG_LRU_STEP = ("conv_product", "conv_sum")
 SHORT_CONV = ("xz", "conv_input", "conv", "gated", "out")
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
@@ -159,6 +174,8 @@ def transformers_network(
         if name in ("embedding", "residual", "norm_f", "norm_f_hat", "logits")
     }
     around |= dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
+    if config.logits_soft_cap is not None:
+        around |= dict.fromkeys(LOGITS, fmt)
     once = config.norm_centred or (
         architecture in NORM_ROUNDS_ONCE and not rounds_before_weight(architecture)
     )
@@ -195,6 +212,46 @@ def transformers_network(
             "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
             "square root 2 ulp",
         ),
+    )
+
+
+def emulated_network(
+    config: NetworkConfig,
+    architecture: str,
+    precision: str,
+    mode: str,
+    state_precision: str | None,
+) -> Execution:
+    """A network under transformers' torch code but for the format of its states, in
+    which any but fp32 makes a whole text go token by token.
+
+    **Raises:** `UsageError` for a format with a scale, and as `transformers_network`.
+    """
+    found = transformers_network(config, architecture, precision, mode)
+    state = state_format_named(state_precision or found.state_precision)
+    if state.name == found.state_precision:
+        return found
+    if getattr(state, "scaled", False):
+        raise UsageError(
+            f"{state.name} is under one scale a channel, which here has one state",
+            hint="--state bf16, or another format without a scale",
+        )
+    kinds = {
+        kind: dataclasses.replace(
+            one,
+            sites=one.sites | {"state": state},
+            state_precision=state.name,
+            depths=dataclasses.replace(one.depths, scan=one_addition),
+        )
+        for kind, one in found.kinds.items()
+        if kind in OF_TORCH_ALONE
+    }
+    said = [text for text in found.assumptions if text != assume_state(FP32)]
+    return dataclasses.replace(
+        found,
+        state_precision=state.name,
+        kinds=found.kinds | kinds,
+        assumptions=(*said, assume_state(state)),
     )
 
 
@@ -248,12 +305,15 @@ def _kinds(
         chunked=not decode,
         constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
     )
-    for one in (mamba2, gated_delta, kimi_delta) if decode else ():
+    more = RG_LRU_STEP if decode else STORED_OF_SEQUENCES
+    rg_lru = of((*RG_LRU, *(f"branch_{name}" for name in written), *more))
+    for one in (mamba2, gated_delta, kimi_delta, rg_lru) if decode else ():
         one.sites["state"] = FP32
     return {
         "gated_delta": gated_delta,
         "kimi_delta": kimi_delta,
         "mamba2": mamba2,
+        "rg_lru": rg_lru,
         "attention": of(turning),
         "short_conv": of(SHORT_CONV),
         "mlp": of((*MLP, *written)),
