@@ -17,6 +17,7 @@ from lyapunov.bounds.probes import Probes
 from lyapunov.formats import BF16, FP16, is_state_numbers, round_to
 from lyapunov.implementations import Reference, mamba_ssm_prefill
 from lyapunov.models import Sublayer, VocabularySlice
+from lyapunov.sublayers.config import LogitsEnd
 from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, final_norm, sublayer
 from oracles.checkpoints.hard import SIZES, hard_weights, tokens_for
@@ -48,7 +49,7 @@ class LinearModel:
         self.rows = rng.normal(size=(VOCABULARY, D_MODEL))
         self.norm = rng.normal(size=D_MODEL)
         self.config = SimpleNamespace(
-            vocab_size=VOCABULARY, d_model=D_MODEL, logits_multiplier=1.0
+            vocab_size=VOCABULARY, d_model=D_MODEL, logits_end=LogitsEnd()
         )
         self.sublayers = tuple(Sublayer(i, "linear", linear) for i in range(LAYERS))
         self.stream = rng.normal(size=(2, TOKENS, D_MODEL))

@@ -18,6 +18,7 @@ from lyapunov.models import (
 )
 from lyapunov.questions import _changes, _compare
 from lyapunov.questions._reference_loss import NextTokenLoss
+from lyapunov.sublayers.config import LogitsEnd
 
 from ..helpers import gamma
 
@@ -121,7 +122,7 @@ def test_random_roundings_are_those_of_slices_that_stand_apart(
                 tuple(probes),
                 other,
                 sites,
-                1.0,
+                LogitsEnd(),
                 behind,
                 None,
             )
@@ -148,7 +149,7 @@ def test_a_few_log_probabilities_are_those_of_slices_that_stand_apart(
         for rows in cuts:
             own = runs[..., rows.start : rows.stop]
             norms = np.ones(own.shape[-1])
-            given: Any = own[0], own[1], own[2:], norms, numbers, 0.0, 1.0
+            given: Any = own[0], own[1], own[2:], norms, numbers, 0.0, LogitsEnd()
             held.add(seen_logits.Slice(rows, *given))
         return held._sums
 
@@ -166,7 +167,7 @@ def test_changed_weights_are_those_of_slices_that_stand_apart(logits, rng, progr
         found = np.zeros((4, 2, BATCH, SEQ))
         for start, stop, behind in cuts:
             own = *heads[:, start:stop], *(x[..., start:stop] for x in logits)
-            given = found, normed, pushed, *own, 1.0, behind
+            given = found, normed, pushed, *own, LogitsEnd(), behind
             found = _changes._add_head(*given)
         return found
 
