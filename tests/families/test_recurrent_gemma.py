@@ -1,5 +1,7 @@
 """RecurrentGemma: its exponents, soft-capped logits, and states that modules keep."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -22,7 +24,7 @@ from oracles.networks import recurrent_gemma
 from oracles.tolerances import exact_logits
 
 from ..exponents.tolerance import tolerance
-from ..helpers import assert_within
+from ..helpers import assert_within, not_none
 from .test_delta_families import TOKENS, loaded, saved
 
 
@@ -49,7 +51,8 @@ def test_exponents_are_means_of_numpys_log_decays(tmp_path):
         means = log[1:].mean(axis=0)
         # log decays of both networks agree to some hundred roundings
         near = tolerance(500, 10)
-        np.testing.assert_allclose([row.max, row.min], [means.max(), means.min()],
+        ends = not_none(row.max), not_none(row.min)
+        np.testing.assert_allclose(ends, [means.max(), means.min()],
                                    rtol=0, atol=near)  # fmt: skip
         quantiles = np.quantile(means, [0.0, 1.0])
         np.testing.assert_allclose(np.asarray(row.quantiles)[[0, -1]], quantiles,
@@ -160,7 +163,7 @@ def test_states_that_modules_keep_do_not_reach_the_next_text(tmp_path):
     runner = TransformersNetwork(execution)
 
     def last(tokens):
-        *_, head = runner.trace(model, np.asarray(tokens)[None])
+        head: Any = list(runner.trace(model, np.asarray(tokens)[None]))[-1]
         return np.asarray(head.logits(0, 50))
 
     first = last(TOKENS[:6])

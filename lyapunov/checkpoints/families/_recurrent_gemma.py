@@ -1,5 +1,6 @@
 """RecurrentGemma: RG-LRU blocks and attention in windows; a gated MLP after each."""
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -54,7 +55,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
         **_OFFSET,
     )
     mlp = network.mlp(3 * 2560, act=_ACT[1], act_key=_ACT[0], **_OFFSET)
-    mlp = sublayers.MlpSizes(**vars(mlp) | {"d_hidden": max(mlp.d_hidden // 2, 1)})
+    mlp = replace(mlp, d_hidden=max(mlp.d_hidden // 2, 1))
     mixers: dict[str, Any] = {
         "recurrent": (recurrent, _recurrent_parts),
         "attention": (attention, attention_parts),
