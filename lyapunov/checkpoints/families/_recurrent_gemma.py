@@ -18,12 +18,19 @@ from .._parts import (
     top_names,
     without_middle_axis,
 )
-from .._settings import activation, integer, layer_count, positive, refuse, unsupported
+from .._settings import (
+    activation,
+    integer,
+    layer_count,
+    only_covered,
+    positive,
+    refuse,
+    unsupported,
+)
 from .._sizes import NetworkSettings
-from ..files._files import disagreeing, quote
+from ..files._files import disagreeing
 
 
-_BLOCKS = ("recurrent", "attention")
 _DEFAULTS = {"num_attention_heads": 10}
 _ACT = "hidden_activation", "gelu_pytorch_tanh"
 
@@ -95,10 +102,7 @@ def _blocks(settings: dict[str, Any], layers: int) -> list[str]:
     pattern = settings.get("block_types", ["recurrent", "recurrent", "attention"])
     if not isinstance(pattern, list | tuple) or not pattern:
         raise refuse("block_types", pattern, "a list of blocks")
-    if unknown := sorted({str(one) for one in pattern} - {*_BLOCKS}):
-        raise unsupported(
-            f"config.json names blocks that are not covered: {quote(unknown)}"
-        )
+    only_covered([str(one) for one in pattern], ("recurrent", "attention"))
     return [pattern[i % len(pattern)] for i in range(layers)]
 
 
