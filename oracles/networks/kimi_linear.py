@@ -16,26 +16,32 @@ from oracles.networks.mamba_ssm import rms
 EXPERT = ("w1", "w3", "w2")
 
 
-def kimi_delta(x, w, config, after=None):
-    """The mixer behind the norm: a decay of every channel of the keys."""
-    heads = config["linear_num_heads"]
+def by_channel(x, w, heads, gate, epsilon, after=None):
+    """What a delta rule reads with a decay of every channel of the keys, normed."""
     q, k, v = (
         convolved(x @ w[f"{name}_proj.weight"].T, w[f"{name}_conv1d.weight"]).reshape(
             len(x), heads, -1
         )
         for name in "qkv"
     )
-    f = x @ w["f_a_proj.weight"].T @ w["f_b_proj.weight"].T + w["dt_bias"]
-    gate = np.log1p(np.exp(f)).reshape(k.shape)
-    gate = -np.exp(w["A_log"].reshape(heads, 1)) * gate
     y = delta_rule(q, k, v, gate, sigmoid(x @ w["b_proj.weight"].T), after)
-    y = rms(y, w["o_norm.weight"], config["rms_norm_eps"]).reshape(len(x), -1)
+    return rms(y, w["o_norm.weight"], epsilon).reshape(len(x), -1)
+
+
+def kimi_delta(x, w, config, after=None):
+    """The mixer behind the norm."""
+    heads = config["linear_num_heads"]
+    f = x @ w["f_a_proj.weight"].T @ w["f_b_proj.weight"].T + w["dt_bias"]
+    gate = np.log1p(np.exp(f)).reshape(len(x), heads, -1)
+    gate = -np.exp(w["A_log"].reshape(heads, 1)) * gate
+    y = by_channel(x, w, heads, gate, config["rms_norm_eps"], after)
     y = y * sigmoid(x @ w["g_a_proj.weight"].T @ w["g_b_proj.weight"].T)
     return y @ w["o_proj.weight"].T
 
 
-def latent_attention(x, w, config):
-    """Keys and values of a latent, and a part of the key that heads share; no order."""
+def of_latent(x, w, config, turned=lambda channels: channels):
+    """What heads read: (seq, heads, value_dim). Keys and values are of a latent, and
+    heads share a part of the key, which may turn."""
     heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
     rank = config["kv_lora_rank"]
     if "q_proj.weight" in w:
@@ -44,21 +50,27 @@ def latent_attention(x, w, config):
         low = rms(x @ w["q_a_proj.weight"].T, w["q_a_layernorm.weight"], 1e-6)
         q = low @ w["q_b_proj.weight"].T
     low = x @ w["kv_a_proj_with_mqa.weight"].T
-    shared = low[:, rank:]
+    shared = turned(low[:, rank:])
     both = rms(low[:, :rank], w["kv_a_layernorm.weight"], 1e-6)
     both = (both @ w["kv_b_proj.weight"].T).reshape(len(x), heads, -1)
-    q = q.reshape(len(x), heads, -1)
     out = []
-    for h in range(heads):
+    for h, query in enumerate(np.split(q, heads, axis=-1)):
         k, v = np.split(both[:, h], [nope], axis=-1)
         k = np.concatenate([k, shared], axis=-1)
+        apart = [query[:, :nope], turned(query[:, nope:])]
+        query = np.concatenate(apart, axis=-1)
         rows = []
         for t in range(len(x)):
-            scores = k[: t + 1] @ q[t, h] / np.sqrt(k.shape[-1])
+            scores = k[: t + 1] @ query[t] / np.sqrt(k.shape[-1])
             weight = np.exp(scores - scores.max())
             rows.append(weight / weight.sum() @ v[: t + 1])
         out.append(np.stack(rows))
-    return np.concatenate(out, axis=-1) @ w["o_proj.weight"].T
+    return np.stack(out, axis=1)
+
+
+def latent_attention(x, w, config):
+    """Without an order."""
+    return of_latent(x, w, config).reshape(len(x), -1) @ w["o_proj.weight"].T
 
 
 def moe(x, w, config, names=EXPERT):
