@@ -39,6 +39,9 @@ class RoundingModel(NamedTuple):
     """Of |x|: what a gate through an approximate tanh is off by."""
     turn_absolute: Float[Array, ""]
     """Of cosine and sine."""
+    operand_normal: Float[Array, ""]
+    """Smallest normal operand of a matrix product on tensor cores, else 0: products are
+    aligned by exponents there, and a subnormal operand has that of this number."""
 
     @classmethod
     def none(cls) -> "RoundingModel":

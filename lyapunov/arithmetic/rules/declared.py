@@ -70,10 +70,21 @@ def evaluated(declared: Declared, value, error, relative) -> Bounded:
     return Bounded(value, error + unless_overflow(declared, magnitude, rounding))
 
 
-def operand(declared: Declared, x) -> Bounded:
+def underflow_of_products(declared: Declared, terms: int):
+    """Most that a matrix product loses of an operand near 0, beside relative losses.
+
+    It may count as 0; and what tensor cores cut off is relative to the exponents of
+    operands, which are no smaller than the smallest normal number's.
+    """
+    model, depth = declared.model, declared.accumulation_depth(terms)
+    growth = jnp.expm1(depth * model.accumulator_unit)
+    return model.underflow + growth * model.operand_normal
+
+
+def operand(declared: Declared, x, underflow=None) -> Bounded:
     """An operand as the arithmetic reads it: subnormal ones may count as 0."""
     x = lift(x)
-    underflow = declared.model.underflow
+    underflow = declared.model.underflow if underflow is None else underflow
     return Bounded(
         x.value,
         x.error + underflow,

@@ -12,7 +12,7 @@ from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage, sums
-from .declared import Declared, unless_overflow
+from .declared import Declared, underflow_of_products, unless_overflow
 from .delta_chunk import chunk_by_tokens, dot, least_stored, pass_on, summing
 
 
@@ -108,8 +108,8 @@ def _by_algorithm(
     and what w and the keys at hand differ from exact ones by. Everything else counts
     by its size: errors of u and of w, roundings, and what stores move.
     """
-    unit, underflow = declared.model.unit, declared.model.underflow
-    terms, tokens = c.w.shape[-1], c.w.shape[0]
+    unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
+    underflow = underflow_of_products(declared, max(terms, tokens + 1))
     by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
 
     handed, moved = _columns_stored(declared, "chunk_state", state)

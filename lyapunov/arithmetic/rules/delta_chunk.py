@@ -22,7 +22,7 @@ from ...formats import is_state_numbers
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage
-from .declared import Declared, unless_overflow
+from .declared import Declared, underflow_of_products, unless_overflow
 
 
 def solve_unit_lower(declared: Declared, system, x) -> Bounded:
@@ -225,7 +225,8 @@ def losses(
     residual = back(residual_u) + back(residual_w) * whole
     w = back(w)
     solution = back(solution_u) + (back(solution_w) + by_key * w) * whole + w * moved
-    flushed = declared.model.underflow * 4 * (tokens + terms)
+    flushed = underflow_of_products(declared, max(terms, tokens + 1))
+    flushed = flushed * 4 * (tokens + terms)
     flushed = flushed * (1.0 + jnp.max(whole) + jnp.max(given))
     return Losses(residual + flushed, solution + flushed)
 
@@ -302,9 +303,8 @@ def chunk_by_tokens(
     declared: Declared, state: Bounded, c: flow.DeltaChunk, *, inverted: bool
 ) -> tuple[Bounded, Bounded]:
     """The state behind a chunk and what is read, around exact ones."""
-    model = declared.model
-    unit, underflow = model.unit, model.underflow
-    terms, tokens = c.w.shape[-1], c.w.shape[0]
+    unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
+    underflow = underflow_of_products(declared, max(terms, tokens + 1))
     root = terms**0.5
     by_key, by_token = (summing(declared, n) for n in (terms, tokens + 1))
 

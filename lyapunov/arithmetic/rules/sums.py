@@ -17,6 +17,7 @@ from .declared import (
     largest_entry,
     operand,
     settled,
+    underflow_of_products,
     unless_overflow,
     written_out,
 )
@@ -34,16 +35,16 @@ def matmul(declared: Declared, x, weight, bias=None) -> Bounded:
     additions of unit u on terms whose magnitudes add up to |W_i| (|v| + e), at
     most ||W_i|| (||v|| + n); the rows of it to at most ||W||_F (||v|| + n).
     """
-    x = lift(x)
-    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm))
-    matrix = weight.matrix
-    rows = jnp.linalg.norm(matrix, axis=-1)
+    x, matrix = lift(x), weight.matrix
     terms = matrix.shape[-1] + (bias is not None)
+    underflow = underflow_of_products(declared, terms)
+    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm), underflow)
+    rows = jnp.linalg.norm(matrix, axis=-1)
     depth = declared.accumulation_depth(terms)
     growth = jnp.expm1(depth * declared.model.accumulator_unit)
     length = jnp.linalg.norm(x.value, axis=-1) + x.norm
     # products and sums that are flushed, weights that are read as 0
-    flushed = declared.model.underflow * (2 * terms + terms**0.5 * length[..., None])
+    flushed = underflow * (2 * terms + terms**0.5 * length[..., None])
     error = rows * (x.norm + growth * length)[..., None]
     if matrix.size <= ELEMENTWISE_LIMIT or not declared.anchors:
         each = x.error + growth * x.magnitude
@@ -69,7 +70,7 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
 
     What the accumulator begins with goes through all additions.
     """
-    x, y = operand(declared, x), operand(declared, y)
+    x, y = lift(x), lift(y)
     inputs, output = subscripts.split("->")
     first, second = inputs.split(",")
     sizes = dict(zip(first + second, (*x.shape, *y.shape), strict=True))
@@ -77,6 +78,8 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
     for letter in set(first + second) - set(output):
         terms *= sizes[letter]
     terms += start is not None
+    underflow = underflow_of_products(declared, terms)
+    x, y = (operand(declared, a, underflow) for a in (x, y))
     product = lambda a, b: jnp.einsum(subscripts, a, b, precision="highest")
     value = product(x.value, y.value)
     error = product(jnp.abs(x.value), y.error) + product(x.error, y.magnitude)
@@ -88,7 +91,7 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
     depth = declared.accumulation_depth(terms)
     summing = jnp.expm1(depth * declared.model.accumulator_unit) * summed
     # partial sums may overflow where all of them together cancel
-    flushed = unless_overflow(declared, summed, 2.0 * terms * declared.model.underflow)
+    flushed = unless_overflow(declared, summed, 2.0 * terms * underflow)
     rounded = settled(declared, value, (error + summing + flushed) * SAFETY)
     return Bounded(rounded.value, rounded.error)
 

@@ -82,9 +82,10 @@ def fla_network(
     fmt, _ = parse_precision(precision, "fla")
     base = transformers_network(config, architecture, precision, mode)
     state = state_format_named(state_precision or FP32.name)
+    on_gpu = TORCH_CUDA.on_tensor_cores(fmt)
     chunked = mode == "prefill" and state == FP32
     own = {
-        kind: dataclasses.replace(one, constants=TORCH_CUDA)
+        kind: dataclasses.replace(one, constants=on_gpu)
         for kind, one in base.kinds.items()
         if kind in TORCH_ON_CUDA
     }
@@ -100,7 +101,7 @@ def fla_network(
             one,
             sites=sites,
             state_precision=state.name,
-            constants=dataclasses.replace(kernel, **softplus),
+            constants=dataclasses.replace(kernel.on_tensor_cores(fmt), **softplus),
             chunked=chunked,
             depths=Depths(
                 accumulation=tensor_core_depth
@@ -114,7 +115,7 @@ def fla_network(
         base,
         name=f"fla {mode}, {precision}",
         implementation="fla",
-        constants=TORCH_CUDA,
+        constants=on_gpu,
         state_precision=state.name,
         kinds=own,
         assumptions=_assumptions(base, own, kinds, fmt, state, chunked),

@@ -135,7 +135,7 @@ def mamba_ssm_prefill(
         state_precision=state_precision or FP32.name,
         sites=sites,
         parameters=parameters,
-        constants=KERNEL,
+        constants=KERNEL.on_tensor_cores(fmt),
         depths=Depths(
             accumulation=tensor_core_depth if reduced else any_order,
             reduction=row_sum_depth,
@@ -200,7 +200,7 @@ def mamba_ssm_decode(
         state_precision=cache,
         sites=sites,
         parameters=parameters,
-        constants=STEP,
+        constants=STEP.on_tensor_cores(fmt),
         depths=Depths(
             accumulation=tensor_core_depth if reduced else any_order,
             reduction=row_sum_depth,

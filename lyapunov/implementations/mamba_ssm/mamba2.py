@@ -113,7 +113,7 @@ def mamba_ssm_mamba2_prefill(
         state_precision=state_precision or FP32.name,
         sites=sites,
         parameters=parameters,
-        constants=SCAN,
+        constants=SCAN.on_tensor_cores(fmt),
         depths=_depths(fmt, cumsum_depth(chunk) if chunked else 1),
         assumptions=(
             written,
@@ -163,7 +163,7 @@ def mamba_ssm_mamba2_decode(
         state_precision=cache,
         sites=sites,
         parameters=parameters,
-        constants=STEP,
+        constants=STEP.on_tensor_cores(fmt),
         depths=_depths(fmt, 1),
         dt_limit=NO_LIMIT,
         assumptions=(

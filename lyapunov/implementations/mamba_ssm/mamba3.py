@@ -142,7 +142,7 @@ def mamba_ssm_mamba3_prefill(
         state_precision=FP32.name,
         sites=sites,
         parameters=parameters,
-        constants=constants,
+        constants=constants.on_tensor_cores(fmt),
         depths=_depths(own, chunk),
         assumptions=(
             assume_formats(sites, parameters),
@@ -231,7 +231,7 @@ def mamba_ssm_mamba3_decode(
         state_precision=cache,
         sites=sites,
         parameters=parameters,
-        constants=constants,
+        constants=constants.on_tensor_cores(fmt),
         depths=_depths(fmt, 1),
         assumptions=(
             assume_formats(sites, parameters),

@@ -372,7 +372,8 @@ def transformers_cuda_network(
             hint="--measure mamba_ssm, or --measure transformers",
         )
     execution = transformers_network(config, architecture, precision, mode)
-    there = {"constants": TORCH_CUDA}
+    fmt, _ = parse_precision(precision, "transformers")
+    there = {"constants": TORCH_CUDA.on_tensor_cores(fmt)}
     return dataclasses.replace(
         execution,
         **there,
