@@ -31,9 +31,10 @@ from ..models import Model, Sublayer
 from ..sublayers.config import LogitsEnd
 from ..sublayers.residual import Stream, beside, final_norm, logits
 from ..sublayers.sites import FLOW_ORDER, LOGITS
+from .embedding import embedded
 from .head import logit_roundings
 from .local import REFERENCE_SHARE, with_operator_norms
-from .passes import Interpreter, Numbers, bounded_pass, numbers_of, without_error
+from .passes import Interpreter, Numbers, bounded_pass, numbers_of
 
 
 class Certified(NamedTuple):
@@ -72,8 +73,8 @@ class Ball:
         self._execution = execution
         self._maker = Interpreter(execution, seq, centred)
         self._seq, self._centred = seq, centred
-        embedded = without_error(model.embed(tokens, execution))
-        self._stream: Stream | None = Stream.start(embedded, model.sublayers)
+        start = embedded(model, tokens, execution)
+        self._stream: Stream | None = Stream.start(start, model.sublayers)
         self._normed: Bounded | None = None
         self.until_layer = 0
         """Leading sublayers whose radius stays under the stream's norm."""

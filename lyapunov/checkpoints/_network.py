@@ -92,6 +92,14 @@ class NetworkLayout:
         """Read rows of the embedding: integers (n) to (n, d_model)."""
         return self.stored_rows(self.names.embedding, np.asarray(rows))
 
+    def embedding_norm(self) -> np.ndarray | None:
+        """Read the weight of the norm of the embedding, (d_model), if it has one."""
+        return self._read(self.names.embedding_norm)
+
+    def embedding_norm_bias(self) -> np.ndarray | None:
+        """Read its bias, (d_model), if it has one."""
+        return self._read(self.names.embedding_norm_bias)
+
     def final_norm(self) -> np.ndarray | None:
         """Read the weight of the norm before the head, (d_model), if it has one."""
         return self._read(self.names.final_norm)
@@ -189,7 +197,7 @@ def shapes_of(
         names.embedding: (config.padded_vocab_size, config.d_model),
         names.head: (config.padded_vocab_size, config.d_model),
     }
-    for name in (names.final_norm, names.final_norm_bias):
+    for name in names.norms:
         if name is not None:
             expected[name] = (config.d_model,)
     for sublayer in parts:

@@ -57,6 +57,14 @@ class TopNames(NamedTuple):
     inside: tuple[str, ...]
     """Beginnings of the names that belong to the model."""
     final_norm_bias: str | None = None
+    embedding_norm: str | None = None
+    embedding_norm_bias: str | None = None
+
+    @property
+    def norms(self) -> tuple[str | None, ...]:
+        """Weights and biases of the norms around the sublayers."""
+        own = self.embedding_norm, self.embedding_norm_bias
+        return (*own, self.final_norm, self.final_norm_bias)
 
 
 class Described(NamedTuple):

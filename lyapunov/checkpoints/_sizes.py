@@ -82,8 +82,7 @@ class NetworkSettings:
             padded_vocab_size=vocab_size,
             d_model=self.d_model,
             sublayers=tuple(blocks),
-            norm_epsilon=self.epsilon,
-            **({"residual_in_fp32": False} | others),
+            **({"residual_in_fp32": False, "norm_epsilon": self.epsilon} | others),
         )
 
     def mamba1(

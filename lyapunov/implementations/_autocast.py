@@ -20,6 +20,7 @@ _MLP = (
     *("up", "up_bias", "gate", "gate_bias", "down", "down_bias"),
     *(f"{name}_adapter_{end}" for name in ("up", "gate") for end in ("down", "up")),
 )
+_MIX = ("mix_k", "mix_r")
 _CONV = ("conv_weight", "conv_bias")
 
 
@@ -44,6 +45,8 @@ CAST: dict[str, tuple[str, ...]] = {
         *("input_gate", "input_gate_bias", "decay_gate", "decay_gate_bias"),
     ),
     "short_conv": _IN_OUT,
+    "rwkv4": ("k_proj", "v_proj", "r_proj", "out_proj"),
+    "channel_mix": ("up", "r_proj", "down"),
     "attention": _ATTENTION,
     "mlp": _MLP,
     "experts": (
@@ -67,6 +70,8 @@ KEPT: dict[str, tuple[str, ...]] = {
     "kimi_delta": (*_norms("norm", "gate_norm"), *_CONV, "A_log", "dt_bias"),
     "rg_lru": ("norm", *_CONV, "decay_logit"),
     "short_conv": (*_norms("norm"), *_CONV),
+    "rwkv4": (*_norms("norm"), *_MIX, "mix_v", "time_decay", "time_first"),
+    "channel_mix": (*_norms("norm"), *_MIX),
     "attention": (*_AROUND, *_HEAD_NORMS, *_CONV),
     "mlp": _AROUND,
     # added to scores in fp32 where experts are chosen

@@ -71,6 +71,7 @@ def from_torch(module) -> Model:
     refuse_quantised(config)
     source = _name(wrapped)
     refuse_a_part(wrapped)
+    _refuse_rescaled(wrapped)
     if peft is not None:
         _adapter_in_force(peft, source)
     tensors = _tensors(wrapped, source)
@@ -200,6 +201,17 @@ def _peft(module):
 
 def _lora_layers(base) -> list[Any]:
     return [m for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "merged")]
+
+
+def _refuse_rescaled(module) -> None:
+    """RWKV divides its weights in its first forward pass in eval mode."""
+    inside = getattr(module, "rwkv", module)
+    every = getattr(module.config, "rescale_every", 0)
+    if getattr(inside, "layers_are_rescaled", False) and every > 0:
+        raise UsageError(
+            "a forward pass has divided weights of this network (rescale_every)",
+            hint="one in train() takes it back, or lyapunov.load its folder",
+        )
 
 
 def _config(module) -> dict[str, Any]:

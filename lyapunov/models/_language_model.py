@@ -18,7 +18,7 @@ from ..arithmetic._programs import program
 from ..checkpoints import NetworkLayout
 from ..formats import Format
 from ..sublayers.kinds import registered
-from ..sublayers.norm import Norm
+from ..sublayers.norm import Norm, normalise
 from ..sublayers.residual import Stream, final_norm, logits, sublayer
 from ._read_ahead import ReadAhead
 from ._token_ids import check_range, integer_tokens
@@ -173,6 +173,15 @@ class Model:
     def embed(
         self, tokens: Int[np.ndarray, "*batch seq"], formats=None
     ) -> Float[Array, "*batch seq d_model"]:
+        """Look up rows of the embedding, normalised or multiplied where the model
+        does."""
+        rows = self.embedding_rows(tokens, formats)
+        return normalise(Exact(), rows, self.embedding_norm(formats))
+
+    @in_fp64
+    def embedding_rows(
+        self, tokens: Int[np.ndarray, "*batch seq"], formats=None
+    ) -> Float[Array, "*batch seq d_model"]:
         """Look up rows of the embedding, multiplied where the model does; each distinct
         token is read once."""
         distinct, place = np.unique(tokens, return_inverse=True)
@@ -181,14 +190,25 @@ class Model:
         return jax.device_put(rows[place.reshape(tokens.shape)])
 
     @in_fp64
+    def embedding_norm(self, formats=None) -> Norm | None:
+        """Make the parameters of the norm of the embedding, where there is one."""
+        epsilon = self.config.embedding_norm_epsilon
+        if epsilon is None:
+            return None
+        raw = self.layout.embedding_norm(), self.layout.embedding_norm_bias()
+        return Norm(*_around(raw, "embedding_norm", formats), epsilon, True)
+
+    @in_fp64
     def final_norm(self, formats=None) -> Norm:
         """Make the parameters of the norm in front of the head."""
-        weight, bias = (
-            None if raw is None else jax.device_put(held(raw, "norm_f", formats))
-            for raw in (self.layout.final_norm(), self.layout.final_norm_bias())
-        )
+        raw = self.layout.final_norm(), self.layout.final_norm_bias()
         c = self.config
-        return Norm(weight, bias, c.norm_epsilon, c.norm_centred, c.norm_offset)
+        return Norm(
+            *_around(raw, "norm_f", formats),
+            c.norm_epsilon,
+            c.norm_centred,
+            c.norm_offset,
+        )
 
     @property
     def has_head(self) -> bool:
@@ -248,6 +268,14 @@ class Model:
             rows = self.head(start, stop)
             found[:, start:stop] = _logits(normed, rows, self.config.logits_end)
         return jax.device_put(found)
+
+
+def _around(raw, name: str, formats) -> tuple[Any, Any]:
+    """Weight and bias of a norm as they are held, where it has them."""
+    weight, bias = (
+        None if one is None else jax.device_put(held(one, name, formats)) for one in raw
+    )
+    return weight, bias
 
 
 def _as_computed(sizes: Any, function: Any) -> Any:

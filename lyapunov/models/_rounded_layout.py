@@ -20,6 +20,10 @@ _ROWS = 4096  # of the embedding or the head that are read at once
 def parameters_of(layout: NetworkLayout) -> Iterator[tuple[str, str]]:
     """Kind and canonical name of every parameter of a network, in order."""
     yield OUTSIDE, "embedding"
+    if layout.names.embedding_norm is not None:
+        yield OUTSIDE, "embedding_norm"
+    if layout.names.embedding_norm_bias is not None:
+        yield OUTSIDE, "embedding_norm_bias"
     for sizes, parts in zip(layout.config.sublayers, layout.parts, strict=True):
         for name in parts:
             yield sizes.kind, name
@@ -103,6 +107,15 @@ class RoundedLayout(NetworkLayout):
     def stored_rows(self, name: str, start, stop: int | None = None) -> np.ndarray:
         """Rows of a tensor of the base, as they are."""
         return self.base.stored_rows(name, start, stop)
+
+    def embedding_norm(self) -> np.ndarray | None:
+        """Weight of the norm of the embedding, if it has one."""
+        return self._of_norm("embedding_norm", self.base.embedding_norm())
+
+    def embedding_norm_bias(self) -> np.ndarray | None:
+        """Its bias, if it has one."""
+        name = "embedding_norm_bias"
+        return self._of_norm(name, self.base.embedding_norm_bias())
 
     def final_norm(self) -> np.ndarray | None:
         """Weight of the norm in front of the head, if it has one."""

@@ -21,13 +21,12 @@ from .._arguments import progress_or_none
 from .._errors import UsageError
 from .._version import __version__
 from .._xla import demand_flags
-from ..arithmetic import Bounded
 from ..arithmetic.random_keys import random_key
+from ..bounds.embedding import embedded
 from ..bounds.local import hold, with_operator_norms
 from ..bounds.segments import FLOW_ORDER, audit_sublayer
 from ..findings._known_defects import with_known
 from ..findings._verdict import BOUNDED_SHARE, Verdict
-from ..formats import FP32
 from ..implementations import Execution, Reference
 from ..implementations._compiled import Versions
 from ..implementations._implementation import RefusedError
@@ -237,15 +236,9 @@ def _parameters(model: Model, layer: int, segments) -> tuple[list, list]:
 def _embedding(model: Model, ids, execution: Execution, record):
     """The first element of the stream that is not the token's row of the embedding."""
     batch = record.residual.shape[0]
-    expected = np.asarray(model.embed(ids[:batch], execution))
     stream = record.residual + record.hidden
-    limit = np.zeros_like(expected)
-    if model.config.embedding_multiplier != 1.0:
-        # the multiplier in fp32, and the product, are rounded to nearest
-        form = execution.sites["embedding"]
-        unit = form.unit_roundoff + FP32.unit_roundoff * (1 + form.unit_roundoff)
-        limit = unit * np.abs(expected) + form.smallest_normal * form.unit_roundoff
-    held = hold(stream, Bounded(expected, limit))
+    expected = embedded(model, ids[:batch], execution, stored=True)
+    held = hold(stream, expected)
     first = held.first(expected.shape)
     if first is None:
         return None

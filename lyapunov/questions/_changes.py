@@ -230,10 +230,12 @@ def _report(model: Model, head, run: _Run, shape) -> ParameterChangeReport:
     logits = _compare.no_logits(*shape)
     sums = np.zeros((4, 2, *shape))
     outside = _Squares()
-    for part in ("final_norm", "final_norm_bias"):
-        after, before = (getattr(m.layout, part)() for m in (changed, model))
-        if after is not None and before is not None:
-            outside.take("norm_f", after, before)
+    for part, name in (("final_norm", "norm_f"), ("embedding_norm", "embedding_norm")):
+        for bias in ("", "_bias"):
+            both = (getattr(m.layout, f"{part}{bias}")() for m in (changed, model))
+            after, before = both
+            if after is not None and before is not None:
+                outside.take(name, after, before)
     for rows in model.vocabulary_slices():
         ends = rows.start, rows.stop
         reference, moved = head.logits(*ends), other.logits(*ends)

@@ -53,7 +53,8 @@ def differences(other: NetworkLayout, base: NetworkLayout) -> list[str]:
     for i, parts in enumerate(zip(other.parts, base.parts, strict=True)):
         if different := list(_of_parameters(*parts)):
             return [*found, f"in sublayer {i} {', '.join(different)}"]
-    for name in ("final_norm", "final_norm_bias"):
+    norms = ("final_norm", "embedding_norm")
+    for name in (f"{norm}{bias}" for norm in norms for bias in ("", "_bias")):
         one, two = (getattr(layout.names, name) for layout in (other, base))
         if (one is None) != (two is None):
             found.append(f"no {name}" if one is None else f"{name} that the base lacks")

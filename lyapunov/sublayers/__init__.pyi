@@ -5,6 +5,7 @@ from ._sublayer import (
     HandedOn as HandedOn,
 )
 from .attention import AttentionSizes as AttentionSizes
+from .channel_mix import ChannelMixSizes as ChannelMixSizes
 from .config import NetworkConfig as NetworkConfig
 from .experts import ExpertsSizes as ExpertsSizes
 from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
@@ -15,5 +16,6 @@ from .mamba2 import Mamba2Sizes as Mamba2Sizes
 from .mamba3 import Mamba3Sizes as Mamba3Sizes
 from .mlp import MlpSizes as MlpSizes
 from .rg_lru import RGLRUSizes as RGLRUSizes
+from .rwkv4 import Rwkv4Sizes as Rwkv4Sizes
 from .shared import SharedSizes as SharedSizes
 from .short_conv import ShortConvSizes as ShortConvSizes

@@ -41,6 +41,7 @@ class NetworkConfig:
         kernel, so that the sum reaches the norm unrounded (`mamba_ssm` only).
     - `norm_centred`: whether the norm before the head is a LayerNorm.
     - `norm_offset`: of the same, as in `Norm`.
+    - `embedding_norm_epsilon`: of a LayerNorm of the embedding; None: there is none.
     - `embedding_multiplier`, `logits_multiplier`: of the embedding and the logits.
     - `logits_soft_cap`: as in `LogitsEnd`.
     """
@@ -55,6 +56,7 @@ class NetworkConfig:
     fused_add_norm: bool = True
     norm_centred: bool = False
     norm_offset: float = 0.0
+    embedding_norm_epsilon: float | None = None
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     logits_soft_cap: float | None = None

@@ -25,7 +25,8 @@ GROUPS: dict[str, str] = {
     "conv": "convolutions",
     "norms": "norms of every kind",
     "biases": "biases of projections",
-    "recurrence": "A_log, dt_bias, D, RG-LRU's decay_logit, Mamba-3's mimo_*",
+    "recurrence": "A_log, dt_bias, D, RG-LRU's decay_logit, Mamba-3's mimo_*, RWKV's "
+    "time_* and mix_*",
     "mixers": "all of a recurrent sublayer",
     "attention": "all of an attention, a shared block's too",
     "mlp": "all of an MLP, a shared block's too",
@@ -46,6 +47,15 @@ _NORMS = (
 )
 _MLP = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 _ADAPTED = ("q", "k", "v", "up", "gate", "shared_up", "shared_gate")
+
+_OUTSIDE = {
+    "embedding": ("embedding", "embedding_and_head"),
+    "head": ("head", "embedding_and_head"),
+    "embedding_norm": ("norms",),
+    "embedding_norm_bias": ("norms",),
+    "norm_f": ("norms", "final_norm"),
+    "norm_f_bias": ("norms", "final_norm"),
+}
 
 PARAMETERS = frozenset(
     {
@@ -68,17 +78,12 @@ PARAMETERS = frozenset(
         *(f"{name}_adapter_{way}" for name in _ADAPTED for way in ("down", "up")),
         *("to_latent", "to_latent_bias", "from_latent", "from_latent_bias"),
         *("router", "router_bias", "shared_router", "linear"),
-        *("embedding", "head", "norm_f", "norm_f_bias"),
+        *("r_proj", "time_decay", "time_first", "mix_k", "mix_v", "mix_r"),
+        *_OUTSIDE,
     }
 )
 """Canonical names of all parameters of all kinds, and of what is in no sublayer."""
 
-_OUTSIDE = {
-    "embedding": ("embedding", "embedding_and_head"),
-    "head": ("head", "embedding_and_head"),
-    "norm_f": ("norms", "final_norm"),
-    "norm_f_bias": ("norms", "final_norm"),
-}
 OUTSIDE = "outside"
 """Stands for the kind of what is in no sublayer."""
 

@@ -77,6 +77,8 @@ KINDS = Kinds(
     shared="SharedSizes",
     short_conv="ShortConvSizes",
     rg_lru="RGLRUSizes",
+    rwkv4="Rwkv4Sizes",
+    channel_mix="ChannelMixSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -213,6 +213,13 @@ CONFIGURATIONS = {
             "hidden_activation": "gelu_new",
         },
     },
+    "rwkv": {
+        "tied": {**SMALL, "num_hidden_layers": 2, "tie_word_embeddings": True},
+        "halved, more channels": {
+            **SMALL, "num_hidden_layers": 3, "intermediate_size": 48,
+            "attention_hidden_size": 40, "rescale_every": 2,
+        },
+    },
     "lara_mini": {
         "windows": {
             **SMALL, **ATTENTION, **LINEAR, **QWEN_EXPERTS, "head_dim": 16,

@@ -32,7 +32,8 @@ def make(model_type: str, seed: int = 0, **settings):
 def redraw(network) -> None:
     """Matrices anew, vectors (norms, biases, D, A_log) away from where they begin.
 
-    Delta rules begin without memory: their rates are drawn where decays are near 1.
+    Delta rules begin without memory: their rates are drawn where decays are near 1, as
+    RWKV's are.
     """
     import torch
 
@@ -44,6 +45,10 @@ def redraw(network) -> None:
                 parameter.copy_(torch.log(0.02 + 0.28 * share))
             elif "attn." in name and name.endswith("dt_bias"):
                 parameter.copy_(drawn - 1)
+            elif name.endswith("time_decay"):
+                parameter.copy_(drawn - 2)
+            elif "time_mix" in name:
+                parameter.copy_(torch.special.ndtr(drawn))
             elif parameter.dim() < 2:
                 parameter.add_(0.3 * drawn)
             else:

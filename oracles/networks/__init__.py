@@ -13,6 +13,7 @@ from . import (
     openelm,
     qwen3_next,
     recurrent_gemma,
+    rwkv,
 )
 
 
@@ -29,4 +30,5 @@ __all__ = [
     "openelm",
     "qwen3_next",
     "recurrent_gemma",
+    "rwkv",
 ]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lyapunov.arithmetic import Bounded, Operation, Weight
+from lyapunov.arithmetic._log_weights import LOG_WEIGHTS, QUOTIENT, UNDER_SCALE
 from lyapunov.arithmetic.rules import scans
 
 from .delta_by_numpy import (
@@ -79,6 +80,16 @@ def phi(x, tanh):
     import scipy.special
 
     return x * ((1 + scipy.special.erf(x / x.dtype.type(2**0.5))) / 2).astype(x.dtype)
+
+
+def log_weights(top, log_decay, key):
+    """Over the exact maximum, whatever the maximum of the operands' dtype is."""
+    moved = top + log_decay
+    after = np.maximum(moved, key)
+    exact = np.maximum(top.astype(np.float64) + log_decay, key)
+    scale = np.exp(after - exact)
+    kept, new = np.exp(moved - after), np.exp(key - after)
+    return np.stack([kept * scale, new * scale, after.astype(np.float64)])
 
 
 def conv(x, weight, bias):
@@ -152,6 +163,25 @@ CASES = {
         lambda at, x: at.store("angle", x, angle=True), lambda x: x.astype(np.float32)
     ),
     "apply": Case(lambda at, x: at.apply(ARCTAN, x), np.arctan),
+    "apply LOG_WEIGHTS": Case(
+        lambda at, *given: at.apply(LOG_WEIGHTS, *given),
+        log_weights,
+        ((3, 4),) * 3,
+        ("any", "<=0", "any"),
+    ),
+    "apply UNDER_SCALE": Case(
+        lambda at, x, top: at.apply(UNDER_SCALE, x, top),
+        lambda x, top: x,
+        ((3, 4),) * 2,
+        ("any", "any"),
+        wide=True,
+    ),
+    "apply QUOTIENT": Case(
+        lambda at, x, y: at.apply(QUOTIENT, x, y),
+        np.divide,
+        ((3, 4),) * 2,
+        ("any", ">=0"),
+    ),
     "add": Case(lambda at, x, y: at.add(x, y), np.add, **PAIR),
     "add alone": Case(lambda at, x, y: at.add(x, y, alone=True), np.add, **PAIR),
     "multiply": Case(lambda at, x, y: at.multiply(x, y), np.multiply, **PAIR),

@@ -11,6 +11,7 @@ from lyapunov.bounds.segments import _Plan
 from lyapunov.formats import FP32
 from lyapunov.implementations import executions_for
 from lyapunov.implementations._segment import Segment
+from lyapunov.implementations.transformers.networks import OF_TORCH_ALONE
 from lyapunov.report._words import execution_sentence
 from lyapunov.results._check import (
     Exponents,
@@ -96,6 +97,7 @@ def test_the_states_format_is_the_recurrences_own(kind, mode, state):
         assert found.state_precision == own.state_precision
         assert f"state {own.state_precision}, {mode}" in sentence(found, kinds)
         library = "fla" if kind.endswith("_delta") else "mamba_ssm"
+        library = "transformers" if kind in OF_TORCH_ALONE else library
         assert found.name == f"{library} {mode}, bf16"
         assert any("recurrent state" in text for text in found.assumptions)
 

@@ -37,7 +37,7 @@ FIRST = {
     for family in (
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
-        "bailing_hybrid", "lara_mini", "lfm2", "recurrent_gemma",
+        "bailing_hybrid", "lara_mini", "lfm2", "recurrent_gemma", "rwkv",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -153,6 +153,9 @@ OPTIONS = {
             "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0,
         },
     },
+    "rwkv": {
+        "layer_norm_epsilon": 0.1, "rescale_every": 4, "tie_word_embeddings": False,
+    },
     "lara_mini": {
         "linear_conv_kernel_dim": 3, "rms_norm_eps": 0.1, "attention_bias": True,
         "tie_word_embeddings": False, "num_key_value_heads": 4, "sliding_window": 8,
@@ -235,6 +238,7 @@ EXEMPT = {
         "read by no module of the network",
     ),
     "model_max_length": "a promise on lengths",
+    "context_length": "of a kernel for GPUs, which no execution here declares",
     "use_long_context": "changes rope_theta, which is written out",
 }  # fmt: skip
 """Options that make no other function of a whole text, and why."""

@@ -193,7 +193,8 @@ class Between:
 
     def __getattr__(self, name):
         found = getattr(self._ends[0], name)
-        if name not in ("layer", "embedding", "head", "final_norm", "final_norm_bias"):
+        read = ("layer", "embedding", "head", "final_norm", "embedding_norm")
+        if name.removesuffix("_bias") not in read:
             return found
         return lambda *a: self._mixed(*(getattr(end, name)(*a) for end in self._ends))
 

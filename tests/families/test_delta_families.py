@@ -26,6 +26,7 @@ from oracles.networks import (
     olmo_hybrid,
     qwen3_next,
     recurrent_gemma,
+    rwkv,
 )
 from oracles.tolerances import exact_logits
 
@@ -42,6 +43,7 @@ FORWARDS = {
     "lara_mini": lara_mini.logits,
     "lfm2": lfm2.logits,
     "recurrent_gemma": recurrent_gemma.logits,
+    "rwkv": rwkv.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lyapunov
+from lyapunov._errors import UsageError
 from lyapunov.implementations import Emulated, Transformers, executions_for
 from lyapunov.implementations.transformers.network_runner import TransformersNetwork
 from oracles.checkpoints.configurations import CASES, CONFIGURATIONS
@@ -86,6 +87,10 @@ def wide():
 )
 def test_no_element_exceeds_its_bound(family, name, run, precision):
     """Assert zero violations and tight bounds, of the library and of the emulator."""
+    if (family, precision) == ("rwkv", "fp16") and "halved" in name:
+        with pytest.raises(UsageError, match="powers of two"):
+            next(held(family, name, precision, run))
+        return
     for layer, operations, whole, first in held(family, name, precision, run):
         place = family, name, precision, layer.layer, layer.kind
         assert first is None, (place, first)

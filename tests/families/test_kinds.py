@@ -52,6 +52,7 @@ QUICK = {
     ("kimi_linear", "experts"),
     ("lfm2", "windows and attention"),
     ("recurrent_gemma", "windows"),
+    ("rwkv", "tied"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),
@@ -62,7 +63,7 @@ NOT_RECURRENT = {kind for kind in KINDS if not KINDS[kind].recurrent}
 # Mamba-3 is in none of transformers' models.
 REFUSED = {"mamba3": "transformers prefill, bf16 declares nothing"}
 # Mixers that mamba_ssm does not have: fla does, or torch alone.
-NOT_OF_MAMBA_SSM = {"gated_delta", "kimi_delta", "rg_lru"}
+NOT_OF_MAMBA_SSM = {"gated_delta", "kimi_delta", "rg_lru", "rwkv4"}
 # These run in torch's kernels, or in fla's, whose constants nobody measures.
 NOT_MEASURED = NOT_RECURRENT | NOT_OF_MAMBA_SSM
 

@@ -30,6 +30,8 @@ CLASSES = {
     "kimi_delta": r"DeltaAttention$",
     "short_conv": r"ShortConv$",
     "rg_lru": r"RecurrentBlock$",
+    "rwkv4": r"RwkvSelfAttention$",
+    "channel_mix": r"RwkvFeedForward$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",

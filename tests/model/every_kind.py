@@ -2,6 +2,7 @@
 
 from lyapunov.sublayers import (
     AttentionSizes,
+    ChannelMixSizes,
     ExpertsSizes,
     GatedDeltaSizes,
     KimiDeltaSizes,
@@ -10,6 +11,7 @@ from lyapunov.sublayers import (
     Mamba3Sizes,
     MlpSizes,
     RGLRUSizes,
+    Rwkv4Sizes,
     SharedSizes,
     ShortConvSizes,
 )
@@ -32,4 +34,6 @@ SIZES = {
     "shared": SharedSizes(ATTENTION, MLP),
     "short_conv": ShortConvSizes(8, 3, 1e-5),
     "rg_lru": RGLRUSizes(8, 8, 2, 3, "gelu_new", 1e-5, norm_offset=1.0),
+    "rwkv4": Rwkv4Sizes(8, 12, 1e-5),
+    "channel_mix": ChannelMixSizes(8, 12, 1e-5),
 }  # fmt: skip

@@ -141,6 +141,25 @@ def rg_lru(s) -> dict[str, tuple[int, ...]]:
     }
 
 
+def rwkv4(s) -> dict[str, tuple[int, ...]]:
+    mixes = ("norm", "norm_bias", "mix_k", "mix_v", "mix_r")
+    return {
+        **dict.fromkeys(mixes, (s.d_model,)),
+        **dict.fromkeys(("k_proj", "v_proj", "r_proj"), (s.width, s.d_model)),
+        **dict.fromkeys(("time_decay", "time_first"), (s.width,)),
+        "out_proj": (s.d_model, s.width),
+    }
+
+
+def channel_mix(s) -> dict[str, tuple[int, ...]]:
+    return {
+        **dict.fromkeys(("norm", "norm_bias", "mix_k", "mix_r"), (s.d_model,)),
+        "up": (s.d_hidden, s.d_model),
+        "r_proj": (s.d_model, s.d_model),
+        "down": (s.d_model, s.d_hidden),
+    }
+
+
 def latents(s, width: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, rank, more in (("q", s.q_rank, 0), ("kv", s.kv_rank, s.shared_key)):
@@ -214,8 +233,8 @@ def shared(s) -> dict[str, tuple[int, ...]]:
 SHAPES = {
     "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
     "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
-    "kimi_delta": kimi_delta, "short_conv": short_conv,
-    "rg_lru": rg_lru,
+    "kimi_delta": kimi_delta, "short_conv": short_conv, "rg_lru": rg_lru,
+    "rwkv4": rwkv4, "channel_mix": channel_mix,
 }  # fmt: skip
 
 
@@ -224,6 +243,8 @@ def parameters(sublayer: AbstractSublayer, *without: str, seed: int = 0):
     rng = np.random.default_rng(seed)
     shapes = SHAPES[sublayer.kind](sublayer)
     drawn = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
+    if "time_decay" in drawn:
+        drawn["time_decay"] -= 4.0  # what remembers the tokens of more than one call
     get = lambda n: None if n in without or n not in drawn else jnp.asarray(drawn[n])
     return sublayer.parameters(get)
 
@@ -274,6 +295,8 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (change(SIZES["kimi_delta"], gate_rank=None, gate_lower_bound=-5.0), ()),
     (SIZES["short_conv"], ()),
     (SIZES["rg_lru"], ()),
+    (SIZES["rwkv4"], ()),
+    (SIZES["channel_mix"], ()),
     (_a, ()),
     (_l, ()),
     (change(_l, gates=1), ()),

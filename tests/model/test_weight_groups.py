@@ -90,6 +90,16 @@ EXPECTED = {
         "rg_lru mixers conv": "conv_weight conv_bias",
         "rg_lru mixers norms": "norm",
     },
+    "rwkv4": {
+        "rwkv4 mixers projections": "k_proj v_proj r_proj out_proj",
+        "rwkv4 mixers recurrence": "time_decay time_first mix_k mix_v mix_r",
+        "rwkv4 mixers norms": "norm norm_bias",
+    },
+    "channel_mix": {
+        "channel_mix mlp projections": "up r_proj down",
+        "channel_mix mlp recurrence": "mix_k mix_r",
+        "channel_mix mlp norms": "norm norm_bias",
+    },
     "attention": {f"attention {key}": names for key, names in OF_ATTENTION.items()},
     "mlp": {
         **{f"mlp {key}": names for key, names in OF_MLP.items()},
@@ -114,6 +124,7 @@ EXPECTED = {
     },
     OUTSIDE: {
         "embedding_and_head": "embedding head",
+        "norms": "embedding_norm embedding_norm_bias",
         "norms final_norm": "norm_f norm_f_bias",
     },
 }
@@ -178,7 +189,7 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
-    mixers |= {"rg_lru"}
+    mixers |= {"rg_lru", "rwkv4", "channel_mix"}
     assert held - set(GROUPS) - PARAMETERS == mixers
 
 
@@ -206,10 +217,8 @@ def test_groups_are_known_or_refused_without_jax():
 
 def test_the_names_that_need_no_jax_are_those_of_the_kinds():
     of_kinds = {name for one in KINDS.values() for name in one.weight_groups}
-    assert of_kinds | set(EXPECTED[OUTSIDE]["embedding_and_head"].split()) | {
-        "norm_f",
-        "norm_f_bias",
-    } == set(PARAMETERS)
+    outside = {name for names in EXPECTED[OUTSIDE].values() for name in names.split()}
+    assert of_kinds | outside == set(PARAMETERS)
 
 
 @pytest.mark.parametrize(

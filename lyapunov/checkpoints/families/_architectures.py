@@ -27,6 +27,7 @@ from ._olmo_hybrid import OLMO_HYBRID
 from ._openelm import OPENELM
 from ._qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from ._recurrent_gemma import RECURRENT_GEMMA
+from ._rwkv import RWKV
 from ._zamba import ZAMBA, ZAMBA2
 
 
@@ -56,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "lara_mini": LARA_MINI,
     "lfm2": LFM2,
     "recurrent_gemma": RECURRENT_GEMMA,
+    "rwkv": RWKV,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

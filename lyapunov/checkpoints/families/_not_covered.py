@@ -48,7 +48,6 @@ _SPARSE = "sparse attention by an indexer, and hyper-connections"
 _FIXED = "linear attention with one fixed decay a head"
 
 NOT_COVERED: dict[str, Uncovered] = {
-    "rwkv": Uncovered("RWKV-4", "weighted keys and values, a decay a channel", "RWKV4"),
     "rwkv5": Uncovered("RWKV-5", "linear attention, a decay a channel", DIAGONAL),
     "rwkv6": Uncovered("RWKV-6", "linear attention, decays of the token", "RWKV6"),
     "rwkv7": Uncovered("RWKV-7", "a generalised delta rule", None),

@@ -1,4 +1,4 @@
-"""The emulator: mamba_ssm's flow, or fla's, rounded, on any machine."""
+"""The emulator: a flow of those that are declared, rounded, on any machine."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ class EmulatedImplementation(AbstractImplementation):
     ) -> Execution:
         """What is declared of mamba_ssm, whose flow this follows, of fla or torch."""
         from ..fla.networks import DELTA, fla_network
-        from ..mamba_ssm.networks import mamba_ssm_network
+        from ..mamba_ssm.networks import mamba_ssm_network, refuse_state
         from ..transformers.networks import OF_TORCH_ALONE, emulated_network
 
         kinds = {one.kind for one in config.sublayers}
         if kinds & {*OF_TORCH_ALONE}:
+            if not any(one.recurrent for one in config.sublayers):
+                refuse_state(state_precision)
             return emulated_network(
                 config, architecture, precision, mode, state_precision
             )

@@ -5,7 +5,7 @@ from typing import Any
 
 
 # transformers 5.24 calls it `cache` in ever more families and warns of the older names
-_NAMES = ("cache", "past_key_values", "cache_params")
+_NAMES = ("cache", "past_key_values", "cache_params", "state")
 
 
 def cache_argument(module: Any) -> str | None:

@@ -111,6 +111,9 @@ def of_no_token(torch, network, ids) -> Any:
     cache = _new_cache(network)
     ids = _tensor(torch, network, ids[:, :1])
     slot = _slot(network)
+    if slot == "state":
+        # RWKV's is a list, which a call makes where there is none
+        return None
     with _refusals():
         network(ids, **{slot: cache, "use_cache": True})
     for layer in cache.layers:

@@ -46,6 +46,16 @@ WATCHED = {
         Seen("norm", "out", "norm"), Seen("in_proj", "out", "xz"),
         Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),
     ),
+    "rwkv4": (
+        Seen("norm", "out", "norm"), Seen("k_proj", "out", "k"),
+        Seen("v_proj", "out", "v"), Seen("r_proj", "out", "receptance_logit"),
+        Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),
+    ),
+    "channel_mix": (
+        Seen("norm", "out", "norm"), Seen("up", "out", "up"),
+        Seen("r_proj", "out", "receptance_logit"), Seen("down", "in", "activated"),
+        Seen("down", "out", "down"), Seen("block", "out", "out"),
+    ),
     "attention": (
         Seen("norm", "out", "norm"), Seen("q_proj", "out", "q"),
         Seen("k_proj", "out", "k"), Seen("v_proj", "out", "v"),

@@ -216,6 +216,11 @@ def _record(
         stored["read_gated"] = stored.pop("read")
     first = next(key for key in FIRST if key in places)
     read = at(first, "in")
+    if halvings := getattr(model.config.sublayers[layer.layer], "halvings", 0):
+        # exact: what fp16 could round is refused
+        read = None if read is None else read * 2.0**halvings
+        doubled = {"out", "down"} & set(stored)
+        stored |= {site: stored[site] * 2.0**halvings for site in doubled}
     if layer.kind == "experts":
         _add_shared(torch, execution.precision, stored, places)
     output = stored.get("norm_behind", stored.get("out"))
@@ -342,8 +347,9 @@ def _places(parts, modules) -> dict[str, str]:
     if "kv_down" in found:
         # a step makes keys and values of all tokens anew
         found = {k: path for k, path in found.items() if k not in ("k_proj", "v_proj")}
-    if "router" in found:
-        found["block"] = found["router"].rpartition(".")[0]
+    for key in ("router", "r_proj"):
+        if key in found:
+            found["block"] = found[key].rpartition(".")[0]
     for key, norm in WEIGHTLESS.items():
         if key in found and not {"norm", "norm_behind"} & set(found):
             path = f"{found[key].rpartition('.')[0].rpartition('.')[0]}.{norm}"

@@ -37,6 +37,7 @@ from .mamba1 import (
     transformers_decode,
     transformers_prefill,
 )
+from .rwkv import refuse_divided, rwkv_kinds
 
 
 # torch's own CUDA kernels are built without fast math: CUDA's expf, logf and erff are
@@ -44,7 +45,7 @@ from .mamba1 import (
 TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
 
 # Recurrences that no library has kernels of which are followed here.
-OF_TORCH_ALONE = ("rg_lru",)
+OF_TORCH_ALONE = ("rg_lru", "rwkv4", "channel_mix")
 
 # Sublayers whose kernels are torch's on a GPU too.
 TORCH_ON_CUDA = ("attention", "mlp", "experts")
@@ -157,6 +158,7 @@ def transformers_network(
     """
     refuse_other_functions(architecture, config.sublayers)
     fmt, variant = parse_precision(precision, "transformers")
+    refuse_divided(config, fmt)
     make = transformers_decode if mode == "decode" else transformers_prefill
     if plain_mamba1(config) is not None:
         return make(precision, residual_in_fp32=config.residual_in_fp32)
@@ -230,10 +232,14 @@ def emulated_network(
     found = transformers_network(config, architecture, precision, mode)
     state = state_format_named(state_precision or found.state_precision)
     if state.name == found.state_precision:
+        recurrent = any(one.recurrent for one in config.sublayers)
+        if mode == "prefill" and recurrent:
+            said = (*found.assumptions, assume_state(None))
+            return dataclasses.replace(found, assumptions=said)
         return found
     if getattr(state, "scaled", False):
         raise UsageError(
-            f"{state.name} is under one scale a channel, which here has one state",
+            f"{state.name} is under one scale a channel, which here has few states",
             hint="--state bf16, or another format without a scale",
         )
     kinds = {
@@ -307,7 +313,9 @@ def _kinds(
     )
     more = RG_LRU_STEP if decode else STORED_OF_SEQUENCES
     rg_lru = of((*RG_LRU, *(f"branch_{name}" for name in written), *more))
-    for one in (mamba2, gated_delta, kimi_delta, rg_lru) if decode else ():
+    rwkv = rwkv_kinds(of, fmt)
+    mixers = mamba2, gated_delta, kimi_delta, rg_lru, rwkv["rwkv4"]
+    for one in mixers if decode else ():
         one.sites["state"] = FP32
     return {
         "gated_delta": gated_delta,
@@ -316,6 +324,7 @@ def _kinds(
         "rg_lru": rg_lru,
         "attention": of(turning),
         "short_conv": of(SHORT_CONV),
+        **rwkv,
         "mlp": of((*MLP, *written)),
         "experts": of(
             {*EXPERTS, *written, *(f"expert_{name}" for name in written)}
