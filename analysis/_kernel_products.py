@@ -68,7 +68,7 @@ def products(name: str, program: str, terms: int, device: str) -> dict:
             a, b = (held_in(x, name) for x in operands(kind, terms, size, seed))
             a, b = a.to(device).contiguous(), b.to(device).contiguous()
             if program == "triton":
-                from .kernels.triton_functions import product
+                from .kernels.triton_products import product
 
                 out = torch.empty(size, size, device=device)
                 product(a, b, out, "tf32" if name == "tf32" else "ieee")

@@ -53,7 +53,7 @@ def by_triton(a, b):
     """The product by `tl.dot`, in one tile."""
     import torch
 
-    from .kernels.triton_functions import product
+    from .kernels.triton_products import product
 
     found = torch.empty(ROWS, ROWS, device="cuda")
     product(a, b, found, "ieee")

@@ -1,4 +1,4 @@
-"""Triton's functions as mamba_ssm's kernels call them, and a product of matrices.
+"""Triton's functions as mamba_ssm's kernels call them.
 
 The approximations and the softplus are mamba_ssm's own, imported from it.
 """
@@ -46,38 +46,7 @@ def function_kernel(x_ptr, out_ptr, WHICH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, y)
 
 
-@triton.jit
-def product_kernel(
-    a_ptr,
-    b_ptr,
-    out_ptr,
-    terms,
-    rows: tl.constexpr,
-    columns: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out = a b for a of (rows, terms) and b of (terms, columns), in one program."""
-    row = tl.arange(0, rows)
-    column = tl.arange(0, columns)
-    step = tl.arange(0, BLOCK)
-    total = tl.zeros((rows, columns), dtype=tl.float32)
-    for start in range(0, terms, BLOCK):
-        a = tl.load(a_ptr + row[:, None] * terms + (start + step)[None, :])
-        b = tl.load(b_ptr + (start + step)[:, None] * columns + column[None, :])
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    tl.store(out_ptr + row[:, None] * columns + column[None, :], total)
-
-
 def apply(which, x, out) -> None:
     """out = the function of x; lengths are multiples of 1024."""
     kernel: Any = function_kernel  # triton.jit's type is known only where triton is
     kernel[(x.numel() // 1024,)](x, out, WHICH=which, BLOCK=1024)
-
-
-def product(a, b, out, precision: str) -> None:
-    """out = a b, summed in blocks of at most 64 terms."""
-    rows, terms = a.shape
-    block = min(64, terms)
-    kernel: Any = product_kernel
-    kernel[(1,)](a, b, out, terms, rows, b.shape[1], BLOCK=block, PRECISION=precision)
