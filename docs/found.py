@@ -257,18 +257,20 @@ def delta_faults() -> str:
 @shown
 def delta_states() -> str:
     """What each format of a delta rule's cached state does by steps."""
-    rows = [row for row in _study("delta_rule")["rows"] if row["mode"] == "decode"]
+    rows = [row for row in _study("delta_rule")["rows"] if row["state"]]
+    names = {"gated_delta": "Gated DeltaNet", "kimi_delta": "Kimi Delta Attention"}
     cells = [
         (
+            names[row["model"]],
             row["state"],
             number(row["rel_l2"]),
             number(row["kl_mean"]),
             f"{row['flips'] + row['ties']:,} of {row['tokens']:,}",
             str(row["violations"]),
         )
-        for row in sorted(rows, key=lambda row: row["kl_mean"])
+        for row in sorted(rows, key=lambda row: (row["model"], row["kl_mean"]))
     ]
-    head = ("state", "logits, rel. L2", "mean KL, nats", "top tokens changed")
+    head = ("model", "state", "logits, rel. L2", "mean KL, nats", "top tokens changed")
     return table((*head, "above a bound"), cells)
 
 

@@ -70,15 +70,19 @@ def evaluated(declared: Declared, value, error, relative) -> Bounded:
     return Bounded(value, error + unless_overflow(declared, magnitude, rounding))
 
 
-def underflow_of_products(declared: Declared, terms: int):
-    """Most that a matrix product loses of an operand near 0, beside relative losses.
+def near_zero(declared: Declared, terms: int):
+    """What a matrix product loses of operands near 0, beside relative losses.
 
-    It may count as 0; and what tensor cores cut off is relative to the exponents of
-    operands, which are no smaller than the smallest normal number's.
+    They may count as 0, products and sums as well; and what tensor cores cut off is
+    relative to the exponents of operands, none of which is smaller than the smallest
+    normal number's, n: g (|a| + n) (|b| + n) of each term for g |a| |b|.
+
+    **Returns:** times the sizes of the other operands, and whatever these are.
     """
     model, depth = declared.model, declared.accumulation_depth(terms)
-    growth = jnp.expm1(depth * model.accumulator_unit)
-    return model.underflow + growth * model.operand_normal
+    cut = jnp.expm1(depth * model.accumulator_unit) * model.operand_normal
+    of_sum = terms * (2.0 * model.underflow + cut * model.operand_normal)
+    return model.underflow + cut, of_sum
 
 
 def operand(declared: Declared, x, underflow=None) -> Bounded:

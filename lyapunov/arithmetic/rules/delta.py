@@ -12,7 +12,7 @@ from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage, sums
-from .declared import Declared, underflow_of_products, unless_overflow
+from .declared import Declared, near_zero, unless_overflow
 from .delta_chunk import chunk_by_tokens, dot, least_stored, pass_on, summing
 
 
@@ -109,7 +109,7 @@ def _by_algorithm(
     by its size: errors of u and of w, roundings, and what stores move.
     """
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
-    underflow = underflow_of_products(declared, max(terms, tokens + 1))
+    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
     by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
 
     handed, moved = _columns_stored(declared, "chunk_state", state)
@@ -120,7 +120,7 @@ def _by_algorithm(
     value = c.u.value - dot("jhk,hvk->jhv", c.w.value, handed.value)
     own = c.u.error + off_w * whole + of_w * moved
     own = own + by_key * (of_w + off_w) * whole
-    own = own + underflow * (2 * terms + terms**0.5 * (of_w + whole))
+    own = own + of_sum + of_operand * terms**0.5 * (of_w + whole)
     linear = of_w * state.norm
     own = own + unit * (jnp.abs(value) + own + linear)
     written = Bounded(value, own + linear)
@@ -129,7 +129,8 @@ def _by_algorithm(
 
     left, off_left = _factor(c.left)
     own = (left + off_left) * own + off_left * (jnp.abs(value) + linear)
-    own = own + unit * (left * jnp.abs(value) + own + left * linear) + underflow
+    own = own + unit * (left * jnp.abs(value) + own + left * linear)
+    own = own + declared.model.underflow
     kept, aside = _stored(
         declared, "v_new_decayed", Bounded(value * left, own + left * linear)
     )
@@ -148,7 +149,9 @@ def _by_algorithm(
     radius = _through(c, left) * state.norm + drift + _gathered(c.keys.value, own)
     radius = radius + dot("jh,jhv->hv", c.keys.norm, most)
     radius = radius + by_token * (added + held) + 2 * unit * held
-    radius = radius + terms**0.5 * underflow * (2 * tokens + 2 + jnp.sum(most, axis=0))
+    radius = radius + terms**0.5 * (of_sum + of_operand * jnp.sum(most, axis=0))
+    of_keys = jnp.sum(jnp.linalg.norm(keys, axis=-1), axis=0)
+    radius = radius + of_operand * of_keys[:, None]
     radius = unless_overflow(declared, held + added, radius) * SAFETY
     error = jnp.broadcast_to(radius[..., None], after.shape)
     end = Bounded(after, error, radius)
@@ -173,7 +176,9 @@ def _by_algorithm(
     total = dot("hij,jhv->ihv", pairs + c.pairs.error, largest)
     error = error + by_token * total
     error = error + unit * (jnp.abs(y) + error)
-    error = error + underflow * (2 * (terms + tokens) + of_read + whole)
+    error = error + 2 * of_sum + of_operand * terms**0.5 * (of_read + whole)
+    of_pairs = jnp.sum(pairs + c.pairs.error, axis=-1).T[..., None]
+    error = error + of_operand * (of_pairs + jnp.sum(largest, axis=0))
     magnitude = total + (of_read + off_read) * whole
     return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
 

@@ -22,7 +22,7 @@ from ...formats import is_state_numbers
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import storage
-from .declared import Declared, underflow_of_products, unless_overflow
+from .declared import Declared, near_zero, unless_overflow
 
 
 def solve_unit_lower(declared: Declared, system, x) -> Bounded:
@@ -225,8 +225,8 @@ def losses(
     residual = back(residual_u) + back(residual_w) * whole
     w = back(w)
     solution = back(solution_u) + (back(solution_w) + by_key * w) * whole + w * moved
-    flushed = underflow_of_products(declared, max(terms, tokens + 1))
-    flushed = flushed * 4 * (tokens + terms)
+    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
+    flushed = 4 * of_sum + 2 * of_operand * (tokens + terms)
     flushed = flushed * (1.0 + jnp.max(whole) + jnp.max(given))
     return Losses(residual + flushed, solution + flushed)
 
@@ -304,7 +304,7 @@ def chunk_by_tokens(
 ) -> tuple[Bounded, Bounded]:
     """The state behind a chunk and what is read, around exact ones."""
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
-    underflow = underflow_of_products(declared, max(terms, tokens + 1))
+    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
     root = terms**0.5
     by_key, by_token = (summing(declared, n) for n in (terms, tokens + 1))
 
@@ -332,7 +332,8 @@ def chunk_by_tokens(
     ended = dot("jh,jhv->hv", of_keys, ended + read * size)
     held = column(start[-1]) * longest
     ended = ended + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
-    ended = ended + root * underflow * (4 * tokens + jnp.sum(kept, axis=0))
+    ended = ended + root * (2 * of_sum + of_operand * jnp.sum(size, axis=0))
+    ended = ended + of_operand * jnp.sum(of_keys, axis=0)[:, None]
     ended = ended + root * least_stored(declared, "k_decayed") * jnp.sum(size, axis=0)
     radius = unless_overflow(declared, held + jnp.sum(kept, axis=0), radius + ended)
     radius = radius * SAFETY
@@ -360,7 +361,8 @@ def chunk_by_tokens(
     found = found + dot("hij,jhv->ihv", pairs, kept)
     found = found + dot("hij,jhv->ihv", shown, fresh + by_token * kept)
     found = found + unit * (jnp.abs(y) + found)
-    flushed = underflow * (4 * (terms + tokens) + jnp.max(kept) + jnp.max(whole))
+    flushed = 4 * of_sum + of_operand * root * (jnp.max(of_query) + jnp.max(whole))
+    flushed = flushed + of_operand * tokens * (jnp.max(kept) + jnp.max(shown))
     largest = dot("hij,jhv->ihv", shown, kept) + of_query * whole
     found = unless_overflow(declared, largest, found + flushed)
     return Bounded(end, error, radius), Bounded(y, found * SAFETY)

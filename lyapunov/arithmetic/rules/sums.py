@@ -15,9 +15,9 @@ from .declared import (
     Declared,
     apart,
     largest_entry,
+    near_zero,
     operand,
     settled,
-    underflow_of_products,
     unless_overflow,
     written_out,
 )
@@ -37,14 +37,14 @@ def matmul(declared: Declared, x, weight, bias=None) -> Bounded:
     """
     x, matrix = lift(x), weight.matrix
     terms = matrix.shape[-1] + (bias is not None)
-    underflow = underflow_of_products(declared, terms)
-    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm), underflow)
+    of_operand, of_sum = near_zero(declared, terms)
+    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm), of_operand)
     rows = jnp.linalg.norm(matrix, axis=-1)
     depth = declared.accumulation_depth(terms)
     growth = jnp.expm1(depth * declared.model.accumulator_unit)
     length = jnp.linalg.norm(x.value, axis=-1) + x.norm
     # products and sums that are flushed, weights that are read as 0
-    flushed = underflow * (2 * terms + terms**0.5 * length[..., None])
+    flushed = of_sum + of_operand * terms**0.5 * length[..., None]
     error = rows * (x.norm + growth * length)[..., None]
     if matrix.size <= ELEMENTWISE_LIMIT or not declared.anchors:
         each = x.error + growth * x.magnitude
@@ -78,8 +78,8 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
     for letter in set(first + second) - set(output):
         terms *= sizes[letter]
     terms += start is not None
-    underflow = underflow_of_products(declared, terms)
-    x, y = (operand(declared, a, underflow) for a in (x, y))
+    of_operand, of_sum = near_zero(declared, terms)
+    x, y = (operand(declared, a, of_operand) for a in (x, y))
     product = lambda a, b: jnp.einsum(subscripts, a, b, precision="highest")
     value = product(x.value, y.value)
     error = product(jnp.abs(x.value), y.error) + product(x.error, y.magnitude)
@@ -91,7 +91,7 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
     depth = declared.accumulation_depth(terms)
     summing = jnp.expm1(depth * declared.model.accumulator_unit) * summed
     # partial sums may overflow where all of them together cancel
-    flushed = unless_overflow(declared, summed, 2.0 * terms * underflow)
+    flushed = unless_overflow(declared, summed, of_sum)
     rounded = settled(declared, value, (error + summing + flushed) * SAFETY)
     return Bounded(rounded.value, rounded.error)
 
