@@ -20,8 +20,9 @@ def module_of(parts: Mapping[str, "Part"]) -> str:
     `model.layers.1.mamba`.
 
     It is what the stored names have in common, without the norms in front and behind.
-    Granite's shared MLP lies beside its experts, which give the name; a block that
-    several layers share (Zamba) is named at the layer that uses it.
+    A norm alone is its own module. Granite's shared MLP lies beside its experts, which
+    give the name; a block that several layers share (Zamba) is named at the layer that
+    uses it.
 
     **Raises:** `CorruptCheckpointError` where the names have nothing in common.
     """
@@ -30,7 +31,7 @@ def module_of(parts: Mapping[str, "Part"]) -> str:
         for key, part in parts.items()
         if key not in _BESIDE and not key.startswith("shared_")
         for name in part.names
-    ]
+    ] or [name.split(".")[:-1] for part in parts.values() for name in part.names]
     common = inside[0] if inside else []
     for path in inside[1:]:
         pairs = zip(common, path, strict=False)

@@ -87,6 +87,8 @@ class AttentionParameters(eqx.Module):
     """Of what q, k and v are made of (Falcon-H1)."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the output, before it joins the residual."""
+    keeps: float = eqx.field(static=True, default=1.0)
+    """Of the stream that is read, before the output joins it (MiniMax)."""
     norm_behind: Norm | None = None
     """Of the output (OLMo 2)."""
     q_adapter: LowRank | None = None
@@ -262,6 +264,7 @@ class AttentionSizes(AbstractSublayer):
     - `clip`: q, k and v are clipped to this magnitude.
     - `d_conv`: taps of a convolution over q, k and v; 0: none.
     - `key_multiplier`, `in_multiplier`, `out_multiplier`: of keys, input and output.
+    - `keeps`: what the stream in front is multiplied by.
     - `beside`: reads what the sublayer before it read, not what that one wrote.
     - `gates`: of a head's output, `value_dim` or one for all of it; 0: none.
     - `q_rank`, `kv_rank`: width of the latents that queries, and keys and values, are
@@ -289,6 +292,7 @@ class AttentionSizes(AbstractSublayer):
     key_multiplier: float = 1.0
     in_multiplier: float = 1.0
     out_multiplier: float = 1.0
+    keeps: float = 1.0
     beside: bool = False
     gates: int = 0
     q_rank: int = 0

@@ -75,6 +75,8 @@ class ExpertsParameters(eqx.Module):
     routed_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the weights."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
+    keeps: float = eqx.field(static=True, default=1.0)
+    """As in `AttentionParameters`."""
     shared_router: Weight | None = None
     """(1, d_model): its sigmoid weighs what the shared MLP puts out (Qwen3-Next)."""
 
@@ -182,6 +184,7 @@ class ExpertsSizes(AbstractSublayer):
       their two best scores, and how many of these; 1: experts are chosen from all.
     - `gated`: of each expert, as in `MlpSizes`.
     - `norm_offset`: as in `Norm`.
+    - `norm_front`, `keeps`: as for `AttentionSizes`.
     - `width`: channels that the experts work on; d_model where not given.
     - `shared`: an MLP that every token goes through as well; `shared_routed`: whether
       the token weighs it.
@@ -205,6 +208,8 @@ class ExpertsSizes(AbstractSublayer):
     routed_multiplier: float = 1.0
     out_multiplier: float = 1.0
     share_floor: float = 0.0
+    norm_front: bool = True
+    keeps: float = 1.0
 
     kind: ClassVar = "experts"
     recurrent: ClassVar = False
@@ -244,7 +249,9 @@ class ExpertsSizes(AbstractSublayer):
         if self.shared is not None:
             shared_mlp = self.shared.parameters(lambda name: get(f"shared_{name}"))
         return ExpertsParameters(
-            norm=norm_of(get, "norm", self.norm_epsilon, False, self.norm_offset),
+            norm=norm_of(get, "norm", self.norm_epsilon, False, self.norm_offset)
+            if self.norm_front
+            else None,
             router=Weight(get("router")),
             router_bias=get("router_bias"),
             up=get("up"),
@@ -265,6 +272,7 @@ class ExpertsSizes(AbstractSublayer):
             share_floor=self.share_floor,
             routed_multiplier=self.routed_multiplier,
             out_multiplier=self.out_multiplier,
+            keeps=self.keeps,
         )
 
     def count(self, length: int, batch: int = 1) -> Counts:

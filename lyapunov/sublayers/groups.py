@@ -25,8 +25,7 @@ GROUPS: dict[str, str] = {
     "conv": "convolutions",
     "norms": "norms of every kind",
     "biases": "biases of projections",
-    "recurrence": "A_log, dt_bias, D, RG-LRU's decay_logit, Mamba-3's mimo_*, RWKV's "
-    "time_* and mix_*",
+    "recurrence": "A_log, dt_bias, D, decay_logit, slopes, mimo_*, time_* and mix_*",
     "mixers": "all of a recurrent sublayer",
     "attention": "all of an attention, a shared block's too",
     "mlp": "all of an MLP, a shared block's too",
@@ -67,6 +66,7 @@ PARAMETERS = frozenset(
         *(f"{name}_down{bias}" for name in ("q", "kv") for bias in ("", "_bias")),
         *(f"{name}_proj" for name in "zabf"),
         *("x_bias", "y_proj", "y_bias", "out_bias", "decay_logit"),
+        *("slope", "query_decay", "key_decay", "diagonal_decay"),
         *(
             f"{name}_gate{bias}"
             for name in ("input", "decay")

@@ -79,6 +79,8 @@ KINDS = Kinds(
     rg_lru="RGLRUSizes",
     rwkv4="Rwkv4Sizes",
     channel_mix="ChannelMixSizes",
+    lightning="LightningSizes",
+    norm="NormSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -106,6 +106,7 @@ def around(sizes: Any, get: Get) -> dict[str, Any]:
         "norm": make("norm") if sizes.norm_front else None,
         "norm_behind": make("norm_behind") if sizes.norm_behind else None,
         "out_multiplier": sizes.out_multiplier,
+        "keeps": sizes.keeps,
     }
 
 
@@ -127,6 +128,8 @@ class MlpParameters(eqx.Module):
     down_multiplier: float = eqx.field(static=True, default=1.0)
     out_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the output, before it joins the residual (Granite)."""
+    keeps: float = eqx.field(static=True, default=1.0)
+    """Of the stream that is read, before the output joins it (MiniMax)."""
     norm_behind: Norm | None = None
     """Of the output (OLMo 2)."""
     up_adapter: LowRank | None = None
@@ -188,6 +191,7 @@ class MlpSizes(AbstractSublayer):
     gate_multiplier: float = 1.0
     down_multiplier: float = 1.0
     out_multiplier: float = 1.0
+    keeps: float = 1.0
     beside: bool = False
 
     kind: ClassVar = "mlp"

@@ -1,11 +1,18 @@
 """Norms in front of sublayers, behind them and before the head."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ._sublayer import Get
+from ._sublayer import AbstractSublayer, Counts, Get, HandedOn, within
+from .sites import FRONT
+from .token_blocks import in_token_blocks, tokens_at_once
 
 
 class Norm(eqx.Module):
@@ -62,3 +69,65 @@ def scaled(at: AbstractArithmetic, x, multiplier: float, site: str):
     if multiplier == 1.0:
         return x
     return at.store(site, at.multiply(x, at.fixed(multiplier)))
+
+
+class NormParameters(eqx.Module):
+    """A norm in the stream."""
+
+    norm: Norm
+    keeps: float = eqx.field(static=True, default=0.0)
+
+    def initial_state(self):
+        """Nothing is carried."""
+        return
+
+
+def norm(at: AbstractArithmetic, residual, p: NormParameters, start=None):
+    """One sublayer over a sequence: (seq, d_model) to (seq, d_model)."""
+
+    def block(at, residual, p, start):
+        out = normalise(at, at.store("norm_input", residual), p.norm)
+        return at.store("out", out), start
+
+    widest = residual.shape[-1]
+    return in_token_blocks(at, block, residual, p, start, widest=widest)
+
+
+@final
+@dataclass(frozen=True)
+class NormSizes(AbstractSublayer):
+    """A norm that stands in the stream: what is behind it reads, and is added to, what
+    it puts out (MiniMax)."""
+
+    d_model: int
+    norm_epsilon: float
+    keeps: float = 0.0
+
+    kind: ClassVar = "norm"
+    recurrent: ClassVar = False
+    joins_calls: ClassVar = True
+    flow: ClassVar = staticmethod(norm)
+    sites: ClassVar = (*FRONT, "out")
+    weight_groups: ClassVar = within(norms="norm")
+
+    @property
+    def hand_over(self) -> tuple[HandedOn, ...]:
+        """Nothing: every token goes through alone."""
+        return ()
+
+    def parameters(self, get: Get) -> NormParameters:
+        """Put the flow's parameters together from stored ones."""
+        own = Norm(get("norm"), None, self.norm_epsilon)
+        return NormParameters(own, self.keeps)
+
+    def count(self, length: int, batch: int = 1) -> Counts:
+        """Count activations: there is no matrix."""
+        del length
+        at_once = batch * tokens_at_once(self.d_model, 1, batch)
+        return Counts(0, self.d_model, scores=0, states=0, at_once=at_once)
+
+    def exponents(
+        self, raw: Mapping[str, np.ndarray], observed: Mapping[str, Any]
+    ) -> str:
+        """Say why there are none."""
+        return "no exponent: no state"

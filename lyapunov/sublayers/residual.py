@@ -32,7 +32,8 @@ def sublayer(at: AbstractArithmetic, flow, incoming: Incoming, p, start):
     - `flow`: `(at, residual, p, start) -> (output, after)`, such as `mamba1`.
     - `incoming`: of one sequence, (seq, d_model).
 
-    **Returns:** the stream (seq, d_model), the sublayer's output and its state.
+    **Returns:** the stream (seq, d_model), times what the sublayer keeps of it, the
+    sublayer's output and its state.
     """
     residual, hidden, aside, embedded = incoming
     residual = at.store("residual", at.add(residual, hidden, alone=True))
@@ -42,7 +43,10 @@ def sublayer(at: AbstractArithmetic, flow, incoming: Incoming, p, start):
     if embedded is not None:
         read = at.join([read, embedded], axis=-1)
     output, after = flow(at, read, p, start)
-    return residual, output, after
+    keeps = getattr(p, "keeps", 1.0)
+    if keeps == 0.0:
+        residual = at.mask(residual, jnp.zeros(residual.shape))
+    return scaled(at, residual, keeps or 1.0, "residual_scaled"), output, after
 
 
 def beside(at: AbstractArithmetic, output, other):

@@ -220,6 +220,21 @@ CONFIGURATIONS = {
             "attention_hidden_size": 40, "rescale_every": 2,
         },
     },
+    "minimax": {
+        "factors": {
+            **SMALL, **ATTENTION, "num_hidden_layers": 3, "intermediate_size": 24,
+            "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 4,
+            "linear_attn_alpha_factor": 1.7, "linear_attn_beta_factor": 0.8,
+            "full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 1.1,
+            "mlp_alpha_factor": 1.2, "mlp_beta_factor": 0.9,
+        },
+        "no factors, windows, tied": {
+            **SMALL, **ATTENTION, "num_hidden_layers": 2, "intermediate_size": 24,
+            "num_local_experts": 3, "num_experts_per_tok": 1, "block_size": 5,
+            "layer_types": ["linear_attention", "full_attention"], "head_dim": 12,
+            "sliding_window": 5, "tie_word_embeddings": True,
+        },
+    },
     "lara_mini": {
         "windows": {
             **SMALL, **ATTENTION, **LINEAR, **QWEN_EXPERTS, "head_dim": 16,

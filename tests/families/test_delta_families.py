@@ -23,6 +23,7 @@ from oracles.networks import (
     lara_mini,
     lfm2,
     ling,
+    minimax,
     olmo_hybrid,
     qwen3_next,
     recurrent_gemma,
@@ -44,6 +45,7 @@ FORWARDS = {
     "lfm2": lfm2.logits,
     "recurrent_gemma": recurrent_gemma.logits,
     "rwkv": rwkv.logits,
+    "minimax": minimax.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}
@@ -57,7 +59,9 @@ def saved(family, name=None):
     network = make(family, **settings[name or next(iter(settings))])
     folder = save(network, Path(tempfile.mkdtemp(prefix="lyapunov-test-")))
     config = json.loads((folder / "config.json").read_text())
-    return config, load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
+    # in fp32 they would be another function than the slopes
+    return config, tensors | minimax.buffers(tensors)
 
 
 def loaded(folder, config, tensors):

@@ -21,6 +21,7 @@ from ._mamba1 import FALCON_MAMBA, MAMBA1
 from ._mamba2 import MAMBA2
 from ._mamba3 import MAMBA3
 from ._megatron import MEGATRON
+from ._minimax import MINIMAX
 from ._nemotron_h import NEMOTRON_H
 from ._not_covered import uncovered
 from ._olmo_hybrid import OLMO_HYBRID
@@ -58,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     "lfm2": LFM2,
     "recurrent_gemma": RECURRENT_GEMMA,
     "rwkv": RWKV,
+    "minimax": MINIMAX,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

@@ -52,7 +52,6 @@ NOT_COVERED: dict[str, Uncovered] = {
     "rwkv6": Uncovered("RWKV-6", "linear attention, decays of the token", "RWKV6"),
     "rwkv7": Uncovered("RWKV-7", "a generalised delta rule", None),
     "xlstm": Uncovered("xLSTM", "mLSTM", "MLSTM"),
-    "minimax": Uncovered("MiniMax", _FIXED, DIAGONAL),
     "retnet": Uncovered("RetNet", _FIXED, DIAGONAL),
     "gla": Uncovered("Gated linear attention", "decays of the token", DIAGONAL),
     "hgrn2": Uncovered("HGRN2", "decays of the token", DIAGONAL),

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,9 @@ def of_no_token(torch, network, ids) -> Any:
                 setattr(layer, name, array[..., :0, :])
         if getattr(layer, "cumulative_length", 0):
             layer.cumulative_length = 0  # a window counts all tokens that it saw
+    for state in getattr(cache, "linear_cache", ()):
+        if len(state):
+            state.zero_()
     _forget(network)
     return cache
 
@@ -135,6 +139,12 @@ def _new_cache(network) -> Any:
     from transformers import DynamicCache
     from transformers.cache_utils import CacheLayerMixin
 
+    module = sys.modules[type(network).__module__]
+    for kind in vars(module).values():
+        # MiniMax takes no other cache than its own
+        own = getattr(kind, "__module__", "") == module.__name__
+        if own and isinstance(kind, type) and issubclass(kind, DynamicCache):
+            return kind()
     cache: Any = DynamicCache(config=network.config)
     if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         cache.get_seq_length = lambda layer_idx=0: 0

@@ -49,7 +49,7 @@ RENAMED = (
 )
 
 # Where a sublayer has no norm in front, these read the stream.
-FIRST = ("norm", "q_proj", "up", "in_proj")
+FIRST = ("norm", "q_proj", "up", "in_proj", "block")
 
 
 Calls = dict[tuple[str, str], list[Any]]
@@ -117,7 +117,8 @@ class TransformersNetwork:
         calls: Calls = {}
         parts = parts_of(model)
         with ExitStack() as stack, torch.no_grad():
-            places = [_places(one, modules) for one in parts]
+            fronts = [getattr(s, "norm_front", True) for s in model.config.sublayers]
+            places = [_places(*one, modules) for one in zip(parts, fronts, strict=True)]
             _with_streams(places, modules)
             for path in sorted(_looked_at(model, places)):
                 for handle in _watch(path, modules[path], calls):
@@ -207,8 +208,9 @@ def _record(
         array = at(one.key, one.side)
         if array is not None:
             stored[one.site] = array
-    if (y := stored.get("scan_output")) is not None:
-        value_dim = model.config.sublayers[layer.layer].value_dim
+    sizes = model.config.sublayers[layer.layer]
+    y, value_dim = stored.get("scan_output"), getattr(sizes, "value_dim", None)
+    if y is not None and value_dim is not None:
         stored["scan_output"] = y.reshape(*y.shape[:2], -1, value_dim)
     if layer.kind == "mlp" and "gate" not in parts:
         stored["activated"] = stored.pop("hidden")
@@ -249,7 +251,12 @@ def _record(
         stored["residual"] = residual = wide
     precision = execution.precision
     together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
-    after = stream.after(layer, jnp.asarray(residual), jnp.asarray(output), together)
+    kept_of = getattr(sizes, "keeps", 1.0)
+    carried = residual
+    if kept_of != 1.0:
+        carried = torch.tensor(residual).to(torch_dtype(torch, precision)) * kept_of
+        carried = copied(carried)
+    after = stream.after(layer, jnp.asarray(carried), jnp.asarray(output), together)
     stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
     record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
     return record, after
@@ -331,7 +338,7 @@ def _watch(path: str, module, calls) -> Iterator[Any]:
     yield module.register_forward_hook(after)
 
 
-def _places(parts, modules) -> dict[str, str]:
+def _places(parts, front: bool, modules) -> dict[str, str]:
     """The module of each parameter, and of a norm in front that has no weights."""
     found = {
         key: path
@@ -351,7 +358,7 @@ def _places(parts, modules) -> dict[str, str]:
         if key in found:
             found["block"] = found[key].rpartition(".")[0]
     for key, norm in WEIGHTLESS.items():
-        if key in found and not {"norm", "norm_behind"} & set(found):
+        if front and key in found and not {"norm", "norm_behind"} & set(found):
             path = f"{found[key].rpartition('.')[0].rpartition('.')[0]}.{norm}"
             if path in modules:
                 found["norm"] = path

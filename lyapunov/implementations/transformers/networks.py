@@ -44,8 +44,10 @@ from .rwkv import refuse_divided, rwkv_kinds
 # within 2 ulp. Tensor cores cut what they add to their sums.
 TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
 
+STREAM = ("residual", "residual_aside", "residual_scaled")
+
 # Recurrences that no library has kernels of which are followed here.
-OF_TORCH_ALONE = ("rg_lru", "rwkv4", "channel_mix")
+OF_TORCH_ALONE = ("rg_lru", "rwkv4", "channel_mix", "lightning")
 
 # Sublayers whose kernels are torch's on a GPU too.
 TORCH_ON_CUDA = ("attention", "mlp", "experts")
@@ -93,6 +95,7 @@ ROUTES_IN_FP32 = {
     "kimi_linear": {"router", "expert_weight"},
     "bailing_hybrid": {"router", "expert_weight"},
     "lara_mini": {"router"},
+    "minimax": {"expert_weight"},
 }
 
 NORMS = (
@@ -111,6 +114,16 @@ DELTA = (
     "q", "k", "v", "z", "z_low", "gate_logit", "rate_logit", "forget_low", "forget",
     "conv_sum", "conv", "rate", "scan_output", "gate_norm_hat", "gate_norm", "gated",
     "out",
+)  # fmt: skip
+LIGHTNING = (
+    "q", "k", "v", "q_silu", "k_silu", "v_silu", "decay", "state_kept",
+    "state_written", "state_read", "scan_output", "gate_norm_hat", "gate_norm",
+    "output_gate", "output_gate_sigmoid", "gated", "out", "out_scaled",
+)  # fmt: skip
+# Of a whole text, block by block.
+LIGHTNING_BLOCK = (
+    "pairs", "pairs_decayed", "read_within", "q_decayed", "read_before", "k_decayed",
+    "log_decay",
 )  # fmt: skip
 RG_LRU = (
     "decay_rate", "x", "conv", "input_logit", "input_gate", "decay_logit", "decay_gate",
@@ -176,6 +189,8 @@ def transformers_network(
         if name in ("embedding", "residual", "norm_f", "norm_f_hat", "logits")
     }
     around |= dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
+    if any(getattr(one, "keeps", 1.0) not in (0.0, 1.0) for one in config.sublayers):
+        around["residual_scaled"] = fmt
     if config.logits_soft_cap is not None:
         around |= dict.fromkeys(LOGITS, fmt)
     once = config.norm_centred or (
@@ -189,6 +204,8 @@ def transformers_network(
     decode = mode == "decode"
     kinds = _kinds(mixer, config, architecture, fmt, around, norms, decode)
     recurrent = any(one.recurrent for one in config.sublayers)
+    # lightning attention keeps its states as they are computed
+    state = fmt if any(x.kind == "lightning" for x in config.sublayers) else FP32
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
     sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)
     for name in ("norm_hat", "norm_f_hat") if once else ():
@@ -196,6 +213,7 @@ def transformers_network(
     return dataclasses.replace(
         mixer,
         sites=sites,
+        state_precision=state.name,
         kinds={
             kind: dataclasses.replace(one, kind=kind) for kind, one in kinds.items()
         },
@@ -210,7 +228,7 @@ def transformers_network(
             "attention and experts run as the model's code writes them out (eager)",
             "norms and softmax work in fp32 inside"
             + (", and scans of whole sequences" if recurrent else ""),
-            *([assume_state(FP32)] if decode and recurrent else ()),
+            *([assume_state(state)] if decode and recurrent else ()),
             "exp, sine and cosine 2 ulp, softplus, silu and gelu 4 ulp, reciprocal "
             "square root 2 ulp",
         ),
@@ -237,7 +255,8 @@ def emulated_network(
             said = (*found.assumptions, assume_state(None))
             return dataclasses.replace(found, assumptions=said)
         return found
-    if getattr(state, "scaled", False):
+    scaled = getattr(state, "scaled", False)
+    if scaled and any(one.kind == "rg_lru" for one in config.sublayers):
         raise UsageError(
             f"{state.name} is under one scale a channel, which here has few states",
             hint="--state bf16, or another format without a scale",
@@ -252,7 +271,8 @@ def emulated_network(
         for kind, one in found.kinds.items()
         if kind in OF_TORCH_ALONE
     }
-    said = [text for text in found.assumptions if text != assume_state(FP32)]
+    before = assume_state(state_format_named(found.state_precision))
+    said = [text for text in found.assumptions if text != before]
     return dataclasses.replace(
         found,
         state_precision=state.name,
@@ -277,7 +297,7 @@ def _kinds(
     - `mixer`: Mamba-1's, of which everything else is taken.
     - `around`, `norms`: what the stream and the norms store.
     """
-    front = {name: around[name] for name in ("residual", "residual_aside")}
+    front = {name: around[name] for name in STREAM if name in around}
     front |= {"norm_input": fmt} | norms
 
     def of(sites, **changes) -> Execution:
@@ -313,6 +333,11 @@ def _kinds(
     )
     more = RG_LRU_STEP if decode else STORED_OF_SEQUENCES
     rg_lru = of((*RG_LRU, *(f"branch_{name}" for name in written), *more))
+    lightning = of(
+        (*LIGHTNING, *(("state",) if decode else LIGHTNING_BLOCK)),
+        chunked=not decode,
+        state_precision=fmt.name,
+    )
     rwkv = rwkv_kinds(of, fmt)
     mixers = mamba2, gated_delta, kimi_delta, rg_lru, rwkv["rwkv4"]
     for one in mixers if decode else ():
@@ -322,6 +347,8 @@ def _kinds(
         "kimi_delta": kimi_delta,
         "mamba2": mamba2,
         "rg_lru": rg_lru,
+        "lightning": lightning,
+        "norm": of(("out",)),
         "attention": of(turning),
         "short_conv": of(SHORT_CONV),
         **rwkv,
