@@ -71,18 +71,21 @@ def lightning(
 
     **Returns:** the output (seq, d_model), and `start` for the token after the last.
     """
+    ratio = at.negate(p.slope)
+    if not at.chunked:
+        ratio = at.store("head_decay", at.fading(ratio))
+
+    def flow(at, residual, p, start):
+        return _lightning(at, residual, p, start, ratio)
+
     if at.calls:
         # of several calls blocks begin with each
-        return _lightning(at, residual, p, start)
+        return flow(at, residual, p, start)
     block, widest = p.query_decay.shape[1], 3 * p.q_proj.matrix.shape[0]
-    return in_token_blocks(
-        at, _lightning, residual, p, start, widest=widest, multiple=block
-    )
+    return in_token_blocks(at, flow, residual, p, start, widest=widest, multiple=block)
 
 
-def _lightning(
-    at: AbstractArithmetic, residual, p: LightningParameters, start: LightningState
-):
+def _lightning(at: AbstractArithmetic, residual, p: LightningParameters, start, ratio):
     x = at.store("norm_input", residual)
     heads, seq = p.slope.shape[0], residual.shape[0]
 
@@ -93,24 +96,22 @@ def _lightning(
 
     q, k = projected("q", p.q_proj), projected("k", p.k_proj)
     v = projected("v", p.v_proj)
-    log_decay = at.negate(p.slope)
+    gate = at.store("output_gate", at.matmul(x, p.g_proj))
     at.observe("log_decay", jnp.broadcast_to(-p.slope, (seq, heads)))
 
     state = at.view(keys_last, at.carry(start.state))
     if at.chunked:
-        y, state = _in_blocks(at, (q, k, v), p, log_decay, state)
+        y, state = _in_blocks(at, (q, k, v), p, ratio, state)
     else:
-        ratio = at.store("decay", at.fading(log_decay))
         state, y = at.scan(
             lambda at, state, token: _step(at, state, token, ratio), state, (q, k, v)
         )
     y = at.store("scan_output", at.view(lambda a: a.reshape(seq, -1), y))
 
     y = normalise(at, y, p.gate_norm, "gate_norm")
-    gate = at.store("output_gate", at.matmul(x, p.g_proj))
     gate = at.store("output_gate_sigmoid", at.sigmoid(gate))
     y = at.multiply(y, gate, alone=at.stores("output_gate_sigmoid"))
-    y = at.store("gated", y)
+    y = at.store("read_gated", y)
     out = at.store("out", at.matmul(y, p.out_proj))
     out = scaled(at, out, p.out_multiplier, "out_scaled")
     return out, LightningState(at.view(keys_first, state))
@@ -126,7 +127,7 @@ def _step(at: AbstractArithmetic, state, token, ratio):
     y = at.einsum("hvk,hk->hv", state, q)
     # a cache gets the state in its format; what is read now is not from there
     stored = at.store("state", at.view(keys_first, state))
-    return at.view(keys_last, stored), y
+    return at.carry(at.view(keys_last, stored)), y
 
 
 def _kept_and_written(at: AbstractArithmetic, state, ratio, written, alone: bool):
@@ -134,7 +135,7 @@ def _kept_and_written(at: AbstractArithmetic, state, ratio, written, alone: bool
     kept = at.store("state_kept", kept)
     after = at.updated(kept, at.store("state_written", written))
     at.observe("state", after)
-    return at.store("state_read", after)
+    return at.carry(at.store("state_read", after))
 
 
 def _in_blocks(at: AbstractArithmetic, tokens, p: LightningParameters, log_decay, S):
@@ -177,7 +178,8 @@ def _block(at: AbstractArithmetic, S, tokens, p: LightningParameters, log_decay)
     keys = at.multiply(k, by_token(p.key_decay[:, -count:]), alone=alone)
     written = at.einsum("shk,shv->hvk", at.store("k_decayed", keys), v)
     elapsed = at.multiply(log_decay, at.fixed(float(count)), alone=alone)
-    ratio = at.store("decay", at.fading(at.store("log_decay", elapsed)))
+    elapsed = at.store("head_log_decay", elapsed)
+    ratio = at.store("head_decay", at.fading(elapsed))
     return _kept_and_written(at, S, ratio, written, alone), y
 
 
@@ -207,11 +209,11 @@ class LightningSizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(lightning)
     sites: ClassVar = (
-        "norm_input", "q", "k", "v", "q_silu", "k_silu", "v_silu", "pairs",
-        "pairs_decayed", "read_within", "q_decayed", "read_before", "k_decayed",
-        "log_decay", "decay", "state_kept", "state_written", "state_read", "state",
-        "scan_output", "gate_norm_hat", "gate_norm", "output_gate",
-        "output_gate_sigmoid", "gated", "out", "out_scaled",
+        "norm_input", "q", "k", "v", "output_gate", "q_silu", "k_silu", "v_silu",
+        "pairs", "pairs_decayed", "read_within", "q_decayed", "read_before",
+        "k_decayed", "head_log_decay", "head_decay", "state_kept", "state_written",
+        "state", "state_read", "scan_output", "gate_norm_hat", "gate_norm",
+        "output_gate_sigmoid", "read_gated", "out", "out_scaled",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "lightning",

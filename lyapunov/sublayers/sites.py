@@ -31,7 +31,7 @@ AFTER = ("beside", "norm_f_hat", "norm_f", *LOGITS)
 
 
 NO_ROW_A_TOKEN = (
-    *("row_multipliers", "decay_rate", "mix_rest"),
+    *("row_multipliers", "decay_rate", "mix_rest", "head_decay"),
     *("scores_product", "scores", "attention"),
 )
 """Sites whose tensors do not have one row for each token: what multiplies all of them,

@@ -38,6 +38,7 @@ FIRST = {
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
         "bailing_hybrid", "lara_mini", "lfm2", "recurrent_gemma", "rwkv",
+        "minimax",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -144,6 +145,14 @@ OPTIONS = {
         "block_auto_adjust_ff_dim": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     },
+    "minimax": {
+        "rms_norm_eps": 0.1, "tie_word_embeddings": True, "num_key_value_heads": 4,
+        "head_dim": 12, "sliding_window": 5, "block_size": 5,
+        "full_attn_alpha_factor": 1, "full_attn_beta_factor": 0.7,
+        "linear_attn_alpha_factor": 0.6, "linear_attn_beta_factor": 1,
+        "mlp_alpha_factor": 1, "mlp_beta_factor": 1.4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
     "recurrent_gemma": {
         "conv1d_width": 3, "rms_norm_eps": 0.1, "attention_bias": True,
         "tie_word_embeddings": False, "num_key_value_heads": 4,
@@ -188,7 +197,7 @@ _SIZES = {
     "linear_head_dim", "linear_num_heads", "num_experts", "num_experts_per_token",
     "shared_expert_intermediate_size", "kv_lora_rank", "qk_rope_head_dim",
     "qk_nope_head_dim", "v_head_dim", "qk_head_dim", "block_multiple_of",
-    "block_ffn_dim_multiplier", "lru_width",
+    "block_ffn_dim_multiplier", "lru_width", "num_local_experts",
 }  # fmt: skip
 _PLACES = {
     "layer_types", "layers_block_type", "attn_layer_indices", "attn_layer_period",
@@ -217,7 +226,7 @@ EXEMPT = {
         (
             "attention_dropout", "hidden_dropout", "classifier_dropout",
             "output_router_logits", "router_aux_loss_coef", "z_loss_coefficient",
-            "mtp_loss_scaling_factor",
+            "mtp_loss_scaling_factor", "router_jitter_noise",
         ),
         "of training",
     ),
@@ -270,6 +279,7 @@ EXEMPT_IN = {
     ("qwen3_5_moe", "hidden_act"): "",
     ("olmo_hybrid", "hidden_act"): "",
     ("lara_mini", "hidden_act"): "",
+    ("minimax", "hidden_act"): "",
     ("kimi_linear", "hidden_act"): "",
     ("bailing_hybrid", "hidden_act"): "",
     ("bailing_hybrid", "rope_theta"): "written out in rope_parameters",

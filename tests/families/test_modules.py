@@ -32,6 +32,8 @@ CLASSES = {
     "rg_lru": r"RecurrentBlock$",
     "rwkv4": r"RwkvSelfAttention$",
     "channel_mix": r"RwkvFeedForward$",
+    "lightning": r"LightningAttention$",
+    "norm": r"RMSNorm$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",

@@ -30,7 +30,7 @@ ALL = [("mamba", "plain", MAMBA)] + [
 NO_STEP_SIZE = (
     *("gpt_neox", "llama", "olmo", "olmo2", "lfm2", "rwkv"),
     *("qwen3_next", "qwen3_5", "qwen3_5_moe", "lara_mini", "olmo_hybrid"),
-    *("kimi_linear", "bailing_hybrid", "recurrent_gemma"),
+    *("kimi_linear", "bailing_hybrid", "recurrent_gemma", "minimax"),
 )
 """Without a recurrence of a dt, an A and a D; `test_delta_exponents` asks delta rules
 for parameters that were lost."""

@@ -160,6 +160,22 @@ def channel_mix(s) -> dict[str, tuple[int, ...]]:
     }
 
 
+def lightning(s) -> dict[str, tuple[int, ...]]:
+    wide, names = s.heads * s.head_dim, ("q_proj", "k_proj", "v_proj", "g_proj")
+    return {
+        **dict.fromkeys(names, (wide, s.d_model)),
+        "out_proj": (s.d_model, wide),
+        "gate_norm": (wide,),
+        "slope": (s.heads,),
+        **dict.fromkeys(("query_decay", "key_decay"), (s.heads, s.block)),
+        "diagonal_decay": (s.heads, s.block, s.block),
+    }
+
+
+def norm(s) -> dict[str, tuple[int, ...]]:
+    return {"norm": (s.d_model,)}
+
+
 def latents(s, width: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, rank, more in (("q", s.q_rank, 0), ("kv", s.kv_rank, s.shared_key)):
@@ -234,7 +250,7 @@ SHAPES = {
     "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
     "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
     "kimi_delta": kimi_delta, "short_conv": short_conv, "rg_lru": rg_lru,
-    "rwkv4": rwkv4, "channel_mix": channel_mix,
+    "rwkv4": rwkv4, "channel_mix": channel_mix, "lightning": lightning, "norm": norm,
 }  # fmt: skip
 
 
@@ -297,6 +313,8 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (SIZES["rg_lru"], ()),
     (SIZES["rwkv4"], ()),
     (SIZES["channel_mix"], ()),
+    (SIZES["lightning"], ()),
+    (SIZES["norm"], ()),
     (_a, ()),
     (_l, ()),
     (change(_l, gates=1), ()),

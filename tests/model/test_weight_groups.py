@@ -100,6 +100,12 @@ EXPECTED = {
         "channel_mix mlp recurrence": "mix_k mix_r",
         "channel_mix mlp norms": "norm norm_bias",
     },
+    "lightning": {
+        "lightning mixers projections": "q_proj k_proj v_proj g_proj out_proj",
+        "lightning mixers recurrence": "slope query_decay key_decay diagonal_decay",
+        "lightning mixers norms": "gate_norm",
+    },
+    "norm": {"norms": "norm"},
     "attention": {f"attention {key}": names for key, names in OF_ATTENTION.items()},
     "mlp": {
         **{f"mlp {key}": names for key, names in OF_MLP.items()},
@@ -189,7 +195,7 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
-    mixers |= {"rg_lru", "rwkv4", "channel_mix"}
+    mixers |= {"rg_lru", "rwkv4", "channel_mix", "lightning"}
     assert held - set(GROUPS) - PARAMETERS == mixers
 
 

@@ -46,7 +46,7 @@ WATCHED = {
         Seen("q_proj", "out", "q"), Seen("k_proj", "out", "k"),
         Seen("v_proj", "out", "v"), Seen("gate_norm", "in", "scan_output"),
         Seen("gate_norm", "out", "gate_norm"), Seen("g_proj", "out", "output_gate"),
-        Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),
+        Seen("out_proj", "in", "read_gated"), Seen("out_proj", "out", "out"),
     ),
     "norm": (Seen("norm", "out", "norm"), Seen("norm", "out", "out")),
     "short_conv": (

@@ -45,6 +45,21 @@ _PADDED_LEFT = (
     "proj_bias",
 )
 
+_RECURRENT_GEMMA = (
+    "https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/models/"
+    "recurrent_gemma/modeling_recurrent_gemma.py, RecurrentGemmaRecurrentBlock"
+)
+_WINDOW_LOST = (
+    "a call over several tokens convolves as if there were none before it, and writes "
+    "over the cached window without reading it",
+    _RECURRENT_GEMMA,
+)
+_NOT_MASKED = (
+    "recurrent blocks are given no mask: tokens of padding go through the convolution "
+    "and the state",
+    _RECURRENT_GEMMA,
+)
+
 # Whose x_proj is a module, so that what the convolution stores is seen; of the others
 # what out_proj reads is the first.
 _SEEN = ("mamba1", "falcon_mamba", "jamba")
@@ -84,6 +99,15 @@ DEFECTS = (
     Defect(_SEEN[1:], (5, 24), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_right",), "gated", *_PADDED_RIGHT),
     Defect(_DELTA, (5, 24), (5, 24), ("padded_right",), "scan_output", *_PADDED_RIGHT),
+    Defect(("recurrent_gemma",), (5, 24), (5, 24), ("chunks",), "gated", *_WINDOW_LOST),
+    Defect(
+        ("recurrent_gemma",),
+        (5, 24),
+        (5, 24),
+        ("padded_left", "padded_right"),
+        "gated",
+        *_NOT_MASKED,
+    ),
     Defect(_SEEN, (5, 24), (5, 24), ("padded_left",), "conv", *_PADDED_LEFT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_left",), "gated", *_PADDED_LEFT),
 )

@@ -21,6 +21,7 @@ from ...models import Model, Sublayer
 from ...sublayers.config import plain_mamba1
 from ...sublayers.residual import Stream
 from .. import Execution
+from .._implementation import RefusedError
 from .._segment import Segment
 from .._torch import copied, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
@@ -47,6 +48,9 @@ RENAMED = (
     (r"\.attention_layer_norm$", ".input_layernorm"),
     (r"\.feedforward_layer_norm$", ".post_attention_layernorm"),
 )
+
+# Ways in which blocks do not begin with the text, or later calls go token by token.
+BLOCKS_MOVED = ("chunks", "padded_left")
 
 # Where a sublayer has no norm in front, these read the stream.
 FIRST = ("norm", "q_proj", "up", "in_proj", "block")
@@ -112,6 +116,14 @@ class TransformersNetwork:
         """
         execution = segments[0].execution if segments else self.execution
         variant = variant or execution.variant
+        if variant.kind in BLOCKS_MOVED and any(
+            one.kind == "lightning" for one in model.sublayers
+        ):
+            raise RefusedError(
+                f"{variant}: lightning attention in transformers cuts its blocks "
+                "otherwise than a whole text does, which nothing here declares",
+                hint="--variants whole,steps",
+            )
         torch, network = self.network(model)
         modules = dict(network.named_modules())
         calls: Calls = {}

@@ -116,14 +116,14 @@ DELTA = (
     "out",
 )  # fmt: skip
 LIGHTNING = (
-    "q", "k", "v", "q_silu", "k_silu", "v_silu", "decay", "state_kept",
+    "q", "k", "v", "q_silu", "k_silu", "v_silu", "head_decay", "state_kept",
     "state_written", "state_read", "scan_output", "gate_norm_hat", "gate_norm",
-    "output_gate", "output_gate_sigmoid", "gated", "out", "out_scaled",
+    "output_gate", "output_gate_sigmoid", "read_gated", "out", "out_scaled",
 )  # fmt: skip
 # Of a whole text, block by block.
 LIGHTNING_BLOCK = (
     "pairs", "pairs_decayed", "read_within", "q_decayed", "read_before", "k_decayed",
-    "log_decay",
+    "head_log_decay",
 )  # fmt: skip
 RG_LRU = (
     "decay_rate", "x", "conv", "input_logit", "input_gate", "decay_logit", "decay_gate",
