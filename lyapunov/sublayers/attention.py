@@ -86,9 +86,8 @@ class AttentionParameters(eqx.Module):
     in_multiplier: float = eqx.field(static=True, default=1.0)
     """Of what q, k and v are made of (Falcon-H1)."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
-    """Of the output, before it joins the residual."""
+    """Of the output, before it joins the residual; `keeps`: of that (MiniMax)."""
     keeps: float = eqx.field(static=True, default=1.0)
-    """Of the stream that is read, before the output joins it (MiniMax)."""
     norm_behind: Norm | None = None
     """Of the output (OLMo 2)."""
     q_adapter: LowRank | None = None
@@ -263,8 +262,8 @@ class AttentionSizes(AbstractSublayer):
     - `width`: of the input, where it is not d_model.
     - `clip`: q, k and v are clipped to this magnitude.
     - `d_conv`: taps of a convolution over q, k and v; 0: none.
-    - `key_multiplier`, `in_multiplier`, `out_multiplier`: of keys, input and output.
-    - `keeps`: what the stream in front is multiplied by.
+    - `key_multiplier`, `in_multiplier`, `out_multiplier`, `keeps`: of keys, input,
+      output and of the stream in front, which the output joins.
     - `beside`: reads what the sublayer before it read, not what that one wrote.
     - `gates`: of a head's output, `value_dim` or one for all of it; 0: none.
     - `q_rank`, `kv_rank`: width of the latents that queries, and keys and values, are

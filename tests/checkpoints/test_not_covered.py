@@ -67,10 +67,8 @@ def test_it_is_said_what_there_is_instead(model_type):
 
 
 SMALL = {
-    "minimax": {
-        "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 16,
-        "num_local_experts": 2,
+    "xlstm": {
+        "num_hidden_layers": 2, "hidden_size": 64, "num_heads": 2, "qk_dim_factor": 1.0,
     },
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """MiniMax: its exponents, its buffers, and the stream that its norms stand in."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_slopes_are_what_the_code_makes(heads, layer):
 
     from transformers.models.minimax import modeling_minimax
 
-    module = SimpleNamespace(
+    module: Any = SimpleNamespace(
         num_attention_heads=heads, num_hidden_layers=5, layer_idx=layer
     )
     made = modeling_minimax.MiniMaxLightningAttention.get_slope_rate(module)

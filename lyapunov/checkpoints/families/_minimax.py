@@ -105,7 +105,7 @@ def _of_types(given: object, layers: int) -> list[str]:
     return ["attention" if one else "mamba" for one in given]
 
 
-def _factors(settings: dict[str, Any], of: str) -> dict[str, float]:
+def _factors(settings: dict[str, Any], of: str) -> dict[str, Any]:
     """Of the stream that is read, and of what is added to it."""
     return {
         "keeps": number(settings, f"{of}_alpha_factor"),

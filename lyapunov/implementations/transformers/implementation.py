@@ -54,6 +54,11 @@ _WINDOW_LOST = (
     "over the cached window without reading it",
     _RECURRENT_GEMMA,
 )
+_FADES = (
+    "states of lightning attention decay over padding behind a prompt",
+    "https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/models/"
+    "minimax/modeling_minimax.py, MiniMaxLightningAttention",
+)
 _NOT_MASKED = (
     "recurrent blocks are given no mask: tokens of padding go through the convolution "
     "and the state",
@@ -100,6 +105,7 @@ DEFECTS = (
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_right",), "gated", *_PADDED_RIGHT),
     Defect(_DELTA, (5, 24), (5, 24), ("padded_right",), "scan_output", *_PADDED_RIGHT),
     Defect(("recurrent_gemma",), (5, 24), (5, 24), ("chunks",), "gated", *_WINDOW_LOST),
+    Defect(("minimax",), (5, 24), (5, 24), ("padded_right",), "scan_output", *_FADES),
     Defect(
         ("recurrent_gemma",),
         (5, 24),

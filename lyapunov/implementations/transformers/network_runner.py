@@ -116,9 +116,8 @@ class TransformersNetwork:
         """
         execution = segments[0].execution if segments else self.execution
         variant = variant or execution.variant
-        if variant.kind in BLOCKS_MOVED and any(
-            one.kind == "lightning" for one in model.sublayers
-        ):
+        moved = variant.kind in BLOCKS_MOVED
+        if moved and any(one.kind == "lightning" for one in model.sublayers):
             raise RefusedError(
                 f"{variant}: lightning attention in transformers cuts its blocks "
                 "otherwise than a whole text does, which nothing here declares",
@@ -263,12 +262,10 @@ def _record(
         stored["residual"] = residual = wide
     precision = execution.precision
     together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
-    kept_of = getattr(sizes, "keeps", 1.0)
-    carried = residual
-    if kept_of != 1.0:
-        carried = torch.tensor(residual).to(torch_dtype(torch, precision)) * kept_of
-        carried = copied(carried)
-    after = stream.after(layer, jnp.asarray(carried), jnp.asarray(output), together)
+    if (keeps := getattr(sizes, "keeps", 1.0)) != 1.0:
+        kept = torch.tensor(residual).to(torch_dtype(torch, precision))
+        residual = copied(kept * keeps)
+    after = stream.after(layer, jnp.asarray(residual), jnp.asarray(output), together)
     stored = {k: jnp.asarray(x) for k, x in stored.items() if k in sites}
     record = SublayerRecord.of(layer, incoming, jnp.asarray(output), stored, {})
     return record, after

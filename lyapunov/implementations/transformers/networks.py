@@ -31,8 +31,8 @@ from ._source import (
     rounds_before_weight,
     source,
 )
+from .linear import linear_kinds
 from .mamba1 import (
-    STORED_OF_SEQUENCES,
     TORCH,
     transformers_decode,
     transformers_prefill,
@@ -115,23 +115,6 @@ DELTA = (
     "conv_sum", "conv", "rate", "scan_output", "gate_norm_hat", "gate_norm", "gated",
     "out",
 )  # fmt: skip
-LIGHTNING = (
-    "q", "k", "v", "q_silu", "k_silu", "v_silu", "head_decay", "state_kept",
-    "state_written", "state_read", "scan_output", "gate_norm_hat", "gate_norm",
-    "output_gate", "output_gate_sigmoid", "read_gated", "out", "out_scaled",
-)  # fmt: skip
-# Of a whole text, block by block.
-LIGHTNING_BLOCK = (
-    "pairs", "pairs_decayed", "read_within", "q_decayed", "read_before", "k_decayed",
-    "head_log_decay",
-)  # fmt: skip
-RG_LRU = (
-    "decay_rate", "x", "conv", "input_logit", "input_gate", "decay_logit", "decay_gate",
-    "log_decay", "decay", "decay_squared", "decay_squared_rest", "input_scale",
-    "gated_input", "drive", "scan_output", "branch", "branch_activated", "gated", "out",
-)  # fmt: skip
-# Of a step: what convolves is written out in operations.
-RG_LRU_STEP = ("conv_product", "conv_sum")
 SHORT_CONV = ("xz", "conv_input", "conv", "gated", "out")
 ATTENTION = (
     "in_scaled", "q_shared", "q_low", "q_own", "q", "k_shared", "k_low", "k_own", "k",
@@ -331,24 +314,15 @@ def _kinds(
         chunked=not decode,
         constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
     )
-    more = RG_LRU_STEP if decode else STORED_OF_SEQUENCES
-    rg_lru = of((*RG_LRU, *(f"branch_{name}" for name in written), *more))
-    lightning = of(
-        (*LIGHTNING, *(("state",) if decode else LIGHTNING_BLOCK)),
-        chunked=not decode,
-        state_precision=fmt.name,
-    )
-    rwkv = rwkv_kinds(of, fmt)
-    mixers = mamba2, gated_delta, kimi_delta, rg_lru, rwkv["rwkv4"]
+    rwkv, linear = rwkv_kinds(of, fmt), linear_kinds(of, fmt, written, decode=decode)
+    mixers = mamba2, gated_delta, kimi_delta, linear["rg_lru"], rwkv["rwkv4"]
     for one in mixers if decode else ():
         one.sites["state"] = FP32
     return {
         "gated_delta": gated_delta,
         "kimi_delta": kimi_delta,
         "mamba2": mamba2,
-        "rg_lru": rg_lru,
-        "lightning": lightning,
-        "norm": of(("out",)),
+        **linear,
         "attention": of(turning),
         "short_conv": of(SHORT_CONV),
         **rwkv,
