@@ -282,6 +282,16 @@ class AbstractArithmetic(abc.ABC):
         stored = self.store(site, self.view(delta.keys_first, state))
         return self.view(delta.keys_last, stored)
 
+    def store_under(self, site: str, x: Any, top: Any) -> Any:
+        """What is read back after storing x, which is held over a maximum: the scale of
+        what an execution stores is its own (`rules.log_weights`)."""
+        return self.store(site, x)
+
+    def store_scale(self, site: str, top: Any, state: Any) -> tuple[Any, Any]:
+        """What is read back after storing such a maximum, (n), and the state that was
+        held over it, (n, ...)."""
+        return self.store(site, top), state
+
     def delta_step(self, state: Any, token: DeltaToken) -> Any:
         """One token of the delta rule inside `scan`: see `DeltaToken`."""
         return delta.step(self, state, token)

@@ -61,6 +61,21 @@ UNDER_SCALE = OfSeveral(
 )
 """x, a sum that is held over a maximum."""
 
+NORMALISER = OfSeveral(
+    lambda settle, x, top, epsilon: settle(
+        jnp.maximum(jnp.abs(x), settle(jnp.exp(-top))) + epsilon
+    ),
+    rules.normaliser,
+    lambda sympy, x, top, epsilon: (
+        np.vectorize(sympy.Max, otypes=[object])(
+            np.vectorize(sympy.Abs, otypes=[object])(x),
+            np.vectorize(sympy.exp, otypes=[object])(-top),
+        )
+        + epsilon
+    ),
+)
+"""max(|x|, e^-m) + epsilon, of an x that is held over a maximum m."""
+
 QUOTIENT = OfSeveral(
     lambda settle, x, y: settle(x / y), rules.quotient, lambda sympy, x, y: x / y
 )

@@ -27,7 +27,17 @@ from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._called import called
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import at_once, emptied, over_blocks
-from .rules import delta, delta_chunk, entries, functions, rows, scans, storage, sums
+from .rules import (
+    delta,
+    delta_chunk,
+    entries,
+    functions,
+    log_weights,
+    rows,
+    scans,
+    storage,
+    sums,
+)
 
 
 def _operation(rule: Callable) -> Any:
@@ -165,6 +175,9 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
     advance = _in_place(scans.advance)
     step = _in_place(scans.step)
     contract = _operation(scans.contract)
+
+    store_under = _operation(log_weights.store_under)
+    store_scale = _operation(log_weights.store_scale)
 
     columns = _in_place(delta.columns)
     store_columns = _operation(delta.store_columns)

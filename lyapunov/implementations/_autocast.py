@@ -48,6 +48,7 @@ CAST: dict[str, tuple[str, ...]] = {
     "norm": (),
     "short_conv": _IN_OUT,
     "rwkv4": ("k_proj", "v_proj", "r_proj", "out_proj"),
+    "mlstm": (*(f"{of}_proj" for of in "qkvgif"), "i_bias", "f_bias", "out_proj"),
     "channel_mix": ("up", "r_proj", "down"),
     "attention": _ATTENTION,
     "mlp": _MLP,
@@ -78,6 +79,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "short_conv": (*_norms("norm"), *_CONV),
     "rwkv4": (*_norms("norm"), *_MIX, "mix_v", "time_decay", "time_first"),
     "channel_mix": (*_norms("norm"), *_MIX),
+    "mlstm": _norms("norm", "gate_norm"),
     "attention": (*_AROUND, *_HEAD_NORMS, *_CONV),
     "mlp": _AROUND,
     # added to scores in fp32 where experts are chosen

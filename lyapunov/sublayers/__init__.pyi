@@ -16,6 +16,7 @@ from .mamba1 import Mamba1Sizes as Mamba1Sizes
 from .mamba2 import Mamba2Sizes as Mamba2Sizes
 from .mamba3 import Mamba3Sizes as Mamba3Sizes
 from .mlp import MlpSizes as MlpSizes
+from .mlstm import MLSTMSizes as MLSTMSizes
 from .norm import NormSizes as NormSizes
 from .rg_lru import RGLRUSizes as RGLRUSizes
 from .rwkv4 import Rwkv4Sizes as Rwkv4Sizes

@@ -78,7 +78,17 @@ PARAMETERS = frozenset(
         *(f"{name}_adapter_{way}" for name in _ADAPTED for way in ("down", "up")),
         *("to_latent", "to_latent_bias", "from_latent", "from_latent_bias"),
         *("router", "router_bias", "shared_router", "linear"),
-        *("r_proj", "time_decay", "time_first", "mix_k", "mix_v", "mix_r"),
+        *(
+            "i_proj",
+            "i_bias",
+            "f_bias",
+            "r_proj",
+            "time_decay",
+            "time_first",
+            "mix_k",
+            "mix_v",
+            "mix_r",
+        ),
         *_OUTSIDE,
     }
 )

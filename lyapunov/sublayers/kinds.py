@@ -81,6 +81,7 @@ KINDS = Kinds(
     channel_mix="ChannelMixSizes",
     lightning="LightningSizes",
     norm="NormSizes",
+    mlstm="MLSTMSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -115,9 +115,9 @@ def _rwkv4(at: AbstractArithmetic, residual, p: Rwkv4Parameters, start: Rwkv4Sta
         top, state = share[2], flip(at.updated(flip(kept), flip(new)))
         state = at.apply(UNDER_SCALE, state, top)
         at.observe("state", state)
-        # a maximum is stored as it is; rounded, it would have the state rescaled
-        top = at.may_store("state_top", top)
-        return (at.carry(at.store("state", state)), at.carry(top)), y
+        state = at.store_under("state", state, top)
+        top, flipped = at.store_scale("state_top", top, flip(state))
+        return (at.carry(flip(flipped)), at.carry(top)), y
 
     carried = at.carry(start.state), at.carry(start.top)
     (state, top), y = at.scan(token, carried, (key, value))

@@ -40,6 +40,10 @@ LATENT = {
     "eos_token_id": 1, "mlp_layer_types": ["dense", "sparse", "sparse"],
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }  # fmt: skip
+XLSTM = {
+    "vocab_size": 50, "hidden_size": 64, "embedding_dim": 64, "num_hidden_layers": 2,
+    "num_blocks": 2, "num_heads": 2, "ffn_proj_factor": 1.0,
+}  # fmt: skip
 NO_LIMITS = {
     family: {"time_step_limit": (0.0, float("inf")), **more}
     for families, more in (
@@ -211,6 +215,15 @@ CONFIGURATIONS = {
             "block_types": ["attention", "recurrent"],
             "tie_word_embeddings": False, "logits_soft_cap": 2.0, "conv1d_width": 3,
             "hidden_activation": "gelu_new",
+        },
+    },
+    "xlstm": {
+        "single": {
+            **XLSTM, "qk_dim_factor": 1.0,
+        },
+        "narrow keys, low caps": {
+            **XLSTM, "qk_dim_factor": 0.5, "v_dim_factor": 0.75,
+            "gate_soft_cap": 4.0, "output_logit_soft_cap": 2.0,
         },
     },
     "rwkv": {

@@ -47,6 +47,10 @@ def redraw(network) -> None:
                 parameter.copy_(drawn - 1)
             elif name.endswith("time_decay"):
                 parameter.copy_(drawn - 2)
+            elif name.endswith("fgate_preact.bias"):
+                parameter.copy_(drawn + 4)
+            elif name.endswith("igate_preact.bias"):
+                parameter.copy_(drawn)
             elif "time_mix" in name:
                 parameter.copy_(torch.special.ndtr(drawn))
             elif parameter.dim() < 2:

@@ -15,6 +15,7 @@ from . import (
     qwen3_next,
     recurrent_gemma,
     rwkv,
+    xlstm,
 )
 
 
@@ -33,4 +34,5 @@ __all__ = [
     "qwen3_next",
     "recurrent_gemma",
     "rwkv",
+    "xlstm",
 ]

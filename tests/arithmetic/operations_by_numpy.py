@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lyapunov.arithmetic import Bounded, Operation, Weight
-from lyapunov.arithmetic._log_weights import LOG_WEIGHTS, QUOTIENT, UNDER_SCALE
+from lyapunov.arithmetic._log_weights import (
+    LOG_WEIGHTS,
+    NORMALISER,
+    QUOTIENT,
+    UNDER_SCALE,
+)
 from lyapunov.arithmetic.rules import scans
 
 from .delta_by_numpy import (
@@ -90,6 +95,12 @@ def log_weights(top, log_decay, key):
     scale = np.exp(after - exact)
     kept, new = np.exp(moved - after), np.exp(key - after)
     return np.stack([kept * scale, new * scale, after.astype(np.float64)])
+
+
+def scale_and_state(at, top, state):
+    """Both in one: the maximum in the first column."""
+    top, state = at.store_scale("kept", top, state)
+    return at.join([at.view(lambda a: a[:, None], top), state], axis=1)
 
 
 def conv(x, weight, bias):
@@ -173,6 +184,27 @@ CASES = {
         lambda at, x, top: at.apply(UNDER_SCALE, x, top),
         lambda x, top: x,
         ((3, 4),) * 2,
+        ("any", "any"),
+        wide=True,
+    ),
+    "apply NORMALISER": Case(
+        lambda at, x, top: at.apply(NORMALISER, x, top, 0.5),
+        lambda x, top: np.maximum(np.abs(x), np.exp(-top)) + x.dtype.type(0.5),
+        **PAIR,
+    ),
+    "store_under": Case(
+        lambda at, x, top: at.store_under("kept", x, top),
+        lambda x, top: x.astype(np.float16),
+        ((3, 4),) * 2,
+        ("any", "any"),
+        wide=True,
+    ),
+    "store_scale": Case(
+        scale_and_state,
+        lambda top, state: np.concatenate(
+            [top.astype(np.float16)[:, None].astype(state.dtype), state], axis=1
+        ),
+        ((3,), (3, 4)),
         ("any", "any"),
         wide=True,
     ),

@@ -67,8 +67,11 @@ def test_it_is_said_what_there_is_instead(model_type):
 
 
 SMALL = {
-    "xlstm": {
-        "num_hidden_layers": 2, "hidden_size": 64, "num_heads": 2, "qk_dim_factor": 1.0,
+    "lfm2_moe": {
+        "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "intermediate_size": 16, "moe_intermediate_size": 16,
+        "num_experts": 2, "num_experts_per_tok": 1, "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
     },
 }  # fmt: skip
 

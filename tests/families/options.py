@@ -38,7 +38,7 @@ FIRST = {
         "nemotron_h", "zamba", "zamba2", "gpt_neox", "llama", "olmo", "olmo2",
         "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear",
         "bailing_hybrid", "lara_mini", "lfm2", "recurrent_gemma", "rwkv",
-        "minimax",
+        "minimax", "xlstm",
     )
 }  # fmt: skip
 """Where the options below begin, by transformers' model_type."""
@@ -162,6 +162,9 @@ OPTIONS = {
             "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0,
         },
     },
+    "xlstm": {
+        "norm_eps": 0.1, "eps": 0.1, "gate_soft_cap": 2.0, "output_logit_soft_cap": 1.0,
+    },
     "rwkv": {
         "layer_norm_epsilon": 0.1, "rescale_every": 4, "tie_word_embeddings": False,
     },
@@ -247,6 +250,24 @@ EXEMPT = {
         "read by no module of the network",
     ),
     "model_max_length": "a promise on lengths",
+    **dict.fromkeys(
+        (
+            "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode", "chunk_size",
+            "return_last_states", "autocast_kernel_dtype", "inference_state_dtype",
+            "max_inference_chunksize",
+        ),
+        "of how an mLSTM is run: no torch code reads it, or calls are refused by it",
+    ),
+    **dict.fromkeys(
+        ("embedding_dim", "num_blocks", "qk_dim_factor", "v_dim_factor",
+         "ffn_proj_factor", "ffn_round_up_to_multiple_of"),
+        "a size, which the first values set",
+    ),
+    **dict.fromkeys(
+        ("use_bias", "norm_reduction_force_float32"), "refused when it is loaded"
+    ),
+    "add_out_norm": "read by no module of the network",
+    "weight_mode": "varied in `test_xlstm`: transformers fails to begin fused weights",
     "context_length": "of a kernel for GPUs, which no execution here declares",
     "use_long_context": "changes rope_theta, which is written out",
 }  # fmt: skip

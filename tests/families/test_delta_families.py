@@ -28,6 +28,7 @@ from oracles.networks import (
     qwen3_next,
     recurrent_gemma,
     rwkv,
+    xlstm,
 )
 from oracles.tolerances import exact_logits
 
@@ -46,6 +47,7 @@ FORWARDS = {
     "recurrent_gemma": recurrent_gemma.logits,
     "rwkv": rwkv.logits,
     "minimax": minimax.logits,
+    "xlstm": xlstm.logits,
 }
 CASES = [(family, name) for family in FORWARDS for name in CONFIGURATIONS[family]]
 QUICK = {("qwen3_next", "experts and an MLP"), ("kimi_linear", "experts")}

@@ -54,6 +54,7 @@ QUICK = {
     ("recurrent_gemma", "windows"),
     ("rwkv", "tied"),
     ("minimax", "no factors, windows, tied"),
+    ("xlstm", "single"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),
@@ -65,6 +66,7 @@ NOT_RECURRENT = {kind for kind in KINDS if not KINDS[kind].recurrent}
 REFUSED = {"mamba3": "transformers prefill, bf16 declares nothing"}
 # Mixers that mamba_ssm does not have: fla does, or torch alone.
 NOT_OF_MAMBA_SSM = {"gated_delta", "kimi_delta", "rg_lru", "rwkv4", "lightning"}
+NOT_OF_MAMBA_SSM |= {"mlstm"}
 # These run in torch's kernels, or in fla's, whose constants nobody measures.
 NOT_MEASURED = NOT_RECURRENT | NOT_OF_MAMBA_SSM
 

@@ -34,6 +34,7 @@ CLASSES = {
     "channel_mix": r"RwkvFeedForward$",
     "lightning": r"LightningAttention$",
     "norm": r"RMSNorm$",
+    "mlstm": r"xLSTMLayer$",
     "mlp": r"M(LP|lp)$|FeedForward$",
     "experts": r"Mo[Ee]|SparseMoe",
     "shared": r"(Attention)?DecoderLayer|SharedTransformer|AttentionHybrid",

@@ -28,7 +28,7 @@ ALL = [("mamba", "plain", MAMBA)] + [
     for name, config in named.items()
 ]
 NO_STEP_SIZE = (
-    *("gpt_neox", "llama", "olmo", "olmo2", "lfm2", "rwkv"),
+    *("gpt_neox", "llama", "olmo", "olmo2", "lfm2", "rwkv", "xlstm"),
     *("qwen3_next", "qwen3_5", "qwen3_5_moe", "lara_mini", "olmo_hybrid"),
     *("kimi_linear", "bailing_hybrid", "recurrent_gemma", "minimax"),
 )

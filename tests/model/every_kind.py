@@ -11,6 +11,7 @@ from lyapunov.sublayers import (
     Mamba2Sizes,
     Mamba3Sizes,
     MlpSizes,
+    MLSTMSizes,
     NormSizes,
     RGLRUSizes,
     Rwkv4Sizes,
@@ -40,4 +41,5 @@ SIZES = {
     "channel_mix": ChannelMixSizes(8, 12, 1e-5),
     "lightning": LightningSizes(8, 2, 4, 3, 1e-6, keeps=1.5, out_multiplier=2.0),
     "norm": NormSizes(8, 1e-5),
+    "mlstm": MLSTMSizes(8, 2, 4, 3, 1e-5, 1e-5),
 }  # fmt: skip

@@ -176,6 +176,19 @@ def norm(s) -> dict[str, tuple[int, ...]]:
     return {"norm": (s.d_model,)}
 
 
+def mlstm(s) -> dict[str, tuple[int, ...]]:
+    keys, values = s.heads * s.key_dim, s.heads * s.value_dim
+    return {
+        "norm": (s.d_model,),
+        **dict.fromkeys(("q_proj", "k_proj"), (keys, s.d_model)),
+        **dict.fromkeys(("v_proj", "g_proj"), (values, s.d_model)),
+        **dict.fromkeys(("i_proj", "f_proj"), (s.heads, s.d_model)),
+        **dict.fromkeys(("i_bias", "f_bias"), (s.heads,)),
+        "gate_norm": (values,),
+        "out_proj": (s.d_model, values),
+    }
+
+
 def latents(s, width: int) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, rank, more in (("q", s.q_rank, 0), ("kv", s.kv_rank, s.shared_key)):
@@ -251,6 +264,7 @@ SHAPES = {
     "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
     "kimi_delta": kimi_delta, "short_conv": short_conv, "rg_lru": rg_lru,
     "rwkv4": rwkv4, "channel_mix": channel_mix, "lightning": lightning, "norm": norm,
+    "mlstm": mlstm,
 }  # fmt: skip
 
 
@@ -315,6 +329,7 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (SIZES["channel_mix"], ()),
     (SIZES["lightning"], ()),
     (SIZES["norm"], ()),
+    (SIZES["mlstm"], ()),
     (_a, ()),
     (_l, ()),
     (change(_l, gates=1), ()),

@@ -95,6 +95,12 @@ EXPECTED = {
         "rwkv4 mixers recurrence": "time_decay time_first mix_k mix_v mix_r",
         "rwkv4 mixers norms": "norm norm_bias",
     },
+    "mlstm": {
+        "mlstm mixers projections": "q_proj k_proj v_proj g_proj i_proj f_proj "
+        "out_proj",
+        "mlstm mixers biases": "i_bias f_bias",
+        "mlstm mixers norms": "norm gate_norm",
+    },
     "channel_mix": {
         "channel_mix mlp projections": "up r_proj down",
         "channel_mix mlp recurrence": "mix_k mix_r",
@@ -195,7 +201,7 @@ def test_each_group_holds_something():
     }
     assert set(GROUPS) <= held
     mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
-    mixers |= {"rg_lru", "rwkv4", "channel_mix", "lightning"}
+    mixers |= {"rg_lru", "rwkv4", "channel_mix", "lightning", "mlstm"}
     assert held - set(GROUPS) - PARAMETERS == mixers
 
 

@@ -8,9 +8,11 @@ maximum: how far m' is off itself is none, and changes but the size of what unde
 
 import jax.numpy as jnp
 
+from ...formats import FP32, is_state_numbers, state_error_bound
 from .._bounded_values import SAFETY, Bounded, lift, where_known
 from .declared import Declared, operand, settled, unless_overflow
 from .scans import EXP_MINUS_88
+from .storage import middle, store
 
 
 def log_weights(declared: Declared, top, log_decay, key) -> Bounded:
@@ -73,3 +75,81 @@ def quotient(declared: Declared, x, y) -> Bounded:
     known = x.known & y.known & (least > 0)
     value = jnp.where(y.value == 0, 0.0, value)
     return settled(declared, value, where_known(known, error * SAFETY))
+
+
+def normaliser(declared: Declared, x, top, epsilon) -> Bounded:
+    """max(|x|, e^-m) + epsilon, of an x that is held over a maximum m.
+
+    |x| and a maximum of two are 1-Lipschitz. An execution's e^-m' is e^-m times the
+    scale, but for its exponential; its epsilon is not.
+    """
+    x, top, epsilon = lift(x), lift(top), lift(epsilon)
+    model = declared.model
+    least = jnp.exp(-top.value)
+    relative = model.exp_relative + model.exp_argument * top.magnitude
+    off = jnp.minimum(top.error, 300.0)
+    own = least * relative + model.underflow * jnp.exp(off)
+    value = jnp.maximum(jnp.abs(x.value), least) + epsilon.value
+    added = epsilon.error * jnp.exp(off) + epsilon.value * jnp.expm1(off)
+    error = jnp.maximum(x.error, own) + added
+    known = x.known & top.known & epsilon.known
+    return settled(declared, value, where_known(known, error * SAFETY))
+
+
+def store_under(declared: Declared, site: str, x, top) -> Bounded:
+    """x as it is read back, where an execution stores it over its own maximum.
+
+    What rounds is x times a scale that is not known, between 1/r and r: by half a
+    spacing of the largest that it may be, over the scale; or, as `storage` has it, to
+    between what the ends of all that it may be are rounded to.
+    """
+    if site not in declared.sites:
+        return x
+    x, top = lift(x), lift(top)
+    numbers = declared.sites[site]
+    off = jnp.exp(jnp.minimum(top.error, 300.0))
+    rounding = off * state_error_bound(x.magnitude * off, numbers)
+    exact = _holds_fp32(numbers)
+    value, error = x.value, x.error + jnp.where(exact, 0.0, rounding)
+    if declared.centred and not is_state_numbers(numbers):
+        scaled = x.magnitude * (off - 1.0)
+        centre, reach, _ = middle(Bounded(x.value, x.error + scaled), numbers)
+        reach = reach + (jnp.abs(centre) + reach) * (off - 1.0)
+        nearer = (reach < error) & jnp.logical_not(exact)
+        value = jnp.where(nearer, centre, value)
+        error = jnp.where(nearer, reach, error)
+    known = x.known & top.known
+    return Bounded(value, where_known(known, error * SAFETY))
+
+
+def store_scale(declared: Declared, site: str, top, state) -> tuple[Bounded, Bounded]:
+    """The maximum as it is read back, and the state, which stays what it was over the
+    one before: it is multiplied by e to the distance of the two.
+
+    That distance is what an execution rounds by, less what the value does: together no
+    more than both errors of the maximum, nor than half a spacing and the value's part.
+    """
+    if site not in declared.sites:
+        return top, state
+    top, state = lift(top), lift(state)
+    numbers = declared.sites[site]
+    after = lift(store(declared, numbers, top))
+    half = state_error_bound(top.magnitude, numbers)
+    moved = jnp.abs(after.value - top.value)
+    apart = jnp.minimum(top.error + after.error, half + moved)
+    exact = _holds_fp32(numbers)
+    apart = jnp.where(exact, 0.0, apart)[(..., *(None,) * (len(state.shape) - 1))]
+    error = state.error + state.magnitude * jnp.expm1(apart)
+    after = Bounded(
+        jnp.where(exact, top.value, after.value),
+        jnp.where(exact, top.error, after.error),
+    )
+    known = state.known & jnp.isfinite(apart)
+    return after, Bounded(state.value, where_known(known, error * SAFETY))
+
+
+def _holds_fp32(numbers):
+    """Whether a format has every number of fp32, in which states are computed."""
+    if is_state_numbers(numbers):
+        return False
+    return numbers.shift <= FP32.numbers().shift

@@ -29,6 +29,7 @@ from ._openelm import OPENELM
 from ._qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from ._recurrent_gemma import RECURRENT_GEMMA
 from ._rwkv import RWKV
+from ._xlstm import XLSTM
 from ._zamba import ZAMBA, ZAMBA2
 
 
@@ -60,6 +61,7 @@ FAMILIES: dict[str, Family] = {
     "recurrent_gemma": RECURRENT_GEMMA,
     "rwkv": RWKV,
     "minimax": MINIMAX,
+    "xlstm": XLSTM,
     "megatron": MEGATRON,
     "gpt_neox": GPT_NEOX,
     "llama": LLAMA,

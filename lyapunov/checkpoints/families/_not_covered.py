@@ -51,7 +51,6 @@ NOT_COVERED: dict[str, Uncovered] = {
     "rwkv5": Uncovered("RWKV-5", "linear attention, a decay a channel", DIAGONAL),
     "rwkv6": Uncovered("RWKV-6", "linear attention, decays of the token", "RWKV6"),
     "rwkv7": Uncovered("RWKV-7", "a generalised delta rule", None),
-    "xlstm": Uncovered("xLSTM", "mLSTM", "MLSTM"),
     "retnet": Uncovered("RetNet", _FIXED, DIAGONAL),
     "gla": Uncovered("Gated linear attention", "decays of the token", DIAGONAL),
     "hgrn2": Uncovered("HGRN2", "decays of the token", DIAGONAL),

@@ -57,12 +57,20 @@ def from_folder(model: Model, precision: str, device: str = "cpu") -> tuple[Any,
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, _strict()) as error:
+        reason = " ".join(str(error).split())
         raise UsageError(
-            f"transformers does not load {model.source}: {error}",
+            f"transformers does not load {model.source}: {reason}",
             hint="--measure emulated",
         ) from None
     return torch, network.to(device).eval()
+
+
+def _strict() -> type[Exception]:
+    """What a configuration's class raises of a value that it does not know."""
+    import huggingface_hub.errors
+
+    return getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)
 
 
 def from_weights(model: Model, precision: str, device: str = "cpu") -> tuple[Any, Any]:

@@ -115,6 +115,11 @@ def of_no_token(torch, network, ids) -> Any:
     if slot == "state":
         # RWKV's is a list, which a call makes where there is none
         return None
+    if network.config.model_type == "xlstm":
+        with _refusals():
+            own = network(ids, use_cache=True)[slot]
+        own.reset()
+        return own
     with _refusals():
         network(ids, **{slot: cache, "use_cache": True})
     for layer in cache.layers:

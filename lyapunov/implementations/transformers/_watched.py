@@ -58,6 +58,14 @@ WATCHED = {
         Seen("v_proj", "out", "v"), Seen("r_proj", "out", "receptance_logit"),
         Seen("out_proj", "in", "gated"), Seen("out_proj", "out", "out"),
     ),
+    "mlstm": (
+        Seen("norm", "out", "norm"), Seen("q_proj", "out", "q"),
+        Seen("k_proj", "out", "k"), Seen("v_proj", "out", "v"),
+        Seen("g_proj", "out", "output_logit"), Seen("i_proj", "out", "input_logit"),
+        Seen("f_proj", "out", "forget_logit"), Seen("gate_norm", "in", "scan_output"),
+        Seen("gate_norm", "out", "gate_norm"), Seen("out_proj", "in", "gated"),
+        Seen("out_proj", "out", "out"),
+    ),
     "channel_mix": (
         Seen("norm", "out", "norm"), Seen("up", "out", "up"),
         Seen("r_proj", "out", "receptance_logit"), Seen("down", "in", "activated"),

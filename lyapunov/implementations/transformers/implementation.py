@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..._errors import UsageError
 from .._implementation import (
     AbstractImplementation,
     Defect,
@@ -160,7 +161,7 @@ class TransformersImplementation(AbstractImplementation):
     }
 
     def state_precisions(self, mode: str) -> tuple[str, ...]:
-        """Its caches hold states in fp32."""
+        """Its caches hold states in fp32; xLSTM's in the model's format."""
         del mode
         return ("fp32",)
 
@@ -173,10 +174,15 @@ class TransformersImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """Every torch operation stores its result."""
-        del state_precision
         from .networks import transformers_network
 
-        return transformers_network(config, architecture, precision, mode)
+        found = transformers_network(config, architecture, precision, mode)
+        if state_precision not in (None, found.state_precision):
+            raise UsageError(
+                f"in {mode} {architecture}'s cache is in {found.state_precision}",
+                hint="leave --state-precision out, or --measure emulated",
+            )
+        return found
 
     def runner(self, execution: Execution) -> Runner:
         """Run texts with its modules: whole, from its own cache, padded, in a batch."""

@@ -31,6 +31,7 @@ from ._built import from_folder, from_weights, parts_of
 from ._calls import called, compiled_by_torch, of_no_token
 from ._watched import WATCHED
 from .ways import planned
+from .xlstm import refuse_chunks
 
 
 _LAYER = re.compile(r"layers\.\d+\.")
@@ -136,14 +137,15 @@ class TransformersNetwork:
                     stack.callback(handle.remove)
             stack.enter_context(self._inside(execution, calls))
             tokens = np.asarray(tokens)
-            cache = None
+            plan, cache = planned(tokens, variant), None
+            refuse_chunks(model.config.sublayers, network, plan)
             if variant.kind == "steps":
                 cache = of_no_token(torch, network, tokens)
             elif variant.kind == "compiled":
                 network = compiled_by_torch(torch, network)
                 # what a compiler says of the library's code is not the user's
                 stack.enter_context(warnings.catch_warnings(action="ignore"))
-            logits = called(torch, network, planned(tokens, variant), calls, cache)
+            logits = called(torch, network, plan, calls, cache)
         seen = {key: iter(found) for key, found in calls.items()}
         stream: Stream | None = None
         taken: dict[tuple[str, str], np.ndarray] = {}
@@ -229,11 +231,10 @@ def _record(
         stored["read_gated"] = stored.pop("read")
     first = next(key for key in FIRST if key in places)
     read = at(first, "in")
-    if halvings := getattr(model.config.sublayers[layer.layer], "halvings", 0):
-        # exact: what fp16 could round is refused
-        read = None if read is None else read * 2.0**halvings
-        doubled = {"out", "down"} & set(stored)
-        stored |= {site: stored[site] * 2.0**halvings for site in doubled}
+    # of halvings, which are exact: what fp16 could round is refused
+    scale = 2.0 ** getattr(model.config.sublayers[layer.layer], "halvings", 0)
+    read = None if read is None else read * scale
+    stored |= {site: stored[site] * scale for site in {"out", "down"} & set(stored)}
     if layer.kind == "experts":
         _add_shared(torch, execution.precision, stored, places)
     output = stored.get("norm_behind", stored.get("out"))

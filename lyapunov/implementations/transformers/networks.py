@@ -38,6 +38,7 @@ from .mamba1 import (
     transformers_prefill,
 )
 from .rwkv import refuse_divided, rwkv_kinds
+from .xlstm import mlstm_kind
 
 
 # torch's own CUDA kernels are built without fast math: CUDA's expf, logf and erff are
@@ -47,7 +48,7 @@ TORCH_CUDA = dataclasses.replace(TORCH, accumulator_unit=2.0**-23)
 STREAM = ("residual", "residual_aside", "residual_scaled")
 
 # Recurrences that no library has kernels of which are followed here.
-OF_TORCH_ALONE = ("rg_lru", "rwkv4", "channel_mix", "lightning")
+OF_TORCH_ALONE = ("rg_lru", "rwkv4", "channel_mix", "lightning", "mlstm", "norm")
 
 # Sublayers whose kernels are torch's on a GPU too.
 TORCH_ON_CUDA = ("attention", "mlp", "experts")
@@ -186,9 +187,10 @@ def transformers_network(
             norms[f"{name}_hat"] = fmt
     decode = mode == "decode"
     kinds = _kinds(mixer, config, architecture, fmt, around, norms, decode)
-    recurrent = any(one.recurrent for one in config.sublayers)
-    # lightning attention keeps its states as they are computed
-    state = fmt if any(x.kind == "lightning" for x in config.sublayers) else FP32
+    recurrent = {one.kind for one in config.sublayers if one.recurrent}
+    # lightning attention keeps its states as they are computed, xLSTM in its cache
+    narrow = "lightning" in recurrent or (decode and recurrent == {"mlstm"})
+    state = fmt if narrow else FP32
     both = [f"{name}{end}" for name in MIXER_NORMS for end in ("_hat", "")]
     sites = mixer.sites | around | norms | dict.fromkeys(both, fmt)
     for name in ("norm_hat", "norm_f_hat") if once else ():
@@ -233,13 +235,11 @@ def emulated_network(
     found = transformers_network(config, architecture, precision, mode)
     state = state_format_named(state_precision or found.state_precision)
     if state.name == found.state_precision:
-        recurrent = any(one.recurrent for one in config.sublayers)
-        if mode == "prefill" and recurrent:
-            said = (*found.assumptions, assume_state(None))
-            return dataclasses.replace(found, assumptions=said)
-        return found
-    scaled = getattr(state, "scaled", False)
-    if scaled and any(one.kind == "rg_lru" for one in config.sublayers):
+        own = mode == "prefill" and any(one.recurrent for one in config.sublayers)
+        said = (*found.assumptions, *[assume_state(None)] * own)
+        return dataclasses.replace(found, assumptions=said)
+    few = {"rg_lru", "rwkv4", "mlstm"} & {one.kind for one in config.sublayers}
+    if few and getattr(state, "scaled", False):
         raise UsageError(
             f"{state.name} is under one scale a channel, which here has few states",
             hint="--state bf16, or another format without a scale",
@@ -247,15 +247,14 @@ def emulated_network(
     kinds = {
         kind: dataclasses.replace(
             one,
-            sites=one.sites | {"state": state},
+            sites=one.sites | dict.fromkeys(("state", "state_top"), state),
             state_precision=state.name,
             depths=dataclasses.replace(one.depths, scan=one_addition),
         )
         for kind, one in found.kinds.items()
         if kind in OF_TORCH_ALONE
     }
-    before = assume_state(state_format_named(found.state_precision))
-    said = [text for text in found.assumptions if text != before]
+    said = [text for text in found.assumptions if "recurrent state" not in text]
     return dataclasses.replace(
         found,
         state_precision=state.name,
@@ -314,8 +313,8 @@ def _kinds(
         chunked=not decode,
         constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
     )
-    rwkv, linear = rwkv_kinds(of, fmt), linear_kinds(of, fmt, written, decode=decode)
-    mixers = mamba2, gated_delta, kimi_delta, linear["rg_lru"], rwkv["rwkv4"]
+    linear = linear_kinds(of, fmt, written, decode=decode)
+    mixers = mamba2, gated_delta, kimi_delta, linear["rg_lru"]
     for one in mixers if decode else ():
         one.sites["state"] = FP32
     return {
@@ -325,7 +324,8 @@ def _kinds(
         **linear,
         "attention": of(turning),
         "short_conv": of(SHORT_CONV),
-        **rwkv,
+        **rwkv_kinds(of, fmt, decode),
+        "mlstm": mlstm_kind(of, fmt, decode),
         "mlp": of((*MLP, *written)),
         "experts": of(
             {*EXPERTS, *written, *(f"expert_{name}" for name in written)}

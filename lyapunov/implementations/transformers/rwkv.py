@@ -22,7 +22,9 @@ STORED = (
 IN_FP32 = ("time_decay", "time_first")
 
 
-def rwkv_kinds(of: Callable[..., Execution], fmt: Format) -> dict[str, Execution]:
+def rwkv_kinds(
+    of: Callable[..., Execution], fmt: Format, decode: bool
+) -> dict[str, Execution]:
     """Time mixing and channel mixing.
 
     **Arguments:**
@@ -34,7 +36,8 @@ def rwkv_kinds(of: Callable[..., Execution], fmt: Format) -> dict[str, Execution
         kept = mixing.parameters | dict.fromkeys(IN_FP32, FP32)
         mixing = dataclasses.replace(mixing, parameters=kept)
         mixing.sites["decay_rate"] = FP32
-    mixing.sites["state_top"] = FP32
+    if decode:
+        mixing.sites.update(state=FP32, state_top=FP32)
     return {"rwkv4": mixing, "channel_mix": of(STORED)}
 
 
