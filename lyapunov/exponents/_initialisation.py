@@ -117,6 +117,8 @@ def at_initialisation(
 def _fresh(name: str, array: np.ndarray, norm_offset: float) -> bool | None:
     if name in ("dt_bias", "A_log"):
         return None  # drawn in as many ways as there are families
+    if name in ("query_decay", "key_decay", "diagonal_decay"):
+        return None  # constants of lightning attention
     if "norm" in name:  # q_norm, norm_behind, mlp_norm_bias, ...
         first = 0 if name.endswith("_bias") else 1
         if first and name != "gate_norm":

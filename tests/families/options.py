@@ -222,6 +222,7 @@ EXEMPT = {
             "time_step_max", "time_step_floor", "time_step_init_scheme",
             "linear_a_log_min", "linear_a_log_max", "linear_dt_min", "linear_dt_max",
             "linear_dt_init_floor", "w_init_variance_scale",
+            "final_w_init_variance_scale",
         ),
         "of how weights begin",
     ),
