@@ -73,14 +73,15 @@ def sublayer_perturbation(
         stream = jnp.asarray(residual, jnp.float64)
         # traced, so that another size is not compiled again
         amount = jnp.asarray(size, jnp.float64)
-        where = jnp.zeros(seq).at[token].set(1.0) if kind == "one_input" else None
-        shape = start.state.shape if kind == "initial_state" else (seq, d_model)
-        by_token = np.asarray(_bound(flow, kind, amount, where, stream, parameters))
+        # inputs that move: one program for one and for all; None: the state does
+        where, shape = None, start.state.shape
+        if kind != "initial_state":
+            shape, one = (seq, d_model), kind == "one_input"
+            where = jnp.zeros(seq).at[token].set(1.0) if one else jnp.ones(seq)
+        by_token = np.asarray(_bound(flow, amount, where, stream, parameters))
 
         def deviation(direction):
-            return _deviation(
-                flow, kind, amount, where, direction, stream, parameters, start
-            )
+            return _deviation(flow, amount, where, direction, stream, parameters, start)
 
         keys = jax.random.split(jax.random.key(seed), directions + 1)
         measured = [
@@ -88,7 +89,6 @@ def sublayer_perturbation(
         ]
         found = _search(
             flow,
-            kind,
             where,
             jax.random.normal(keys[0], shape),
             stream,
@@ -109,58 +109,57 @@ def sublayer_perturbation(
 
 
 @program
-def _bound(flow, kind, size, where, residual, parameters):
+def _bound(flow, size, where, residual, parameters):
     at = BoundedArithmetic({}, RoundingModel.none())
     d_inner, d_state = parameters.A_log.shape
     taps = parameters.conv_weight.shape[1]
     state = jnp.zeros((d_state, d_inner))
-    if kind == "initial_state":
+    if where is None:
         state = Bounded(state, jnp.full_like(state, size))
     else:
         # at most `size` in L2, so at most `size` in every channel
-        radius = jnp.full(residual.shape[0], size) if where is None else size * where
+        radius = size * where
         error = jnp.broadcast_to(radius[:, None], residual.shape)
         residual = Bounded(residual, error, radius)
     start = Mamba1State(window=jnp.zeros((taps - 1, d_inner)), state=state)
     return flow(at, residual, parameters, start)[0].norm
 
 
-def _moved(flow, kind, where, amount, direction, residual, parameters, start):
-    if kind == "initial_state":
+def _moved(flow, where, amount, direction, residual, parameters, start):
+    if where is None:
         moved = start.state + amount * direction
         start = Mamba1State(window=start.window, state=moved)
     else:
-        step = direction if where is None else direction * where[:, None]
-        residual = residual + amount * step
+        residual = residual + amount * (direction * where[:, None])
     return flow(Exact(), residual, parameters, start)[0]
 
 
-def _unit(kind, direction):
+def _unit(where, direction):
     """Scale to the ball's boundary: max norm for states, L2 at each token else."""
-    if kind == "initial_state":
+    if where is None:
         return jnp.sign(direction)
     length = jnp.linalg.norm(direction, axis=-1, keepdims=True)
     return direction / jnp.where(length > 0, length, 1.0)
 
 
 @program
-def _deviation(flow, kind, size, where, direction, residual, parameters, start):
+def _deviation(flow, size, where, direction, residual, parameters, start):
     run = lambda amount: _moved(
-        flow, kind, where, amount, _unit(kind, direction), residual, parameters, start
+        flow, where, amount, _unit(where, direction), residual, parameters, start
     )
     return jnp.linalg.norm(run(size) - run(0.0), axis=-1)
 
 
 @program
-def _search(flow, kind, where, direction, residual, parameters, start):
+def _search(flow, where, direction, residual, parameters, start):
     def output(direction):
-        return _moved(flow, kind, where, 1.0, direction, residual, parameters, start)
+        return _moved(flow, where, 1.0, direction, residual, parameters, start)
 
     _, pull = jax.vjp(output, jnp.zeros_like(direction))
 
     def improve(_, direction):
         _, push = jax.jvp(
-            output, (jnp.zeros_like(direction),), (_unit(kind, direction),)
+            output, (jnp.zeros_like(direction),), (_unit(where, direction),)
         )
         return pull(push)[0]
 

@@ -305,8 +305,10 @@ def test_nothing_changed_leaves_what_fp64_loses_of_the_stream(sublayers):
     "kind",
     [
         "plain",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("outliers", "dt", "A")),
-        "repeated",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("outliers", "dt", "A", "repeated")
+        ),
     ],
 )
 def test_none_of_two_hundred_weight_sets_is_called_a_violation(sublayers, kind, rng):

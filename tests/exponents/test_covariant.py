@@ -1,5 +1,7 @@
 """Covariant vectors: the Jacobians send each to the next, and they grow as they say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,10 +55,9 @@ def allowed(Js, size):
     return (d**2 + 4 * d + 8) * 2 * UNIT * np.sqrt(d) * norms / size
 
 
-def henon_vectors(tokens=2000, transient=100):
-    return covariant_lyapunov_vectors(
-        henon, jnp.array([0.1, 0.1]), tokens, transient=transient
-    )
+@functools.cache
+def henon_vectors():
+    return covariant_lyapunov_vectors(henon, jnp.array([0.1, 0.1]), 2000, transient=100)
 
 
 def test_on_henon_each_vector_is_sent_to_the_next():
@@ -72,16 +73,16 @@ def test_on_henon_each_vector_is_sent_to_the_next():
     )
 
 
-def test_on_a_dense_driven_system_each_vector_is_sent_to_the_next():
-    """Assert it of 5 vectors of random invertible matrices, and of the leading 3."""
+@pytest.mark.parametrize("k", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_on_a_dense_driven_system_each_vector_is_sent_to_the_next(k):
+    """Assert it of the leading vectors of 5 x 5 invertible matrices, and of all."""
     Js = driven()
-    for k in (5, 3):
-        found = covariant_lyapunov_vectors(
-            linear, jnp.ones(5), jnp.asarray(Js), transient=60, k=k
-        )
-        sine, size = sines(Js[60:-60], np.asarray(found.vectors))
-        assert (sine <= allowed(Js[60:-60], size)).all()
-        assert sine.max() < 1e-11
+    found = covariant_lyapunov_vectors(
+        linear, jnp.ones(5), jnp.asarray(Js), transient=60, k=k
+    )
+    sine, size = sines(Js[60:-60], np.asarray(found.vectors))
+    assert (sine <= allowed(Js[60:-60], size)).all()
+    assert sine.max() < 1e-11
 
 
 def test_triangles_shifted_by_one_token_are_caught():
@@ -141,7 +142,7 @@ def test_growth_of_the_vectors_is_the_exponents():
 
 def test_the_second_vector_of_henon_is_the_stable_direction():
     """Assert it against inverse Jacobians run back from far in the future."""
-    found = henon_vectors(tokens=400, transient=80)
+    found = henon_vectors()
     Js = henon_jacobians(found.states)
     w = np.array([0.3, 1.0])
     stable = []
@@ -152,7 +153,7 @@ def test_the_second_vector_of_henon_is_the_stable_direction():
     stable = np.array(stable[::-1])
     v = np.asarray(found.vectors)[:-1, :, 1]
     sine = np.abs(v[:, 0] * stable[:, 1] - v[:, 1] * stable[:, 0])
-    assert sine[:150].max() < 1e-12  # 90 steps or more from that end
+    assert sine[:1700].max() < 1e-12  # 100 steps or more from that end
     # far from the first vector on average, nearly tangent at times
     angle = np.asarray(found.angles)[:, 0, 1]
     assert np.median(angle) > 0.3

@@ -40,6 +40,7 @@ OF = {
 # what a quick run leaves out is another family's of the same kind
 AGAIN = [
     ("zamba2", "mamba2"), ("granitemoehybrid", "mamba2"), ("zamba", "shared"),
+    ("falcon_h1", "mamba2"),
     ("granitemoehybrid", "experts"), ("falcon_h1", "attention"), ("falcon_h1", "mlp"),
 ]  # fmt: skip
 KINDS = [
