@@ -34,12 +34,15 @@ from .helpers import forget_programs, programs_compiled
 jax.config.update("jax_enable_x64", True)
 
 
-def pytest_collection_finish():
-    """What is imported by now stays, and programs are thrown away by the module: the
-    collector went through all of torch and JAX a thousand times, for a tenth of the
-    tests' time."""
+def keep_what_is_there():
+    """Have the collector pass over what was imported: all of torch and JAX, which it
+    went through a thousand times."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish():
+    keep_what_is_there()
     gc.set_threshold(50_000, 20, 50)
 
 
@@ -81,3 +84,4 @@ def compiled_code_is_let_go():
     """
     yield
     forget_programs()
+    keep_what_is_there()
