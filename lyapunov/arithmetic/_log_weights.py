@@ -61,20 +61,21 @@ UNDER_SCALE = OfSeveral(
 )
 """x, a sum that is held over a maximum."""
 
-NORMALISER = OfSeveral(
-    lambda settle, x, top, epsilon: settle(
-        jnp.maximum(jnp.abs(x), settle(jnp.exp(-top))) + epsilon
+
+def _normalised_in_symbols(sympy, numerator, x, top, epsilon):
+    each = lambda function: np.vectorize(function, otypes=[object])
+    least = each(sympy.Max)(each(sympy.Abs)(x), each(sympy.exp)(-top))
+    return numerator / (least + epsilon)
+
+
+NORMALISED = OfSeveral(
+    lambda settle, numerator, x, top, epsilon: settle(
+        numerator / settle(jnp.maximum(jnp.abs(x), settle(jnp.exp(-top))) + epsilon)
     ),
-    rules.normaliser,
-    lambda sympy, x, top, epsilon: (
-        np.vectorize(sympy.Max, otypes=[object])(
-            np.vectorize(sympy.Abs, otypes=[object])(x),
-            np.vectorize(sympy.exp, otypes=[object])(-top),
-        )
-        + epsilon
-    ),
+    rules.normalised,
+    _normalised_in_symbols,
 )
-"""max(|x|, e^-m) + epsilon, of an x that is held over a maximum m."""
+"""A numerator over max(|x|, e^-m) + epsilon, both held over a maximum m."""
 
 QUOTIENT = OfSeveral(
     lambda settle, x, y: settle(x / y), rules.quotient, lambda sympy, x, y: x / y

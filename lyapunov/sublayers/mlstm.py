@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ..arithmetic._log_weights import LOG_WEIGHTS, NORMALISER, QUOTIENT, UNDER_SCALE
+from ..arithmetic._log_weights import LOG_WEIGHTS, NORMALISED, QUOTIENT, UNDER_SCALE
 from ._sublayer import AbstractSublayer, Counts, Dynamics, Get, HandedOn, within
 from .norm import Norm, normalise
 from .sites import FRONT
@@ -117,8 +117,8 @@ def _mlstm(at: AbstractArithmetic, residual, p: MLSTMParameters, start: MLSTMSta
         y = at.einsum("hk,hkv->hv", query, at.carry(read))
         row = at.view(lambda a: a[:, None], top)
         y = at.carry(at.store_under("read_out", y, row))
-        least = at.apply(NORMALISER, y[..., -1:], row, at.fixed(p.epsilon))
-        y = at.apply(QUOTIENT, y[..., :-1], least)
+        below = y[..., -1:], row, at.fixed(p.epsilon)
+        y = at.apply(NORMALISED, y[..., :-1], *below)
         state = at.store_under("state", state, wide(top))
         top, state = at.store_scale("state_top", top, state)
         return (at.carry(state), at.carry(top)), y

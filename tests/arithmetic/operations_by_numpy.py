@@ -13,7 +13,7 @@ import numpy as np
 from lyapunov.arithmetic import Bounded, Operation, Weight
 from lyapunov.arithmetic._log_weights import (
     LOG_WEIGHTS,
-    NORMALISER,
+    NORMALISED,
     QUOTIENT,
     UNDER_SCALE,
 )
@@ -187,10 +187,13 @@ CASES = {
         ("any", "any"),
         wide=True,
     ),
-    "apply NORMALISER": Case(
-        lambda at, x, top: at.apply(NORMALISER, x, top, 0.5),
-        lambda x, top: np.maximum(np.abs(x), np.exp(-top)) + x.dtype.type(0.5),
-        **PAIR,
+    "apply NORMALISED": Case(
+        lambda at, *given: at.apply(NORMALISED, *given, 0.5),
+        lambda numerator, x, top: (
+            numerator / (np.maximum(np.abs(x), np.exp(-top)) + x.dtype.type(0.5))
+        ),
+        ((3, 4),) * 3,
+        ("any",) * 3,
     ),
     "store_under": Case(
         lambda at, x, top: at.store_under("kept", x, top),

@@ -4,14 +4,23 @@ An execution carries (sum e^-m', m') with a maximum m' that is off itself. What 
 bound speaks of is sum, over the exact maximum.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
 
 from lyapunov.arithmetic import Exact, Rounded
-from lyapunov.arithmetic._log_weights import LOG_WEIGHTS, QUOTIENT, UNDER_SCALE
+from lyapunov.arithmetic._log_weights import (
+    LOG_WEIGHTS,
+    NORMALISED,
+    QUOTIENT,
+    UNDER_SCALE,
+)
+from lyapunov.formats import FORMATS
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.rwkv4 import NO_TOKEN
 
@@ -19,6 +28,7 @@ from .moved import as_bounded, interpreter
 
 
 DIGITS = 60
+DTYPES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
 SIZE = 24
 
 
@@ -247,3 +257,84 @@ def test_formulas():
     assert np.allclose(values, [np.exp(0.25 - 1.0), 1.0, 1.0])
     assert Symbolic().apply(QUOTIENT, array(m), array(k))[0] == m / k
     assert Symbolic().apply(UNDER_SCALE, array(m), array(k))[0] == m
+
+
+# ---- what is stored over a maximum
+
+
+def stored_over(rng, form, off):
+    """A state as an execution stores it, over a maximum that it has moved and rounds:
+    (its bound, how far it is off over the exact maximum)."""
+    numbers: Any = FORMATS[form].numbers()
+    at = interpreter("none", {"state": numbers, "top": numbers})
+    top = rng.uniform(-12, 12, SIZE)
+    state = rng.normal(size=(SIZE, 3)) * 10.0 ** rng.uniform(-3, 3, (SIZE, 1))
+    given = as_bounded(top, np.full(SIZE, off))
+    wide = as_bounded(top[:, None], np.full((SIZE, 1), off))
+    bound = at.store_under("state", as_bounded(state, np.zeros_like(state)), wide)
+    top_bound, bound = at.store_scale("top", given, bound)
+    rounded = lambda x: np.asarray(x, np.float64).astype(DTYPES[form]).astype(float)
+    found = []
+    for sign in (-1, -0.5, 0, 0.5, 1):
+        own_top = top + sign * off
+        scale = np.exp(top - own_top)[:, None]  # the state over its own maximum
+        own, own_after = rounded(state * scale), rounded(own_top)
+        exact = np.asarray(top_bound.value)
+        over = own * np.exp(own_after - exact)[:, None]
+        assert (np.abs(own_after - exact) <= np.asarray(top_bound.error) + 1e-12).all()
+        found.append(np.abs(over - np.asarray(bound.value)))
+    return bound, np.max(found, axis=0)
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp16"])
+@pytest.mark.parametrize("off", [0.0, 1e-6, 1e-2, 0.3])
+def test_stores_over_a_maximum(rng, form, off):
+    """Assert what is read back within its bound, whatever the maximum is off by and
+    wherever it is rounded to, a bound that is attained, and no smaller one: without
+    what the maximum's rounding multiplies by, or with the state's in its own binade,
+    executions exceed it."""
+    bound, distance = stored_over(rng, form, off)
+    error = np.asarray(bound.error)
+    assert (distance <= error * (1 + 1e-9)).all()
+    # the maximum's part: up to half a spacing of numbers up to 12, and its own error
+    assert np.max(distance / error) > 0.3
+    without = np.abs(np.asarray(bound.value)) * FORMATS[form].unit_roundoff
+    assert (distance > 1.01 * without).any()
+
+
+def test_fp32_keeps_what_is_over_a_maximum(rng):
+    """Assert that nothing is added where what is stored is of that format already."""
+    numbers: Any = FORMATS["fp32"].numbers()
+    at = interpreter("none", {"state": numbers, "top": numbers})
+    top, state = as_bounded(np.ones(3), np.ones(3)), rng.normal(size=(3, 2))
+    wide = as_bounded(np.ones((3, 1)), np.ones((3, 1)))
+    bound = at.store_under("state", as_bounded(state, 0 * state), wide)
+    after, bound = at.store_scale("top", top, bound)
+    np.testing.assert_array_equal(bound.error, 0 * state)
+    np.testing.assert_array_equal(bound.value, state)
+    np.testing.assert_array_equal(after.error, np.ones(3))
+
+
+@pytest.mark.parametrize("share", [1e-3, 3.0])
+def test_what_is_normalised(rng, share):
+    """Assert the bound at the ends of all three, and that it is attained within a
+    tenth somewhere: even where |x| may be 0, since e^-m is still there."""
+    at = interpreter("none")
+    at.model = TORCH.model()
+    numerator, x = rng.normal(size=(2, SIZE))
+    top, epsilon, off = rng.uniform(-3, 3, SIZE), 0.5, 0.2
+    errors = np.abs(numerator) * 1e-3, np.abs(x) * share
+    given = [as_bounded(v, e) for v, e in zip((numerator, x), errors, strict=True)]
+    over = as_bounded(top, np.full(SIZE, off))
+    bound = at.apply(NORMALISED, *given, over, epsilon)
+    error, worst = np.asarray(bound.error), np.zeros(SIZE)
+    assert np.isfinite(error).all()
+    for r, s, t in np.ndindex(3, 5, 3):
+        own_top = top + (t - 1) * off
+        scale = np.exp(own_top - top)  # of what an execution has, over the exact one
+        own_x = np.abs(x + (s / 2 - 1) * errors[1]) / scale
+        own = (numerator + (r - 1) * errors[0]) / scale
+        own = own / (np.maximum(own_x, np.exp(-own_top)) + epsilon)
+        worst = np.maximum(worst, np.abs(own - np.asarray(bound.value)))
+    assert (worst <= error).all()
+    assert np.max(worst / error) > (0.9 if share < 1 else 0.3)

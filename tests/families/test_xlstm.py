@@ -6,6 +6,7 @@ Logits and bounds as of any family are in `test_delta_families`, `test_forward`,
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,3 +164,50 @@ def test_kernels_that_transformers_does_not_have(tmp_path, key):
     )
     with pytest.raises(lyapunov.LyapunovError, match=re.escape(key)):
         next(Transformers(execution).trace(model, TOKENS[None]))
+
+
+def test_a_cache_in_bf16_forgets_to_forget():
+    """Assert of transformers' own step that what fades by less than half a spacing of
+    the maximum does not fade at all in a bf16 cache, which rounds the maximum: after
+    100 tokens 5% should be left of the first. So does the emulator, by its stores."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+    from transformers.models.xlstm import modeling_xlstm
+
+    from lyapunov.arithmetic import Exact, Rounded
+    from lyapunov.arithmetic._log_weights import LOG_WEIGHTS
+    from lyapunov.formats import FORMATS
+
+    step: Any = modeling_xlstm.mlstm_recurrent_step_native
+    one, gates = torch.ones(1, 1, 1), (15.0, *[-15.0] * 100)
+    left = {}
+    for form in (torch.float32, torch.bfloat16):
+        state = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)
+        for gate in gates:
+            given = {"query": one[0], "key": one[0], "value": one[0]}
+            given = {name: x[None] for name, x in given.items()}
+            own = {"igate": gate * one, "fgate": 3.5 * one}
+            names = ("cstate", "nstate", "mstate")
+            held = dict(zip(names, state, strict=True))
+            _, state = step(**{k: x.to(form) for k, x in (given | own | held).items()})
+            state = tuple(x.to(form) for x in state)
+        matrix, _, top = (float(x.double()) for x in state)
+        left[form] = matrix * np.exp(top - 15.0)
+    fade = np.exp(-100 * np.log1p(np.exp(-3.5)))
+    assert left[torch.float32] == pytest.approx(fade, rel=1e-3)
+    assert left[torch.bfloat16] == pytest.approx(1.0, rel=1e-2)
+
+    def last(at):
+        state, top = jnp.zeros((1, 1)), jnp.zeros(1)
+        for gate in gates:
+            log_forget = -jnp.logaddexp(0.0, -jnp.full(1, 3.5))
+            share = at.apply(LOG_WEIGHTS, top, log_forget, jnp.full(1, gate))
+            state, top = share[0] * state + share[1], share[2]
+            top, state = at.store_scale("state_top", top, state)
+        return float(state[0, 0] * jnp.exp(top[0] - 15.0))
+
+    with jax.enable_x64(True):
+        sites = {"state_top": FORMATS["bf16"].numbers()}
+        assert last(Exact()) == pytest.approx(fade, rel=1e-3)
+        assert last(Rounded(sites)) == pytest.approx(1.0, rel=1e-2)

@@ -6,6 +6,8 @@ knows nothing of m. So errors here are those of s' e^(m' - m), where m is the ex
 maximum: how far m' is off itself is none, and changes but the size of what underflows.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from ...formats import FP32, is_state_numbers, state_error_bound
@@ -66,10 +68,13 @@ def under_scale(declared: Declared, x, top) -> Bounded:
     return Bounded(x.value, where_known(top.known, x.error + flushed))
 
 
-def quotient(declared: Declared, x, y) -> Bounded:
-    """x'/y' - x/y = ((x' - x) - (x/y) (y' - y)) / y', for y > 0; then one rounding."""
+def quotient(declared: Declared, x, y, floor: Any = 0.0) -> Bounded:
+    """x'/y' - x/y = ((x' - x) - (x/y) (y' - y)) / y', for y > 0; then one rounding.
+
+    `floor`: below which no execution's y is.
+    """
     x, y = operand(declared, x), operand(declared, y)
-    least = y.value - y.error
+    least = jnp.maximum(y.value - y.error, floor)
     value = x.value / y.value
     error = (x.error + jnp.abs(value) * y.error) / jnp.where(least > 0, least, 1.0)
     known = x.known & y.known & (least > 0)
@@ -77,11 +82,11 @@ def quotient(declared: Declared, x, y) -> Bounded:
     return settled(declared, value, where_known(known, error * SAFETY))
 
 
-def normaliser(declared: Declared, x, top, epsilon) -> Bounded:
-    """max(|x|, e^-m) + epsilon, of an x that is held over a maximum m.
+def normalised(declared: Declared, numerator, x, top, epsilon) -> Bounded:
+    """Over max(|x|, e^-m) + epsilon, both held over a maximum m.
 
     |x| and a maximum of two are 1-Lipschitz. An execution's e^-m' is e^-m times the
-    scale, but for its exponential; its epsilon is not.
+    scale, but for its exponential; its epsilon is not. Nothing is divided by less.
     """
     x, top, epsilon = lift(x), lift(top), lift(epsilon)
     model = declared.model
@@ -93,7 +98,13 @@ def normaliser(declared: Declared, x, top, epsilon) -> Bounded:
     added = epsilon.error * jnp.exp(off) + epsilon.value * jnp.expm1(off)
     error = jnp.maximum(x.error, own) + added
     known = x.known & top.known & epsilon.known
-    return settled(declared, value, where_known(known, error * SAFETY))
+    below = settled(declared, value, where_known(known, error * SAFETY))
+    floor = jnp.maximum(least - own, 0.0) + (epsilon.value - epsilon.error) / jnp.exp(
+        off
+    )
+    # the sum is rounded, and fp64 loses something of all this
+    floor = floor * (1.0 - 2.0 * model.unit) * (2.0 - SAFETY)
+    return quotient(declared, numerator, below, floor)
 
 
 def store_under(declared: Declared, site: str, x, top) -> Bounded:
