@@ -1,5 +1,6 @@
 """XLA is told what bounds need before it computes, and bounds are refused where not."""
 
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from lyapunov.bounds.passes import Interpreter, numbers_of
 from lyapunov.implementations import mamba_ssm_prefill
 
 
+@functools.cache
 def python(code: str, flags: str | None) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     if flags is not None:
@@ -61,8 +63,9 @@ def test_the_command_has_xla_compile_less_and_what_is_given_stays():
     assert not done.returncode, done.stderr
     assert json.loads(done.stdout) == [*_xla.flags_needed(), *_xla.SOONER]
     own = "--xla_disable_hlo_passes=algsimp"
-    assert json.loads(python(SOONER, own).stdout)[0] == own
-    assert "tree_reduction_rewriter" not in python(SOONER, own).stdout
+    done = python(SOONER, own)
+    assert json.loads(done.stdout)[0] == own
+    assert "tree_reduction_rewriter" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -82,30 +85,31 @@ def test_xla_ends_the_process_at_a_flag_that_it_does_not_know(
     assert os.environ["XLA_FLAGS"].split() == [*_xla.SOONER, *_xla.LIGHTLY, flag]
 
 
-LATE = """
+CALLS = (
+    "lyapunov.check(None, [1, 2, 3])",
+    "lyapunov.audit(None, 'emulated', [1, 2, 3])",
+    "next(lyapunov.trace(None, [1]))",
+)
+LATE = f"""
 import jax
 jax.numpy.ones(3).sum()
 import lyapunov
-try:
-    {call}
-except lyapunov.LyapunovError as error:
-    print(error, "|", error.hint)
+for call in {CALLS}:
+    try:
+        eval(call)
+    except lyapunov.LyapunovError as error:
+        print(call, "|", error, "|", error.hint)
 """
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "lyapunov.check(None, [1, 2, 3])",
-        "lyapunov.audit(None, 'emulated', [1, 2, 3])",
-        "next(lyapunov.trace(None, [1]))",
-    ],
-)
+@pytest.mark.parametrize("call", CALLS)
 def test_nothing_is_bounded_where_jax_had_computed_before(call):
-    done = python(LATE.format(call=call), None)
-    assert "computed before lyapunov was imported" in done.stdout, done.stderr
+    done = python(LATE, None)
+    said = [line for line in done.stdout.splitlines() if line.startswith(call)]
+    assert len(said) == 1, done.stderr
+    assert "computed before lyapunov was imported" in said[0]
     for flag in _xla.flags_needed():
-        assert flag in done.stdout
+        assert flag in said[0]
 
 
 @pytest.mark.skipif(_xla._version() < _xla.FIRST, reason="this jaxlib has no such flag")
@@ -137,10 +141,10 @@ def test_a_softmax_over_1024_tokens_is_bounded_as_it_is_written(rng):
     with jax.enable_x64(True):
         compiled = np.asarray(jax.jit(bounded)(q, k))
         with jax.disable_jit():
-            written = np.asarray(bounded(q, k))
+            written = np.asarray(bounded(q[:, :1], k[:, :1]))  # one head will do
     assert written.max() > 1e-5
     # sums of 1024 terms in another order, of numbers at most 1
-    assert np.max(np.abs(compiled - written)) <= 1024 * 2.0**-52
+    assert np.max(np.abs(compiled[:1] - written)) <= 1024 * 2.0**-52
 
 
 def test_a_product_with_a_sum_behind_it_is_right():
