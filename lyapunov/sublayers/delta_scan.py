@@ -9,9 +9,11 @@ w, the state handed to a chunk, what is written, and the weights of pairs. What 
 solves the system twice in fp32 and stores none of them.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from ..arithmetic import AbstractArithmetic
 from ..arithmetic._delta import TILE, DeltaChunk, DeltaToken
@@ -196,29 +198,52 @@ def _pairs_by_key(at, q, k, elapsed):
 
 
 def _by_tiles(at: AbstractArithmetic, system):
-    """(1 + system)^-1, tiles on the diagonal by substitution, others by products."""
+    """(1 + system)^-1, tiles on the diagonal by substitution, others by products.
+
+    Tiles that are as far from the diagonal are made together: X_ij of X_ii, A_il, X_lj.
+    """
     length = system.shape[-1]
-    count = -(-length // TILE)
-    cuts = [slice(i * TILE, min((i + 1) * TILE, length)) for i in range(count)]
-    tile = lambda i, j: at.view(lambda a: a[..., cuts[i], cuts[j]], system)
-    operand = lambda x: at.may_store("tile_operand", x)
-    product = lambda x, y: at.einsum("nhij,nhjk->nhik", operand(x), operand(y))
-    found: dict[tuple[int, int], Any] = {}
-    for i in range(count):
-        own = tile(i, i)
-        found[i, i] = at.solve_unit_lower(own, at.carry(jnp.eye(own.shape[-1])))
-        for j in range(i - 1, -1, -1):
-            if j == i - 1:
-                made = product(product(found[i, i], tile(i, j)), found[j, j])
-                found[i, j] = at.negate(made)
-                continue
-            made = product(tile(i, j), found[j, j])
-            for between in range(j + 1, i):
-                made = at.add(made, product(tile(i, between), found[between, j]))
-            found[i, j] = at.negate(product(found[i, i], made))
-    empty = lambda i, j: at.view(jnp.zeros_like, tile(i, j))
-    rows = [
-        [found[i, j] if j <= i else empty(i, j) for j in range(count)]
-        for i in range(count)
+    size = min(TILE, length)
+    count = -(-length // size)
+    filled = count * size - length
+    pad = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, filled)] * 2)
+    tile = lambda a, i, j: a[..., i * size : (i + 1) * size, j * size : (j + 1) * size]
+    system = at.view(pad, system)
+    # (chunks, heads, tiles, size, size), from the upper left
+    given = [
+        at.view(
+            lambda a, below=below: jnp.stack(
+                [tile(a, i, i - below) for i in range(below, count)], axis=2
+            ),
+            system,
+        )
+        for below in range(count)
     ]
-    return at.join([at.join(row, axis=-1) for row in rows], axis=-2)
+    part = lambda x, first, tiles: at.view(lambda a: a[:, :, first : first + tiles], x)
+    operand = lambda x: at.may_store("tile_operand", x)
+    product = lambda x, y: at.einsum("nhtij,nhtjk->nhtik", operand(x), operand(y))
+    found = [at.solve_unit_lower(given[0], at.carry(jnp.eye(size)))]
+    for below in range(1, count):
+        left = count - below
+        front = part(found[0], below, left)
+        if below == 1:
+            made = product(product(front, given[1]), part(found[0], 0, left))
+        else:
+            terms = [
+                product(part(given[below - m], m, left), part(found[m], 0, left))
+                for m in range(below)
+            ]
+            made = product(front, functools.reduce(at.add, terms))
+        found.append(at.negate(made))
+    ends = np.cumsum([0, *range(count, 0, -1)])
+    places = [
+        [ends[i - j] + j if j <= i else -1 for j in range(count)] for i in range(count)
+    ]
+
+    def whole(a):
+        tiles = jnp.pad(a, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+        tiles = tiles[:, :, np.array(places)].swapaxes(3, 4)
+        shape = *a.shape[:2], count * size, count * size
+        return tiles.reshape(shape)[..., :length, :length]
+
+    return at.view(whole, at.join(found, axis=2))
