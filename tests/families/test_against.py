@@ -224,6 +224,8 @@ def test_a_small_change_is_its_first_order(pair):
 def test_a_multiplier_of_the_logits_is_in_their_first_order_too(pair):
     """Assert that shares of the logits' size do not see it (Granite, Falcon-H1)."""
     (base, *_), (changed, *_) = pair
+    if lyapunov.load(base).config.logits_soft_cap is not None:
+        pytest.skip("a soft cap behind it sees their size")
     found = []
     for multiplier in (1.0, 0.25):
         models = lyapunov.load(base), lyapunov.load(changed)

@@ -161,13 +161,8 @@ def test_what_is_handed_on_is_what_a_later_call_needs(case):
         assert np.abs(array - again).max() <= 1e-12 * scale, one
         if one.how == "window":
             assert np.abs(array - apart).max() == 0.0, one
-            continue
-        tries = 0
-        while np.abs(array - apart).max() <= 1e-9 * scale:
-            # a running maximum may be what the last tokens make of it
-            assert (tries := tries + 1) < 5, one
-            y = rng.normal(size=y.shape)
-            apart = np.asarray(getattr(calls(sublayer, without, x, y)[-1], one.name))
+        elif one.name != "top":  # a maximum, which the last call alone may have
+            assert np.abs(array - apart).max() > 1e-9 * scale, one
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,6 +50,12 @@ def called(torch, network, plan: list[Planned], seen: dict, cache: Any = None) -
         with threads_worth(torch, call.ids.size * width), _refusals():
             result = network(_tensor(torch, network, call.ids), **given)
         cache = (cache_of(result) or cache) if several else None
+        if result.logits.shape[:2] != call.ids.shape:
+            # RWKV's steps of 5.24 multiply a batch by itself
+            raise RefusedError(
+                "transformers puts out logits of shape "
+                f"{tuple(result.logits.shape[:2])} for tokens {call.ids.shape}"
+            )
         logits.append(result.logits[call.rows, call.columns])
         for key, arrays in seen.items():
             for i, array in enumerate(arrays):

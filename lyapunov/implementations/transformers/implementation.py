@@ -66,6 +66,12 @@ _NOT_MASKED = (
     _RECURRENT_GEMMA,
 )
 
+_NO_MASK = (
+    "the network reads no mask: tokens of padding go into its states",
+    "https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/models/"
+    "rwkv/modeling_rwkv.py (which warns of it) and xlstm/modeling_xlstm.py",
+)
+
 # Whose x_proj is a module, so that what the convolution stores is seen; of the others
 # what out_proj reads is the first.
 _SEEN = ("mamba1", "falcon_mamba", "jamba")
@@ -114,6 +120,15 @@ DEFECTS = (
         ("padded_left", "padded_right"),
         "gated",
         *_NOT_MASKED,
+    ),
+    Defect(("rwkv",), (5, 24), (5, 24), ("padded_left",), "k", *_NO_MASK),
+    Defect(
+        ("xlstm",),
+        (5, 24),
+        (5, 24),
+        ("padded_left", "padded_right"),
+        "scan_output",
+        *_NO_MASK,
     ),
     Defect(_SEEN, (5, 24), (5, 24), ("padded_left",), "conv", *_PADDED_LEFT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_left",), "gated", *_PADDED_LEFT),
