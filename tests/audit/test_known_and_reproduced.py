@@ -80,6 +80,7 @@ def test_a_known_defect_is_named_with_its_source(way, first, source):
         ("nemotron_h", PADDED, violation(20, "gated")),
         ("qwen3_next", PADDED, violation(20, "scan_output")),
         ("kimi_linear", PADDED, violation(20, "scan_output")),
+        ("lfm2", PADDED, violation(20, "gated")),
         ("zamba", PADDED_LEFT, violation(0, "gated")),
         ("mamba1", PADDED_LEFT, violation(0, "conv")),
     ],

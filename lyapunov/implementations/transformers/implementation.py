@@ -38,6 +38,12 @@ _PADDED_RIGHT = (
     "convolution, and the cached state decays over the padding",
     "https://github.com/huggingface/transformers/issues/48256, open in August 2026",
 )
+_WINDOW_OF_PADDING = (
+    "a prompt with padding on the right leaves zeros in the cached window of the "
+    "convolution",
+    "https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/models/"
+    "lfm2/modeling_lfm2.py, Lfm2ShortConv",
+)
 _PADDED_LEFT = (
     "what in_proj reads of padding is masked and what it puts out is not: its bias "
     "stands in the window of the convolution in front of the text",
@@ -111,6 +117,9 @@ DEFECTS = (
     Defect(_SEEN[1:], (5, 24), (5, 24), ("padded_right",), "conv", *_PADDED_RIGHT),
     Defect(_UNSEEN, (5, 24), (5, 24), ("padded_right",), "gated", *_PADDED_RIGHT),
     Defect(_DELTA, (5, 24), (5, 24), ("padded_right",), "scan_output", *_PADDED_RIGHT),
+    Defect(
+        ("lfm2",), (5, 24), (5, 24), ("padded_right",), "gated", *_WINDOW_OF_PADDING
+    ),
     Defect(("recurrent_gemma",), (5, 24), (5, 24), ("chunks",), "gated", *_WINDOW_LOST),
     Defect(("minimax",), (5, 24), (5, 24), ("padded_right",), "scan_output", *_FADES),
     Defect(
