@@ -298,6 +298,7 @@ def _behind_the_cap(model, stores: _Stores, magnitude):
     A share d of l / c moves the tangent, which is concave, by that share of itself.
     """
     cap, error = stores.end.soft_cap, 0.0
+    assert cap is not None
     # more than what was lost before moves it by
     ratio = magnitude / cap * (1.0 + 2.0**-4)
     share = jnp.minimum(ratio, 1.0)

@@ -37,6 +37,7 @@ def logit_roundings(
 
 def _capped(magnitude, sites: dict[str, FormatNumbers], end: LogitsEnd) -> dict:
     cap = end.soft_cap
+    assert cap is not None
     share = jnp.minimum(magnitude / cap, 1.0 - 2.0**-53)
     inner, slope = jnp.arctanh(share), 1.0 - share**2
     before = logit_roundings(cap * inner, sites, end._replace(soft_cap=None))

@@ -208,6 +208,6 @@ def test_a_cache_in_bf16_forgets_to_forget():
         return float(state[0, 0] * jnp.exp(top[0] - 15.0))
 
     with jax.enable_x64(True):
-        sites = {"state_top": FORMATS["bf16"].numbers()}
+        sites: dict[str, Any] = {"state_top": FORMATS["bf16"].numbers()}
         assert last(Exact()) == pytest.approx(fade, rel=1e-3)
         assert last(Rounded(sites)) == pytest.approx(1.0, rel=1e-2)
