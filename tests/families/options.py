@@ -277,6 +277,7 @@ EXEMPT = {
 EXEMPT_IN = {
     ("mamba", "hidden_act"): "refused when it is loaded, as in all below",
     ("falcon_mamba", "hidden_act"): "",
+    ("xlstm", "tie_word_embeddings"): "no class ties them; refused where they differ",
     ("mamba2", "hidden_act"): "",
     ("jamba", "hidden_act"): "",
     ("bamba", "hidden_act"): "",

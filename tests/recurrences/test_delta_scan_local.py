@@ -106,7 +106,7 @@ def cases():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "fmt", "gate", "alike", "most"), cases())
+@pytest.mark.parametrize(("kind", "fmt", "gate", "alike", "most"), list(cases()))
 def test_what_is_read_is_bounded_near_its_error(kind, fmt, gate, alike, most):
     """Assert that no element is above its bound, and how near it is in L2."""
     with jax.enable_x64(True):

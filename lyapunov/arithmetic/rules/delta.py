@@ -178,7 +178,8 @@ def _by_algorithm(
     error = error + unit * (jnp.abs(y) + error)
     error = error + 2 * of_sum + of_operand * terms**0.5 * (of_read + whole)
     of_pairs = jnp.sum(pairs + c.pairs.error, axis=-1).T[..., None]
-    error = error + of_operand * (of_pairs + jnp.sum(largest, axis=0))
+    summed = of_pairs + jnp.sum(largest, axis=0)
+    error = error + jnp.where(of_operand > 0, of_operand * summed, 0.0)
     magnitude = total + (of_read + off_read) * whole
     return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
 

@@ -361,8 +361,9 @@ def chunk_by_tokens(
     found = found + dot("hij,jhv->ihv", pairs, kept)
     found = found + dot("hij,jhv->ihv", shown, fresh + by_token * kept)
     found = found + unit * (jnp.abs(y) + found)
-    flushed = 4 * of_sum + of_operand * root * (jnp.max(of_query) + jnp.max(whole))
-    flushed = flushed + of_operand * tokens * (jnp.max(kept) + jnp.max(shown))
+    sizes = root * (jnp.max(of_query) + jnp.max(whole))
+    sizes = sizes + tokens * (jnp.max(kept) + jnp.max(shown))
+    flushed = 4 * of_sum + jnp.where(of_operand > 0, of_operand * sizes, 0.0)
     largest = dot("hij,jhv->ihv", shown, kept) + of_query * whole
     found = unless_overflow(declared, largest, found + flushed)
     return Bounded(end, error, radius), Bounded(y, found * SAFETY)

@@ -3,10 +3,10 @@
 Norms stand in the stream: what they put out is multiplied and added to.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ... import sublayers
 from .._family import NO_EXPONENT, POSITIONS, SILU, Family, of_transformers
@@ -30,6 +30,10 @@ from .._settings import (
 )
 from .._sizes import NetworkSettings
 from ..files._files import disagreeing, quote
+
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 _DEFAULTS = {"rope_theta": 1e6, "num_key_value_heads": 8}
@@ -114,7 +118,7 @@ def _factors(settings: dict[str, Any], of: str) -> dict[str, Any]:
 
 
 def _expert_parts(
-    e: "sublayers.ExpertsSizes", stored: dict[str, Any], prefix: str
+    e: sublayers.ExpertsSizes, stored: dict[str, Any], prefix: str
 ) -> dict[str, Part]:
     names = {"gate": "w1", "up": "w3", "down": "w2"}
     return {
@@ -124,9 +128,11 @@ def _expert_parts(
 
 
 def _linear_parts(
-    s: "sublayers.LightningSizes", prefix: str, place: tuple[int, int]
+    s: sublayers.LightningSizes, prefix: str, place: tuple[int, int]
 ) -> dict[str, Part]:
     """A head's queries, keys and values lie behind each other in one tensor."""
+    import numpy as np
+
     wide, block = s.heads * s.head_dim, s.block
     shape = (3 * wide, s.d_model)
     parts = {}
@@ -158,6 +164,8 @@ def _linear_parts(
 
 def slopes_of(heads: int, layer: int, layers: int) -> np.ndarray:
     """What the code makes the slopes of a layer of, (heads)."""
+    import numpy as np
+
     factor = 1.0 - layer / (layers - 1 + 1e-5) + 1e-5
     return 2.0 ** (-8.0 / heads * np.arange(1, heads + 1)) * factor
 
@@ -167,7 +175,7 @@ def _held_to(meant: np.ndarray, name: str) -> Callable[[Any], Any]:
 
     def take(array: Any) -> Any:
         own = array.reshape(meant.shape)
-        apart = np.abs(own.astype(np.float64) - meant)
+        apart = abs(own.astype("float64") - meant)
         sure = _LEAST_SURE * (meant if name.endswith("slope_rate") else 1.0)
         if not (apart <= sure).all():
             raise disagreeing(

@@ -3,9 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from ... import sublayers
 from .._family import NO_EXPONENT, POSITIONS, Family, of_transformers
 from .._parts import (
@@ -80,7 +77,9 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
             before | make(mixer, stored, f"{prefix}temporal_block."),
             mlp_parts(mlp, stored, f"{prefix}mlp_block.", behind),
         ]
-    scale = np.float32(width**0.5).astype(ml_dtypes.bfloat16)
+    import ml_dtypes
+
+    scale = ml_dtypes.bfloat16(width**0.5)
     config = network.config(
         blocks,
         vocab_size=256000,

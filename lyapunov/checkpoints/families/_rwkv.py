@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from ... import sublayers
 from .._family import Family, of_transformers
 from .._parts import Described, Part, norm_parts, top_names
@@ -77,9 +75,9 @@ def _channel_parts(prefix: str, d_model: int, hidden: int) -> dict[str, Part]:
 
 
 def _mixes(inside: str, d_model: int, names: str) -> dict[str, Part]:
-    shape = (1, 1, d_model)
+    shape, flat = (1, 1, d_model), lambda array: array.reshape(-1)
     return {
-        f"mix_{name[0]}": Part(f"{inside}time_mix_{name}", shape, np.ravel)
+        f"mix_{name[0]}": Part(f"{inside}time_mix_{name}", shape, flat)
         for name in names.split()
     }
 
