@@ -5,12 +5,11 @@ from docs.tables import plain
 
 def command() -> dict[str, str]:
     """Every option with its text, by group, and the exit codes."""
-    import click
 
     from lyapunov.command import _cli, _declare
     from lyapunov.command._options import Options
 
-    context = click.Context(_cli.main, info_name="lyapunov-check")
+    context = _cli.main.make_context("lyapunov-check", [], resilient_parsing=True)
     params = {param.name: param for param in _cli.main.get_params(context)}
     said = _declare.declared(Options)
     parts = [

@@ -8,7 +8,6 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 
 from docs import catalogue, found, notebook, run, studies
@@ -51,7 +50,7 @@ def test_code_is_followed_by_what_it_prints(page):
 def test_options_of_every_command_are_there(line):
     """Assert names and choices; paths are made up."""
     words = [w for w in shlex.split(line)[1:] if w != "..."]
-    context = click.Context(main, resilient_parsing=True)
+    context = main.make_context("lyapunov-check", [], resilient_parsing=True)
     _, rest, _ = main.make_parser(context).parse_args(words)
     assert not [word for word in rest if word.startswith("-")]
 
