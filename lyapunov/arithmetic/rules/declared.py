@@ -70,17 +70,21 @@ def evaluated(declared: Declared, value, error, relative) -> Bounded:
     return Bounded(value, error + unless_overflow(declared, magnitude, rounding))
 
 
-def near_zero(declared: Declared, terms: int):
+def near_zero(declared: Declared, terms: int, growth):
     """What a matrix product loses of operands near 0, beside relative losses.
 
     They may count as 0, products and sums as well; and what tensor cores cut off is
     relative to the exponents of operands, none of which is smaller than the smallest
     normal number's, n: g (|a| + n) (|b| + n) of each term for g |a| |b|.
 
+    **Arguments:**
+
+    - `growth`: g, what a sum of so many terms is off by at most, relative to sizes.
+
     **Returns:** times the sizes of the other operands, and whatever these are.
     """
-    model, depth = declared.model, declared.accumulation_depth(terms)
-    cut = jnp.expm1(depth * model.accumulator_unit) * model.operand_normal
+    model = declared.model
+    cut = growth * model.operand_normal
     of_sum = terms * (2.0 * model.underflow + cut * model.operand_normal)
     return model.underflow + cut, of_sum
 

@@ -109,8 +109,9 @@ def _by_algorithm(
     by its size: errors of u and of w, roundings, and what stores move.
     """
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
-    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
     by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
+    longest = max(terms, tokens + 1)
+    of_operand, of_sum = near_zero(declared, longest, jnp.maximum(by_key, by_token))
 
     handed, moved = _columns_stored(declared, "chunk_state", state)
     whole = jnp.linalg.norm(handed.value, axis=-1) + state.norm + moved

@@ -153,18 +153,18 @@ def walk(state: Bounded, c: flow.DeltaChunk, residual):
 
 
 def losses(
-    declared: Declared, c: flow.DeltaChunk, fading, whole, moved, by_key, *, inverted
+    declared: Declared, c: flow.DeltaChunk, fading, whole, moved, growths, *, inverted
 ) -> Losses:
     """What the arithmetic loses of a chunk's writes.
 
     **Arguments:**
 
     - `fading`: see `_of_decays`. `whole`: most that a column is long that the chunk
-      reads, (heads, value_dim); `moved`: what storing it moves. `by_key`: growth of a
-      sum over keys.
+      reads, (heads, value_dim); `moved`: what storing it moves. `growths`: of a
+      sum over keys, and what `near_zero` gives.
     """
     unit, tokens, terms = declared.model.unit, c.w.shape[0], c.w.shape[-1]
-    root = terms**0.5
+    root, (by_key, of_operand, of_sum) = terms**0.5, growths
     first = lambda a: jnp.moveaxis(a, 0, 1)
     eye = jnp.eye(tokens)
     size = jnp.abs(c.system.value) + c.system.error
@@ -225,7 +225,6 @@ def losses(
     residual = back(residual_u) + back(residual_w) * whole
     w = back(w)
     solution = back(solution_u) + (back(solution_w) + by_key * w) * whole + w * moved
-    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
     flushed = 4 * of_sum + 2 * of_operand * (tokens + terms)
     flushed = flushed * (1.0 + jnp.max(whole) + jnp.max(given))
     return Losses(residual + flushed, solution + flushed)
@@ -304,16 +303,18 @@ def chunk_by_tokens(
 ) -> tuple[Bounded, Bounded]:
     """The state behind a chunk and what is read, around exact ones."""
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
-    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1))
     root = terms**0.5
     by_key, by_token = (summing(declared, n) for n in (terms, tokens + 1))
+    growth = jnp.maximum(by_key, by_token)
+    of_operand, of_sum = near_zero(declared, max(terms, tokens + 1), growth)
 
     longest = jnp.linalg.norm(state.value, axis=-1) + state.norm
     moved, whole = _with_stores(
         declared, jnp.zeros_like(longest), longest, root, "chunk_state"
     )
     decays, between, reach, until, start = fading = _of_decays(declared, c)
-    lost = losses(declared, c, fading, whole, moved, by_key, inverted=inverted)
+    growths = by_key, of_operand, of_sum
+    lost = losses(declared, c, fading, whole, moved, growths, inverted=inverted)
     (end, radius), seen = walk(state, c, lost.residual)
     most = jnp.abs(seen.write) + seen.off
     written = lost.solution + unit * (most + lost.solution)

@@ -37,11 +37,11 @@ def matmul(declared: Declared, x, weight, bias=None) -> Bounded:
     """
     x, matrix = lift(x), weight.matrix
     terms = matrix.shape[-1] + (bias is not None)
-    of_operand, of_sum = near_zero(declared, terms)
-    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm), of_operand)
-    rows = jnp.linalg.norm(matrix, axis=-1)
     depth = declared.accumulation_depth(terms)
     growth = jnp.expm1(depth * declared.model.accumulator_unit)
+    of_operand, of_sum = near_zero(declared, terms, growth)
+    x = operand(declared, Bounded(written_out(x.value), x.error, x.norm), of_operand)
+    rows = jnp.linalg.norm(matrix, axis=-1)
     length = jnp.linalg.norm(x.value, axis=-1) + x.norm
     # products and sums that are flushed, weights that are read as 0
     flushed = of_sum + of_operand * terms**0.5 * length[..., None]
@@ -78,7 +78,9 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
     for letter in set(first + second) - set(output):
         terms *= sizes[letter]
     terms += start is not None
-    of_operand, of_sum = near_zero(declared, terms)
+    depth = declared.accumulation_depth(terms)
+    growth = jnp.expm1(depth * declared.model.accumulator_unit)
+    of_operand, of_sum = near_zero(declared, terms, growth)
     x, y = (operand(declared, a, of_operand) for a in (x, y))
     product = lambda a, b: jnp.einsum(subscripts, a, b, precision="highest")
     value = product(x.value, y.value)
@@ -88,8 +90,7 @@ def einsum(declared: Declared, subscripts: str, x, y, start=None) -> Bounded:
         start = lift(start)
         value, error = value + start.value, error + start.error
         summed = summed + start.magnitude
-    depth = declared.accumulation_depth(terms)
-    summing = jnp.expm1(depth * declared.model.accumulator_unit) * summed
+    summing = growth * summed
     # partial sums may overflow where all of them together cancel
     flushed = unless_overflow(declared, summed, of_sum)
     rounded = settled(declared, value, (error + summing + flushed) * SAFETY)
