@@ -1,7 +1,8 @@
 """What fla's kernels of a chunk store for one another, copied where it calls them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -62,16 +63,19 @@ def watched_chunks(execution: Execution, calls: Calls) -> Iterator[None]:
                     hint="pip install fla-core==0.6.0",
                 )
             kept = {site for site, fmt in own.sites.items() if fmt != TF32_OPERAND}
-
-            def call(*given, _of=(kind, one, kept, original), **named):
-                kind, one, kept, original = _of
-                results = original(*given, **named)
-                shown = {site: named[name] for name, site in one.given.items()}
-                shown |= dict(zip(one.results, results, strict=True))
-                for site in kept & set(shown):
-                    calls.setdefault((kind, site), []).append(shown[site].clone())
-                return results
-
-            setattr(holder, one.function, call)
+            copying = partial(_copying, original, one, kind, kept, calls)
+            setattr(holder, one.function, copying)
             stack.callback(setattr, holder, one.function, original)
         yield
+
+
+def _copying(
+    original: Callable, chunk: Chunk, kind: str, kept: set[str], calls: Calls,
+    *given, **named,
+):  # fmt: skip
+    results = original(*given, **named)
+    shown = {site: named[name] for name, site in chunk.given.items()}
+    shown |= dict(zip(chunk.results, results, strict=True))
+    for site in kept & set(shown):
+        calls.setdefault((kind, site), []).append(shown[site].clone())
+    return results
