@@ -116,6 +116,12 @@ class AbstractSublayer(abc.ABC):
     """Whether it reads the embedding beside the stream."""
     beside: bool = False
     """Whether it reads what the sublayer before it read, not what that one wrote."""
+    norm_front: bool = True
+    """Whether it normalises what it reads."""
+    keeps: float = 1.0
+    """What the stream in front of it is multiplied by, which its output joins."""
+    halvings: int = 0
+    """How often transformers has halved the stream in front of it, and its output."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

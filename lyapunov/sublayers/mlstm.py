@@ -24,11 +24,12 @@ from .sites import FRONT
 from .token_blocks import in_token_blocks, tokens_at_once
 
 
-_GATES = tuple(
+GATES = tuple(
     f"{name}_{part}"
     for name in ("input", "forget")
     for part in ("logit", "divided", "tanh", "gate")
 )
+"""What both gates are made of, and they."""
 
 
 class MLSTMParameters(eqx.Module):
@@ -173,7 +174,7 @@ class MLSTMSizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mlstm)
     sites: ClassVar = (
-        *FRONT, "q", "k", "v", "output_logit", *_GATES, "log_forget", "q_scaled",
+        *FRONT, "q", "k", "v", "output_logit", *GATES, "log_forget", "q_scaled",
         "write", "state", "state_read", "read_out", "state_top", "scan_output",
         "gate_norm_hat", "gate_norm", "output_sigmoid", "gated", "out",
     )  # fmt: skip

@@ -21,6 +21,7 @@ from ._sublayer import (
     Dynamics,
     Get,
     HandedOn,
+    convolution,
     within,
 )
 from .mlp import activate
@@ -228,21 +229,20 @@ class RGLRUSizes(AbstractSublayer):
 
     def parameters(self, get: Get) -> RGLRUParameters:
         """Put the flow's parameters together from stored ones."""
-        conv_bias = get("conv_bias")
         gates: dict[str, Any] = {
             name: tuple(Weight(own) for own in get(name))
             for name in ("input_gate", "decay_gate")
         }
         return RGLRUParameters(
             norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset),
-            conv_bias=jnp.zeros(self.d_inner) if conv_bias is None else conv_bias,
             activation=self.activation,
             **gates,
+            **convolution(get),
             **{name: Weight(get(name)) for name in ("x_proj", "y_proj", "out_proj")},
             **{
                 name: get(name)
                 for name in (
-                    *("x_bias", "y_bias", "conv_weight", "input_gate_bias"),
+                    *("x_bias", "y_bias", "input_gate_bias"),
                     *("decay_gate_bias", "decay_logit", "out_bias"),
                 )
             },

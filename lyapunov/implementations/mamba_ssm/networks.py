@@ -168,10 +168,7 @@ def _under_autocast(
         own = [s for s in config.sublayers if isinstance(s, ExpertsSizes)]
         if all(s.width is None for s in own):  # else a matrix reads the sum
             sites |= dict.fromkeys(("routed", "out", "out_scaled"), FP32)
-    if any(
-        s.kind == block.kind and not getattr(s, "norm_front", True)
-        for s in config.sublayers
-    ):
+    if any(s.kind == block.kind and not s.norm_front for s in config.sublayers):
         sites["norm_input"] = fmt  # products read the stream itself
     sites |= _scaled_input(config, block.kind, fmt)
     parameters = autocast_parameters(block.kind, fmt)

@@ -129,7 +129,7 @@ class TransformersNetwork:
         calls: Calls = {}
         parts = parts_of(model)
         with ExitStack() as stack, torch.no_grad():
-            fronts = [getattr(s, "norm_front", True) for s in model.config.sublayers]
+            fronts = [sizes.norm_front for sizes in model.config.sublayers]
             places = [_places(*one, modules) for one in zip(parts, fronts, strict=True)]
             _with_streams(places, modules)
             for path in sorted(_looked_at(model, places)):
@@ -211,17 +211,16 @@ def _record(
         rows = take(array.reshape(-1, array.shape[-1]).T)
         return rows.T.reshape(*array.shape[:-1], -1)
 
-    stored = dict(inside)
+    stored, sizes = dict(inside), model.config.sublayers[layer.layer]
     if layer.kind == "gated_delta":
         # transformers repeats keys for the heads that share them
-        of_key = model.config.sublayers[layer.layer].key_heads
         for site in {"q_unit", "k_unit"} & set(stored):
-            stored[site] = stored[site][:, :, :: stored[site].shape[2] // of_key]
+            repeated = stored[site].shape[2] // sizes.key_heads
+            stored[site] = stored[site][:, :, ::repeated]
     for one in WATCHED[layer.kind]:
         array = at(one.key, one.side)
         if array is not None:
             stored[one.site] = array
-    sizes = model.config.sublayers[layer.layer]
     y, value_dim = stored.get("scan_output"), getattr(sizes, "value_dim", None)
     if y is not None and value_dim is not None:
         stored["scan_output"] = y.reshape(*y.shape[:2], -1, value_dim)
@@ -232,7 +231,7 @@ def _record(
     first = next(key for key in FIRST if key in places)
     read = at(first, "in")
     # of halvings, which are exact: what fp16 could round is refused
-    scale = 2.0 ** getattr(model.config.sublayers[layer.layer], "halvings", 0)
+    scale = 2.0**sizes.halvings
     read = None if read is None else read * scale
     stored |= {site: stored[site] * scale for site in {"out", "down"} & set(stored)}
     if layer.kind == "experts":
@@ -263,7 +262,7 @@ def _record(
         stored["residual"] = residual = wide
     precision = execution.precision
     together = lambda one, other: jnp.asarray(_added(torch, precision, one, other))
-    if (keeps := getattr(sizes, "keeps", 1.0)) != 1.0:
+    if (keeps := sizes.keeps) != 1.0:
         kept = torch.tensor(residual).to(torch_dtype(torch, precision))
         residual = copied(kept * keeps)
     after = stream.after(layer, jnp.asarray(residual), jnp.asarray(output), together)

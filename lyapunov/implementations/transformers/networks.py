@@ -173,7 +173,7 @@ def transformers_network(
         if name in ("embedding", "residual", "norm_f", "norm_f_hat", "logits")
     }
     around |= dict.fromkeys(("beside", "residual_aside", "logits_scaled"), fmt)
-    if any(getattr(one, "keeps", 1.0) not in (0.0, 1.0) for one in config.sublayers):
+    if any(one.keeps not in (0.0, 1.0) for one in config.sublayers):
         around["residual_scaled"] = fmt
     if config.logits_soft_cap is not None:
         around |= dict.fromkeys(LOGITS, fmt)

@@ -47,7 +47,7 @@ def refuse_divided(config: NetworkConfig, fmt: Format) -> None:
 
     **Raises:** `UsageError`.
     """
-    if fmt == FP16 and any(getattr(s, "halvings", 0) for s in config.sublayers):
+    if fmt == FP16 and any(s.halvings for s in config.sublayers):
         raise UsageError(
             "transformers divides this network's weights and stream by powers of two"
             " (rescale_every), which in fp16 rounds the small ones",

@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...formats import FP32, Format
+from ...sublayers.mlstm import GATES
 from .._execution import Execution
 from .._implementation import RefusedError
 from .ways import Planned
 
 
 STORED = (
-    "q", "k", "v", "output_logit",
-    *(f"{name}_{part}" for name in ("input", "forget")
-      for part in ("logit", "divided", "tanh", "gate")),
-    "log_forget", "q_scaled", "write", "state_read", "read_out", "scan_output",
-    "gate_norm_hat", "gate_norm", "output_sigmoid", "gated", "out",
+    "q", "k", "v", "output_logit", *GATES, "log_forget", "q_scaled", "write",
+    "state_read", "read_out", "scan_output", "gate_norm_hat", "gate_norm",
+    "output_sigmoid", "gated", "out",
 )  # fmt: skip
 
 
