@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from studies.files import as_json, finite, write
@@ -56,9 +57,9 @@ def row(report, precision) -> dict:
         "execution": precision.execution,
         "precision": precision.precision,
         "measured_by": precision.measured_by,
-        "violations": sum(layer.violations for layer in layers),
-        "elements": sum(layer.elements_bounded for layer in layers),
-        "unbounded": sum(layer.elements_unbounded for layer in layers),
+        "violations": _total(layer.violations for layer in layers),
+        "elements": _total(layer.elements_bounded for layer in layers),
+        "unbounded": _total(layer.elements_unbounded for layer in layers),
         "t0_ratio": [min(t0), max(t0)] if t0 else None,
         "t1_ratio": [min(t1), max(t1)] if t1 else None,
         "rel_l2": output.measured_rel_l2,
@@ -81,6 +82,12 @@ def row(report, precision) -> dict:
             "accumulated": last.accumulated_by_position,
         },
     }
+
+
+def _total(found: Iterable[int | None]) -> int | None:
+    """Of all layers; None where the effort left it out."""
+    known = list(found)
+    return None if None in known else sum(n for n in known if n is not None)
 
 
 def rows(case: Case, folder: Path, rehearse: bool) -> list[dict]:

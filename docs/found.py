@@ -233,7 +233,7 @@ def mamba3_own_constants() -> str:
 
 
 def _delta(faulty: bool) -> list[dict[str, Any]]:
-    rows = _study("delta_rule")["rows"]
+    rows = [r for r in _study("delta_rule")["rows"] if r["violations"] is not None]
     return [
         r for r in rows if r["measured_by"] != "emulated" and bool(r["fault"]) is faulty
     ]
