@@ -3,7 +3,9 @@ r"""Rules of the delta rule, whose state is bounded a column at a time, in L2.
 Elementwise a step matrix $I - \beta k k^T$ grows without end; its norm is
 $\max(1, |1 - \beta |k|^2|)$ (Golub and Van Loan 2013, section 5.1), which a column's
 radius is multiplied by instead. A state is a `Bounded` of (heads, value_dim, key_dim),
-so that its norm is a radius a column; the smaller of both bounds is kept.
+so that its norm is a radius a column; the smaller of both bounds is kept. Where nothing
+decays a norm of 1 a token adds up all errors that were ever made, although tokens erase
+them: their shape is carried as well (`ellipsoids`).
 """
 
 import jax.numpy as jnp
@@ -11,54 +13,65 @@ import jax.numpy as jnp
 from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
-from . import storage, sums
+from . import ellipsoids, storage, sums
 from .declared import Declared, near_zero, unless_overflow
-from .delta_chunk import chunk_by_tokens, dot, least_stored, pass_on, summing
+from .delta_chunk import chunk_by_tokens, least_stored, summing
+from .delta_walk import dot, pass_on
+from .ellipsoids import BoundedColumns
 
 
-def columns(declared: Declared, state) -> Bounded:
-    """A state with its norms, or one that is exact."""
-    return lift(state)
+def columns(declared: Declared, state) -> BoundedColumns:
+    """A state with its norms and the shape of its errors, or one that is exact."""
+    if isinstance(state, BoundedColumns):
+        return state
+    state = lift(state)
+    return BoundedColumns(state, ellipsoids.ball(state.norm, state.shape[-1]))
 
 
-def step(declared: Declared, state, token: flow.DeltaToken) -> Bounded:
-    r"""One token: elementwise, and by the norm of its step matrix.
+def step(declared: Declared, state, token: flow.DeltaToken) -> BoundedColumns:
+    """One token: elementwise, and by the norm and the shape of what it passes on.
 
-    With $s' = a s$, $r = v - k^T s'$ and hats for what an execution has,
-    $\hat s - s = \hat P (\hat a \hat s - a s) + \hat\beta \hat k \hat r_1 - \beta k r$,
-    where $|\hat r_1 - r| \le e_v + |\hat k - k| |s'|$ reads the reference's own
-    column. Roundings on the way: of s', which $\hat P$ passes on, of the sum that is
-    read, of the difference and two products, and of the sum at the end.
+    As `delta_walk`, with roundings on the way: of the decayed state, which the step
+    matrix passes on, of the sum that is read, of the difference and two products, and
+    of the sum at the end.
     """
+    state = columns(declared, state)
     token = flow.DeltaToken(*(lift(x) for x in token))
     entries = flow.step(declared, state, token)
     unit, underflow = declared.model.unit, declared.model.underflow
-    x = pass_on(state.value, state.norm, token)
+    x = pass_on(state.value, state.norm, state.ellipsoid, token)
     terms = token.key.shape[-1]
     root = terms**0.5
     whole = x.length + x.arrived
     lost = unit * whole + root * underflow
-    missed = jnp.abs(x.missed) + x.off + x.longest * (x.arrived + lost)
+    missed = jnp.abs(x.missed) + x.off + x.seen + x.longest * lost
     read = summing(declared, terms) * x.longest * (whole + lost)
     read = read + underflow * (2 * terms + x.longest)
-    written = x.rates * x.longest * (read + jnp.expm1(3 * unit) * (missed + read))
-    written = written + 3 * root * underflow * (1.0 + x.longest + x.rates)
-    radius = x.through * (x.arrived + lost) + x.moved + written
-    magnitude = jnp.linalg.norm(entries.value, axis=-1) + radius
-    radius = (radius + unit * magnitude + root * underflow) * SAFETY
+    rounded = jnp.expm1(3 * unit) * (missed + read)
+    written = x.rates * (read + rounded)
+    # products with entries of the key are rounded one by one
+    aside = x.rates * x.longest * rounded + x.through * lost
+    aside = aside + 3 * root * underflow * (1.0 + x.longest + x.rates)
+    magnitude = jnp.linalg.norm(entries.value, axis=-1)
+    along = x.longest * (x.written + written)
+    magnitude = magnitude + x.through * x.arrived + along + x.aside + aside
+    aside = aside + unit * magnitude + root * underflow
     largest_term = whole + x.rates * x.longest * (missed + read)
-    return _smaller(entries, unless_overflow(declared, largest_term, radius))
+    aside = unless_overflow(declared, largest_term, aside)
+    radius, shape = x.error(token, written, aside)
+    return BoundedColumns(_smaller(entries, radius * SAFETY), shape)
 
 
 def read(declared: Declared, state, query) -> Bounded:
     """A sum over keys: elementwise, and by the column's radius."""
-    state, query = lift(state), lift(query)
+    state, query = columns(declared, state), lift(query)
     entries = sums.einsum(declared, "hvk,hk->hv", state, query)
     length = jnp.linalg.norm(state.value, axis=-1)
     of_query = jnp.linalg.norm(query.value, axis=-1)[:, None]
     off = query.norm[:, None]
     terms, whole = query.shape[-1], length + state.norm
-    error = (of_query + off) * state.norm + off * length
+    seen = ellipsoids.reach(state.ellipsoid, query.value)
+    error = jnp.minimum(seen, of_query * state.norm) + off * whole
     error = error + summing(declared, terms) * (of_query + off) * whole
     error = error + declared.model.underflow * (2 * terms + of_query + off)
     error = error + declared.model.unit * (jnp.abs(entries.value) + error)
@@ -68,20 +81,21 @@ def read(declared: Declared, state, query) -> Bounded:
 
 def chunk(
     declared: Declared, state, c: flow.DeltaChunk, *, inverted: bool = False
-) -> tuple[Bounded, Bounded]:
+) -> tuple[BoundedColumns, Bounded]:
     """A chunk of tokens: by its own algorithm, or by its tokens, whichever says more.
 
     A column of a state is known around one of two centres; entries of what is read
     are, too.
     """
-    state = lift(state)
+    state = columns(declared, state)
     c = flow.DeltaChunk(*(None if x is None else lift(x) for x in c))
     end, y = _by_algorithm(declared, state, c)
     exact_end, exact_y = chunk_by_tokens(declared, state, c, inverted=inverted)
     # what a centre is away from the exact one counts, too
     away = jnp.linalg.norm(end.value - exact_end.value, axis=-1)
     nearer = end.norm + away <= exact_end.norm
-    end = _chosen(nearer, end, exact_end)
+    shape = ellipsoids.chosen(nearer, end.ellipsoid, exact_end.ellipsoid)
+    end = BoundedColumns(_chosen(nearer, end, exact_end), shape)
     nearer = y.error + jnp.abs(y.value - exact_y.value) <= exact_y.error
     value = jnp.where(nearer, y.value, exact_y.value)
     return end, Bounded(value, jnp.where(nearer, y.error, exact_y.error))
@@ -98,15 +112,15 @@ def _chosen(first, one: Bounded, other: Bounded) -> Bounded:
 
 
 def _by_algorithm(
-    declared: Declared, state: Bounded, c: flow.DeltaChunk
-) -> tuple[Bounded, Bounded]:
-    r"""A chunk of tokens, of which the state's own error goes through in L2.
+    declared: Declared, state: BoundedColumns, c: flow.DeltaChunk
+) -> tuple[BoundedColumns, Bounded]:
+    r"""A chunk of tokens, which the state's own error goes through in L2.
 
     What a chunk writes is $u - w \hat S$. The part $-w (\hat S - S)$ of its error is
-    linear in the state's, and what it makes at the chunk's end, with the decayed
-    state, is a product of step matrices times that: no longer than their norms say,
-    and what w and the keys at hand differ from exact ones by. Everything else counts
-    by its size: errors of u and of w, roundings, and what stores move.
+    linear in the state's, and so is what it makes at the chunk's end: $D - K^T w$, with
+    keys and w as they are at hand, passes on shapes of errors, and what storing the
+    state moves goes the way of $K^T w$. Errors of u and of w and what stores of writes
+    move are numbers in front of keys. Everything else counts by its size.
     """
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
     by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
@@ -116,13 +130,18 @@ def _by_algorithm(
     handed, moved = _columns_stored(declared, "chunk_state", state)
     whole = jnp.linalg.norm(handed.value, axis=-1) + state.norm + moved
 
-    # what is written, but for what the state's own error does to it
+    def seen(rows):
+        """What rows read of the state's own error, and of what storing it moves."""
+        size = jnp.linalg.norm(rows, axis=-1)[..., None]
+        own = ellipsoids.reach(state.ellipsoid, rows)
+        return jnp.minimum(own, size * state.norm) + size * moved
+
+    # what is written, but for what the state's error does to it
     of_w, off_w = jnp.linalg.norm(c.w.value, axis=-1)[..., None], c.w.norm[..., None]
     value = c.u.value - dot("jhk,hvk->jhv", c.w.value, handed.value)
-    own = c.u.error + off_w * whole + of_w * moved
-    own = own + by_key * (of_w + off_w) * whole
+    linear = seen(c.w.value)
+    own = c.u.error + (off_w + by_key * (of_w + off_w)) * whole
     own = own + of_sum + of_operand * terms**0.5 * (of_w + whole)
-    linear = of_w * state.norm
     own = own + unit * (jnp.abs(value) + own + linear)
     written = Bounded(value, own + linear)
     fresh, aside = _stored(declared, "v_new", written)
@@ -147,15 +166,27 @@ def _by_algorithm(
     keys = jnp.abs(c.keys.value) + c.keys.error
     added = jnp.linalg.norm(dot("jhv,jhk->hvk", most, keys), axis=-1)
     held = jnp.linalg.norm(decay * size, axis=-1) + state.norm + drift
-    radius = _through(c, left) * state.norm + drift + _gathered(c.keys.value, own)
-    radius = radius + dot("jh,jhv->hv", c.keys.norm, most)
-    radius = radius + by_token * (added + held) + 2 * unit * held
-    radius = radius + terms**0.5 * (of_sum + of_operand * jnp.sum(most, axis=0))
+    aside = drift + dot("jh,jhv->hv", c.keys.norm, most)
+    aside = aside + by_token * (added + held) + 2 * unit * held
+    aside = aside + terms**0.5 * (of_sum + of_operand * jnp.sum(most, axis=0))
     of_keys = jnp.sum(jnp.linalg.norm(keys, axis=-1), axis=0)
-    radius = radius + of_operand * of_keys[:, None]
-    radius = unless_overflow(declared, held + added, radius) * SAFETY
+    aside = aside + of_operand * of_keys[:, None]
+    aside = unless_overflow(declared, held + added, aside)
+
+    made = dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
+    passed = decay * jnp.eye(terms) - made
+    shape = ellipsoids.total(
+        ellipsoids.mapped(passed, state.ellipsoid),
+        ellipsoids.mapped(made, ellipsoids.ball(moved, terms)),
+        ellipsoids.along(c.keys.value, own),
+        ellipsoids.ball(aside, terms),
+    )
+    through = jnp.minimum(_through(c, made), ellipsoids.norm(passed))[:, None]
+    radius = through * state.norm + ellipsoids.norm(made)[:, None] * moved
+    radius = radius + _gathered(c.keys.value, own) + aside
+    radius = jnp.minimum(radius * SAFETY, ellipsoids.length(shape))
     error = jnp.broadcast_to(radius[..., None], after.shape)
-    end = Bounded(after, error, radius)
+    end = BoundedColumns(Bounded(after, error, radius), shape)
 
     # what is read
     reach, off_reach = _factor(c.reach)
@@ -164,8 +195,7 @@ def _by_algorithm(
     before = dot("ihk,hvk->ihv", c.reads.value, handed.value)
     y = before * reach + dot("hij,jhv->ihv", c.pairs.value, fresh.value)
     row = c.reads.value * reach - dot("hij,jhk->ihk", c.pairs.value, c.w.value)
-    error = jnp.linalg.norm(row, axis=-1)[..., None] * state.norm
-    error = error + reach * of_read * moved
+    error = seen(row)
     error = error + (reach * off_read + off_reach * (of_read + off_read)) * whole
     error = error + (by_key + 2 * unit) * (reach + off_reach) * (of_read + off_read) * (
         whole
@@ -185,22 +215,20 @@ def _by_algorithm(
     return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
 
 
-def _through(c: flow.DeltaChunk, left):
-    """Norm of what a chunk makes of the error that it begins with: (heads, 1).
+def _through(c: flow.DeltaChunk, made):
+    """Norm of what a chunk makes of the error that it begins with: (heads).
 
     The product of the exact step matrices, and the distance of keys times w as they
-    are at hand from what they would be.
+    are at hand, `made`, from what they would be.
     """
     key, rate, gate = c.key.value, c.rate.value, c.log_gate.value
     elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
     erased = rate[..., None] * key * jnp.exp(elapsed)
     exact_w = flow.solve_unit_lower(c.system.value, jnp.moveaxis(erased, 0, 1))
     exact = dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
-    made = dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
     off = jnp.linalg.norm(made - exact, axis=(-2, -1))
     norms = flow.log_norm_bound(gate, rate * jnp.sum(key**2, axis=-1))
-    product = jnp.exp(jnp.sum(norms, axis=0))
-    return (product + off)[:, None] * SAFETY
+    return (jnp.exp(jnp.sum(norms, axis=0)) + off) * SAFETY
 
 
 def _gathered(keys, own):
@@ -215,9 +243,14 @@ def _gathered(keys, own):
     return jnp.minimum(one_by_one, norm * jnp.linalg.norm(own, axis=0))
 
 
-def store_columns(declared: Declared, site: str, state) -> Bounded:
+def store_columns(declared: Declared, site: str, state) -> BoundedColumns:
     """A store of a state: see `_columns_stored`."""
-    return _columns_stored(declared, site, lift(state))[0]
+    state = columns(declared, state)
+    stored, moved = _columns_stored(declared, site, state)
+    shape = state.ellipsoid
+    if site in declared.sites:
+        shape = ellipsoids.total(shape, ellipsoids.ball(moved, state.shape[-1]))
+    return BoundedColumns(stored, shape)
 
 
 def _columns_stored(declared: Declared, site: str, x: Bounded):

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 from ...formats import is_state_numbers
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
-from . import storage
+from . import ellipsoids, storage
 from .declared import Declared, near_zero, unless_overflow
+from .delta_walk import dot, walk
+from .ellipsoids import BoundedColumns
 
 
 def solve_unit_lower(declared: Declared, system, x) -> Bounded:
@@ -57,65 +59,6 @@ def solve_unit_lower(declared: Declared, system, x) -> Bounded:
     return Bounded(value, error * SAFETY)
 
 
-class Passed(NamedTuple):
-    """How the exact step of a token passes errors on, by columns.
-
-    `kept` is the state behind its decay, (heads, value_dim, key_dim), of which
-    `length` and `arrived` are L2 of columns and of their errors; `missed` value - k^T
-    S', `off` its error but for what arrived, all (heads, value_dim). `longest` and
-    `rates`: most that a key is long and a rate is, (heads, 1). `through`: the norm of
-    the step matrix behind its decay. `moved`: L2 of what the token's own errors change
-    in what is written.
-    """
-
-    kept: jax.Array
-    length: jax.Array
-    arrived: jax.Array
-    longest: jax.Array
-    rates: jax.Array
-    through: jax.Array
-    missed: jax.Array
-    off: jax.Array
-    moved: jax.Array
-
-
-def pass_on(column, radius, token: flow.DeltaToken) -> Passed:
-    """The way of a state's error, `radius` by columns, through a token of `Bounded`."""
-    decay, key, value, rate = token
-    a, error_a = flow.spread(decay.value), flow.spread(decay.error)
-    largest = jnp.max(jnp.minimum(a + error_a, 1.0), axis=-1)
-    kept = a * column
-    length = jnp.linalg.norm(kept, axis=-1)
-    drift = jnp.linalg.norm(error_a * jnp.abs(column), axis=-1)
-    arrived = largest * radius + drift
-
-    of_key, off_key = jnp.linalg.norm(key.value, axis=-1)[:, None], key.norm[:, None]
-    longest = of_key + off_key
-    size, off_rate = jnp.abs(rate.value)[:, None], rate.error[:, None]
-    rates = size + off_rate
-    below_zero = jnp.maximum(off_rate - rate.value[:, None], 0.0)
-    through = jnp.maximum(rates * longest**2 - 1.0, 1.0 + below_zero * longest**2)
-
-    missed = value.value - dot("hvk,hk->hv", kept, key.value)
-    off = value.error + off_key * length
-    moved = (rates * off_key + off_rate * of_key) * (jnp.abs(missed) + off)
-    moved = moved + size * of_key * off
-    return Passed(kept, length, arrived, longest, rates, through, missed, off, moved)
-
-
-class Walked(NamedTuple):
-    """What the tokens of a chunk do, in exact arithmetic, and how far off it may be."""
-
-    write: jax.Array
-    """rate (v - k^T S) of each token: (tokens, heads, value_dim)."""
-    off: jax.Array
-    """What an execution may have instead, further by its residual."""
-    length: jax.Array
-    """L2 of each column behind each token."""
-    radius: jax.Array
-    """L2 of what it is off by."""
-
-
 class Losses(NamedTuple):
     """What an execution loses by its own arithmetic, its inputs as it has them."""
 
@@ -123,33 +66,6 @@ class Losses(NamedTuple):
     """Of the equations that writes solve: (tokens, heads, value_dim)."""
     solution: jax.Array
     """Of what solves them."""
-
-
-def walk(state: Bounded, c: flow.DeltaChunk, residual):
-    """Token after token: (end, `Walked`), where inputs are off and equations left.
-
-    **Arguments:**
-
-    - `residual`: of each token's equation, (tokens, heads, value_dim).
-    """
-
-    def one(carry, token):
-        column, radius = carry
-        key, rate, value, gate, lost = token
-        decay = jnp.exp(gate.value)
-        off = decay * jnp.expm1(jnp.minimum(gate.error, 300.0))
-        token = flow.DeltaToken(Bounded(decay, off), key, value, rate)
-        x = pass_on(column, radius, token)
-        write = rate.value[:, None] * x.missed
-        off = x.rates * (x.off + x.longest * x.arrived)
-        off = off + rate.error[:, None] * jnp.abs(x.missed) + lost
-        column = x.kept + write[..., None] * key.value[:, None, :]
-        radius = x.through * x.arrived + x.moved + x.longest * lost
-        seen = Walked(write, off, jnp.linalg.norm(column, axis=-1), radius)
-        return (column, radius), seen
-
-    inputs = (c.key, c.rate, c.value, c.log_gate, residual)
-    return jax.lax.scan(one, (state.value, state.norm), inputs)
 
 
 def losses(
@@ -299,8 +215,8 @@ def _unit_of(declared: Declared, site: str):
 
 
 def chunk_by_tokens(
-    declared: Declared, state: Bounded, c: flow.DeltaChunk, *, inverted: bool
-) -> tuple[Bounded, Bounded]:
+    declared: Declared, state: BoundedColumns, c: flow.DeltaChunk, *, inverted: bool
+) -> tuple[BoundedColumns, Bounded]:
     """The state behind a chunk and what is read, around exact ones."""
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
     root = terms**0.5
@@ -314,37 +230,42 @@ def chunk_by_tokens(
     )
     decays, between, reach, until, start = fading = _of_decays(declared, c)
     growths = by_key, of_operand, of_sum
-    lost = losses(declared, c, fading, whole, moved, growths, inverted=inverted)
-    (end, radius), seen = walk(state, c, lost.residual)
+    own = losses(declared, c, fading, whole, moved, growths, inverted=inverted)
+    (end, radius, shape), seen = walk(state, c, own.residual)
     most = jnp.abs(seen.write) + seen.off
-    written = lost.solution + unit * (most + lost.solution)
+    written = own.solution + unit * (most + own.solution)
     kept = most + written
     column = lambda a: a[..., None]
 
     # the state at the end: what solutions are off by, and its own sums
     left = column(decays[:, -1].T)
-    ended = written + jnp.expm1(2 * unit + column(until)) * kept
-    ended, size = _with_stores(
-        declared, ended * left, (kept + ended) * left, 1.0, "v_new_decayed"
-    )
+    lost = jnp.expm1(2 * unit + column(until)) * kept
+    size = (kept + lost) * left
+    ended, size = _with_stores(declared, written * left, size, 1.0, "v_new_decayed")
     of_keys = jnp.linalg.norm(c.key.value, axis=-1) + c.key.norm
     operands = _unit_of(declared, "k_operand") + _unit_of(declared, "k_decayed")
-    read = jnp.expm1(by_token + operands)
-    ended = dot("jh,jhv->hv", of_keys, ended + read * size)
+    aside = lost * left + jnp.expm1(by_token + operands) * size
+    # decays that are off turn keys
+    aside = aside + -jnp.expm1(-2.0 * column(_off_gates(c))) * ended
+    aside = column(of_keys) * aside + column(c.key.norm) * ended
+    aside = jnp.sum(aside, axis=0)
     held = column(start[-1]) * longest
-    ended = ended + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
-    ended = ended + root * (2 * of_sum + of_operand * jnp.sum(size, axis=0))
-    ended = ended + of_operand * jnp.sum(of_keys, axis=0)[:, None]
-    ended = ended + root * least_stored(declared, "k_decayed") * jnp.sum(size, axis=0)
-    radius = unless_overflow(declared, held + jnp.sum(kept, axis=0), radius + ended)
-    radius = radius * SAFETY
+    aside = aside + jnp.expm1(by_token + 2 * unit + column(reach[-1])) * held
+    aside = aside + root * (2 * of_sum + of_operand * jnp.sum(size, axis=0))
+    aside = aside + of_operand * jnp.sum(of_keys, axis=0)[:, None]
+    aside = aside + root * least_stored(declared, "k_decayed") * jnp.sum(size, axis=0)
+    aside = unless_overflow(declared, held + jnp.sum(kept, axis=0), aside)
+    solved = ellipsoids.along(_faded_keys(c), ended)
+    shape = ellipsoids.total(shape, solved, ellipsoids.ball(aside, terms))
+    radius = radius + aside + dot("jh,jhv->hv", of_keys, ended)
+    radius = jnp.minimum(radius * SAFETY, ellipsoids.length(shape))
     error = jnp.broadcast_to(radius[..., None], end.shape)
 
     # what is read
     q = c.query
     of_query = column(jnp.linalg.norm(q.value, axis=-1) + q.norm)
     y = _exact_reads(state, c, seen.write)
-    found = of_query * seen.radius + column(q.norm) * seen.length
+    found = seen.read + column(q.norm) * (seen.radius + seen.length)
     operands = _unit_of(declared, "q_operand") + _unit_of(declared, "q_decayed")
     of_start = jnp.expm1(by_key + 3 * unit + operands + column(reach))
     found = found + of_query * column(start) * (moved + of_start * whole)
@@ -367,7 +288,25 @@ def chunk_by_tokens(
     flushed = 4 * of_sum + jnp.where(of_operand > 0, of_operand * sizes, 0.0)
     largest = dot("hij,jhv->ihv", shown, kept) + of_query * whole
     found = unless_overflow(declared, largest, found + flushed)
-    return Bounded(end, error, radius), Bounded(y, found * SAFETY)
+    after = BoundedColumns(Bounded(end, error, radius), shape)
+    return after, Bounded(y, found * SAFETY)
+
+
+def _off_gates(c: flow.DeltaChunk):
+    """What the gates of a chunk are off by together, at most: (heads)."""
+    off = c.log_gate.error.reshape(*c.log_gate.shape[:2], -1)
+    return jnp.sum(jnp.max(off, axis=-1), axis=0)
+
+
+def _faded_keys(c: flow.DeltaChunk):
+    """Keys as they are left at the chunk's end, next to the channel that fades least.
+
+    What fades by the same in all channels is in what they multiply.
+    """
+    gate = c.log_gate.value.reshape(*c.log_gate.shape[:2], -1)
+    elapsed = jnp.cumsum(gate, axis=0)
+    left = elapsed[-1:] - elapsed
+    return c.key.value * jnp.exp(left - jnp.max(left, axis=-1, keepdims=True))
 
 
 def _exact_reads(state: Bounded, c: flow.DeltaChunk, write):
@@ -390,8 +329,3 @@ def summing(declared: Declared, terms: int):
     """(1 + u)^depth - 1 of a sum of products, in whichever unit is larger."""
     unit = jnp.maximum(declared.model.accumulator_unit, declared.model.unit)
     return jnp.expm1(declared.accumulation_depth(terms) * unit)
-
-
-def dot(subscripts: str, x, y):
-    """An exact einsum."""
-    return jnp.einsum(subscripts, x, y, precision="highest")
