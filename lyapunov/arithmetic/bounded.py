@@ -38,6 +38,7 @@ from .rules import (
     storage,
     sums,
 )
+from .rules.ellipsoids import BoundedColumns
 
 
 def _operation(rule: Callable) -> Any:
@@ -218,6 +219,8 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         def one(like, x):
             if isinstance(like, BoundedState):
                 return self.initial_state(x)
+            if isinstance(like, BoundedColumns):
+                return self.columns(x)
             return lift(x) if isinstance(like, Bounded) else x
 
         return jax.tree.map(one, like, state, is_leaf=_is_value)

@@ -113,11 +113,14 @@ def delta_rule(
         own = lambda a: jnp.repeat(a, heads // key_heads, axis=1)
         q, k = at.view(own, q), at.view(own, k)
     tokens = Tokens(q, k, v, rate, log_gate)
+    scale = q.shape[-1] ** -0.5
     if at.chunked:
-        y, state = chunked_delta(at, tokens, state, chunk, inverted=inverted)
+        y, state = chunked_delta(
+            at, tokens, state, chunk, scale=scale, inverted=inverted
+        )
     else:
         y, state = recurrent_delta(at, tokens, state)
-    y = at.multiply(y, at.fixed(q.shape[-1] ** -0.5))
+        y = at.multiply(y, at.fixed(scale))
     return at.store("scan_output", y), state
 
 

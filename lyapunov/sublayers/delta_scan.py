@@ -70,6 +70,7 @@ def chunked_delta(
     state,
     chunk: int,
     *,
+    scale: float = 1.0,
     inverted: bool = False,
 ):
     """As `recurrent_delta`, in chunks: one function in exact arithmetic.
@@ -79,6 +80,8 @@ def chunked_delta(
 
     **Arguments:**
 
+    - `scale`: of what is read: at the end, and where channels have decays of their own
+      of pairs before they are stored.
     - `inverted`: whether executions that store no inverse make one, and multiply by
       it, instead of solving twice.
     """
@@ -113,9 +116,9 @@ def chunked_delta(
     system = at.multiply(alike, at.view(lambda a: _column(rows(a)), rate))
     system = at.mask(system, jnp.tril(jnp.ones((length, length)), -1))
     pairs = at.mask(seen, jnp.tril(jnp.ones((length, length))))
-    # Kimi's are stored times a scale that need not be a power of two
-    stored = at.may_store if by_key else store_pairs
-    pairs = stored("QK_decayed", pairs)
+    if by_key:
+        pairs = at.multiply(pairs, at.fixed(scale))
+    pairs = store_pairs("QK_decayed", pairs)
 
     reach = at.fading(elapsed)
     v_beta = store("v_beta", at.multiply(v, at.view(_column, rate)))
@@ -141,8 +144,10 @@ def chunked_delta(
     decay = at.view(lambda a: a[:, -1], reach)
     reads, keys = read_q, read_k
     if by_key:
-        reads, reach = at.may_store("q_decayed", at.multiply(q, reach)), None
+        reads = at.may_store("q_decayed", at.multiply(q, reach))
+        reach = at.carry(jnp.full(rate.shape, scale))
         keys, left = store("k_decayed", at.multiply(k, left)), None
+        q = at.multiply(q, at.fixed(scale))
 
     exact = system, k, rate, gate, v, q
     given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)
@@ -153,7 +158,8 @@ def chunked_delta(
         return at.columns(state), y
 
     state, y = at.scan(body, at.columns(state), tuple(given))
-    return at.view(joined, y), state
+    y = at.view(joined, y)
+    return (y if by_key else at.multiply(y, at.fixed(scale))), state
 
 
 def _column(a):

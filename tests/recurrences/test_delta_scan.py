@@ -257,7 +257,7 @@ def test_operands_stored_twice_lose_the_product():
         seen = {"u": one, "w": key, "reads": one, "keys": key}
         chunk = {name: lift(x) for name, x in (exact | seen).items()}
         chunk = DeltaChunk(**chunk, reach=None, left=None)
-        return chunk_by_tokens(at, lift(state), chunk, inverted=False)
+        return chunk_by_tokens(at, at.columns(state), chunk, inverted=False)
 
     read, kept = bound(one, none)[1], bound(none, one)[0]
     for found in (read.error.item(), kept.error.item()):

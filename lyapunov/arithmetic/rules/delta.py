@@ -181,10 +181,7 @@ def _by_algorithm(
         ellipsoids.along(c.keys.value, own),
         ellipsoids.ball(aside, terms),
     )
-    through = jnp.minimum(_through(c, made), ellipsoids.norm(passed))[:, None]
-    radius = through * state.norm + ellipsoids.norm(made)[:, None] * moved
-    radius = radius + _gathered(c.keys.value, own) + aside
-    radius = jnp.minimum(radius * SAFETY, ellipsoids.length(shape))
+    radius = ellipsoids.length(shape)
     error = jnp.broadcast_to(radius[..., None], after.shape)
     end = BoundedColumns(Bounded(after, error, radius), shape)
 
@@ -213,34 +210,6 @@ def _by_algorithm(
     error = error + jnp.where(of_operand > 0, of_operand * summed, 0.0)
     magnitude = total + (of_read + off_read) * whole
     return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
-
-
-def _through(c: flow.DeltaChunk, made):
-    """Norm of what a chunk makes of the error that it begins with: (heads).
-
-    The product of the exact step matrices, and the distance of keys times w as they
-    are at hand, `made`, from what they would be.
-    """
-    key, rate, gate = c.key.value, c.rate.value, c.log_gate.value
-    elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
-    erased = rate[..., None] * key * jnp.exp(elapsed)
-    exact_w = flow.solve_unit_lower(c.system.value, jnp.moveaxis(erased, 0, 1))
-    exact = dot("jhk,hjm->hkm", key * jnp.exp(elapsed[-1:] - elapsed), exact_w)
-    off = jnp.linalg.norm(made - exact, axis=(-2, -1))
-    norms = flow.log_norm_bound(gate, rate * jnp.sum(key**2, axis=-1))
-    return (jnp.exp(jnp.sum(norms, axis=0)) + off) * SAFETY
-
-
-def _gathered(keys, own):
-    """L2 over keys of sums of errors times keys: (heads, value_dim).
-
-    Term by term, or by the norm of all keys together, whose square is at most the
-    largest row sum of |K K^T|.
-    """
-    one_by_one = dot("jh,jhv->hv", jnp.linalg.norm(keys, axis=-1), own)
-    gram = jnp.abs(dot("ihk,jhk->hij", keys, keys))
-    norm = jnp.sqrt(jnp.max(jnp.sum(gram, axis=-1), axis=-1))[:, None]
-    return jnp.minimum(one_by_one, norm * jnp.linalg.norm(own, axis=0))
 
 
 def store_columns(declared: Declared, site: str, state) -> BoundedColumns:

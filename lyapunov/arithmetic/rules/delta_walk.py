@@ -70,6 +70,7 @@ class Passed(NamedTuple):
         shape = ellipsoids.total(*parts)
         return jnp.minimum(radius, ellipsoids.length(shape, squarings=0)), shape
 
+
 def pass_on(column, radius, shape: Ellipsoid, token: flow.DeltaToken) -> Passed:
     """The way of a state's error, `radius` by columns, through a token of `Bounded`."""
     decay, key, value, rate = token

@@ -22,10 +22,10 @@ from jaxtyping import Array, Float
 from .._bounded_values import SAFETY, Bounded
 
 
-NOISE = 1e-10
-"""Of a shape's trace: what is added to its diagonal, and a hundredth of it to squares
-that are read. Products of matrices of n rows in fp64 are off by less than 3 n 2^-53 of
-the trace: 2e-13 where n is 512."""
+NOISE = 1e-12
+"""Of the trace of what a shape is made of: added to its diagonal, and to squares that
+are read. Products of matrices of n rows in fp64 are off by less than 3 n 2^-53 of it:
+2e-13 where n is 512."""
 LARGEST = 1e100
 """Errors from here on have no square; they shape nothing."""
 LEAST, FLOOR = 1e-140, 1e-280
@@ -73,13 +73,15 @@ def along(keys, most) -> Ellipsoid:
     inverse = jnp.where(known, 1.0 / jnp.where(known, weight, 1.0), jnp.inf)
     squares = jnp.where(most == 0.0, 0.0, most**2 * inverse[..., None])
     shape = _product("jhk,jhl->hkl", keys * weight[..., None], keys)
-    return Ellipsoid(_floored(shape), jnp.sqrt(jnp.sum(squares, axis=0)))
+    shape = _floored(shape, _trace(shape))
+    return Ellipsoid(shape, jnp.sqrt(jnp.sum(squares, axis=0)))
 
 
 def mapped(matrix, e: Ellipsoid) -> Ellipsoid:
     """What a matrix (heads, key_dim, key_dim) makes of errors."""
     shape = _product("hkl,hml->hkm", _product("hkl,hlm->hkm", matrix, e.shape), matrix)
-    return Ellipsoid(_floored(shape), e.scale)
+    size = jnp.sum(matrix**2, axis=(-2, -1), keepdims=True) * _trace(e.shape)
+    return Ellipsoid(_floored(shape, size), e.scale)
 
 
 def through_token(e: Ellipsoid, decay, key, rate) -> Ellipsoid:
@@ -96,11 +98,10 @@ def through_token(e: Ellipsoid, decay, key, rate) -> Ellipsoid:
     rate = rate[:, None, None]
     outer = key[:, :, None] * key[:, None, :] * again[:, None, None]
     cross = cross + jnp.swapaxes(cross, -1, -2)
-    # as large as what it is made of, which may cancel
-    noise = jnp.abs(rate) * _trace(cross) + rate**2 * _trace(outer)
+    # what it is made of may cancel
+    size = jnp.abs(rate) * _trace(cross) + rate**2 * _trace(outer) + _trace(shape)
     made = shape - rate * cross + rate**2 * outer
-    made = made + NOISE * noise * jnp.eye(shape.shape[-1])
-    return Ellipsoid(_floored(made), e.scale)
+    return Ellipsoid(_floored(made, size), e.scale)
 
 
 def total(*parts: Ellipsoid) -> Ellipsoid:
@@ -120,15 +121,15 @@ def total(*parts: Ellipsoid) -> Ellipsoid:
         factor = jnp.where(some, share / jnp.where(some, square, 1.0), jnp.inf)
         own = factor[:, None] * part.scale**2
         scale = scale + jnp.where(part.scale == 0.0, 0.0, own)
-    shape = shape + NOISE * _trace(shape) * jnp.eye(shape.shape[-1])
+    shape = _floored(shape, _trace(shape))
     return Ellipsoid(shape, jnp.sqrt(scale) * SAFETY)
 
 
 def reach(e: Ellipsoid, rows):
-    """Most that rows see of errors: (..., heads, key_dim) to (..., heads, value_dim)."""
+    """Most that rows (..., heads, key_dim) see of errors: (..., heads, value_dim)."""
     seen = _product("hkl,...hl->...hk", e.shape, rows)
     squares = jnp.sum(seen * rows, axis=-1)
-    noise = 1e-2 * NOISE * _trace(e.shape)[:, 0, 0] * jnp.sum(rows**2, axis=-1)
+    noise = NOISE * _trace(e.shape)[:, 0, 0] * jnp.sum(rows**2, axis=-1)
     along_rows = jnp.sqrt(jnp.maximum(squares, 0.0) + noise) * SAFETY
     return _known(along_rows[..., None], e.scale)
 
@@ -172,8 +173,9 @@ def _seen(errors):
     return jnp.where(errors == 0.0, 0.0, jnp.maximum(errors, LEAST))
 
 
-def _floored(shape):
-    return shape + FLOOR * jnp.eye(shape.shape[-1])
+def _floored(shape, size):
+    """A shape with what fp64 may have lost of it, made of others of that trace."""
+    return shape + (NOISE * size + FLOOR) * jnp.eye(shape.shape[-1])
 
 
 def _known(side, scale):

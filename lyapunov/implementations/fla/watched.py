@@ -32,7 +32,8 @@ CHUNKS = {
     ),
     "kimi_delta": Chunk(
         "fla.ops.kda.chunk_fwd", "chunk_kda_fwd_intra",
-        ("w", "u", None, "k_decayed", None, "inverse"), {"q": "q_unit", "k": "k_unit"},
+        ("w", "u", None, "k_decayed", "QK_decayed", "inverse"),
+        {"q": "q_unit", "k": "k_unit"},
     ),
 }  # fmt: skip
 
@@ -77,5 +78,17 @@ def _copying(
     shown = {site: named[name] for name, site in chunk.given.items()}
     shown |= dict(zip(chunk.results, results, strict=True))
     for site in kept & set(shown):
-        calls.setdefault((kind, site), []).append(shown[site].clone())
+        copy = _written(shown[site]) if site == "QK_decayed" else shown[site].clone()
+        calls.setdefault((kind, site), []).append(copy)
     return results
+
+
+def _written(pairs: Any) -> Any:
+    """Weights of tokens and of those before them in their chunk, (batch, tokens, heads,
+    chunk): the memory of all others was never written, and nothing reads it."""
+    import torch
+
+    tokens, chunk = pairs.shape[1], pairs.shape[-1]
+    place = torch.arange(chunk, device=pairs.device)
+    token = torch.arange(tokens, device=pairs.device)[:, None, None] % chunk
+    return pairs.masked_fill(place > token, 0.0)
