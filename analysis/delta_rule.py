@@ -63,9 +63,9 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """All of them, those that say most first."""
+    """All of them, those that take longest first."""
     found = []
-    lengths = (("prefill", 512), ("decode", 128), ("prefill", 2049), ("prefill", 128))
+    lengths = (("prefill", 2049), ("prefill", 512), ("decode", 128), ("prefill", 128))
     for mode, length in lengths:
         for model in MODELS:
             found += [Case(model, mode, length, p, "fla") for p in PRECISIONS]
