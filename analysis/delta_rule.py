@@ -122,10 +122,19 @@ def run(case: Case) -> dict[str, Any]:
         **case._asdict(),
         **found,
         "kl_last": positions["kl"][-1] if positions["kl"] else None,
+        "first_violation": _first(report.precisions[0]),
         "exponents": {"max": report.exponents.max, "min": report.exponents.min},
         "seconds": round(time.perf_counter() - began, 1),
         "environment": report.environment | _gpu(),
     }
+
+
+def _first(precision: Any) -> dict[str, Any] | None:
+    """The first element above its bound, with its layer."""
+    for layer in precision.layers:
+        if layer.first_violation:
+            return {"layer": layer.layer, **layer.first_violation}
+    return None
 
 
 def _gpu() -> dict[str, str]:
@@ -206,6 +215,8 @@ def _take_in(result: dict, case: Case, rows: list[dict], problem: str) -> None:
         said = f"rel L2 {found['rel_l2']:.3g}, z {found['calibration_z']:.3g}"
     else:
         said = f"{found['violations']} violations, t1 {found['t1_ratio']}"
+        if found["first_violation"]:
+            said += f", first {found['first_violation']}"
     print(f"{case.name}: {said}, {found['seconds']} s", file=sys.stderr, flush=True)
 
 

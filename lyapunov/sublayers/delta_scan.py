@@ -9,7 +9,6 @@ w, the state handed to a chunk, what is written, and the weights of pairs. What 
 solves the system twice in fp32 and stores none of them.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -227,7 +226,9 @@ def _by_tiles(at: AbstractArithmetic, system):
     ]
     part = lambda x, first, tiles: at.view(lambda a: a[:, :, first : first + tiles], x)
     operand = lambda x: at.may_store("tile_operand", x)
-    product = lambda x, y: at.einsum("nhtij,nhtjk->nhtik", operand(x), operand(y))
+    product = lambda x, y, start=None: at.einsum(
+        "nhtij,nhtjk->nhtik", operand(x), operand(y), start
+    )
     found = [at.solve_unit_lower(given[0], at.carry(jnp.eye(size)))]
     for below in range(1, count):
         left = count - below
@@ -235,11 +236,12 @@ def _by_tiles(at: AbstractArithmetic, system):
         if below == 1:
             made = product(product(front, given[1]), part(found[0], 0, left))
         else:
-            terms = [
-                product(part(given[below - m], m, left), part(found[m], 0, left))
-                for m in range(below)
-            ]
-            made = product(front, functools.reduce(at.add, terms))
+            # each product goes on in the accumulator of those before
+            total = None
+            for m in range(below):
+                tiles = part(given[below - m], m, left), part(found[m], 0, left)
+                total = product(*tiles, total)
+            made = product(front, total)
         found.append(at.negate(made))
     ends = np.cumsum([0, *range(count, 0, -1)])
     places = [

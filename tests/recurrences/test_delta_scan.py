@@ -14,7 +14,8 @@ import pytest
 from lyapunov.arithmetic import BoundedArithmetic, Exact, Rounded
 from lyapunov.arithmetic._bounded_values import RoundingModel, lift
 from lyapunov.arithmetic._delta import DeltaChunk
-from lyapunov.arithmetic.rules.delta_chunk import chunk_by_tokens
+from lyapunov.arithmetic.rules.delta import by_algorithm
+from lyapunov.arithmetic.rules.delta_chunk import chunk_by_tokens, summing
 from lyapunov.formats import FORMATS, round_to, state_format_named
 from lyapunov.implementations.fla.networks import chunk_sites
 from lyapunov.implementations.transformers.mamba1 import TORCH
@@ -262,3 +263,22 @@ def test_operands_stored_twice_lose_the_product():
     read, kept = bound(one, none)[1], bound(none, one)[0]
     for found in (read.error.item(), kept.error.item()):
         assert (1 + unit) ** 2 - 1 <= found < np.expm1(2 * unit) + smallest
+
+
+@pytest.mark.parametrize("rule", [chunk_by_tokens, by_algorithm])
+def test_a_sum_over_tokens_goes_on_in_the_accumulator_of_that_over_keys(rule):
+    """Assert that what is read of the state in front loses units of both sums, though
+    no token writes: Kimi's kernel has it so (fla 0.6.0, `chunk_gla_fwd_kernel_o`)."""
+    unit = 2.0**-8
+    none = RoundingModel.none()
+    at = BoundedArithmetic({}, none._replace(accumulator_unit=jnp.asarray(unit)))
+    of_keys, of_tokens = (float(summing(at, terms)) for terms in (1, 2))
+    assert of_keys >= unit
+    one, zero = jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1))
+    exact = {"rate": zero[0], "log_gate": zero[0], "key": one, "value": zero}
+    exact |= {"query": one, "system": zero, "pairs": zero, "decay": one[0, 0]}
+    seen = {"u": zero, "w": zero, "reads": one, "keys": one}
+    chunk = {name: lift(x) for name, x in (exact | seen).items()}
+    read = rule(at, at.columns(one), DeltaChunk(**chunk, reach=None, left=None))[1]
+    most = (1 + of_keys) * (1 + of_tokens) - 1
+    assert of_keys + of_tokens <= read.error.item() <= 1.01 * most

@@ -89,7 +89,7 @@ def chunk(
     """
     state = columns(declared, state)
     c = flow.DeltaChunk(*(None if x is None else lift(x) for x in c))
-    end, y = _by_algorithm(declared, state, c)
+    end, y = by_algorithm(declared, state, c)
     exact_end, exact_y = chunk_by_tokens(declared, state, c, inverted=inverted)
     # what a centre is away from the exact one counts, too
     away = jnp.linalg.norm(end.value - exact_end.value, axis=-1)
@@ -111,7 +111,7 @@ def _chosen(first, one: Bounded, other: Bounded) -> Bounded:
     )
 
 
-def _by_algorithm(
+def by_algorithm(
     declared: Declared, state: BoundedColumns, c: flow.DeltaChunk
 ) -> tuple[BoundedColumns, Bounded]:
     r"""A chunk of tokens, which the state's own error goes through in L2.
@@ -194,9 +194,9 @@ def _by_algorithm(
     row = c.reads.value * reach - dot("hij,jhk->ihk", c.pairs.value, c.w.value)
     error = seen(row)
     error = error + (reach * off_read + off_reach * (of_read + off_read)) * whole
-    error = error + (by_key + 2 * unit) * (reach + off_reach) * (of_read + off_read) * (
-        whole
-    )
+    # the sum over tokens may go on in the accumulator of that over keys
+    growth = by_key + by_token + by_key * by_token + 2 * unit
+    error = error + growth * (reach + off_reach) * (of_read + off_read) * whole
     pairs = jnp.abs(c.pairs.value)
     largest = jnp.abs(fresh.value) + off_fresh + linear
     error = error + dot("hij,jhv->ihv", pairs, off_fresh)

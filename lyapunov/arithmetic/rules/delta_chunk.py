@@ -215,7 +215,11 @@ def _unit_of(declared: Declared, site: str):
 
 
 def chunk_by_tokens(
-    declared: Declared, state: BoundedColumns, c: flow.DeltaChunk, *, inverted: bool
+    declared: Declared,
+    state: BoundedColumns,
+    c: flow.DeltaChunk,
+    *,
+    inverted: bool = False,
 ) -> tuple[BoundedColumns, Bounded]:
     """The state behind a chunk and what is read, around exact ones."""
     unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
@@ -267,7 +271,7 @@ def chunk_by_tokens(
     y = _exact_reads(state, c, seen.write)
     found = seen.read + column(q.norm) * (seen.radius + seen.length)
     operands = _unit_of(declared, "q_operand") + _unit_of(declared, "q_decayed")
-    of_start = jnp.expm1(by_key + 3 * unit + operands + column(reach))
+    of_start = jnp.expm1(by_key + by_token + 3 * unit + operands + column(reach))
     found = found + of_query * column(start) * (moved + of_start * whole)
     found = found + root * least_stored(declared, "q_decayed") * whole
     keys = jnp.abs(c.key.value) + c.key.error
