@@ -115,7 +115,7 @@ class AbstractJaxArithmetic(AbstractArithmetic):
         """x keep."""
         return self._carry(x) * self._carry(keep)
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         """`x` itself."""
         return x
 

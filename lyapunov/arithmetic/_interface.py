@@ -69,11 +69,13 @@ class AbstractArithmetic(abc.ABC):
         """
 
     @abc.abstractmethod
-    def may_store(self, site: str, x: Any) -> Any:
+    def may_store(self, site: str, x: Any, *, rescaled: bool = False) -> Any:
         """As `store`, where a program may keep `x` as it is or round it otherwise.
 
         Compilers fuse a product with the sum behind it; tensor cores may read all bits
         of an operand. Nothing is recorded.
+
+        `rescaled`: a program may hold `x` times a factor, and rounds at other places.
         """
 
     def observe(self, name: str, x: Any) -> None:  # noqa: B027

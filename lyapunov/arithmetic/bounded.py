@@ -137,11 +137,11 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         if kept is not None:
             self.records[site] = kept
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         """Off by as much as a store moves, wherever the value goes."""
         if site not in self.sites:
             return x
-        return storage.may_store(self, self.sites[site], x)
+        return storage.may_store(self, self.sites[site], x, rescaled=rescaled)
 
     def apply(self, operation, *operands):
         """By the operation's own rule."""

@@ -77,7 +77,7 @@ class Rounded(AbstractJaxArithmetic):
         self.records[site] = stored if scaled else after
         return after
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         """Round to the site's format."""
         if site not in self._sites:
             return x

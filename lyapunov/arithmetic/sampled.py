@@ -80,7 +80,7 @@ class Sampled(AbstractJaxArithmetic):
         """`x` plus what rounding it may have moved it by."""
         return self._round(x, self._sites[site]) if site in self._sites else x
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         """As `store`."""
         return self.store(site, x)
 

@@ -44,7 +44,7 @@ class Symbolic(AbstractArithmetic):
         """exp(dt A)."""
         return self.exp(self.multiply(dt, A))
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         """`x` itself."""
         return x
 

@@ -104,7 +104,7 @@ def chunked_delta(
     first = lambda a: jnp.swapaxes(a, 0, 1)
     elapsed = at.view(first, at.cumsum(at.view(first, gate)))
     # kernels hold it times log2(e), so that it is rounded at other places
-    elapsed = at.may_store("elapsed", elapsed)
+    elapsed = at.may_store("elapsed", elapsed, rescaled=True)
     length = elapsed.shape[1]
     read_q, read_k = store("q_operand", q), store("k_operand", k)
     alike, seen = (
@@ -193,7 +193,8 @@ def _pairs_by_key(at, q, k, elapsed):
         q, k, elapsed = inputs
         apart = _apart(at, elapsed)
         faded = lambda x: at.multiply(at.view(lambda a: a[:, None], x), apart)
-        operand = lambda x: at.may_store("pair_operand", x)
+        # a tile's: queries and keys times decays from and to its first token
+        operand = lambda x: at.may_store("pair_operand", x, rescaled=True)
         found = [
             at.einsum("ijhk,jhk->hij", operand(faded(x)), operand(k)) for x in (k, q)
         ]

@@ -38,7 +38,7 @@ class Storing(Exact):
         self.found.add(site)
         return x
 
-    def may_store(self, site, x):
+    def may_store(self, site, x, *, rescaled=False):
         return self.store(site, x)
 
     def _in_one_kernel(self, numbers, *, compiled=False):

@@ -60,13 +60,24 @@ def store_at_anchor(
     return Bounded(value, error), constant(anchor)
 
 
-def may_store(declared: Declared, numbers, x) -> Bounded:
-    """Off by as much as a store moves, wherever the value goes."""
-    return _moved_by_a_rounding(numbers, lift(x))
+def may_store(declared: Declared, numbers, x, *, rescaled: bool = False) -> Bounded:
+    """Off by as much as a store moves, wherever the value goes.
+
+    Half a spacing is a smaller part of a number than u is, but for powers of two: a
+    multiple of x may be next to one.
+    """
+    x = lift(x)
+    rounding = rounding_error_bound(x.magnitude, numbers)
+    if rescaled:
+        rounding = jnp.maximum(rounding, numbers.unit * x.magnitude)
+    return _moved(x, rounding)
 
 
 def _moved_by_a_rounding(numbers, x: Bounded) -> Bounded:
-    rounding = rounding_error_bound(x.magnitude, numbers)
+    return _moved(x, rounding_error_bound(x.magnitude, numbers))
+
+
+def _moved(x: Bounded, rounding) -> Bounded:
     norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
     return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
 
