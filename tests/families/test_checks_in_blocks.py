@@ -66,7 +66,9 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
     blocks = checked(folder, measure)
     assert blocks.summary.exit_code == whole.summary.exit_code
     (one,), (other,) = whole.precisions, blocks.precisions
-    assert one.layers[0].certified_l2 is not None
+    # Granite's embedding is multiplied, and its rounding is in the ball from the start
+    lost = whole.precisions[0].layers[0].certified_l2 is None
+    assert lost == (family == "granitemoehybrid")
     for before, after in zip(one.layers, other.layers, strict=True):
         place = before.layer, before.kind
         assert before.violations == after.violations == 0, place
@@ -74,8 +76,8 @@ def test_a_check_in_blocks_is_the_check(family, measure, in_blocks):
         for name in ("local_l2", "bound_t1_l2", "radius_l2", "certified_l2"):
             expected, found = getattr(before, name), getattr(after, name)
             # the ball is lost behind some sublayer, in blocks behind the same one
-            lost = name == "certified_l2" and expected is None
-            assert found is None if lost else found == pytest.approx(expected, rel=1e-9)
+            gone = name == "certified_l2" and expected is None
+            assert found is None if gone else found == pytest.approx(expected, rel=1e-9)
         inside = OF_SCORES & set(not_none(before.bound_t0))
         attends = before.kind in ("attention", "shared")
         assert bool(inside) == (measure == "emulated" and attends), place
