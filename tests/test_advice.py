@@ -331,7 +331,8 @@ def test_no_flags_for_what_is_broken_or_was_not_measured():
         ("bf16", "--mamba-ssm-dtype bfloat16"),
         (
             "fp16-stochastic",
-            "--mamba-ssm-dtype float16 --enable-mamba-cache-stochastic-rounding",
+            "--mamba-ssm-dtype float16 --enable-mamba-cache-stochastic-rounding "
+            "--mamba-backend flashinfer",
         ),
         ("bf16-stochastic", None),
         ("fp8_e4m3-scaled", None),

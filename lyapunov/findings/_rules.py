@@ -31,6 +31,7 @@ from lyapunov.findings._verdict import (
 from lyapunov.formats._precision import Precision
 from lyapunov.formats._table import FORMAT_TABLE, NARROW_RANGE
 from lyapunov.implementations._flags import serving_flags
+from lyapunov.implementations._stacks import Asked, as_served
 from lyapunov.results._check import (
     Exponents,
     Finding,
@@ -309,16 +310,24 @@ def advice(
     precisions: Sequence[PrecisionReport],
     findings: Sequence[Finding],
     changes: Sequence[ParameterChangeReport] = (),
+    asked: Asked | None = None,
 ) -> dict[str, Any]:
-    """Tell what to do, as fields of `Summary`: `recommendation`, `flags` and
-    `benchmark_note`. Flags are given only where nothing is broken."""
+    """Tell what to do, as fields of `Summary`: `recommendation`, `flags`, `served` and
+    `benchmark_note`. Flags are given only where nothing is broken.
+
+    **Arguments:**
+
+    - `asked`: the checkpoint as serving stacks look at it, or None.
+    """
     broken = any(
         f.severity == ERROR or (f.code in DAMAGED and not f.hint) for f in findings
     )
     state = None if broken else state_to_keep(precisions, findings)
     weights = None if broken else weights_to_run(precisions, findings)
+    form = None if weights is None else Precision.named(weights).format
     return {
         "recommendation": recommendation(exponents, precisions, findings, changes),
-        "flags": serving_flags(precisions, state, weights),
+        "flags": serving_flags(precisions, state, weights, asked),
+        "served": [] if asked is None else as_served(asked, form, precisions),
         "benchmark_note": benchmark_note(precisions),
     }

@@ -1,13 +1,7 @@
-"""The flags of serving stacks that do what a report advises.
+"""The flags of serving stacks and libraries that do what a report advises.
 
-Names as of 2026, each from the stack itself:
-vLLM `--mamba-ssm-cache-dtype` (the state alone), `--mamba-cache-dtype` (with the
-convolution's window), `--enable-mamba-cache-stochastic-rounding` (vllm-project/vllm
-pull requests 22928, 29978, 39032, 41680, 35753); SGLang `--mamba-ssm-dtype` and
-`--enable-mamba-cache-stochastic-rounding` (sgl-project/sglang pull requests 10258,
-18444, 26929; Mamba-1 since 34556). int8 and int16 under a scale are FlashInfer's
-alone: no flag of either server reaches them (vllm-project/vllm pull request 40012 is
-open). What to give to an implementation itself, its own `flags` say.
+What a stack does by itself, and which flags it has, `_stacks` knows; what to give to an
+implementation itself, its own `flags` say.
 """
 
 from collections.abc import Sequence
@@ -17,15 +11,14 @@ from lyapunov.results._check import PrecisionReport
 
 from ._implementation import Flag
 from ._registry import IMPLEMENTATIONS
-
-
-STOCHASTIC = "--enable-mamba-cache-stochastic-rounding"
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from ._stacks import DTYPES, Asked, served_somewhere, state_flags
 
 
 def serving_flags(
-    precisions: Sequence[PrecisionReport], state: str | None, weights: str | None
+    precisions: Sequence[PrecisionReport],
+    state: str | None,
+    weights: str | None,
+    asked: Asked | None = None,
 ) -> list[dict[str, str]]:
     """What to give to vLLM, SGLang and every implementation that takes something.
 
@@ -34,29 +27,23 @@ def serving_flags(
     - `precisions`: what was measured; for the reasons.
     - `state`: the format to keep the state in, or None where nothing was found out.
     - `weights`: the format to run in, or None.
+    - `asked`: the checkpoint as stacks look at it, or None.
 
     **Returns:** a list of `stack`, `flag`, `why`. A format for which a stack has no
-    flag is left out rather than made up.
+    flag is left out rather than made up; where its default is the format, the flag is
+    `none needed`.
     """
     flags: list[Flag] = []
-    held = None if state is None else Precision.named(state)
-    # stochastic rounding is served for fp16 alone, scaled states not at all
-    if (
-        held is not None
-        and held.format in DTYPES
-        and not held.scaled
-        and (held.format == "fp16" or not held.stochastic)
-    ):
-        dtype = DTYPES[held.format]
-        more = f" {STOCHASTIC}" if held.stochastic else ""
-        why = _why_state(precisions, str(held))
-        flags += [
-            Flag("vLLM", f"--mamba-ssm-cache-dtype {dtype}{more}", why),
-            Flag("SGLang", f"--mamba-ssm-dtype {dtype}{more}", why),
-        ]
-        flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(state, None)]
     form = None if weights is None else Precision.named(weights).format
-    if form is not None and form in DTYPES:
+    form = form if form in DTYPES else None
+    if state is not None:
+        held = Precision.named(state)
+        why = _why_state(precisions, str(held))
+        flags += state_flags(held, why, asked, form)
+        if served_somewhere(held):
+            for one in IMPLEMENTATIONS.values():
+                flags += one.flags(state, None)
+    if form is not None:
         flags += [
             Flag(stack, f"--dtype {DTYPES[form]}", _why_weights(form))
             for stack in ("vLLM", "SGLang")

@@ -16,6 +16,7 @@ from ..exponents import gather_exponents
 from ..findings import _rules as findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
+from ..implementations._stacks import asked_of
 from ..models import Model
 from ..models._load import model_of
 from ..models._tokens import Tokens
@@ -202,7 +203,9 @@ def _answer(
             seconds=time.perf_counter() - began,
             exit_code=exit_code,
             bounded_share=bounded,
-            **findings.advice(exponents, reports, found, changes),
+            **findings.advice(
+                exponents, reports, found, changes, asked_of(model.layout)
+            ),
         ),
         parameter_changes=changes,
         reference=reference,

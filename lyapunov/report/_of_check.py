@@ -41,6 +41,25 @@ def so_far(report: Report) -> Document:
     )
 
 
+def _served(report: Report) -> list[Section]:
+    """What serving stacks do by default, a line each."""
+    lines = []
+    for one in report.summary.served:
+        state = f"state in {one.state}" if one.state else "no state's format"
+        told = [f"{state} ({one.why}), window in {one.window}"]
+        if one.kl_mean is not None:
+            told.append(f"mean KL {one.kl_mean:.2g} nats here")
+        if one.argmax_total:
+            told.append(f"{one.argmax_flips} of {one.argmax_total} top tokens change")
+        if one.ask:
+            told.append(f"not measured: {one.ask}")
+        name = f"{one.stack} {one.version}, {one.precision}"
+        lines.append(Line(name, "; ".join([*told, *one.notes])))
+    if not lines:
+        return []
+    return [Section("Served by default", lines=lines, forms=MORE)]
+
+
 def document(report: Report) -> Document:
     """Verdict, findings, logits, sublayers, and what it rests on."""
     if not report.summary.verdict:
@@ -64,6 +83,7 @@ def document(report: Report) -> Document:
             lines=[Line(name, why) for name, why in report.not_computed.items()],
             forms=Form.VERBOSE | Form.WRITTEN,
         ),
+        *_served(report),
         *written(report),
     ]
     return Document(

@@ -203,6 +203,30 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Served:
+    """Say what a serving stack does with a checkpoint unless a flag says otherwise."""
+
+    stack: str
+    version: str
+    """The one that was read."""
+    precision: str
+    """Of weights and activations: as advised, else as stored."""
+    state: str | None
+    """The format of the cached state; null where the configuration names none."""
+    window: str
+    """That of the convolution's window."""
+    why: str
+    """What decides the state's format."""
+    kl_mean: float | None = None
+    """Measured by steps in these formats, in nats a token; null where it was not."""
+    argmax_flips: int | None = None
+    argmax_total: int | None = None
+    ask: str | None = None
+    """Options that measure it, where it was not."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Summary:
     """Sum up a check: the verdict and what it rests on."""
 
@@ -218,6 +242,8 @@ class Summary:
     exit_code: int
     flags: list[dict[str, str]] = field(default_factory=list)
     """What to give a serving stack: `stack`, `flag` and `why` each."""
+    served: list[Served] = field(default_factory=list)
+    """What serving stacks do with the checkpoint by default."""
     benchmark_note: str | None = None
     """What a benchmark of so many questions could not have seen."""
     left_out: int = 0
