@@ -3,6 +3,7 @@
 Expected values are those stacks' own rules, written here by hand for each family.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +198,18 @@ def test_a_check_says_how_its_checkpoint_is_served():
             assert one.kl_mean == report.precisions[0].output.kl_mean
     text = to_markdown(report)
     assert ("Served by default" in text) == bool(report.summary.served)
+
+
+@pytest.mark.parametrize(
+    ("model", "absent"),
+    [(None, "fla"), ("gated_delta", "mamba_ssm"), ("gpt_neox", "fla")],
+)
+def test_libraries_that_do_not_run_a_network_are_given_no_flag(model, absent):
+    """Nor are stacks where nothing is kept."""
+    folder = model and Path(__file__).parents[1] / "experiments" / "models" / model
+    given = asked_of(lyapunov.load(folder).layout)
+    found = {flag["stack"] for flag in serving_flags([], "fp32", "bf16", given)}
+    assert {"transformers", "vLLM", "SGLang"} <= found
+    assert absent not in found
+    kept = {flag["stack"] for flag in serving_flags([], "fp32", None, given)}
+    assert ("vLLM" in kept) == bool(given.kinds)

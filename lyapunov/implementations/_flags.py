@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from lyapunov.formats._precision import Precision
 from lyapunov.results._check import PrecisionReport
 
-from ._implementation import Flag
+from .._errors import UsageError
+from ._implementation import AbstractImplementation, Flag
 from ._registry import IMPLEMENTATIONS
 from ._stacks import DTYPES, Asked, served_somewhere, state_flags
 
@@ -34,6 +35,7 @@ def serving_flags(
     `none needed`.
     """
     flags: list[Flag] = []
+    libraries = [one for one in IMPLEMENTATIONS.values() if _runs(one, asked)]
     form = None if weights is None else Precision.named(weights).format
     form = form if form in DTYPES else None
     if state is not None:
@@ -41,15 +43,26 @@ def serving_flags(
         why = _why_state(precisions, str(held))
         flags += state_flags(held, why, asked, form)
         if served_somewhere(held):
-            for one in IMPLEMENTATIONS.values():
+            for one in libraries:
                 flags += one.flags(state, None)
     if form is not None:
         flags += [
             Flag(stack, f"--dtype {DTYPES[form]}", _why_weights(form))
             for stack in ("vLLM", "SGLang")
         ]
-        flags += [f for one in IMPLEMENTATIONS.values() for f in one.flags(None, form)]
+        flags += [f for one in libraries for f in one.flags(None, form)]
     return [flag._asdict() for flag in flags]
+
+
+def _runs(implementation: AbstractImplementation, asked: Asked | None) -> bool:
+    """Whether it promises anything of the checkpoint's network."""
+    if asked is None or asked.network is None:
+        return True
+    try:
+        implementation.execution(asked.network, "fp32", architecture=asked.architecture)
+    except UsageError:
+        return False
+    return True
 
 
 def of_library(

@@ -37,6 +37,8 @@ class Asked(NamedTuple):
     """Of its recurrent sublayers."""
     dtype: str
     """That it is served in, unless a flag says otherwise."""
+    network: Any = None
+    """Its sizes, for libraries that run networks of some kinds alone; None: of any."""
 
 
 def asked_of(layout: Any) -> Asked:
@@ -46,6 +48,7 @@ def asked_of(layout: Any) -> Asked:
         layout.checkpoint.config,
         frozenset(one.kind for one in layout.config.sublayers if one.recurrent),
         layout.dtype,
+        layout.config,
     )
 
 
