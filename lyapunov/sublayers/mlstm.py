@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..arithmetic import AbstractArithmetic, Weight
-from ..arithmetic._log_weights import LOG_WEIGHTS, NORMALISED, QUOTIENT, UNDER_SCALE
+from ..arithmetic._log_weights import LOG_WEIGHTS, NORMALISED, UNDER_SCALE
 from ._sublayer import AbstractSublayer, Counts, Dynamics, Get, HandedOn, within
 from .norm import Norm, normalise
 from .sites import FRONT
+from .soft_cap import soft_capped
 from .token_blocks import in_token_blocks, tokens_at_once
 
 
@@ -139,11 +140,9 @@ def _mlstm(at: AbstractArithmetic, residual, p: MLSTMParameters, start: MLSTMSta
 
 
 def _capped(at: AbstractArithmetic, name: str, logit, cap: float):
-    """cap tanh(logit / cap), an operation at a time."""
+    """cap tanh(logit / cap), stored on the way."""
     y = at.store(f"{name}_logit", logit)
-    y = at.store(f"{name}_divided", at.apply(QUOTIENT, y, at.fixed(cap)))
-    y = at.store(f"{name}_tanh", at.tanh(y))
-    return at.store(f"{name}_gate", at.multiply(y, at.fixed(cap)))
+    return soft_capped(at, y, cap, name, f"{name}_gate")
 
 
 @final

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ..arithmetic import AbstractArithmetic, Weight
 from .config import LogitsEnd
 from .norm import Norm, normalise, scaled
+from .soft_cap import soft_capped
 
 
 class Incoming(NamedTuple):
@@ -135,8 +136,6 @@ def logits(at: AbstractArithmetic, x, rows: Weight, end: LogitsEnd = NO_END):
     """Logits (seq, rows) of a slice of the vocabulary."""
     y = at.store("logits", at.matmul(x, rows))
     y = scaled(at, y, end.multiplier, "logits_scaled")
-    if (cap := end.soft_cap) is None:
+    if end.soft_cap is None:
         return y
-    y = at.store("logits_divided", at.multiply(y, at.fixed(1.0 / cap)))
-    y = at.store("logits_tanh", at.tanh(y))
-    return at.store("logits_capped", at.multiply(y, at.fixed(cap)))
+    return soft_capped(at, y, end.soft_cap, "logits", "logits_capped")
