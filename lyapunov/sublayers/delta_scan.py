@@ -124,15 +124,7 @@ def chunked_delta(
     k_beta = store("k_beta", at.multiply(k, at.view(_column, rate)))
     k_beta = at.multiply(k_beta, at.view(to_key, reach))
     sides = [at.view(rows, x) for x in (v_beta, store("k_beta_decayed", k_beta))]
-    if at.stores("inverse") or inverted:
-        whole = lambda: at.solve_unit_lower(system, at.carry(jnp.eye(length)))
-        made = _by_tiles(at, system) if at.stores("inverse") else whole()
-        inverse = store_pairs("inverse", made)
-        product = lambda x, side: at.einsum("nhij,nhjc->nhic", x, side)
-        u = product(inverse, sides[0])
-        w = product(store_pairs("inverse_operand", inverse), sides[1])
-    else:
-        u, w = (at.solve_unit_lower(system, side) for side in sides)
+    u, w = _solved(at, system, sides, store_pairs, inverted=inverted)
     u, w = store("u", at.view(rows, u)), store("w", at.view(rows, w))
 
     end = lambda a: jnp.broadcast_to(a[:, -1:], a.shape)
@@ -159,6 +151,19 @@ def chunked_delta(
     state, y = at.scan(body, at.columns(state), tuple(given))
     y = at.view(joined, y)
     return (y if by_key else at.multiply(y, at.fixed(scale))), state
+
+
+def _solved(at, system, sides, store_pairs, *, inverted: bool):
+    """What solves (1 + system) x = side for both sides: by an inverse that is stored,
+    by one that is not, or twice by substitution."""
+    if not at.stores("inverse") and not inverted:
+        return [at.solve_unit_lower(system, side) for side in sides]
+    whole = lambda: at.solve_unit_lower(system, at.carry(jnp.eye(system.shape[-1])))
+    made = _by_tiles(at, system) if at.stores("inverse") else whole()
+    inverse = store_pairs("inverse", made)
+    product = lambda x, side: at.einsum("nhij,nhjc->nhic", x, side)
+    u = product(inverse, sides[0])
+    return u, product(store_pairs("inverse_operand", inverse), sides[1])
 
 
 def _column(a):

@@ -8,6 +8,9 @@ decays a norm of 1 a token adds up all errors that were ever made, although toke
 them: their shape is carried as well (`ellipsoids`).
 """
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from ...formats import is_state_numbers, state_error_bound
@@ -111,6 +114,43 @@ def _chosen(first, one: Bounded, other: Bounded) -> Bounded:
     )
 
 
+class Front(NamedTuple):
+    """The state in front of a chunk, and what sums of its products lose."""
+
+    state: BoundedColumns
+    handed: Bounded
+    """As the chunk reads it."""
+    moved: jax.Array
+    """What storing it moves, a column, in L2."""
+    whole: jax.Array
+    """Most that a column is long."""
+    by_key: Any
+    by_token: Any
+    """Relative losses of sums over keys and over tokens."""
+    of_operand: Any
+    of_sum: Any
+    """Of operands near 0: `near_zero`."""
+
+    def seen(self, rows):
+        """What rows read of the state's own error, and of what storing it moves."""
+        size = jnp.linalg.norm(rows, axis=-1)[..., None]
+        own = ellipsoids.reach(self.state.ellipsoid, rows)
+        return jnp.minimum(own, size * self.state.norm) + size * self.moved
+
+
+class Writes(NamedTuple):
+    """What the tokens of a chunk write, each (tokens, heads, value_dim)."""
+
+    fresh: Bounded
+    """As queries of the chunk read it."""
+    off_fresh: jax.Array
+    """What it is off by, but for what the state's error does to it: `linear`."""
+    kept: Bounded
+    """As it is left at the chunk's end."""
+    off_kept: jax.Array
+    linear: jax.Array
+
+
 def by_algorithm(
     declared: Declared, state: BoundedColumns, c: flow.DeltaChunk
 ) -> tuple[BoundedColumns, Bounded]:
@@ -122,29 +162,27 @@ def by_algorithm(
     state moves goes the way of $K^T w$. Errors of u and of w and what stores of writes
     move are numbers in front of keys. Everything else counts by its size.
     """
-    unit, terms, tokens = declared.model.unit, c.w.shape[-1], c.w.shape[0]
+    terms, tokens = c.w.shape[-1], c.w.shape[0]
     by_key, by_token = summing(declared, terms), summing(declared, tokens + 1)
-    longest = max(terms, tokens + 1)
-    of_operand, of_sum = near_zero(declared, longest, jnp.maximum(by_key, by_token))
-
+    growth = jnp.maximum(by_key, by_token)
+    flushed = near_zero(declared, max(terms, tokens + 1), growth)
     handed, moved = _columns_stored(declared, "chunk_state", state)
     whole = jnp.linalg.norm(handed.value, axis=-1) + state.norm + moved
+    front = Front(state, handed, moved, whole, by_key, by_token, *flushed)
+    writes = _writes(declared, front, c)
+    return _end(declared, front, writes, c), _read(declared, front, writes, c)
 
-    def seen(rows):
-        """What rows read of the state's own error, and of what storing it moves."""
-        size = jnp.linalg.norm(rows, axis=-1)[..., None]
-        own = ellipsoids.reach(state.ellipsoid, rows)
-        return jnp.minimum(own, size * state.norm) + size * moved
 
-    # what is written, but for what the state's error does to it
+def _writes(declared: Declared, front: Front, c: flow.DeltaChunk) -> Writes:
+    unit, by_key, whole = declared.model.unit, front.by_key, front.whole
+    root = c.w.shape[-1] ** 0.5
     of_w, off_w = jnp.linalg.norm(c.w.value, axis=-1)[..., None], c.w.norm[..., None]
-    value = c.u.value - dot("jhk,hvk->jhv", c.w.value, handed.value)
-    linear = seen(c.w.value)
+    value = c.u.value - dot("jhk,hvk->jhv", c.w.value, front.handed.value)
+    linear = front.seen(c.w.value)
     own = c.u.error + (off_w + by_key * (of_w + off_w)) * whole
-    own = own + of_sum + of_operand * terms**0.5 * (of_w + whole)
+    own = own + front.of_sum + front.of_operand * root * (of_w + whole)
     own = own + unit * (jnp.abs(value) + own + linear)
-    written = Bounded(value, own + linear)
-    fresh, aside = _stored(declared, "v_new", written)
+    fresh, aside = _stored(declared, "v_new", Bounded(value, own + linear))
     off_fresh = own + aside
 
     left, off_left = _factor(c.left)
@@ -154,62 +192,72 @@ def by_algorithm(
     kept, aside = _stored(
         declared, "v_new_decayed", Bounded(value * left, own + left * linear)
     )
-    own = own + aside
-    most = jnp.abs(kept.value) + own + left * linear
+    return Writes(fresh, off_fresh, kept, own + aside, linear)
 
-    # the state at the end
+
+def _end(
+    declared: Declared, front: Front, writes: Writes, c: flow.DeltaChunk
+) -> BoundedColumns:
+    state, terms = front.state, c.w.shape[-1]
+    left, _ = _factor(c.left)
+    most = jnp.abs(writes.kept.value) + writes.off_kept + left * writes.linear
     decay, off_decay = (flow.spread(x) for x in (c.decay.value, c.decay.error))
     size = jnp.abs(state.value)
-    after = decay * state.value + dot("jhv,jhk->hvk", kept.value, c.keys.value)
+    after = decay * state.value
+    after = after + dot("jhv,jhk->hvk", writes.kept.value, c.keys.value)
     drift = jnp.linalg.norm(off_decay * size, axis=-1)
     drift = drift + jnp.max(off_decay, axis=-1) * state.norm
     keys = jnp.abs(c.keys.value) + c.keys.error
     added = jnp.linalg.norm(dot("jhv,jhk->hvk", most, keys), axis=-1)
     held = jnp.linalg.norm(decay * size, axis=-1) + state.norm + drift
     aside = drift + dot("jh,jhv->hv", c.keys.norm, most)
-    aside = aside + by_token * (added + held) + 2 * unit * held
-    aside = aside + terms**0.5 * (of_sum + of_operand * jnp.sum(most, axis=0))
-    of_keys = jnp.sum(jnp.linalg.norm(keys, axis=-1), axis=0)
-    aside = aside + of_operand * of_keys[:, None]
+    aside = aside + front.by_token * (added + held) + 2 * declared.model.unit * held
+    flushed = front.of_sum + front.of_operand * jnp.sum(most, axis=0)
+    of_keys = jnp.sum(jnp.linalg.norm(keys, axis=-1), axis=0)[:, None]
+    aside = aside + terms**0.5 * flushed + front.of_operand * of_keys
     aside = unless_overflow(declared, held + added, aside)
 
     made = dot("jhk,jhm->hkm", left * c.keys.value, c.w.value)
-    passed = decay * jnp.eye(terms) - made
     shape = ellipsoids.total(
-        ellipsoids.mapped(passed, state.ellipsoid),
-        ellipsoids.mapped(made, ellipsoids.ball(moved, terms)),
-        ellipsoids.along(c.keys.value, own),
+        ellipsoids.mapped(decay * jnp.eye(terms) - made, state.ellipsoid),
+        ellipsoids.mapped(made, ellipsoids.ball(front.moved, terms)),
+        ellipsoids.along(c.keys.value, writes.off_kept),
         ellipsoids.ball(aside, terms),
     )
     radius = ellipsoids.length(shape)
     error = jnp.broadcast_to(radius[..., None], after.shape)
-    end = BoundedColumns(Bounded(after, error, radius), shape)
+    return BoundedColumns(Bounded(after, error, radius), shape)
 
-    # what is read
+
+def _read(
+    declared: Declared, front: Front, writes: Writes, c: flow.DeltaChunk
+) -> Bounded:
+    unit, by_key, by_token = declared.model.unit, front.by_key, front.by_token
+    root, whole = c.w.shape[-1] ** 0.5, front.whole
     reach, off_reach = _factor(c.reach)
     of_read = jnp.linalg.norm(c.reads.value, axis=-1)[..., None]
     off_read = c.reads.norm[..., None]
-    before = dot("ihk,hvk->ihv", c.reads.value, handed.value)
-    y = before * reach + dot("hij,jhv->ihv", c.pairs.value, fresh.value)
+    before = dot("ihk,hvk->ihv", c.reads.value, front.handed.value)
+    y = before * reach + dot("hij,jhv->ihv", c.pairs.value, writes.fresh.value)
     row = c.reads.value * reach - dot("hij,jhk->ihk", c.pairs.value, c.w.value)
-    error = seen(row)
+    error = front.seen(row)
     error = error + (reach * off_read + off_reach * (of_read + off_read)) * whole
     # the sum over tokens may go on in the accumulator of that over keys
     growth = by_key + by_token + by_key * by_token + 2 * unit
     error = error + growth * (reach + off_reach) * (of_read + off_read) * whole
     pairs = jnp.abs(c.pairs.value)
-    largest = jnp.abs(fresh.value) + off_fresh + linear
-    error = error + dot("hij,jhv->ihv", pairs, off_fresh)
+    largest = jnp.abs(writes.fresh.value) + writes.off_fresh + writes.linear
+    error = error + dot("hij,jhv->ihv", pairs, writes.off_fresh)
     error = error + dot("hij,jhv->ihv", c.pairs.error, largest)
     total = dot("hij,jhv->ihv", pairs + c.pairs.error, largest)
     error = error + by_token * total
     error = error + unit * (jnp.abs(y) + error)
-    error = error + 2 * of_sum + of_operand * terms**0.5 * (of_read + whole)
+    error = error + 2 * front.of_sum + front.of_operand * root * (of_read + whole)
     of_pairs = jnp.sum(pairs + c.pairs.error, axis=-1).T[..., None]
-    summed = of_pairs + jnp.sum(largest, axis=0)
-    error = error + jnp.where(of_operand > 0, of_operand * summed, 0.0)
+    summed = front.of_operand * (of_pairs + jnp.sum(largest, axis=0))
+    error = error + jnp.where(front.of_operand > 0, summed, 0.0)
     magnitude = total + (of_read + off_read) * whole
-    return end, Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
+    return Bounded(y, unless_overflow(declared, magnitude, error) * SAFETY)
 
 
 def store_columns(declared: Declared, site: str, state) -> BoundedColumns:
