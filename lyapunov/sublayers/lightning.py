@@ -97,7 +97,8 @@ def _lightning(at: AbstractArithmetic, residual, p: LightningParameters, start, 
     q, k = projected("q", p.q_proj), projected("k", p.k_proj)
     v = projected("v", p.v_proj)
     gate = at.store("output_gate", at.matmul(x, p.g_proj))
-    at.observe("log_decay", jnp.broadcast_to(-p.slope, (seq, heads)))
+    faded = at.negate(p.slope)
+    at.observe("log_decay", at.view(lambda a: jnp.broadcast_to(a, (seq, heads)), faded))
 
     state = at.view(keys_last, at.carry(start.state))
     if at.chunked:
