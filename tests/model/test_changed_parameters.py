@@ -24,7 +24,7 @@ def boxed(p):
     def one(a):
         if isinstance(a, Weight):
             return BoundedWeight(a.matrix, none, jnp.zeros_like(a.matrix), none)
-        return BoundedParameter(a, jnp.zeros_like(a))
+        return BoundedParameter(a, jnp.zeros_like(a), jnp.zeros(a.shape[:-1]))
 
     return jax.tree.map(one, p, is_leaf=lambda x: isinstance(x, Weight))
 
