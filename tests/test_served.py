@@ -98,7 +98,12 @@ def test_a_file_in_fp32_is_served_as_advised_or_as_measured():
     assert [one.precision for one in as_served(given, "fp16", [])] == ["fp16"] * 2
     run = PrecisionReport("bf16", "fp32", "flow", "decode", "x", [], OutputDivergence())
     assert [one.precision for one in as_served(given, None, [run])] == ["bf16"] * 2
-    assert flags("fp32", given, None)["vLLM"] == "--mamba-ssm-cache-dtype float32"
+    assert flags("fp32", given, None) == {
+        "vLLM": "--mamba-ssm-cache-dtype float32",
+        "SGLang": "none needed",
+    }
+    kimi = asked("kimi_linear", ("kimi_delta",), "fp32")
+    assert flags("fp32", kimi, None)["vLLM"] == "none needed"
 
 
 def flags(state, given, weights: str | None = "bf16"):

@@ -130,7 +130,7 @@ def state_flags(
         if not _reaches(stack, held, asked, form):
             continue
         default = None
-        if asked is not None and form is not None:
+        if asked is not None:
             default = (
                 _vllm_state(asked, form) if stack is VLLM else _sglang_state(asked)
             )
@@ -182,8 +182,8 @@ def _stored(asked: Asked) -> str | None:
     return None if asked.dtype == "fp32" else asked.dtype
 
 
-def _vllm_state(asked: Asked, form: str) -> tuple[str | None, str]:
-    """The format, and what decides it."""
+def _vllm_state(asked: Asked, form: str | None) -> tuple[str | None, str]:
+    """The format, and what decides it; None where that is a format nobody knows."""
     if asked.architecture == "nemotron_h":
         return _said(asked.config, "mamba_ssm_cache_dtype") or (
             "fp32",
