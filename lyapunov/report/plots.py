@@ -138,7 +138,8 @@ def _decays(report: Report, prefix: str) -> Picture | None:
         axes.set_xlim(first, last)
         axes.set_ylim(len(layers), 0)
         step = max(1, math.ceil((last - first) / 5))
-        ticks = [*range(first, last - step // 2, step), last]
+        # none nearer to the last than they are to one another
+        ticks = [*range(first, last - step + 1, step), last]
         axes.set_xticks(ticks, [words.decay(edges[tick]) for tick in ticks])
         every = max(1, math.ceil(len(layers) / 8))
         axes.set_yticks(
