@@ -83,8 +83,26 @@ def test_weights_stored_in_bf16_are_read_as_they_are(family, tmp_path):
     rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs, allowed = logits(rounded, TOKENS), tolerance(rounded, TOKENS)
     ours = np.asarray(lyapunov.load(folder).logits(TOKENS))
+    if family == "minimax":
+        # its buffers of decays are rounded apart from its slopes: of such a file
+        # transformers computes another function of whole texts than by steps
+        assert np.abs(ours - theirs).max() > allowed
+        theirs = by_steps(rounded)
     assert_within(ours, theirs, allowed, family)
     assert np.abs(before - theirs).max() > allowed
+
+
+def by_steps(network):
+    """Logits of a text, a token at a time."""
+    import torch
+
+    cache, found = None, []
+    for token in TOKENS:
+        with torch.no_grad():
+            said = network(torch.tensor([[token]]), past_key_values=cache)
+        cache = said.past_key_values
+        found.append(said.logits[0, -1].double().numpy())
+    return np.stack(found)
 
 
 def test_parameters_are_counted_once(tmp_path):

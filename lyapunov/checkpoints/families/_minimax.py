@@ -192,7 +192,9 @@ MINIMAX = Family(
     (of_transformers("minimax"),),
     {"transformers": _read},
     (
-        "slopes and decays as they are stored, held to what config.json makes them",
+        "slopes and decays as they are stored, held to what config.json makes them; a"
+        " file in bf16 has them rounded apart, so that whole texts, by the decays, are"
+        " another function than steps, by the slopes, which is the reference's",
         "factors of the stream and of what is added; attention in windows",
     ),
     (NO_EXPONENT, SILU, POSITIONS, "files without the buffers of decays"),
