@@ -114,6 +114,11 @@ def written_out(arrays):
     return jax.lax.optimization_barrier(arrays) if has_gpu() else arrays
 
 
+def dot(subscripts: str, *operands):
+    """An exact einsum."""
+    return jnp.einsum(subscripts, *operands, precision="highest")
+
+
 def largest_entry(x):
     """The largest along the last axis."""
     return jnp.max(x, axis=-1)

@@ -17,9 +17,9 @@ from ...formats import is_state_numbers, state_error_bound
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import ellipsoids, storage, sums
-from .declared import Declared, near_zero, unless_overflow
+from .declared import Declared, dot, near_zero, unless_overflow
 from .delta_chunk import chunk_by_tokens, least_stored, summing
-from .delta_walk import dot, pass_on
+from .delta_walk import pass_on
 from .ellipsoids import BoundedColumns
 
 

@@ -22,8 +22,8 @@ from ...formats import is_state_numbers
 from .. import _delta as flow
 from .._bounded_values import SAFETY, Bounded, lift
 from . import ellipsoids, storage
-from .declared import Declared, near_zero, unless_overflow
-from .delta_walk import dot, walk
+from .declared import Declared, dot, near_zero, unless_overflow
+from .delta_walk import walk
 from .ellipsoids import BoundedColumns
 
 
@@ -302,21 +302,25 @@ def _off_gates(c: flow.DeltaChunk):
     return jnp.sum(jnp.max(off, axis=-1), axis=0)
 
 
+def _elapsed(c: flow.DeltaChunk):
+    """Sums of log gates from a chunk's start on: (tokens, heads, 1 or key_dim)."""
+    gate = c.log_gate.value
+    return jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
+
+
 def _faded_keys(c: flow.DeltaChunk):
     """Keys as they are left at the chunk's end, next to the channel that fades least.
 
     What fades by the same in all channels is in what they multiply.
     """
-    gate = c.log_gate.value.reshape(*c.log_gate.shape[:2], -1)
-    elapsed = jnp.cumsum(gate, axis=0)
+    elapsed = _elapsed(c)
     left = elapsed[-1:] - elapsed
     return c.key.value * jnp.exp(left - jnp.max(left, axis=-1, keepdims=True))
 
 
 def _exact_reads(state: Bounded, c: flow.DeltaChunk, write):
-    gate = c.log_gate.value
-    elapsed = jnp.cumsum(gate.reshape(*gate.shape[:2], -1), axis=0)
-    before = dot("ihk,hvk->ihv", c.query.value * jnp.exp(elapsed), state.value)
+    queries = c.query.value * jnp.exp(_elapsed(c))
+    before = dot("ihk,hvk->ihv", queries, state.value)
     return before + dot("hij,jhv->ihv", c.pairs.value, write)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from .. import _delta as flow
 from .._bounded_values import Bounded
 from . import ellipsoids
+from .declared import dot
 from .ellipsoids import BoundedColumns, Ellipsoid
 
 
@@ -144,8 +145,3 @@ def walk(state: BoundedColumns, c: flow.DeltaChunk, residual):
 
     inputs = (c.key, c.rate, c.value, c.log_gate, c.query.value, residual)
     return jax.lax.scan(one, (state.value, state.norm, state.ellipsoid), inputs)
-
-
-def dot(subscripts: str, x, y):
-    """An exact einsum."""
-    return jnp.einsum(subscripts, x, y, precision="highest")

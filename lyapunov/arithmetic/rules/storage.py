@@ -39,7 +39,7 @@ def store(declared: Declared, numbers, x) -> Bounded | BoundedState:
         stored = store_state(declared, numbers, state)
         return Bounded(stored.value, stored.excess)
     if not declared.centred:
-        return _moved_by_a_rounding(numbers, x)
+        return may_store(declared, numbers, x)
     value, error, flips = middle(x, numbers)
     norm = x.norm + jnp.linalg.norm(flips, axis=-1)
     return apart(declared, Bounded(value, error, norm * SAFETY))
@@ -70,14 +70,6 @@ def may_store(declared: Declared, numbers, x, *, rescaled: bool = False) -> Boun
     rounding = rounding_error_bound(x.magnitude, numbers)
     if rescaled:
         rounding = jnp.maximum(rounding, numbers.unit * x.magnitude)
-    return _moved(x, rounding)
-
-
-def _moved_by_a_rounding(numbers, x: Bounded) -> Bounded:
-    return _moved(x, rounding_error_bound(x.magnitude, numbers))
-
-
-def _moved(x: Bounded, rounding) -> Bounded:
     norm = x.norm + jnp.linalg.norm(rounding, axis=-1)
     return Bounded(x.value, (x.error + rounding) * SAFETY, norm * SAFETY)
 
