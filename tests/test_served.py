@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import lyapunov
+from lyapunov.checkpoints.families._architectures import FAMILIES
 from lyapunov.formats._precision import Precision
 from lyapunov.implementations._flags import serving_flags
 from lyapunov.implementations._stacks import (
@@ -20,6 +21,7 @@ from lyapunov.implementations._stacks import (
 )
 from lyapunov.report import to_markdown
 from lyapunov.results._check import OutputDivergence, PrecisionReport
+from lyapunov.sublayers import KINDS as ALL_KINDS
 
 
 def asked(architecture="mamba2", kinds=("mamba2",), dtype="bf16", **config):
@@ -64,6 +66,12 @@ def test_defaults_are_the_stacks_own(given, vllm, sglang):
         assert one.ask == (
             f"--mode decode --precision {given.dtype} --state-precision {one.state}"
         )
+
+
+def test_rules_are_of_families_and_kinds_that_there_are():
+    """A family that is called otherwise would be given another's default."""
+    assert {NEMOTRON, "qwen3_5", "qwen3_5_moe", "qwen3_next"} <= set(FAMILIES)
+    assert set(ALL_KINDS) >= KINDS
 
 
 @pytest.mark.parametrize("value", ["float8", 7, ["float32"], "x" * 999])

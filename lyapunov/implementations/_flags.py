@@ -12,7 +12,7 @@ from lyapunov.results._check import PrecisionReport
 from .._errors import UsageError
 from ._implementation import AbstractImplementation, Flag
 from ._registry import IMPLEMENTATIONS
-from ._stacks import DTYPES, Asked, served_somewhere, state_flags
+from ._stacks import DTYPES, STACKS, Asked, served_somewhere, state_flags
 
 
 def serving_flags(
@@ -47,8 +47,8 @@ def serving_flags(
                 flags += one.flags(state, None)
     if form is not None:
         flags += [
-            Flag(stack, f"--dtype {DTYPES[form]}", _why_weights(form))
-            for stack in ("vLLM", "SGLang")
+            Flag(stack.name, f"--dtype {DTYPES[form]}", _why_weights(form))
+            for stack in STACKS
         ]
         flags += [f for one in libraries for f in one.flags(None, form)]
     return [flag._asdict() for flag in flags]

@@ -8,7 +8,7 @@ vllm-project/vllm pull requests 22928, 29978, 39032, 41680, 35753 and sgl-projec
 of either server reaches them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lyapunov.formats._precision import Precision
@@ -59,10 +59,16 @@ class Stack(NamedTuple):
     version: str
     flag: str
     """Of the state's format."""
-
-
-VLLM = Stack("vLLM", "0.33.0", "--mamba-ssm-cache-dtype")
-SGLANG = Stack("SGLang", "0.5.23", "--mamba-ssm-dtype")
+    default: Callable[[Asked, str | None], tuple[str | None, str]]
+    """A checkpoint and the model's format -> the state's, and what decides it; None
+    where that is a format nobody knows."""
+    window: str | None
+    """The format of the convolution's window; None: the model's."""
+    runs: Callable[[Precision, Asked, str | None], bool]
+    """Whether the model runs with such a state."""
+    notes: Callable[[Asked, str], Iterator[str]]
+    also_to_nearest: str = ""
+    """Which states are not rounded stochastically beside those behind a prefill."""
 
 
 def as_served(
@@ -84,11 +90,9 @@ def as_served(
     if not asked.kinds or not asked.kinds <= KINDS or form not in DTYPES:
         return []
     found = []
-    for stack, (state, why), window, notes in (
-        (VLLM, _vllm_state(asked, form), form, _vllm_notes(asked, form)),
-        (SGLANG, _sglang_state(asked), "bf16", _sglang_notes(asked, form)),
-    ):
-        notes = list(notes)
+    for stack in STACKS:
+        state, why = stack.default(asked, form)
+        notes = list(stack.notes(asked, form))
         if state == "fp16":
             notes.append("a state beyond 65504 becomes infinite")
         run = _measured(precisions, form, state)
@@ -102,7 +106,7 @@ def as_served(
                 version=stack.version,
                 precision=form,
                 state=state,
-                window=window,
+                window=stack.window or form,
                 why=why,
                 kl_mean=output and output.kl_mean,
                 argmax_flips=output and output.argmax_flips,
@@ -126,26 +130,22 @@ def state_flags(
     - `asked`: None where nothing is known of the checkpoint: no default is, then.
     """
     form = weights or (_stored(asked) if asked else None)
-    for stack in (VLLM, SGLANG):
+    for stack in STACKS:
         if not _reaches(stack, held, asked, form):
             continue
-        default = None
         if asked is not None:
-            default = (
-                _vllm_state(asked, form) if stack is VLLM else _sglang_state(asked)
-            )
-        if default is not None and default[0] == str(held):
-            yield Flag(stack.name, "none needed", f"{why}: {default[1]}")
-            continue
+            state, decides = stack.default(asked, form)
+            if state == str(held):
+                yield Flag(stack.name, "none needed", f"{why}: {decides}")
+                continue
         more, reason = "", why
         if held.stochastic:
             more = f" {STOCHASTIC}"
             reason = (
                 f"{why}; below compute capability 10 FlashInfer alone rounds so, and "
                 "the state behind a prefill is rounded to nearest"
+                f"{stack.also_to_nearest}"
             )
-            if stack is VLLM:
-                reason += ", under Triton those of draft tokens, too"
         yield Flag(stack.name, f"{stack.flag} {DTYPES[held.format]}{more}", reason)
 
 
@@ -168,12 +168,14 @@ def _reaches(
         return False
     if held.stochastic and not asked.kinds <= MAMBA:
         return False
-    if stack is VLLM and "kimi_delta" in asked.kinds:
+    return stack.runs(held, asked, form)
+
+
+def _vllm_runs(held: Precision, asked: Asked, form: str | None) -> bool:
+    if "kimi_delta" in asked.kinds:
         return held.format in ("fp32", "bf16")
     # its compiled prefill of Mamba-1 takes the activations' format or fp32
-    if stack is VLLM and "mamba1" in asked.kinds:
-        return held.format in ("fp32", form)
-    return True
+    return "mamba1" not in asked.kinds or held.format in ("fp32", form)
 
 
 def _stored(asked: Asked) -> str | None:
@@ -183,7 +185,6 @@ def _stored(asked: Asked) -> str | None:
 
 
 def _vllm_state(asked: Asked, form: str | None) -> tuple[str | None, str]:
-    """The format, and what decides it; None where that is a format nobody knows."""
     if asked.architecture == "nemotron_h":
         return _said(asked.config, "mamba_ssm_cache_dtype") or (
             "fp32",
@@ -198,7 +199,8 @@ def _vllm_state(asked: Asked, form: str | None) -> tuple[str | None, str]:
     return form, "the model's format"
 
 
-def _sglang_state(asked: Asked) -> tuple[str | None, str]:
+def _sglang_state(asked: Asked, form: str | None) -> tuple[str | None, str]:
+    del form
     return _said(asked.config, "mamba_ssm_dtype") or ("fp32", "its default")
 
 
@@ -233,6 +235,29 @@ def _sglang_notes(asked: Asked, form: str) -> Iterator[str]:
         yield "the convolution runs in bf16, its window's format"
     if "mamba2" in asked.kinds:
         yield "a text's chunks are cut by what is packed in front of it"
+
+
+STACKS = (
+    Stack(
+        "vLLM",
+        "0.33.0",
+        "--mamba-ssm-cache-dtype",
+        default=_vllm_state,
+        window=None,
+        runs=_vllm_runs,
+        notes=_vllm_notes,
+        also_to_nearest=", under Triton those of draft tokens, too",
+    ),
+    Stack(
+        "SGLang",
+        "0.5.23",
+        "--mamba-ssm-dtype",
+        default=_sglang_state,
+        window="bf16",
+        runs=lambda held, asked, form: True,
+        notes=_sglang_notes,
+    ),
+)
 
 
 def _measured(
