@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from studies.files import as_json, finite, write
@@ -53,13 +52,15 @@ def row(report, precision) -> dict:
     t0 = [ratio for layer in layers for ratio in (layer.bound_t0 or {}).values()]
     t1 = [layer.bound_t1_ratio for layer in layers if layer.bound_t1_ratio]
     last = layers[-1]
+    # of an effort without bounds nothing is counted
+    count = precision.count if last.violations is not None else lambda _: None
     return {
         "execution": precision.execution,
         "precision": precision.precision,
         "measured_by": precision.measured_by,
-        "violations": _total(layer.violations for layer in layers),
-        "elements": _total(layer.elements_bounded for layer in layers),
-        "unbounded": _total(layer.elements_unbounded for layer in layers),
+        "violations": count("violations"),
+        "elements": count("elements_bounded"),
+        "unbounded": count("elements_unbounded"),
         "t0_ratio": [min(t0), max(t0)] if t0 else None,
         "t1_ratio": [min(t1), max(t1)] if t1 else None,
         "rel_l2": output.measured_rel_l2,
@@ -82,12 +83,6 @@ def row(report, precision) -> dict:
             "accumulated": last.accumulated_by_position,
         },
     }
-
-
-def _total(found: Iterable[int | None]) -> int | None:
-    """Of all layers; None where the effort left it out."""
-    known = list(found)
-    return None if None in known else sum(n for n in known if n is not None)
 
 
 def rows(case: Case, folder: Path, rehearse: bool) -> list[dict]:

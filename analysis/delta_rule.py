@@ -122,19 +122,18 @@ def run(case: Case) -> dict[str, Any]:
         **case._asdict(),
         **found,
         "kl_last": positions["kl"][-1] if positions["kl"] else None,
-        "first_violation": _first(report.precisions[0]),
+        "first_violation": next(
+            (
+                {"layer": one.layer, **one.first_violation}
+                for one in report.precisions[0].layers
+                if one.first_violation
+            ),
+            None,
+        ),
         "exponents": {"max": report.exponents.max, "min": report.exponents.min},
         "seconds": round(time.perf_counter() - began, 1),
         "environment": report.environment | _gpu(),
     }
-
-
-def _first(precision: Any) -> dict[str, Any] | None:
-    """The first element above its bound, with its layer."""
-    for layer in precision.layers:
-        if layer.first_violation:
-            return {"layer": layer.layer, **layer.first_violation}
-    return None
 
 
 def _gpu() -> dict[str, str]:

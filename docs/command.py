@@ -5,7 +5,6 @@ from docs.tables import plain
 
 def command() -> dict[str, str]:
     """Every option with its text, by group, and the exit codes."""
-
     from lyapunov.command import _cli, _declare
     from lyapunov.command._options import Options
 

@@ -22,6 +22,8 @@ class Chunk(NamedTuple):
     """The sites of what it gives; None: of none."""
     given: Mapping[str, str]
     """The sites of what it is given, by the names of its arguments."""
+    of_pairs: frozenset[str] = frozenset()
+    """Sites whose memory is written for a token and those before it alone."""
 
 
 # As fla-core 0.6.0 calls them, with every argument by name.
@@ -33,7 +35,7 @@ CHUNKS = {
     "kimi_delta": Chunk(
         "fla.ops.kda.chunk_fwd", "chunk_kda_fwd_intra",
         ("w", "u", None, "k_decayed", "QK_decayed", "inverse"),
-        {"q": "q_unit", "k": "k_unit"},
+        {"q": "q_unit", "k": "k_unit"}, of_pairs=frozenset({"QK_decayed"}),
     ),
 }  # fmt: skip
 
@@ -78,7 +80,8 @@ def _copying(
     shown = {site: named[name] for name, site in chunk.given.items()}
     shown |= dict(zip(chunk.results, results, strict=True))
     for site in kept & set(shown):
-        copy = _written(shown[site]) if site == "QK_decayed" else shown[site].clone()
+        own = site in chunk.of_pairs
+        copy = _written(shown[site]) if own else shown[site].clone()
         calls.setdefault((kind, site), []).append(copy)
     return results
 
