@@ -1,0 +1,6 @@
+"""vLLM's operators of Mamba networks, and what is promised of them."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

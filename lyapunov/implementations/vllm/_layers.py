@@ -1,0 +1,336 @@
+"""A network of Mamba-1 or Mamba-2 around vLLM's operators, in torch.
+
+After vLLM 0.33.0: `models/mamba.py`, `models/mamba2.py`, `MambaMixer.forward_impl`,
+`MambaMixer2.conv_ssm_forward`. What vLLM compiles by default, norms among it, is
+written as the compiled form computes: in fp32, with one rounding at its end; eager is
+`--enforce-eager`, where each operation rounds.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...models import Model
+from .._implementation import RefusedError
+from ._batch import Pass, chunks_of, conv_programs
+from ._operators import Operators, launching
+
+
+class Cache(NamedTuple):
+    """What one layer keeps of all sequences, by slot."""
+
+    window: Any
+    """(slots, width - 1, channels): inputs of the convolution."""
+    state: Any
+    """(slots, heads, head_dim, d_state); of Mamba-1 (slots, d_inner, d_state)."""
+
+    @property
+    def conv(self) -> Any:
+        """The window as the convolution takes it, channels before tokens."""
+        return self.window.transpose(-1, -2)
+
+
+class Layer:
+    """One mixer and the norm in front of it.
+
+    **Arguments:**
+
+    - `weights`: by canonical name, torch tensors in the model's dtype, but A.
+    - `sizes`: of the sublayer.
+    - `operators`: vLLM's.
+    - `eager`: whether nothing is compiled.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Any], sizes: Any, operators: Operators, eager: bool
+    ):
+        self.weights = weights
+        self.sizes = sizes
+        self._operators = operators
+        self._eager = eager
+
+    def mixer(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+        """What the mixer makes of tokens (tokens, d_model) of one pass; `seen` gets
+        what it stores, (tokens, width) each, by site."""
+        run = self._mamba2 if self.sizes.kind == "mamba2" else self._mamba1
+        with launching(self._operators):
+            return run(x, plan, cache, seen)
+
+    def _mamba2(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+        import torch
+        from torch.nn.functional import linear
+
+        w, sizes = self.weights, self.sizes
+        groups, wide = sizes.groups, sizes.groups * sizes.d_state
+        projected = linear(x, w["in_proj"], w.get("in_proj_bias"))
+        # a step's convolution writes into it
+        seen["xz"] = projected.clone() if plan.steps else projected
+        gate = projected[:, : sizes.d_inner]
+        dt = projected[:, projected.shape[1] - sizes.heads :]
+        conv = self._convolved(projected[:, sizes.d_inner : -sizes.heads], plan, cache)
+        seen["conv"] = conv
+        u, B, C = torch.split(conv, [sizes.d_inner, wide, wide], dim=-1)
+        heads = lambda a: a.view(len(x), sizes.heads, -1)
+        grouped = lambda a: a.view(len(x), groups, -1)
+        y = torch.empty(len(x), sizes.d_inner, dtype=x.dtype, device=x.device)
+        if plan.steps:
+            dim = sizes.d_inner // sizes.heads
+            self._operators.step(
+                cache.state,
+                heads(u),
+                dt[:, :, None].expand(-1, -1, dim),
+                w["A"][:, None, None].expand(-1, dim, sizes.d_state),
+                grouped(B),
+                grouped(C),
+                w["D"][:, None].expand(-1, dim),
+                w["dt_bias"][:, None].expand(-1, dim),
+                dt_softplus=True,
+                state_batch_indices=plan.slots,
+                dst_state_batch_indices=plan.slots,
+                out=heads(y),
+            )
+        else:
+            chunks = chunks_of(plan, sizes.chunk)
+            initial = None
+            if plan.resumes:
+                # copies: the kernels write the slots before all of them are read
+                fresh = plan.resumed[:, None, None, None]
+                initial = torch.where(fresh, cache.state[plan.slots.long()], 0)
+            self._operators.chunk_scan(
+                heads(u),
+                dt,
+                w["A"],
+                grouped(B),
+                grouped(C),
+                chunk_size=sizes.chunk,
+                D=w["D"],
+                z=None,
+                dt_bias=w["dt_bias"],
+                seq_idx=chunks.sequence,
+                cu_seqlens=plan.starts,
+                cu_chunk_seqlens=chunks.ends,
+                last_chunk_indices=chunks.last,
+                initial_states=initial,
+                dt_softplus=True,
+                dt_limit=(0.0, float("inf")),
+                out=heads(y),
+                state_dtype=cache.state.dtype,
+                final_states_out=cache.state,
+                final_state_indices=plan.slots,
+            )
+        seen["scan_output"] = y
+        gated = self._gated(y, gate)
+        seen["gated"] = gated
+        return linear(gated, w["out_proj"], w.get("out_proj_bias"))
+
+    def _mamba1(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+        import torch
+        from torch.nn.functional import linear
+
+        w, sizes, scan = self.weights, self.sizes, self._operators.scan
+        if not plan.steps and scan is None:
+            raise RefusedError(
+                "vLLM's prefill of Mamba-1 is compiled, and is not among its Python "
+                "files",
+                hint="pip install vllm==0.33.0, or --mode decode",
+            )
+        projected = linear(x, w["in_proj"], w.get("in_proj_bias"))
+        seen["xz"] = projected.clone() if plan.steps else projected
+        u, gate = projected.chunk(2, dim=-1)
+        u = self._convolved(u, plan, cache)
+        seen["conv"] = u
+        low = linear(u, w["x_proj"])
+        seen["x_proj"] = low
+        parts = [sizes.dt_rank, sizes.d_state, sizes.d_state]
+        dt, B, C = torch.split(low, parts, dim=-1)
+        dt = linear(dt, w["dt_proj"])
+        seen["dt"] = dt
+        bias = w["dt_bias"].float()
+        if scan is None or plan.steps:
+            gated = torch.empty_like(u, memory_format=torch.contiguous_format)
+            self._operators.step(
+                cache.state,
+                u,
+                dt,
+                w["A"],
+                B,
+                C,
+                w["D"],
+                bias,
+                z=gate,
+                dt_softplus=True,
+                state_batch_indices=plan.slots,
+                dst_state_batch_indices=plan.slots,
+                out=gated,
+            )
+        else:
+            gated = scan(
+                u.T,
+                cache.state,
+                # what comes out is written over one of these
+                dt.T.contiguous(),
+                w["A"],
+                B.T,
+                C.T,
+                w["D"].float(),
+                gate.T.contiguous(),
+                bias,
+                delta_softplus=True,
+                cache_indices=plan.slots,
+                has_initial_state=plan.resumed,
+                query_start_loc=plan.starts,
+            ).T
+        seen["gated"] = gated
+        return linear(gated, w["out_proj"], w.get("out_proj_bias"))
+
+    def _convolved(self, u: Any, plan: Pass, cache: Cache) -> Any:
+        """The convolution and silu of (tokens, channels), a view of wider rows."""
+        w = self.weights
+        if plan.steps:
+            return self._operators.conv_step(
+                u,
+                cache.conv,
+                w["conv_weight"],
+                w["conv_bias"],
+                "silu",
+                conv_state_indices=plan.slots,
+            )
+        return self._operators.conv(
+            u.transpose(0, 1),
+            w["conv_weight"],
+            w["conv_bias"],
+            activation="silu",
+            conv_states=cache.conv,
+            has_initial_state=plan.resumed,
+            cache_indices=plan.slots,
+            metadata=conv_programs(plan),
+            query_start_loc=plan.starts,
+        ).transpose(0, 1)
+
+    def _gated(self, y: Any, gate: Any) -> Any:
+        """The gated norm (`Mixer2RMSNormGated`), or the gate alone."""
+        from torch.nn.functional import silu
+
+        weight, sizes = self.weights.get("gate_norm"), self.sizes
+        if weight is None:
+            gate = silu(gate.float())
+            return y * gate.to(y.dtype) if self._eager else (y * gate).to(y.dtype)
+        if self._eager and sizes.groups == 1:
+            return self._operators.gated_norm(
+                y,
+                weight,
+                bias=None,
+                z=gate,
+                eps=sizes.gate_norm_epsilon,
+                norm_before_gate=False,
+            )
+        wide = y * silu(gate.float())
+        wide = wide.view(len(y), sizes.groups, -1)
+        hat = _normalised(wide, sizes.gate_norm_epsilon).view(y.shape)
+        return _weighted(hat, weight, y.dtype, self._eager)
+
+
+class Network:
+    """Embedding, layers, norm and head, in one dtype.
+
+    **Arguments:**
+
+    - `model`: whose weights it has. `dtype`: torch's. `operators`: vLLM's.
+    - `eager`: whether nothing is compiled.
+    """
+
+    def __init__(self, model: Model, dtype: Any, operators: Operators, eager: bool):
+        import torch
+
+        config, layout = model.config, model.layout
+        device = operators.device
+        held = lambda array: torch.tensor(
+            np.asarray(array, np.float32), dtype=dtype, device=device
+        )
+        rows = config.padded_vocab_size
+        self.embedding = held(layout.embedding(np.arange(rows)))
+        self.head = held(layout.head(0, rows))
+        self._norm = held(layout.final_norm())
+        self._epsilon = config.norm_epsilon
+        self._eager = eager
+        self._device = device
+        self.layers = []
+        for i, sizes in enumerate(config.sublayers):
+            raw = layout.layer(i)
+            # once at load, of what is stored, and kept in fp32
+            A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
+            weights = {name: held(array) for name, array in raw.items()}
+            weights.setdefault("conv_bias", None)
+            weights["A"] = -torch.exp(A_log).to(device)
+            self.layers.append(Layer(weights, sizes, operators, eager))
+
+    def caches(self, slots: int, window: Any, state: Any) -> list[Cache]:
+        """Make zeros for so many slots.
+
+        **Arguments:**
+
+        - `window`, `state`: torch dtypes.
+        """
+        import torch
+
+        zeros = lambda shape, dtype: torch.zeros(
+            (slots, *shape), dtype=dtype, device=self._device
+        )
+        found = []
+        for layer in self.layers:
+            sizes, channels = layer.sizes, len(layer.weights["conv_weight"])
+            shape = (sizes.d_inner, sizes.d_state)
+            if sizes.kind == "mamba2":
+                shape = (sizes.heads, sizes.d_inner // sizes.heads, sizes.d_state)
+            kept = zeros((sizes.d_conv - 1, channels), window)
+            found.append(Cache(kept, zeros(shape, state)))
+        return found
+
+    def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:
+        """What each layer stored, by site, then what the head reads.
+
+        **Arguments:**
+
+        - `ids`: (tokens) of all sequences. `caches`: are written to.
+        """
+        hidden, residual = self.embedding[ids], None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            normed, residual = self._normed(
+                hidden, residual, layer.weights["norm"], layer.sizes.norm_epsilon
+            )
+            seen = {"norm": normed, "residual": residual}
+            hidden = layer.mixer(normed, plan, cache, seen)
+            yield seen | {"out": hidden}
+        normed, residual = self._normed(hidden, residual, self._norm, self._epsilon)
+        yield normed
+
+    def _normed(self, hidden: Any, residual: Any, weight: Any, epsilon: float):
+        """The norm of the stream, and the stream as it is stored.
+
+        Compiled, the norm reads the sum before it is stored
+        (`ir.ops.fused_add_rms_norm`); the C kernel of eager runs reads what it stored.
+        """
+        dtype = hidden.dtype
+        if residual is None:
+            stored, wide = hidden, hidden.float()
+        else:
+            wide = hidden.float() + residual.float()
+            stored = wide.to(dtype)
+        read = stored.float() if self._eager else wide
+        hat = _normalised(read, epsilon)
+        return _weighted(hat, weight, dtype, self._eager), stored
+
+
+def _normalised(wide: Any, epsilon: float) -> Any:
+    import torch
+
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+
+
+def _weighted(hat: Any, weight: Any, dtype: Any, eager: bool) -> Any:
+    """The fp32 hat times the weight: rounded before it, too, where nothing is
+    compiled."""
+    if eager:
+        return hat.to(dtype) * weight
+    return (hat * weight.float()).to(dtype)

@@ -1,0 +1,181 @@
+"""vLLM's operators of Mamba networks: of an installed vLLM, or of its files alone.
+
+Beside an installed vLLM nothing else is looked for. Without one the files of its
+kernels, some 0.4 MB of Python in its wheel, run beside torch and Triton
+(`_stand_in`); where Triton interprets, on a CPU, too.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, NoReturn
+from unittest import mock
+
+from ..._errors import MissingExtraError, UsageError
+from .._implementation import installed
+from .._torch import import_torch
+from ._stand_in import OPERATORS, stand_in
+
+
+FILES = "LYAPUNOV_VLLM_FILES"
+"""The environment variable that names a folder of unpacked files."""
+VERSION = (0, 33)
+"""Of vLLM, whose operators are called here as it calls them."""
+INSTALL = (
+    f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
+    f"into a folder, and set {FILES} to that"
+)
+
+
+class Operators(NamedTuple):
+    """The functions that vLLM's mixers call, and where they come from."""
+
+    conv: Callable
+    """`causal_conv1d_fn`, of several tokens a sequence."""
+    conv_step: Callable
+    """`causal_conv1d_update`."""
+    chunk_scan: Callable
+    """`mamba_chunk_scan_combined_varlen`."""
+    step: Callable
+    """`selective_state_update`, in Triton."""
+    gated_norm: Callable
+    """`rms_norm_gated`, which runs where nothing is compiled."""
+    scan: Callable | None
+    """`selective_scan_fn` of Mamba-1; None where vLLM's compiled part is not there."""
+    interpreted: bool
+    """Whether Triton interprets them on the CPU."""
+
+    @property
+    def device(self) -> str:
+        """The torch device that they run on."""
+        return "cpu" if self.interpreted else "cuda"
+
+
+@functools.cache
+def operators() -> Operators:
+    """Find them, once a process.
+
+    **Raises:** `MissingExtraError` where neither vLLM nor its files are there;
+    `UsageError` for another version, or where torch sees no GPU.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not import_torch().cuda.is_available():
+        raise UsageError(
+            "vLLM's operators need an NVIDIA GPU, and torch sees none",
+            hint="--measure emulated follows vLLM's flow without one",
+        )
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"vLLM's operators need Triton ({error})", hint=INSTALL
+        ) from None
+    compiled = _importable()
+    get = lambda module: importlib.import_module(f"{OPERATORS}.{module}")
+    try:
+        conv, steps = get("causal_conv1d"), get("mamba_ssm")
+        combined, norm = get("ssd_combined"), get("layernorm_gated")
+        found = Operators(
+            conv=_interpretable(conv.causal_conv1d_fn)
+            if interpreted
+            else conv.causal_conv1d_fn,
+            conv_step=conv.causal_conv1d_update,
+            chunk_scan=combined.mamba_chunk_scan_combined_varlen,
+            step=steps.selective_state_update,
+            gated_norm=norm.rms_norm_gated,
+            scan=steps.selective_scan_fn if compiled else None,
+            interpreted=interpreted,
+        )
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"vLLM's operators cannot be loaded ({error})", hint=INSTALL
+        ) from None
+    if interpreted:
+        for name in ("bmm", "chunk_scan", "chunk_state", "state_passing"):
+            _tune_nothing(get(f"ssd_{name}"))
+    return found
+
+
+def _importable() -> bool:
+    """Have `import vllm...` find the kernels; whether vLLM as a whole is there.
+
+    **Raises:** as `operators`.
+    """
+    version = installed("vllm")
+    if version is not None:
+        if version[:2] != VERSION:
+            _refuse_version(".".join(map(str, version)))
+        return True
+    named = os.environ.get(FILES)
+    if not named:
+        raise MissingExtraError("vLLM is not installed", hint=INSTALL)
+    folder = Path(named)
+    if not (folder / OPERATORS.replace(".", "/") / "ssd_combined.py").is_file():
+        raise UsageError(
+            f"{FILES} is {named!r}, where there is no "
+            f"{OPERATORS.replace('.', '/')}/ssd_combined.py",
+            hint=INSTALL,
+        )
+    said = [
+        path.name.removeprefix("vllm-").removesuffix(".dist-info")
+        for path in folder.glob("vllm-*.dist-info")
+    ]
+    if any(not one.startswith(f"{VERSION[0]}.{VERSION[1]}.") for one in said):
+        _refuse_version(said[0])
+    stand_in(folder)
+    return False
+
+
+def _refuse_version(found: str) -> NoReturn:
+    expected = ".".join(map(str, VERSION))
+    raise UsageError(
+        f"vLLM is {found} here, and its operators are called as {expected} calls them",
+        hint=INSTALL,
+    )
+
+
+def _tune_nothing(module: Any) -> None:
+    """Leave one configuration of each kernel: trying them needs a GPU."""
+    from triton.runtime import Autotuner
+
+    for kernel in vars(module).values():
+        if isinstance(kernel, Autotuner):
+            kernel.configs = kernel.configs[-1:]
+
+
+def _interpretable(conv: Callable) -> Callable:
+    """The convolution with a grid that the interpreter can call: it exchanges
+    arguments, which the interpreter has made into its own by then."""
+    from triton.runtime.interpreter import _implicit_cvt
+
+    def run(*given: Any, metadata: Any, **named: Any) -> Any:
+        own = {
+            size: known
+            | {
+                name: _implicit_cvt(known[name])
+                for name in ("batch_ptr", "token_chunk_offset_ptr")
+            }
+            for size, known in metadata.nums_dict.items()
+        }
+        changed = SimpleNamespace(**vars(metadata) | {"nums_dict": own})
+        return conv(*given, metadata=changed, **named)
+
+    return run
+
+
+@contextmanager
+def launching(found: Operators) -> Iterator[None]:
+    """What kernels are called in: in the interpreter there is no device to choose."""
+    if not found.interpreted:
+        yield
+        return
+    import torch
+
+    index = nullcontext()
+    with mock.patch.object(torch.accelerator, "device_index", return_value=index):
+        yield

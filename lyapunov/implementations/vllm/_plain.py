@@ -1,0 +1,58 @@
+"""Which networks are put together as vLLM puts them together."""
+
+from typing import Any
+
+from ..._errors import UsageError
+from ...models import Model
+
+
+def refuse_others(model: Model) -> None:
+    """Refuse a network that is not put together here as vLLM does.
+
+    **Raises:** `UsageError`.
+    """
+    config = model.config
+    first, *others = config.sublayers
+    why = None
+    if any(one != first for one in others) or first.kind not in ("mamba1", "mamba2"):
+        why = "its sublayers are not all Mamba-1 or all Mamba-2, and alike"
+    elif config.norm_centred or first.norm_centred:
+        why = "it has LayerNorms"
+    elif config.embedding_norm_epsilon is not None or config.norm_offset:
+        why = "it has other norms around its layers"
+    elif not (config.embedding_multiplier == config.logits_multiplier == 1.0):
+        why = "it multiplies its embedding or its logits"
+    elif config.logits_soft_cap is not None:
+        why = "it caps its logits"
+    elif first.kind == "mamba1":
+        if first.heads != 1 or first.mixer_norm_epsilon is not None:
+            why = "its mixers have heads or norms inside"
+    else:
+        why = _not_plain(first, model)
+    if why is not None:
+        raise UsageError(
+            "plain Mamba-1 and Mamba-2 models alone are run on vLLM's operators, and "
+            f"{why}",
+            hint="--measure emulated follows vLLM's flow for the others",
+        )
+
+
+def _not_plain(sizes: Any, model: Model) -> str | None:
+    """Why a Mamba-2 mixer is none of `MambaMixer2` as `Mamba2ForCausalLM` makes it."""
+    if sizes.norm_before_gate or sizes.norm_groups != sizes.groups:
+        return "its gated norm comes before the gate, or has groups of its own"
+    if (
+        sizes.row_multipliers
+        or sizes.in_multiplier != 1.0
+        or sizes.out_multiplier != 1.0
+    ):
+        return "it multiplies what its mixers read or write"
+    if sizes.beside:
+        return "its sublayers stand beside one another"
+    if sizes.out_bias not in (None, sizes.proj_bias):
+        return "in_proj and out_proj do not agree on a bias"
+    if sizes.chunk & (sizes.chunk - 1):
+        return f"its chunks of {sizes.chunk} tokens are no power of two"
+    if model.raw_parameters(0)["D"].size != sizes.heads:
+        return "its D has an entry a channel"
+    return None

@@ -1,0 +1,268 @@
+"""A network on vLLM's own operators, recorded.
+
+Sequences are packed one behind another and cut into calls as vLLM's scheduler does:
+prefill from a cache at any token, a rest of one token as a step. Around the operators
+stands a torch network of ours (`_layers`): vLLM's models need its whole engine.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._errors import UsageError
+from ...formats._precision import Precision
+from ...models import Model
+from .. import Execution
+from .._company import company, in_company
+from .._segment import Segment
+from .._torch import copied, exact_sums, import_torch, torch_dtype
+from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .._ways import Variant
+from . import _operators
+from ._batch import packed_pass
+from ._layers import Network
+from ._plain import refuse_others
+
+
+class Vllm:
+    """Run plain Mamba-1 and Mamba-2 networks with vLLM's operators.
+
+    They need an NVIDIA GPU, or Triton's interpreter (`TRITON_INTERPRET=1`), which runs
+    small networks in fp32 and fp16.
+
+    **Arguments:**
+
+    - `execution`: whose `precision` says the dtype of the weights, and whose
+      `state_precision` that of the cached state.
+    - `eager`: compute what is computed under `--enforce-eager`.
+    """
+
+    def __init__(self, execution: Execution, *, eager: bool = False):
+        self.execution = execution
+        self._eager = eager
+        self._made: tuple[Any, str, Network] | None = None
+
+    @traced_in_fp64
+    def trace(
+        self,
+        model: Model,
+        tokens,
+        variant: Variant | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> Trace:
+        """Records of all sublayers for the text alone, then the head.
+
+        **Arguments:** as for `Runner.trace`. A batch is packed; records of several
+        calls come after the last.
+
+        **Raises:** `RefusedError` for a prefill of Mamba-1 without vLLM's compiled
+        part; `UsageError` for other networks, formats and ways.
+        """
+        variant = variant or self.execution.variant
+        rows = _rows(np.asarray(tokens), variant)
+        segments = segments or (
+            Segment(0, tokens.shape[1], self.execution, self._cache_format()),
+        )
+        operators = _operators.operators()
+        network = self._network(model, operators)
+        torch = import_torch()
+        normed: Any = None
+        before: Any = None
+        last: Any = None
+        for found in _recorded(torch, network, rows, segments):
+            if not isinstance(found, dict):
+                normed = found
+                continue
+            layer = model.sublayers[found.pop("layer")]
+            stored = {name: copied(tensor) for name, tensor in found.items()}
+            if before is None:
+                # the first one's stream is the embedding
+                before, last = stored["residual"], np.zeros_like(stored["residual"])
+            yield SublayerRecord(
+                layer.layer,
+                layer.kind,
+                jnp.asarray(before),
+                jnp.asarray(last),
+                jnp.asarray(stored["out"]),
+                {site: jnp.asarray(array) for site, array in stored.items()},
+                {},
+            )
+            before, last = stored["residual"], stored["out"]
+
+        def logits(start, stop):
+            with torch.no_grad():
+                return jnp.asarray(copied(normed @ network.head[start:stop].T))
+
+        yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+
+    def _cache_format(self) -> Any:
+        from ...formats import state_format_named
+
+        return state_format_named(self.execution.state_precision)
+
+    def _network(self, model: Model, operators: _operators.Operators) -> Network:
+        """The network on the device, made for the first text."""
+        if self._made is None or self._made[0] is not model:
+            refuse_others(model)
+            torch = import_torch()
+            precision = self.execution.precision
+            said = Precision.named(precision)
+            if said.cast or said.autocast:
+                raise UsageError(
+                    f"vLLM does not run in {precision}",
+                    hint=f"--precision {said.format}",
+                )
+            if operators.interpreted and said.format == "bf16":
+                raise UsageError(
+                    "Triton's interpreter multiplies no bf16 numbers",
+                    hint="--precision fp16 or fp32, or a GPU",
+                )
+            exact_sums(torch)
+            dtype = torch_dtype(torch, precision)
+            with torch.no_grad():
+                made = Network(model, dtype, operators, self._eager)
+            self._made = model, precision, made
+        return self._made[2]
+
+
+class _Rows(NamedTuple):
+    """Sequences of a run, and which of them are recorded."""
+
+    sequences: list[np.ndarray]
+    own: slice
+
+
+def _rows(tokens: np.ndarray, variant: Variant) -> _Rows:
+    """The sequences that a way packs.
+
+    **Raises:** `UsageError` for a way that vLLM has not.
+    """
+    if variant.kind == "batched":
+        tokens, own = in_company(tokens, variant.row)
+        return _Rows(list(tokens), own)
+    if variant.kind == "packed":
+        (count,) = variant.numbers
+        other = np.resize(company(tokens, 1)[0], count)
+        return _Rows([other, tokens[0]], slice(1, 2))
+    if variant.kind not in ("whole", "steps", "chunks", "initial_state"):
+        raise UsageError(
+            f"vLLM runs no text as {variant}",
+            hint="whole, steps, chunks, initial_state, batched or packed",
+        )
+    return _Rows(list(tokens), slice(None))
+
+
+def _recorded(
+    torch: Any, network: Network, rows: _Rows, segments: Sequence[Segment]
+) -> Iterator[Any]:
+    """A dict a layer, (rows, tokens, width) by site, then what the head reads."""
+    passes = list(_passes(rows, segments))
+    if len(passes) == 1:
+        yield from _run(torch, network, rows, segments, passes)
+        return
+    kept: list[list[dict[str, Any]]] = [[] for _ in network.layers]
+    normed = []
+    for found in _run(torch, network, rows, segments, passes):
+        if isinstance(found, dict):
+            kept[found.pop("layer")].append(found)
+        else:
+            normed.append(found)
+    for i, parts in enumerate(kept):
+        names = list(parts[0])
+        joined = {
+            name: torch.cat([one.pop(name) for one in parts], 1) for name in names
+        }
+        yield joined | {"layer": i}
+    yield torch.cat(normed, dim=1)
+
+
+class _Planned(NamedTuple):
+    """Tokens of one forward pass: those of the recorded sequences from `start`."""
+
+    start: int
+    stop: int
+    steps: bool
+
+
+def _passes(rows: _Rows, segments: Sequence[Segment]) -> Iterator[_Planned]:
+    """The forward passes of the calls, one a token where they are steps.
+
+    **Raises:** `UsageError` where sequences of different lengths would need several.
+    """
+    lengths = {len(sequence) for sequence in rows.sequences}
+    for segment in segments:
+        if segment.execution.mode != "decode":
+            yield _Planned(segment.start, segment.stop, False)
+            continue
+        for t in range(segment.start, segment.stop):
+            yield _Planned(t, t + 1, True)
+    if len(lengths) > 1 and (
+        len(segments) > 1 or segments[0].execution.mode != "prefill"
+    ):
+        raise UsageError(
+            "texts of different lengths are packed in one prefill alone",
+            hint="packed without steps",
+        )
+
+
+def _run(
+    torch: Any,
+    network: Network,
+    rows: _Rows,
+    segments: Sequence[Segment],
+    passes: Sequence[_Planned],
+) -> Iterator[Any]:
+    """Forward pass after forward pass, on caches of their own."""
+    device = network.embedding.device
+    count = len(rows.sequences)
+    # slot 0 is nobody's
+    slots = torch.arange(1, count + 1, dtype=torch.int32, device=device)
+    caches = network.caches(
+        count + 1,
+        window_dtype(torch, segments[0].execution),
+        _state_dtype(torch, segments),
+    )
+    same = len({len(sequence) for sequence in rows.sequences}) == 1
+    for planned in passes:
+        own = slice(planned.start, planned.stop) if same else slice(None)
+        parts = [sequence[own] for sequence in rows.sequences]
+        lengths = [len(part) for part in parts]
+        ids = torch.as_tensor(np.concatenate(parts).astype(np.int64), device=device)
+        plan = packed_pass(lengths, [planned.start] * count, planned.steps, slots)
+        shown = lambda tensor, lengths=lengths: torch.stack(
+            tensor.split(lengths)[rows.own]
+        )
+        with torch.no_grad():
+            for i, found in enumerate(network.run(ids, plan, caches)):
+                if isinstance(found, dict):
+                    seen = {name: shown(tensor) for name, tensor in found.items()}
+                    yield seen | {"layer": i}
+                else:
+                    yield shown(found)
+
+
+def window_dtype(torch: Any, execution: Execution) -> Any:
+    """The torch dtype of the convolution's window: the model's, as by default."""
+    return torch_dtype(torch, execution.precision)
+
+
+def _state_dtype(torch: Any, segments: Sequence[Segment]) -> Any:
+    """The torch dtype of the cached states.
+
+    **Raises:** `UsageError` for a format that vLLM's caches do not have.
+    """
+    names = list(dict.fromkeys(segment.cache.name for segment in segments))
+    if len(names) > 1:
+        raise UsageError(
+            f"a cache in {' and '.join(names)} at once is not run",
+            hint="one --state-precision for all calls",
+        )
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if names[0] not in kinds:
+        raise UsageError(
+            f"vLLM keeps states in {', '.join(kinds)}, not in {names[0]}",
+            hint="--measure emulated",
+        )
+    return kinds[names[0]]

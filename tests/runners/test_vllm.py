@@ -1,0 +1,206 @@
+"""vLLM's operators: where they are looked for, and what is refused before they run."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lyapunov import load
+from lyapunov._errors import MissingExtraError, UsageError
+from lyapunov.formats import state_format_named
+from lyapunov.implementations._segment import Segment
+from lyapunov.implementations._ways import Variant
+from lyapunov.implementations.mamba_ssm.networks import mamba_ssm_network
+from lyapunov.implementations.vllm import Vllm, _operators
+from lyapunov.implementations.vllm._batch import (
+    chunk_ends,
+    chunks_of,
+    conv_programs,
+    packed_pass,
+)
+from lyapunov.implementations.vllm._stand_in import OPERATORS, PADDING
+from oracles.checkpoints.mamba_ssm import (
+    CONFIGS,
+    drawn,
+    full_config,
+    mamba_ssm_shapes,
+    save,
+)
+from tests.executions import ssd_models as ssd
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """`operators`, which forgets what it found; this machine has a GPU, and Triton."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv(_operators.FILES, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    _operators.operators.cache_clear()
+    yield _operators.operators
+    _operators.operators.cache_clear()
+
+
+def test_no_gpu_is_named_first(found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="torch sees none") as error:
+        found()
+    assert "--measure emulated" in error.value.hint
+
+
+def test_no_triton(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(MissingExtraError, match="need Triton"):
+        found()
+
+
+def test_neither_vllm_nor_its_files(found):
+    with pytest.raises(MissingExtraError, match="vLLM is not installed") as error:
+        found()
+    assert "pip install vllm==0.33.0" in error.value.hint
+    assert _operators.FILES in error.value.hint
+
+
+def test_a_folder_without_the_kernels(found, monkeypatch, tmp_path):
+    monkeypatch.setenv(_operators.FILES, str(tmp_path))
+    with pytest.raises(UsageError, match=f"{_operators.FILES} is .*no vllm/model_exec"):
+        found()
+
+
+def test_another_version(found, monkeypatch, tmp_path):
+    monkeypatch.setattr(_operators, "installed", lambda name: (0, 34, 1))
+    with pytest.raises(UsageError, match=r"vLLM is 0\.34\.1 here, .* as 0\.33 calls"):
+        found()
+    # and of files that were unpacked with what says so
+    monkeypatch.setattr(_operators, "installed", lambda name: None)
+    kernels = tmp_path / OPERATORS.replace(".", "/")
+    kernels.mkdir(parents=True)
+    (kernels / "ssd_combined.py").touch()
+    (tmp_path / "vllm-0.32.1.dist-info").mkdir()
+    monkeypatch.setenv(_operators.FILES, str(tmp_path))
+    with pytest.raises(UsageError, match=r"vLLM is 0\.32\.1 here"):
+        found()
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_chunks_end_at_multiples_of_their_size(size):
+    """Assert each token's chunk by its absolute position, for all small sequences."""
+    for done in range(10):
+        for length in range(1, 20):
+            ends = chunk_ends(done, length, size)
+            assert ends[-1] == length
+            assert ends == sorted(set(ends))
+            chunk = np.searchsorted(ends, np.arange(length), side="right")
+            own = (done + np.arange(length)) // size
+            np.testing.assert_array_equal(chunk, own - own[0])
+
+
+def test_a_pass_of_several_sequences():
+    """Assert whose each chunk is, and which eight tokens each program takes."""
+    slots = torch.tensor([1, 2, 3], dtype=torch.int32)
+    plan = packed_pass([5, 20, 1], [3, 0, 8], False, slots)
+    assert plan.starts.tolist() == [0, 5, 25, 26]
+    assert plan.resumed.tolist() == [True, False, True]
+    assert plan.resumes
+    chunks = chunks_of(plan, 8)
+    assert chunks.ends.tolist() == [0, 5, 13, 21, 25, 26]
+    assert chunks.sequence.tolist() == [0, 1, 1, 1, 2]
+    assert chunks.last.tolist() == [0, 3, 4]
+    programs = conv_programs(plan)
+    known = programs.nums_dict[8]
+    assert known["tot"] == 5
+    assert programs.batch_ptr[:6].tolist() == [0, 1, 1, 1, 2, PADDING]
+    assert programs.token_chunk_offset_ptr[:6].tolist() == [0, 0, 1, 2, 0, PADDING]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    sizes = ssd.Sizes()
+    return load(ssd.save(tmp_path_factory.mktemp("tiny"), ssd.drawn(sizes), sizes))
+
+
+@pytest.fixture
+def no_operators(monkeypatch):
+    """Operators that are never reached."""
+    nothing = _operators.Operators(*[None] * 6, interpreted=True)  # type: ignore
+    monkeypatch.setattr(_operators, "operators", lambda: nothing)
+
+
+def declared(model, precision="fp16", mode="prefill", state=None):
+    architecture = model.layout.architecture
+    return mamba_ssm_network(model.config, architecture, precision, mode, state)
+
+
+def tried(model, variant=None, segments=(), precision="fp16"):
+    runner = Vllm(declared(model, precision))
+    return list(runner.trace(model, np.zeros((1, 6), int), variant, segments))
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (Variant("padded_left", (3,)), "vLLM runs no text as padded_left:3"),
+        (Variant("compiled"), "vLLM runs no text as compiled"),
+    ],
+)
+def test_ways_that_there_are_not(model, no_operators, variant, message):
+    with pytest.raises(UsageError, match=message):
+        tried(model, variant)
+
+
+@pytest.mark.parametrize("precision", ["fp16-cast", "fp16-amp"])
+def test_precisions_of_other_programs(model, no_operators, precision):
+    with pytest.raises(UsageError, match=f"vLLM does not run in {precision}") as error:
+        tried(model, precision=precision)
+    assert error.value.hint == "--precision fp16"
+
+
+def test_bf16_in_the_interpreter(model, no_operators):
+    with pytest.raises(UsageError, match="multiplies no bf16"):
+        tried(model, precision="bf16")
+
+
+def test_caches_that_vllm_has_not(model, no_operators):
+    one = declared(model)
+    cut = lambda *states: [
+        Segment(3 * i, 3 * i + 3, one, state_format_named(state))
+        for i, state in enumerate(states)
+    ]
+    with pytest.raises(UsageError, match="not in int8-scaled"):
+        tried(model, segments=cut("int8-scaled", "int8-scaled"))
+    with pytest.raises(UsageError, match="fp32 and fp16 at once"):
+        tried(model, segments=cut("fp32", "fp16"))
+
+
+def test_packed_texts_take_no_steps(model, no_operators):
+    step = declared(model, mode="decode", state="fp32")
+    steps = [Segment(0, 6, step)]
+    with pytest.raises(UsageError, match="different lengths"):
+        tried(model, Variant("packed", (4,)), steps)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_networks_that_are_put_together_otherwise(tmp_path, no_operators, name):
+    config = full_config(CONFIGS[name])
+    weights = drawn(mamba_ssm_shapes(config), np.random.default_rng(0))
+    model = load(save(tmp_path, weights, config))
+    with pytest.raises(UsageError, match="plain Mamba-1 and Mamba-2") as error:
+        tried(model)
+    assert error.value.hint.startswith("--measure emulated")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"chunk": 12}, "12 tokens are no power of two"),
+        ({"D_has_hdim": True}, "D has an entry a channel"),
+        ({"norm_before_gate": True}, "before the gate"),
+    ],
+)
+def test_mixers_that_vllm_has_not(tmp_path, no_operators, changed, why):
+    sizes = ssd.Sizes(**changed)
+    model = load(ssd.save(tmp_path, ssd.drawn(sizes), sizes))
+    with pytest.raises(UsageError, match=why):
+        tried(model)

@@ -1,0 +1,94 @@
+"""A network on vLLM's operators in Triton's interpreter, in a process of its own.
+
+`python -m tests.runners.vllm_runs FOLDER OUT RUN...` writes logits and stored tensors
+of runs `PRECISION STATE WAY` of the tokens in FOLDER/tokens.npy to OUT; what a run is
+refused with goes there as text. It needs Triton, and vLLM's files.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Run(NamedTuple):
+    """One run of a text."""
+
+    precision: str
+    state: str
+    way: str
+    eager: bool = False
+    lost: bool = False
+    """Whether what a cache holds is dropped in front of every prefill."""
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(str, self))
+
+
+def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
+    """Its arrays, by names that begin with its own."""
+    from lyapunov._errors import LyapunovError
+    from lyapunov.formats import state_format_named
+    from lyapunov.implementations import HeadRecord
+    from lyapunov.implementations._segment import Segment
+    from lyapunov.implementations._ways import parse_variant
+    from lyapunov.implementations.mamba_ssm.networks import mamba_ssm_network
+    from lyapunov.implementations.vllm import Vllm, _operators
+
+    way = parse_variant(one.way)
+    kind = model.layout.architecture
+    declared = lambda mode, state: mamba_ssm_network(
+        model.config, kind, one.precision, mode, state
+    )
+    prefill, decode = declared("prefill", None), declared("decode", one.state)
+    cache = state_format_named(one.state)
+    segments = [
+        Segment(call.start, call.stop, decode if call.decode else prefill, cache)
+        for call in way.calls(tokens.shape[1], first_is_step=True)
+    ]
+    found = _operators.operators()
+    if one.lost:
+        whole = found.chunk_scan
+        lose = lambda *given, **named: whole(*given, **named | {"initial_states": None})
+        changed = found._replace(chunk_scan=lose)
+    else:
+        changed = found
+    original = _operators.operators
+    _operators.operators = lambda: changed  # type: ignore[assignment]
+    seen: dict[str, Any] = {}
+    try:
+        runner = Vllm(prefill, eager=one.eager)
+        for record in runner.trace(model, tokens, way, segments):
+            if isinstance(record, HeadRecord):
+                logits = record.logits(0, model.config.padded_vocab_size)
+                seen[f"{one.name}//logits"] = np.asarray(logits)
+                continue
+            for site, array in record.stored.items():
+                seen[f"{one.name}//{record.layer}.{site}"] = np.asarray(array)
+    except LyapunovError as error:
+        seen[f"{one.name}//refused"] = np.array(f"{error.code}: {error}")
+    finally:
+        _operators.operators = original
+    return seen
+
+
+def main(folder: str, out: str, *named: str) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import lyapunov
+
+    model = lyapunov.load(folder)
+    tokens = np.load(Path(folder) / "tokens.npy")
+    found: dict[str, Any] = {}
+    for one in named:
+        precision, state, way, *changed = one.split()
+        wanted = Run(precision, state, way, "eager" in changed, "lost" in changed)
+        found |= run(model, tokens, wanted)
+    np.savez(out, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
