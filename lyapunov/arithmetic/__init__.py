@@ -14,6 +14,7 @@ from ._bounded_values import (
     constant,
     where_known,
 )
+from ._form import Form
 from ._interface import AbstractArithmetic, ScanKernel, Weight
 from ._operation import AbstractOperation, Operation
 from .bounded import AbstractBoundedArithmetic, BoundedArithmetic
@@ -34,6 +35,7 @@ __all__ = [
     "BoundedState",
     "Declared",
     "Exact",
+    "Form",
     "Operation",
     "Perturbed",
     "Rounded",

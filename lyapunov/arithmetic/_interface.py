@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from . import _delta as delta, _functions as functions
 from ._delta import DeltaChunk, DeltaToken
+from ._form import WHOLE, Form
 from ._operation import AbstractOperation
 
 
@@ -48,14 +49,8 @@ class AbstractArithmetic(abc.ABC):
     observed: dict[str, Any]
     channel_block: int | None = None
     """Channels of a recurrence that the interpreter likes to take at a time."""
-    chunked: bool = False
-    """Whether a recurrence that has a chunked form runs in it."""
-    chunks_at_once: bool = False
-    """Whether that form hands states on in one product over all chunks, later ones
-    times an exact 0; see `reached`."""
-    calls: tuple[int, ...] = ()
-    """Tokens of each of the calls that the sequence came in, since chunks begin anew
-    with a call; none: it came in one."""
+    form: Form = WHOLE
+    """In which of its forms a recurrence runs."""
 
     @abc.abstractmethod
     def stores(self, site: str) -> bool:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from ..formats import FormatNumbers, StateNumbers, is_state_numbers
 from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._called import called
+from ._form import WHOLE, Form
 from ._interface import CHOSEN, AbstractArithmetic, ScanKernel
 from ._row_blocks import at_once, emptied, over_blocks
 from .rules import (
@@ -73,9 +74,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         centred: bool = False,
         keeps: Callable[[Bounded, Any], Any] | None = None,
         in_scan: bool = False,
-        chunked: bool = False,
-        chunks_at_once: bool = False,
-        calls: tuple[int, ...] = (),
+        form: Form = WHOLE,
         growths: dict[int, Float[Array, ""]] | None = None,
         compiled: bool = False,
         as_functions: bool = False,
@@ -91,9 +90,7 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         self.centred = centred
         self.keeps = keeps
         self.in_scan = in_scan
-        self.chunked = chunked
-        self.chunks_at_once = chunks_at_once
-        self.calls = calls
+        self.form = form
         self.growths = growths
         self.compiled = compiled
         self.as_functions = as_functions
@@ -266,9 +263,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
     - `keeps`: what `records` gets of a store outside a scan, arrays with an entry for
       each row, or None: of a bound and the trace's own value at anchors, elsewhere of
       what is stored and None. Without it the bounds at anchors themselves are kept.
-    - `chunked`: run a recurrence that has a chunked form in it.
-    - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
-    - `calls`: tokens of each call, where chunks begin anew with several.
+    - `form`: in which a recurrence runs.
     - `as_functions`: rules become functions of the program that is traced, see
       `called`; for whoever compiles a whole sublayer.
     """
@@ -306,7 +301,7 @@ class BoundedArithmetic(AbstractBoundedArithmetic):
             scan_depth=self.scan_depth,
             centred=self.centred,
             in_scan=True,
-            chunks_at_once=self.chunks_at_once,
+            form=self.form,
             growths=growths,
             compiled=compiled,
         )

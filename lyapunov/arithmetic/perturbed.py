@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._arrays import AbstractJaxArithmetic
+from ._form import WHOLE, Form
 from ._row_blocks import emptied, gauged, over_blocks
 
 
@@ -30,7 +31,7 @@ class Perturbed(AbstractJaxArithmetic):
     **Arguments:**
 
     - `offsets`: of sites outside scans.
-    - `chunked`: run a recurrence that has a chunked form in it.
+    - `form`: in which a recurrence runs.
     - `gauges`: of sites, (sizes, 2), in place of offsets (see `gauged`), in scans and
       blocks of rows as well, which hold no offset of all rows.
     - `sizes`: `(site, x)` to the arrays that each gauge is for, shaped as x.
@@ -40,7 +41,7 @@ class Perturbed(AbstractJaxArithmetic):
         self,
         offsets: dict[str, Float[Array, "..."]],
         *,
-        chunked: bool = False,
+        form: Form = WHOLE,
         gauges: dict[str, Float[Array, "sizes 2"]] | None = None,
         sizes: Callable[[str, Array], tuple[Array, ...]] = lambda site, x: (),
     ):
@@ -48,7 +49,7 @@ class Perturbed(AbstractJaxArithmetic):
         self.repeats: dict[str, tuple[str, ...]] = {}
         self.observed = {}
         self._offsets = offsets
-        self.chunked = chunked
+        self.form = form
         self._stored: list[tuple[Array, str]] = []
         self._gauges = gauges or {}
         self._sizes = sizes

@@ -17,6 +17,7 @@ from ..formats import (
     round_to,
 )
 from ._arrays import AbstractJaxArithmetic
+from ._form import WHOLE, Form
 from ._interface import ScanKernel
 from ._row_blocks import emptied
 
@@ -33,8 +34,7 @@ class Rounded(AbstractJaxArithmetic):
       is done in fp64 and rounded to it.
     - `key`: for a state that is rounded stochastically; without one it is rounded to
       nearest.
-    - `chunked`: run a recurrence that has a chunked form in it.
-    - `chunks_at_once`: hand states on in that form as `AbstractArithmetic` says.
+    - `form`: in which a recurrence runs.
 
     `records` gets every stored tensor outside scans.
     """
@@ -47,8 +47,7 @@ class Rounded(AbstractJaxArithmetic):
         key: Array | None = None,
         in_scan: bool = False,
         in_kernel: bool = False,
-        chunked: bool = False,
-        chunks_at_once: bool = False,
+        form: Form = WHOLE,
     ):
         self.records = {}
         self.observed = {}
@@ -57,8 +56,7 @@ class Rounded(AbstractJaxArithmetic):
         self._key = key
         self._in_scan = in_scan
         self._in_kernel = in_kernel
-        self.chunked = chunked
-        self.chunks_at_once = chunks_at_once
+        self.form = form
 
     def stores(self, site):
         """Whether the execution names this site."""
@@ -133,5 +131,5 @@ class Rounded(AbstractJaxArithmetic):
             self._inner,
             key=key,
             in_scan=True,
-            chunks_at_once=self.chunks_at_once,
+            form=self.form,
         )

@@ -21,6 +21,7 @@ from ..formats import (
     state_error_bound,
 )
 from ._arrays import AbstractJaxArithmetic
+from ._form import WHOLE, Form
 from ._row_blocks import emptied
 from .rules.declared import written_out
 
@@ -45,8 +46,7 @@ class Sampled(AbstractJaxArithmetic):
     - `inner_sums`: as well what is rounded on the way of a sum: sums of products, and
       of a recurrence's state. Of n products it is taken to be sqrt(n) roundings of
       their root sum of squares.
-    - `chunked`: run a recurrence that has a chunked form in it.
-    - `calls`: tokens of each call, where chunks begin anew with several.
+    - `form`: in which a recurrence runs.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class Sampled(AbstractJaxArithmetic):
         *,
         inner: FormatNumbers | None = None,
         inner_sums: bool = False,
-        chunked: bool = False,
-        calls: tuple[int, ...] = (),
+        form: Form = WHOLE,
     ):
         self.records = {}
         self.observed = {}
@@ -67,8 +66,7 @@ class Sampled(AbstractJaxArithmetic):
         self._sign = sign
         self._inner = inner
         self._inner_sums = inner_sums
-        self.chunked = chunked
-        self.calls = calls
+        self.form = form
         self._draws = 0
         self._stored: list[tuple[Any, FormatNumbers | StateNumbers]] = []
 
@@ -149,6 +147,7 @@ class Sampled(AbstractJaxArithmetic):
             self._sign,
             inner=self._inner,
             inner_sums=self._inner_sums,
+            form=self.form,
         )
 
 

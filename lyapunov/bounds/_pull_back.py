@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..arithmetic import Perturbed
+from ..arithmetic._form import WHOLE, Form
 from ..arithmetic.sampled import holds_numbers_of
 from ..formats import FormatNumbers, StateNumbers, is_state_numbers, state_error_bound
 
@@ -24,7 +25,7 @@ def _variance_share(numbers: FormatNumbers | StateNumbers) -> float:
     return 1 / 6 if stochastic else 1 / 3
 
 
-def pulled_back(run, inputs, pulls, numbers, chunked: bool = False):
+def pulled_back(run, inputs, pulls, numbers, form: Form = WHOLE):
     """The reverse pass of `run(at, inputs) -> output` for each pull.
 
     **Returns:** for each execution, by site, `worst` and `variance`; and the pulls in
@@ -39,7 +40,7 @@ def pulled_back(run, inputs, pulls, numbers, chunked: bool = False):
         )
 
     def perturbed(gauges, inputs):
-        at = Perturbed({}, chunked=chunked, gauges=gauges, sizes=sizes)
+        at = Perturbed({}, form=form, gauges=gauges, sizes=sizes)
         output = run(at, inputs)
         repeats.update(at.repeats)
         return output

@@ -176,7 +176,7 @@ class Adjoints:
                     p,
                     start,
                     beside,
-                    self._executions[0].of(layer.kind).chunked,
+                    self._executions[0].of(layer.kind).form,
                 )
                 found.append(effects)
             self._add(layer.layer, found, self._unrounded(layer))
@@ -266,7 +266,7 @@ class _Streams:
 
 @program
 def _through_sublayer(
-    flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, chunked
+    flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, form
 ):
     """Of one of those side by side; of the first of them unless `beside`."""
 
@@ -282,7 +282,7 @@ def _through_sublayer(
         (incoming.residual, incoming.aside),
         (through, pulls.out),
         numbers,
-        chunked,
+        form,
     )
     if beside:
         stream = pulls.stream + stream

@@ -43,7 +43,7 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
     return _floor(
         flow,
         sites,
-        execution.chunked,
+        execution.form,
         jax.tree.map(lambda x: x[0, :tokens], record.incoming),
         record.output[0, :tokens],
         parameters,
@@ -53,9 +53,9 @@ def floor_l2(execution: Execution, flow, record, parameters, original, start):
 
 
 @program
-def _floor(flow, sites, chunked, incoming, output, parameters, original, start):
+def _floor(flow, sites, form, incoming, output, parameters, original, start):
     def run(offsets):
-        at = Perturbed(offsets, chunked=chunked)
+        at = Perturbed(offsets, form=form)
         result = sublayer(at, flow, incoming, parameters, start)[1]
         return result, at.records
 

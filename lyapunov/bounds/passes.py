@@ -35,8 +35,7 @@ class Interpreter:
 
     def __init__(self, execution: Execution, seq: int, centred: bool):
         self._execution = execution
-        form = execution.chunked, execution.chunks_at_once
-        self._key = (execution.depths, seq, centred, form)
+        self._key = (execution.depths, seq, centred, execution.form)
 
     def __call__(self, sites, model, anchors=None, *, keeps=None) -> BoundedArithmetic:
         """An interpreter for sites and an inner arithmetic with these numbers."""

@@ -102,7 +102,7 @@ class Probes:
                 self._probes[i].incoming(layer),
                 p,
                 start,
-                own.chunked,
+                own.form,
             )
             together = lambda one, other, draw=draw: _together(
                 self._sites, draw, place, one, other
@@ -152,9 +152,9 @@ class _Draw(NamedTuple):
 
 
 @program
-def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, chunked):
+def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, form):
     def run(key, incoming):
-        at = Sampled(sites, key, draw.sign, inner=inner, chunked=chunked)
+        at = Sampled(sites, key, draw.sign, inner=inner, form=form)
         return sublayer(at, flow, incoming, p, start)[:2]
 
     keys = jax.random.split(draw.at(place), incoming.residual.shape[0])

@@ -18,6 +18,7 @@ many where it is large. A token whose choice of experts roundings decide has no 
 another expert puts out is no sum of roundings, and T1 alone holds it.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -83,10 +84,11 @@ class _Plan:
     def _form(self, execution, seq: int) -> tuple:
         """What is compiled, and how a recurrence runs where there is one."""
         if not self.sizes.recurrent:
-            return (execution.compiled,)
-        calls = execution.chunked and (execution.calls or True)
-        depth, at_once = execution.scan_depth(seq), execution.chunks_at_once
-        return execution.compiled, depth, calls, at_once
+            return (execution.compiled, execution.form.ranks)
+        form = execution.form
+        if not form.chunked:  # calls of one scan are another bracketing
+            form = dataclasses.replace(form, calls=())
+        return execution.compiled, execution.scan_depth(seq), form
 
     def bounded(self, i: int, sites, model, anchors=None, **kept):
         """The bounding interpreter of one segment."""
@@ -103,7 +105,7 @@ class _Plan:
     def sampled(self, i: int, sites, key, **inner):
         """The drawing interpreter of one segment."""
         own = self._executions[i]
-        return Sampled(sites, key, chunked=own.chunked, calls=own.calls, **inner)
+        return Sampled(sites, key, form=own.form, **inner)
 
     def __eq__(self, other) -> bool:
         return isinstance(other, _Plan) and self._key == other._key

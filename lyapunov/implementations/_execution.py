@@ -11,6 +11,7 @@ import numpy as np
 from .._devices import chosen_device
 from .._errors import UsageError
 from ..arithmetic import BoundedArithmetic, RoundingModel
+from ..arithmetic._form import WHOLE, Form
 from ..formats import FORMATS, Format, Precision, StateFormat
 from ..formats._table import PRECISIONS
 from ._ways import Variant
@@ -93,14 +94,9 @@ class Execution:
     dt_limit: tuple[float, float] | None = None
     """Between which this program clips dt after softplus, whatever the model says;
     None: as the model says. Bounds are those of the program's own function."""
-    chunked: bool = False
-    """Whether a recurrence that has a chunked form runs in it."""
-    chunks_at_once: bool = False
-    """Whether that form hands states on in one product over all chunks, later ones
-    times an exact 0, so that what is no number reaches earlier tokens, too."""
-    calls: tuple[int, ...] = ()
-    """Tokens of each of the calls that a text is cut into, where all are of this
-    execution and round nothing in between; none: it goes through in one."""
+    form: Form = WHOLE
+    """In which recurrences run; several `calls` where all are of this execution and
+    round nothing in between."""
     compiled: bool = False
     """Whether a compiler joins operations, so that a value may or may not be rounded
     where a site would store it (`_compiled`)."""
@@ -171,17 +167,15 @@ class Execution:
             anchors=anchors,
             centred=centred and not self.compiled,
             keeps=keeps,
-            chunked=self.chunked,
-            chunks_at_once=self.chunks_at_once,
-            calls=self.calls,
+            form=self.form,
             as_functions=True,
         )
 
     def scan_depth(self, seq: int) -> int:
         """Additions that a term goes through: of one scan those of all its calls, in
         chunks, which lie within a call, those of one."""
-        each = [self.depths.scan(tokens) for tokens in self.calls or (seq,)]
-        return max(each) if self.chunked else sum(each)
+        each = [self.depths.scan(tokens) for tokens in self.form.calls or (seq,)]
+        return max(each) if self.form.chunked else sum(each)
 
 
 def _here() -> tuple:

@@ -47,7 +47,8 @@ def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
         execution = run[0].execution
         if len(run) > 1:
             calls = tuple(s.stop - s.start for s in run)
-            execution = dataclasses.replace(execution, calls=calls)
+            form = dataclasses.replace(execution.form, calls=calls)
+            execution = dataclasses.replace(execution, form=form)
         out.append(Segment(run[0].start, run[-1].stop, execution, run[0].cache))
     return tuple(out)
 

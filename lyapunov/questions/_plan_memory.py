@@ -75,10 +75,9 @@ def stored_in(
     found, whoever = 0, measuring(measure)
     for execution in executions:
         own = execution.of(layer.kind)
-        form = own.chunked, own.chunks_at_once, False
-        run = lambda i, own=own, form=form: run_rounded(
+        run = lambda i, own=own: run_rounded(
             sizes, own.site_numbers(), {}, i, p, model.start(p), None,
-            np.zeros(3, int), *form,
+            np.zeros(3, int), own.form, False,
         )  # fmt: skip
         stored = jax.eval_shape(run, incoming)[2]
         width = whoever.entry_bytes if whoever else 8
@@ -130,7 +129,7 @@ def memory_of(
     for one in set(config.sublayers):
         count = one.count(length, batch)
         at_once = count.at_once or tokens
-        if any(execution.of(one.kind).chunks_at_once for execution in executions):
+        if any(execution.of(one.kind).form.chunks_at_once for execution in executions):
             at_once = tokens
         held = count.arrays * count.channels * min(tokens, at_once)
         held = 8 * (held + BLOCK_ARRAYS * count.scores)

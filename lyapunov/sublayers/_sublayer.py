@@ -100,7 +100,7 @@ class AbstractSublayer(abc.ABC):
     none scans nothing: its bounds do not read how deep an execution's scans are."""
     joins_calls: ClassVar[bool]
     """Whether its flow on all tokens, told of the calls that they come in
-    (`AbstractArithmetic.calls`), is that of the calls one after another, so long as
+    (`Form.calls`), is that of the calls one after another, so long as
     nothing is rounded between them."""
     sites: ClassVar[tuple[str, ...]]
     """Tensors that its flow may store, in the order in which reports name them."""

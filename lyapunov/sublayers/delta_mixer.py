@@ -51,7 +51,7 @@ def through_blocks(
 
     - `flow`: `(at, residual, p, start) -> (output, after)`.
     """
-    if at.calls:
+    if at.form.calls:
         # of several calls chunks begin with each
         return flow(at, residual, p, start)
     widest = 2 * p.conv_weight.shape[0]
@@ -114,7 +114,7 @@ def delta_rule(
         q, k = at.view(own, q), at.view(own, k)
     tokens = Tokens(q, k, v, rate, log_gate)
     scale = q.shape[-1] ** -0.5
-    if at.chunked:
+    if at.form.chunked:
         y, state = chunked_delta(
             at, tokens, state, chunk, scale=scale, inverted=inverted
         )

@@ -85,7 +85,7 @@ def chunked_delta(
       it, instead of solving twice.
     """
     seq = tokens.rate.shape[0]
-    cut, joined = chunks(seq, chunk, at.calls)
+    cut, joined = chunks(seq, chunk, at.form.calls)
     q, k, v, rate, gate = (at.view(cut, x) for x in tokens)
     by_key = len(gate.shape) == 4
     rows = lambda a: jnp.swapaxes(a, 1, 2)

@@ -72,13 +72,13 @@ def lightning(
     **Returns:** the output (seq, d_model), and `start` for the token after the last.
     """
     ratio = at.negate(p.slope)
-    if not at.chunked:
+    if not at.form.chunked:
         ratio = at.store("head_decay", at.fading(ratio))
 
     def flow(at, residual, p, start):
         return _lightning(at, residual, p, start, ratio)
 
-    if at.calls:
+    if at.form.calls:
         # of several calls blocks begin with each
         return flow(at, residual, p, start)
     block, widest = p.query_decay.shape[1], 3 * p.q_proj.matrix.shape[0]
@@ -101,7 +101,7 @@ def _lightning(at: AbstractArithmetic, residual, p: LightningParameters, start, 
     at.observe("log_decay", at.view(lambda a: jnp.broadcast_to(a, (seq, heads)), faded))
 
     state = at.view(keys_last, at.carry(start.state))
-    if at.chunked:
+    if at.form.chunked:
         y, state = _in_blocks(at, (q, k, v), p, ratio, state)
     else:
         state, y = at.scan(
@@ -143,7 +143,7 @@ def _in_blocks(at: AbstractArithmetic, tokens, p: LightningParameters, log_decay
     """(what is read, state after it), a block of tokens at a time in each call."""
     seq, block = tokens[0].shape[0], p.query_decay.shape[1]
     outputs, begun = [], 0
-    for call in at.calls or (seq,):
+    for call in at.form.calls or (seq,):
         whole = call // block * block
         end, stop = begun + whole, begun + call
         body = lambda at, S, some: _block(at, S, some, p, log_decay)

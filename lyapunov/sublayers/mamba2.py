@@ -115,7 +115,7 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
     the last.
     """
     widest = p.in_proj.matrix.shape[0]
-    if at.chunks_at_once or at.calls:
+    if at.form.chunks_at_once or at.form.calls:
         # what overflows reaches every token, earlier ones as well; and of several
         # calls chunks begin with each
         return _mamba2(at, residual, p, start)
@@ -161,7 +161,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     at.observe("dt", dt)
     A = at.negate(at.exp(p.A_log))
 
-    if at.chunked:
+    if at.form.chunked:
         y, state = chunked_scan(at, dt, x, B, C, A, p.D, start.state, p.chunk)
     else:
         owner = jnp.arange(d_inner) // (d_inner // heads)

@@ -146,11 +146,11 @@ def mamba3_mixer(at: AbstractArithmetic, x, p: Mamba3Parameters, start: Mamba3St
         C=at.store("C_biased", at.add(normed(C, p.C_norm, "C"), p.C_bias)),
         x=x,
     )
-    scan = chunked_scan if at.chunked else token_scan
+    scan = chunked_scan if at.form.chunked else token_scan
     y, after = scan(at, token, p, start)
     y = at.store("scan_output", y)
 
-    fused = at.chunked and p.mimo_o is not None and p.gate_norm is None
+    fused = at.form.chunked and p.mimo_o is not None and p.gate_norm is None
     if p.gate_norm is not None:
         hat = at.store("gate_norm_hat", at.rms_normalise(y, p.gate_norm_epsilon))
         y = at.multiply(hat, p.gate_norm, alone=at.stores("gate_norm_hat"))

@@ -33,20 +33,20 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     - `chunk`: tokens a chunk; the last one of a call is filled up with dt = 0, which
       changes nothing: its decays are 1 and its drives 0.
 
-    A sequence that comes in several calls (`at.calls`) is one scan over the chunks of
-    all of them, since the state that a call leaves is where the next one starts. A
+    A sequence that comes in several calls (`at.form.calls`) is one scan over the chunks
+    of all of them, since the state that a call leaves is where the next one starts. A
     bound of it is one of the calls: within a call it is the rule of its chunks, and
     between two calls, as between two chunks, the state goes on with its error.
     """
     seq, heads = dt.shape
-    cut, joined = chunks(seq, chunk, at.calls)
+    cut, joined = chunks(seq, chunk, at.form.calls)
     pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
     after, y = at.scan(
         lambda at, state, inputs: _one_chunk(at, state, inputs, A), start, pieces
     )
     y = at.view(joined, y)
-    if at.chunks_at_once:
+    if at.form.chunks_at_once:
         # a state that was no number once is none at the end, whatever it fades by
         y = at.reached(y, after)
     y = at.view(lambda a: a.reshape(x.shape), y)
@@ -75,7 +75,7 @@ def _one_chunk(at, state, inputs, A):
     scale = at.view(lambda a: a[..., None], at.multiply(left, dt))
     driven = at.store("B_scaled", at.multiply(at.view(repeat, B), scale))
     made = at.einsum("shn,shp->hpn", driven, read_x)
-    if at.chunks_at_once:
+    if at.form.chunks_at_once:
         drive = at.multiply(read_x, at.view(lambda a: a[..., None], dt))
         made = at.reached(made, at.view(_tokens_last, drive))
     kept = at.view(lambda a: a[:, None, None], at.fading(elapsed[-1]))

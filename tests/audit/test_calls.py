@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lyapunov
+from lyapunov.arithmetic import Form
 from lyapunov.bounds.segments import _Plan
 from lyapunov.formats import BF16, FP32
 from lyapunov.implementations import executions_for
@@ -74,7 +75,7 @@ def test_calls_are_one_where_nothing_is_rounded_between_them(execution):
             assert found == tuple(cut)
             continue
         (one,) = found
-        assert (one.start, one.stop, one.execution.calls) == (0, 12, (5, 5, 2))
+        assert (one.start, one.stop, one.execution.form.calls) == (0, 12, (5, 5, 2))
         narrow = segments((5, 5, 2), execution, BF16)
         assert len(merged(narrow, kind)) == (3 if kind.recurrent else 1)
     other = replace(execution, sites=execution.sites | {"out": FP32})
@@ -108,9 +109,9 @@ def test_a_scans_depth_is_no_part_of_what_has_none(execution):
 def test_a_scan_is_as_deep_as_its_calls_and_a_chunk_as_one(execution):
     """Assert the sum of all calls of one scan, and the longest where chunks are cut."""
     (one,) = merged(segments((5, 5, 2), execution, FP32), KINDS["mamba2"])
-    assert one.execution.chunked
+    assert one.execution.form.chunked
     assert one.execution.scan_depth(12) == execution.scan_depth(5) == 5
-    unchunked = replace(one.execution, chunked=False)
+    unchunked = replace(one.execution, form=Form())
     assert unchunked.scan_depth(12) == 12
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov.arithmetic import BoundedArithmetic, Exact
+from lyapunov.arithmetic import BoundedArithmetic, Exact, Form
 from lyapunov.formats import BF16
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.ssd import chunked_scan, chunks
@@ -125,8 +125,7 @@ def bounding(calls=(), sites=()):
         TORCH.model(),
         scan_depth=tokens,
         centred=True,
-        chunked=True,
-        calls=calls,
+        form=Form(chunked=True, calls=calls),
     )
 
 

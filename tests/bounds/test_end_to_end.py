@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.arithmetic import Rounded, Weight
+from lyapunov.arithmetic import Form, Rounded, Weight
 from lyapunov.bounds import adjoint
 from lyapunov.bounds.adjoint import HEAD, Adjoints
 from lyapunov.bounds.probes import Probes
@@ -74,7 +74,7 @@ class LinearModel:
 def linear_execution(fmt):
     sites = ("residual", "out", "out_again", "norm_f", "logits")
     numbers = {site: fmt.numbers() for site in sites}
-    found = SimpleNamespace(site_numbers=lambda: dict(numbers), chunked=False)
+    found = SimpleNamespace(site_numbers=lambda: dict(numbers), form=Form())
     found.of = lambda kind: found
     return found
 

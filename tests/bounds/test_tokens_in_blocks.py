@@ -81,7 +81,7 @@ class Case:
         _, exact, observed = _reference.run_layer(flow, self.incoming, p, start)
         numbers = passes.numbers_of(own)
         drawn = np.zeros(3, int)
-        form = own.chunked, own.chunks_at_once, False
+        form = own.form, False
         _, output, stored, _ = runner.run_rounded(
             self.sizes, numbers.sites, {}, self.incoming, p, start, None, drawn, *form
         )
@@ -92,7 +92,7 @@ class Case:
         pulls = jnp.asarray(np.random.default_rng(5).normal(size=(2, SEQ, WIDTH)))
         effects, before = adjoint._through_sublayer(
             flow, [numbers.sites], one, adjoint._Pulls(pulls, pulls, pulls), p, start,
-            False, own.chunked,
+            False, own.form,
         )  # fmt: skip
         return {
             "exact": exact, "observed": observed, "output": output, "stored": stored,

@@ -158,7 +158,7 @@ def test_the_plan_is_what_the_programs_need(kind, tokens):
     incoming, maker = Incoming(stream, stream), passes.Interpreter(own, tokens, True)
     seeds = np.zeros(3, int)
     run = lambda sites, i, p, s, seeds: runner.run_rounded.__wrapped__(
-        sizes, sites, {}, i, p, s, None, seeds, own.chunked, own.chunks_at_once, False
+        sizes, sites, {}, i, p, s, None, seeds, own.form, False
     )
     stored = jax.eval_shape(run, numbers.sites, incoming, p, start, seeds)[2]
     entries = sum(math.prod(x.shape[2:]) for name, x in stored.items())
@@ -169,7 +169,7 @@ def test_the_plan_is_what_the_programs_need(kind, tokens):
     inputs = local._Inputs(numbers, incoming, stored)
     t1 = lambda n, i, p, s: passes.bounded_pass.__wrapped__(flow, maker, n, i, p, s)
     t2 = lambda n, i, pulls, p, s: adjoint._through_sublayer.__wrapped__(
-        flow, n, i, pulls, p, s, False, own.chunked
+        flow, n, i, pulls, p, s, False, own.form
     )
     growth = lambda i, p, s, key: _growth._growth.__wrapped__(
         flow, i, p, s, key, 4, tokens // 4

@@ -190,7 +190,7 @@ def test_executions_differ_only_where_they_should(loaded):
     """Assert which sites, parameters and constants each has."""
     siso, mimo = loaded(PLAIN)[0], loaded(MIMO)[0]
     bf16, fp16 = (models.execution_of(siso, p) for p in ("bf16", "fp16"))
-    assert bf16.chunked
+    assert bf16.form.chunked
     assert not {"x_cast", "gated_cast"} & set(bf16.sites)
     assert fp16.sites["x_cast"].name == fp16.sites["gated"].name == "bf16"
     assert fp16.sites["gated_cast"].name == "fp16"
@@ -204,9 +204,9 @@ def test_executions_differ_only_where_they_should(loaded):
     assert held(ranked) == ["bf16", "bf16", "fp32", "fp32", "bf16", "fp32"]
     assert ranked.sites["dt_cast"].name == "bf16"
     decode = models.execution_of(siso, "bf16", "decode")
-    assert not decode.chunked
+    assert not decode.form.chunked
     assert decode.state_precision == decode.sites["state"].name == "fp32"
     assert decode.constants.tanh_relative == 0
-    assert not models.execution_of(siso, "bf16", cache="fp8_e4m3").chunked
+    assert not models.execution_of(siso, "bf16", cache="fp8_e4m3").form.chunked
     with pytest.raises(UsageError, match="mix"):
         models.execution_of(siso, "fp16-cast")

@@ -176,9 +176,9 @@ def test_executions_differ_only_where_they_should():
     """Assert which sites and parameters each precision has."""
     make = lambda *given, **options: runs.execution_of(*given, **options)
     bf16, fp32 = make("bf16", PLAIN), make("fp32", PLAIN)
-    assert bf16.chunked
-    assert fp32.chunked
-    assert not make("bf16", PLAIN, "bf16").chunked
+    assert bf16.form.chunked
+    assert fp32.form.chunked
+    assert not make("bf16", PLAIN, "bf16").form.chunked
     for site in ("B_scaled", "chunk_state", "CB_decayed"):
         assert bf16.sites[site].name == "bf16"
         assert fp32.sites[site].cut

@@ -114,10 +114,12 @@ def test_the_states_format_is_the_recurrences_own(kind, mode, state):
 def test_who_hands_states_on_in_one_product(measure, mode, expected):
     """Assert that it is transformers alone, and that it shapes what is compiled."""
     own = declared(["mamba2"], mode, measure).of("mamba2")
-    assert own.chunks_at_once is expected
-    other = dataclasses.replace(own, chunks_at_once=not expected)
-    assert own.bounded(4, {}, None).chunks_at_once is expected
-    assert other.bounded(4, {}, None).chunks_at_once is not expected
+    assert own.form.chunks_at_once is expected
+    other = dataclasses.replace(
+        own, form=dataclasses.replace(own.form, chunks_at_once=not expected)
+    )
+    assert own.bounded(4, {}, None).form.chunks_at_once is expected
+    assert other.bounded(4, {}, None).form.chunks_at_once is not expected
     assert Interpreter(own, 4, True) != Interpreter(other, 4, True)
     one, two = (
         _Plan([Segment(0, 4, each, FP32)], SIZES["mamba2"]) for each in (own, other)

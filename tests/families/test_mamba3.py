@@ -10,7 +10,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import CheckpointError, UsageError
-from lyapunov.arithmetic import Exact
+from lyapunov.arithmetic import Exact, Form
 from oracles.checkpoints.mamba3 import CONFIGS, SISO
 from oracles.checkpoints.mamba_ssm import drawn, full_config, save
 from oracles.networks import mamba3 as numpy_mamba3
@@ -141,7 +141,7 @@ def test_chunks_are_steps(rng, tmp_path, name):
     _, middle = flow(Exact(), stream[:5], p, p.initial_state())
     for start, part in ((p.initial_state(), stream), (middle, stream[5:])):
         chunks = Exact()
-        chunks.chunked = True
+        chunks.form = Form(chunked=True)
         one, after_one = flow(Exact(), part, p, start)
         other, after_other = flow(chunks, part, p, start)
         # some hundred roundings a token, in another order

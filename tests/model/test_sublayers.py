@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lyapunov._errors import UsageError
-from lyapunov.arithmetic import Exact, Rounded, Weight
+from lyapunov.arithmetic import Exact, Form, Rounded, Weight
 from lyapunov.formats import FP32
 from lyapunov.sublayers import KINDS, AbstractSublayer
 from lyapunov.sublayers.sites import (
@@ -29,7 +29,7 @@ class Storing(Exact):
 
     def __init__(self, found: set[str], apart: bool, chunked: bool):
         super().__init__()
-        self.found, self.apart, self.chunked = found, apart, chunked
+        self.found, self.apart, self.form = found, apart, Form(chunked=chunked)
 
     def stores(self, site):
         return self.apart
@@ -42,10 +42,10 @@ class Storing(Exact):
         return self.store(site, x)
 
     def _in_one_kernel(self, numbers, *, compiled=False):
-        return Storing(self.found, self.apart, self.chunked)
+        return Storing(self.found, self.apart, self.form.chunked)
 
     def _inside_scan(self, key):
-        return Storing(self.found, self.apart, self.chunked)
+        return Storing(self.found, self.apart, self.form.chunked)
 
 
 def stored(sublayer, without) -> set[str]:

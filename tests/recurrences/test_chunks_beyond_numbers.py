@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import BoundedArithmetic, Rounded, constant
+from lyapunov.arithmetic import BoundedArithmetic, Form, Rounded, constant
 from lyapunov.implementations.transformers.mamba1 import TORCH
 from lyapunov.sublayers.ssd import chunked_scan
 from oracles.checkpoints.configurations import NO_LIMITS
@@ -143,9 +143,9 @@ def compiled(at_once: bool):
     @jax.jit
     def run(model, *given):
         bounds = BoundedArithmetic(
-            {}, model, scan_depth=CHUNK, chunked=True, chunks_at_once=at_once
+            {}, model, scan_depth=CHUNK, form=Form(chunked=True, chunks_at_once=at_once)
         )
-        emulator = Rounded({}, chunked=True, chunks_at_once=at_once)
+        emulator = Rounded({}, form=Form(chunked=True, chunks_at_once=at_once))
         y = scan(bounds, *map(constant, given))
         return y.value, y.error, scan(emulator, *given)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lyapunov.arithmetic import Rounded
+from lyapunov.arithmetic import Form, Rounded
 from lyapunov.bounds.passes import Interpreter, numbers_of
 from lyapunov.formats import FORMATS, round_to
 from lyapunov.implementations import executions_for
@@ -53,12 +53,12 @@ def programs(kind: str, fmt: str):
     """What fla's stores make of a sequence, and the bound at each of them."""
     (network,) = executions_for(NetworkConfig(50, 50, 8, (KINDS[kind],)), [fmt])
     execution = network.of(kind)
-    assert execution.chunked
+    assert execution.form.chunked
     numbers = numbers_of(execution)
 
     @jax.jit
     def run(*given):
-        at = Rounded(numbers.sites, chunked=True)
+        at = Rounded(numbers.sites, form=Form(chunked=True))
         through(at, *(x.astype(jnp.float32) for x in given))
         return at.records
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..._devices import over_batch
 from ...arithmetic import Rounded
+from ...arithmetic._form import Form
 from ...arithmetic._programs import program
 from ...arithmetic.random_keys import random_key
 from ...models import Model
@@ -83,8 +84,7 @@ class Emulated:
                 model.start(p),
                 after,
                 np.asarray([self._seed, layer.layer, segment.start]),
-                own.chunked,
-                own.chunks_at_once,
+                own.form,
                 segment is not segments[-1],
             )
             parts.append(part)
@@ -115,8 +115,7 @@ def run_rounded(
     start,
     before,
     drawn,
-    chunked,
-    chunks_at_once,
+    form: Form,
     hands_on: bool,
 ):
     """One sublayer over a batch: stream, output, stored tensors, and the state behind.
@@ -129,7 +128,7 @@ def run_rounded(
     """
 
     def one(incoming, key, start):
-        at = Rounded(sites, key=key, chunked=chunked, chunks_at_once=chunks_at_once)
+        at = Rounded(sites, key=key, form=form)
         residual, output, after = sublayer(at, sizes.flow, incoming, p, start)
         return residual, output, at.records, after if hands_on else None
 

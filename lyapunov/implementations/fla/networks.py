@@ -9,6 +9,7 @@ kernel for a step. Everything around the recurrence is transformers' torch code.
 import dataclasses
 
 from ..._errors import UsageError
+from ...arithmetic import Form
 from ...formats import FP32, TF32_OPERAND, Format, state_format_named
 from ...sublayers.config import NetworkConfig
 from .._execution import (
@@ -102,7 +103,7 @@ def fla_network(
             sites=sites,
             state_precision=state.name,
             constants=dataclasses.replace(kernel.on_tensor_cores(fmt), **softplus),
-            chunked=chunked,
+            form=Form(chunked=chunked),
             depths=Depths(
                 accumulation=tensor_core_depth
                 if chunked and fmt.is_reduced

@@ -55,7 +55,7 @@ def watched_chunks(execution: Execution, calls: Calls) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for kind, own in execution.kinds.items():
-            if not own.chunked or kind not in CHUNKS:
+            if not own.form.chunked or kind not in CHUNKS:
                 continue
             one = CHUNKS[kind]
             holder: Any = import_module(one.module)

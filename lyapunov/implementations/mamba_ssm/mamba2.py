@@ -20,6 +20,7 @@ head are cast.
 import dataclasses
 import math
 
+from ...arithmetic import Form
 from ...formats import FP32, TF32_OPERAND, Format, Precision, state_format_named
 from .._execution import (
     Depths,
@@ -126,7 +127,7 @@ def mamba_ssm_mamba2_prefill(
             f"{cumsum_depth(chunk)} additions at most on a term's way",
             _FUNCTIONS,
         ),
-        chunked=chunked,
+        form=Form(chunked=chunked),
     )
 
 

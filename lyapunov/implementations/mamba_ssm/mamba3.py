@@ -20,6 +20,7 @@ fp32, where they are made; `bf16-cast` casts them too; `bf16-amp` is fp32 weight
 import dataclasses
 
 from ..._errors import UsageError
+from ...arithmetic import Form
 from ...formats import (
     BF16,
     FP16,
@@ -155,7 +156,7 @@ def mamba_ssm_mamba3_prefill(
             "2^-20.4, angles reduced modulo 2 pi in fp32 at every chunk; exp 2 ulp, "
             "silu and sigmoid 8 ulp, reciprocal square root 2 ulp",
         ),
-        chunked=True,
+        form=Form(chunked=True),
     )
 
 

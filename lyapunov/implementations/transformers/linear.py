@@ -6,6 +6,7 @@ them: states of the first are in fp32, those of the second in the model's format
 
 from collections.abc import Callable, Sequence
 
+from ...arithmetic import Form
 from ...formats import Format
 from .._execution import Execution
 from .mamba1 import STORED_OF_SEQUENCES
@@ -45,7 +46,7 @@ def linear_kinds(
         "rg_lru": of((*RG_LRU, *(f"branch_{name}" for name in written), *more)),
         "lightning": of(
             (*LIGHTNING, *(("state",) if decode else LIGHTNING_BLOCK)),
-            chunked=not decode,
+            form=Form(chunked=not decode),
             state_precision=fmt.name,
         ),
         "norm": of(("out",)),

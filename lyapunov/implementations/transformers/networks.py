@@ -13,6 +13,7 @@ import functools
 import math
 
 from ..._errors import UsageError
+from ...arithmetic import Form
 from ...formats import FP16, FP32, Format, state_format_named
 from ...sublayers.config import NetworkConfig, plain_mamba1
 from ...sublayers.sites import GELU_NEW, LOGITS
@@ -296,9 +297,8 @@ def _kinds(
         step -= {"gate_norm_hat"}
     mamba2 = of(
         (*MAMBA2, *step) if decode else MAMBA2,
-        chunked=not decode,
         # `mamba2_chunk_scan` sums all chunks' states times exp of masked sums
-        chunks_at_once=not decode,
+        form=Form(chunked=not decode, chunks_at_once=not decode),
         dt_limit=NO_LIMIT if decode else _limit_of_sequences(config, architecture),
     )
     # the delta rule from the normalised keys on is in fp32, its whole output too
@@ -307,10 +307,10 @@ def _kinds(
     taps = "conv_weight" in KEPT_IN_FP32.get(architecture, ())
     in_fp32 = once | ({"conv_sum"} if taps else set())
     gated = once if architecture in GATE_NORM_ROUNDS_ONCE else set()
-    gated_delta = of(set(DELTA) - gated, chunked=not decode)
+    gated_delta = of(set(DELTA) - gated, form=Form(chunked=not decode))
     kimi_delta = of(
         {*DELTA, *(("log_gate",) if architecture in ROUNDS_GATES else ())} - in_fp32,
-        chunked=not decode,
+        form=Form(chunked=not decode),
         constants=dataclasses.replace(mixer.constants, **SOFTPLUS_WRITTEN_OUT),
     )
     linear = linear_kinds(of, fmt, written, decode=decode)
