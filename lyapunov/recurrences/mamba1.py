@@ -83,18 +83,44 @@ def scan_channels(at, dt, u, B, C, A, D, state):
 
 
 def _scan_block(at, dt, u, B, C, A, D, state):
-    body = lambda at, state, inputs: token(at, state, Token(*inputs), A, D)
     inputs = (dt, at.multiply(dt, u), u, B, C)
+    if at.form.period > 1 and at.stores("state"):
+        return _by_period(at, inputs, A, D, state)
+    body = lambda at, state, inputs: token(at, state, Token(*inputs), A, D)
     state, y = at.scan(body, at.initial_state(state), inputs)
     return y, state
 
 
-def token(at, state, inputs: Token, A, D):
+def _by_period(at, inputs, A, D, state):
+    """Tokens in windows of which the last one alone stores the state, as serving code
+    does with drafts; dt = 0 fills up the last window and changes nothing."""
+    period, seq = at.form.period, inputs[0].shape[0]
+    windows = -(-seq // period)
+
+    def cut(a):
+        behind = ((0, windows * period - seq), *((0, 0),) * (a.ndim - 1))
+        return jnp.pad(a, behind).reshape(windows, period, *a.shape[1:])
+
+    def body(at, state, inputs):
+        outputs = []
+        for i in range(period):
+            given = Token(*(x[i] for x in inputs))
+            state, y = token(at, state, given, A, D, stored=i == period - 1)
+            outputs.append(at.view(lambda a: a[None], y))
+        return state, at.join(outputs)
+
+    pieces = tuple(at.view(cut, x) for x in inputs)
+    state, y = at.scan(body, at.initial_state(state), pieces)
+    return at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq], y), state
+
+
+def token(at, state, inputs: Token, A, D, *, stored: bool = True):
     """One token inside a scan: (state after it, y).
 
     **Arguments:**
 
     - `state`: a carrier made by `at.initial_state`.
+    - `stored`: whether the state goes into its cache.
     """
     dt, drive, u, B, C, skip = inputs
     if at.stores("dB"):
@@ -107,7 +133,7 @@ def token(at, state, inputs: Token, A, D):
         after = at.step(state, dt, drive, B, A)
     at.observe("state", after)
     # a cache gets the state in its format; what is read out now is not from there
-    carried = at.store("state", after)
+    carried = at.store("state", after) if stored else after
     read = at.store("state_read", after)
     if skip is None:
         skip = at.store("skip", at.multiply(u, D, alone=at.stores("skip")))

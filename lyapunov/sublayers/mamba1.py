@@ -26,7 +26,9 @@ from ._sublayer import (
     with_biases,
     within,
 )
+from .convolution import SITES, convolved
 from .norm import Norm, norm_of, normalise, with_bias
+from .ranks import over_ranks, rank_sites
 from .sites import FRONT, TOKEN
 from .token_blocks import in_token_blocks, tokens_at_once
 
@@ -110,13 +112,16 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     xz = with_bias(at, x, p.in_proj, p.in_proj_bias, "xz")
     u, z = xz[..., :d_inner], xz[..., d_inner:]
 
-    padded = at.join([start.window, u])
-    u = at.causal_conv(padded, p.conv_weight, p.conv_bias)
-    u = at.store("conv", at.silu(at.store("conv_sum", u)))
+    u, window = convolved(at, start.window, u, p.conv_weight, p.conv_bias)
+    u = at.silu(at.store("conv_sum", u))
+    u = at.store("conv", at.store("conv_in_window", u))
 
     channels = [slice(i * width, (i + 1) * width) for i in range(len(x_proj))]
     low = at.join(
-        [at.matmul(u[..., own], w) for own, w in zip(channels, x_proj, strict=True)],
+        [
+            over_ranks(at, u[..., own], w, None, "x_proj")
+            for own, w in zip(channels, x_proj, strict=True)
+        ],
         axis=-1,
     )
     low = at.store("x_proj", low)
@@ -144,8 +149,11 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     y = at.store("gated", at.multiply(y, gate))
     # one token transposed is contiguous, and rounded once with its bias
     apart = residual.shape[0] > 1
+    if at.form.ranks > 1:
+        out = over_ranks(at, y, p.out_proj, p.out_proj_bias, "out")
+        return at.store("out", out), Mamba1State(window=window, state=state)
     out = with_bias(at, y, p.out_proj, p.out_proj_bias, "out", apart)
-    return out, Mamba1State(window=padded[residual.shape[0] :], state=state)
+    return out, Mamba1State(window=window, state=state)
 
 
 def _of_heads(weights: Weight | tuple[Weight, ...]) -> tuple[Weight, ...]:
@@ -203,9 +211,11 @@ class Mamba1Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba1)
     sites: ClassVar = (
-        *FRONT, "xz_product", "xz", "conv_sum", "conv", "x_proj", "dt_norm_hat",
+        *FRONT, "xz_product", "xz", *SITES, "conv_sum", "conv_in_window", "conv",
+        *rank_sites("x_proj"), "x_proj", "dt_norm_hat",
         "dt_norm", "B_norm_hat", "B_norm", "C_norm_hat", "C_norm", "dt", "dt_biased",
-        "softplus", *TOKEN, "silu_z", "gated", "out_product", "out",
+        "softplus", *TOKEN, "silu_z", "gated", "out_product",
+        *rank_sites("out"), "out",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "mamba1",

@@ -26,7 +26,9 @@ from ._sublayer import (
     convolution,
     within,
 )
+from .convolution import SITES, convolved
 from .norm import Norm, normalise, scaled
+from .ranks import over_ranks, rank_sites
 from .sites import FRONT, TOKEN
 from .ssd import chunked_scan
 from .token_blocks import in_token_blocks, tokens_at_once
@@ -114,13 +116,14 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
     **Returns:** the mixer's output (seq, d_model), and `start` for the token after
     the last.
     """
-    widest = p.in_proj.matrix.shape[0]
-    if at.form.chunks_at_once or at.form.calls:
+    widest, chunk = p.in_proj.matrix.shape[0], at.form.chunk or p.chunk
+    within = at.form.grid is not None and at.form.grid % chunk
+    if at.form.chunks_at_once or at.form.calls or within:
         # what overflows reaches every token, earlier ones as well; and of several
-        # calls chunks begin with each
+        # calls chunks begin with each, of one that goes on in the middle of one
         return _mamba2(at, residual, p, start)
     return in_token_blocks(
-        at, _mamba2, residual, p, start, widest=widest, multiple=p.chunk
+        at, _mamba2, residual, p, start, widest=widest, multiple=chunk
     )
 
 
@@ -135,7 +138,7 @@ def _mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2
 def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2State):
     """The mixer on a normalised input (seq, d_model)."""
     d_inner, d_state, heads = sizes(p)
-    seq, wide = x.shape[0], p.groups * d_state
+    wide = p.groups * d_state
 
     x = scaled(at, x, p.in_multiplier, "in_scaled")
     zxbcdt = at.store("xz", at.matmul(x, p.in_proj, p.in_proj_bias))
@@ -148,9 +151,11 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
         rows = at.store("row_multipliers", at.fixed(rows))
         zxbcdt = at.store("xz_scaled", at.multiply(zxbcdt, rows))
     z, dt = zxbcdt[..., :d_inner], zxbcdt[..., -heads:]
-    padded = at.join([start.window, zxbcdt[..., d_inner:-heads]])
-    u = at.causal_conv(padded, p.conv_weight, p.conv_bias)
-    u = at.store("conv", at.silu(at.store("conv_sum", u)))
+    u, window = convolved(
+        at, start.window, zxbcdt[..., d_inner:-heads], p.conv_weight, p.conv_bias
+    )
+    u = at.silu(at.store("conv_sum", u))
+    u = at.store("conv", at.store("conv_in_window", u))
     x = u[..., :d_inner]
     B = at.view(_grouped(p.groups), u[..., d_inner : d_inner + wide])
     C = at.view(_grouped(p.groups), u[..., d_inner + wide :])
@@ -162,7 +167,9 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     A = at.negate(at.exp(p.A_log))
 
     if at.form.chunked:
-        y, state = chunked_scan(at, dt, x, B, C, A, p.D, start.state, p.chunk)
+        y, state = chunked_scan(
+            at, dt, x, B, C, A, p.D, start.state, at.form.chunk or p.chunk
+        )
     else:
         owner = jnp.arange(d_inner) // (d_inner // heads)
         y, state = head_scan(
@@ -177,8 +184,8 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     else:
         y = _norm_by_group(at, at.multiply(y, at.silu(z)), p)
     y = at.store("gated", y)
-    out = at.matmul(y, p.out_proj, p.out_proj_bias)
-    return out, Mamba2State(window=padded[seq:], state=state)
+    out = over_ranks(at, y, p.out_proj, p.out_proj_bias, "out")
+    return out, Mamba2State(window=window, state=state)
 
 
 def _grouped(groups: int):
@@ -242,10 +249,11 @@ class Mamba2Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba2)
     sites: ClassVar = (
-        *FRONT, "in_scaled", "xz", "row_multipliers", "xz_scaled", "conv_sum", "conv",
-        "dt_biased", "softplus", "dt_clipped", "x_operand", "C_operand", "B_scaled",
-        "B_operand", "chunk_state", "CB_decayed", *TOKEN, "scan_output", "silu_z",
-        "gate_norm_hat", "gated", "out", "out_scaled",
+        *FRONT, "in_scaled", "xz", "row_multipliers", "xz_scaled", *SITES, "conv_sum",
+        "conv_in_window", "conv", "dt_biased", "softplus", "dt_clipped", "x_operand",
+        "C_operand", "B_scaled", "B_operand", "chunk_cached", "chunk_state",
+        "CB_decayed", *TOKEN, "scan_output", "silu_z", "gate_norm_hat", "gated",
+        *rank_sites("out"), "out", "out_scaled",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "mamba2",

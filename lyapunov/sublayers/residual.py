@@ -37,8 +37,7 @@ def sublayer(at: AbstractArithmetic, flow, incoming: Incoming, p, start):
     sublayer's output and its state.
     """
     residual, hidden, aside, embedded = incoming
-    residual = at.store("residual", at.add(residual, hidden, alone=True))
-    read = residual
+    residual, read = _added(at, residual, hidden)
     if aside is not None:
         read = at.store("residual_aside", at.add(residual, aside, alone=True))
     if embedded is not None:
@@ -125,8 +124,15 @@ class Stream(NamedTuple):
 
 def final_norm(at: AbstractArithmetic, residual, hidden, p: Norm):
     """The normalised stream (seq, d_model) that the head reads."""
-    residual = at.store("residual", at.add(residual, hidden, alone=True))
-    return normalise(at, residual, p, "norm_f")
+    return normalise(at, _added(at, residual, hidden)[1], p, "norm_f")
+
+
+def _added(at: AbstractArithmetic, residual, hidden):
+    """The stream as it is stored, and as a norm reads it: kernels that add and
+    normalise at once may read the sum itself."""
+    total = at.add(residual, hidden, alone=True)
+    stored = at.store("residual", total)
+    return stored, at.store("norm_read", total) if at.stores("norm_read") else stored
 
 
 NO_END = LogitsEnd()

@@ -20,7 +20,7 @@ TOKEN = ("dB", "dBx", "state", "state_read", "read_out", "skip", "skip_sum")
 GELU_NEW = ("square", "cube", "cubic", "sum", "argument", "tanh", "whole", "half")
 """What `gelu_new` is made of, where every operation stores its result."""
 
-BEFORE = ("embedding", "residual", "residual_aside", "residual_scaled")
+BEFORE = ("embedding", "residual", "norm_read", "residual_aside", "residual_scaled")
 LOGITS = (
     *("logits", "logits_scaled"),
     *("logits_divided", "logits_tanh", "logits_capped"),

@@ -7,6 +7,11 @@ mamba_ssm 2.3.2): B times its scale, the state handed to a chunk, and the weight
 pairs; in fp32 models also x, B and C as tensor cores read them. transformers' torch
 code computes the same in fp32 and stores none of them.
 
+vLLM passes them on likewise but stores the state in front of a chunk in its cache's
+format before it is handed (`chunk_cached`); its ReplaySSM keeps the last tokens of a
+decode in rings (`selective_state_update_replayssm_output_only.py` of vLLM 0.33.0): a
+chunk of as many tokens, whose state goes into the cache when they are full.
+
 Where what overflowed goes differs, too. mamba_ssm passes states in a loop over chunks
 (`_state_passing_fwd_kernel`), which no later chunk enters; transformers multiplies all
 of them by a matrix of decays in which later ones have an exact 0, and x by dt first
@@ -39,7 +44,7 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     between two calls, as between two chunks, the state goes on with its error.
     """
     seq, heads = dt.shape
-    cut, joined = chunks(seq, chunk, at.form.calls)
+    cut, joined = chunks(seq, chunk, at.form.calls, at.form.grid)
     pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
     after, y = at.scan(
@@ -94,12 +99,26 @@ def _one_chunk(at, state, inputs, A):
     weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
     weight = at.store("CB_decayed", at.mask(weight, causal))
 
-    handed = at.store("chunk_state", state)
+    handed = at.store("chunk_state", at.store("chunk_cached", state))
     since = at.view(lambda a: a[..., None], at.fading(elapsed))
     before = at.einsum("lhn,hpn->lhp", at.view(repeat, read_C), handed)
     before = at.multiply(before, since)
     # the accumulator begins with what came from before the chunk
-    return after, at.einsum("lsh,shp->lhp", weight, read_x, before)
+    y = at.einsum("lsh,shp->lhp", weight, read_x, before)
+    if not at.stores("state"):
+        return after, y
+    # a ring that is full: the last token reads the state that goes into the cache
+    last = at.einsum("hn,hpn->hp", at.view(repeat, read_C[-1:])[0], after)
+    y = at.join([y[:-1], at.view(lambda a: a[None], last)])
+    return _in_rows(at, after, lambda state: at.store("state", state)), y
+
+
+def _in_rows(at, state, store):
+    """A state (heads, head_dim, d_state) through a store of (d_state, channels)."""
+    flat = lambda a: a.transpose(2, 0, 1).reshape(a.shape[2], -1)
+    stored = store(at.view(flat, state))
+    back = lambda a: a.reshape(a.shape[0], *state.shape[:2]).transpose(1, 2, 0)
+    return at.view(back, stored)
 
 
 def repeat_last(times: int):
@@ -120,10 +139,17 @@ def _heads(heads: int):
     return lambda a: a.reshape(*a.shape[:-1], heads, -1)
 
 
-def chunks(seq: int, chunk: int, calls: tuple[int, ...]):
+def chunks(seq: int, chunk: int, calls: tuple[int, ...], grid: int | None = None):
     """What cuts (seq, ...) into (chunks, tokens, ...), zeros behind, and what joins
-    them again. A chunk begins with a call, and ends with it or after `chunk` tokens."""
-    if len(calls) < 2:
+    them again. A chunk begins with a call, and ends with it or after `chunk` tokens.
+
+    **Arguments:**
+
+    - `grid`: tokens of the text in front of the first one, where chunks end at
+      multiples of `chunk` tokens from the text's start; None: from the call's start.
+    """
+    within = grid is not None and grid % chunk
+    if len(calls) < 2 and not within:
         count = -(-seq // chunk)
         behind = (0, count * chunk - seq)
 
@@ -132,6 +158,7 @@ def chunks(seq: int, chunk: int, calls: tuple[int, ...]):
             return filled.reshape(count, chunk, *a.shape[1:])
 
         return cut, lambda a: a.reshape(-1, *a.shape[2:])[:seq]
+    calls = calls or (seq,)
     if sum(calls) != seq:
         raise UsageError(
             f"{seq} tokens are not what calls of {', '.join(map(str, calls))} hold",
@@ -139,9 +166,9 @@ def chunks(seq: int, chunk: int, calls: tuple[int, ...]):
         )
     width, ends = min(chunk, max(calls)), np.cumsum(calls)
     own = [
-        np.arange(first, min(first + width, end))
+        np.arange(first, last)
         for tokens, end in zip(calls, ends, strict=True)
-        for first in range(end - tokens, end, width)
+        for first, last in _borders(end - tokens, end, chunk, grid)
     ]
     # token `seq`, which there is not, is the zero behind a call
     places = np.full((len(own), width), seq)
@@ -152,3 +179,13 @@ def chunks(seq: int, chunk: int, calls: tuple[int, ...]):
         lambda a: jnp.take(a, places, axis=0, mode="fill", fill_value=0),
         lambda a: a.reshape(-1, *a.shape[2:])[there],
     )
+
+
+def _borders(begin: int, end: int, chunk: int, grid: int | None):
+    """First token and the one behind the last of each chunk of a call."""
+    first = begin
+    while first < end:
+        passed = first - begin if grid is None else first + grid
+        last = min(first + chunk - passed % chunk, end)
+        yield first, last
+        first = last

@@ -24,12 +24,15 @@ from .full_parameters import VARIANTS, parameters, width_of
 TOKENS = 6
 
 
+FORMS = (Form(), Form(chunked=True), Form(period=2), Form(ranks=4))
+
+
 class Storing(Exact):
     """Exact arithmetic that notes the name of every store."""
 
-    def __init__(self, found: set[str], apart: bool, chunked: bool):
+    def __init__(self, found: set[str], apart: bool, form: Form):
         super().__init__()
-        self.found, self.apart, self.form = found, apart, Form(chunked=chunked)
+        self.found, self.apart, self.form = found, apart, form
 
     def stores(self, site):
         return self.apart
@@ -42,10 +45,10 @@ class Storing(Exact):
         return self.store(site, x)
 
     def _in_one_kernel(self, numbers, *, compiled=False):
-        return Storing(self.found, self.apart, self.form.chunked)
+        return Storing(self.found, self.apart, self.form)
 
     def _inside_scan(self, key):
-        return Storing(self.found, self.apart, self.form.chunked)
+        return Storing(self.found, self.apart, self.form)
 
 
 def stored(sublayer, without) -> set[str]:
@@ -55,8 +58,8 @@ def stored(sublayer, without) -> set[str]:
         p = parameters(sublayer, *without)
         x = jnp.zeros((TOKENS, width_of(sublayer)))
         for apart in (False, True):
-            for chunked in (False, True):
-                at = Storing(found, apart, chunked)
+            for form in FORMS:
+                at = Storing(found, apart, form)
                 run = lambda x, at=at: sublayer.flow(at, x, p, p.initial_state())[0]
                 jax.eval_shape(run, x)
     return found
