@@ -34,6 +34,7 @@ from lyapunov.implementations._registry import (
     gpu_names,
     is_recorded,
     measure_names,
+    parted,
     source_names,
 )
 from lyapunov.questions._effort import EFFORTS
@@ -57,7 +58,9 @@ class MeasureChoice(click.Choice):
         self.choices = measure_names()
         if value not in self.choices and is_recorded(value):
             self.fail(f"{value} is a dump: --audit {value}", param, ctx)
-        return super().convert(value, param, ctx)
+        name, flags = parted(value)
+        name = super().convert(name, param, ctx)
+        return f"{name} {flags}" if flags else name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,6 +142,17 @@ class Execution:
             )
         return self.parameters.get(name, self.parameters["default"])
 
+    def begun(self, tokens: int) -> "Execution":
+        """The same behind so many tokens of a text, for programs whose chunks are
+        counted from the text's start."""
+        if not tokens:
+            return self
+        kinds = {name: one.begun(tokens) for name, one in self.kinds.items()}
+        if self.form.grid is None:
+            return dataclasses.replace(self, kinds=kinds)
+        form = dataclasses.replace(self.form, grid=self.form.grid + tokens)
+        return dataclasses.replace(self, form=form, kinds=kinds)
+
     def site_numbers(self) -> dict:
         """Numbers of the formats of all stored sites."""
         here = _here()

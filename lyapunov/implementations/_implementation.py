@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+from .._arguments import shown
 from .._errors import LyapunovError, UsageError
 
 
@@ -214,6 +215,17 @@ class AbstractImplementation(ABC):
     def install_hint(cls) -> str:
         """What to type where something that it needs is not installed."""
         return f"pip install {cls.installed_by}"
+
+    def launched(self, flags: str) -> AbstractImplementation:
+        """The same as a server that is started with these flags.
+
+        **Raises:** `UsageError` for what is no server, and for flags that change
+        nothing or are not known.
+        """
+        raise UsageError(
+            f"{self.name} is no server: it takes no {shown(flags)}",
+            hint=f"{self.name} alone",
+        )
 
     def version(self) -> tuple[int, ...] | None:
         """The version that is installed, as (5, 24, 0), without importing it."""

@@ -13,10 +13,12 @@ from .dump.implementation import DumpImplementation
 from .emulated.implementation import EmulatedImplementation
 from .fla.implementation import FlaImplementation
 from .mamba_ssm.implementation import MambaSsmImplementation
+from .sglang.implementation import SglangEmulatedImplementation
 from .transformers.implementation import (
     TransformersCudaImplementation,
     TransformersImplementation,
 )
+from .vllm.implementation import VllmEmulatedImplementation, VllmImplementation
 
 
 NONE = "none"
@@ -30,6 +32,9 @@ IMPLEMENTATIONS: dict[str, AbstractImplementation] = {
         TransformersImplementation(),
         TransformersCudaImplementation(),
         FlaImplementation(),
+        VllmImplementation(),
+        VllmEmulatedImplementation(),
+        SglangEmulatedImplementation(),
         DumpImplementation(),
     )
 }
@@ -70,17 +75,28 @@ def sources_hint() -> str:
 
 
 def implementation_named(name: str) -> AbstractImplementation:
-    """The implementation of that name.
+    """The implementation of that name, as started with the flags behind it if any.
+
+    **Arguments:**
+
+    - `name`: such as `emulated`, or `vllm-emulated --enforce-eager`.
 
     **Raises:** `UsageError` that says which there are.
     """
-    found = IMPLEMENTATIONS.get(name) if isinstance(name, str) else None
+    first, flags = parted(name) if isinstance(name, str) else ("", "")
+    found = IMPLEMENTATIONS.get(first)
     if found is None:
         raise UsageError(
             f"no implementation is called {shown(name)}",
             hint=f"one of {', '.join(IMPLEMENTATIONS)}",
         )
-    return found
+    return found.launched(flags) if flags else found
+
+
+def parted(name: str) -> tuple[str, str]:
+    """A name, and the flags of a server behind it."""
+    first, _, flags = name.strip().partition(" ")
+    return first, flags.strip()
 
 
 def measuring(name: str) -> AbstractImplementation | None:
@@ -88,7 +104,7 @@ def measuring(name: str) -> AbstractImplementation | None:
 
     **Raises:** `UsageError` for what there is not, or what measures nothing.
     """
-    if name not in measure_names():
+    if not isinstance(name, str) or parted(name)[0] not in measure_names():
         raise UsageError(
             f"cannot measure with {shown(name)}",
             hint=f"one of {', '.join(measure_names())}",
@@ -96,10 +112,23 @@ def measuring(name: str) -> AbstractImplementation | None:
     return None if name == NONE else implementation_named(name)
 
 
+def as_measured(value: Any, name: str) -> str:
+    """What a check measures with, as it was written.
+
+    **Raises:** `UsageError` as `measuring`, about a setting of that name.
+    """
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{name} is {shown(value)}", hint=f"one of {', '.join(measure_names())}"
+        )
+    measuring(value)
+    return value
+
+
 def is_recorded(source: str | os.PathLike) -> bool:
     """Whether the source of an audit is a file of runs that were made elsewhere."""
     text = os.fsdecode(os.fspath(source))
-    return text not in source_names() and _of_suffix(text) is not None
+    return parted(text)[0] not in source_names() and _of_suffix(text) is not None
 
 
 def audited(source: str | os.PathLike) -> AbstractImplementation:
@@ -108,7 +137,9 @@ def audited(source: str | os.PathLike) -> AbstractImplementation:
     **Raises:** `UsageError` for what is neither a name nor the path of a dump.
     """
     text = os.fsdecode(os.fspath(source))
-    found = IMPLEMENTATIONS[text] if text in source_names() else _of_suffix(text)
+    if parted(text)[0] in source_names():
+        return implementation_named(text)
+    found = _of_suffix(text)
     if found is None:
         raise UsageError(f"cannot audit {shown(text)}", hint=sources_hint())
     return found

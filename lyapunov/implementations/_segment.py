@@ -49,6 +49,7 @@ def merged(segments: Sequence[Segment], sizes: Any) -> tuple[Segment, ...]:
             calls = tuple(s.stop - s.start for s in run)
             form = dataclasses.replace(execution.form, calls=calls)
             execution = dataclasses.replace(execution, form=form)
+        execution = execution.begun(run[0].start)
         out.append(Segment(run[0].start, run[-1].stop, execution, run[0].cache))
     return tuple(out)
 

@@ -19,6 +19,8 @@ from ._implementation import Flag
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SERVED_STATES = (*DTYPES, "fp16-stochastic")
+"""Formats of the state that a flag of some stack leads to; the last is of steps."""
 STOCHASTIC = "--enable-mamba-cache-stochastic-rounding --mamba-backend flashinfer"
 """Triton's form asks for compute capability 10; FlashInfer's runs on Hopper."""
 
@@ -237,7 +239,7 @@ def _sglang_notes(asked: Asked, form: str) -> Iterator[str]:
         yield "a text's chunks are cut by what is packed in front of it"
 
 
-STACKS = (
+VLLM_STACK, SGLANG_STACK = STACKS = (
     Stack(
         "vLLM",
         "0.33.0",

@@ -20,6 +20,7 @@ _NO_PART_OF_THE_FUNCTION = frozenset(
         "residual_in_fp32",
         "fused_add_norm",
         "tie_embeddings",
+        "asks",
         "chunk",
         "transformers_dt_limit",  # what one library does; the network's is dt_limit
         "sublayers",  # one by one below

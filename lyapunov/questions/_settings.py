@@ -12,7 +12,7 @@ from ..findings._verdict import check_codes
 from ..formats import state_format_named
 from ..formats._table import PRECISIONS
 from ..implementations._implementation import MODES
-from ..implementations._registry import NONE, measure_names
+from ..implementations._registry import NONE, as_measured
 from ..sublayers.groups import rounded_group
 from ._effort import EFFORTS
 
@@ -65,7 +65,7 @@ _SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "state_precision": _state_precision,
     "mode": partial(choice, known=MODES),
     "layers": _layers,
-    "measure": lambda value, name: choice(value, name, measure_names()),
+    "measure": as_measured,
     "constants": partial(choice, known=CONSTANTS),
     "device": partial(text, example="cpu"),
     "against": _place,

@@ -44,6 +44,8 @@ class NetworkConfig:
     - `embedding_norm_epsilon`: of a LayerNorm of the embedding; None: there is none.
     - `embedding_multiplier`, `logits_multiplier`: of the embedding and the logits.
     - `logits_soft_cap`: as in `LogitsEnd`.
+    - `asks`: what `config.json` asks of servers, by key, such as the format of the
+      state; changes no function.
     """
 
     vocab_size: int
@@ -60,6 +62,7 @@ class NetworkConfig:
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     logits_soft_cap: float | None = None
+    asks: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_layers(self) -> int:

@@ -1,5 +1,6 @@
 """All families: what is covered, which one a configuration describes, why none."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -119,8 +120,20 @@ def recognise(checkpoint: "Checkpoint") -> "NetworkLayout":
 
     config, source, names = checkpoint.config, checkpoint.source, checkpoint.names()
     name, layout = layout_of(config, source, names)
-    found = FAMILIES[name].readers[layout](config, checkpoint.tensors)
-    return recognise_network(checkpoint, name, *found)
+    network, *found = FAMILIES[name].readers[layout](config, checkpoint.tensors)
+    network = dataclasses.replace(network, asks=_asked_of_servers(config))
+    return recognise_network(checkpoint, name, network, *found)
+
+
+STATE_KEYS = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
+"""Of `config.json`: in which format servers keep the state."""
+
+
+def _asked_of_servers(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What there is of `STATE_KEYS`; of a model of several parts in the text's."""
+    text = config.get("text_config")
+    both = {**config, **text} if isinstance(text, dict) else config
+    return tuple((key, str(both[key])) for key in STATE_KEYS if both.get(key))
 
 
 def layout_of(

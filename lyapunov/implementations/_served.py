@@ -1,0 +1,416 @@
+"""Networks as vLLM 0.33.0 and SGLang 0.5.23 run them: executions of both stacks.
+
+Read in vLLM's `model_executor/layers/mamba` (`mamba_mixer.py`, `mamba_mixer2.py`,
+`ops/ssd_*.py`, `ops/mamba_ssm.py`, `ops/causal_conv1d.py`), `ir/ops/layernorm.py` and
+`models/mamba2.py`, in SGLang's `srt/layers/attention/mamba`, and in FlashInfer 0.7.4
+(`mamba/kernel_selective_state_update_stp.cuh`, `norm.cuh`). Scans and Triton's steps
+are mamba_ssm's kernels, operation by operation; what differs is what is stored:
+
+- The convolution reads inputs in the format of the cached window, and rounds every
+  product to it where weights have it, too, and it has 16 bits.
+- The state in front of a chunk is stored in the cache's format before it is handed to
+  the chunk in the model's; every call leaves the state in the cache's format.
+- dt_bias and D are held in the model's format, A in fp32 from A_log as it is stored;
+  neither a step nor a scan limits dt.
+- The stream is stored in the model's format; norms read the sum before it is rounded.
+
+Attention, MLPs and experts beside mixers are declared as torch operations: of what
+these stacks run for them nothing was read.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from .._errors import UsageError
+from ..formats import FP32, Format, state_format_named
+from ..sublayers import NetworkConfig
+from ._execution import (
+    Execution,
+    any_order,
+    assume_formats,
+    assume_state,
+    parse_precision,
+)
+from ._launch import Launch
+from ._stacks import MAMBA, Asked, Stack
+from .mamba_ssm.mamba1 import STEP
+from .mamba_ssm.mamba2 import NO_LIMIT
+from .mamba_ssm.networks import mamba_ssm_network
+
+
+# FlashInfer's step: __expf is within 2 + 1.173 |x| ulp, __logf within an absolute
+# 2^-21.41 between 1/2 and 2 and 3 ulp elsewhere (CUDA C++ Programming Guide, "Intrinsic
+# Functions"); softplus is __logf(1 + __expf(x)), whose sum is rounded once.
+FLASHINFER_STEP = dataclasses.replace(
+    STEP,
+    exp_argument=1.25 * 2.0**-23,
+    softplus_argument=1.25 * 2.0**-23,
+    softplus_absolute=2.0**-21.41 + 2.0**-23,
+)
+
+
+class Rules(NamedTuple):
+    """What one stack does otherwise than the other."""
+
+    name: str
+    """As users write the implementation."""
+    stack: Stack
+    on_a_grid: bool
+    """Whether chunks end at multiples of their length in the text itself, and with
+    calls; else they are counted from where a call begins."""
+    compiles: bool
+    """Whether norms are torch operations, which are compiled unless a flag says not;
+    else one kernel adds and normalises."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What is declared, resolved."""
+
+    mode: str
+    form: Format
+    """Of weights and activations."""
+    state: Format
+    window: Format
+    launch: Launch
+    rules: Rules
+
+    @property
+    def eager(self) -> bool:
+        return self.rules.compiles and self.launch.eager
+
+
+def served_network(
+    rules: Rules,
+    config: NetworkConfig,
+    architecture: str,
+    precision: str,
+    mode: str,
+    state_precision: str | None,
+    launch: Launch,
+) -> Execution:
+    """Declare how a stack runs a network.
+
+    **Raises:** `UsageError` for what it does not serve, or fails at, or was not read.
+    """
+    form, variant = parse_precision(precision, rules.name)
+    if variant:
+        raise UsageError(
+            f"{rules.stack.name} casts every weight but A_log, and runs no autocast",
+            hint=f"--precision {form.name}",
+        )
+    if launch.dtype not in (None, form.name):
+        raise UsageError(
+            f"--dtype says {launch.dtype}, the precision is {form.name}",
+            hint=f"--precision {launch.dtype}, or leave --dtype out",
+        )
+    recurrent = {s.kind for s in config.sublayers if s.recurrent}
+    if not recurrent or not recurrent <= MAMBA:
+        given = ", ".join(sorted(recurrent - MAMBA)) or "a network without a recurrence"
+        raise UsageError(
+            f"of {rules.stack.name} mixers of {', '.join(sorted(MAMBA))} are followed, "
+            f"not {given}",
+            hint="--measure emulated",
+        )
+    _demand_divisible(config, launch.ranks, rules.stack.name)
+    wanted = _Wanted(
+        mode,
+        form,
+        _state(rules, config, architecture, form, mode, state_precision, launch),
+        _window(rules, recurrent, form, launch),
+        launch,
+        rules,
+    )
+    base = mamba_ssm_network(
+        dataclasses.replace(config, residual_in_fp32=False, fused_add_norm=True),
+        architecture,
+        form.name,
+        mode,
+        wanted.state.name if mode == "decode" else None,
+    )
+    found = {**base.kinds, base.kind: base}
+    declared = {
+        kind: _mixer(one, config, wanted) if kind in recurrent else _block(one, wanted)
+        for kind, one in found.items()
+    }
+    own = declared.pop(base.kind)
+    around = own.sites if base.kind in recurrent else _block(base, wanted).sites
+    hats = {"norm_f_hat": form} if wanted.eager and not config.norm_centred else {}
+    used = [own if kind == base.kind else declared[kind] for kind in sorted(recurrent)]
+    return dataclasses.replace(
+        own,
+        name=f"{launch.told(rules.name)} {mode}, {form.name}",
+        implementation=rules.name,
+        precision=form.name,
+        state_precision=wanted.state.name,
+        sites=around | hats,
+        kinds=declared,
+        assumptions=tuple(
+            dict.fromkeys(
+                (
+                    *(line for one in used for line in one.assumptions),
+                    *_said(wanted),
+                    *_said_beside(config, recurrent),
+                )
+            )
+        ),
+    )
+
+
+def _block(one: Execution, wanted: _Wanted) -> Execution:
+    """What stands beside mixers, behind this stack's norms."""
+    return dataclasses.replace(one, sites=_fronted(one.sites, wanted))
+
+
+def _fronted(sites: dict[str, Format], wanted: _Wanted) -> dict[str, Format]:
+    """The stores of the norm in front, as PyTorch's forms have them, eager or
+    compiled, or as one kernel has."""
+    without = {k: f for k, f in sites.items() if k not in ("norm_input", "norm_hat")}
+    stream = {"residual": wanted.form}
+    if wanted.eager:
+        return without | stream | {"norm_hat": wanted.form}
+    return without | stream | {"norm_read": FP32}
+
+
+def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
+    """A mixer's stores, parameters, form and constants."""
+    launch, form, state = wanted.launch, wanted.form, wanted.state
+    sizes: Any = next(s for s in config.sublayers if s.kind == one.kind)
+    sites = _fronted(one.sites, wanted) | _convolution(wanted)
+    parameters = {"default": form, "A_log": FP32}
+    if wanted.window != form and wanted.rules.stack.window is not None:
+        # its wrapper casts weights and bias to the window's format, too
+        parameters |= dict.fromkeys(("conv_weight", "conv_bias"), wanted.window)
+    how = dataclasses.replace(one.form, ranks=launch.ranks)
+    constants, depths = one.constants, one.depths
+    if launch.ranks > 1:
+        parts = ("out_part", "out_hop", "x_proj_part", "x_proj_hop")
+        sites |= dict.fromkeys(parts, form)
+        depths = dataclasses.replace(depths, reduction=any_order)
+    if one.kind == "mamba2":
+        sites |= _of_norms(sizes, wanted)
+    if wanted.mode == "prefill":
+        if one.kind == "mamba2":
+            how = dataclasses.replace(how, grid=0 if wanted.rules.on_a_grid else None)
+            if state != FP32:
+                sites["chunk_cached"] = state
+        return dataclasses.replace(
+            one,
+            sites=sites,
+            parameters=parameters,
+            form=how,
+            depths=depths,
+            dt_limit=NO_LIMIT,
+            assumptions=_replaced(one, sites, parameters, None),
+        )
+    sites["state"] = state
+    if launch.flashinfer:
+        constants = dataclasses.replace(
+            FLASHINFER_STEP, operand_normal=constants.operand_normal
+        )
+    if launch.ring is not None:
+        sites["B_scaled"] = form
+        how = dataclasses.replace(how, chunked=True, chunk=launch.ring)
+        depths = dataclasses.replace(depths, scan=any_order)
+    elif launch.drafts:
+        how = dataclasses.replace(how, period=1 + launch.drafts)
+        depths = dataclasses.replace(depths, scan=Window(1 + launch.drafts))
+    return dataclasses.replace(
+        one,
+        sites=sites,
+        parameters=parameters,
+        form=how,
+        depths=depths,
+        constants=constants,
+        dt_limit=NO_LIMIT,
+        state_precision=state.name,
+        assumptions=_replaced(one, sites, parameters, state),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """As a depth: additions that a state goes through between two stores; equal ones
+    compile once."""
+
+    tokens: int
+
+    def __call__(self, tokens: int) -> int:
+        """So many, however long the text is."""
+        del tokens
+        return self.tokens
+
+
+def _convolution(wanted: _Wanted) -> dict[str, Format]:
+    """What is stored around the convolution."""
+    form, window = wanted.form, wanted.window
+    casts_weights = wanted.rules.stack.window is not None
+    sites = {}
+    if window.is_reduced and (window == form or casts_weights):
+        sites["conv_product"] = window
+    if window.is_reduced and window != form:
+        sites |= {"conv_input": window, "conv_in_window": window}
+    return sites
+
+
+def _of_norms(sizes: Any, wanted: _Wanted) -> dict[str, Format]:
+    """What the gated norm of a Mamba-2 stores before its result."""
+    several = sizes.norm_groups > 1 or wanted.launch.ranks > 1
+    if wanted.rules.compiles:
+        if not wanted.eager:
+            return {}
+        if not sizes.gate_norm:
+            return {"silu_z": wanted.form}
+        return {"gate_norm_hat": wanted.form} if several else {}
+    # one kernel for all groups; a single one over several devices is PyTorch's
+    alone = sizes.gate_norm and sizes.norm_groups == 1 and wanted.launch.ranks > 1
+    return {"gate_norm_hat": wanted.form} if alone else {}
+
+
+def _state(
+    rules: Rules,
+    config: NetworkConfig,
+    architecture: str,
+    form: Format,
+    mode: str,
+    asked: str | None,
+    launch: Launch,
+) -> Format:
+    """The cache's format: of the option or the flags, or the stack's default."""
+    flagged = launch.state
+    if flagged is None and rules.stack.window is None:
+        flagged = launch.window  # vLLM's covers both
+    if flagged is not None and launch.stochastic and not _to_nearest(rules, launch):
+        flagged += "-stochastic" if mode == "decode" else ""
+    if asked is not None and flagged not in (None, asked):
+        raise UsageError(
+            f"the flags keep the state in {flagged}, not {asked}",
+            hint="leave one of both out",
+        )
+    name = asked or flagged
+    if name is None:
+        kinds = frozenset(s.kind for s in config.sublayers if s.recurrent)
+        looked_at = Asked(architecture, dict(config.asks), kinds, form.name, config)
+        name, why = rules.stack.default(looked_at, form.name)
+        if name is None:
+            raise UsageError(why, hint="--state-precision fp32, bf16 or fp16")
+    found = state_format_named(name)
+    alone = {s.kind for s in config.sublayers if s.recurrent} & {"mamba1"}
+    if alone and rules.stack.window is None and name not in ("fp32", form.name):
+        raise UsageError(
+            f"{rules.stack.name}'s compiled prefill of a Mamba-1 takes a state in the "
+            f"model's format or in fp32, not {name}",
+            hint=f"--state-precision fp32 or {form.name}",
+        )
+    return found
+
+
+def _to_nearest(rules: Rules, launch: Launch) -> bool:
+    """Whether Triton's window of drafts is stored to nearest nevertheless."""
+    return bool(launch.drafts) and bool(rules.stack.also_to_nearest)
+
+
+def _window(rules: Rules, kinds: set[str], form: Format, launch: Launch) -> Format:
+    """The format of the convolution's window."""
+    name = launch.window or rules.stack.window or form.name
+    window = state_format_named(name)
+    mixed = window.is_reduced and form.is_reduced and window != form
+    casts = rules.stack.window is not None
+    if (mixed and not casts) or (casts and window != form and "mamba2" in kinds):
+        flag = "SGLANG_MAMBA_CONV_DTYPE" if casts else "--mamba-cache-dtype"
+        raise UsageError(
+            f"what {rules.stack.name} makes of a window in {name} under a model in "
+            f"{form.name} was not read",
+            hint=f"{flag}={_dtype(form.name)}, as --measure "
+            f"'{rules.name} {flag}={_dtype(form.name)}'",
+        )
+    return window
+
+
+def _dtype(name: str) -> str:
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[name]
+
+
+def _demand_divisible(config: NetworkConfig, ranks: int, stack: str) -> None:
+    """**Raises:** `UsageError` where devices cannot share the network's matrices."""
+    if ranks == 1:
+        return
+    for sizes in config.sublayers:
+        if sizes.kind not in MAMBA:
+            raise UsageError(
+                f"of {stack} on several devices mixers are followed, not {sizes.kind}",
+                hint="leave the number of devices out",
+            )
+        heads = sizes.heads if sizes.kind == "mamba2" else sizes.d_inner
+        groups = getattr(sizes, "groups", 1)
+        shared = sizes.kind == "mamba1" and sizes.heads > 1
+        if heads % ranks or (groups % ranks and groups != 1) or shared:
+            raise UsageError(
+                f"{ranks} devices cannot share {heads} heads in {groups} groups",
+                hint="a number that divides both",
+            )
+
+
+def _replaced(
+    one: Execution,
+    sites: dict[str, Format],
+    parameters: dict[str, Format],
+    state: Format | None,
+) -> tuple[str, ...]:
+    """mamba_ssm's lines, but for those on what is stored."""
+    stored = {
+        site: form
+        for site, form in sites.items()
+        if site not in ("state", "norm_read", "chunk_cached")
+    }
+    rest = (
+        line
+        for line in one.assumptions[1:]
+        if not line.startswith(("the recurrent state", "a step does not apply"))
+    )
+    first = assume_formats(stored, parameters)
+    return (first, *((assume_state(state),) if state is not None else ()), *rest)
+
+
+def _said(wanted: _Wanted):
+    """What holds of the stack as it was started, for people."""
+    launch, rules = wanted.launch, wanted.rules
+    name, version = rules.stack.name, rules.stack.version
+    yield f"as read in {name} {version}; dt is limited nowhere"
+    if wanted.mode == "prefill":
+        yield (f"every call leaves the state in {wanted.state.name}, to nearest even")
+    if "conv_product" in _convolution(wanted):
+        yield f"products of the convolution are rounded to {wanted.window.name}"
+    if rules.compiles and not wanted.eager:
+        yield (
+            "compiled by Inductor (no --enforce-eager): norms read the sum before the "
+            "stream is rounded, and round their result once"
+        )
+    elif not rules.compiles:
+        yield "norms read the sum before the stream is rounded (FlashInfer's kernel)"
+    if launch.flashinfer and wanted.mode == "decode":
+        yield "steps in FlashInfer's kernel: __expf and __logf"
+    if launch.stochastic and wanted.mode == "decode":
+        yield "stochastic rounding draws 13 bits" + (
+            "; a window of drafts is stored to nearest"
+            if _to_nearest(rules, launch)
+            else ""
+        )
+    if launch.ring is not None:
+        yield f"ReplaySSM stores the state every {launch.ring} tokens"
+    if launch.drafts:
+        yield f"the state is stored once a call of {1 + launch.drafts} tokens"
+    if launch.ranks > 1:
+        yield (
+            f"{launch.ranks} devices round their parts of a sum to {wanted.form.name}, "
+            "and may round after every addition (NCCL)"
+        )
+
+
+def _said_beside(config: NetworkConfig, recurrent: set[str]):
+    beside = sorted({s.kind for s in config.sublayers} - recurrent)
+    if beside:
+        yield (
+            f"{', '.join(beside)} as torch operations, each of which stores its "
+            "result: the stack's own kernels for them were not read"
+        )

@@ -1,0 +1,1 @@
+"""SGLang's flow of Mamba networks, emulated."""

@@ -1,0 +1,31 @@
+"""SGLang 0.5.23: Mamba-1 and Mamba-2, prefill and decode; see `_served`."""
+
+from typing import Any
+
+from .._execution import Execution
+from .._launch import Launch
+from .._served import Rules, served_network
+from .._stacks import SGLANG_STACK
+
+
+# Chunks are cut in the stream of all packed texts
+# (`_query_start_loc_to_chunk_indices_offsets` in `mamba2_metadata.py`): those of a text
+# that is served alone begin with its calls.
+SGLANG = Rules("sglang", SGLANG_STACK, on_a_grid=False, compiles=False)
+
+
+def sglang_network(
+    config: Any,
+    architecture: str,
+    precision: str,
+    mode: str,
+    state_precision: str | None,
+    launch: Launch,
+) -> Execution:
+    """Declare what SGLang promises of a network.
+
+    **Raises:** `UsageError` for what it does not serve, or was not read.
+    """
+    return served_network(
+        SGLANG, config, architecture, precision, mode, state_precision, launch
+    )

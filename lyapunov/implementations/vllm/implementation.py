@@ -1,0 +1,115 @@
+"""vLLM as an implementation: its own operators on a GPU, or its flow emulated.
+
+The facts were read in vLLM 0.33.0; see `implementations._served`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._implementation import AbstractImplementation, Runner
+from .._launch import VLLM, Launch, launched
+from .._stacks import SERVED_STATES
+from ..emulated.implementation import EmulatedImplementation
+
+
+if TYPE_CHECKING:
+    from .._execution import Execution
+
+
+NO_MASK = "vLLM packs texts and pads none"
+
+
+class VllmImplementation(AbstractImplementation):
+    """Run plain Mamba networks with vLLM's operators, on an NVIDIA GPU.
+
+    **Arguments:**
+
+    - `launch`: how the server was started.
+    """
+
+    name = "vllm"
+    measures = True
+    needs_gpu = True
+    installed_by = "vllm==0.33.0"
+    libraries: ClassVar[Mapping[str, str]] = {
+        "vllm": "vllm",
+        "triton": "triton",
+        "torch": "torch",
+    }
+    first_is_step = True
+    followed_by_dumps = True
+    ignores_dt_limits = True
+    ways = ("whole", "steps", "chunks", "batched", "packed", "initial_state")
+    refused_ways: ClassVar[Mapping[str, str]] = {
+        "padded_left": NO_MASK,
+        "padded_right": NO_MASK,
+        "compiled": "its norms are compiled already, its mixers never are",
+    }
+
+    def __init__(self, launch: Launch = Launch()):  # noqa: B008
+        self.launch = launch
+
+    def launched(self, flags: str) -> VllmImplementation:
+        """As started with these flags."""
+        return VllmImplementation(launched(flags, VLLM, "vLLM"))
+
+    def state_precisions(self, mode: str) -> tuple[str, ...]:
+        """What its flags lead to; a call over several tokens rounds to nearest."""
+        return SERVED_STATES if mode == "decode" else SERVED_STATES[:3]
+
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """Mixers as in its operators, everything else as in torch."""
+        from .networks import vllm_network
+
+        return vllm_network(
+            config, architecture, precision, mode, state_precision, self.launch
+        )
+
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts with its operators."""
+        from .runner import Vllm
+
+        return Vllm(execution)
+
+
+class VllmEmulatedImplementation(EmulatedImplementation):
+    """Follow vLLM's flow in fp64, rounded wherever it stores, on any machine.
+
+    **Arguments:**
+
+    - `launch`: how the server was started.
+    """
+
+    name = "vllm-emulated"
+    ignores_dt_limits = True
+
+    def __init__(self, launch: Launch = Launch()):  # noqa: B008
+        self.launch = launch
+
+    def launched(self, flags: str) -> VllmEmulatedImplementation:
+        """As started with these flags."""
+        return VllmEmulatedImplementation(launched(flags, VLLM, "vLLM"))
+
+    def promised(
+        self,
+        config: Any,
+        precision: str,
+        architecture: str,
+        mode: str,
+        state_precision: str | None,
+    ) -> Execution:
+        """What is declared of vLLM."""
+        from .networks import vllm_network
+
+        return vllm_network(
+            config, architecture, precision, mode, state_precision, self.launch
+        )
