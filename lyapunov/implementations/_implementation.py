@@ -135,6 +135,8 @@ class AbstractImplementation(ABC):
     """Bytes of an entry of what its trace hands on; None: as wide as it computes."""
     first_is_step: ClassVar[bool] = False
     """Whether decoding makes a step of the first token, too."""
+    caches_in_calls: ClassVar[bool] = False
+    """Whether the format of the cached state changes a call over several tokens."""
     followed_by_dumps: ClassVar[bool] = False
     """Whether a dump may say that it follows this one's flow."""
     suffixes: ClassVar[tuple[str, ...]] = ()

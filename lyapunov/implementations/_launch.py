@@ -90,7 +90,7 @@ def _speculative(value: str, flag: str) -> int:
     if not isinstance(drafts, int) or not 1 <= drafts <= MOST_TOKENS:
         raise UsageError(
             f"{flag} is {shown(value)}",
-            hint="""such as '{"num_speculative_tokens": 3}'""",
+            hint="--speculative-config.num_speculative_tokens 3",
         )
     return drafts
 
@@ -111,6 +111,7 @@ VLLM: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "--use-replayssm": ("replays", None),
     "--replayssm-buffer-len": ("ring", _number(1, MOST_TOKENS)),
     "--speculative-config": ("drafts", _speculative),
+    "--speculative-config.num_speculative_tokens": ("drafts", _number(1, MOST_TOKENS)),
 }
 SGLANG: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     **_COMMON,

@@ -139,10 +139,12 @@ def served_network(
     used = [own if kind == base.kind else declared[kind] for kind in sorted(recurrent)]
     return dataclasses.replace(
         own,
-        name=f"{launch.told(rules.name)} {mode}, {form.name}",
+        name=f"{launch.told(rules.name)} {mode}, {form.name}"
+        + (f", cache {wanted.state.name}" if mode == "prefill" else ""),
         implementation=rules.name,
         precision=form.name,
-        state_precision=wanted.state.name,
+        # between tokens of one call the state stays in fp32 registers
+        state_precision=FP32.name if mode == "prefill" else wanted.state.name,
         sites=around | hats,
         kinds=declared,
         assumptions=tuple(
@@ -378,7 +380,10 @@ def _said(wanted: _Wanted):
     name, version = rules.stack.name, rules.stack.version
     yield f"as read in {name} {version}; dt is limited nowhere"
     if wanted.mode == "prefill":
-        yield (f"every call leaves the state in {wanted.state.name}, to nearest even")
+        yield (
+            "the state in front of a chunk, and the one that a call leaves, are "
+            f"rounded to {wanted.state.name}, to nearest even"
+        )
     if "conv_product" in _convolution(wanted):
         yield f"products of the convolution are rounded to {wanted.window.name}"
     if rules.compiles and not wanted.eager:

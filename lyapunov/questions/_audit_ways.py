@@ -154,7 +154,11 @@ def _executions(
         precision,
         architecture=model.layout.architecture,
     )
-    return promised(mode="prefill"), promised(mode="decode", state_precision=state)
+    in_calls = state if implementation.caches_in_calls else None
+    return (
+        promised(mode="prefill", state_precision=in_calls),
+        promised(mode="decode", state_precision=state),
+    )
 
 
 def _segments(

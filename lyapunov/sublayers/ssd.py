@@ -118,7 +118,7 @@ def _in_rows(at, state, store):
     flat = lambda a: a.transpose(2, 0, 1).reshape(a.shape[2], -1)
     stored = store(at.view(flat, state))
     back = lambda a: a.reshape(a.shape[0], *state.shape[:2]).transpose(1, 2, 0)
-    return at.view(back, stored)
+    return at.carry(at.view(back, stored))
 
 
 def repeat_last(times: int):

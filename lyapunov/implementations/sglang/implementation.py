@@ -26,6 +26,7 @@ class SglangEmulatedImplementation(EmulatedImplementation):
 
     name = "sglang-emulated"
     ignores_dt_limits = True
+    caches_in_calls = True
 
     def __init__(self, launch: Launch = Launch()):  # noqa: B008
         self.launch = launch

@@ -41,6 +41,7 @@ class VllmImplementation(AbstractImplementation):
     first_is_step = True
     followed_by_dumps = True
     ignores_dt_limits = True
+    caches_in_calls = True
     ways = ("whole", "steps", "chunks", "batched", "packed", "initial_state")
     refused_ways: ClassVar[Mapping[str, str]] = {
         "padded_left": NO_MASK,
@@ -91,6 +92,7 @@ class VllmEmulatedImplementation(EmulatedImplementation):
 
     name = "vllm-emulated"
     ignores_dt_limits = True
+    caches_in_calls = True
 
     def __init__(self, launch: Launch = Launch()):  # noqa: B008
         self.launch = launch
