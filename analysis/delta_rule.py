@@ -12,18 +12,16 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studies.files import as_json, finite, write
+from studies.files import write
 from studies.study import Study, promote
 
-from ._cross_cases import told
 from ._delta_faults import breakable, patched
+from ._rows_apart import known_rows, print_row, run_apart, short, span
 from .cross_check import row
 
 
@@ -151,72 +149,15 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args(given)
     if asked.case:
-        print(json.dumps(finite(run(Case(*json.loads(asked.case))))), flush=True)
+        print_row(run(Case(*json.loads(asked.case))))
         return
     STUDY.begin(asked.out)
-    working, known = STUDY.working(asked.out), STUDY.committed
-    result: dict[str, Any] = {"environments": [], "rows": [], "failed": {}}
-    if known is not None and known.exists():
-        result = json.loads(known.read_text())
+    working, result = STUDY.working(asked.out), known_rows(STUDY.committed)
     have = {one["case"] for one in result["rows"]}
     waiting = [case for case in cases() if case.name not in have]
-    left = run_all(result, waiting, working, asked.jobs, asked.budget)
+    left = run_apart(STUDY.name, result, waiting, working, asked.jobs, asked.budget)
     write(working.with_suffix(".md"), page(result))
     promote(working, asked.out, [*result["failed"], *left])
-
-
-def run_all(
-    result: dict[str, Any], waiting: list[Case], path: Path, jobs: int, budget: float
-) -> list[str]:
-    """Run cases side by side; gives the names of those for which no time was left."""
-    running: dict[Case, subprocess.Popen] = {}
-    ended = time.monotonic() + budget
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    while waiting or running:
-        late = time.monotonic() > ended
-        while waiting and not late and len(running) < jobs:
-            case = waiting.pop(0)
-            running[case] = subprocess.Popen(
-                [sys.executable, "-m", STUDY.name, "--case", json.dumps(case)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        for case, process in list(running.items()):
-            if late:
-                process.kill()
-            elif process.poll() is None:
-                continue
-            rows, problem = told(*process.communicate(), process.returncode)
-            del running[case]
-            _take_in(result, case, rows, "out of time" if late else problem)
-            write(path, as_json(result))
-        if late:
-            break
-        time.sleep(0.2)
-    return [case.name for case in waiting]
-
-
-def _take_in(result: dict, case: Case, rows: list[dict], problem: str) -> None:
-    if not rows:
-        result["failed"][case.name] = problem or "it printed no row"
-        print(f"{case.name}: {result['failed'][case.name]}", file=sys.stderr)
-        return
-    found = rows[-1]
-    environment = found.pop("environment")
-    if environment not in result["environments"]:
-        result["environments"].append(environment)
-    found["environment"] = result["environments"].index(environment)
-    result["rows"].append(found)
-    result["failed"].pop(case.name, None)
-    if found["violations"] is None:
-        said = f"rel L2 {found['rel_l2']:.3g}, z {found['calibration_z']:.3g}"
-    else:
-        said = f"{found['violations']} violations, t1 {found['t1_ratio']}"
-        if found["first_violation"]:
-            said += f", first {found['first_violation']}"
-    print(f"{case.name}: {said}, {found['seconds']} s", file=sys.stderr, flush=True)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -232,11 +173,9 @@ def page(result: dict[str, Any]) -> str:
             "–" if one[name] is None else one[name]
             for name in ("violations", "elements", "unbounded")
         ]
-        for name in ("t0_ratio", "t1_ratio"):
-            span = one[name]
-            cells.append("–" if span is None else " to ".join(map(_short, span)))
+        cells += [span(one["t0_ratio"]), span(one["t1_ratio"])]
         cells += [
-            _short(one[name])
+            short(one[name])
             for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
         ]
         cells.append(f"{one['flips']} of {one['tokens']}")
@@ -248,11 +187,6 @@ def page(result: dict[str, Any]) -> str:
         "what is wanted there. Rows of steps with a state format are emulated.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _short(x: float | None) -> str:
-    """Three digits; no bound, or none that was measured, as a dash."""
-    return "–" if x is None else f"{x:.3g}"
 
 
 if __name__ == "__main__":

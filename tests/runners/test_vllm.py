@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def test_a_folder_without_the_kernels(found, monkeypatch, tmp_path):
 
 def test_another_version(found, monkeypatch, tmp_path):
     monkeypatch.setattr(_operators, "installed", lambda name: (0, 34, 1))
+    monkeypatch.setattr(_operators.metadata, "version", lambda name: "0.34.1")
     with pytest.raises(UsageError, match=r"vLLM is 0\.34\.1 here, .* as 0\.33 calls"):
         found()
     # and of files that were unpacked with what says so
@@ -124,7 +126,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def no_operators(monkeypatch):
     """Operators that are never reached."""
-    nothing = _operators.Operators(*[None] * 6, interpreted=True)  # type: ignore
+    nothing: Any = [None] * 6
+    nothing = _operators.Operators(*nothing, interpreted=True, version="0.33.0")
     monkeypatch.setattr(_operators, "operators", lambda: nothing)
 
 

@@ -9,11 +9,13 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from unittest import mock
 
 from ..._errors import MissingExtraError, UsageError
@@ -24,7 +26,7 @@ from ._stand_in import OPERATORS, stand_in
 
 FILES = "LYAPUNOV_VLLM_FILES"
 """The environment variable that names a folder of unpacked files."""
-VERSION = (0, 33)
+VERSION = "0.33"
 """Of vLLM, whose operators are called here as it calls them."""
 INSTALL = (
     f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
@@ -49,6 +51,8 @@ class Operators(NamedTuple):
     """`selective_scan_fn` of Mamba-1; None where vLLM's compiled part is not there."""
     interpreted: bool
     """Whether Triton interprets them on the CPU."""
+    version: str
+    """Of the vLLM that they are of; of files that do not say it, `unknown`."""
 
     @property
     def device(self) -> str:
@@ -75,7 +79,7 @@ def operators() -> Operators:
         raise MissingExtraError(
             f"vLLM's operators need Triton ({error})", hint=INSTALL
         ) from None
-    compiled = _importable()
+    version, compiled = _importable()
     get = lambda module: importlib.import_module(f"{OPERATORS}.{module}")
     try:
         conv, steps = get("causal_conv1d"), get("mamba_ssm")
@@ -90,6 +94,7 @@ def operators() -> Operators:
             gated_norm=norm.rms_norm_gated,
             scan=steps.selective_scan_fn if compiled else None,
             interpreted=interpreted,
+            version=version,
         )
     except (ImportError, AttributeError) as error:
         raise UsageError(
@@ -101,16 +106,14 @@ def operators() -> Operators:
     return found
 
 
-def _importable() -> bool:
-    """Have `import vllm...` find the kernels; whether vLLM as a whole is there.
+def _importable() -> tuple[str, bool]:
+    """Have `import vllm...` find the kernels: of which version, and whether vLLM as a
+    whole is there.
 
     **Raises:** as `operators`.
     """
-    version = installed("vllm")
-    if version is not None:
-        if version[:2] != VERSION:
-            _refuse_version(".".join(map(str, version)))
-        return True
+    if installed("vllm") is not None:
+        return _held_to_version(metadata.version("vllm")), True
     named = os.environ.get(FILES)
     if not named:
         raise MissingExtraError("vLLM is not installed", hint=INSTALL)
@@ -125,18 +128,19 @@ def _importable() -> bool:
         path.name.removeprefix("vllm-").removesuffix(".dist-info")
         for path in folder.glob("vllm-*.dist-info")
     ]
-    if any(not one.startswith(f"{VERSION[0]}.{VERSION[1]}.") for one in said):
-        _refuse_version(said[0])
+    version = _held_to_version(said[0]) if said else "unknown"
     stand_in(folder)
-    return False
+    return version, False
 
 
-def _refuse_version(found: str) -> NoReturn:
-    expected = ".".join(map(str, VERSION))
-    raise UsageError(
-        f"vLLM is {found} here, and its operators are called as {expected} calls them",
-        hint=INSTALL,
-    )
+def _held_to_version(found: str) -> str:
+    if not found.startswith(f"{VERSION}."):
+        raise UsageError(
+            f"vLLM is {found} here, and its operators are called as {VERSION} calls "
+            "them",
+            hint=INSTALL,
+        )
+    return found
 
 
 def _tune_nothing(module: Any) -> None:
@@ -166,6 +170,20 @@ def _interpretable(conv: Callable) -> Callable:
         return conv(*given, metadata=changed, **named)
 
     return run
+
+
+def tuned() -> dict[str, str]:
+    """The configuration that each kernel's autotuner chose last in this process: it
+    decides in which order sums are made."""
+    from triton.runtime import Autotuner
+
+    return {
+        name: str(kernel.best_config)
+        for module in list(sys.modules)
+        if module.startswith(f"{OPERATORS}.")
+        for name, kernel in vars(sys.modules[module]).items()
+        if isinstance(kernel, Autotuner) and hasattr(kernel, "best_config")
+    }
 
 
 @contextmanager

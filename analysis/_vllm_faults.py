@@ -1,0 +1,119 @@
+"""Ways to break what vLLM's operators are handed, each of a kind that servers had.
+
+Every fault puts a function around one operator, and changes an argument of it or what
+it leaves in a cache: nothing is computed anew.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+
+class Fault(NamedTuple):
+    """One way to break a run."""
+
+    operator: str
+    """A field of `Operators`."""
+    broken: Callable[[Callable], Callable]
+    """What stands in its place."""
+    way: str
+    """How a text is run that shows it."""
+    precision: str
+    batch: int = 1
+    """Rows of the text."""
+
+
+EVERY = 64
+"""Steps from one lost store to the next."""
+CUT = 61
+"""Tokens in front of a hand-over from prefill to prefill."""
+
+
+def _without_initial(original: Callable) -> Callable:
+    """A prefill that goes on begins with nothing."""
+
+    def scan(*given, **named):
+        return original(*given, **named | {"initial_states": None})
+
+    return scan
+
+
+def _stale(every: int, original: Callable) -> Callable:
+    """Now and then a state goes into a block that nobody reads."""
+    steps: Counter[int] = Counter()
+
+    def step(state, *given, **named):
+        steps[state.data_ptr()] += 1
+        if steps[state.data_ptr()] % every == 0:
+            slots = named["dst_state_batch_indices"]
+            named = named | {"dst_state_batch_indices": slots * 0}
+        return original(state, *given, **named)
+
+    return step
+
+
+def _window_in(name: str, original: Callable) -> Callable:
+    """The window is held in another format."""
+
+    def step(u, window, *given, **named):
+        import torch
+
+        found = original(u, window, *given, **named)
+        window.copy_(window.to(getattr(torch, name)).to(window.dtype))
+        return found
+
+    return step
+
+
+def _shared(original: Callable) -> Callable:
+    """All rows of a batch have the first one's state."""
+
+    def step(state, *given, **named):
+        slots = named["state_batch_indices"]
+        first = slots[:1].expand_as(slots).contiguous()
+        both = ("state_batch_indices", "dst_state_batch_indices")
+        return original(state, *given, **named | dict.fromkeys(both, first))
+
+    return step
+
+
+FAULTS = {
+    "a prefill's initial state is lost": Fault(
+        "chunk_scan", _without_initial, f"chunks:{CUT},rest", "bf16"
+    ),
+    "a stale block of states": Fault("step", partial(_stale, EVERY), "decode", "bf16"),
+    "the window in fp8 e4m3": Fault(
+        "conv_step", partial(_window_in, "float8_e4m3fn"), "decode", "bf16"
+    ),
+    "the window in bf16": Fault(
+        "conv_step", partial(_window_in, "bfloat16"), "decode", "fp16"
+    ),
+    "two rows share a state": Fault("step", _shared, "decode", "bf16", batch=2),
+}
+
+
+@contextmanager
+def patched(name: str, every: int = EVERY) -> Iterator[None]:
+    """The fault in place, for as long as the block runs.
+
+    **Arguments:**
+
+    - `every`: steps from one lost store to the next, of the fault that loses some.
+    """
+    from lyapunov.implementations.vllm import _operators
+
+    fault, original = FAULTS[name], _operators.operators
+    found = original()
+    broken = fault.broken
+    if isinstance(broken, partial) and broken.func is _stale:
+        broken = partial(_stale, every)
+    own: Any = {fault.operator: broken(getattr(found, fault.operator))}
+    changed = found._replace(**own)
+    holder: Any = _operators
+    holder.operators = lambda: changed
+    try:
+        yield
+    finally:
+        holder.operators = original

@@ -1,0 +1,384 @@
+"""Mamba networks on vLLM's own operators: bounds and estimates beside what is measured.
+
+`python -m analysis.vllm_kernels` needs an NVIDIA GPU with Triton, and vLLM 0.33.0 or
+its kernel files (LYAPUNOV_VLLM_FILES). The trained Mamba-2 runs whole, by steps, handed
+over from call to call and in company, Mamba-1 by steps; every element of every tensor
+that is seen is held to its bounds, and emulated beside it. What the operators are
+handed is broken on purpose. It writes vllm_kernels.json and .md; each row is a process
+of its own, and a run that was cut goes on where it was. `--smoke` runs a tiny network
+on a CPU, in Triton's interpreter (`TRITON_INTERPRET=1`).
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from studies.files import write
+from studies.study import Study, promote
+
+from ._rows_apart import known_rows, print_row, run_apart, short, span
+from ._vllm_faults import CUT, FAULTS, patched
+from .cross_check import row
+
+
+ROOT = Path(__file__).parents[1]
+STUDY = Study(
+    "analysis.vllm_kernels",
+    "15 minutes beside an H200 with 16 cores; it goes on where it ended",
+    Path(__file__).parent / "results" / "vllm_kernels.json",
+    ("torch", "triton"),
+    gpu=True,
+    more="vLLM 0.33.0 or its kernel files",
+)
+PRECISIONS = ("bf16", "fp16", "fp32")
+STATES = ("fp32", "bf16", "fp16")
+LENGTHS = (2049, 512, 128)
+LONG = 8192
+"""Tokens without bounds, which would take hours: drift, estimate, KL and flips."""
+HANDED = 512
+"""Tokens of texts that are handed over: two chunks of the trained network."""
+BROKEN = 128
+HAND_OVERS = (
+    *(f"chunks:{cut},rest" for cut in (1, CUT, 255, 256, 257, HANDED - 1)),
+    f"initial_state:{CUT}",
+    "packed:100",
+    "batched:1",
+)
+TINY, TINY_CUT = 24, 9
+"""Tokens of the tiny network, and of its first call: a chunk and one."""
+
+
+class Case(NamedTuple):
+    """One run of one network."""
+
+    model: str
+    way: str
+    """prefill, decode, or a way of an audit."""
+    length: int
+    precision: str
+    state: str | None = None
+    """None: the format that vLLM takes by itself."""
+    fault: str | None = None
+    effort: str | None = None
+    shares: bool = False
+    """Whether the emulation is counted beside it, and no bound."""
+
+    @property
+    def name(self) -> str:
+        """Says all of it."""
+        parts = [*self[:4], self.state and f"state {self.state}", *self[5:7]]
+        parts.append("emulation beside" if self.shares else None)
+        return ", ".join(str(part) for part in parts if part is not None)
+
+
+def cases() -> list[Case]:
+    """All of them, those that take longest first."""
+    found = [Case("mamba2", "prefill", LENGTHS[0], p) for p in PRECISIONS]
+    found += [Case("mamba2", "prefill", LONG, p, effort="quick") for p in PRECISIONS]
+    found += [Case("mamba2", "decode", 512, "bf16", state) for state in STATES]
+    found += [
+        Case("mamba2", way, HANDED, "bf16", state)
+        for way in HAND_OVERS
+        for state in ("fp32", "bf16")
+    ]
+    found += [
+        Case("mamba2", way, HANDED, precision)
+        for precision in ("fp16", "fp32")
+        for way in (f"chunks:{CUT},rest", f"initial_state:{CUT}")
+    ]
+    for length in LENGTHS[1:]:
+        found += [Case("mamba2", "prefill", length, p) for p in PRECISIONS]
+    found += [Case("mamba2", "decode", 128, p, s) for p in PRECISIONS for s in STATES]
+    found.append(Case("mamba1", "decode", 512, "bf16"))
+    found += [Case("mamba1", "decode", 128, p) for p in PRECISIONS]
+    found += [
+        Case("mamba2", fault.way, BROKEN, fault.precision, fault=name)
+        for name, fault in FAULTS.items()
+    ]
+    found += [
+        Case(model, way, length, p, shares=True)
+        for model, way, length in (
+            ("mamba2", "prefill", 512),
+            ("mamba2", "decode", 128),
+            ("mamba1", "decode", 128),
+        )
+        for p in PRECISIONS
+    ]
+    return found
+
+
+def smoke() -> Iterator[Case]:
+    """Some of each kind, of the tiny network."""
+    yield Case("tiny", "prefill", TINY, "fp16")
+    yield Case("tiny", "decode", TINY, "fp32", "fp16")
+    yield Case("tiny", f"chunks:{TINY_CUT},rest", TINY, "fp16")
+    yield Case("tiny", f"initial_state:{TINY_CUT}", TINY, "fp16", "fp32")
+    yield Case("tiny", "packed:10", TINY, "fp16")
+    yield Case("tiny", "prefill", 2 * TINY, "fp16", effort="quick")
+    yield Case("tiny", "prefill", TINY, "fp16", shares=True)
+    yield Case("tiny", "decode", TINY, "fp16", shares=True)
+    for name, fault in FAULTS.items():
+        way = f"chunks:{TINY_CUT},rest" if fault.way.startswith("chunks") else fault.way
+        yield Case("tiny", way, TINY, "fp16", fault=name)
+
+
+def loaded(name: str, folder: str) -> Any:
+    """A trained network, or the tiny one, whose weights are drawn and lie in a folder
+    for as long as it is used."""
+    import lyapunov
+
+    if name != "tiny":
+        return lyapunov.load(ROOT / "experiments" / "models" / name)
+    import numpy as np
+
+    from oracles.checkpoints.mamba_ssm import drawn, full_config, mamba_ssm_shapes, save
+
+    shape = {"layer": "Mamba2", "d_state": 6, "headdim": 8, "ngroups": 2}
+    config = full_config({"ssm_cfg": shape | {"chunk_size": 8}})
+    weights = drawn(mamba_ssm_shapes(config), np.random.default_rng(0))
+    return lyapunov.load(save(Path(folder), weights, config))
+
+
+def tokens(model: Any, case: Case) -> Any:
+    """The text, (batch, seq)."""
+    from .perturbation import english
+
+    batch = FAULTS[case.fault].batch if case.fault else 1
+    return english(model, batch * case.length).reshape(batch, case.length)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """A case's row."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    began = time.perf_counter()
+    every = 8 if case.model == "tiny" else 64
+    broken = patched(case.fault, every) if case.fault else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, broken:
+        model = loaded(case.model, folder)
+        if case.shares:
+            found = _emulated_beside(model, case)
+        elif case.way in ("prefill", "decode"):
+            found = _checked(model, case)
+        else:
+            found = _audited(model, case)
+    from lyapunov.implementations.vllm._operators import tuned
+
+    environment = found.pop("environment") | _gpu()
+    made = {name: environment.pop(name) for name in ("date", "command")}
+    return {
+        "case": case.name,
+        **case._asdict(),
+        **found,
+        "tuned": tuned(),
+        "date": made["date"],
+        "seconds": round(time.perf_counter() - began, 1),
+        "environment": environment,
+    }
+
+
+def _checked(model: Any, case: Case) -> dict[str, Any]:
+    """One precision of a check."""
+    import lyapunov
+
+    report = lyapunov.check(
+        model,
+        tokens(model, case),
+        precisions=[case.precision],
+        mode=case.way,
+        measure="vllm",
+        state_precision=case.state,
+        effort=case.effort or "standard",
+        growth=False,
+    )
+    found = row(report, report.precisions[0])
+    positions = found.pop("by_position")
+    violated = (
+        {"layer": one.layer, **one.first_violation}
+        for one in report.precisions[0].layers
+        if one.first_violation
+    )
+    return {
+        **found,
+        "kl_last": positions["kl"][-1] if positions["kl"] else None,
+        "first_violation": next(violated, None),
+        "environment": report.environment,
+    }
+
+
+def _audited(model: Any, case: Case) -> dict[str, Any]:
+    """One way of an audit, under the names of a check's row."""
+    import dataclasses
+
+    import lyapunov
+
+    report = lyapunov.audit(
+        model,
+        "vllm",
+        tokens(model, case),
+        precisions=[case.precision],
+        variants=[case.way],
+        state_precision=case.state,
+    )
+    (one,) = report.variants
+    if not one.executions:
+        raise RuntimeError(f"{one.verdict}: {one.reason}")
+    first = one.first_violation
+    logits = one.logits[0] if one.logits else None
+    of_logits = lambda name: getattr(logits, name, None)
+    return {
+        "execution": "; ".join(one.executions),
+        "precision": one.precision,
+        "measured_by": "vllm",
+        "verdict": one.verdict,
+        "violations": one.violations,
+        "elements": one.elements,
+        "unbounded": one.unbounded,
+        "t0_ratio": _times_below([layer.ratio_t0 for layer in one.layers]),
+        "t1_ratio": _times_below([layer.ratio_t1 for layer in one.layers]),
+        "z": one.z,
+        "rel_l2": of_logits("rel_l2"),
+        "sigma_t3": of_logits("sigma"),
+        "calibration_z": of_logits("z_rms"),
+        "kl_mean": of_logits("kl_mean"),
+        "flips": of_logits("flips"),
+        "tokens": one.tokens,
+        "first_violation": None if first is None else dataclasses.asdict(first),
+        "environment": report.environment,
+    }
+
+
+def _times_below(ratios: list[float | None]) -> list[float] | None:
+    """Bounds over what was measured, least and most of the layers."""
+    found = [1.0 / ratio for ratio in ratios if ratio]
+    return [min(found), max(found)] if found else None
+
+
+def _emulated_beside(model: Any, case: Case) -> dict[str, Any]:
+    """Shares of stored numbers that the emulation has otherwise."""
+    from lyapunov.implementations import executions_for
+    from lyapunov.questions._environment import environment
+
+    from ._vllm_shares import shares
+
+    (execution,) = executions_for(
+        model.config,
+        [case.precision],
+        architecture=model.layout.architecture,
+        mode=case.way,
+        measure="vllm",
+        state_precision=case.state,
+    )
+    counted = ("violations", "elements", "unbounded", "t0_ratio", "t1_ratio", "rel_l2")
+    others = ("sigma_t3", "calibration_z", "kl_mean", "flips", "first_violation")
+    return {
+        "execution": execution.name,
+        **dict.fromkeys((*counted, *others)),
+        "tokens": case.length,
+        "differ": shares(model, tokens(model, case), execution),
+        "environment": environment(),
+    }
+
+
+def _gpu() -> dict[str, str]:
+    """What the operators ran on, beside the environment of the report."""
+    import torch
+    import triton
+
+    from lyapunov.implementations.vllm._operators import operators
+
+    there = torch.cuda.is_available()
+    return {
+        "vllm": operators().version,
+        "triton": triton.__version__,
+        "gpu": torch.cuda.get_device_name() if there else "Triton's interpreter",
+    }
+
+
+def main(given: list[str] | None = None) -> None:
+    """Run what is missing, or one case of it."""
+    parser = STUDY.parser(__doc__)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network, on a CPU")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    asked = parser.parse_args(given)
+    if asked.case:
+        print_row(run(Case(*json.loads(asked.case))))
+        return
+    if asked.smoke and asked.out == STUDY.committed:
+        parser.error("--smoke is a try, and is not committed")
+    (STUDY._replace(gpu=False) if asked.smoke else STUDY).begin(asked.out)
+    working = STUDY.working(asked.out)
+    result = known_rows(None if asked.smoke else STUDY.committed)
+    have = {one["case"] for one in result["rows"]}
+    waiting = list(smoke()) if asked.smoke else cases()
+    waiting = [case for case in waiting if case.name not in have]
+    left = run_apart(
+        STUDY.name,
+        result,
+        waiting,
+        working,
+        asked.jobs,
+        asked.budget,
+        lambda one: f", differ {_said(one)}" if one.get("differ") else "",
+    )
+    write(working.with_suffix(".md"), page(result))
+    promote(working, asked.out, [*result["failed"], *left])
+
+
+def page(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = ["# Mamba networks on vLLM's operators", ""]
+    heads = ("case", "violations", "elements", "without a bound", "T0", "T1")
+    heads += ("rel L2", "sigma", "z", "KL", "flips")
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    order = {case.name: place for place, case in enumerate([*cases(), *smoke()])}
+    rows = sorted(result["rows"], key=lambda one: order[one["case"]])
+    for one in rows:
+        if one["shares"]:
+            continue
+        cells = [one["case"]]
+        cells += [
+            "–" if one[name] is None else one[name]
+            for name in ("violations", "elements", "unbounded")
+        ]
+        cells += [span(one["t0_ratio"]), span(one["t1_ratio"])]
+        cells += [
+            short(one[name])
+            for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
+        ]
+        cells.append(f"{one['flips']} of {one['tokens']}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "Bounds over what was measured are T0 and T1, of all layers. Rows"]
+    lines += ["with a fault were broken on purpose: violations are wanted there."]
+    beside = [f"- {one['case']}: {_said(one)}" for one in rows if one["shares"]]
+    if beside:
+        lines += [
+            "",
+            "Stored numbers that an emulation has otherwise, each sublayer on",
+        ]
+        lines += ["what the operators' run of it read:", "", *beside]
+    missing = [f"- not there: {k}: {v}" for k, v in result["failed"].items()]
+    return "\n".join([*lines, *([""] if missing else []), *missing]) + "\n"
+
+
+def _said(one: dict[str, Any]) -> str:
+    """Shares by site."""
+    parts = (
+        f"{site} {found['differ']} of {found['elements']}"
+        for site, found in one["differ"].items()
+    )
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
