@@ -11,6 +11,7 @@ from . import (
     recurrences as recurrences,
     report as report,
     results as results,
+    serving as serving,
     sublayers as sublayers,
     symbolic as symbolic,
 )

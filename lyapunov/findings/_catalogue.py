@@ -313,6 +313,21 @@ _KINDS = (
         "a hint. Kernels that normalise keys in fp32 registers, as those of decoding, "
         "do not do this; else run in fp16 or fp32, or keep such runs short.",
     ),
+    FindingKind(
+        "LYA023",
+        "hand-over is no copy",
+        ERROR,
+        "Of an audit of a dump that has states and windows: what a call began with is "
+        "not what the call before it left. Between calls a server copies bytes, so "
+        "that a single bit is no rounding: a state that was lost, a block of the cache "
+        "that another request has written or still holds, the state of a draft token "
+        "that was rejected, a resumed request that goes on from an old state, a window "
+        "in another format than was declared. Through a store of 8-bit integers half a "
+        "step of a row is allowed. The message names the calls, the kind of hand-over, "
+        "the first layer, and what the wrong state is, where the dump knows it. Look "
+        "at the server's block table around that call; if the format of the window is "
+        "told, give it (window_precision) or mend the server's option.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

@@ -51,6 +51,7 @@ from ..results._audit import (
     VariantAudit,
 )
 from . import _compare
+from ._audit_hand_overs import with_hand_overs
 from ._audit_logits import nothing_seen, with_seen_logits
 from ._audit_verdict import (
     Z_LIMIT,
@@ -135,6 +136,7 @@ def audit(
                 model, str(source), ids, precisions, variants, state_precision
             )
         found = _run(model, ids, ways, n_probes, seed, progress)
+        found = with_hand_overs(model, ways, found)
     if dump is None:
         family = model.layout.architecture
         sublayers = model.config.sublayers
@@ -207,7 +209,10 @@ def _one(model: Model, ids, way: Way, keys, progress):
             sizes,
         )
         held, originals = _parameters(model, layer, segments)
-        given = record, held, originals, model.start(held[0]), keys
+        start = model.start(held[0])
+        if way.dump is not None:
+            start = way.dump.start(model, layer, start)
+        given = record, held, originals, start, keys
         checked = audit_sublayer(segments, sizes, *given, versions.read(record))
         wrong = _embedding(model, ids, execution, record) if layer == 0 else None
         layers.append(_layer(record, checked, wrong))

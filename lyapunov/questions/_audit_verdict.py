@@ -26,6 +26,7 @@ def audit_findings(results: list[VariantAudit]) -> list[Finding]:
     """One finding for each run that is no rounding, or does not look like it."""
     findings = []
     for result in results:
+        findings += _of_hand_overs(result)
         first = result.first_violation
         if first is not None:
             findings.append(
@@ -60,6 +61,29 @@ def audit_findings(results: list[VariantAudit]) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _of_hand_overs(result: VariantAudit) -> list[Finding]:
+    """One for each hand-over at which something else was taken than was left."""
+    found = []
+    for one in result.hand_overs:
+        if one.held:
+            continue
+        where = "" if one.first_layer is None else f", first in layer {one.first_layer}"
+        words = "".join(f"; {x}" for x in (one.looks_like, one.note) if x)
+        found.append(
+            Finding(
+                code="LYA023",
+                severity="error",
+                layer=one.first_layer,
+                message=f"{result.variant}: {one}: {one.differing:,} of "
+                f"{one.elements:,} elements differ{where}{words}",
+                value=float(one.differing),
+                limit=0.0,
+                precision=result.precision,
+            )
+        )
+    return found
 
 
 def _of_logits(result: VariantAudit) -> Finding:
@@ -118,6 +142,9 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
             f"rounding: {all_of_it} within the bounds, at most {most:.2g} "
             f"times the bound and {max(r.z or 0.0 for r in named):.2g} sigma"
         )
+        handed = sum(len(r.hand_overs) + r.hand_overs_alike for r in named)
+        if handed:
+            text += f"; {handed} hand-overs bit for bit"
         unbounded = sum(r.unbounded for r in named)
         if unbounded:
             elements = sum(r.elements for r in named)
@@ -143,6 +170,11 @@ def _recommendation(verdict: str, named: list[VariantAudit], ran: int) -> str:
         )
     if verdict == SUSPICIOUS:
         return f"look at {names}: within the bounds, but not like random rounding"
+    lost = [one for r in named for one in r.hand_overs if not one.held]
+    if lost:
+        more = f", and at {len(lost) - 1} more hand-overs" if len(lost) > 1 else ""
+        why = f": {lost[0].looks_like}" if lost[0].looks_like else ""
+        return f"not rounding: {names}; {lost[0]}{why}{more}"
     first = named[0].first_violation
     assert first is not None
     times = first.measured / first.bound if first.bound > 0 else float("inf")

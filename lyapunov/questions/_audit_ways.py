@@ -1,5 +1,6 @@
 """Which runs an audit is made of, and what is declared of their calls."""
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -34,6 +35,8 @@ class Way(NamedTuple):
     """None where no sublayer was seen."""
     logits: SeenLogits | None = None
     """Where they are not in the trace."""
+    dump: File | None = None
+    """Where it is from."""
 
 
 def audit_source(source: Any) -> str:
@@ -91,12 +94,15 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
         segments = _segments(
             variant, dump.tokens.shape[1], *pair, first_is_step=flow.first_is_step
         )
+        segments = _steps_joined(segments)
         if not run.has_layers:
-            ways.append(Way(variant, dump.precision, segments, None, run.logits))
+            way = Way(variant, dump.precision, segments, None, run.logits, run)
+            ways.append(way)
             continue
         seen = run.logits
         logits = None if seen is None or seen.everywhere else seen
-        way = Way(variant, dump.precision, segments, run.trace(model), logits)
+        trace = run.trace(model)
+        way = Way(variant, dump.precision, segments, trace, logits, run)
         _add(model, ways, skipped, way)
     return ways, skipped
 
@@ -179,6 +185,18 @@ def _segments(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
         for call in variant.calls(seq, first_is_step=first_is_step)
     )
+
+
+def _steps_joined(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Steps one after another as one entry: each of them rounds the state anew."""
+    found: list[Segment] = []
+    for one in segments:
+        last = found[-1] if found else None
+        if last and last.execution is one.execution and one.execution.mode == "decode":
+            found[-1] = dataclasses.replace(last, stop=one.stop)
+        else:
+            found.append(one)
+    return tuple(found)
 
 
 def _add(model: Model, ways: list[Way], skipped: list[VariantAudit], way: Way) -> None:

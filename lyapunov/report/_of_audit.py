@@ -26,6 +26,7 @@ from lyapunov.results._audit import (
     SUSPICIOUS,
     UNBOUNDED,
     AuditReport,
+    HandOverAudit,
     LayerAudit,
     LogitsAudit,
     VariantAudit,
@@ -67,7 +68,13 @@ def document(report: AuditReport) -> Document:
         ],
         # each by itself: two ways with one defect are two findings
         findings=[g for f in report.findings for g in words.groups([f])],
-        sections=[_ways(report), *_logits(report), *_layers(report), *written(report)],
+        sections=[
+            _ways(report),
+            *_hand_overs(report),
+            *_logits(report),
+            *_layers(report),
+            *written(report),
+        ],
         tool=words.tool(report),
     )
 
@@ -109,7 +116,7 @@ class _Part:
 
     variant: str
     precision: str
-    row: LayerAudit | LogitsAudit
+    row: LayerAudit | LogitsAudit | HandOverAudit
 
 
 def _parts(report: AuditReport, name: str) -> list[_Part]:
@@ -149,6 +156,50 @@ def _logits(report: AuditReport) -> list[Section]:
     )
     forms = Form.EVERY if alone else Form.WRITTEN
     return [Section("Logits", table=table, notes=[Note(note)], forms=forms)]
+
+
+def _hand_overs(report: AuditReport) -> list[Section]:
+    """Where calls go on from one another, of a dump."""
+    rows = _parts(report, "hand_overs")
+    if not rows:
+        return []
+    columns = [
+        Column("call", of("row.call"), as_it_is),
+        Column("hand-over", of("row.how"), as_it_is, word=True),
+        Column("at token", of("row.token"), as_it_is),
+        Column("from call", of("row.source"), as_it_is),
+        Column(
+            "verdict", lambda part: _copied(part.row), as_it_is,
+            alarm=lambda word: word == BUG, word=True,
+        ),
+        Column("compared", of("row.elements"), whole),
+        Column("differ", of("row.differing"), whole, alarm=lambda n: n > 0),
+        Column("like", of("row.looks_like"), as_it_is, word=True, wrap=True),
+    ]  # fmt: skip
+    table = Table(rows, [_WAY], [Columns(columns)])
+    notes = [
+        "what a call began with against what the call before left, and windows against "
+        "the convolution's inputs, bit for bit; through int8 within half a step of a "
+        "row"
+    ]
+    notes += [
+        f"{variant.variant}: {variant.hand_overs_alike:,} more, from step to step, "
+        "agreed bit for bit where the dump was written"
+        for variant in report.variants
+        if variant.hand_overs_alike
+    ]
+    notes += [
+        f"call {part.row.call}: {part.row.note}"
+        for part in rows
+        if isinstance(part.row, HandOverAudit) and part.row.note
+    ]
+    return [Section("Hand-overs", table=table, notes=[Note(text) for text in notes])]
+
+
+def _copied(row: HandOverAudit) -> str:
+    if not row.held:
+        return BUG
+    return "held" if row.elements else "not seen"
 
 
 def _layers(report: AuditReport) -> list[Section]:

@@ -116,6 +116,49 @@ class LogitsAudit:
 
 
 @dataclass(frozen=True)
+class HandOverAudit:
+    """Hold one place where a call of a dumped run goes on from what another left."""
+
+    call: int
+    """The number of the call that goes on, from 1."""
+    source: int | None
+    """Of the call that left what is needed; None: not seen."""
+    how: str
+    """What kind it is, such as `prefill to decode`."""
+    token: int
+    """How many of the text's tokens stand in front of it."""
+    layers: int
+    elements: int
+    """Compared, of states and windows."""
+    differing: int
+    """Of these, other than they were left, or than the convolution's inputs were."""
+    unseen: int
+    """States and windows that one side alone was seen of."""
+    held: bool
+    first_layer: int | None = None
+    first_tensor: str | None = None
+    looks_like: str | None = None
+    note: str | None = None
+    """What the dump itself says besides."""
+
+    def __str__(self) -> str:
+        began = f"the {self.first_tensor or 'state'} that call {self.call} began with"
+        if self.differing and self.first_tensor not in ("state", "window"):
+            what = f"the window that call {self.call} began with is not what the "
+            what += "convolution read before"
+        elif self.differing:
+            left = (
+                "an empty one"
+                if self.source is None
+                else f"what call {self.source} left"
+            )
+            what = f"{began} is not {left}"
+        else:
+            what = f"{began} is another request's as well"
+        return f"{what} ({self.how} at token {self.token})"
+
+
+@dataclass(frozen=True)
 class VariantAudit:
     """Hold one way of running the text, under one precision."""
 
@@ -142,6 +185,10 @@ class VariantAudit:
     """Of `elements`, without a finite bound."""
     bounded_share: float | None = None
     """Of all elements or of the outputs alone, whichever is less; null if not run."""
+    hand_overs: list[HandOverAudit] = field(default_factory=list)
+    """Of a dump, where calls go on from one another."""
+    hand_overs_alike: int = 0
+    """Further ones, which agreed bit for bit where they were written down."""
     known: KnownDefect | None = None
     """What is known of the bug; None where nothing is."""
 

@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ..._errors import CheckpointError, DumpError
 from ...checkpoints.files._safetensors import read_header
 from ...checkpoints.files._tensors import DTYPES
+from ._keys import BF16
 
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 MOST_ARRAYS = 100_000
 
 

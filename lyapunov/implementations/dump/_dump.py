@@ -12,7 +12,8 @@ from ..._errors import DumpError
 from .._registry import flow_names
 from .._trace import HeadRecord, Trace
 from .._ways import parse_variant
-from .file import FORMAT, File
+from ._keys import FORMAT, narrowest, put
+from .file import File
 
 
 SLICE = 2048
@@ -74,7 +75,7 @@ def write_dump(
         settings = {}
     with zipfile.ZipFile(path, "a" if append else "w", zipfile.ZIP_DEFLATED) as file:
         for key, value in (settings | {f"{prefix}kind": kind}).items():
-            _write(file, key, np.asarray(value))
+            put(file, key, value)
         for record in trace:
             if isinstance(record, HeadRecord):
                 if vocab_size is not None:
@@ -82,7 +83,7 @@ def write_dump(
                         np.asarray(record.logits(i, min(i + SLICE, vocab_size)))
                         for i in range(0, vocab_size, SLICE)
                     ]
-                    _write(file, f"{prefix}logits", np.concatenate(parts, axis=-1))
+                    put(file, f"{prefix}logits", np.concatenate(parts, axis=-1))
                 break
             at = f"{prefix}layer.{record.layer}."
             arrays = {
@@ -91,7 +92,7 @@ def write_dump(
                 "output": record.output,
             } | {f"stored.{site}": x for site, x in _of_tokens(record).items()}
             for key, value in arrays.items():
-                _write(file, at + key, _narrowest(np.asarray(value)))
+                put(file, at + key, narrowest(np.asarray(value)))
 
 
 def _of_tokens(record) -> dict[str, Any]:
@@ -116,25 +117,3 @@ def _check_same(dump: File, tokens, implementation: str, precision: str) -> None
             f"{dump.path.name} is of {' '.join(found)} or of other tokens",
             hint="one text, implementation and precision a file",
         )
-
-
-def _write(file: zipfile.ZipFile, key: str, array: np.ndarray) -> None:
-    with file.open(f"{key}.npy", "w", force_zip64=True) as stream:
-        np.lib.format.write_array(stream, array, allow_pickle=False)
-
-
-def _narrowest(array: np.ndarray) -> np.ndarray:
-    """The array in the narrowest format that holds every number of it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = array.astype(np.float32)
-        bits = single.view(np.uint32)
-        if not _same(single, array):
-            return array
-        if not np.any(bits & 0xFFFF):
-            return (bits >> 16).astype(np.uint16)
-        half = single.astype(np.float16)
-        return half if _same(half, array) else single
-
-
-def _same(narrow: np.ndarray, wide: np.ndarray) -> bool:
-    return bool(np.array_equal(narrow.astype(wide.dtype), wide, equal_nan=True))

@@ -10,6 +10,8 @@ these keys and whose metadata has the texts:
 | `precision` | `bf16`, `fp16`, `fp32`, `bf16-cast`, ... | () |
 | `tokens` | integers | (seq) or (batch, seq) |
 | `state_precision` | of the cache that hands the state on, such as `fp32`; needed under `mamba_ssm` where the text was run in several calls | () |
+| `window_precision` | of the window of a convolution, where it is not the activations' | () |
+| `begins_at` | how many tokens stand before these, computed by others | () |
 | `residual_in_fp32`, `fused_add_norm` | where they are not the checkpoint's | () |
 | `kind` | how the text was run (`lyapunov.implementations._ways.KINDS`); `whole` if left out | () |
 | `layer.I.input` | what sublayer I is given, the stream in front of its norm | (..., d_model) |
@@ -20,6 +22,10 @@ these keys and whose metadata has the texts:
 | `logprobs` | instead of `logits`: their log-softmax, in nats | (..., vocabulary) |
 | `top_logprobs`, `top_ids` | instead: of the n most likely tokens, others may be among them; id -1 fills up | (..., n) |
 | `positions` | where logits are of some tokens alone: row i follows token `positions[i]` | (rows) |
+| `handed.C.how`, `.at`, `.source`, `.sharing`, `.counts`, `.note` | where call C goes on from what another left: what kind of hand-over, behind how many tokens, which call left it (-1: not seen), how many other requests share its blocks, whether its tokens are those above, what is known besides | () |
+| `layer.I.handed.C.left.state`, `...taken.state` | of sublayer I: what was left, and what call C began with | as the cache has it |
+| `layer.I.handed.C.left.window`, `...taken.window` | the same of the convolution's window | (d_conv - 1, channels) |
+| `handed.alike` | how many more agreed bit for bit and are not written | () |
 
 `...` is the shape of `tokens`: the text's own tokens in their order, whatever calls they
 were computed in, without padding and without the rest of a batch. Several runs of the
@@ -71,15 +77,17 @@ from .._registry import flow_names, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
 from ._arrays import AbstractArrays, Safetensors
+from ._complete import check_complete, is_index
+from ._handed import Handed, HandOver
+from ._keys import FORMAT
 from ._logits import KEYS, SeenLogits, as_fp64, check_shape, seen_logits
 from ._npz import Npz
 from ._sites import site_widths
 
 
-FORMAT = "lyapunov-dump-1"
 SETTINGS = ("format", "implementation", "precision", "tokens")
 SWITCHES = ("residual_in_fp32", "fused_add_norm")
-OPTIONAL = ("state_precision", *SWITCHES)
+OPTIONAL = ("state_precision", "window_precision", "begins_at", *SWITCHES)
 MOST_TOKENS = 2**24
 HINT = (
     "lyapunov.implementations.dump.file describes the keys; "
@@ -120,7 +128,11 @@ class File:
         self.state_precision = (
             self._text("state_precision") if "state_precision" in self._npz else None
         )
+        self.window_precision = (
+            self._text("window_precision") if "window_precision" in self._npz else None
+        )
         self.tokens = self._tokens()
+        self._handed = Handed(self._npz)
         self._arrays: dict[str, dict[tuple[int, str], str]] = {}
         self._logits: dict[str, SeenLogits] = {}
         kinds: dict[str, str] = {}
@@ -145,6 +157,43 @@ class File:
         """
         kept = implementation_named(self.implementation).state_precisions("decode")
         return (kept is None or len(kept) > 1) and self.precision != "fp32"
+
+    @property
+    def begins_at(self) -> int:
+        """How many tokens of the text stand before the dump's, computed by others."""
+        if "begins_at" not in self._npz:
+            return 0
+        array = self._npz.read("begins_at", kinds="iu", most=1, hint=HINT)
+        return int(array.reshape(-1)[0]) if array.size == 1 else 0
+
+    @property
+    def hand_overs(self) -> list[HandOver]:
+        """Where one call of the run goes on from what another left."""
+        return self._handed.of(self._run)
+
+    @property
+    def hand_overs_alike(self) -> int:
+        """How many more agreed in every bit when they were written down."""
+        return self._handed.alike(self._run)
+
+    def stored(self, layer: int) -> dict[str, Any]:
+        """Stored tensors of a sublayer of the run, (batch, seq, width), by site."""
+        found = self._arrays.get(self._run, {})
+        return {
+            key.removeprefix("stored."): self._values(name)
+            for (own, key), name in found.items()
+            if own == layer and key.startswith("stored.")
+        }
+
+    def start(self, model: Model, layer: int, like: Any) -> Any:
+        """What the run starts from in a sublayer, in the flow's layout.
+
+        **Raises:** `DumpError` where it begins behind other tokens, and what it took
+        there is not in the dump.
+        """
+        if not self.begins_at:
+            return like
+        return self._handed.start(model, self._run, layer, like)
 
     def configured(self, config: NetworkConfig) -> NetworkConfig:
         """The checkpoint's switches, or the dump's own words instead."""
@@ -264,9 +313,16 @@ class File:
                 check_shape(self._npz, name, (batch, seq), (width,))
                 layers.setdefault(layer, set()).add(key)
             for layer, keys in layers.items():
-                _check_complete(run, layer, keys)
+                check_complete(run, layer, keys)
         for seen in self._logits.values():
             seen.check(config.vocab_size, config.padded_vocab_size)
+        self._handed.check(model, self.tokens)
+        if self.begins_at and self._logits:
+            raise DumpError(
+                f"the dump begins behind {self.begins_at} tokens that it does not "
+                "have, and logits are of all tokens before them",
+                hint="leave the logits out",
+            )
 
     # ---- reading
 
@@ -281,7 +337,9 @@ class File:
                 run, _, rest = name.removeprefix("run.").partition(".")
             parts = rest.split(".")
             known = ("input", "residual", "hidden", "output")
-            of_layer = len(parts) >= 3 and parts[0] == "layer" and _is_index(parts[1])
+            of_layer = len(parts) >= 3 and parts[0] == "layer" and is_index(parts[1])
+            if run and self._handed.takes(run, rest, name):
+                continue
             if run and rest == "kind":
                 kinds[run] = name
             elif run and rest in KEYS:
@@ -301,7 +359,7 @@ class File:
                     f"the key {name[:80]!r} is not understood",
                     hint="keys are " + ", ".join(SETTINGS) + ", layer.I.input, "
                     f"layer.I.output, layer.I.stored.SITE, {', '.join(KEYS)}, or these "
-                    "behind run.NAME.",
+                    "behind run.NAME.; lyapunov.serving writes handed.C",
                 )
         batch, seq = self.tokens.shape
         for run, names in logits.items():
@@ -334,24 +392,3 @@ class File:
     def _values(self, name: str):
         array = self._npz.read(name).reshape(*self.tokens.shape, -1)
         return jnp.asarray(as_fp64(array))
-
-
-def _is_index(text: str) -> bool:
-    return text.isdecimal() and len(text) < 7
-
-
-def _check_complete(run: str, layer: int, keys: set[str]) -> None:
-    where = f"layer {layer} of the run {run[:60]!r}"
-    if "output" not in keys:
-        raise DumpError(f"{where} has no output", hint=f"layer.{layer}.output")
-    halves = keys & {"residual", "hidden"}
-    if "input" in keys and halves:
-        raise DumpError(
-            f"{where} has both input and {sorted(halves)[0]}",
-            hint="input alone, or residual and hidden",
-        )
-    if "input" not in keys and len(halves) < 2:
-        raise DumpError(
-            f"{where} has no input",
-            hint=f"layer.{layer}.input, or layer.{layer}.residual and .hidden",
-        )
