@@ -145,10 +145,6 @@ def _words(one: HandOver, wrong: list[_Held], declared: str) -> Iterator[str]:
 
 
 def _is_cast(held: _Held, dtype: np.dtype) -> bool:
-    wide = held.expected.astype(np.float32)
     with np.errstate(over="ignore"):
-        return not np.any(
-            differing(
-                wide.astype(dtype).astype(np.float32), held.taken.astype(np.float32)
-            )
-        )
+        cast = held.expected.astype(np.float32).astype(dtype).astype(np.float32)
+    return not np.any(differing(cast, held.taken.astype(np.float32)))

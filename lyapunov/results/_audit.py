@@ -147,11 +147,7 @@ class HandOverAudit:
             what = f"the window that call {self.call} began with is not what the "
             what += "convolution read before"
         elif self.differing:
-            left = (
-                "an empty one"
-                if self.source is None
-                else f"what call {self.source} left"
-            )
+            left = f"what call {self.source} left" if self.source else "an empty one"
             what = f"{began} is not {left}"
         else:
             what = f"{began} is another request's as well"

@@ -1,4 +1,4 @@
-"""Calls that a server computed a request in: what counts of them, and which way that is.
+"""Calls that a request was computed in: what counts of them, and which way that is.
 
 Tokens count from 0 at the request's first. A token that was computed again counts as it
 was computed last; tokens of a draft that the next call does not go on from are dropped.

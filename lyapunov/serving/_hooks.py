@@ -111,9 +111,8 @@ def found_mixers(
                 hint=f"the norm in front of a mixer is watched, too; {LOGITS_ALONE}",
             )
         layer = place if sublayers is None else sublayers[name]
-        found.append(
-            Mixer(layer, modules[name], norm, kinds[type(modules[name]).__name__])
-        )
+        kind = kinds[type(modules[name]).__name__]
+        found.append(Mixer(layer, modules[name], norm, kind))
     return found
 
 

@@ -1,5 +1,6 @@
 """Rows, states and windows of one request, gathered call by call and written down."""
 
+import dataclasses
 import os
 import zipfile
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ class Recorder:
         both.__dict__ |= self.__dict__
         last = self.calls[-1].machine if self.calls else 0
         both.calls = self.calls + [
-            Call(**(call.__dict__ | {"machine": last + 1 + call.machine}))
+            dataclasses.replace(call, machine=last + 1 + call.machine)
             for call in other.calls
         ]
         return both
@@ -277,29 +278,26 @@ class Recorder:
         return [*notes, stale] if stale else notes
 
     def _looks_like(self, i: int, source: int | None, pairs) -> str | None:
-        """Which other state of the request was taken instead."""
-        start = self.calls[i].start
-        for j in reversed(range(i)):
-            counts = {c for own in self.calls[j].left.values() for c in own}
-            for count in sorted(counts - ({start} if j == source else set())):
-                there = [
-                    (self.calls[j].left.get(layer, {}).get(count), taken)
-                    for layer, (left, taken) in pairs.items()
-                    if left.state is not None
-                    and taken.state is not None
-                    and not same(left.state, taken.state)
-                ]
-                if there and all(
-                    one is not None
-                    and one.state is not None
-                    and same(one.state, t.state)
-                    for one, t in there
+        """Which other state of the request was taken instead, if it is one."""
+        wrong = {
+            layer: taken.state
+            for layer, (left, taken) in pairs.items()
+            if left.state is not None
+            and taken.state is not None
+            and not same(left.state, taken.state)
+        }
+        for j in reversed(range(i)) if wrong else ():
+            call = self.calls[j]
+            for count in sorted({count for own in call.left.values() for count in own}):
+                there = [call.left.get(layer, {}).get(count) for layer in wrong]
+                if all(
+                    one is not None and one.state is not None and same(one.state, taken)
+                    for one, taken in zip(there, wrong.values(), strict=True)
                 ):
-                    draft = self.calls[j].draft and j == source
-                    rejected = ", of a draft that was rejected" if draft else ""
-                    return (
-                        f"it is what call {j + 1} left behind {count} tokens{rejected}"
-                    )
+                    drafted = call.draft and j == source
+                    rejected = ", of a draft that was rejected" if drafted else ""
+                    left = f"it is what call {j + 1} left behind {count} tokens"
+                    return left + rejected
         return None
 
 

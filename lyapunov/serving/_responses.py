@@ -1,4 +1,4 @@
-"""Dumps of logits alone, from what a server returns: no hook, and CUDA graphs as ever."""
+"""Dumps of logits alone, from what a server returns: no hook, CUDA graphs as ever."""
 
 import os
 import zipfile
@@ -27,10 +27,8 @@ def of_vllm(output: Any) -> tuple[list[int], dict[int, dict[int, float]]]:
     first = output.outputs[0]
     prompt = [int(token) for token in output.prompt_token_ids]
     tokens = prompt + [int(token) for token in first.token_ids]
-    listed = [
-        *(output.prompt_logprobs or [None] * len(prompt)),
-        *(first.logprobs or []),
-    ]
+    of_prompt = output.prompt_logprobs or [None] * len(prompt)
+    listed = [*of_prompt, *(first.logprobs or [])]
     found = {
         place - 1: {int(token): float(one.logprob) for token, one in entry.items()}
         for place, entry in enumerate(listed)

@@ -1,9 +1,10 @@
-"""Watch one request of a live SGLang server (0.5.23; Mamba-2, one GPU, no CUDA graphs).
+"""Watch one request of a live SGLang server (0.5.23; Mamba-2, one GPU, eager).
 
-A `ForwardBatch` names its requests (`rids`) and how many tokens each of them extends by;
-requests that are prefilled come first, those that decode behind them. SGLang calls a
-mixer's `forward` and not the module, so that it is wrapped here; cache and metadata are
-what it is given (`layers/attention/mamba/mamba.py`, `hybrid_linear_attn_backend.py`).
+A `ForwardBatch` names its requests (`rids`) and how many tokens each of them extends
+by; requests that are prefilled come first, those that decode behind them. SGLang calls
+a mixer's `forward` and not the module, so that it is wrapped here; cache and metadata
+are what it is given (`layers/attention/mamba/mamba.py` and
+`hybrid_linear_attn_backend.py`).
 """
 
 from collections.abc import Callable, Mapping

@@ -161,7 +161,7 @@ def vllm_hook(
       format.
     - `request`: its id; None: there is one alone.
     - `state_precision`: None is the format of the cache that the engine made.
-    - `window_precision`: where `--mamba-cache-dtype` says another than the activations'.
+    - `window_precision`: where `--mamba-cache-dtype` says another than activations'.
     - `sublayers`: module name -> number, where blocks have more than a mixer.
     - `context`: gives vLLM's forward context; None is vLLM's own.
 
