@@ -48,9 +48,14 @@ def with_hand_overs(
     ]
 
 
+def held_hand_overs(model: Model, run: File) -> list[HandOverAudit]:
+    """Those of one run of a dump, in the order of its calls."""
+    inputs = _Inputs(run)
+    return [_one(model, run, one, inputs) for one in run.hand_overs]
+
+
 def _held(model: Model, run: File, result: VariantAudit) -> VariantAudit:
-    inputs = _Inputs(model, run)
-    audited = [_one(model, run, one, inputs) for one in run.hand_overs]
+    audited = held_hand_overs(model, run)
     bad = any(not one.held for one in audited)
     return dataclasses.replace(
         result,
@@ -63,8 +68,8 @@ def _held(model: Model, run: File, result: VariantAudit) -> VariantAudit:
 class _Inputs:
     """What the convolutions of a run read, one sublayer after another."""
 
-    def __init__(self, model: Model, run: File):
-        self._model, self._run = model, run
+    def __init__(self, run: File):
+        self._run = run
         self._kept: dict[int, Any] = {}
 
     def of(self, layer: int, layout: Layout):

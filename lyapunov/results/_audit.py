@@ -147,7 +147,11 @@ class HandOverAudit:
             what = f"the window that call {self.call} began with is not what the "
             what += "convolution read before"
         elif self.differing:
-            left = f"what call {self.source} left" if self.source else "an empty one"
+            left = "an empty one" if self.token == 0 else "what was left there"
+            if self.source is not None:
+                left = f"what call {self.source} left"
+            elif self.how.startswith("prefix hit"):
+                left = "what the request with that prefix left"
             what = f"{began} is not {left}"
         else:
             what = f"{began} is another request's as well"

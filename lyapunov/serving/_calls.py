@@ -104,12 +104,16 @@ def counting(calls: Sequence[Call]) -> list[Span]:
     return spans
 
 
-def way(calls: Sequence[Call], spans: Sequence[Span]) -> str:
+def way(calls: Sequence[Call], spans: Sequence[Span], *, rounds: bool) -> str:
     """The name of the way to run the text that the calls amount to.
 
-    Tokens of a draft's window count as steps: the kernel keeps the state of a window in
-    fp32 and rounds it at the end, and a bound that allows a rounding at each token
-    holds what is not rounded as well.
+    Tokens of a draft's window count as steps where nothing is rounded between two: the
+    kernel keeps the state of a window in fp32, and rounds it behind each token only for
+    the call that may go on from there.
+
+    **Arguments:**
+
+    - `rounds`: whether the state's cache holds less than fp32.
 
     **Raises:** `DumpError` that says which calls were seen, where there is none.
     """
@@ -117,6 +121,12 @@ def way(calls: Sequence[Call], spans: Sequence[Span]) -> str:
     sizes: list[int] = []
     for span in spans:
         step, size = calls[span.call].step, span.stop - span.start
+        if step and size > 1 and rounds:
+            raise _no_way(
+                calls,
+                f"{size} tokens of a draft went through without a rounding of the "
+                "state, which its cache rounds between steps",
+            )
         first = not sizes
         if step and first and not all(calls[s.call].step for s in spans):
             raise _no_way(calls, "the first token was a step, and later ones were not")
@@ -168,7 +178,7 @@ def hand_over(calls: Sequence[Call], i: int) -> tuple[str, int | None] | None:
         how = f"{_kind(before)} to {_kind(call)}"
     left = None if source is None else calls[source].left_block
     copied = left is not None and call.took_block not in (None, left)
-    same_row = how not in ("to another machine", "draft window")
+    same_row = how not in ("pre-emption", "to another machine", "draft window")
     return (f"{how}, block copied" if copied and same_row else how), source
 
 
@@ -226,6 +236,6 @@ def _listed(calls: Sequence[Call]) -> str:
 def _no_way(calls: Sequence[Call], why: str) -> DumpError:
     return DumpError(
         f"the calls amount to no way of running a text: {why}; {_listed(calls)}",
-        hint="watch a request that is run otherwise, or its logits alone "
-        "(`lyapunov.serving.write_logprobs`)",
+        hint="watch a request that is run otherwise (drafts with a state in fp32), or "
+        "its logits alone: lyapunov.serving.write_logprobs",
     )

@@ -50,6 +50,7 @@ class Recorder:
                 hint=f"`implementation` is one of {', '.join(flow_names())}",
             )
         self.calls: list[Call] = []
+        self._donors: list[Recorder] = []
         self._through_int8 = through_int8
         self._settings: dict[str, Any] = {
             "implementation": implementation,
@@ -60,6 +61,11 @@ class Recorder:
             self._settings["state_precision"] = state_precision
         if window_precision is not None:
             self._settings["window_precision"] = window_precision
+
+    @property
+    def _rounds(self) -> bool:
+        kept = self._settings.get("state_precision", self._settings["precision"])
+        return kept != "fp32"
 
     # ---- gathering
 
@@ -118,6 +124,13 @@ class Recorder:
         ]
         return both
 
+    def behind(self, donor: "Recorder") -> "Recorder":
+        """The same request, whose prefix another one computed that was watched, too: a
+        prefix hit is held to what that one left. It stays as it is."""
+        found = Recorder.__new__(Recorder)
+        found.__dict__ |= self.__dict__ | {"_donors": [*self._donors, donor]}
+        return found
+
     # ---- writing
 
     def write(
@@ -139,7 +152,7 @@ class Recorder:
         if path.suffix.lower() != ".npz":
             raise DumpError(f"{path.name} would be a .npz", hint="a name in .npz")
         spans = counting(self.calls)
-        kind = way(self.calls, spans)
+        kind = way(self.calls, spans, rounds=self._rounds)
         parse_variant(kind)
         tokens = self._tokens(spans)
         if len(tokens) < 2:
@@ -222,7 +235,7 @@ class Recorder:
             if how == "prefix hit" and self._through_int8:
                 how = INT8
             pairs = {
-                layer: (self._left(source, layer, call.start, taken), taken)
+                layer: (self._left(source, layer, call, taken), taken)
                 for layer, taken in call.taken.items()
             }
             if how == "decode to decode" and not call.sharing and _agree(pairs):
@@ -246,14 +259,19 @@ class Recorder:
                             found[key] = array
         return found | ({"handed.alike": alike} if alike else {})
 
-    def _left(self, source: int | None, layer: int, count: int, taken: Handed):
+    def _left(self, source: int | None, layer: int, call: Call, taken: Handed):
         """What was left there; zeros in front of the first token."""
+        count = call.start
         if count == 0:
             empty = [None if a is None else np.zeros_like(a) for a in taken]
             return Handed(*empty)
-        if source is None:
-            return Handed(None, None)
-        return self.calls[source].left.get(layer, {}).get(count, Handed(None, None))
+        sources = [] if source is None else [self.calls[source]]
+        if not sources and call is self.calls[0]:
+            sources = [one for donor in self._donors for one in reversed(donor.calls)]
+        for one in sources:
+            if count in one.left.get(layer, {}):
+                return one.left[layer][count]
+        return Handed(None, None)
 
     def _notes(self, i: int, source: int | None, pairs, again) -> list[str]:
         """What is known beside the numbers, in words."""

@@ -28,16 +28,14 @@ def part(request, start, stop, *blocks, step=False, accepted=None):
 
 
 class Linear(nn.Module):
-    """A product in fp32, rounded once, beside a bias that is not there."""
+    """A product, rounded once: a row's does not depend on how many there are."""
 
-    def __init__(self, weight, dtype, bias=None):
+    def __init__(self, weight, dtype):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(np.asarray(weight)).to(dtype), False)
-        self.bias = None if bias is None else torch.tensor(np.asarray(bias)).to(dtype)
 
     def forward(self, x):
-        y = x.float() @ self.weight.float().T
-        return (y if self.bias is None else y + self.bias.float()).to(x.dtype), None
+        return (x.double() @ self.weight.double().T).to(x.dtype), None
 
 
 class Norm(nn.Module):
@@ -57,9 +55,9 @@ class Norm(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    def __init__(self, weight, epsilon, groups):
+    def __init__(self, weight, epsilon, groups, dtype):
         super().__init__()
-        self.weight = torch.tensor(np.asarray(weight))
+        self.weight = torch.tensor(np.asarray(weight)).to(dtype)
         self.epsilon, self.groups = epsilon, groups
 
     def forward(self, y, gate):
@@ -124,10 +122,12 @@ class Mixer(nn.Module):
             padded = torch.cat([window, u])
             mixed = self.conv1d.over(padded)
             y = []
-            for t in range(len(u)):
+            if not one.step:
+                state, y = self.prefill(state, mixed, own)
+            for t in range(len(u)) if one.step else ():
                 state, row = self.token(state, mixed[t], own[t])
                 y.append(row)
-                if one.step and one.accepted is not None:
+                if one.accepted is not None:
                     states[one.blocks[t]] = state.to(states.dtype)
             if not one.step or one.accepted is None:
                 states[first] = state.to(states.dtype)
@@ -138,6 +138,13 @@ class Mixer(nn.Module):
                 windows[first][: width - 1] = padded[len(u) :].to(windows.dtype)
             out.append(torch.stack(y))
         return torch.cat(out)
+
+    def prefill(self, state, mixed, rows):
+        y = []
+        for t, row in enumerate(rows):
+            state, out = self.token(state, mixed[t], row)
+            y.append(out)
+        return state, y
 
 
 class MambaMixer(Mixer):
@@ -185,10 +192,12 @@ class MambaMixer2(Mixer):
         self.in_proj = Linear(raw["in_proj"], dtype)
         self.conv1d = Conv(raw["conv_weight"], raw["conv_bias"], dtype)
         self.norm = GatedNorm(
-            raw["gate_norm"], sizes.gate_norm_epsilon, sizes.norm_groups
+            raw["gate_norm"], sizes.gate_norm_epsilon, sizes.norm_groups, dtype
         )
         self.out_proj = Linear(raw["out_proj"], dtype)
-        self.A = -torch.exp(torch.tensor(np.asarray(raw["A_log"])).float())
+        # as mamba_ssm, whose flow these dumps follow; vLLM reads A_log in fp32
+        A_log = torch.tensor(np.asarray(raw["A_log"])).to(dtype)
+        self.A = -torch.exp(A_log.float())
         self.D = torch.tensor(np.asarray(raw["D"])).float()
         self.bias = torch.tensor(np.asarray(raw["dt_bias"])).to(dtype).float()
         head_dim = sizes.d_inner // sizes.heads
@@ -205,6 +214,33 @@ class MambaMixer2(Mixer):
         y = self._sequences(inputs, self.context().rows, cache)
         out = self.out_proj(self.norm(y, zxbcdt[:, : own.d_inner]))[0]
         return out if layer_cache is None else (out, None, None)
+
+    def prefill(self, state, mixed, rows):
+        """Chunk by chunk, with the stores of mamba_ssm's kernels."""
+        own, y = self.sizes, []
+        rounded = lambda a: a.to(self.dtype).float()
+        spread = lambda a: a.reshape(len(a), own.groups, -1).repeat_interleave(
+            own.heads // own.groups, 1
+        )
+        for first in range(0, len(rows), own.chunk):
+            part = mixed[first : first + own.chunk].float()
+            x = part[:, : own.d_inner].reshape(len(part), own.heads, -1)
+            B, C = (spread(a) for a in part[:, own.d_inner :].chunk(2, -1))
+            dt = self.dt[list(rows[first : first + own.chunk])].float() + self.bias
+            dt = nn.functional.softplus(dt)
+            passed = torch.cumsum(dt * self.A, 0)
+            apart = (passed[:, None] - passed[None]).clamp(max=0)
+            weight = torch.einsum("lhn,shn->lsh", C, B) * torch.exp(apart) * dt[None]
+            causal = torch.ones(len(part), len(part)).tril()[..., None]
+            weight = rounded(weight * causal)
+            since = torch.exp(passed)[..., None]
+            before = torch.einsum("lhn,hpn->lhp", C, rounded(state)) * since
+            inside = torch.einsum("lsh,shp->lhp", weight, x)
+            y += list((before + inside + self.D.reshape(own.heads, -1) * x).flatten(1))
+            scale = (torch.exp(passed[-1] - passed) * dt)[..., None]
+            made = torch.einsum("shp,shn->hpn", x, rounded(B * scale))
+            state = state * torch.exp(passed[-1])[:, None, None] + made
+        return state, [row.to(mixed.dtype) for row in y]
 
     def token(self, state, u, row):
         own = self.sizes
@@ -308,10 +344,10 @@ class Server:
             attn_metadata={one.prefix: self.now.metadata for one in self.mixers}
         )
 
-    def run(self, *calls, around=nullcontext()):
+    def run(self, *calls, around=None):
         """Run calls, each a list of parts; decoding ones go first in vLLM, last in
         SGLang."""
-        with around, torch.no_grad():
+        with around or nullcontext(), torch.no_grad():
             for number, parts in enumerate(calls):
                 parts = sorted(parts, key=lambda p: p.step == self.sglang)
                 if number in self.before:
