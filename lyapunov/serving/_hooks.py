@@ -182,6 +182,10 @@ class AbstractHook(abc.ABC):
     def _find(self, named: Mapping[str, Any]) -> Rows | None:
         """Where the request is in the call that begins; None: it is not."""
 
+    def _blocks(self) -> frozenset[int]:
+        """Blocks of all requests in the present call, as far as they are known."""
+        return frozenset()
+
     @abc.abstractmethod
     def _slots(self, one: Mixer, rows: Rows, given: Mapping[str, Any]) -> Slots:
         """Where a mixer's cache holds the request's state."""
@@ -203,6 +207,7 @@ class AbstractHook(abc.ABC):
         self._behind = None
         self._rows = self._find(named)
         if self._rows is None:
+            self.recorder.elsewhere(self._blocks())
             return
         first, stop, step, empty, _ = self._rows
         places = copied(named["positions"])[first:stop].astype(np.int64)

@@ -51,6 +51,7 @@ class Recorder:
             )
         self.calls: list[Call] = []
         self._donors: list[Recorder] = []
+        self._elsewhere: list[tuple[int, frozenset[int]]] = []
         self._through_int8 = through_int8
         self._settings: dict[str, Any] = {
             "implementation": implementation,
@@ -111,6 +112,11 @@ class Recorder:
     def logits(self, token: int, row: np.ndarray) -> None:
         """Keep the logits behind a token, (vocabulary)."""
         self.calls[-1].logits[token] = row
+
+    def elsewhere(self, blocks: frozenset[int]) -> None:
+        """Keep the blocks of a call that the request had no part in."""
+        if blocks:
+            self._elsewhere.append((len(self.calls), blocks))
 
     def followed_by(self, other: "Recorder") -> "Recorder":
         """The same request, gone on with on another machine: prefill here, say, and
@@ -288,6 +294,7 @@ class Recorder:
             return notes
         first = 0 if source is None else source
         others = {b for one in self.calls[first : i + 1] for b in one.others}
+        others |= {b for before, own in self._elsewhere if before <= i for b in own}
         if call.took_block in others:
             notes.append(
                 f"block {call.took_block}, which it read, was another request's"

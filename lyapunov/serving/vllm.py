@@ -82,14 +82,7 @@ class VllmHook(AbstractHook):
     def _slots(self, one: Mixer, rows: Rows, given: Mapping[str, Any]) -> Slots:
         del given
         metadata = self._metadata(one)
-        decodes, prefills = metadata.num_decodes, metadata.num_prefills
-        table: list[list[int]] = []
-        if decodes:
-            blocks = metadata.state_indices_tensor_d
-            table += [_listed(row) for row in blocks.tolist()[:decodes]]
-        if prefills:
-            blocks = metadata.state_indices_tensor_p
-            table += [_listed(row) for row in blocks.tolist()[:prefills]]
+        table = _table(metadata)
         own = table[rows.index]
         took, accepted = own[0], metadata.num_accepted_tokens
         offset = 0
@@ -99,10 +92,14 @@ class VllmHook(AbstractHook):
         left = tuple((block, i) for i, block in enumerate(own))
         size = rows.stop - rows.first
         left = left[:size] if rows.step and accepted is not None else left[:1]
-        others = [set(row) for i, row in enumerate(table) if i != rows.index]
+        others = [set(row) - {0} for i, row in enumerate(table) if i != rows.index]
         sharing = sum(bool(other & set(own)) for other in others)
         apart = frozenset(block for other in others for block in other)
         return Slots((took, offset), own[0], left, apart, sharing)
+
+    def _blocks(self) -> frozenset[int]:
+        metadata = self._metadata(self._mixers[0])
+        return frozenset(b for row in _table(metadata) for b in row if b)
 
     def _cache(self, one: Mixer, given: Mapping[str, Any]) -> tuple[Any, Any]:
         del given
@@ -231,6 +228,21 @@ def _format(tensor: Any) -> str:
             hint="put the hook on once the engine is up, and say state_precision",
         )
     return names[kind]
+
+
+def _table(metadata: Any) -> list[list[int]]:
+    """The blocks of each request of a call, decoding ones first; block 0 is nobody's."""
+    if metadata is None:
+        return []
+    decodes, prefills = metadata.num_decodes, metadata.num_prefills
+    found: list[list[int]] = []
+    if decodes:
+        rows = metadata.state_indices_tensor_d.tolist()[:decodes]
+        found += [_listed(row) for row in rows]
+    if prefills:
+        rows = metadata.state_indices_tensor_p.tolist()[:prefills]
+        found += [_listed(row) for row in rows]
+    return found
 
 
 def _listed(row: Any) -> list[int]:

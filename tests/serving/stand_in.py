@@ -27,6 +27,11 @@ def part(request, start, stop, *blocks, step=False, accepted=None):
     return Part(request, start, stop, step, blocks, accepted)
 
 
+def silu(x):
+    """In fp64 and back: vectors of fp32 end in other instructions than they begin."""
+    return nn.functional.silu(x.double()).float()
+
+
 class Linear(nn.Module):
     """A product, rounded once: a row's does not depend on how many there are."""
 
@@ -48,9 +53,9 @@ class Norm(nn.Module):
 
     def forward(self, x, residual=None):
         stream = x if residual is None else (x.float() + residual.float()).to(x.dtype)
-        wide = stream.float()
+        wide = stream.double()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        out = (wide * scale * self.weight.float()).to(x.dtype)
+        out = (wide * scale * self.weight.double()).to(x.dtype)
         return out if residual is None else (out, stream)
 
 
@@ -61,12 +66,12 @@ class GatedNorm(nn.Module):
         self.epsilon, self.groups = epsilon, groups
 
     def forward(self, y, gate):
-        wide = y.float() * nn.functional.silu(gate.float())
+        wide = y.double() * silu(gate.float()).double()
         apart = wide.reshape(len(wide), self.groups, -1)
         apart = apart * torch.rsqrt(
             apart.square().mean(-1, keepdim=True) + self.epsilon
         )
-        return (apart.reshape(wide.shape) * self.weight.float()).to(y.dtype)
+        return (apart.reshape(wide.shape) * self.weight.double()).to(y.dtype)
 
 
 class Conv(nn.Module):
@@ -83,7 +88,7 @@ class Conv(nn.Module):
         total = self.bias.float().expand(n, -1).clone()
         for k in range(width):
             total = total + padded[k : k + n].float() * taps[:, k]
-        return nn.functional.silu(total).to(padded.dtype)
+        return silu(total).to(padded.dtype)
 
 
 class Mixer(nn.Module):
@@ -179,7 +184,7 @@ class MambaMixer(Mixer):
         x = u.float()
         state = torch.exp(dt[:, None] * self.A) * state + (dt * x)[:, None] * B
         y = state @ C + self.D * x
-        y = (y * nn.functional.silu(self.z[row].float())).to(u.dtype)
+        y = (y * silu(self.z[row].float())).to(u.dtype)
         return state, y
 
 
@@ -291,7 +296,7 @@ class Network(nn.Module):
         return (hidden.float() + residual.float()).to(self.dtype)
 
     def compute_logits(self, hidden):
-        return hidden.float() @ self.embedding.float().T
+        return (hidden.double() @ self.embedding.double().T).float()
 
 
 @dataclass

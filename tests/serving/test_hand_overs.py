@@ -277,7 +277,7 @@ FAULTS = {
         "block 4, which it read, was another request's",
     ),
     "a state that two requests share": (
-        SHARED, {}, 0, "is another request's as well",
+        SHARED, {}, 0, "call 2 began with is not what the convolution read before",
         "its block of the cache is shared with another request",
     ),
     "a rejected draft's state": (
@@ -314,6 +314,16 @@ def test_a_fault_is_told(models, served, kind, name):
     assert what in told
     assert like in told
     assert all(one.held for one in held[: held.index(wrong[0])])
+
+
+def test_a_shared_block_is_a_fault_by_itself(served):
+    """Assert it where nothing differs: what was left is what the other one wrote."""
+    model, path, _ = served("mamba1", *SHARED)
+    arrays = {k: v for k, v in np.load(path).items() if not k.endswith(".xz")}
+    np.savez(path, **arrays)
+    (held,) = hand_overs(model, path)
+    assert (held.held, held.differing) == (False, 0)
+    assert "is another request's as well" in str(held)
 
 
 def test_a_fault_is_there_without_the_dump_knowing(models, served):
