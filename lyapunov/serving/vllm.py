@@ -103,13 +103,7 @@ class VllmHook(AbstractHook):
 
     def _cache(self, one: Mixer, given: Mapping[str, Any]) -> tuple[Any, Any]:
         del given
-        windows, states, *rings = one.mixer.kv_cache
-        if rings:
-            raise UsageError(
-                "the server keeps tokens in rings (--use-replayssm), so that a block "
-                "is not the state behind the last token",
-                hint=f"leave --use-replayssm out; {LOGITS_ALONE}",
-            )
+        windows, states = one.mixer.kv_cache
         channels = one.mixer.conv1d.weight.shape[0]
         if windows.shape[-1] != channels:  # VLLM_SSM_CONV_STATE_LAYOUT=DS
             windows = windows.transpose(-1, -2)
@@ -171,6 +165,12 @@ def vllm_hook(
         _refuse(config)
     model = worker if runner is None else runner.get_model()
     mixers = found_mixers(model, KINDS, sublayers)
+    if any(len(one.mixer.kv_cache) > 2 for one in mixers):
+        raise UsageError(
+            "the server keeps tokens in rings (--use-replayssm), so that a block is "
+            "not the state behind the last token",
+            hint=f"leave --use-replayssm out; {LOGITS_ALONE}",
+        )
     if state_precision is None:
         state_precision = _format(mixers[0].mixer.kv_cache[1])
     names = None
@@ -231,7 +231,7 @@ def _format(tensor: Any) -> str:
 
 
 def _table(metadata: Any) -> list[list[int]]:
-    """The blocks of each request of a call, decoding ones first; block 0 is nobody's."""
+    """Each request's blocks in a call, decoding ones first; block 0 is nobody's."""
     if metadata is None:
         return []
     decodes, prefills = metadata.num_decodes, metadata.num_prefills
