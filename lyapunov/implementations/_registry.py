@@ -58,6 +58,17 @@ def flow_names() -> tuple[str, ...]:
     return tuple(o.name for o in IMPLEMENTATIONS.values() if o.followed_by_dumps)
 
 
+def followed(name: object) -> bool:
+    """Whether a dump may say that it follows this flow, flags behind it or none.
+
+    **Raises:** `UsageError` for flags that its server does not have.
+    """
+    if not isinstance(name, str) or parted(name)[0] not in flow_names():
+        return False
+    implementation_named(name)
+    return True
+
+
 def gpu_names() -> tuple[str, ...]:
     """Implementations that need a GPU."""
     return tuple(one.name for one in IMPLEMENTATIONS.values() if one.needs_gpu)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bounds.hand_over import DTYPES, beyond_int8, differing, window_of
 from ..formats._precision import Precision
+from ..implementations._registry import implementation_named
 from ..implementations.dump._handed import HandOver, Layout, layout_of
 from ..implementations.dump._keys import INT8
 from ..implementations.dump.file import File
@@ -81,7 +82,7 @@ class _Inputs:
 
 
 def _one(model: Model, run: File, one: HandOver, inputs: _Inputs) -> HandOverAudit:
-    declared = run.window_precision or Precision.named(run.precision).format
+    declared = _window_format(run)
     held: list[_Held] = []
     unseen = 0
     for layer in one.layers:
@@ -111,6 +112,13 @@ def _one(model: Model, run: File, one: HandOver, inputs: _Inputs) -> HandOverAud
         looks_like="; ".join(_words(one, wrong, declared)) or None,
         note=one.note,
     )
+
+
+def _window_format(run: File) -> str:
+    """What windows are kept in: as the dump says, by flags, or as activations."""
+    launch = getattr(implementation_named(run.implementation), "launch", None)
+    flagged = None if launch is None else launch.window
+    return run.window_precision or flagged or Precision.named(run.precision).format
 
 
 def _window(

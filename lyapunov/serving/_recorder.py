@@ -11,7 +11,7 @@ import numpy as np
 
 from .._arguments import shown
 from .._errors import DumpError, UsageError
-from ..implementations._registry import flow_names
+from ..implementations._registry import flow_names, followed
 from ..implementations._ways import parse_variant
 from ..implementations.dump._keys import FORMAT, INT8, narrowest, put
 from ._calls import Call, Handed, Span, counting, hand_over, recomputed, same, way
@@ -44,7 +44,7 @@ class Recorder:
         window_precision: str | None = None,
         through_int8: bool = False,
     ):
-        if implementation not in flow_names():
+        if not followed(implementation):
             raise UsageError(
                 f"no flow is known by the name {shown(implementation)}",
                 hint=f"`implementation` is one of {', '.join(flow_names())}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arguments import shown
 from .._errors import DumpError, UsageError
-from ..implementations._registry import flow_names
+from ..implementations._registry import flow_names, followed
 from ..implementations.dump._keys import FORMAT, put
 
 
@@ -88,7 +88,7 @@ def write_logprobs(
     **Raises:** `UsageError` for an unknown flow; `DumpError` for a position that the
     text does not have.
     """
-    if implementation not in flow_names():
+    if not followed(implementation):
         raise UsageError(
             f"no flow is known by the name {shown(implementation)}",
             hint=f"`implementation` is one of {', '.join(flow_names())}",

@@ -23,7 +23,8 @@ from lyapunov.serving import (
 from lyapunov.serving._calls import counting, way
 
 from .conftest import SEQ, a_hook, a_server
-from .stand_in import Block, Network, part
+from .mixers import Block, Network
+from .stand_in import part
 from .test_hand_overs import drafted, prefilled, steps
 
 

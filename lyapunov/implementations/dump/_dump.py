@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._arguments import shown
 from ..._errors import DumpError
-from .._registry import flow_names
+from .._registry import flow_names, followed
 from .._trace import HeadRecord, Trace
 from .._ways import parse_variant
 from ._keys import FORMAT, narrowest, put
@@ -51,7 +51,7 @@ def write_dump(
     where no flow has that name, or the file's name is of another format.
     """
     parse_variant(kind)
-    if implementation not in flow_names():
+    if not followed(implementation):
         raise DumpError(
             f"no flow is known by the name {shown(implementation)}",
             hint=f"`implementation` is one of {', '.join(flow_names())}",

@@ -6,7 +6,7 @@ these keys and whose metadata has the texts:
 | key | what | shape |
 |---|---|---|
 | `format` | the text `lyapunov-dump-1` | () |
-| `implementation` | whose flow it follows: `mamba_ssm` (vLLM's and SGLang's kernels come from there) or `transformers` | () |
+| `implementation` | whose flow it follows: `mamba_ssm`, `transformers`, or `vllm` with the flags that change what it computes, such as `vllm --enforce-eager` | () |
 | `precision` | `bf16`, `fp16`, `fp32`, `bf16-cast`, ... | () |
 | `tokens` | integers | (seq) or (batch, seq) |
 | `state_precision` | of the cache that hands the state on, such as `fp32`; needed under `mamba_ssm` where the text was run in several calls | () |
@@ -73,7 +73,7 @@ import numpy as np
 from ..._errors import DumpError
 from ...models import Model
 from ...sublayers import NetworkConfig
-from .._registry import flow_names, implementation_named
+from .._registry import flow_names, followed, implementation_named
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant, parse_variant
 from ._arrays import AbstractArrays, Safetensors
@@ -119,7 +119,7 @@ class File:
                 hint=f"this version reads {FORMAT!r}",
             )
         self.implementation = self._text("implementation")
-        if self.implementation not in flow_names():
+        if not followed(self.implementation):
             raise DumpError(
                 f"no flow is known by the name {self.implementation!r}",
                 hint=f"`implementation` is one of {', '.join(flow_names())}",
