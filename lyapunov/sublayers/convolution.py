@@ -29,9 +29,14 @@ def convolved(at: AbstractArithmetic, window, x, weight, bias):
     behind = padded[seq:]
     if not at.stores("conv_product"):
         return at.causal_conv(padded, weight, bias), behind
-    total = None
-    for tap in range(weight.shape[1]):
-        product = at.multiply(padded[tap : tap + seq], weight[:, tap], alone=True)
-        product = at.may_store("conv_product", product)
-        total = at.add(product, bias if total is None else total)
+    taps, channels = weight.shape[1], weight.shape[0]
+    products = [
+        at.multiply(padded[tap : tap + seq], weight[:, tap], alone=True)
+        for tap in range(taps)
+    ]
+    stored = at.store("conv_product", at.join(products, axis=-1))
+    total = bias
+    for tap in range(taps):
+        own = slice(tap * channels, (tap + 1) * channels)
+        total = at.add(stored[..., own], total)
     return total, behind

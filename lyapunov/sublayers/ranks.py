@@ -23,16 +23,16 @@ def over_ranks(at: AbstractArithmetic, x, weight: Weight, bias, site: str):
     if ranks == 1:
         return at.matmul(x, weight, bias)
     part, hop = rank_sites(site)
-    total, width = None, columns // ranks
+    rows, width, parts = weight.matrix.shape[0], columns // ranks, []
     for rank in range(ranks):
         own = slice(rank * width, (rank + 1) * width)
         columns_of = eqx.tree_at(lambda w: w.matrix, weight, weight.matrix[:, own])
-        product = at.matmul(x[..., own], columns_of, None if rank else bias)
-        product = at.may_store(part, product)
-        if total is None:
-            total = product
-            continue
-        total = at.add(total, product, alone=True)
+        parts.append(at.matmul(x[..., own], columns_of, None if rank else bias))
+    stored = at.store(part, at.join(parts, axis=-1))
+    total = stored[..., :rows]
+    for rank in range(1, ranks):
+        own = slice(rank * rows, (rank + 1) * rows)
+        total = at.add(total, stored[..., own], alone=True)
         if rank < ranks - 1:  # the last sum is what is stored behind
             total = at.may_store(hop, total)
     return total
