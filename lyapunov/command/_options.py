@@ -27,14 +27,13 @@ from lyapunov.command._declare import (
     VERDICT,
     option,
 )
+from lyapunov.command._measure import MeasureChoice
 from lyapunov.command._refusals import refuse
 from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 from lyapunov.formats._weight_table import formats_in_words
 from lyapunov.implementations._registry import (
     gpu_names,
     is_recorded,
-    measure_names,
-    parted,
     source_names,
 )
 from lyapunov.questions._effort import EFFORTS
@@ -42,25 +41,6 @@ from lyapunov.sublayers.groups import GROUPS as WEIGHT_GROUPS
 
 
 CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas."
-
-
-class MeasureChoice(click.Choice):
-    """Names that a check can measure with; what is registered late counts as well."""
-
-    def __init__(self):
-        super().__init__(measure_names())
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The name that was given.
-
-        **Raises:** `click.BadParameter` for a name that there is not.
-        """
-        self.choices = measure_names()
-        if value not in self.choices and is_recorded(value):
-            self.fail(f"{value} is a dump: --audit {value}", param, ctx)
-        name, flags = parted(value)
-        name = super().convert(name, param, ctx)
-        return f"{name} {flags}" if flags else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +137,8 @@ class Options:
         type=MeasureChoice(),
         help="What runs in the lower precision: the emulator of mamba_ssm's flow, "
         "another implementation "
-        f"({' and '.join(gpu_names())} need a GPU), or nothing.",
+        f"({', '.join(gpu_names())} need a GPU), or nothing. Names of servers take "
+        "their flags, as 'vllm_emulated -tp 2'.",
     )
     constants: str = option(
         CHECKED,

@@ -90,7 +90,7 @@ def implementation_named(name: str) -> AbstractImplementation:
 
     **Arguments:**
 
-    - `name`: such as `emulated`, or `vllm-emulated --enforce-eager`.
+    - `name`: such as `emulated`, or `vllm_emulated --enforce-eager`.
 
     **Raises:** `UsageError` that says which there are.
     """
@@ -106,8 +106,8 @@ def implementation_named(name: str) -> AbstractImplementation:
 
 def parted(name: str) -> tuple[str, str]:
     """A name, and the flags of a server behind it."""
-    first, _, flags = name.strip().partition(" ")
-    return first, flags.strip()
+    first, _, flags = name.partition(" ")
+    return (first, flags.strip()) if flags.strip() else (name, "")
 
 
 def measuring(name: str) -> AbstractImplementation | None:

@@ -22,7 +22,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from .._errors import UsageError
-from ..formats import FP32, Format, state_format_named
+from ..formats import FP32, Format
 from ..sublayers import NetworkConfig
 from ._execution import (
     Execution,
@@ -32,7 +32,13 @@ from ._execution import (
     parse_precision,
 )
 from ._launch import Launch
-from ._stacks import MAMBA, Asked, Stack
+from ._served_formats import (
+    demand_divisible,
+    drafts_to_nearest,
+    state_format,
+    window_format,
+)
+from ._stacks import MAMBA, Stack
 from .mamba_ssm.mamba1 import STEP
 from .mamba_ssm.mamba2 import NO_LIMIT
 from .mamba_ssm.networks import mamba_ssm_network
@@ -112,12 +118,14 @@ def served_network(
             f"not {given}",
             hint="--measure emulated",
         )
-    _demand_divisible(config, launch.ranks, rules.stack.name)
+    demand_divisible(config, launch.ranks, rules.stack.name)
     wanted = _Wanted(
         mode,
         form,
-        _state(rules, config, architecture, form, mode, state_precision, launch),
-        _window(rules, recurrent, form, launch),
+        state_format(
+            rules.stack, config, architecture, form, mode, state_precision, launch
+        ),
+        window_format(rules.stack, recurrent, form, launch),
         launch,
         rules,
     )
@@ -269,90 +277,6 @@ def _of_norms(sizes: Any, wanted: _Wanted) -> dict[str, Format]:
     return {"gate_norm_hat": wanted.form} if alone else {}
 
 
-def _state(
-    rules: Rules,
-    config: NetworkConfig,
-    architecture: str,
-    form: Format,
-    mode: str,
-    asked: str | None,
-    launch: Launch,
-) -> Format:
-    """The cache's format: of the option or the flags, or the stack's default."""
-    flagged = launch.state
-    if flagged is None and rules.stack.window is None:
-        flagged = launch.window  # vLLM's covers both
-    if flagged is not None and launch.stochastic and not _to_nearest(rules, launch):
-        flagged += "-stochastic" if mode == "decode" else ""
-    if asked is not None and flagged not in (None, asked):
-        raise UsageError(
-            f"the flags keep the state in {flagged}, not {asked}",
-            hint="leave one of both out",
-        )
-    name = asked or flagged
-    if name is None:
-        kinds = frozenset(s.kind for s in config.sublayers if s.recurrent)
-        looked_at = Asked(architecture, dict(config.asks), kinds, form.name, config)
-        name, why = rules.stack.default(looked_at, form.name)
-        if name is None:
-            raise UsageError(why, hint="--state-precision fp32, bf16 or fp16")
-    found = state_format_named(name)
-    alone = {s.kind for s in config.sublayers if s.recurrent} & {"mamba1"}
-    if alone and rules.stack.window is None and name not in ("fp32", form.name):
-        raise UsageError(
-            f"{rules.stack.name}'s compiled prefill of a Mamba-1 takes a state in the "
-            f"model's format or in fp32, not {name}",
-            hint=f"--state-precision fp32 or {form.name}",
-        )
-    return found
-
-
-def _to_nearest(rules: Rules, launch: Launch) -> bool:
-    """Whether Triton's window of drafts is stored to nearest nevertheless."""
-    return bool(launch.drafts) and bool(rules.stack.also_to_nearest)
-
-
-def _window(rules: Rules, kinds: set[str], form: Format, launch: Launch) -> Format:
-    """The format of the convolution's window."""
-    name = launch.window or rules.stack.window or form.name
-    window = state_format_named(name)
-    mixed = window.is_reduced and form.is_reduced and window != form
-    casts = rules.stack.window is not None
-    if (mixed and not casts) or (casts and window != form and "mamba2" in kinds):
-        flag = "SGLANG_MAMBA_CONV_DTYPE" if casts else "--mamba-cache-dtype"
-        raise UsageError(
-            f"what {rules.stack.name} makes of a window in {name} under a model in "
-            f"{form.name} was not read",
-            hint=f"{flag}={_dtype(form.name)}, as --measure "
-            f"'{rules.name} {flag}={_dtype(form.name)}'",
-        )
-    return window
-
-
-def _dtype(name: str) -> str:
-    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[name]
-
-
-def _demand_divisible(config: NetworkConfig, ranks: int, stack: str) -> None:
-    """**Raises:** `UsageError` where devices cannot share the network's matrices."""
-    if ranks == 1:
-        return
-    for sizes in config.sublayers:
-        if sizes.kind not in MAMBA:
-            raise UsageError(
-                f"of {stack} on several devices mixers are followed, not {sizes.kind}",
-                hint="leave the number of devices out",
-            )
-        heads = sizes.heads if sizes.kind == "mamba2" else sizes.d_inner
-        groups = getattr(sizes, "groups", 1)
-        shared = sizes.kind == "mamba1" and sizes.heads > 1
-        if heads % ranks or (groups % ranks and groups != 1) or shared:
-            raise UsageError(
-                f"{ranks} devices cannot share {heads} heads in {groups} groups",
-                hint="a number that divides both",
-            )
-
-
 def _replaced(
     one: Execution,
     sites: dict[str, Format],
@@ -398,7 +322,7 @@ def _said(wanted: _Wanted):
     if launch.stochastic and wanted.mode == "decode":
         yield "stochastic rounding draws 13 bits" + (
             "; a window of drafts is stored to nearest"
-            if _to_nearest(rules, launch)
+            if drafts_to_nearest(rules.stack, launch)
             else ""
         )
     if launch.ring is not None:

@@ -51,7 +51,7 @@ REFUSED = {
     "state_precision": [*NAMES, "int4", "bf16-cast"],
     "mode": [*NAMES, None, "train"],
     "layers": ["0", 0, 1.0, [0.0], ["0"], [True], [-1], [9], [], {0}, [[0]], [None]],
-    "measure": [*NAMES, None, "vllm"],
+    "measure": [*NAMES, None, "vlm"],
     "constants": [*NAMES, None, "guessed"],
     "device": [*NAMES, "abacus", "cpu:99", "cpu:x"],
     "against": [3, [], "", object(), "no/such/folder/at/all"],
@@ -72,7 +72,7 @@ REFUSED = {
     "ignore": [3, ["zz"], "LYA999", [1], [""], {"LYA001"}],
     "allow_partial": SWITCHES,
     "exit_zero": SWITCHES,
-    "source": [3, None, [], "", "vllm", "no.such.npz"],
+    "source": [3, None, [], "", "vlm", "no.such.npz"],
     "variants": [3, [], "backwards", [1], ["steps", None], "chunks:0"],
     "n_probes": [0, -1, 1.0, "1", True, None],
 }

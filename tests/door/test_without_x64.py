@@ -96,4 +96,6 @@ def test_every_runner_enters_it():
             if "trace" in vars(kind):
                 assert hasattr(vars(kind)["trace"], "__wrapped__"), kind
                 found += 1
-    assert found >= len(implementations.IMPLEMENTATIONS)
+    # the emulator follows several flows
+    names = implementations.IMPLEMENTATIONS
+    assert found >= len([name for name in names if not name.endswith("_emulated")])

@@ -67,7 +67,7 @@ def loaded(tmp_path_factory):
 
 def declared(model, flags, precision, mode, state):
     """The execution of a command line."""
-    name = f"vllm-emulated {flags}".strip()
+    name = f"vllm_emulated {flags}".strip()
     return (
         implementation_named(name)
         .execution(

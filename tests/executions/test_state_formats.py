@@ -132,7 +132,7 @@ CONFIG = NetworkConfig(50, 50, 16, (Mamba1Sizes(16, 32, 4, 4, 1, 1e-5),))
     ("asked", "says"),
     [
         ({"mode": "train"}, "train"),
-        ({"measure": "vllm"}, "vllm"),
+        ({"measure": "vlm"}, "vlm"),
         ({"state_precision": "int8"}, "int8"),
         ({"precisions": ["tf32"]}, "tf32"),
         ({"precisions": ["fp32-amp"]}, "fp32-amp"),

@@ -270,10 +270,10 @@ def test_the_command_offers_it(pretend, folder, tmp_path):
     refused = run("--measure", "pretend", *kept)
     assert refused.exit_code == 2
     assert "in prefill pretend keeps the state in fp32 or bf16" in refused.stderr
-    wrong = run("--measure", "vllm")
+    wrong = run("--measure", "vlm")
     assert wrong.exit_code == 2
     assert "pretend" in wrong.stderr
-    wrong = run("--audit", "vllm", "--length", "12")
+    wrong = run("--audit", "vlm", "--length", "12")
     assert wrong.exit_code == 2
     assert "pretend" in wrong.stderr
     target = str(tmp_path / "no.py")

@@ -106,7 +106,7 @@ def test_names_that_there_are_not_are_refused():
         (measuring, measure_names()),
         (audited, source_names()),
     ):
-        for name in ("vllm", "Emulated", "emulated ", "n.npy"):
+        for name in ("vlm", "Emulated", "emulated ", "n.npy"):
             with pytest.raises(LyapunovError) as caught:
                 ask(name)
             for known in names:

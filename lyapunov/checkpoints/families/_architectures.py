@@ -120,9 +120,10 @@ def recognise(checkpoint: "Checkpoint") -> "NetworkLayout":
 
     config, source, names = checkpoint.config, checkpoint.source, checkpoint.names()
     name, layout = layout_of(config, source, names)
-    network, *found = FAMILIES[name].readers[layout](config, checkpoint.tensors)
-    network = dataclasses.replace(network, asks=_asked_of_servers(config))
-    return recognise_network(checkpoint, name, network, *found)
+    found = FAMILIES[name].readers[layout](config, checkpoint.tensors)
+    layout_found = recognise_network(checkpoint, name, *found)
+    network = dataclasses.replace(layout_found.config, asks=_asked_of_servers(config))
+    return dataclasses.replace(layout_found, config=network)
 
 
 STATE_KEYS = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Final
 
 from .._implementation import AbstractImplementation, Runner
 
 
 if TYPE_CHECKING:
     from .._execution import Execution
+
+
+WAYS: Final = ("whole", "steps", "chunks", "initial_state")
+REFUSED_WAYS: Final[Mapping[str, str]] = {
+    "padded_left": "the emulator has no masks",
+    "padded_right": "the emulator has no masks",
+    "batched": "the emulator's sequences do not meet",
+    "packed": "the emulator packs no texts",
+    "compiled": "the emulator is no torch program",
+}
+"""Of the emulator, whosever flow it follows."""
 
 
 class EmulatedImplementation(AbstractImplementation):
@@ -22,14 +33,8 @@ class EmulatedImplementation(AbstractImplementation):
     runs_without_head = True
     entry_bytes = None
     first_is_step = True
-    ways = ("whole", "steps", "chunks", "initial_state")
-    refused_ways: ClassVar[Mapping[str, str]] = {
-        "padded_left": "the emulator has no masks",
-        "padded_right": "the emulator has no masks",
-        "batched": "the emulator's sequences do not meet",
-        "packed": "the emulator packs no texts",
-        "compiled": "the emulator is no torch program",
-    }
+    ways = WAYS
+    refused_ways = REFUSED_WAYS
 
     def state_precisions(self, mode: str) -> tuple[str, ...] | None:
         """All formats: a rounding is emulated whether hardware has it or not."""

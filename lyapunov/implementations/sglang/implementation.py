@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._implementation import AbstractImplementation, Runner
 from .._launch import SGLANG, Launch, launched
-from ..emulated.implementation import EmulatedImplementation
+from ..emulated.implementation import REFUSED_WAYS, WAYS
 
 
 if TYPE_CHECKING:
     from .._execution import Execution
 
 
-class SglangEmulatedImplementation(EmulatedImplementation):
+class SglangEmulatedImplementation(AbstractImplementation):
     """Follow SGLang's flow in fp64, rounded wherever it stores, on any machine.
 
     **Arguments:**
@@ -24,7 +25,15 @@ class SglangEmulatedImplementation(EmulatedImplementation):
     - `launch`: how the server was started.
     """
 
-    name = "sglang-emulated"
+    name = "sglang_emulated"
+    measures = True
+    needs_gpu = False
+    installed_by = None
+    runs_without_head = True
+    entry_bytes = None
+    first_is_step = True
+    ways = WAYS
+    refused_ways = REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
 
@@ -34,6 +43,10 @@ class SglangEmulatedImplementation(EmulatedImplementation):
     def launched(self, flags: str) -> SglangEmulatedImplementation:
         """As started with these flags."""
         return SglangEmulatedImplementation(launched(flags, SGLANG, "SGLang"))
+
+    def state_precisions(self, mode: str) -> tuple[str, ...] | None:
+        """All formats: a rounding is emulated whether a flag leads to it or not."""
+        del mode
 
     def promised(
         self,
@@ -49,3 +62,9 @@ class SglangEmulatedImplementation(EmulatedImplementation):
         return sglang_network(
             config, architecture, precision, mode, state_precision, self.launch
         )
+
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts in one call, or in calls that hand states on."""
+        from ..emulated.runner import Emulated
+
+        return Emulated(execution)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._implementation import AbstractImplementation, Runner
 from .._launch import VLLM, Launch, launched
 from .._stacks import SERVED_STATES
-from ..emulated.implementation import EmulatedImplementation
+from ..emulated.implementation import REFUSED_WAYS, WAYS
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class VllmImplementation(AbstractImplementation):
     name = "vllm"
     measures = True
     needs_gpu = True
-    installed_by = "vllm==0.33.0"
+    installed_by = "'vllm>=0.33'"
     libraries: ClassVar[Mapping[str, str]] = {
         "vllm": "vllm",
         "triton": "triton",
@@ -82,7 +82,7 @@ class VllmImplementation(AbstractImplementation):
         return Vllm(execution)
 
 
-class VllmEmulatedImplementation(EmulatedImplementation):
+class VllmEmulatedImplementation(AbstractImplementation):
     """Follow vLLM's flow in fp64, rounded wherever it stores, on any machine.
 
     **Arguments:**
@@ -90,7 +90,15 @@ class VllmEmulatedImplementation(EmulatedImplementation):
     - `launch`: how the server was started.
     """
 
-    name = "vllm-emulated"
+    name = "vllm_emulated"
+    measures = True
+    needs_gpu = False
+    installed_by = None
+    runs_without_head = True
+    entry_bytes = None
+    first_is_step = True
+    ways = WAYS
+    refused_ways = REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
 
@@ -100,6 +108,10 @@ class VllmEmulatedImplementation(EmulatedImplementation):
     def launched(self, flags: str) -> VllmEmulatedImplementation:
         """As started with these flags."""
         return VllmEmulatedImplementation(launched(flags, VLLM, "vLLM"))
+
+    def state_precisions(self, mode: str) -> tuple[str, ...] | None:
+        """All formats: a rounding is emulated whether a flag leads to it or not."""
+        del mode
 
     def promised(
         self,
@@ -115,3 +127,9 @@ class VllmEmulatedImplementation(EmulatedImplementation):
         return vllm_network(
             config, architecture, precision, mode, state_precision, self.launch
         )
+
+    def runner(self, execution: Execution) -> Runner:
+        """Run texts in one call, or in calls that hand states on."""
+        from ..emulated.runner import Emulated
+
+        return Emulated(execution)
