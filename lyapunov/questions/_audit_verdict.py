@@ -69,7 +69,6 @@ def _of_hand_overs(result: VariantAudit) -> list[Finding]:
     for one in result.hand_overs:
         if one.held:
             continue
-        where = "" if one.first_layer is None else f", first in layer {one.first_layer}"
         words = "".join(f"; {x}" for x in (one.looks_like, one.note) if x)
         found.append(
             Finding(
@@ -77,7 +76,7 @@ def _of_hand_overs(result: VariantAudit) -> list[Finding]:
                 severity="error",
                 layer=one.first_layer,
                 message=f"{result.variant}: {one}: {one.differing:,} of "
-                f"{one.elements:,} elements differ{where}{words}",
+                f"{one.elements:,} elements differ{words}",
                 value=float(one.differing),
                 limit=0.0,
                 precision=result.precision,

@@ -174,7 +174,6 @@ def _hand_overs(report: AuditReport) -> list[Section]:
         ),
         Column("compared", of("row.elements"), whole),
         Column("differ", of("row.differing"), whole, alarm=lambda n: n > 0),
-        Column("like", of("row.looks_like"), as_it_is, word=True, wrap=True),
     ]  # fmt: skip
     table = Table(rows, [_WAY], [Columns(columns)])
     notes = [
@@ -189,9 +188,11 @@ def _hand_overs(report: AuditReport) -> list[Section]:
         if variant.hand_overs_alike
     ]
     notes += [
-        f"call {part.row.call}: {part.row.note}"
+        f"{part.variant}, call {part.row.call}: {words_of}"
         for part in rows
-        if isinstance(part.row, HandOverAudit) and part.row.note
+        if isinstance(part.row, HandOverAudit)
+        for words_of in (part.row.looks_like, part.row.note)
+        if words_of
     ]
     return [Section("Hand-overs", table=table, notes=[Note(text) for text in notes])]
 
