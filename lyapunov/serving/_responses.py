@@ -68,7 +68,7 @@ def of_sglang(
 
 def write_logprobs(
     path: str | os.PathLike,
-    tokens: Sequence[int],
+    tokens: Sequence[int] | np.ndarray,
     logprobs: Mapping[int, Mapping[int, float]],
     *,
     implementation: str,

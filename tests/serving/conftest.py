@@ -1,5 +1,7 @@
 """Small Mamba-1 and Mamba-2 models, three requests, and servers that run them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -52,9 +54,9 @@ def a_server(model, **settings):
     return Server(model, {name: draw(i) for i, name in enumerate("abc")}, **settings)
 
 
-def a_hook(server, request="a", **settings):
+def a_hook(server, request: str | None = "a", **settings) -> Any:
     """The hook of a request on its server."""
-    given = {
+    given: Any = {
         "implementation": "mamba_ssm",
         "precision": server.precision,
         "request": request,
@@ -65,7 +67,7 @@ def a_hook(server, request="a", **settings):
     return vllm_hook(server.worker, context=server.context, **given)
 
 
-def hand_overs(model, path):
+def hand_overs(model, path) -> Any:
     """Those of the dump's one run, held."""
     dump = File(path)
     dump.check(model)

@@ -276,6 +276,7 @@ class Network(nn.Module):
         hidden, residual = self.embedding[input_ids], None
         for block in self.layers:
             hidden, residual = block(hidden, residual)
+        assert residual is not None
         return (hidden.float() + residual.float()).to(self.dtype)
 
     def compute_logits(self, hidden):

@@ -45,7 +45,8 @@ class Server:
         names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         dtype = names[self.precision]
         kinds = {"mamba1": MambaMixer, "mamba2": MambaMixer2}
-        self.now, blocks = None, []
+        self.now: Any = None
+        blocks = []
         for layer, sizes in enumerate(self.model.config.sublayers):
             raw = self.model.raw_parameters(layer)
             mixer = kinds[sizes.kind](

@@ -13,7 +13,8 @@ from lyapunov.results._audit import BUG, CONSISTENT
 
 from .conftest import a_hook, a_server
 from .stand_in import part
-from .test_hand_overs import LONG, lose, steps
+from .test_faults import LONG, lose
+from .test_hand_overs import steps
 
 
 @pytest.fixture(scope="module")

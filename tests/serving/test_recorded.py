@@ -2,6 +2,7 @@
 
 import pickle
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ from lyapunov.serving import (
 )
 from lyapunov.serving._calls import counting, way
 
+from ..helpers import parted
 from .conftest import SEQ, a_hook, a_server
 from .mixers import Block, Network
 from .stand_in import part
 from .test_hand_overs import drafted, prefilled, steps
 
 
-FLOW = {"implementation": "mamba_ssm", "precision": "fp32"}
+FLOW: Any = {"implementation": "mamba_ssm", "precision": "fp32"}
 
 
 def recorded(*calls):
@@ -227,7 +229,7 @@ def test_what_is_recorded_is_what_a_network_computes(models, tmp_path, sglang):
     tokens = server.texts["a"][:10]
     np.testing.assert_array_equal(dump.tokens, tokens[None])
     assert dump.state_precision == "fp32"
-    *records, head = lyapunov.trace(model, tokens)
+    records, head = parted(lyapunov.trace(model, tokens))
     arrays = np.load(path)
     for record in records:
         own = arrays[f"layer.{record.layer}.output"]
@@ -281,7 +283,7 @@ def test_sglangs_own_option_writes_a_dump(models, tmp_path):
     path = tmp_path / "run.npz"
     with pytest.raises(UsageError, match="was not told path and tokens"):
         forward_hook({})
-    settings = {**FLOW, "state_precision": "fp32", "request": "a"}
+    settings: dict[str, Any] = {**FLOW, "state_precision": "fp32", "request": "a"}
     hook = forward_hook({**settings, "path": str(path), "tokens": 8})
     server = a_server(models["mamba2"], sglang=True)
     server.network.register_forward_hook(hook)
