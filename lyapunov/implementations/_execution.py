@@ -114,6 +114,12 @@ class Execution:
         """The way to run a text in its mode."""
         return Variant("steps" if self.mode == "decode" else "whole")
 
+    @property
+    def stored_every(self) -> int:
+        """Tokens from one store of the state in its cache to the next."""
+        kept = self.form.chunked and "state" in self.sites
+        return (self.form.chunk or 1) if kept else self.form.period
+
     def of(self, kind: str) -> "Execution":
         """What holds inside a sublayer of this kind.
 

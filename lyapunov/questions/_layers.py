@@ -212,6 +212,9 @@ def _next_of(run: _Run, record, places: dict[str, int]) -> tuple[Any, Any]:
     facts = None if place is None else state_facts(record, place)
     if facts is None:
         return other, None
+    if run.execution.of(record.kind).stored_every > 1:
+        # what a token adds is counted by then with what others add
+        facts = facts._replace(stagnation=None)
     run.facts.append(facts)
     return other, facts.stagnation
 
