@@ -72,6 +72,19 @@ class Depths:
 
 
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """As a depth: additions that a state goes through between two stores; equal ones
+    compile once."""
+
+    tokens: int
+
+    def __call__(self, tokens: int) -> int:
+        """So many, however long the text is."""
+        del tokens
+        return self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class Execution:
     """A flow with a format at every site and the constants it promises."""
 
@@ -147,6 +160,13 @@ class Execution:
                 hint=f"--precision {self.runs_in.format}",
             )
         return self.parameters.get(name, self.parameters["default"])
+
+    def in_windows(self, tokens: int) -> "Execution":
+        """The same steps, so many of them between two stores of the state."""
+        kinds = {name: one.in_windows(tokens) for name, one in self.kinds.items()}
+        form = dataclasses.replace(self.form, period=tokens)
+        depths = dataclasses.replace(self.depths, scan=Window(tokens))
+        return dataclasses.replace(self, form=form, depths=depths, kinds=kinds)
 
     def begun(self, tokens: int) -> "Execution":
         """The same behind so many tokens of a text, for programs whose chunks are

@@ -222,10 +222,7 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
         sites["B_scaled"] = form
         how = dataclasses.replace(how, chunked=True, chunk=launch.ring)
         depths = dataclasses.replace(depths, scan=any_order)
-    elif launch.drafts:
-        how = dataclasses.replace(how, period=1 + launch.drafts)
-        depths = dataclasses.replace(depths, scan=Window(1 + launch.drafts))
-    return dataclasses.replace(
+    made = dataclasses.replace(
         one,
         sites=sites,
         parameters=parameters,
@@ -236,19 +233,7 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
         state_precision=state.name,
         assumptions=_replaced(one, sites, parameters, state),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """As a depth: additions that a state goes through between two stores; equal ones
-    compile once."""
-
-    tokens: int
-
-    def __call__(self, tokens: int) -> int:
-        """So many, however long the text is."""
-        del tokens
-        return self.tokens
+    return made.in_windows(1 + launch.drafts) if launch.drafts else made
 
 
 def _convolution(wanted: _Wanted) -> dict[str, Format]:

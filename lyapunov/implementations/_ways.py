@@ -18,6 +18,8 @@ KINDS = {
     "steps": "token by token, each from the state that the one before left",
     "chunks": "chunks:64,37 in calls of 64, then 37 tokens each; the last number "
     "repeats, `rest` takes what is left",
+    "drafts": "drafts:4,3 in calls of 4 steps each, of which 3 are kept and the rest "
+    "thrown away; drafts:4 keeps all",
     "padded_left": "padded_left:5 behind 5 masked tokens; padded_left:5,100 the first "
     "100 tokens so, then token by token",
     "padded_right": "padded_right:3 before 3 masked tokens; padded_right:3,100 the "
@@ -31,6 +33,7 @@ KINDS = {
 NUMBERS = {
     "whole": (0, 0),
     "steps": (0, 0),
+    "drafts": (1, 2),
     "padded_left": (1, 2),
     "padded_right": (1, 2),
     "batched": (0, 1),
@@ -84,6 +87,11 @@ class Variant:
             return self.numbers[1]
         return None
 
+    @property
+    def kept(self) -> int:
+        """Steps of a call that are kept, of `drafts`."""
+        return self.numbers[-1]
+
     def calls(self, seq: int, *, first_is_step: bool = False) -> tuple[Call, ...]:
         """The calls that a text of `seq` tokens is run in; steps are one entry.
 
@@ -94,7 +102,7 @@ class Variant:
         - `first_is_step`: whether the first of all steps starts from a cache of zeros,
           as in mamba_ssm; in transformers it is a call without a state.
         """
-        if self.kind == "steps":
+        if self.kind in ("steps", "drafts"):
             if first_is_step:
                 return (Call(0, seq, decode=True),)
             return Call(0, 1), Call(1, seq, decode=True)
@@ -146,20 +154,32 @@ def parse_variant(text: str) -> Variant:
             )
         numbers.append(-1 if last else int(part))
     least, most = NUMBERS.get(kind, (1, 10_000))
-    positive = all(n != 0 for n in numbers[: None if kind == "chunks" else 0])
+    counted = kind in ("chunks", "drafts")
+    positive = all(n != 0 for n in numbers[: None if counted else 0])
+    if kind == "drafts" and numbers[1:] > numbers[:1]:
+        positive = False
     if not least <= len(numbers) <= most or not positive or -1 in numbers[:-1]:
         raise UsageError(f"{text[:80]!r} is not understood", hint=KINDS[kind])
     return Variant(kind, tuple(numbers))
 
 
-def usual_variants(seq: int) -> tuple[Variant, ...]:
+def usual_variants(seq: int, chunk: int | None = None) -> tuple[Variant, ...]:
     """What is tried on a text of `seq` tokens: every kind, odd boundaries among them,
     but `compiled`, which takes a compiler's time.
 
     Chunks of 7 leave a rest of any size, 64 is a power of two, 61 and the rest cut
     where no kernel has a boundary of its own.
+
+    **Arguments:**
+
+    - `chunk`: tokens of a scan's own chunk, of a server, which cuts texts anywhere and
+      drafts: calls that end around its end, behind the first token and in front of
+      the last are tried, too.
     """
     half = seq // 2
+    cuts: set[int] = set()
+    if chunk is not None:
+        cuts = {1, chunk - 1, chunk, chunk + 1, seq - 1} & set(range(1, seq))
     tried = [
         Variant("whole"),
         Variant("steps"),
@@ -173,9 +193,12 @@ def usual_variants(seq: int) -> tuple[Variant, ...]:
         Variant("batched", (1,)),
         Variant("packed", (100,)),
         Variant("initial_state", (half,)),
+        *(Variant("chunks", (cut, -1)) for cut in sorted(cuts)),
+        *((Variant("drafts", (4, 3)),) if cuts else ()),
     ]
     # on a short text several chunkings are the whole text
-    return tuple(v for v in tried if v.kind != "chunks" or v.numbers[0] < seq)
+    cut = (v for v in tried if v.kind != "chunks" or v.numbers[0] < seq)
+    return tuple(dict.fromkeys(cut))
 
 
 def union(variants: Sequence[str | Variant]) -> tuple[Variant, ...]:

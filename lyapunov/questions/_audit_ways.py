@@ -116,7 +116,8 @@ def ways_of_source(
     """
     implementation = audited(source)
     seq = ids.shape[1]
-    tried = usual_variants(seq) if variants is None else union(variants)
+    chunk = _own_chunk(model.config) if implementation.caches_in_calls else None
+    tried = usual_variants(seq, chunk) if variants is None else union(variants)
     ways, skipped = [], []
     for precision in precisions:
         pair = _executions(
@@ -132,6 +133,12 @@ def ways_of_source(
             trace = runner.trace(model, ids, variant, segments)
             _add(model, ways, skipped, Way(variant, precision, segments, trace))
     return ways, skipped
+
+
+def _own_chunk(config: NetworkConfig) -> int:
+    """Tokens of a scan's chunk; of a Mamba-1 those that its kernel takes at a time."""
+    own = (getattr(one, "chunk", None) for one in config.sublayers if one.recurrent)
+    return next((chunk for chunk in own if chunk), 2048)
 
 
 def _refused(implementation: AbstractImplementation, variant: Variant) -> str | None:
@@ -178,6 +185,8 @@ def _segments(
     """The calls of a run, each with what is declared of it; steps that are made here
     begin with a cache of no token."""
     variant.check(seq)
+    if variant.kind == "drafts":
+        decode = decode.in_windows(variant.kept)
     if variant.kind == "compiled":
         prefill = compiled(prefill)
     cache = state_format_named(decode.state_precision)

@@ -26,7 +26,7 @@ class DumpImplementation(AbstractImplementation):
     suffixes = (".npz", ".safetensors")
     ways = (
         *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),
-        *("packed", "initial_state", "compiled"),
+        *("packed", "initial_state", "drafts", "compiled"),
     )
     refused_ways: ClassVar[Mapping[str, str]] = {}
 

@@ -17,10 +17,16 @@ REFUSED_WAYS: Final[Mapping[str, str]] = {
     "padded_left": "the emulator has no masks",
     "padded_right": "the emulator has no masks",
     "batched": "the emulator's sequences do not meet",
+    "drafts": "of this flow no call makes several steps",
     "packed": "the emulator packs no texts",
     "compiled": "the emulator is no torch program",
 }
-"""Of the emulator, whosever flow it follows."""
+"""Of the emulator, where it follows a library's flow."""
+SERVED_WAYS: Final = (*WAYS, "drafts")
+SERVED_REFUSED_WAYS: Final[Mapping[str, str]] = {
+    way: why for way, why in REFUSED_WAYS.items() if way != "drafts"
+}
+"""Where it follows a server's."""
 
 
 class EmulatedImplementation(AbstractImplementation):

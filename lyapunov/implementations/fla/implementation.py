@@ -29,6 +29,7 @@ class FlaImplementation(AbstractImplementation):
     }
     ways = ("whole", "steps", "batched")
     refused_ways: ClassVar[Mapping[str, str]] = {
+        "drafts": "transformers steps by calls of one token",
         "chunks": "of calls that hand states on, fla's are not followed",
         "padded_left": "transformers gives fla's kernels no mask",
         "padded_right": "transformers gives fla's kernels no mask",

@@ -39,6 +39,7 @@ class MambaSsmImplementation(AbstractImplementation):
     followed_by_dumps = True
     ways = ("whole", "steps", "batched")
     refused_ways: ClassVar[Mapping[str, str]] = {
+        "drafts": "mamba_ssm's steps are calls of one token",
         "chunks": "mamba_ssm's Mamba-1 scan takes no initial state; after the first "
         "call it goes token by token",
         "padded_left": NO_MASK,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._implementation import AbstractImplementation, Runner
 from .._launch import SGLANG, Launch, launched
-from ..emulated.implementation import REFUSED_WAYS, WAYS
+from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class SglangEmulatedImplementation(AbstractImplementation):
     runs_without_head = True
     entry_bytes = None
     first_is_step = True
-    ways = WAYS
-    refused_ways = REFUSED_WAYS
+    ways = SERVED_WAYS
+    refused_ways = SERVED_REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
 

@@ -162,8 +162,9 @@ class TransformersImplementation(AbstractImplementation):
         *("initial_state", "compiled"),
     )
     refused_ways: ClassVar[Mapping[str, str]] = {
+        "drafts": "calls of several steps are not run with transformers here",
         "packed": "transformers' networks are given no sequence numbers here, which "
-        "would part packed texts"
+        "would part packed texts",
     }
     defects = DEFECTS
     ignores_dt_limits = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._implementation import AbstractImplementation, Runner
 from .._launch import VLLM, Launch, launched
 from .._stacks import SERVED_STATES
-from ..emulated.implementation import REFUSED_WAYS, WAYS
+from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class VllmImplementation(AbstractImplementation):
     refused_ways: ClassVar[Mapping[str, str]] = {
         "padded_left": NO_MASK,
         "padded_right": NO_MASK,
+        "drafts": "windows of drafts are not run with its operators here",
         "compiled": "its norms are compiled already, its mixers never are",
     }
 
@@ -97,8 +98,8 @@ class VllmEmulatedImplementation(AbstractImplementation):
     runs_without_head = True
     entry_bytes = None
     first_is_step = True
-    ways = WAYS
-    refused_ways = REFUSED_WAYS
+    ways = SERVED_WAYS
+    refused_ways = SERVED_REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
 
