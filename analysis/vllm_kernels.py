@@ -51,6 +51,7 @@ HAND_OVERS = (
     "packed:100",
     "batched:1",
 )
+REPLAY = "--use-replayssm"
 TINY, TINY_CUT = 24, 9
 """Tokens of the tiny network, and of its first call: a chunk and one."""
 
@@ -69,12 +70,19 @@ class Case(NamedTuple):
     effort: str | None = None
     shares: bool = False
     """Whether the emulation is counted beside it, and no bound."""
+    flags: str | None = None
+    """How the server was started."""
+
+    @property
+    def measure(self) -> str:
+        """What runs it."""
+        return f"vllm {self.flags or ''}".strip()
 
     @property
     def name(self) -> str:
         """Says all of it."""
         parts = [*self[:4], self.state and f"state {self.state}", *self[5:7]]
-        parts.append("emulation beside" if self.shares else None)
+        parts += ["emulation beside" if self.shares else None, self.flags]
         return ", ".join(str(part) for part in parts if part is not None)
 
 
@@ -96,6 +104,17 @@ def cases() -> list[Case]:
     for length in LENGTHS[1:]:
         found += [Case("mamba2", "prefill", length, p) for p in PRECISIONS]
     found += [Case("mamba2", "decode", 128, p, s) for p in PRECISIONS for s in STATES]
+    found += [
+        Case("mamba2", way, length, "bf16", flags=flags)
+        for way, length, flags in (
+            ("decode", 512, REPLAY),
+            ("decode", 128, REPLAY),
+            ("decode", 128, f"{REPLAY} --mamba-ssm-cache-dtype float32"),
+            ("prefill", 512, "--enforce-eager"),
+            ("decode", 128, "--enforce-eager"),
+            ("prefill", 512, "--mamba-cache-dtype float32"),
+        )
+    ]
     found.append(Case("mamba1", "decode", 512, "bf16"))
     found += [Case("mamba1", "decode", 128, p) for p in PRECISIONS]
     found += [
@@ -122,6 +141,8 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", f"initial_state:{TINY_CUT}", TINY, "fp16", "fp32")
     yield Case("tiny", "packed:10", TINY, "fp16")
     yield Case("tiny", "prefill", 2 * TINY, "fp16", effort="quick")
+    yield Case("tiny", "decode", TINY, "fp16", flags=REPLAY)
+    yield Case("tiny", "prefill", TINY, "fp16", flags="--enforce-eager")
     yield Case("tiny", "prefill", TINY, "fp16", shares=True)
     yield Case("tiny", "decode", TINY, "fp16", shares=True)
     for name, fault in FAULTS.items():
@@ -194,7 +215,7 @@ def _checked(model: Any, case: Case) -> dict[str, Any]:
         tokens(model, case),
         precisions=[case.precision],
         mode=case.way,
-        measure="vllm",
+        measure=case.measure,
         state_precision=case.state,
         effort=case.effort or "standard",
         growth=False,
@@ -222,7 +243,7 @@ def _audited(model: Any, case: Case) -> dict[str, Any]:
 
     report = lyapunov.audit(
         model,
-        "vllm",
+        case.measure,
         tokens(model, case),
         precisions=[case.precision],
         variants=[case.way],
@@ -237,7 +258,7 @@ def _audited(model: Any, case: Case) -> dict[str, Any]:
     return {
         "execution": "; ".join(one.executions),
         "precision": one.precision,
-        "measured_by": "vllm",
+        "measured_by": case.measure,
         "verdict": one.verdict,
         "violations": one.violations,
         "elements": one.elements,
@@ -274,7 +295,7 @@ def _emulated_beside(model: Any, case: Case) -> dict[str, Any]:
         [case.precision],
         architecture=model.layout.architecture,
         mode=case.way,
-        measure="vllm",
+        measure=case.measure,
         state_precision=case.state,
     )
     counted = ("violations", "elements", "unbounded", "t0_ratio", "t1_ratio", "rel_l2")

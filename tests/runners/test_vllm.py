@@ -11,10 +11,10 @@ import torch
 from lyapunov import load
 from lyapunov._errors import MissingExtraError, UsageError
 from lyapunov.formats import state_format_named
+from lyapunov.implementations import implementation_named
 from lyapunov.implementations._segment import Segment
 from lyapunov.implementations._ways import Variant
-from lyapunov.implementations.mamba_ssm.networks import mamba_ssm_network
-from lyapunov.implementations.vllm import Vllm, _operators
+from lyapunov.implementations.vllm import _operators
 from lyapunov.implementations.vllm._batch import (
     chunk_ends,
     chunks_of,
@@ -126,18 +126,27 @@ def model(tmp_path_factory):
 @pytest.fixture
 def no_operators(monkeypatch):
     """Operators that are never reached."""
-    nothing: Any = [None] * 6
+    nothing: Any = [None] * 7
     nothing = _operators.Operators(*nothing, interpreted=True, version="0.33.0")
     monkeypatch.setattr(_operators, "operators", lambda: nothing)
 
 
+VLLM = implementation_named("vllm")
+
+
 def declared(model, precision="fp16", mode="prefill", state=None):
     architecture = model.layout.architecture
-    return mamba_ssm_network(model.config, architecture, precision, mode, state)
+    return VLLM.execution(
+        model.config,
+        precision,
+        architecture=architecture,
+        mode=mode,
+        state_precision=state,
+    )
 
 
 def tried(model, variant=None, segments=(), precision="fp16"):
-    runner = Vllm(declared(model, precision))
+    runner = VLLM.runner(declared(model, precision))
     return list(runner.trace(model, np.zeros((1, 6), int), variant, segments))
 
 
@@ -153,11 +162,20 @@ def test_ways_that_there_are_not(model, no_operators, variant, message):
         tried(model, variant)
 
 
-@pytest.mark.parametrize("precision", ["fp16-cast", "fp16-amp"])
-def test_precisions_of_other_programs(model, no_operators, precision):
-    with pytest.raises(UsageError, match=f"vLLM does not run in {precision}") as error:
-        tried(model, precision=precision)
-    assert error.value.hint == "--precision fp16"
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-tp 2",
+        "--mamba-backend flashinfer",
+        "--mamba-ssm-cache-dtype float16 --enable-mamba-cache-stochastic-rounding",
+        "--speculative-config.num_speculative_tokens 3",
+    ],
+)
+def test_servers_whose_operators_are_others(model, flags):
+    server = implementation_named(f"vllm {flags}")
+    with pytest.raises(UsageError, match="are not run here") as error:
+        server.runner(declared(model))
+    assert error.value.hint == "--measure vllm-emulated follows it"
 
 
 def test_bf16_in_the_interpreter(model, no_operators):

@@ -6,6 +6,7 @@ LYAPUNOV_VLLM_FILES a folder with `vllm/model_executor/layers/mamba/ops` of vLLM
 0.33.0's wheel. The oracle is NumPy in fp64 (`oracles.networks.mamba_ssm`).
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis._vllm_faults import FAULTS
+from analysis._vllm_shares import APART
 from oracles.checkpoints.mamba_ssm import drawn, full_config, mamba_ssm_shapes, save
 from oracles.networks.mamba_ssm import mamba_ssm_logits
 from oracles.tolerances import condition, gamma
@@ -37,6 +40,7 @@ SEQ, CHUNK, SIZES = 40, 8, ssd.Sizes(chunk=8, d_state=16)
 CUTS = (1, CHUNK - 1, CHUNK, CHUNK + 1)
 UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 
+EAGER, REPLAY = "--enforce-eager", "--use-replayssm"
 STORES = 8
 """Roundings to the model's format for one weight: behind in_proj norm and xz; behind
 the convolution its product, itself and what products of a chunk read; behind out_proj
@@ -52,24 +56,16 @@ def runs() -> list[Run]:
         ways += [f"initial_state:{SEQ - 1}", "batched:1", "packed:13", "padded_left:2"]
         found += [Run(precision, "fp32", way) for way in ways]
         found.append(Run(precision, "fp32", "chunks:9,rest", lost=True))
-        found.append(Run(precision, "fp32", "whole", eager=True))
+        found.append(Run(precision, "fp32", "whole", EAGER))
+        found.append(Run(precision, "fp32", "steps", REPLAY))
     found += [Run("fp16", "fp16", way) for way in ("whole", "steps", "chunks:8,rest")]
     return found
 
 
-def computed(folder: Path, wanted: list[Run]) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays of each run by name, from a process of Triton's interpreter."""
-    lines = [
-        " ".join(
-            [one.precision, one.state, one.way]
-            + ["eager"] * one.eager
-            + ["lost"] * one.lost
-        )
-        for one in wanted
-    ]
-    out = folder / "runs.npz"
+def interpreted(*given) -> None:
+    """Run Python in a process whose Triton interprets."""
     subprocess.run(
-        [str(PYTHON), "-m", "tests.runners.vllm_runs", folder, out, *lines],
+        [str(PYTHON), *map(str, given)],
         check=True,
         cwd=ROOT,
         env=os.environ
@@ -80,10 +76,17 @@ def computed(folder: Path, wanted: list[Run]) -> dict[str, dict[str, np.ndarray]
             "OMP_NUM_THREADS": "1",
         },
     )
+
+
+def computed(folder: Path, wanted: list[Run]) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays of each run by name."""
+    out = folder / "runs.npz"
+    names = [one.name for one in wanted]
+    interpreted("-m", "tests.runners.vllm_runs", folder, out, *names)
     found: dict[str, dict[str, np.ndarray]] = {}
     with np.load(out) as arrays:
         for name in arrays.files:
-            run, _, what = name.partition("//")
+            run, _, what = name.partition("::")
             found.setdefault(run, {})[what] = arrays[name]
     return found
 
@@ -246,12 +249,25 @@ def test_what_is_stored_is_in_the_models_format(found):
 def test_eager_rounds_the_norm_twice(found):
     """The first norm reads the embedding in both, and differs by its inner rounding."""
     compiled, eager = (
-        found[Run("fp16", "fp32", "whole", eager=eager).name] for eager in (False, True)
+        found[Run("fp16", "fp32", "whole", flags).name] for flags in ("", EAGER)
     )
     np.testing.assert_array_equal(compiled["0.residual"], eager["0.residual"])
     one, other = compiled["0.norm"], eager["0.norm"]
     assert not np.array_equal(one, other)
     np.testing.assert_allclose(one, other, rtol=2 * UNITS["fp16"], atol=2.0**-24)
+
+
+@pytest.mark.parametrize("precision", UNITS)
+def test_a_ring_stores_the_state_once_it_is_full(found, precision):
+    """Assert that tokens are read otherwise, and not far off: fp32 in another order, or
+    what products of fp16 round."""
+    plain, ring = (
+        found[Run(precision, "fp32", "steps", flags).name] for flags in ("", REPLAY)
+    )
+    one, other = plain["0.scan_output"], ring["0.scan_output"]
+    assert not np.array_equal(one, other)
+    few = gamma(8, UNITS[precision]) * np.abs(one).max()
+    np.testing.assert_allclose(one, other, rtol=0, atol=few)
 
 
 def test_ways_that_vllm_has_not_are_refused(found):
@@ -288,3 +304,41 @@ def test_a_prefill_of_mamba1_is_refused_without_vllms_compiled_part(mamba1):
     *_, found = mamba1
     (said,) = found[Run("fp16", "fp32", "whole").name].values()
     assert str(said).startswith("refused: vLLM's prefill of Mamba-1 is compiled")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Rows of the study on a tiny network."""
+    out = tmp_path_factory.mktemp("smoke") / "vllm_kernels.json"
+    interpreted("-m", "analysis.vllm_kernels", "--smoke", "--jobs", "2", "--out", out)
+    found = json.loads(out.read_text())
+    assert not found["failed"]
+    return found["rows"]
+
+
+def test_whatever_runs_right_is_within_its_bounds(smoke):
+    """Assert it of prefills, steps, hand-overs and company, against what is declared of
+    vLLM."""
+    right = [one for one in smoke if one["violations"] is not None and not one["fault"]]
+    assert len(right) == 7
+    for one in right:
+        assert one["violations"] == one["unbounded"] == 0, one["case"]
+        assert one["elements"] > 10_000
+        # no bound is so wide that it says nothing: of an output's largest error
+        assert one["t1_ratio"][0] < 100, one["case"]
+
+
+def test_whatever_is_broken_is_beyond_them(smoke):
+    broken = {one["fault"]: one["violations"] for one in smoke if one["fault"]}
+    assert set(broken) == set(FAULTS)
+    assert min(broken.values()) > 100
+
+
+def test_an_emulation_stores_nearly_the_same(smoke):
+    """Assert that what differs is what fp32 sums in another order, just beside a tie:
+    of equal inputs no convolution, and of all sites one in a hundred."""
+    for one in smoke:
+        for site, counted in (one.get("differ") or {}).items():
+            share = counted["differ"] / counted["elements"]
+            most = 1e-3 if site == APART else 0.0 if site == "residual" else 2e-2
+            assert share <= most, (one["case"], site)

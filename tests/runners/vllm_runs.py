@@ -1,8 +1,8 @@
 """A network on vLLM's operators in Triton's interpreter, in a process of its own.
 
 `python -m tests.runners.vllm_runs FOLDER OUT RUN...` writes logits and stored tensors
-of runs `PRECISION STATE WAY` of the tokens in FOLDER/tokens.npy to OUT; what a run is
-refused with goes there as text. It needs Triton, and vLLM's files.
+of runs, by `Run.name`, of the tokens in FOLDER/tokens.npy to OUT; what a run is refused
+with goes there as text. It needs Triton, and vLLM's files.
 """
 
 import sys
@@ -18,7 +18,8 @@ class Run(NamedTuple):
     precision: str
     state: str
     way: str
-    eager: bool = False
+    flags: str = ""
+    """How the server is started, a word."""
     lost: bool = False
     """Whether what a cache holds is dropped in front of every prefill."""
 
@@ -31,18 +32,23 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     """Its arrays, by names that begin with its own."""
     from lyapunov._errors import LyapunovError
     from lyapunov.formats import state_format_named
-    from lyapunov.implementations import HeadRecord
+    from lyapunov.implementations import HeadRecord, implementation_named
     from lyapunov.implementations._segment import Segment
     from lyapunov.implementations._ways import parse_variant
-    from lyapunov.implementations.mamba_ssm.networks import mamba_ssm_network
-    from lyapunov.implementations.vllm import Vllm, _operators
+    from lyapunov.implementations.vllm import _operators
 
     way = parse_variant(one.way)
-    kind = model.layout.architecture
-    declared = lambda mode, state: mamba_ssm_network(
-        model.config, kind, one.precision, mode, state
+    vllm = implementation_named(f"vllm {one.flags}".strip())
+    prefill, decode = (
+        vllm.execution(
+            model.config,
+            one.precision,
+            architecture=model.layout.architecture,
+            mode=mode,
+            state_precision=one.state,
+        )
+        for mode in ("prefill", "decode")
     )
-    prefill, decode = declared("prefill", None), declared("decode", one.state)
     cache = state_format_named(one.state)
     segments = [
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
@@ -59,16 +65,15 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     _operators.operators = lambda: changed  # type: ignore[assignment]
     seen: dict[str, Any] = {}
     try:
-        runner = Vllm(prefill, eager=one.eager)
-        for record in runner.trace(model, tokens, way, segments):
+        for record in vllm.runner(prefill).trace(model, tokens, way, segments):
             if isinstance(record, HeadRecord):
                 logits = record.logits(0, model.config.padded_vocab_size)
-                seen[f"{one.name}//logits"] = np.asarray(logits)
+                seen[f"{one.name}::logits"] = np.asarray(logits)
                 continue
             for site, array in record.stored.items():
-                seen[f"{one.name}//{record.layer}.{site}"] = np.asarray(array)
+                seen[f"{one.name}::{record.layer}.{site}"] = np.asarray(array)
     except LyapunovError as error:
-        seen[f"{one.name}//refused"] = np.array(f"{error.code}: {error}")
+        seen[f"{one.name}::refused"] = np.array(f"{error.code}: {error}")
     finally:
         _operators.operators = original
     return seen
@@ -84,8 +89,8 @@ def main(folder: str, out: str, *named: str) -> None:
     tokens = np.load(Path(folder) / "tokens.npy")
     found: dict[str, Any] = {}
     for one in named:
-        precision, state, way, *changed = one.split()
-        wanted = Run(precision, state, way, "eager" in changed, "lost" in changed)
+        precision, state, way, flags, lost = one.split("/")
+        wanted = Run(precision, state, way, flags, lost == "True")
         found |= run(model, tokens, wanted)
     np.savez(out, **found)
 

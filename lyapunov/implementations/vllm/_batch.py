@@ -30,6 +30,8 @@ class Pass(NamedTuple):
     """(sequences + 1) int32: where the tokens of each begin, and the end."""
     resumed: Any
     """(sequences) bool: whether a cache holds what came before."""
+    turn: int = 0
+    """Steps before this one since the last prefill."""
 
     @property
     def resumes(self) -> bool:
@@ -38,7 +40,11 @@ class Pass(NamedTuple):
 
 
 def packed_pass(
-    lengths: Sequence[int], done: Sequence[int], steps: bool, slots: Any
+    lengths: Sequence[int],
+    done: Sequence[int],
+    steps: bool,
+    slots: Any,
+    turn: int = 0,
 ) -> Pass:
     """Plan a forward pass.
 
@@ -54,6 +60,7 @@ def packed_pass(
         slots,
         torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         torch.tensor([n > 0 for n in done], device=device),
+        turn,
     )
 
 

@@ -6,15 +6,29 @@ written as the compiled form computes: in fp32, with one rounding at its end; ea
 `--enforce-eager`, where each operation rounds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ...models import Model
 from .._implementation import RefusedError
 from ._batch import Pass, chunks_of, conv_programs
+from ._norms import normalised, weighted
 from ._operators import Operators, launching
+
+
+class Ring(NamedTuple):
+    """The last tokens of each slot, which ReplaySSM keeps between two stores."""
+
+    x: Any
+    """(slots, heads, tokens, head_dim), in the model's dtype."""
+    dt: Any
+    """(slots, heads, tokens), fp32."""
+    B: Any
+    """(slots, groups, tokens, d_state), in the model's dtype."""
+
+    @property
+    def tokens(self) -> int:
+        """How many it holds."""
+        return self.dt.shape[2]
 
 
 class Cache(NamedTuple):
@@ -24,6 +38,8 @@ class Cache(NamedTuple):
     """(slots, width - 1, channels): inputs of the convolution."""
     state: Any
     """(slots, heads, head_dim, d_state); of Mamba-1 (slots, d_inner, d_state)."""
+    ring: Ring | None = None
+    """Where the state is not stored at every step."""
 
     @property
     def conv(self) -> Any:
@@ -75,21 +91,8 @@ class Layer:
         grouped = lambda a: a.view(len(x), groups, -1)
         y = torch.empty(len(x), sizes.d_inner, dtype=x.dtype, device=x.device)
         if plan.steps:
-            dim = sizes.d_inner // sizes.heads
-            self._operators.step(
-                cache.state,
-                heads(u),
-                dt[:, :, None].expand(-1, -1, dim),
-                w["A"][:, None, None].expand(-1, dim, sizes.d_state),
-                grouped(B),
-                grouped(C),
-                w["D"][:, None].expand(-1, dim),
-                w["dt_bias"][:, None].expand(-1, dim),
-                dt_softplus=True,
-                state_batch_indices=plan.slots,
-                dst_state_batch_indices=plan.slots,
-                out=heads(y),
-            )
+            parts = heads(u), dt, grouped(B), grouped(C), heads(y)
+            self._step(parts, plan, cache)
         else:
             chunks = chunks_of(plan, sizes.chunk)
             initial = None
@@ -123,6 +126,48 @@ class Layer:
         gated = self._gated(y, gate)
         seen["gated"] = gated
         return linear(gated, w["out_proj"], w.get("out_proj_bias"))
+
+    def _step(self, parts: tuple[Any, ...], plan: Pass, cache: Cache) -> None:
+        """One token a sequence.
+
+        **Arguments:**
+
+        - `parts`: x, dt, B, C and what is written, by heads and groups.
+        """
+        import torch
+
+        x, dt, B, C, y = parts
+        w, sizes, ring = self.weights, self.sizes, cache.ring
+        dim = sizes.d_inner // sizes.heads
+        given = (
+            cache.state,
+            x,
+            dt[:, :, None].expand(-1, -1, dim),
+            w["A"][:, None, None].expand(-1, dim, sizes.d_state),
+            B,
+            C,
+            w["D"][:, None].expand(-1, dim),
+            w["dt_bias"][:, None].expand(-1, dim),
+        )
+        named = {"dt_softplus": True, "state_batch_indices": plan.slots, "out": y}
+        if ring is None:
+            named["dst_state_batch_indices"] = plan.slots
+            self._operators.step(*given, **named)
+            return
+        place = plan.turn % ring.tokens
+        every = lambda value, dtype: torch.full_like(plan.slots, value, dtype=dtype)
+        scratch = (len(x), sizes.groups, ring.tokens)
+        self._operators.replay(
+            *given,
+            x_cache=ring.x,
+            dt_cache=ring.dt,
+            B_cache=ring.B,
+            bc_pre=torch.empty(scratch, dtype=torch.float32, device=x.device),
+            write_pos=every(place, torch.int32),
+            is_flush=every(place == ring.tokens - 1, torch.int8),
+            max_cache_len=ring.tokens,
+            **named,
+        )
 
     def _mamba1(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
         import torch
@@ -227,110 +272,5 @@ class Layer:
             )
         wide = y * silu(gate.float())
         wide = wide.view(len(y), sizes.groups, -1)
-        hat = _normalised(wide, sizes.gate_norm_epsilon).view(y.shape)
-        return _weighted(hat, weight, y.dtype, self._eager)
-
-
-class Network:
-    """Embedding, layers, norm and head, in one dtype.
-
-    **Arguments:**
-
-    - `model`: whose weights it has. `dtype`: torch's. `operators`: vLLM's.
-    - `eager`: whether nothing is compiled.
-    """
-
-    def __init__(self, model: Model, dtype: Any, operators: Operators, eager: bool):
-        import torch
-
-        config, layout = model.config, model.layout
-        device = operators.device
-        held = lambda array: torch.tensor(
-            np.asarray(array, np.float32), dtype=dtype, device=device
-        )
-        rows = config.padded_vocab_size
-        self.embedding = held(layout.embedding(np.arange(rows)))
-        self.head = held(layout.head(0, rows))
-        self._norm = held(layout.final_norm())
-        self._epsilon = config.norm_epsilon
-        self._eager = eager
-        self._device = device
-        self.layers = []
-        for i, sizes in enumerate(config.sublayers):
-            raw = layout.layer(i)
-            # once at load, of what is stored, and kept in fp32
-            A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
-            weights = {name: held(array) for name, array in raw.items()}
-            weights.setdefault("conv_bias", None)
-            weights["A"] = -torch.exp(A_log).to(device)
-            self.layers.append(Layer(weights, sizes, operators, eager))
-
-    def caches(self, slots: int, window: Any, state: Any) -> list[Cache]:
-        """Make zeros for so many slots.
-
-        **Arguments:**
-
-        - `window`, `state`: torch dtypes.
-        """
-        import torch
-
-        zeros = lambda shape, dtype: torch.zeros(
-            (slots, *shape), dtype=dtype, device=self._device
-        )
-        found = []
-        for layer in self.layers:
-            sizes, channels = layer.sizes, len(layer.weights["conv_weight"])
-            shape = (sizes.d_inner, sizes.d_state)
-            if sizes.kind == "mamba2":
-                shape = (sizes.heads, sizes.d_inner // sizes.heads, sizes.d_state)
-            kept = zeros((sizes.d_conv - 1, channels), window)
-            found.append(Cache(kept, zeros(shape, state)))
-        return found
-
-    def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:
-        """What each layer stored, by site, then what the head reads.
-
-        **Arguments:**
-
-        - `ids`: (tokens) of all sequences. `caches`: are written to.
-        """
-        hidden, residual = self.embedding[ids], None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            normed, residual = self._normed(
-                hidden, residual, layer.weights["norm"], layer.sizes.norm_epsilon
-            )
-            seen = {"norm": normed, "residual": residual}
-            hidden = layer.mixer(normed, plan, cache, seen)
-            yield seen | {"out": hidden}
-        normed, residual = self._normed(hidden, residual, self._norm, self._epsilon)
-        yield normed
-
-    def _normed(self, hidden: Any, residual: Any, weight: Any, epsilon: float):
-        """The norm of the stream, and the stream as it is stored.
-
-        Compiled, the norm reads the sum before it is stored
-        (`ir.ops.fused_add_rms_norm`); the C kernel of eager runs reads what it stored.
-        """
-        dtype = hidden.dtype
-        if residual is None:
-            stored, wide = hidden, hidden.float()
-        else:
-            wide = hidden.float() + residual.float()
-            stored = wide.to(dtype)
-        read = stored.float() if self._eager else wide
-        hat = _normalised(read, epsilon)
-        return _weighted(hat, weight, dtype, self._eager), stored
-
-
-def _normalised(wide: Any, epsilon: float) -> Any:
-    import torch
-
-    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
-
-
-def _weighted(hat: Any, weight: Any, dtype: Any, eager: bool) -> Any:
-    """The fp32 hat times the weight: rounded before it, too, where nothing is
-    compiled."""
-    if eager:
-        return hat.to(dtype) * weight
-    return (hat * weight.float()).to(dtype)
+        hat = normalised(wide, sizes.gate_norm_epsilon).view(y.shape)
+        return weighted(hat, weight, y.dtype, self._eager)

@@ -28,6 +28,7 @@ FILES = "LYAPUNOV_VLLM_FILES"
 """The environment variable that names a folder of unpacked files."""
 VERSION = "0.33"
 """Of vLLM, whose operators are called here as it calls them."""
+REPLAY = "selective_state_update_replayssm_output_only"
 INSTALL = (
     f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
     f"into a folder, and set {FILES} to that"
@@ -45,6 +46,8 @@ class Operators(NamedTuple):
     """`mamba_chunk_scan_combined_varlen`."""
     step: Callable
     """`selective_state_update`, in Triton."""
+    replay: Callable
+    """`selective_state_update_replayssm_output_only`, the same with a ring."""
     gated_norm: Callable
     """`rms_norm_gated`, which runs where nothing is compiled."""
     scan: Callable | None
@@ -91,6 +94,7 @@ def operators() -> Operators:
             conv_step=conv.causal_conv1d_update,
             chunk_scan=combined.mamba_chunk_scan_combined_varlen,
             step=steps.selective_state_update,
+            replay=getattr(get(REPLAY), REPLAY),
             gated_norm=norm.rms_norm_gated,
             scan=steps.selective_scan_fn if compiled else None,
             interpreted=interpreted,

@@ -1,9 +1,10 @@
-"""Which networks are put together as vLLM puts them together."""
+"""Which networks are put together as vLLM does, and started how."""
 
 from typing import Any
 
 from ..._errors import UsageError
 from ...models import Model
+from .._launch import Launch
 
 
 def refuse_others(model: Model) -> None:
@@ -56,3 +57,21 @@ def _not_plain(sizes: Any, model: Model) -> str | None:
     if model.raw_parameters(0)["D"].size != sizes.heads:
         return "its D has an entry a channel"
     return None
+
+
+def refuse_launch(launch: Launch) -> None:
+    """Refuse a server whose operators are not all called here.
+
+    **Raises:** `UsageError`.
+    """
+    for flag, given in (
+        ("--tensor-parallel-size", launch.ranks > 1),
+        ("--mamba-backend flashinfer", launch.flashinfer),
+        ("--enable-mamba-cache-stochastic-rounding", launch.stochastic),
+        ("--speculative-config", launch.drafts > 0),
+    ):
+        if given:
+            raise UsageError(
+                f"with {flag} vLLM's operators are not run here",
+                hint="--measure vllm-emulated follows it",
+            )

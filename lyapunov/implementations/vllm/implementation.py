@@ -80,7 +80,7 @@ class VllmImplementation(AbstractImplementation):
         """Run texts with its operators."""
         from .runner import Vllm
 
-        return Vllm(execution)
+        return Vllm(execution, self.launch)
 
 
 class VllmEmulatedImplementation(AbstractImplementation):

@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._errors import UsageError
+from ...formats import FP32, state_format_named
 from ...formats._precision import Precision
 from ...models import Model
 from .. import Execution
 from .._company import company, in_company
+from .._launch import Launch
 from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 from . import _operators
 from ._batch import packed_pass
-from ._layers import Network
-from ._plain import refuse_others
+from ._network import Network
+from ._plain import refuse_launch, refuse_others
 
 
 class Vllm:
@@ -34,15 +36,18 @@ class Vllm:
 
     **Arguments:**
 
-    - `execution`: whose `precision` says the dtype of the weights, and whose
-      `state_precision` that of the cached state.
-    - `eager`: compute what is computed under `--enforce-eager`.
+    - `execution`: that vLLM promises: whose `precision` says the dtype of the weights,
+      and whose sites those of the cached state and of the convolution's window.
+    - `launch`: how the server was started.
+
+    **Raises:** `UsageError` for a start that is not followed here.
     """
 
-    def __init__(self, execution: Execution, *, eager: bool = False):
+    def __init__(self, execution: Execution, launch: Launch = Launch()):  # noqa: B008
+        refuse_launch(launch)
         self.execution = execution
-        self._eager = eager
-        self._made: tuple[Any, str, Network] | None = None
+        self._launch = launch
+        self._made: tuple[Model, Network] | None = None
 
     @traced_in_fp64
     def trace(
@@ -62,16 +67,16 @@ class Vllm:
         """
         variant = variant or self.execution.variant
         rows = _rows(np.asarray(tokens), variant)
+        network = self._network(model, _operators.operators())
+        own = self.execution.of(model.config.sublayers[0].kind)
         segments = segments or (
-            Segment(0, tokens.shape[1], self.execution, self._cache_format()),
+            Segment(0, tokens.shape[1], self.execution, _cache_format(own)),
         )
-        operators = _operators.operators()
-        network = self._network(model, operators)
         torch = import_torch()
         normed: Any = None
         before: Any = None
         last: Any = None
-        for found in _recorded(torch, network, rows, segments):
+        for found in _recorded(torch, network, rows, segments, self._launch.ring):
             if not isinstance(found, dict):
                 normed = found
                 continue
@@ -97,11 +102,6 @@ class Vllm:
 
         yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
 
-    def _cache_format(self) -> Any:
-        from ...formats import state_format_named
-
-        return state_format_named(self.execution.state_precision)
-
     def _network(self, model: Model, operators: _operators.Operators) -> Network:
         """The network on the device, made for the first text."""
         if self._made is None or self._made[0] is not model:
@@ -122,9 +122,16 @@ class Vllm:
             exact_sums(torch)
             dtype = torch_dtype(torch, precision)
             with torch.no_grad():
-                made = Network(model, dtype, operators, self._eager)
-            self._made = model, precision, made
-        return self._made[2]
+                made = Network(model, dtype, operators, self._launch.eager)
+            self._made = model, made
+        return self._made[1]
+
+
+def _cache_format(own: Execution) -> Any:
+    """Of the state that a call leaves, and in which it stores those between chunks."""
+    if own.mode == "decode":
+        return state_format_named(own.state_precision)
+    return own.sites.get("chunk_cached", FP32)
 
 
 class _Rows(NamedTuple):
@@ -155,16 +162,20 @@ def _rows(tokens: np.ndarray, variant: Variant) -> _Rows:
 
 
 def _recorded(
-    torch: Any, network: Network, rows: _Rows, segments: Sequence[Segment]
+    torch: Any,
+    network: Network,
+    rows: _Rows,
+    segments: Sequence[Segment],
+    ring: int | None,
 ) -> Iterator[Any]:
     """A dict a layer, (rows, tokens, width) by site, then what the head reads."""
     passes = list(_passes(rows, segments))
     if len(passes) == 1:
-        yield from _run(torch, network, rows, segments, passes)
+        yield from _run(torch, network, rows, segments, passes, ring)
         return
     kept: list[list[dict[str, Any]]] = [[] for _ in network.layers]
     normed = []
-    for found in _run(torch, network, rows, segments, passes):
+    for found in _run(torch, network, rows, segments, passes, ring):
         if isinstance(found, dict):
             kept[found.pop("layer")].append(found)
         else:
@@ -213,6 +224,7 @@ def _run(
     rows: _Rows,
     segments: Sequence[Segment],
     passes: Sequence[_Planned],
+    ring: int | None,
 ) -> Iterator[Any]:
     """Forward pass after forward pass, on caches of their own."""
     device = network.embedding.device
@@ -221,16 +233,20 @@ def _run(
     slots = torch.arange(1, count + 1, dtype=torch.int32, device=device)
     caches = network.caches(
         count + 1,
-        window_dtype(torch, segments[0].execution),
+        window_dtype(torch, segments[0].execution.of(network.kind)),
         _state_dtype(torch, segments),
+        ring,
     )
+    turn = 0
     same = len({len(sequence) for sequence in rows.sequences}) == 1
     for planned in passes:
         own = slice(planned.start, planned.stop) if same else slice(None)
         parts = [sequence[own] for sequence in rows.sequences]
         lengths = [len(part) for part in parts]
         ids = torch.as_tensor(np.concatenate(parts).astype(np.int64), device=device)
-        plan = packed_pass(lengths, [planned.start] * count, planned.steps, slots)
+        done = [planned.start] * count
+        plan = packed_pass(lengths, done, planned.steps, slots, turn)
+        turn = turn + 1 if planned.steps else 0
         shown = lambda tensor, lengths=lengths: torch.stack(
             tensor.split(lengths)[rows.own]
         )
@@ -244,8 +260,10 @@ def _run(
 
 
 def window_dtype(torch: Any, execution: Execution) -> Any:
-    """The torch dtype of the convolution's window: the model's, as by default."""
-    return torch_dtype(torch, execution.precision)
+    """The torch dtype of the convolution's window: of the site where it is stored."""
+    sites = execution.sites
+    found = sites.get("conv_input") or sites.get("conv_product") or FP32
+    return torch_dtype(torch, found.name)
 
 
 def _state_dtype(torch: Any, segments: Sequence[Segment]) -> Any:

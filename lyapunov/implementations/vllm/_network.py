@@ -1,0 +1,115 @@
+"""A network of Mamba-1 or Mamba-2 as vLLM puts it together, in torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ...models import Model
+from ._batch import Pass
+from ._layers import Cache, Layer, Ring
+from ._norms import normalised, weighted
+from ._operators import Operators
+
+
+class Network:
+    """Embedding, layers, norm and head, in one dtype.
+
+    **Arguments:**
+
+    - `model`: whose weights it has. `dtype`: torch's. `operators`: vLLM's.
+    - `eager`: whether nothing is compiled.
+    """
+
+    def __init__(self, model: Model, dtype: Any, operators: Operators, eager: bool):
+        import torch
+
+        config, layout = model.config, model.layout
+        device = operators.device
+        held = lambda array: torch.tensor(
+            np.asarray(array, np.float32), dtype=dtype, device=device
+        )
+        rows = config.padded_vocab_size
+        self.embedding = held(layout.embedding(np.arange(rows)))
+        self.head = held(layout.head(0, rows))
+        self._norm = held(layout.final_norm())
+        self._epsilon = config.norm_epsilon
+        self._eager = eager
+        self._device = device
+        self.kind = config.sublayers[0].kind
+        self.layers = []
+        for i, sizes in enumerate(config.sublayers):
+            raw = layout.layer(i)
+            # once at load, of what is stored, and kept in fp32
+            A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
+            weights = {name: held(array) for name, array in raw.items()}
+            weights.setdefault("conv_bias", None)
+            weights["A"] = -torch.exp(A_log).to(device)
+            self.layers.append(Layer(weights, sizes, operators, eager))
+
+    def caches(
+        self, slots: int, window: Any, state: Any, ring: int | None
+    ) -> list[Cache]:
+        """Make zeros for so many slots.
+
+        **Arguments:**
+
+        - `window`, `state`: torch dtypes.
+        - `ring`: tokens that ReplaySSM keeps; None: it is off.
+        """
+        import torch
+
+        zeros = lambda shape, dtype: torch.zeros(
+            (slots, *shape), dtype=dtype, device=self._device
+        )
+        found = []
+        for layer in self.layers:
+            sizes, channels = layer.sizes, len(layer.weights["conv_weight"])
+            kept = zeros((sizes.d_conv - 1, channels), window)
+            if sizes.kind == "mamba1":
+                found.append(Cache(kept, zeros((sizes.d_inner, sizes.d_state), state)))
+                continue
+            heads, dim, own = sizes.heads, sizes.d_inner // sizes.heads, None
+            if ring is not None:
+                own = Ring(
+                    zeros((heads, ring, dim), self.embedding.dtype),
+                    zeros((heads, ring), torch.float32),
+                    zeros((sizes.groups, ring, sizes.d_state), self.embedding.dtype),
+                )
+            shape = (heads, dim, sizes.d_state)
+            found.append(Cache(kept, zeros(shape, state), own))
+        return found
+
+    def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:
+        """What each layer stored, by site, then what the head reads.
+
+        **Arguments:**
+
+        - `ids`: (tokens) of all sequences. `caches`: are written to.
+        """
+        hidden, residual = self.embedding[ids], None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            normed, residual = self._normed(
+                hidden, residual, layer.weights["norm"], layer.sizes.norm_epsilon
+            )
+            seen = {"norm": normed, "residual": residual}
+            hidden = layer.mixer(normed, plan, cache, seen)
+            yield seen | {"out": hidden}
+        normed, residual = self._normed(hidden, residual, self._norm, self._epsilon)
+        yield normed
+
+    def _normed(self, hidden: Any, residual: Any, weight: Any, epsilon: float):
+        """The norm of the stream, and the stream as it is stored.
+
+        Compiled, the norm reads the sum before it is stored
+        (`ir.ops.fused_add_rms_norm`); the C kernel of eager runs reads what it stored.
+        """
+        dtype = hidden.dtype
+        if residual is None:
+            stored, wide = hidden, hidden.float()
+        else:
+            wide = hidden.float() + residual.float()
+            stored = wide.to(dtype)
+        read = stored.float() if self._eager else wide
+        hat = normalised(read, epsilon)
+        return weighted(hat, weight, dtype, self._eager), stored
