@@ -150,12 +150,18 @@ def test_a_fault_is_there_without_the_dump_knowing(models, served):
 
 def test_a_window_is_held_to_the_inputs(models, served):
     """Assert that a window kept in bf16 under an fp16 model is caught though left and
-    taken agree, and is right where it is declared."""
-    for declared, right in ((None, False), ("bf16", True)):
+    taken agree, and is right where it is declared, or by the server's flags."""
+    flagged = "vllm --enforce-eager --mamba-cache-dtype bfloat16"
+    for said, right in (
+        ({}, False),
+        ({"window_precision": "bf16"}, True),
+        ({"implementation": "vllm --enforce-eager"}, False),
+        ({"implementation": flagged}, True),
+    ):
         server = a_server(
             models["mamba2"], precision="fp16", window_dtype=torch.bfloat16
         )
-        hook = a_hook(server, window_precision=declared)
+        hook = a_hook(server, **said)
         server.run(*prefilled(5, 9), around=hook)
         _, path, _ = served("mamba2", *prefilled(5), precision="fp16")
         hook.write(path)
