@@ -64,6 +64,9 @@ class Rules(NamedTuple):
     on_a_grid: bool
     """Whether chunks end at multiples of their length in the text itself, and with
     calls; else they are counted from where a call begins."""
+    last_again: bool
+    """Whether the state that a call leaves is made anew from the cached one in front of
+    its last chunk."""
     compiles: bool
     """Whether norms are torch operations, which are compiled unless a flag says not;
     else one kernel adds and normalises."""
@@ -201,7 +204,9 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
         sites |= _of_norms(sizes, wanted)
     if wanted.mode == "prefill":
         if one.kind == "mamba2":
-            how = dataclasses.replace(how, grid=0 if wanted.rules.on_a_grid else None)
+            grid = 0 if wanted.rules.on_a_grid else None
+            again = state != FP32 and wanted.rules.last_again
+            how = dataclasses.replace(how, grid=grid, last_again=again)
             if state != FP32:
                 sites["chunk_cached"] = state
         return dataclasses.replace(

@@ -47,8 +47,12 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     cut, joined = chunks(seq, chunk, at.form.calls, at.form.grid)
     pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
+    count = pieces[0].shape[0]
+    last = jnp.arange(count) == count - 1
     after, y = at.scan(
-        lambda at, state, inputs: _one_chunk(at, state, inputs, A), start, pieces
+        lambda at, state, inputs: _one_chunk(at, state, inputs, A),
+        start,
+        (*pieces, last),
     )
     y = at.view(joined, y)
     if at.form.chunks_at_once:
@@ -63,9 +67,9 @@ def _one_chunk(at, state, inputs, A):
     """One chunk: (state after it, C h).
 
     dt (tokens, heads), x (tokens, heads, head_dim), B and C (tokens, groups, d_state),
-    state (heads, head_dim, d_state).
+    state (heads, head_dim, d_state). Whether the chunk is the last one comes last.
     """
-    dt, x, B, C = inputs
+    dt, x, B, C, last = inputs
     tokens, heads = dt.shape
     shared = heads // B.shape[1]
     repeat = lambda a: jnp.repeat(a, shared, axis=-2)
@@ -84,7 +88,12 @@ def _one_chunk(at, state, inputs, A):
         drive = at.multiply(read_x, at.view(lambda a: a[..., None], dt))
         made = at.reached(made, at.view(_tokens_last, drive))
     kept = at.view(lambda a: a[:, None, None], at.fading(elapsed[-1]))
-    after = at.add(at.multiply(state, kept), made)
+    cached = at.store("chunk_cached", state)
+    before = state
+    if at.form.last_again:
+        ends = jnp.where(last, jnp.ones(state.shape), 0.0)
+        before = at.add(at.mask(state, 1.0 - ends), at.mask(cached, ends))
+    after = at.add(at.multiply(before, kept), made)
 
     # from token s to token l
     apart = at.add(
@@ -99,17 +108,17 @@ def _one_chunk(at, state, inputs, A):
     weight = at.multiply(at.multiply(pairs, apart), at.view(_as_source, dt))
     weight = at.store("CB_decayed", at.mask(weight, causal))
 
-    handed = at.store("chunk_state", at.store("chunk_cached", state))
+    handed = at.store("chunk_state", cached)
     since = at.view(lambda a: a[..., None], at.fading(elapsed))
-    before = at.einsum("lhn,hpn->lhp", at.view(repeat, read_C), handed)
-    before = at.multiply(before, since)
+    read = at.einsum("lhn,hpn->lhp", at.view(repeat, read_C), handed)
+    read = at.multiply(read, since)
     # the accumulator begins with what came from before the chunk
-    y = at.einsum("lsh,shp->lhp", weight, read_x, before)
+    y = at.einsum("lsh,shp->lhp", weight, read_x, read)
     if not at.stores("state"):
         return after, y
     # a ring that is full: the last token reads the state that goes into the cache
-    last = at.einsum("hn,hpn->hp", at.view(repeat, read_C[-1:])[0], after)
-    y = at.join([y[:-1], at.view(lambda a: a[None], last)])
+    full = at.einsum("hn,hpn->hp", at.view(repeat, read_C[-1:])[0], after)
+    y = at.join([y[:-1], at.view(lambda a: a[None], full)])
     return _in_rows(at, after, lambda state: at.store("state", state)), y
 
 

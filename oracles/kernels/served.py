@@ -161,3 +161,37 @@ class Ring(Front, SsdStep):
         after = self.settled(state * kept[..., None] + self.settled(new))
         y = self.settled((after * c[:, None, :]).sum(axis=-1))
         return y, self.stored_state(after)
+
+
+class SglangScan(ServedScan):
+    """The same in two calls: the state that the first one leaves is made anew from the
+    cached one in front of its last chunk (SGLang 0.5.23, `ssd_chunk_state.py`).
+
+    **Arguments:**
+
+    - `cut`: tokens of the first call. `again`: False passes on the carry, as vLLM does.
+    """
+
+    def __init__(self, *given, cut, again=True, **options):
+        super().__init__(*given, **options)
+        self.cut, self.again = cut, again
+
+    def passed(self, state, last, new):
+        before = self.as_cached(state, self.cached) if self.ends else state
+        return super().passed(before, last, new)
+
+    def scanned(self, xz, conv):
+        x, B, C = self.parts(conv)
+        step = self.step_size(xz[:, -self.heads :])
+        seq, chunk = len(conv), self.shape.chunk
+        state = np.zeros((self.heads, x.shape[2], self.n), self.kind)
+        out = []
+        for start, end in ((0, self.cut), (self.cut, seq)):
+            if start:
+                state = self.as_cached(state, self.cached)
+            for first in range(start, end, chunk):
+                own = slice(first, min(first + chunk, end))
+                self.ends = self.again and own.stop == end
+                state, y = self.chunk(state, step[own], x[own], B[own], C[own])
+                out.append(y)
+        return np.concatenate(out).reshape(seq, -1)

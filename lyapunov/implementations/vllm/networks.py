@@ -11,7 +11,7 @@ from .._stacks import VLLM_STACK
 # Chunks end at absolute multiples of their length (`_compute_chunk_metadata` in
 # `v1/attention/backends/mamba_attn.py`), so that they do not depend on what is packed
 # beside a text, nor on how a prompt was split.
-VLLM = Rules("vllm", VLLM_STACK, on_a_grid=True, compiles=True)
+VLLM = Rules("vllm", VLLM_STACK, on_a_grid=True, last_again=False, compiles=True)
 
 
 def vllm_network(
