@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Fault(NamedTuple):
@@ -102,18 +102,12 @@ def patched(name: str, every: int = EVERY) -> Iterator[None]:
 
     - `every`: steps from one lost store to the next, of the fault that loses some.
     """
-    from lyapunov.implementations.vllm import _operators
+    from lyapunov.implementations.vllm import operators, operators_replaced
 
-    fault, original = FAULTS[name], _operators.operators
-    found = original()
+    fault = FAULTS[name]
     broken = fault.broken
     if isinstance(broken, partial) and broken.func is _stale:
         broken = partial(_stale, every)
-    own: Any = {fault.operator: broken(getattr(found, fault.operator))}
-    changed = found._replace(**own)
-    holder: Any = _operators
-    holder.operators = lambda: changed
-    try:
+    original = getattr(operators(), fault.operator)
+    with operators_replaced(**{fault.operator: broken(original)}):
         yield
-    finally:
-        holder.operators = original

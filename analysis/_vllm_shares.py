@@ -21,8 +21,7 @@ def shares(model: Any, ids: Any, execution: Any) -> dict[str, dict[str, int]]:
     - `ids`: (batch, seq).
     - `execution`: of vLLM's.
     """
-    from lyapunov.implementations import Emulated, HeadRecord
-    from lyapunov.implementations._segment import Segment
+    from lyapunov.implementations import Emulated, HeadRecord, Segment
     from lyapunov.implementations.vllm import Vllm
 
     emulated = Emulated(execution)

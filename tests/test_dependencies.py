@@ -50,6 +50,7 @@ PEERS = {"chaotax", "clvlib", "jitcode", "lyapax", "lyapynov", "pynamicalsys"}
 ON_A_GPU = {
     "fla": "one wheel of flash-linear-attention, whose kernels need a GPU",
     "triton": "comes with torch where there is a GPU",
+    "vllm": "is installed where a server runs, which a hook is given",
 }
 
 

@@ -20,6 +20,7 @@ from ._registry import (
     implementation_named as implementation_named,
 )
 from ._run import trace as trace
+from ._segment import Segment as Segment
 from ._trace import (
     HeadRecord as HeadRecord,
     SublayerRecord as SublayerRecord,

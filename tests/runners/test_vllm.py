@@ -39,9 +39,9 @@ def found(monkeypatch):
     monkeypatch.delenv(_operators.FILES, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
-    _operators.operators.cache_clear()
+    _operators.find_operators.cache_clear()
     yield _operators.operators
-    _operators.operators.cache_clear()
+    _operators.find_operators.cache_clear()
 
 
 def test_no_gpu_is_named_first(found, monkeypatch):

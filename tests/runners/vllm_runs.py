@@ -32,10 +32,9 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     """Its arrays, by names that begin with its own."""
     from lyapunov._errors import LyapunovError
     from lyapunov.formats import state_format_named
-    from lyapunov.implementations import HeadRecord, implementation_named
-    from lyapunov.implementations._segment import Segment
+    from lyapunov.implementations import HeadRecord, Segment, implementation_named
     from lyapunov.implementations._ways import parse_variant
-    from lyapunov.implementations.vllm import _operators
+    from lyapunov.implementations.vllm import operators, operators_replaced
 
     way = parse_variant(one.way)
     vllm = implementation_named(f"vllm {one.flags}".strip())
@@ -54,28 +53,24 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
         for call in way.calls(tokens.shape[1], first_is_step=True)
     ]
-    found = _operators.operators()
+    others: dict[str, Any] = {}
     if one.lost:
-        whole = found.chunk_scan
-        lose = lambda *given, **named: whole(*given, **named | {"initial_states": None})
-        changed = found._replace(chunk_scan=lose)
-    else:
-        changed = found
-    original = _operators.operators
-    _operators.operators = lambda: changed  # type: ignore[assignment]
+        whole = operators().chunk_scan
+        others["chunk_scan"] = lambda *given, **named: whole(
+            *given, **named | {"initial_states": None}
+        )
     seen: dict[str, Any] = {}
     try:
-        for record in vllm.runner(prefill).trace(model, tokens, way, segments):
-            if isinstance(record, HeadRecord):
-                logits = record.logits(0, model.config.padded_vocab_size)
-                seen[f"{one.name}::logits"] = np.asarray(logits)
-                continue
-            for site, array in record.stored.items():
-                seen[f"{one.name}::{record.layer}.{site}"] = np.asarray(array)
+        with operators_replaced(**others):
+            for record in vllm.runner(prefill).trace(model, tokens, way, segments):
+                if isinstance(record, HeadRecord):
+                    logits = record.logits(0, model.config.padded_vocab_size)
+                    seen[f"{one.name}::logits"] = np.asarray(logits)
+                    continue
+                for site, array in record.stored.items():
+                    seen[f"{one.name}::{record.layer}.{site}"] = np.asarray(array)
     except LyapunovError as error:
         seen[f"{one.name}::refused"] = np.array(f"{error.code}: {error}")
-    finally:
-        _operators.operators = original
     return seen
 
 

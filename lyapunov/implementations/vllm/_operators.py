@@ -63,13 +63,33 @@ class Operators(NamedTuple):
         return "cpu" if self.interpreted else "cuda"
 
 
-@functools.cache
+_replaced: Operators | None = None
+
+
 def operators() -> Operators:
     """Find them, once a process.
 
     **Raises:** `MissingExtraError` where neither vLLM nor its files are there;
     `UsageError` for another version, or where torch sees no GPU.
     """
+    return _replaced or find_operators()
+
+
+@contextmanager
+def operators_replaced(**others: Any) -> Iterator[None]:
+    """Have networks that are made in this block call other functions, by the fields of
+    `Operators`."""
+    global _replaced
+    before, _replaced = _replaced, operators()._replace(**others)
+    try:
+        yield
+    finally:
+        _replaced = before
+
+
+@functools.cache
+def find_operators() -> Operators:
+    """Find them, once a process; **Raises:** as `operators`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and not import_torch().cuda.is_available():
         raise UsageError(
