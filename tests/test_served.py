@@ -63,9 +63,10 @@ def test_defaults_are_the_stacks_own(given, vllm, sglang):
     assert (second.stack, second.state, second.window) == ("SGLang", sglang, "bf16")
     for one in (first, second):
         assert one.why
-        assert one.ask == (
-            f"--mode decode --precision {given.dtype} --state-precision {one.state}"
-        )
+        how = f"--state-precision {one.state}"
+        if given.kinds <= {"mamba1", "mamba2"}:
+            how = f"--measure {one.stack.lower()}_emulated"
+        assert one.ask == f"--mode decode --precision {given.dtype} {how}"
 
 
 def test_rules_are_of_families_and_kinds_that_there_are():
@@ -161,13 +162,16 @@ def test_only_what_a_stack_runs_is_advised(kind, state, weights):
 def test_what_a_default_cost_is_of_the_run_in_these_formats():
     """By steps alone, and in both formats."""
     output = OutputDivergence(argmax_flips=7, argmax_total=512, kl_mean=2e-4)
-    run = lambda mode, precision, state: PrecisionReport(
-        precision, state, "flow", mode, "x", [], output
+    run = lambda mode, precision, state, by="vllm_emulated": PrecisionReport(
+        precision, state, "flow", mode, by, [], output
     )
     others = [
         run("prefill", "bf16", "bf16"),
         run("decode", "fp16", "bf16"),
         run("decode", "bf16", "fp16"),
+        run("decode", "bf16", "bf16", "emulated"),
+        run("decode", "bf16", "bf16", "vllm_emulated -tp 2"),
+        run("decode", "bf16", "fp32"),
     ]
     first, _ = as_served(asked(), None, others)
     assert first.kl_mean is None
@@ -176,6 +180,13 @@ def test_what_a_default_cost_is_of_the_run_in_these_formats():
     assert (first.kl_mean, first.argmax_flips, first.argmax_total) == (2e-4, 7, 512)
     assert first.ask is None
     assert second.ask
+    _, second = as_served(
+        asked(), None, [run("decode", "bf16", "fp32", "sglang_emulated")]
+    )
+    assert second.kl_mean == 2e-4
+    delta = asked("qwen3_next", ("gated_delta",))
+    first, _ = as_served(delta, None, [run("decode", "bf16", "bf16", "fla")])
+    assert first.kl_mean == 2e-4
 
 
 def test_notes_are_of_the_formats_and_kinds_they_are_about():
@@ -199,7 +210,7 @@ def test_a_check_says_how_its_checkpoint_is_served():
         tokens=[[72, 101, 108, 108, 111]],
         precisions=["bf16"],
         mode="decode",
-        state_precision="bf16",
+        measure="vllm_emulated",
         effort="quick",
     )
     given = asked_of(lyapunov.load(None).layout)

@@ -69,6 +69,9 @@ class Stack(NamedTuple):
     runs: Callable[[Precision, Asked, str | None], bool]
     """Whether the model runs with such a state."""
     notes: Callable[[Asked, str], Iterator[str]]
+    followed_by: tuple[str, ...]
+    """Implementations that run mixers of `MAMBA` as it does by default; the last one
+    on any machine."""
     also_to_nearest: str = ""
     """Which states are not rounded stochastically beside those behind a prefill."""
 
@@ -97,11 +100,14 @@ def as_served(
         notes = list(stack.notes(asked, form))
         if state == "fp16":
             notes.append("a state beyond 65504 becomes infinite")
-        run = _measured(precisions, form, state)
+        followed = stack.followed_by if asked.kinds <= MAMBA else ()
+        run = _measured(precisions, form, state, followed)
         output = run.output if run else None
         ask = None
         if run is None and state is not None:
-            ask = f"--mode decode --precision {form} --state-precision {state}"
+            how = f"--state-precision {state}"
+            how = f"--measure {followed[-1]}" if followed else how
+            ask = f"--mode decode --precision {form} {how}"
         found.append(
             Served(
                 stack=stack.name,
@@ -248,6 +254,7 @@ VLLM_STACK, SGLANG_STACK = STACKS = (
         window=None,
         runs=_vllm_runs,
         notes=_vllm_notes,
+        followed_by=("vllm", "vllm_emulated"),
         also_to_nearest=", under Triton those of draft tokens, too",
     ),
     Stack(
@@ -258,15 +265,21 @@ VLLM_STACK, SGLANG_STACK = STACKS = (
         window="bf16",
         runs=lambda held, asked, form: True,
         notes=_sglang_notes,
+        followed_by=("sglang_emulated",),
     ),
 )
 
 
 def _measured(
-    precisions: Sequence[PrecisionReport], form: str, state: str | None
+    precisions: Sequence[PrecisionReport],
+    form: str,
+    state: str | None,
+    followed: tuple[str, ...],
 ) -> PrecisionReport | None:
-    """The run by steps that has both formats."""
+    """The run by steps that has both formats, by who follows the stack if anyone."""
     for run in precisions:
+        if followed and run.measured_by not in followed:
+            continue
         if (run.mode, run.precision, run.state_precision) == ("decode", form, state):
             return run
     return None
