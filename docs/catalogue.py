@@ -133,6 +133,9 @@ def _implementation(name: str, one, about: str) -> str:
     parts = [f"# {name}", plain(about)]
     if one.installed_by:
         parts.append(f"Needs `{one.install_hint()}`.")
+    if one.launch_flags:
+        flags = ", ".join(f"`{flag}`" for flag in one.launch_flags)
+        parts.append(f"Flags behind its name, as `'{name} FLAGS'`: {flags}.")
     for mode in ("prefill", "decode"):
         kept = one.state_precisions(mode)
         told = "any format" if kept is None else ", ".join(kept)

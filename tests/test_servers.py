@@ -171,6 +171,7 @@ def test_forms_are_what_the_flags_say():
         ("vllm_emulated -tp 3", {}, "3 devices"),
         ("vllm_emulated --mamba-ssm-cache-dtype float16", {"state": "bf16"}, "fp16"),
         ("vllm_emulated", {"sizes": FIRST, "state": "fp16"}, "compiled prefill"),
+        ("vllm_emulated --use-replayssm", {"sizes": FIRST}, "Mamba-2 alone"),
         ("vllm_emulated --mamba-cache-dtype float16", {}, "window in fp16"),
         ("sglang_emulated", {"precision": "fp16"}, "window in bf16"),
         (
@@ -196,7 +197,7 @@ def test_others_take_no_flags():
 @pytest.mark.parametrize(
     "name",
     [
-        "vllm_emulated --use-replayssm --replayssm-buffer-len 4",
+        "vllm_emulated --speculative-config.num_speculative_tokens 3",
         "sglang_emulated --speculative-num-draft-tokens 2",
     ],
 )

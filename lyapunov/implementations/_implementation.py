@@ -135,6 +135,10 @@ class AbstractImplementation(ABC):
     """Bytes of an entry of what its trace hands on; None: as wide as it computes."""
     first_is_step: ClassVar[bool] = False
     """Whether decoding makes a step of the first token, too."""
+    follows: ClassVar[str | None] = None
+    """The server whose flow it runs, as `_stacks` calls it."""
+    launch_flags: ClassVar[tuple[str, ...]] = ()
+    """Of a server: the flags that `launched` reads."""
     caches_in_calls: ClassVar[bool] = False
     """Whether the format of the cached state changes a call over several tokens."""
     followed_by_dumps: ClassVar[bool] = False

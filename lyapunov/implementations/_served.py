@@ -121,6 +121,11 @@ def served_network(
             f"not {given}",
             hint="--measure emulated",
         )
+    if launch.ring is not None and "mamba1" in recurrent:
+        raise UsageError(
+            f"{rules.stack.name}'s ReplaySSM is of Mamba-2 alone",
+            hint="leave --use-replayssm out",
+        )
     demand_divisible(config, launch.ranks, rules.stack.name)
     wanted = _Wanted(
         mode,

@@ -69,9 +69,6 @@ class Stack(NamedTuple):
     runs: Callable[[Precision, Asked, str | None], bool]
     """Whether the model runs with such a state."""
     notes: Callable[[Asked, str], Iterator[str]]
-    followed_by: tuple[str, ...]
-    """Implementations that run mixers of `MAMBA` as it does by default; the last one
-    on any machine."""
     also_to_nearest: str = ""
     """Which states are not rounded stochastically beside those behind a prefill."""
 
@@ -100,7 +97,7 @@ def as_served(
         notes = list(stack.notes(asked, form))
         if state == "fp16":
             notes.append("a state beyond 65504 becomes infinite")
-        followed = stack.followed_by if asked.kinds <= MAMBA else ()
+        followed = _followed_by(stack) if asked.kinds <= MAMBA else ()
         run = _measured(precisions, form, state, followed)
         output = run.output if run else None
         ask = None
@@ -254,7 +251,6 @@ VLLM_STACK, SGLANG_STACK = STACKS = (
         window=None,
         runs=_vllm_runs,
         notes=_vllm_notes,
-        followed_by=("vllm", "vllm_emulated"),
         also_to_nearest=", under Triton those of draft tokens, too",
     ),
     Stack(
@@ -265,9 +261,17 @@ VLLM_STACK, SGLANG_STACK = STACKS = (
         window="bf16",
         runs=lambda held, asked, form: True,
         notes=_sglang_notes,
-        followed_by=("sglang_emulated",),
     ),
 )
+
+
+def _followed_by(stack: Stack) -> tuple[str, ...]:
+    """Implementations that run mixers of `MAMBA` as it does by default, those that any
+    machine runs last."""
+    from ._registry import IMPLEMENTATIONS
+
+    found = [one for one in IMPLEMENTATIONS.values() if one.follows == stack.name]
+    return tuple(one.name for one in sorted(found, key=lambda one: not one.needs_gpu))
 
 
 def _measured(

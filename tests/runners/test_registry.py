@@ -99,6 +99,20 @@ def test_what_is_not_run_is_refused_with_a_hint(one):
         assert caught.value.hint
 
 
+@each
+def test_flags_are_a_servers_alone(one):
+    """Assert that a server reads a flag and says which it does not."""
+    if not one.launch_flags:
+        with pytest.raises(UsageError, match="no server"):
+            one.launched("--enforce-eager")
+        return
+    assert "--dtype" in one.launch_flags
+    assert type(one.launched("--dtype auto")) is type(one)
+    with pytest.raises(UsageError) as caught:
+        one.launched("--port 1")
+    assert "--dtype" in caught.value.hint
+
+
 def test_names_that_there_are_not_are_refused():
     """Assert that every door tells the names that it takes."""
     for ask, names in (

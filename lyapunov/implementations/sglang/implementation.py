@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._implementation import AbstractImplementation, Runner
 from .._launch import SGLANG, Launch, launched
+from .._stacks import SGLANG_STACK
 from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
 
@@ -36,6 +37,8 @@ class SglangEmulatedImplementation(AbstractImplementation):
     refused_ways = SERVED_REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
+    follows = SGLANG_STACK.name
+    launch_flags = tuple(SGLANG)
 
     def __init__(self, launch: Launch = Launch()):  # noqa: B008
         self.launch = launch

@@ -42,8 +42,8 @@ class Network:
             raw = layout.layer(i)
             # once at load, of what is stored, and kept in fp32
             A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
-            weights = {name: held(array) for name, array in raw.items()}
-            weights.setdefault("conv_bias", None)
+            weights: dict[str, Any] = {"conv_bias": None}
+            weights |= {name: held(array) for name, array in raw.items()}
             weights["A"] = -torch.exp(A_log).to(device)
             self.layers.append(Layer(weights, sizes, operators, eager))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._implementation import AbstractImplementation, Runner
 from .._launch import VLLM, Launch, launched
-from .._stacks import SERVED_STATES
+from .._stacks import SERVED_STATES, VLLM_STACK
 from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
 
@@ -42,6 +42,8 @@ class VllmImplementation(AbstractImplementation):
     followed_by_dumps = True
     ignores_dt_limits = True
     caches_in_calls = True
+    follows = VLLM_STACK.name
+    launch_flags = tuple(VLLM)
     ways = ("whole", "steps", "chunks", "batched", "packed", "initial_state")
     refused_ways: ClassVar[Mapping[str, str]] = {
         "padded_left": NO_MASK,
@@ -102,6 +104,8 @@ class VllmEmulatedImplementation(AbstractImplementation):
     refused_ways = SERVED_REFUSED_WAYS
     ignores_dt_limits = True
     caches_in_calls = True
+    follows = VLLM_STACK.name
+    launch_flags = tuple(VLLM)
 
     def __init__(self, launch: Launch = Launch()):  # noqa: B008
         self.launch = launch
