@@ -85,3 +85,16 @@ def compiled_code_is_let_go():
     yield
     forget_programs()
     keep_what_is_there()
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 40_000
+"""Of the 65,530 that Linux gives a process by itself."""
+
+
+@pytest.fixture(autouse=True)
+def maps_are_left():
+    """In the middle of a module, too, where its tests have compiled thousands."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        forget_programs()
