@@ -36,6 +36,7 @@ class SglangEmulatedImplementation(AbstractImplementation):
     ways = SERVED_WAYS
     refused_ways = SERVED_REFUSED_WAYS
     ignores_dt_limits = True
+    followed_by_dumps = True
     caches_in_calls = True
     follows = SGLANG_STACK.name
     launch_flags = tuple(SGLANG)
