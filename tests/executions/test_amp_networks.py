@@ -32,6 +32,11 @@ NETWORKS = [
     ("gpt_neox", "parallel"),
     ("falcon_h1", "all multipliers"),
 ]
+FOLLOWED = {
+    *("mamba1", "mamba2", "mamba3", "attention", "mlp", "experts", "shared"),
+    "short_conv",
+}
+"""Kinds that autocast is followed for: of others what runs them so was not read."""
 SEQ = 12
 
 
@@ -71,6 +76,11 @@ def test_every_kind_says_of_each_parameter_once_whether_it_is_cast():
 def test_every_parameter_of_every_family_is_in_a_list(family, name, mode):
     """Assert that a name in neither list is refused, and that none is."""
     _, model = models(family, name)
+    if not {layer.kind for layer in model.sublayers} <= FOLLOWED:
+        with pytest.raises(UsageError, match="bf16-amp is followed for") as caught:
+            under_autocast(model, mode=mode)
+        assert "--precision bf16" in caught.value.hint
+        return
     execution = under_autocast(model, mode=mode)
     for layer in model.sublayers:
         own = execution.of(layer.kind)
@@ -140,8 +150,13 @@ class UnderAutocast(TransformersNetwork):
         network = self._under
 
         class Cast(torch.nn.Module):
+            device = network.device
+
             def named_modules(self, *_, **__):
                 return network.named_modules()
+
+            def get_input_embeddings(self):
+                return network.get_input_embeddings()
 
             def forward(self, *given, **named):
                 return run(*given, **named)
