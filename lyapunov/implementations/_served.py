@@ -146,11 +146,13 @@ def served_network(
     )
     found = {**base.kinds, base.kind: base}
     declared = {
-        kind: _mixer(one, config, wanted) if kind in recurrent else _block(one, wanted)
+        kind: _mixer(one, config, wanted)
+        if kind in recurrent
+        else _block(one, config, wanted)
         for kind, one in found.items()
     }
     own = declared.pop(base.kind)
-    around = own.sites if base.kind in recurrent else _block(base, wanted).sites
+    around = own.sites if base.kind in recurrent else _block(base, config, wanted).sites
     hats = {"norm_f_hat": form} if wanted.eager and not config.norm_centred else {}
     used = [own if kind == base.kind else declared[kind] for kind in sorted(recurrent)]
     return dataclasses.replace(
@@ -175,18 +177,22 @@ def served_network(
     )
 
 
-def _block(one: Execution, wanted: _Wanted) -> Execution:
+def _block(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
     """What stands beside mixers, behind this stack's norms."""
-    return dataclasses.replace(one, sites=_fronted(one.sites, wanted))
+    sites = _fronted(one.sites, config.norm_centred, wanted)
+    return dataclasses.replace(one, sites=sites)
 
 
-def _fronted(sites: dict[str, Format], wanted: _Wanted) -> dict[str, Format]:
+def _fronted(
+    sites: dict[str, Format], centred: bool, wanted: _Wanted
+) -> dict[str, Format]:
     """The stores of the norm in front, as PyTorch's forms have them, eager or
     compiled, or as one kernel has."""
     without = {k: f for k, f in sites.items() if k not in ("norm_input", "norm_hat")}
     stream = {"residual": wanted.form}
     if wanted.eager:
-        return without | stream | {"norm_hat": wanted.form}
+        # a LayerNorm is one torch operation
+        return without | stream | ({} if centred else {"norm_hat": wanted.form})
     return without | stream | {"norm_read": FP32}
 
 
@@ -194,7 +200,7 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
     """A mixer's stores, parameters, form and constants."""
     launch, form, state = wanted.launch, wanted.form, wanted.state
     sizes: Any = next(s for s in config.sublayers if s.kind == one.kind)
-    sites = _fronted(one.sites, wanted) | _convolution(wanted)
+    sites = _fronted(one.sites, config.norm_centred, wanted) | _convolution(wanted)
     parameters = {"default": form, "A_log": FP32}
     if wanted.window != form and wanted.rules.stack.window is not None:
         # its wrapper casts weights and bias to the window's format, too
