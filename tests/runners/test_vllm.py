@@ -168,7 +168,6 @@ def test_ways_that_there_are_not(model, no_operators, variant, message):
         "-tp 2",
         "--mamba-backend flashinfer",
         "--mamba-ssm-cache-dtype float16 --enable-mamba-cache-stochastic-rounding",
-        "--speculative-config.num_speculative_tokens 3",
     ],
 )
 def test_servers_whose_operators_are_others(model, flags):

@@ -41,6 +41,8 @@ CUTS = (1, CHUNK - 1, CHUNK, CHUNK + 1)
 UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 
 EAGER, REPLAY = "--enforce-eager", "--use-replayssm"
+DRAFTS = "--speculative-config.num_speculative_tokens=3"
+HANDED = "initial_state:13"
 STORES = 8
 """Roundings to the model's format for one weight: behind in_proj norm and xz; behind
 the convolution its product, itself and what products of a chunk read; behind out_proj
@@ -54,11 +56,14 @@ def runs() -> list[Run]:
         ways = ["whole", "steps", "initial_state:13", f"chunks:{SEQ - 1},rest"]
         ways += [f"chunks:{cut},rest" for cut in CUTS]
         ways += [f"initial_state:{SEQ - 1}", "batched:1", "packed:13", "padded_left:2"]
+        ways += ["drafts:4,3", "drafts:4", "drafts:3,1"]
         found += [Run(precision, "fp32", way) for way in ways]
         found.append(Run(precision, "fp32", "chunks:9,rest", lost=True))
         found.append(Run(precision, "fp32", "whole", EAGER))
         found.append(Run(precision, "fp32", "steps", REPLAY))
-    found += [Run("fp16", "fp16", way) for way in ("whole", "steps", "chunks:8,rest")]
+        found += [Run(precision, "fp32", w, DRAFTS) for w in ("steps", HANDED)]
+    ways = ["whole", "steps", "chunks:8,rest", "drafts:4"]
+    found += [Run("fp16", "fp16", way) for way in ways]
     return found
 
 
@@ -269,6 +274,32 @@ def test_a_ring_stores_the_state_once_it_is_full(found, precision):
     few = gamma(2 * (SEQ + SIZES.d_state), UNITS["fp32"])
     few += gamma(3, UNITS["fp16"]) if precision == "fp16" else 0.0
     np.testing.assert_allclose(one, other, rtol=0, atol=few * np.abs(one).max())
+
+
+@pytest.mark.parametrize("precision", UNITS)
+@pytest.mark.parametrize(
+    ("way", "flags"),
+    [("drafts:4,3", ""), ("drafts:4", ""), ("drafts:3,1", ""), ("steps", DRAFTS)],
+)
+def test_drafts_are_the_same_steps(found, precision, way, flags):
+    """Assert bits, of kept tokens: an fp32 state holds what registers held."""
+    steps = found[Run(precision, "fp32", "steps").name]
+    window = found[Run(precision, "fp32", way, flags).name]
+    assert set(steps) == set(window)
+    for name in set(steps) - {"logits"}:
+        np.testing.assert_array_equal(steps[name], window[name], name)
+
+
+def test_a_window_stores_its_last_state_alone(found):
+    """Assert that in fp16 numbers differ, and not in the first window: its states are
+    read from registers."""
+    steps, window = (found[Run("fp16", "fp16", w).name] for w in ("steps", "drafts:4"))
+    one, other = steps["0.scan_output"], window["0.scan_output"]
+    np.testing.assert_array_equal(one[:, 0], other[:, 0])
+    assert (one[:, 1:4] != other[:, 1:4]).any()
+    fine = found[Run("fp16", "fp32", "steps").name]["0.scan_output"]
+    np.testing.assert_array_equal(fine[:, :4], other[:, :4])
+    assert (fine[:, 4:] != other[:, 4:]).any()
 
 
 def test_ways_that_vllm_has_not_are_refused(found):

@@ -25,13 +25,17 @@ class Pass(NamedTuple):
     steps: bool
     """Whether the kernels of steps run it."""
     slots: Any
-    """(sequences) int32: where a cache holds each sequence."""
+    """(sequences) int32: where a cache holds each sequence; of windows of drafts
+    (sequences, tokens): where it holds what each token leaves."""
     starts: Any
     """(sequences + 1) int32: where the tokens of each begin, and the end."""
     resumed: Any
     """(sequences) bool: whether a cache holds what came before."""
     turn: int = 0
     """Steps before this one since the last prefill."""
+    accepted: Any = None
+    """(sequences) int32, of windows of drafts: tokens of the window before that were
+    kept, 1 behind a prefill; None: a token a sequence."""
 
     @property
     def resumes(self) -> bool:
@@ -45,6 +49,7 @@ def packed_pass(
     steps: bool,
     slots: Any,
     turn: int = 0,
+    accepted: Any = None,
 ) -> Pass:
     """Plan a forward pass.
 
@@ -61,6 +66,7 @@ def packed_pass(
         torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         torch.tensor([n > 0 for n in done], device=device),
         turn,
+        accepted,
     )
 
 

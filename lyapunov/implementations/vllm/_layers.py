@@ -35,11 +35,14 @@ class Cache(NamedTuple):
     """What one layer keeps of all sequences, by slot."""
 
     window: Any
-    """(slots, width - 1, channels): inputs of the convolution."""
+    """(slots, width - 1, channels): inputs of the convolution; with windows of drafts
+    those of all drafts but one, too."""
     state: Any
     """(slots, heads, head_dim, d_state); of Mamba-1 (slots, d_inner, d_state)."""
     ring: Ring | None = None
     """Where the state is not stored at every step."""
+    scale: Any = None
+    """(slots, heads, head_dim), fp32, of a state in integers: of each row of states."""
 
     @property
     def conv(self) -> Any:
@@ -128,7 +131,7 @@ class Layer:
         return linear(gated, w["out_proj"], w.get("out_proj_bias"))
 
     def _step(self, parts: tuple[Any, ...], plan: Pass, cache: Cache) -> None:
-        """One token a sequence.
+        """One token a sequence, or a window of drafts.
 
         **Arguments:**
 
@@ -152,7 +155,9 @@ class Layer:
         named = {"dt_softplus": True, "state_batch_indices": plan.slots, "out": y}
         if ring is None:
             named["dst_state_batch_indices"] = plan.slots
-            self._operators.step(*given, **named)
+            if cache.scale is not None:
+                named["state_scale"] = cache.scale
+            self._operators.step(*given, **named, **_windows(plan))
             return
         place = plan.turn % ring.tokens
         every = lambda value, dtype: torch.full_like(plan.slots, value, dtype=dtype)
@@ -208,6 +213,7 @@ class Layer:
                 state_batch_indices=plan.slots,
                 dst_state_batch_indices=plan.slots,
                 out=gated,
+                **_windows(plan),
             )
         else:
             gated = scan(
@@ -233,6 +239,13 @@ class Layer:
         """The convolution and silu of (tokens, channels), a view of wider rows."""
         w = self.weights
         if plan.steps:
+            windows: dict[str, Any] = {}
+            if plan.accepted is not None:
+                windows = {
+                    "num_accepted_tokens": plan.accepted,
+                    "query_start_loc": plan.starts,
+                    "max_query_len": plan.slots.shape[1],
+                }
             return self._operators.conv_step(
                 u,
                 cache.conv,
@@ -240,6 +253,7 @@ class Layer:
                 w["conv_bias"],
                 "silu",
                 conv_state_indices=plan.slots,
+                **windows,
             )
         return self._operators.conv(
             u.transpose(0, 1),
@@ -274,3 +288,10 @@ class Layer:
         wide = wide.view(len(y), sizes.groups, -1)
         hat = normalised(wide, sizes.gate_norm_epsilon).view(y.shape)
         return weighted(hat, weight, y.dtype, self._eager)
+
+
+def _windows(plan: Pass) -> dict[str, Any]:
+    """What a step is told of a window of drafts."""
+    if plan.accepted is None:
+        return {}
+    return {"num_accepted_tokens": plan.accepted, "cu_seqlens": plan.starts}

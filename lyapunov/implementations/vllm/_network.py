@@ -48,7 +48,7 @@ class Network:
             self.layers.append(Layer(weights, sizes, operators, eager))
 
     def caches(
-        self, slots: int, window: Any, state: Any, ring: int | None
+        self, slots: int, window: Any, state: Any, ring: int | None, drafts: int = 1
     ) -> list[Cache]:
         """Make zeros for so many slots.
 
@@ -56,6 +56,7 @@ class Network:
 
         - `window`, `state`: torch dtypes.
         - `ring`: tokens that ReplaySSM keeps; None: it is off.
+        - `drafts`: tokens of the longest window of steps.
         """
         import torch
 
@@ -65,7 +66,7 @@ class Network:
         found = []
         for layer in self.layers:
             sizes, channels = layer.sizes, len(layer.weights["conv_weight"])
-            kept = zeros((sizes.d_conv - 1, channels), window)
+            kept = zeros((sizes.d_conv - 2 + drafts, channels), window)
             if sizes.kind == "mamba1":
                 found.append(Cache(kept, zeros((sizes.d_inner, sizes.d_state), state)))
                 continue
@@ -77,7 +78,8 @@ class Network:
                     zeros((sizes.groups, ring, sizes.d_state), self.embedding.dtype),
                 )
             shape = (heads, dim, sizes.d_state)
-            found.append(Cache(kept, zeros(shape, state), own))
+            scale = zeros(shape[:2], torch.float32) if state == torch.int16 else None
+            found.append(Cache(kept, zeros(shape, state), own, scale))
         return found
 
     def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:

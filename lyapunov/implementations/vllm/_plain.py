@@ -59,19 +59,34 @@ def _not_plain(sizes: Any, model: Model) -> str | None:
     return None
 
 
-def refuse_launch(launch: Launch) -> None:
+def refuse_launch(launch: Launch, kind: str) -> None:
     """Refuse a server whose operators are not all called here.
+
+    **Arguments:**
+
+    - `kind`: of the recurrent sublayers.
 
     **Raises:** `UsageError`.
     """
-    for flag, given in (
-        ("--tensor-parallel-size", launch.ranks > 1),
-        ("--mamba-backend flashinfer", launch.flashinfer),
-        ("--enable-mamba-cache-stochastic-rounding", launch.stochastic),
-        ("--speculative-config", launch.drafts > 0),
+    hopper = launch.stochastic and not launch.flashinfer
+    for what, given in (
+        ("with --tensor-parallel-size", launch.ranks > 1),
+        (
+            "with --mamba-backend flashinfer and a ring",
+            launch.flashinfer and launch.ring,
+        ),
+        (
+            "with --mamba-backend flashinfer and drafts",
+            launch.flashinfer and launch.drafts,
+        ),
+        (
+            f"with --mamba-backend flashinfer of {kind}",
+            launch.flashinfer and kind != "mamba2",
+        ),
+        ("with stochastic rounding in Triton, which needs a Blackwell,", hopper),
     ):
         if given:
-            raise UsageError(
-                f"with {flag} vLLM's operators are not run here",
-                hint="--measure vllm-emulated follows it",
-            )
+            hint = "--measure vllm-emulated follows it"
+            if hopper:
+                hint = f"--mamba-backend flashinfer; or {hint}"
+            raise UsageError(f"{what} vLLM's operators are not run here", hint=hint)

@@ -44,11 +44,13 @@ class VllmImplementation(AbstractImplementation):
     caches_in_calls = True
     follows = VLLM_STACK.name
     launch_flags = tuple(VLLM)
-    ways = ("whole", "steps", "chunks", "batched", "packed", "initial_state")
+    ways = (
+        *("whole", "steps", "chunks", "batched", "packed", "initial_state"),
+        "drafts",
+    )
     refused_ways: ClassVar[Mapping[str, str]] = {
         "padded_left": NO_MASK,
         "padded_right": NO_MASK,
-        "drafts": "windows of drafts are not run with its operators here",
         "compiled": "its norms are compiled already, its mixers never are",
     }
 
@@ -60,8 +62,14 @@ class VllmImplementation(AbstractImplementation):
         return VllmImplementation(launched(flags, VLLM, "vLLM"))
 
     def state_precisions(self, mode: str) -> tuple[str, ...]:
-        """What its flags lead to; a call over several tokens rounds to nearest."""
-        return SERVED_STATES if mode == "decode" else SERVED_STATES[:3]
+        """What its flags lead to; a call over several tokens rounds to nearest.
+
+        FlashInfer's step has int16, too, which no flag of vLLM's leads to.
+        """
+        if mode != "decode":
+            return SERVED_STATES[:3]
+        more = ("int16-scaled",) if self.launch.flashinfer else ()
+        return (*SERVED_STATES, *more)
 
     def promised(
         self,

@@ -24,8 +24,26 @@ from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import Variant
 from . import _operators
 from ._batch import packed_pass
+from ._flashinfer import FlashInferStep
 from ._network import Network
 from ._plain import refuse_launch, refuse_others
+
+
+class _Drafts(NamedTuple):
+    """Steps that are made in one call, and how many of them are kept."""
+
+    tokens: int
+    kept: int
+
+
+class _Planned(NamedTuple):
+    """Tokens of one forward pass: those of the recorded sequences from `start`."""
+
+    start: int
+    stop: int
+    width: int
+    """Steps that it makes of each sequence, drafts that are thrown away among them; 0:
+    a prefill."""
 
 
 class Vllm:
@@ -39,14 +57,22 @@ class Vllm:
     - `execution`: that vLLM promises: whose `precision` says the dtype of the weights,
       and whose sites those of the cached state and of the convolution's window.
     - `launch`: how the server was started.
+    - `seed`: of what is drawn, for a state that is rounded stochastically.
 
     **Raises:** `UsageError` for a start that is not followed here.
     """
 
-    def __init__(self, execution: Execution, launch: Launch = Launch()):  # noqa: B008
-        refuse_launch(launch)
+    def __init__(
+        self,
+        execution: Execution,
+        launch: Launch = Launch(),  # noqa: B008
+        seed: int = 0,
+    ):
+        refuse_launch(launch, execution.kind)
         self.execution = execution
         self._launch = launch
+        self._seed = seed
+        self._step = FlashInferStep(launch.stochastic) if launch.flashinfer else None
         self._made: tuple[Model, Network] | None = None
 
     @traced_in_fp64
@@ -67,7 +93,16 @@ class Vllm:
         """
         variant = variant or self.execution.variant
         rows = _rows(np.asarray(tokens), variant)
-        network = self._network(model, _operators.operators())
+        operators = _operators.operators()
+        if self._step is not None:
+            if operators.interpreted:
+                raise UsageError(
+                    "FlashInfer's step needs an NVIDIA GPU",
+                    hint="leave out --mamba-backend flashinfer",
+                )
+            self._step.seed(self._seed)
+            operators = operators._replace(step=self._step)
+        network = self._network(model, operators)
         own = self.execution.of(model.config.sublayers[0].kind)
         segments = segments or (
             Segment(0, tokens.shape[1], self.execution, _cache_format(own)),
@@ -76,7 +111,8 @@ class Vllm:
         normed: Any = None
         before: Any = None
         last: Any = None
-        for found in _recorded(torch, network, rows, segments, self._launch.ring):
+        passes = list(_passes(rows, segments, self._drafts(variant)))
+        for found in _recorded(torch, network, rows, segments, passes, self._launch):
             if not isinstance(found, dict):
                 normed = found
                 continue
@@ -101,6 +137,21 @@ class Vllm:
                 return jnp.asarray(copied(normed @ network.head[start:stop].T))
 
         yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+
+    def _drafts(self, variant: Variant) -> _Drafts | None:
+        """The windows of steps; None where each step is a call.
+
+        **Raises:** `UsageError` for another step than Triton's.
+        """
+        if variant.kind == "drafts":
+            if self._launch.ring is not None or self._launch.flashinfer:
+                raise UsageError(
+                    "drafts are run with Triton's plain step alone",
+                    hint="leave out --use-replayssm and --mamba-backend",
+                )
+            return _Drafts(variant.numbers[0], variant.kept)
+        own = 1 + self._launch.drafts
+        return _Drafts(own, own) if own > 1 else None
 
     def _network(self, model: Model, operators: _operators.Operators) -> Network:
         """The network on the device, made for the first text."""
@@ -153,10 +204,10 @@ def _rows(tokens: np.ndarray, variant: Variant) -> _Rows:
         (count,) = variant.numbers
         other = np.resize(company(tokens, 1)[0], count)
         return _Rows([other, tokens[0]], slice(1, 2))
-    if variant.kind not in ("whole", "steps", "chunks", "initial_state"):
+    if variant.kind not in ("whole", "steps", "chunks", "drafts", "initial_state"):
         raise UsageError(
             f"vLLM runs no text as {variant}",
-            hint="whole, steps, chunks, initial_state, batched or packed",
+            hint="whole, steps, chunks, drafts, initial_state, batched or packed",
         )
     return _Rows(list(tokens), slice(None))
 
@@ -166,16 +217,16 @@ def _recorded(
     network: Network,
     rows: _Rows,
     segments: Sequence[Segment],
-    ring: int | None,
+    passes: Sequence[_Planned],
+    launch: Launch,
 ) -> Iterator[Any]:
     """A dict a layer, (rows, tokens, width) by site, then what the head reads."""
-    passes = list(_passes(rows, segments))
     if len(passes) == 1:
-        yield from _run(torch, network, rows, segments, passes, ring)
+        yield from _run(torch, network, rows, segments, passes, launch)
         return
     kept: list[list[dict[str, Any]]] = [[] for _ in network.layers]
     normed = []
-    for found in _run(torch, network, rows, segments, passes, ring):
+    for found in _run(torch, network, rows, segments, passes, launch):
         if isinstance(found, dict):
             kept[found.pop("layer")].append(found)
         else:
@@ -189,26 +240,21 @@ def _recorded(
     yield torch.cat(normed, dim=1)
 
 
-class _Planned(NamedTuple):
-    """Tokens of one forward pass: those of the recorded sequences from `start`."""
-
-    start: int
-    stop: int
-    steps: bool
-
-
-def _passes(rows: _Rows, segments: Sequence[Segment]) -> Iterator[_Planned]:
-    """The forward passes of the calls, one a token where they are steps.
+def _passes(
+    rows: _Rows, segments: Sequence[Segment], drafts: _Drafts | None
+) -> Iterator[_Planned]:
+    """The forward passes of the calls, one a token or a window where they are steps.
 
     **Raises:** `UsageError` where sequences of different lengths would need several.
     """
     lengths = {len(sequence) for sequence in rows.sequences}
+    width, kept = drafts or (1, 1)
     for segment in segments:
         if segment.execution.mode != "decode":
-            yield _Planned(segment.start, segment.stop, False)
+            yield _Planned(segment.start, segment.stop, 0)
             continue
-        for t in range(segment.start, segment.stop):
-            yield _Planned(t, t + 1, True)
+        for t in range(segment.start, segment.stop, kept):
+            yield _Planned(t, min(t + kept, segment.stop), width)
     if len(lengths) > 1 and (
         len(segments) > 1 or segments[0].execution.mode != "prefill"
     ):
@@ -224,32 +270,57 @@ def _run(
     rows: _Rows,
     segments: Sequence[Segment],
     passes: Sequence[_Planned],
-    ring: int | None,
+    launch: Launch,
 ) -> Iterator[Any]:
     """Forward pass after forward pass, on caches of their own."""
     device = network.embedding.device
     count = len(rows.sequences)
+    whole = lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=device)
+    width = max(1, *(planned.width for planned in passes))
     # slot 0 is nobody's
-    slots = torch.arange(1, count + 1, dtype=torch.int32, device=device)
+    slots = whole(range(1, count * width + 1)).view(count, width)
+    first = slots[:, 0].contiguous()
     caches = network.caches(
-        count + 1,
+        count * width + 1,
         window_dtype(torch, segments[0].execution.of(network.kind)),
         _state_dtype(torch, segments),
-        ring,
+        launch.ring,
+        width,
     )
-    turn = 0
+    turn, accepted = 0, 1
     same = len({len(sequence) for sequence in rows.sequences}) == 1
     for planned in passes:
+        kept = planned.stop - planned.start
         own = slice(planned.start, planned.stop) if same else slice(None)
         parts = [sequence[own] for sequence in rows.sequences]
+        windows = planned.width > 1
+        if windows:
+            vocabulary = network.embedding.shape[0]
+            parts = [
+                _with_wrong(sequence, planned, vocabulary)
+                for sequence in rows.sequences
+            ]
         lengths = [len(part) for part in parts]
         ids = torch.as_tensor(np.concatenate(parts).astype(np.int64), device=device)
-        done = [planned.start] * count
-        plan = packed_pass(lengths, done, planned.steps, slots, turn)
-        turn = turn + 1 if planned.steps else 0
-        shown = lambda tensor, lengths=lengths: torch.stack(
-            tensor.split(lengths)[rows.own]
+        plan = packed_pass(
+            lengths,
+            [planned.start] * count,
+            planned.width > 0,
+            slots if windows else first,
+            turn,
+            whole([accepted] * count) if windows else None,
         )
+        turn = turn + 1 if planned.width else 0
+        accepted = kept if windows else 1
+
+        def shown(tensor, lengths=lengths, kept=kept if windows else None):
+            if len(lengths) == 1:
+                # long decodes are made of small launches, and need no copy
+                return tensor[None, :kept]
+            return torch.stack(
+                [part[:kept] for part in tensor.split(lengths)[rows.own]]
+            )
+
         with torch.no_grad():
             for i, found in enumerate(network.run(ids, plan, caches)):
                 if isinstance(found, dict):
@@ -257,6 +328,15 @@ def _run(
                     yield seen | {"layer": i}
                 else:
                     yield shown(found)
+
+
+def _with_wrong(sequence: Any, planned: _Planned, vocabulary: int) -> Any:
+    """A window of a text: tokens that are kept, and others than the text's behind."""
+    window = sequence[planned.start : planned.start + planned.width].copy()
+    kept = planned.stop - planned.start
+    window = np.resize(window, planned.width)
+    window[kept:] = (window[kept:] + 1) % vocabulary
+    return window
 
 
 def window_dtype(torch: Any, execution: Execution) -> Any:
@@ -277,10 +357,18 @@ def _state_dtype(torch: Any, segments: Sequence[Segment]) -> Any:
             f"a cache in {' and '.join(names)} at once is not run",
             hint="one --state-precision for all calls",
         )
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if names[0] not in kinds:
+    kinds = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp16-stochastic": torch.float16,
+        "int16-scaled": torch.int16,
+    }
+    prefilled = any(segment.execution.mode != "decode" for segment in segments)
+    if names[0] not in kinds or (names[0] == "int16-scaled" and prefilled):
+        known = [name for name in kinds if "-" not in name]
         raise UsageError(
-            f"vLLM keeps states in {', '.join(kinds)}, not in {names[0]}",
+            f"vLLM keeps states in {', '.join(known)}, not in {names[0]}",
             hint="--measure emulated",
         )
     return kinds[names[0]]
