@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ._vllm_faults import CUT, FAULTS
+from ._vllm_faults import CUT, DRAFTS, FAULTS
 
 
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -21,6 +21,16 @@ HAND_OVERS = (
     "batched:1",
 )
 REPLAY = "--use-replayssm"
+SPECULATIVE = "--speculative-config.num_speculative_tokens 3"
+FLASHINFER = "--mamba-backend flashinfer"
+STOCHASTIC = (
+    "--mamba-ssm-cache-dtype float16 --enable-mamba-cache-stochastic-rounding "
+    f"{FLASHINFER}"
+)
+LONG_DECODES = (8192, 2048)
+"""Tokens by steps, without bounds."""
+SEEDS = 1000
+"""Of one step that is rounded stochastically."""
 TINY, TINY_CUT = 24, 9
 """Tokens of the tiny network, and of its first call: a chunk and one."""
 
@@ -30,7 +40,7 @@ class Case(NamedTuple):
 
     model: str
     way: str
-    """prefill, decode, or a way of an audit."""
+    """prefill, decode, or a way of an audit; rounding: one step by many seeds."""
     length: int
     precision: str
     state: str | None = None
@@ -57,7 +67,31 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """All of them, those that take longest first."""
-    found = [Case("mamba2", "prefill", LENGTHS[0], p) for p in PRECISIONS]
+    found = [
+        Case("mamba2", "decode", length, "bf16", state, effort="quick", flags=flags)
+        for length in LONG_DECODES
+        for state, flags in (*((state, None) for state in STATES), (None, REPLAY))
+    ]
+    found += [
+        Case("mamba2", way, length, "bf16", state, flags=flags)
+        for length in LENGTHS[1:]
+        for way, flags in ((DRAFTS, None), ("decode", SPECULATIVE))
+        for state in STATES[:2]
+    ]
+    found.append(Case("mamba2", f"initial_state:{CUT}", 512, "bf16", flags=SPECULATIVE))
+    found += [
+        Case("mamba2", "decode", length, "bf16", state, flags=FLASHINFER)
+        for length in LENGTHS[1:]
+        for state in (*STATES, "int16-scaled")
+    ]
+    found += [
+        Case("mamba2", "decode", length, "bf16", flags=STOCHASTIC)
+        for length in LENGTHS[1:]
+    ]
+    found.append(
+        Case("FlashInfer's step", "rounding", SEEDS, "bf16", "fp16-stochastic")
+    )
+    found += [Case("mamba2", "prefill", LENGTHS[0], p) for p in PRECISIONS]
     found += [Case("mamba2", "prefill", LONG, p, effort="quick") for p in PRECISIONS]
     found += [Case("mamba2", "decode", 512, "bf16", state) for state in STATES]
     found += [
@@ -111,6 +145,9 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", "packed:10", TINY, "fp16")
     yield Case("tiny", "prefill", 2 * TINY, "fp16", effort="quick")
     yield Case("tiny", "decode", TINY, "fp16", flags=REPLAY)
+    yield Case("tiny", DRAFTS, TINY, "fp16", "fp16")
+    yield Case("tiny", "decode", TINY, "fp16", "fp16", flags=SPECULATIVE)
+    yield Case("tiny", f"initial_state:{TINY_CUT}", TINY, "fp16", flags=SPECULATIVE)
     yield Case("tiny", "prefill", TINY, "fp16", flags="--enforce-eager")
     yield Case("tiny", "prefill", TINY, "fp16", shares=True)
     yield Case("tiny", "decode", TINY, "fp16", shares=True)

@@ -27,6 +27,8 @@ class Fault(NamedTuple):
 
 EVERY = 64
 """Steps from one lost store to the next."""
+DRAFTS = "drafts:4,3"
+"""Calls of four steps, of which three are kept."""
 CUT = 61
 """Tokens in front of a hand-over from prefill to prefill."""
 
@@ -79,6 +81,19 @@ def _shared(original: Callable) -> Callable:
     return step
 
 
+def _rejected(original: Callable) -> Callable:
+    """A window of drafts goes on from its last token's state, kept or not."""
+
+    def step(state, *given, **named):
+        import torch
+
+        accepted, slots = named["num_accepted_tokens"], named["state_batch_indices"]
+        every = torch.full_like(accepted, slots.shape[1])
+        return original(state, *given, **named | {"num_accepted_tokens": every})
+
+    return step
+
+
 FAULTS = {
     "a prefill's initial state is lost": Fault(
         "chunk_scan", _without_initial, f"chunks:{CUT},rest", "bf16"
@@ -90,6 +105,7 @@ FAULTS = {
     "the window in bf16": Fault(
         "conv_step", partial(_window_in, "bfloat16"), "decode", "fp16"
     ),
+    "a rejected draft's state is kept": Fault("step", _rejected, DRAFTS, "bf16"),
     "two rows share a state": Fault("step", _shared, "decode", "bf16", batch=2),
 }
 

@@ -37,6 +37,11 @@ STUDY = Study(
     gpu=True,
     more="vLLM 0.33.0 or its kernel files",
 )
+COUNTED = (
+    *("violations", "elements", "unbounded", "t0_ratio", "t1_ratio", "rel_l2"),
+    *("sigma_t3", "calibration_z", "kl_mean", "flips", "first_violation"),
+)
+"""What rows without a check have not."""
 
 
 def loaded(name: str, folder: str) -> Any:
@@ -70,6 +75,8 @@ def run(case: Case) -> dict[str, Any]:
 
     jax.config.update("jax_enable_x64", True)
     began = time.perf_counter()
+    if case.way == "rounding":
+        return _row(case, _rounded(case), began)
     every = 8 if case.model == "tiny" else 64
     broken = patched(case.fault, every) if case.fault else nullcontext()
     with tempfile.TemporaryDirectory() as folder, broken:
@@ -80,6 +87,11 @@ def run(case: Case) -> dict[str, Any]:
             found = _checked(model, case)
         else:
             found = _audited(model, case)
+    return _row(case, found, began)
+
+
+def _row(case: Case, found: dict[str, Any], began: float) -> dict[str, Any]:
+    """What was found, and how it was made."""
     from lyapunov.implementations.vllm import tuned
 
     environment = found.pop("environment") | _gpu()
@@ -187,13 +199,26 @@ def _emulated_beside(model: Any, case: Case) -> dict[str, Any]:
         measure=case.measure,
         state_precision=case.state,
     )
-    counted = ("violations", "elements", "unbounded", "t0_ratio", "t1_ratio", "rel_l2")
-    others = ("sigma_t3", "calibration_z", "kl_mean", "flips", "first_violation")
     return {
         "execution": execution.name,
-        **dict.fromkeys((*counted, *others)),
+        **dict.fromkeys(COUNTED),
         "tokens": case.length,
         "differ": shares(model, tokens(model, case), execution),
+        "environment": environment(),
+    }
+
+
+def _rounded(case: Case) -> dict[str, Any]:
+    """One step, whose state is rounded stochastically by many seeds."""
+    from lyapunov.questions import environment
+
+    from ._vllm_rounding import by_seeds
+
+    return {
+        "execution": "FlashInfer's step, fp16 state rounded stochastically",
+        **dict.fromkeys(COUNTED),
+        "tokens": case.length,
+        "rounding": by_seeds(case.length),
         "environment": environment(),
     }
 
@@ -254,7 +279,7 @@ def page(result: dict[str, Any]) -> str:
     order = {case.name: place for place, case in enumerate([*cases(), *smoke()])}
     rows = sorted(result["rows"], key=lambda one: order[one["case"]])
     for one in rows:
-        if one["shares"]:
+        if one["shares"] or one.get("rounding"):
             continue
         cells = [one["case"]]
         cells += [
@@ -277,6 +302,10 @@ def page(result: dict[str, Any]) -> str:
             "Stored numbers that an emulation has otherwise, each sublayer on",
         ]
         lines += ["what the operators' run of it read:", "", *beside]
+    for one in rows:
+        if found := one.get("rounding"):
+            lines += ["", f"One step of FlashInfer's by {found['seeds']} seeds:", ""]
+            lines += [f"- {name}: {short(value)}" for name, value in found.items()]
     missing = [f"- not there: {k}: {v}" for k, v in result["failed"].items()]
     return "\n".join([*lines, *([""] if missing else []), *missing]) + "\n"
 

@@ -22,6 +22,7 @@ from lyapunov.implementations.vllm._batch import (
     packed_pass,
 )
 from lyapunov.implementations.vllm._stand_in import OPERATORS, PADDING
+from lyapunov.implementations.vllm.runner import _Planned, _with_wrong
 from oracles.checkpoints.mamba_ssm import (
     CONFIGS,
     drawn,
@@ -162,19 +163,56 @@ def test_ways_that_there_are_not(model, no_operators, variant, message):
         tried(model, variant)
 
 
+STOCHASTIC = "--mamba-ssm-cache-dtype float16 --enable-mamba-cache-stochastic-rounding"
+FLASHINFER = "--mamba-backend flashinfer"
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "hint"),
     [
-        "-tp 2",
-        "--mamba-backend flashinfer",
-        "--mamba-ssm-cache-dtype float16 --enable-mamba-cache-stochastic-rounding",
+        ("-tp 2", ""),
+        (f"{FLASHINFER} --use-replayssm", ""),
+        (f"{FLASHINFER} --speculative-config.num_speculative_tokens 3", ""),
+        (STOCHASTIC, f"{FLASHINFER}; or "),
     ],
 )
-def test_servers_whose_operators_are_others(model, flags):
+def test_servers_whose_operators_are_others(model, flags, hint):
     server = implementation_named(f"vllm {flags}")
     with pytest.raises(UsageError, match="are not run here") as error:
         server.runner(declared(model))
-    assert error.value.hint == "--measure vllm-emulated follows it"
+    assert error.value.hint == f"{hint}--measure vllm-emulated follows it"
+
+
+@pytest.mark.parametrize("flags", ["--use-replayssm", FLASHINFER])
+def test_drafts_by_other_steps_than_tritons(model, no_operators, flags):
+    runner = implementation_named(f"vllm {flags}").runner(declared(model))
+    with pytest.raises(UsageError, match=r"Triton's plain step|an NVIDIA GPU"):
+        list(runner.trace(model, np.zeros((1, 6), int), Variant("drafts", (4, 3))))
+
+
+def test_integers_are_flashinfers(model):
+    kept = lambda flags, mode: implementation_named(
+        f"vllm {flags}".strip()
+    ).state_precisions(mode)
+    assert "int16-scaled" in kept(FLASHINFER, "decode")
+    assert "int16-scaled" not in kept(FLASHINFER, "prefill")
+    assert "int16-scaled" not in kept("", "decode")
+
+
+@pytest.mark.parametrize(
+    ("width", "kept", "window"),
+    [(4, 3, [7, 1, 2, 4]), (4, 1, [7, 2, 3, 4]), (3, 3, [7, 1, 2])],
+)
+def test_a_windows_rejected_tokens_are_wrong_ones(width, kept, window):
+    text = np.array([5, 6, 7, 1, 2, 3])
+    found = _with_wrong(text, _Planned(2, 2 + kept, width), vocabulary=8)
+    assert found.tolist() == window
+    assert (found[kept:] != text[2 + kept : 2 + width]).all()
+
+
+def test_a_window_at_a_texts_end_is_filled():
+    found = _with_wrong(np.array([5, 6, 7]), _Planned(2, 3, 4), vocabulary=8)
+    assert found.tolist() == [7, 0, 0, 0]
 
 
 def test_bf16_in_the_interpreter(model, no_operators):

@@ -1,3 +1,4 @@
+from ._flashinfer import FlashInferStep as FlashInferStep
 from ._operators import (
     Operators as Operators,
     operators as operators,

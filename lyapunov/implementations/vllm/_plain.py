@@ -59,34 +59,25 @@ def _not_plain(sizes: Any, model: Model) -> str | None:
     return None
 
 
-def refuse_launch(launch: Launch, kind: str) -> None:
+def refuse_launch(launch: Launch) -> None:
     """Refuse a server whose operators are not all called here.
-
-    **Arguments:**
-
-    - `kind`: of the recurrent sublayers.
 
     **Raises:** `UsageError`.
     """
-    hopper = launch.stochastic and not launch.flashinfer
-    for what, given in (
-        ("with --tensor-parallel-size", launch.ranks > 1),
+    flashinfer, triton = launch.flashinfer, not launch.flashinfer
+    by = "--mamba-backend flashinfer"
+    follow = "--measure vllm-emulated follows it"
+    for what, given, hint in (
+        ("--tensor-parallel-size", launch.ranks > 1, follow),
+        (f"{by} and a ring", flashinfer and launch.ring, follow),
+        (f"{by} and drafts", flashinfer and launch.drafts, follow),
         (
-            "with --mamba-backend flashinfer and a ring",
-            launch.flashinfer and launch.ring,
+            "stochastic rounding by Triton, which needs compute capability 10,",
+            launch.stochastic and triton,
+            f"{by}; or {follow}",
         ),
-        (
-            "with --mamba-backend flashinfer and drafts",
-            launch.flashinfer and launch.drafts,
-        ),
-        (
-            f"with --mamba-backend flashinfer of {kind}",
-            launch.flashinfer and kind != "mamba2",
-        ),
-        ("with stochastic rounding in Triton, which needs a Blackwell,", hopper),
     ):
         if given:
-            hint = "--measure vllm-emulated follows it"
-            if hopper:
-                hint = f"--mamba-backend flashinfer; or {hint}"
-            raise UsageError(f"{what} vLLM's operators are not run here", hint=hint)
+            raise UsageError(
+                f"with {what} vLLM's operators are not run here", hint=hint
+            )

@@ -68,7 +68,7 @@ class Vllm:
         launch: Launch = Launch(),  # noqa: B008
         seed: int = 0,
     ):
-        refuse_launch(launch, execution.kind)
+        refuse_launch(launch)
         self.execution = execution
         self._launch = launch
         self._seed = seed
@@ -93,17 +93,9 @@ class Vllm:
         """
         variant = variant or self.execution.variant
         rows = _rows(np.asarray(tokens), variant)
-        operators = _operators.operators()
-        if self._step is not None:
-            if operators.interpreted:
-                raise UsageError(
-                    "FlashInfer's step needs an NVIDIA GPU",
-                    hint="leave out --mamba-backend flashinfer",
-                )
-            self._step.seed(self._seed)
-            operators = operators._replace(step=self._step)
-        network = self._network(model, operators)
-        own = self.execution.of(model.config.sublayers[0].kind)
+        kind = model.config.sublayers[0].kind
+        network = self._network(model, self._backed(kind))
+        own = self.execution.of(kind)
         segments = segments or (
             Segment(0, tokens.shape[1], self.execution, _cache_format(own)),
         )
@@ -137,6 +129,22 @@ class Vllm:
                 return jnp.asarray(copied(normed @ network.head[start:stop].T))
 
         yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+
+    def _backed(self, kind: str) -> _operators.Operators:
+        """vLLM's, with the step of its backend.
+
+        **Raises:** `UsageError` where FlashInfer's does not run.
+        """
+        found = _operators.operators()
+        if self._step is None:
+            return found
+        if found.interpreted or kind != "mamba2":
+            raise UsageError(
+                "FlashInfer's step is one of Mamba-2 on an NVIDIA GPU",
+                hint="leave out --mamba-backend flashinfer",
+            )
+        self._step.seed(self._seed)
+        return found._replace(step=self._step)
 
     def _drafts(self, variant: Variant) -> _Drafts | None:
         """The windows of steps; None where each step is a call.
