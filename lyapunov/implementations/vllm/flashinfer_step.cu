@@ -27,7 +27,8 @@ constexpr int PHILOX_ROUNDS = ROUNDS;
 
 #include <flashinfer/mamba/selective_state_update.cuh>
 
-namespace {
+// with names that can be linked to: a function of unnamed types cannot
+namespace lyapunov {
 
 struct Tensors {
   void *state, *scale, *x, *dt, *dt_bias, *A, *B, *C, *D, *out, *from, *to, *seed;
@@ -39,11 +40,12 @@ struct Sizes {
   int64_t batch, heads, groups, slots, nobody;
 };
 
-}  // namespace
+}  // namespace lyapunov
 
 // 0, or what went wrong in `message`, which has `room` bytes.
-extern "C" int lyapunov_flashinfer_step(const Tensors* tensors, const Sizes* sizes, void* stream,
-                                        char* message, int room) {
+extern "C" int lyapunov_flashinfer_step(const lyapunov::Tensors* tensors,
+                                        const lyapunov::Sizes* sizes, void* stream, char* message,
+                                        int room) {
   namespace mamba = flashinfer::mamba;
   mamba::SelectiveStateUpdateParams p;
   p.batch = sizes->batch;
