@@ -19,7 +19,7 @@ CASES = [*study.cases(), *study.smoke()]
 def test_cases_have_names_of_their_own():
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:
-        if case.way not in ("prefill", "decode"):
+        if case.way not in ("prefill", "decode", "rounding"):
             parse_variant(case.way).check(case.length)
 
 
@@ -33,7 +33,7 @@ def broken(monkeypatch, name: str, original) -> Any:
     field = faults.FAULTS[name].operator
     nothing: dict[str, Any] = dict.fromkeys(_operators.Operators._fields)
     found = _operators.Operators(**nothing | {field: original})
-    monkeypatch.setattr(_operators, "operators", lambda: found)
+    monkeypatch.setattr(_operators, "find_operators", lambda: found)
     with faults.patched(name, every=2):
         changed = getattr(_operators.operators(), field)
     assert _operators.operators() is found
@@ -71,6 +71,19 @@ def test_shared_rows_read_and_write_one_slot(monkeypatch, steps):
     original, seen = steps
     stepped(broken(monkeypatch, "two rows share a state", original), torch.zeros(1))
     assert seen == [([1, 1], [1, 1])]
+
+
+def test_a_window_goes_on_from_its_last_token(monkeypatch):
+    seen = []
+    step = broken(
+        monkeypatch,
+        "a rejected draft's state is kept",
+        lambda state, **named: seen.append(named["num_accepted_tokens"].tolist()),
+    )
+    slots = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=torch.int32)
+    accepted = torch.tensor([3, 1], dtype=torch.int32)
+    step(None, state_batch_indices=slots, num_accepted_tokens=accepted)
+    assert seen == [[4, 4]]
 
 
 def test_a_lost_state_is_handed_as_none(monkeypatch):
@@ -121,8 +134,13 @@ def test_a_page_has_every_row():
         one["differ"] = (
             {"conv": {"differ": 1, "elements": 2}} if one["shares"] else None
         )
+        if one["way"] == "rounding":
+            one["rounding"] = {"seeds": 1000, "z of the mean error": -0.5}
     text = study.page({"rows": rows[::-1], "failed": {"a case": "why"}})
+    assert "- z of the mean error: -0.5" in text
     for case in CASES:
+        if case.way == "rounding":
+            continue
         start = f"- {case.name}: conv 1 of 2" if case.shares else f"| {case.name} |"
         assert sum(line.startswith(start) for line in text.splitlines()) == 1
     assert "- not there: a case: why" in text
