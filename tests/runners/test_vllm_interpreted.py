@@ -352,7 +352,7 @@ def test_whatever_runs_right_is_within_its_bounds(smoke):
     """Assert it of prefills, steps, hand-overs and company, against what is declared of
     vLLM."""
     right = [one for one in smoke if one["violations"] is not None and not one["fault"]]
-    assert len(right) == 7
+    assert len(right) == 10
     for one in right:
         assert one["violations"] == one["unbounded"] == 0, one["case"]
         assert one["elements"] > 10_000
