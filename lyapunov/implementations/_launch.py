@@ -95,6 +95,12 @@ def _speculative(value: str, flag: str) -> int:
     return drafts
 
 
+def _verified(value: str, flag: str) -> int:
+    """Of SGLang's number, which counts the token in front of a draft as well
+    (`--speculative-num-steps` and one more), the tokens of the draft itself."""
+    return _number(1, MOST_TOKENS)(value, flag) - 1
+
+
 _PARALLEL = ("ranks", _number(1, MOST_RANKS))
 _COMMON: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "--dtype": ("dtype", _format),
@@ -120,7 +126,7 @@ SGLANG: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "--mamba-ssm-dtype": ("state", _format),
     "SGLANG_MAMBA_SSM_DTYPE": ("state", _format),
     "SGLANG_MAMBA_CONV_DTYPE": ("window", _format),
-    "--speculative-num-draft-tokens": ("drafts", _number(1, MOST_TOKENS)),
+    "--speculative-num-draft-tokens": ("drafts", _verified),
 }
 """By flag or variable of the environment: a field, and what reads the value; None: a
 switch."""
