@@ -2,6 +2,8 @@
 that reports of it say what was run.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from lyapunov.sublayers.mamba1 import Mamba1Sizes
 from lyapunov.sublayers.mamba2 import Mamba2Sizes
 
 
+MAMBA2 = Path(__file__).parents[1] / "experiments" / "models" / "mamba2"
 SECOND = Mamba2Sizes(16, 32, 8, 4, 1, 4, 8, 1e-5, 1e-5)
 FIRST = Mamba1Sizes(16, 32, 8, 4, 4, 1e-5)
 
@@ -151,6 +154,8 @@ def test_forms_are_what_the_flags_say():
     form = lambda name, **given: declared(name, **given).form
     drafted = "vllm_emulated --speculative-config.num_speculative_tokens 3"
     assert form(drafted).period == declared(drafted).stored_every == 4
+    # SGLang counts the token in front of a draft as well
+    assert form("sglang_emulated --speculative-num-draft-tokens 4").period == 4
     ring = form("vllm_emulated --use-replayssm")
     assert (ring.chunked, ring.chunk) == (True, 16)
     assert declared("vllm_emulated --use-replayssm").stored_every == 16
@@ -171,8 +176,18 @@ def test_forms_are_what_the_flags_say():
         ("vllm_emulated -tp 3", {}, "3 devices"),
         ("vllm_emulated --mamba-ssm-cache-dtype float16", {"state": "bf16"}, "fp16"),
         ("vllm_emulated", {"sizes": FIRST, "state": "fp16"}, "compiled prefill"),
-        ("vllm_emulated --use-replayssm", {"sizes": FIRST}, "Mamba-2 alone"),
         ("vllm_emulated --mamba-cache-dtype float16", {}, "window in fp16"),
+        ("vllm_emulated --use-replayssm", {"sizes": FIRST}, "token by token"),
+        (
+            "vllm_emulated --speculative-config.num_speculative_tokens 3",
+            {"sizes": FIRST},
+            "token by token",
+        ),
+        (
+            "sglang_emulated --speculative-num-draft-tokens 4",
+            {"sizes": FIRST},
+            "token by token",
+        ),
         ("sglang_emulated", {"precision": "fp16"}, "window in bf16"),
         (
             "sglang_emulated",
@@ -206,7 +221,7 @@ def test_a_report_says_what_was_run(name):
     updates of a token where they are not stored apart."""
     tokens = np.arange(24) * 7 % 256
     report = lyapunov.check(
-        None, tokens, mode="decode", measure=name, precisions=["bf16"]
+        MAMBA2, tokens, mode="decode", measure=name, precisions=["bf16"]
     )
     (found,) = report.precisions
     assert found.measured_by == name

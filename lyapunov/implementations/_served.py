@@ -124,10 +124,13 @@ def served_network(
             f"not {given}",
             hint="--measure emulated",
         )
-    if launch.ring is not None and "mamba1" in recurrent:
+    if "mamba1" in recurrent and (launch.drafts or launch.ring):
+        # vLLM's `mamba_mixer.py` reads no number of accepted tokens, and
+        # `config/vllm.py` refuses ReplaySSM; SGLang's `mamba1.py` asserts no drafts
         raise UsageError(
-            f"{rules.stack.name}'s ReplaySSM is of Mamba-2 alone",
-            hint="leave --use-replayssm out",
+            f"{rules.stack.name} steps through a Mamba-1 token by token, with neither "
+            "drafts nor ReplaySSM",
+            hint="leave that flag out",
         )
     demand_divisible(config, launch.ranks, rules.stack.name)
     wanted = _Wanted(
