@@ -137,8 +137,7 @@ def compare(exact: np.ndarray, other: np.ndarray) -> dict:
             "tokens": int(exact[..., 0].size),
         }
     centred = [x - x.mean(-1, keepdims=True) for x in (exact, other)]
-    log_p, log_q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in centred)
-    kl = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0.0)
+    kl = divergences(*centred)
     choice = other.argmax(-1)
     differs = exact.argmax(-1) != choice
     there = np.take_along_axis(exact, choice[..., None], -1)[..., 0]
@@ -153,6 +152,14 @@ def compare(exact: np.ndarray, other: np.ndarray) -> dict:
         "ties": int(tied.sum()),
         "tokens": int(differs.size),
     }
+
+
+def divergences(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(reference || execution) of every token, in nats: (texts, tokens)."""
+    log_p, log_q = (
+        x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (exact, other)
+    )
+    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0.0)
 
 
 def measured_cause(row, variant: str, found: dict, unlimited: dict, wide: dict) -> str:

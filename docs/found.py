@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from docs import studies
+from docs import served, studies
 from docs.tables import ROOT, plain, table
 
 
@@ -43,6 +43,7 @@ ASKED = r"\{\{ ([^{}]+?) \}\}"
 FIGURES: dict[str, Callable[..., str]] = {
     "state_formats": studies.state_formats,
     "by_network": studies.decode_by_family,
+    **served.FIGURES,
 }
 
 
