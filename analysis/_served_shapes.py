@@ -47,10 +47,10 @@ def rows(shape: Shape) -> list[dict[str, Any]]:
     found = []
     with jax.enable_x64(True):
         inputs, A, C = drawn(shape)
-        exact = _run(inputs, A, C, "fp64", 1)
+        exact = followed(inputs, A, C, "fp64", 1)
         for state in STATES:
             for period in PERIODS:
-                outputs, last = _run(inputs, A, C, state, period)
+                outputs, last = followed(inputs, A, C, state, period)
                 by_head = [
                     _apart(outputs[:, h], exact[0][:, h]) for h in range(shape.heads)
                 ]
@@ -100,7 +100,7 @@ def drawn(shape: Shape):
     return Mamba2Inputs(jnp.logaddexp(0.0, raw + bias), x, B), A, C
 
 
-def _run(inputs, A, C, state: str, period: int) -> tuple[np.ndarray, np.ndarray]:
+def followed(inputs, A, C, state: str, period: int) -> tuple[np.ndarray, np.ndarray]:
     """C h at every token, from the state before it is stored, and the last state."""
     from lyapunov.formats import FP64, round_state, state_format_named
     from lyapunov.recurrences import Mamba2Recurrence
@@ -121,8 +121,9 @@ def _run(inputs, A, C, state: str, period: int) -> tuple[np.ndarray, np.ndarray]
         last = (count + 1) % period == 0
         return jax.lax.cond(last, stored, lambda h, _: h, new, key), output
 
-    keys = jax.random.split(jax.random.PRNGKey(0), TOKENS)
-    over = (jnp.arange(TOKENS), inputs, C, keys)
+    tokens = inputs.x.shape[0]
+    keys = jax.random.split(jax.random.PRNGKey(0), tokens)
+    over = (jnp.arange(tokens), inputs, C, keys)
     last, outputs = jax.jit(lambda o: jax.lax.scan(token, jnp.zeros(shape), o))(over)
     return np.asarray(outputs), np.asarray(last)
 
