@@ -34,6 +34,7 @@ from ._execution import (
 from ._launch import Launch
 from ._served_formats import (
     demand_divisible,
+    demand_steps,
     drafts_to_nearest,
     state_format,
     window_format,
@@ -124,14 +125,7 @@ def served_network(
             f"not {given}",
             hint="--measure emulated",
         )
-    if "mamba1" in recurrent and (launch.drafts or launch.ring):
-        # vLLM's `mamba_mixer.py` reads no number of accepted tokens, and
-        # `config/vllm.py` refuses ReplaySSM; SGLang's `mamba1.py` asserts no drafts
-        raise UsageError(
-            f"{rules.stack.name} steps through a Mamba-1 token by token, with neither "
-            "drafts nor ReplaySSM",
-            hint="leave that flag out",
-        )
+    demand_steps(recurrent, launch, rules.stack.name)
     demand_divisible(config, launch.ranks, rules.stack.name)
     wanted = _Wanted(
         mode,

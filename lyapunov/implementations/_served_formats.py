@@ -76,6 +76,19 @@ def window_format(
     return window
 
 
+def demand_steps(kinds: set[str], launch: Launch, stack: str) -> None:
+    """**Raises:** `UsageError` where a state is to be stored less often than a mixer
+    stores it."""
+    if "mamba1" in kinds and (launch.drafts or launch.ring):
+        # vLLM's `mamba_mixer.py` reads no number of accepted tokens, and
+        # `config/vllm.py` refuses ReplaySSM; SGLang's `mamba1.py` asserts no drafts
+        raise UsageError(
+            f"{stack} steps through a Mamba-1 token by token, with neither drafts nor "
+            "ReplaySSM",
+            hint="leave that flag out",
+        )
+
+
 def demand_divisible(config: NetworkConfig, ranks: int, stack: str) -> None:
     """**Raises:** `UsageError` where devices cannot share the network's matrices."""
     if ranks == 1:
