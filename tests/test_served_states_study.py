@@ -93,8 +93,8 @@ def test_kernels_and_emulation_agree_on_the_same_text(result):
     """Assert that KLs and distances are within 4 standard errors, in five comparisons.
 
     Of a token's error, in 256 directions, 16 are taken as independent: a sum of squares
-    over 512 tokens is known to sqrt(2 / (16 * 512)), the root of it to half of that, and
-    two roots are apart by sqrt(2) times as much, 1.1 %.
+    over 512 tokens is known to sqrt(2 / (16 * 512)), its root to half of that, and two
+    roots are apart by sqrt(2) times as much, 1.1 %.
     """
     apart = 4.0 / np.sqrt(16.0 * 512.0)
     assert len(result["kernels"]) == 5
