@@ -11,7 +11,7 @@ import torch
 from lyapunov import load
 from lyapunov._errors import MissingExtraError, UsageError
 from lyapunov.formats import state_format_named
-from lyapunov.implementations import implementation_named
+from lyapunov.implementations import RefusedError, implementation_named
 from lyapunov.implementations._segment import Segment
 from lyapunov.implementations._ways import Variant
 from lyapunov.implementations.vllm import _operators
@@ -183,11 +183,25 @@ def test_servers_whose_operators_are_others(model, flags, hint):
     assert error.value.hint == f"{hint}--measure vllm-emulated follows it"
 
 
-@pytest.mark.parametrize("flags", ["--use-replayssm", FLASHINFER])
-def test_drafts_by_other_steps_than_tritons(model, no_operators, flags):
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        ("--use-replayssm", RefusedError, "Triton's plain step"),
+        (FLASHINFER, UsageError, "an NVIDIA GPU"),
+    ],
+)
+def test_drafts_by_other_steps_than_tritons(model, no_operators, flags, error, message):
     runner = implementation_named(f"vllm {flags}").runner(declared(model))
-    with pytest.raises(UsageError, match=r"Triton's plain step|an NVIDIA GPU"):
+    with pytest.raises(error, match=message):
         list(runner.trace(model, np.zeros((1, 6), int), Variant("drafts", (4, 3))))
+
+
+def test_a_mamba1_takes_no_drafts(tmp_path, no_operators):
+    config = full_config({"ssm_cfg": {"d_state": 6, "dt_rank": 2}})
+    weights = drawn(mamba_ssm_shapes(config), np.random.default_rng(0))
+    model = load(save(tmp_path, weights, config))
+    with pytest.raises(RefusedError, match="a Mamba-1 token by token"):
+        tried(model, Variant("drafts", (4, 3)))
 
 
 def test_integers_are_flashinfers(model):

@@ -213,7 +213,6 @@ class Layer:
                 state_batch_indices=plan.slots,
                 dst_state_batch_indices=plan.slots,
                 out=gated,
-                **_windows(plan),
             )
         else:
             gated = scan(

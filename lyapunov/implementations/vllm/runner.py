@@ -17,6 +17,7 @@ from ...formats._precision import Precision
 from ...models import Model
 from .. import Execution
 from .._company import company, in_company
+from .._implementation import RefusedError
 from .._launch import Launch
 from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, torch_dtype
@@ -89,7 +90,8 @@ class Vllm:
         calls come after the last.
 
         **Raises:** `RefusedError` for a prefill of Mamba-1 without vLLM's compiled
-        part; `UsageError` for other networks, formats and ways.
+        part, and for drafts with other steps than Triton's of a Mamba-2; `UsageError`
+        for other networks, formats and ways.
         """
         variant = variant or self.execution.variant
         rows = _rows(np.asarray(tokens), variant)
@@ -103,7 +105,7 @@ class Vllm:
         normed: Any = None
         before: Any = None
         last: Any = None
-        passes = list(_passes(rows, segments, self._drafts(variant)))
+        passes = list(_passes(rows, segments, self._drafts(variant, kind)))
         for found in _recorded(torch, network, rows, segments, passes, self._launch):
             if not isinstance(found, dict):
                 normed = found
@@ -146,14 +148,20 @@ class Vllm:
         self._step.seed(self._seed)
         return found._replace(step=self._step)
 
-    def _drafts(self, variant: Variant) -> _Drafts | None:
+    def _drafts(self, variant: Variant, kind: str) -> _Drafts | None:
         """The windows of steps; None where each step is a call.
 
-        **Raises:** `UsageError` for another step than Triton's.
+        **Raises:** `RefusedError` for another step than Triton's, and for a Mamba-1,
+        whose mixer in vLLM reads no accepted tokens.
         """
         if variant.kind == "drafts":
+            if kind != "mamba2":
+                raise RefusedError(
+                    "vLLM steps through a Mamba-1 token by token, without drafts",
+                    hint="steps",
+                )
             if self._launch.ring is not None or self._launch.flashinfer:
-                raise UsageError(
+                raise RefusedError(
                     "drafts are run with Triton's plain step alone",
                     hint="leave out --use-replayssm and --mamba-backend",
                 )
