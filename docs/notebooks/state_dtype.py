@@ -12,8 +12,11 @@ import lyapunov
 
 
 model = lyapunov.load()
-text = b"A state is stored at every token, so how it is rounded matters more than all else."
-tokens = np.frombuffer(text * 2, np.uint8)[:128].astype(int)
+text = (
+    b"Mr. Speaker, Mr. Vice President, my copartners in Government, gentlemen-and ladies:\n"
+    b'The Constitution imposes upon me the obligation to "from time to time'
+)
+tokens = np.frombuffer(text, np.uint8)[:128].astype(int)
 found = {}
 for state in ("fp32", "fp16", "bf16", "int8-scaled-stochastic", "fp8_e4m3"):
     report = lyapunov.check(
