@@ -270,6 +270,14 @@ def main(given: list[str] | None = None) -> None:
     promote(working, asked.out, [*result["failed"], *left])
 
 
+NOTE = (
+    "Bounds over what was measured are T0 and T1, of all layers; of calls",
+    "(chunks, initial_state, packed, batched, drafts) over the element that",
+    "is nearest to its bound. Rows with a fault were broken on purpose:",
+    "violations are wanted there.",
+)
+
+
 def page(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = ["# Mamba networks on vLLM's operators", ""]
@@ -293,10 +301,7 @@ def page(result: dict[str, Any]) -> str:
         ]
         cells.append(f"{one['flips']} of {one['tokens']}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "Bounds over what was measured are T0 and T1, of all layers; of calls"]
-    lines += ["(chunks, initial_state, packed, batched, drafts) over the element that is"]
-    lines += ["nearest to its bound. Rows with a fault were broken on purpose: violations"]
-    lines += ["are wanted there."]
+    lines += ["", *NOTE]
     beside = [f"- {one['case']}: {_said(one)}" for one in rows if one["shares"]]
     if beside:
         lines += [
