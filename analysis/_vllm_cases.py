@@ -118,6 +118,14 @@ def cases() -> list[Case]:
             ("prefill", 512, "--mamba-cache-dtype float32"),
         )
     ]
+    found += [
+        Case("mamba1", "prefill", length, p) for length in LENGTHS for p in PRECISIONS
+    ]
+    found += [
+        Case("mamba1", way, HANDED, "bf16", state)
+        for way in (f"chunks:{CUT},rest", f"initial_state:{CUT}")
+        for state in ("fp32", "bf16")
+    ]
     found.append(Case("mamba1", "decode", 512, "bf16"))
     found += [Case("mamba1", "decode", 128, p) for p in PRECISIONS]
     found += [
@@ -130,6 +138,7 @@ def cases() -> list[Case]:
             ("mamba2", "prefill", 512),
             ("mamba2", "decode", 128),
             ("mamba1", "decode", 128),
+            ("mamba1", "prefill", 512),
         )
         for p in PRECISIONS
     ]

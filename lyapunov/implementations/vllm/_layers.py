@@ -183,7 +183,8 @@ class Layer:
             raise RefusedError(
                 "vLLM's prefill of Mamba-1 is compiled, and is not among its Python "
                 "files",
-                hint="pip install vllm==0.33.0, or --mode decode",
+                hint="pip install vllm==0.33.0, or csrc of its sdist beside them, or "
+                "--mode decode",
             )
         projected = linear(x, w["in_proj"], w.get("in_proj_bias"))
         seen["xz"] = projected.clone() if plan.steps else projected

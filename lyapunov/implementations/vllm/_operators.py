@@ -21,6 +21,7 @@ from unittest import mock
 from ..._errors import MissingExtraError, UsageError
 from .._implementation import installed
 from .._torch import import_torch
+from ._selective_scan import loaded, there
 from ._stand_in import OPERATORS, stand_in
 
 
@@ -116,7 +117,7 @@ def find_operators() -> Operators:
             step=steps.selective_state_update,
             replay=getattr(get(REPLAY), REPLAY),
             gated_norm=norm.rms_norm_gated,
-            scan=steps.selective_scan_fn if compiled else None,
+            scan=_scan(steps, compiled, interpreted),
             interpreted=interpreted,
             version=version,
         )
@@ -128,6 +129,18 @@ def find_operators() -> Operators:
         for name in ("bmm", "chunk_scan", "chunk_state", "state_passing"):
             _tune_nothing(get(f"ssd_{name}"))
     return found
+
+
+def _scan(steps: Any, compiled: bool, interpreted: bool) -> Callable | None:
+    """Mamba-1's scan: of an installed vLLM, or built from its sources."""
+    if compiled:
+        return steps.selective_scan_fn
+    named = os.environ.get(FILES)
+    folder = Path(named) if named else None
+    if interpreted or folder is None or not there(folder):
+        return None
+    steps.ops.selective_scan_fwd = lambda *given: loaded(folder)(*given)
+    return steps.selective_scan_fn
 
 
 def _importable() -> tuple[str, bool]:

@@ -96,7 +96,7 @@ def stand_in(folder: Path) -> None:
         "vllm.envs": {
             "VLLM_TUNED_CONFIG_FOLDER": os.environ.get("VLLM_TUNED_CONFIG_FOLDER")
         },
-        # compiled operators, such as Mamba-1's scan, are not there
+        # compiled operators are not there; of them `_selective_scan` builds one
         "vllm._custom_ops": {},
         "vllm.logger": {
             "init_logger": lambda name: _Logger(logging.getLogger(name), {})
