@@ -276,3 +276,46 @@ def test_mixers_that_vllm_has_not(tmp_path, no_operators, changed, why):
     model = load(ssd.save(tmp_path, ssd.drawn(sizes), sizes))
     with pytest.raises(UsageError, match=why):
         tried(model)
+
+
+def scripted(tmp_path, monkeypatch, script: str):
+    """A folder with sources of the scan, and an nvcc that is a shell script."""
+    from lyapunov.implementations.vllm import _flashinfer, _selective_scan
+
+    for name in _selective_scan.READ:
+        path = tmp_path / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("// nothing\n")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(_selective_scan, "compiler", lambda: str(nvcc))
+    monkeypatch.setenv(_flashinfer.CACHES, str(tmp_path / "caches"))
+    return _selective_scan, tmp_path / "files"
+
+
+def test_the_scan_is_compiled_once(tmp_path, monkeypatch):
+    """Assert what nvcc is given, and that what it made is kept by what it read."""
+    # the last word is the library
+    script = f'echo "$@" >> {tmp_path}/given; for last; do :; done; : > "$last"'
+    scan, folder = scripted(tmp_path, monkeypatch, script)
+    assert scan.there(folder)
+    assert not scan.there(tmp_path)
+    assert not scan.there(None)
+    first = scan.built(folder, "sm_90")
+    assert first.exists()
+    assert scan.built(folder, "sm_90") == first
+    (given,) = (tmp_path / "given").read_text().splitlines()
+    assert "-arch=sm_90" in given
+    assert str(folder / scan.SOURCE) in given
+    assert "-use_fast_math" not in given
+    (folder / scan.READ[1]).write_text("// another\n")
+    assert scan.built(folder, "sm_90") != first
+
+
+def test_a_scan_that_nvcc_cannot_compile(tmp_path, monkeypatch):
+    scan, folder = scripted(tmp_path, monkeypatch, "echo no such header >&2; exit 2")
+    with pytest.raises(UsageError, match="no such header") as error:
+        scan.built(folder, "sm_90")
+    assert "--mode decode" in error.value.hint
+    assert not list((tmp_path / "caches").glob("*.so"))
