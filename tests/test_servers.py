@@ -149,6 +149,14 @@ def test_states_and_windows_are_what_the_stacks_choose():
     assert third.parameters["A_log"].name == "fp32"
 
 
+def test_a_bias_is_fused_into_its_product():
+    biased = Mamba1Sizes(16, 32, 8, 4, 4, 1e-5, proj_bias=True)
+    of_library = declared("emulated", biased, mode="prefill", architecture="mamba1")
+    assert "xz_product" in of_library.sites
+    for name in ("vllm_emulated", "sglang_emulated"):
+        assert "xz_product" not in declared(name, biased, mode="prefill").sites
+
+
 def test_forms_are_what_the_flags_say():
     """Assert periods, rings, ranks, and where chunks end."""
     form = lambda name, **given: declared(name, **given).form

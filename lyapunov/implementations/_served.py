@@ -188,7 +188,9 @@ def _fronted(
 ) -> dict[str, Format]:
     """The stores of the norm in front, as PyTorch's forms have them, eager or
     compiled, or as one kernel has."""
-    without = {k: f for k, f in sites.items() if k not in ("norm_input", "norm_hat")}
+    # nor is a product stored in front of its bias
+    dropped = ("norm_input", "norm_hat", "xz_product")
+    without = {k: f for k, f in sites.items() if k not in dropped}
     stream = {"residual": wanted.form}
     if wanted.eager:
         # a LayerNorm is one torch operation
