@@ -133,7 +133,8 @@ class Network:
                 end.sublayer(one, record)
             end.head(self.head)
             for part in self.model.vocabulary_slices():
-                both = [x.logits(part.start, part.stop) for x in (self.head, run)]
+                heads: tuple[Any, Any] = (self.head, run)
+                both = [x.logits(part.start, part.stop) for x in heads]
                 end.logits(part, both[0], both[1:])
             estimate = end.estimate(0)
         return {

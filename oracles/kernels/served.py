@@ -19,7 +19,7 @@ def held(weights: dict, precision: str) -> dict[str, np.ndarray]:
     return cast_all | {"A_log": weights["A_log"].astype(F)}
 
 
-class Front:
+class Front(Ssd):
     """The stream, the convolution, the norms and the sum over devices.
 
     **Arguments:**
@@ -105,7 +105,7 @@ class Front:
         return self.out_of(total)
 
 
-class ServedScan(Front, Ssd):
+class ServedScan(Front):
     """A call over a whole text."""
 
     def handed(self, state):
@@ -174,7 +174,7 @@ class SglangScan(ServedScan):
 
     def __init__(self, *given, cut, again=True, **options):
         super().__init__(*given, **options)
-        self.cut, self.again = cut, again
+        self.cut, self.anew = cut, again
 
     def passed(self, state, last, new):
         before = self.as_cached(state, self.cached) if self.ends else state
@@ -191,7 +191,7 @@ class SglangScan(ServedScan):
                 state = self.as_cached(state, self.cached)
             for first in range(start, end, chunk):
                 own = slice(first, min(first + chunk, end))
-                self.ends = self.again and own.stop == end
+                self.ends = self.anew and own.stop == end
                 state, y = self.chunk(state, step[own], x[own], B[own], C[own])
                 out.append(y)
         return np.concatenate(out).reshape(seq, -1)

@@ -9,6 +9,7 @@ import ctypes
 import os
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,8 @@ def step(monkeypatch, **changed):
         "dst_state_batch_indices": torch.full((1,), 2, dtype=torch.int32),
         "out": torch.empty(1, 2, 64),
     } | changed
-    FlashInferStep()(**tensors)
+    step: Any = FlashInferStep()
+    step(**tensors)
     return *given, tensors
 
 

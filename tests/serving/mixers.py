@@ -5,6 +5,8 @@ mamba_ssm's kernels make in the activations' format: written down here anew, and
 kernel of either server.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -58,6 +60,9 @@ class GatedNorm(nn.Module):
 
 
 class Conv(nn.Module):
+    weight: Any
+    bias: Any
+
     def __init__(self, weight, bias, dtype):
         super().__init__()
         weight = torch.tensor(np.asarray(weight)).to(dtype)
@@ -76,6 +81,10 @@ class Conv(nn.Module):
 
 class Mixer(nn.Module):
     """What both kinds have: blocks, and one request after another."""
+
+    conv1d: Any
+    kv_cache: Any
+    token: Any
 
     def __init__(self, dtype, cache, spec, blocks, window_dtype):
         super().__init__()

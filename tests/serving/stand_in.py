@@ -59,7 +59,7 @@ class Server:
         self.request_ids: list[str] = []
 
     @property
-    def mixers(self):
+    def mixers(self) -> list[Any]:
         return [block.mixer for block in self.network.layers]
 
     @property
@@ -101,7 +101,7 @@ class Server:
         places = [np.arange(p.start, p.stop) for p in parts]
         self.request_ids[:] = [f"{p.request}-0a1b2c3d" for p in parts]
         self.now = SimpleNamespace(rows=rows, metadata=metadata(parts, self.spec))
-        tensors = {
+        tensors: dict[str, Any] = {
             "input_ids": torch.tensor(np.concatenate(ids)),
             "positions": torch.tensor(np.concatenate(places)),
         }
