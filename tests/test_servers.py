@@ -241,3 +241,15 @@ def test_a_report_says_what_was_run(name):
         assert layer.violations == 0
         assert layer.stagnation is None
         assert not_none(layer.bound_t1_ratio) >= 1.0
+
+
+def test_a_servers_flag_without_quotes_is_told_where_it_stands():
+    from click.testing import CliRunner
+
+    from lyapunov.command._cli import main
+
+    found = CliRunner().invoke(main, ["--measure", "vllm_emulated", "--use-replayssm"])
+    assert found.exit_code == 2
+    assert "--measure 'vllm_emulated --use-replayssm'" in found.stderr
+    other = CliRunner().invoke(main, ["--use-replay"])
+    assert "lists the options" in other.stderr

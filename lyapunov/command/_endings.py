@@ -47,7 +47,7 @@ def error_document(error: Exception) -> dict[str, str]:
         return {
             "code": "usage",
             "message": message[:1].lower() + message[1:],
-            "hint": "`lyapunov-check --help` lists the options",
+            "hint": _of_a_server(error) or "`lyapunov-check --help` lists the options",
         }
     if isinstance(error, MemoryError):
         return {
@@ -62,6 +62,17 @@ def error_document(error: Exception) -> dict[str, str]:
         + (f": {reason[:300]}" if reason else ""),
         "hint": "run again with --debug, and report the traceback",
     }
+
+
+def _of_a_server(error: click.ClickException) -> str | None:
+    """How to give a server's flag, where one was taken for an option."""
+    from lyapunov.implementations._registry import IMPLEMENTATIONS
+
+    given = getattr(error, "option_name", None)
+    for one in IMPLEMENTATIONS.values():
+        if given in one.launch_flags and not one.needs_gpu:
+            return f"flags of a server stand in quotes: --measure '{one.name} {given}'"
+    return None
 
 
 def _end(document: dict[str, str], as_json: bool, code: int) -> int:

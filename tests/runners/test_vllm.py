@@ -49,7 +49,7 @@ def test_no_gpu_is_named_first(found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="torch sees none") as error:
         found()
-    assert "--measure emulated" in error.value.hint
+    assert "--measure vllm_emulated" in error.value.hint
 
 
 def test_no_triton(found, monkeypatch):
@@ -180,7 +180,7 @@ def test_servers_whose_operators_are_others(model, flags, hint):
     server = implementation_named(f"vllm {flags}")
     with pytest.raises(UsageError, match="are not run here") as error:
         server.runner(declared(model))
-    assert error.value.hint == f"{hint}--measure vllm-emulated follows it"
+    assert error.value.hint == f"{hint}--measure vllm_emulated follows it"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_networks_that_are_put_together_otherwise(tmp_path, no_operators, name):
     model = load(save(tmp_path, weights, config))
     with pytest.raises(UsageError, match="plain Mamba-1 and Mamba-2") as error:
         tried(model)
-    assert error.value.hint.startswith("--measure emulated")
+    assert error.value.hint.startswith("--measure vllm_emulated")
 
 
 @pytest.mark.parametrize(

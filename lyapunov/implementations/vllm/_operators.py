@@ -95,7 +95,7 @@ def find_operators() -> Operators:
     if not interpreted and not import_torch().cuda.is_available():
         raise UsageError(
             "vLLM's operators need an NVIDIA GPU, and torch sees none",
-            hint="--measure emulated follows vLLM's flow without one",
+            hint="--measure vllm_emulated follows vLLM's flow without one",
         )
     try:
         import triton  # noqa: F401

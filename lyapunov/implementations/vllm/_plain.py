@@ -34,7 +34,7 @@ def refuse_others(model: Model) -> None:
         raise UsageError(
             "plain Mamba-1 and Mamba-2 models alone are run on vLLM's operators, and "
             f"{why}",
-            hint="--measure emulated follows vLLM's flow for the others",
+            hint="--measure vllm_emulated follows vLLM's flow for the others",
         )
 
 
@@ -66,7 +66,7 @@ def refuse_launch(launch: Launch) -> None:
     """
     flashinfer, triton = launch.flashinfer, not launch.flashinfer
     by = "--mamba-backend flashinfer"
-    follow = "--measure vllm-emulated follows it"
+    follow = "--measure vllm_emulated follows it"
     for what, given, hint in (
         ("--tensor-parallel-size", launch.ranks > 1, follow),
         (f"{by} and a ring", flashinfer and launch.ring, follow),
