@@ -83,8 +83,12 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
                 hint="add `state_precision`: fp32, or the format of the cache",
             )
     flow, config = implementation_named(dump.implementation), dump.configured
-    pair = _executions(
-        flow, model, config(model.config), dump.precision, dump.state_precision
+    pair = tuple(
+        # chunks that are counted from the text's start are so from where it begins
+        one.begun(dump.begins_at)
+        for one in _executions(
+            flow, model, config(model.config), dump.precision, dump.state_precision
+        )
     )
     ways, skipped = [], []
     for name, variant in dump.runs.items():

@@ -4,12 +4,16 @@ The servers are stand-ins. A clean run of each hand-over is passed, a fault plan
 each is told in words; what a dump is made of is told by calls alone.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from lyapunov._errors import DumpError
+from lyapunov.implementations._segment import merged
 from lyapunov.implementations.dump.file import File
+from lyapunov.questions._audit_ways import ways_of_dump
 
 from .conftest import a_hook, a_server, hand_overs
 from .stand_in import part, quantised
@@ -160,6 +164,36 @@ def test_a_prefix_hit_begins_behind_it(models, served):
     start = dump.start(model, 0, model.start(model.parameters(0)))
     state = np.load(path)["layer.0.handed.0.taken.state"]
     np.testing.assert_array_equal(start.state, state.reshape(-1, 8).T)
+
+
+@pytest.mark.parametrize(
+    ("flow", "grid"),
+    [
+        ("mamba_ssm", None),
+        ("sglang_emulated SGLANG_MAMBA_CONV_DTYPE=float32", None),
+        ("vllm --enforce-eager", 9),
+    ],
+)
+def test_chunks_behind_a_prefix_end_where_they_do_in_the_text(
+    models, tmp_path, flow, grid
+):
+    """Assert it of what is declared of the calls of a dump that begins behind 9 tokens:
+    of one kind of chunk, and as it goes on after a first call."""
+    server = a_server(models["mamba2"], before={1: lambda one: one.copy(3, 6)})
+    server.texts["b"] = server.texts["a"].copy()
+    calls = [[part("b", 0, 9, 3)], [part("a", 9, 12, 6)], [part("a", 12, 16, 6)]]
+    hook = a_hook(server, implementation=flow)
+    server.run(*calls, around=hook)
+    model, path = models["mamba2"], tmp_path / "run.npz"
+    assert hook.write(path) == "chunks:3,4"
+    (way,), _ = ways_of_dump(model, File(path), None)
+    own = [
+        dataclasses.replace(s, execution=s.execution.of("mamba2")) for s in way.segments
+    ]
+    found = merged(own, model.config.sublayers[0])
+    begins = [0, 3] if len(found) == 2 else [0]
+    expected = [None if grid is None else grid + start for start in begins]
+    assert [one.execution.form.grid for one in found] == expected
 
 
 def test_two_machines_are_one_request(models, tmp_path):
