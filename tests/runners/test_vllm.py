@@ -281,17 +281,17 @@ def test_mixers_that_vllm_has_not(tmp_path, no_operators, changed, why):
 
 def scripted(tmp_path, monkeypatch, script: str):
     """A folder with sources of the scan, and an nvcc that is a shell script."""
-    from lyapunov.implementations.vllm import _flashinfer, _selective_scan
+    from lyapunov.implementations.vllm import _nvcc, _selective_scan
 
-    for name in _selective_scan.READ:
+    for name in (_selective_scan.SOURCE, *_selective_scan.HEADERS):
         path = tmp_path / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("// nothing\n")
     nvcc = tmp_path / "nvcc"
     nvcc.write_text(f"#!/bin/sh\n{script}\n")
     nvcc.chmod(0o755)
-    monkeypatch.setattr(_selective_scan, "compiler", lambda: str(nvcc))
-    monkeypatch.setenv(_flashinfer.CACHES, str(tmp_path / "caches"))
+    monkeypatch.setattr(_nvcc, "compiler", lambda what: str(nvcc))
+    monkeypatch.setenv(_nvcc.CACHES, str(tmp_path / "caches"))
     return _selective_scan, tmp_path / "files"
 
 
@@ -310,8 +310,14 @@ def test_the_scan_is_compiled_once(tmp_path, monkeypatch):
     assert "-arch=sm_90" in given
     assert str(folder / scan.SOURCE) in given
     assert "-use_fast_math" not in given
-    (folder / scan.READ[1]).write_text("// another\n")
-    assert scan.built(folder, "sm_90") != first
+    libraries = {first}
+    for name in (scan.SOURCE, *scan.HEADERS):
+        (folder / name).write_text("// another\n")
+        libraries.add(scan.built(folder, "sm_90"))
+        (folder / name).rename(folder / f"{name}.away")
+        assert not scan.there(folder)
+        (folder / f"{name}.away").rename(folder / name)
+    assert len(libraries) == 2 + len(scan.HEADERS)
 
 
 def test_a_scan_that_nvcc_cannot_compile(tmp_path, monkeypatch):

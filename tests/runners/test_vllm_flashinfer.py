@@ -24,9 +24,9 @@ from lyapunov.implementations.vllm._flashinfer import (
     Kernel,
     built,
     compiled,
-    compiler,
     headers,
 )
+from lyapunov.implementations.vllm._nvcc import compiler
 
 
 PLAIN = Kernel("bfloat16", "bfloat16", 64, 128, False)
@@ -80,7 +80,7 @@ def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(MissingExtraError, match="there is no nvcc") as error:
-        compiler()
+        compiler("this")
     assert "CUDA_HOME" in error.value.hint
 
 

@@ -9,23 +9,18 @@ a multiprocessor; the others add in another order, and draw other bits.
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..._errors import MissingExtraError, UsageError
 from .._torch import import_torch
+from ._nvcc import library
 
 
 FILES = "LYAPUNOV_FLASHINFER_FILES"
 """The environment variable that names a folder of unpacked files."""
-CACHES = "LYAPUNOV_CACHE"
-"""The environment variable that names a folder for what is compiled."""
 HEADERS = "flashinfer/data/include"
 """Where headers lie in FlashInfer's wheel."""
 STEP = "flashinfer/mamba/selective_state_update.cuh"
@@ -33,7 +28,6 @@ INSTALL = (
     f"pip install flashinfer-python==0.7.4; or unpack {HEADERS} of its wheel into a "
     f"folder, and set {FILES} to that"
 )
-NO_COMPILER = "install the CUDA toolkit, or set CUDA_HOME to the folder of bin/nvcc"
 DOOR = Path(__file__).with_name("flashinfer_step.cu")
 OPTIONS = (
     *("-std=c++17", "-O3", "-use_fast_math", "-DNDEBUG", "--expt-relaxed-constexpr"),
@@ -199,33 +193,16 @@ def built(kernel: Kernel, where: str) -> Path:
     **Raises:** as `compiled`.
     """
     include = headers()
-    options = [*OPTIONS, f"-arch={where}"]
-    options += [f"-D{name}={value}" for name, value in kernel.macros.items()]
-    read = hashlib.sha256(" ".join(options).encode())
-    for path in (DOOR, *sorted((include / "flashinfer/mamba").glob("*.cuh"))):
-        read.update(path.read_bytes())
-    folder = caches()
-    library = folder / f"flashinfer-step-{read.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    nvcc = compiler()
-    folder.mkdir(parents=True, exist_ok=True)
-    # others may compile the same at the same time
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        made = Path(own) / library.name
-        done = subprocess.run(
-            [nvcc, *options, f"-I{include}", "-o", str(made), str(DOOR)],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            told = "\n".join((done.stderr or done.stdout).strip().splitlines()[:8])
-            raise UsageError(
-                f"nvcc cannot compile FlashInfer's step:\n{told}",
-                hint=f"headers of FlashInfer 0.7.4 and CUDA 12.8 or later ({INSTALL})",
-            )
-        made.replace(library)
-    return library
+    macros = (f"-D{name}={value}" for name, value in kernel.macros.items())
+    return library(
+        "flashinfer-step",
+        "FlashInfer's step",
+        [DOOR],
+        [*OPTIONS, f"-arch={where}", *macros],
+        places=[f"-I{include}"],
+        read=sorted((include / "flashinfer/mamba").glob("*.cuh")),
+        hint=f"headers of FlashInfer 0.7.4 and CUDA 12.8 or later ({INSTALL})",
+    )
 
 
 def headers() -> Path:
@@ -249,26 +226,3 @@ def headers() -> Path:
         if (found / STEP).is_file():
             return found
     raise MissingExtraError("FlashInfer's headers are not here", hint=INSTALL)
-
-
-def compiler() -> str:
-    """The path of nvcc.
-
-    **Raises:** `MissingExtraError` where there is none.
-    """
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-    if found is None:
-        raise MissingExtraError(
-            "FlashInfer's step is compiled where it runs, and there is no nvcc",
-            hint=NO_COMPILER,
-        )
-    return found
-
-
-def caches() -> Path:
-    """The folder for what is compiled."""
-    if named := os.environ.get(CACHES):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lyapunov-check"

@@ -6,20 +6,21 @@ ours.
 """
 
 import functools
-import hashlib
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..._errors import UsageError
 from .._torch import import_torch
-from ._flashinfer import caches, compiler
+from ._nvcc import library
 
 
 SOURCE = "csrc/mamba/selective_scan_fwd.cu"
 """Where it lies in vLLM's sdist."""
-READ = (SOURCE, "csrc/mamba/selective_scan.h", "csrc/torch_utils.h")
+HEADERS = (
+    "csrc/mamba/selective_scan.h",
+    "csrc/torch_utils.h",
+    "csrc/dispatch_utils.h",
+)
+"""Of vLLM's own, what it includes."""
 DOOR = Path(__file__).with_name("selective_scan.cu")
 OPTIONS = (
     *("-std=c++20", "-O2", "-DNDEBUG", "-DUSE_CUDA", "--expt-relaxed-constexpr"),
@@ -30,7 +31,9 @@ LIBRARIES = ("torch", "torch_cpu", "torch_cuda", "c10")
 
 def there(folder: Path | None) -> bool:
     """Whether an unpacked folder has the sources."""
-    return folder is not None and all((folder / name).is_file() for name in READ)
+    return folder is not None and all(
+        (folder / name).is_file() for name in (SOURCE, *HEADERS)
+    )
 
 
 @functools.cache
@@ -56,31 +59,14 @@ def built(folder: Path, where: str) -> Path:
     """
     torch = import_torch()
     place = Path(torch.__file__).parent
-    options = [*OPTIONS, f"-arch={where}", f"-I{folder / 'csrc'}"]
-    options += [f"-I{place / 'include'}", f"-L{place / 'lib'}"]
-    options += [f"-l{name}" for name in LIBRARIES]
-    read = hashlib.sha256(" ".join([*options, torch.__version__]).encode())
-    for path in (DOOR, *(folder / name for name in READ)):
-        read.update(path.read_bytes())
-    library = caches() / f"selective-scan-{read.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    nvcc = compiler()
-    library.parent.mkdir(parents=True, exist_ok=True)
-    # others may compile the same at the same time
-    with tempfile.TemporaryDirectory(dir=library.parent) as own:
-        made = Path(own) / library.name
-        sources = [str(DOOR), str(folder / SOURCE)]
-        done = subprocess.run(
-            [nvcc, *sources, *options, "-o", str(made)],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            told = "\n".join((done.stderr or done.stdout).strip().splitlines()[:8])
-            raise UsageError(
-                f"nvcc cannot compile vLLM's scan of Mamba-1:\n{told}",
-                hint="torch 2.10 or later and CUDA 12.8 or later, or --mode decode",
-            )
-        made.replace(library)
-    return library
+    return library(
+        "selective-scan",
+        "vLLM's scan of Mamba-1",
+        [DOOR, folder / SOURCE],
+        [*OPTIONS, f"-arch={where}"],
+        places=[f"-I{folder / 'csrc'}", f"-I{place / 'include'}"],
+        links=[f"-L{place / 'lib'}", *(f"-l{name}" for name in LIBRARIES)],
+        read=[folder / name for name in HEADERS],
+        version=torch.__version__,
+        hint="torch 2.10 or later and CUDA 12.8 or later, or --mode decode",
+    )
