@@ -7,6 +7,7 @@ a method is called: the command asks for names first.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -137,8 +138,10 @@ class AbstractImplementation(ABC):
     """Whether decoding makes a step of the first token, too."""
     follows: ClassVar[str | None] = None
     """The server whose flow it runs, as `_stacks` calls it."""
-    launch_flags: ClassVar[tuple[str, ...]] = ()
-    """Of a server: the flags that `launched` reads."""
+    launch_flags: ClassVar[Mapping[str, Any]] = {}
+    """Of a server: the flags that `launched` reads, and how."""
+    launch: Any = None
+    """Of a server: how it was started."""
     caches_in_calls: ClassVar[bool] = False
     """Whether the format of the cached state changes a call over several tokens."""
     followed_by_dumps: ClassVar[bool] = False
@@ -225,13 +228,18 @@ class AbstractImplementation(ABC):
     def launched(self, flags: str) -> AbstractImplementation:
         """The same as a server that is started with these flags.
 
-        **Raises:** `UsageError` for what is no server, and for flags that change
-        nothing or are not known.
+        **Raises:** `UsageError` for what is no server, and for flags that are not read.
         """
-        raise UsageError(
-            f"{self.name} is no server: it takes no {shown(flags)}",
-            hint=f"{self.name} alone",
-        )
+        if self.follows is None:
+            raise UsageError(
+                f"{self.name} is no server: it takes no {shown(flags)}",
+                hint=f"{self.name} alone",
+            )
+        from ._launch import launched
+
+        found = copy.copy(self)
+        found.launch = launched(flags, self.launch_flags, self.follows)
+        return found
 
     def version(self) -> tuple[int, ...] | None:
         """The version that is installed, as (5, 24, 0), without importing it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._implementation import AbstractImplementation, Runner
-from .._launch import SGLANG, Launch, launched
+from .._launch import SGLANG, Launch
 from .._stacks import SGLANG_STACK
 from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class SglangEmulatedImplementation(AbstractImplementation):
-    """Follow SGLang's flow in fp64, rounded wherever it stores, on any machine.
-
-    **Arguments:**
-
-    - `launch`: how the server was started.
-    """
+    """Follow SGLang's flow in fp64, rounded wherever it stores, on any machine."""
 
     name = "sglang_emulated"
     measures = True
@@ -39,14 +34,8 @@ class SglangEmulatedImplementation(AbstractImplementation):
     followed_by_dumps = True
     caches_in_calls = True
     follows = SGLANG_STACK.name
-    launch_flags = tuple(SGLANG)
-
-    def __init__(self, launch: Launch = Launch()):  # noqa: B008
-        self.launch = launch
-
-    def launched(self, flags: str) -> SglangEmulatedImplementation:
-        """As started with these flags."""
-        return SglangEmulatedImplementation(launched(flags, SGLANG, "SGLang"))
+    launch_flags = SGLANG
+    launch = Launch()
 
     def state_precisions(self, mode: str) -> tuple[str, ...] | None:
         """All formats: a rounding is emulated whether a flag leads to it or not."""
@@ -61,11 +50,11 @@ class SglangEmulatedImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """What is declared of SGLang."""
-        from .networks import sglang_network
+        from .._served import served_network
+        from .networks import SGLANG_RULES
 
-        return sglang_network(
-            config, architecture, precision, mode, state_precision, self.launch
-        )
+        asked = config, architecture, precision, mode, state_precision
+        return served_network(SGLANG_RULES, *asked, self.launch)
 
     def runner(self, execution: Execution) -> Runner:
         """Run texts in one call, or in calls that hand states on."""

@@ -1,10 +1,6 @@
 """SGLang 0.5.23: Mamba-1 and Mamba-2, prefill and decode; see `_served`."""
 
-from typing import Any
-
-from .._execution import Execution
-from .._launch import Launch
-from .._served import Rules, served_network
+from .._served import Rules
 from .._stacks import SGLANG_STACK
 
 
@@ -12,21 +8,6 @@ from .._stacks import SGLANG_STACK
 # (`_query_start_loc_to_chunk_indices_offsets` in `mamba2_metadata.py`): those of a text
 # that is served alone begin with its calls. The state that a call leaves is made once
 # more, from the one in front of the last chunk (`_chunk_state_varlen_kernel`).
-SGLANG = Rules("sglang", SGLANG_STACK, on_a_grid=False, last_again=True, compiles=False)
-
-
-def sglang_network(
-    config: Any,
-    architecture: str,
-    precision: str,
-    mode: str,
-    state_precision: str | None,
-    launch: Launch,
-) -> Execution:
-    """Declare what SGLang promises of a network.
-
-    **Raises:** `UsageError` for what it does not serve, or was not read.
-    """
-    return served_network(
-        SGLANG, config, architecture, precision, mode, state_precision, launch
-    )
+SGLANG_RULES = Rules(
+    "sglang", SGLANG_STACK, on_a_grid=False, last_again=True, compiles=False
+)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._implementation import AbstractImplementation, Runner
-from .._launch import VLLM, Launch, launched
+from .._launch import VLLM, Launch
 from .._stacks import SERVED_STATES, VLLM_STACK
 from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
@@ -22,12 +22,7 @@ NO_MASK = "vLLM packs texts and pads none"
 
 
 class VllmImplementation(AbstractImplementation):
-    """Run plain Mamba networks with vLLM's operators, on an NVIDIA GPU.
-
-    **Arguments:**
-
-    - `launch`: how the server was started.
-    """
+    """Run plain Mamba networks with vLLM's operators, on an NVIDIA GPU."""
 
     name = "vllm"
     measures = True
@@ -43,7 +38,8 @@ class VllmImplementation(AbstractImplementation):
     ignores_dt_limits = True
     caches_in_calls = True
     follows = VLLM_STACK.name
-    launch_flags = tuple(VLLM)
+    launch_flags = VLLM
+    launch = Launch()
     ways = (
         *("whole", "steps", "chunks", "batched", "packed", "initial_state"),
         "drafts",
@@ -53,13 +49,6 @@ class VllmImplementation(AbstractImplementation):
         "padded_right": NO_MASK,
         "compiled": "its norms are compiled already, its mixers never are",
     }
-
-    def __init__(self, launch: Launch = Launch()):  # noqa: B008
-        self.launch = launch
-
-    def launched(self, flags: str) -> VllmImplementation:
-        """As started with these flags."""
-        return VllmImplementation(launched(flags, VLLM, "vLLM"))
 
     def state_precisions(self, mode: str) -> tuple[str, ...]:
         """What its flags lead to; a call over several tokens rounds to nearest.
@@ -80,11 +69,11 @@ class VllmImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """Mixers as in its operators, everything else as in torch."""
-        from .networks import vllm_network
+        from .._served import served_network
+        from .networks import VLLM_RULES
 
-        return vllm_network(
-            config, architecture, precision, mode, state_precision, self.launch
-        )
+        asked = config, architecture, precision, mode, state_precision
+        return served_network(VLLM_RULES, *asked, self.launch)
 
     def runner(self, execution: Execution) -> Runner:
         """Run texts with its operators."""
@@ -94,12 +83,7 @@ class VllmImplementation(AbstractImplementation):
 
 
 class VllmEmulatedImplementation(AbstractImplementation):
-    """Follow vLLM's flow in fp64, rounded wherever it stores, on any machine.
-
-    **Arguments:**
-
-    - `launch`: how the server was started.
-    """
+    """Follow vLLM's flow in fp64, rounded wherever it stores, on any machine."""
 
     name = "vllm_emulated"
     measures = True
@@ -113,14 +97,8 @@ class VllmEmulatedImplementation(AbstractImplementation):
     ignores_dt_limits = True
     caches_in_calls = True
     follows = VLLM_STACK.name
-    launch_flags = tuple(VLLM)
-
-    def __init__(self, launch: Launch = Launch()):  # noqa: B008
-        self.launch = launch
-
-    def launched(self, flags: str) -> VllmEmulatedImplementation:
-        """As started with these flags."""
-        return VllmEmulatedImplementation(launched(flags, VLLM, "vLLM"))
+    launch_flags = VLLM
+    launch = Launch()
 
     def state_precisions(self, mode: str) -> tuple[str, ...] | None:
         """All formats: a rounding is emulated whether a flag leads to it or not."""
@@ -135,11 +113,11 @@ class VllmEmulatedImplementation(AbstractImplementation):
         state_precision: str | None,
     ) -> Execution:
         """What is declared of vLLM."""
-        from .networks import vllm_network
+        from .._served import served_network
+        from .networks import VLLM_RULES
 
-        return vllm_network(
-            config, architecture, precision, mode, state_precision, self.launch
-        )
+        asked = config, architecture, precision, mode, state_precision
+        return served_network(VLLM_RULES, *asked, self.launch)
 
     def runner(self, execution: Execution) -> Runner:
         """Run texts in one call, or in calls that hand states on."""
