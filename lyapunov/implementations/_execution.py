@@ -72,16 +72,15 @@ class Depths:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """As a depth: additions that a state goes through between two stores; equal ones
-    compile once."""
+class Always:
+    """A depth that does not depend on the length; equal ones compile once."""
 
-    tokens: int
+    depth: int
 
     def __call__(self, tokens: int) -> int:
         """So many, however long the text is."""
         del tokens
-        return self.tokens
+        return self.depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +164,7 @@ class Execution:
         """The same steps, so many of them between two stores of the state."""
         kinds = {name: one.in_windows(tokens) for name, one in self.kinds.items()}
         form = dataclasses.replace(self.form, period=tokens)
-        depths = dataclasses.replace(self.depths, scan=Window(tokens))
+        depths = dataclasses.replace(self.depths, scan=Always(tokens))
         return dataclasses.replace(self, form=form, depths=depths, kinds=kinds)
 
     def begun(self, tokens: int) -> "Execution":

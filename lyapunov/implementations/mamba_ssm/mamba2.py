@@ -23,6 +23,7 @@ import math
 from ...arithmetic import Form
 from ...formats import FP32, TF32_OPERAND, Format, Precision, state_format_named
 from .._execution import (
+    Always,
     Depths,
     Execution,
     any_order,
@@ -190,19 +191,8 @@ def _depths(fmt: Format, scan: int) -> Depths:
     return Depths(
         accumulation=tensor_core_depth if fmt.is_reduced else any_order,
         reduction=row_sum_depth,
-        scan=one_addition if scan == 1 else _Always(scan),
+        scan=one_addition if scan == 1 else Always(scan),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Always:
-    """A depth that does not depend on the length; equal ones compile once."""
-
-    depth: int
-
-    def __call__(self, tokens: int) -> int:
-        del tokens
-        return self.depth
 
 
 def _adding(fmt: Format) -> str:
