@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +109,24 @@ def short(x: float | None) -> str:
 def span(pair: list[float | None] | None) -> str:
     """Least to most."""
     return "–" if pair is None else " to ".join(map(short, pair))
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Rows of a check or an audit as lines of Markdown."""
+    heads = ("case", "violations", "elements", "without a bound", "T0", "T1")
+    heads += ("rel L2", "sigma", "z", "KL", "flips")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for one in rows:
+        cells = [one["case"]]
+        cells += [
+            "–" if one[name] is None else one[name]
+            for name in ("violations", "elements", "unbounded")
+        ]
+        cells += [span(one["t0_ratio"]), span(one["t1_ratio"])]
+        cells += [
+            short(one[name])
+            for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
+        ]
+        cells.append(f"{one['flips']} of {one['tokens']}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines

@@ -21,7 +21,7 @@ from studies.files import write
 from studies.study import Study, promote
 
 from ._delta_faults import breakable, patched
-from ._rows_apart import known_rows, print_row, run_apart, short, span
+from ._rows_apart import known_rows, print_row, run_apart, table
 from .cross_check import row
 
 
@@ -162,24 +162,9 @@ def main(given: list[str] | None = None) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = ["# Delta rules on fla's kernels", ""]
-    heads = ("case", "violations", "elements", "without a bound", "T0", "T1")
-    heads += ("rel L2", "sigma", "z", "KL", "flips")
-    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     order = {case.name: place for place, case in enumerate(cases())}
-    for one in sorted(result["rows"], key=lambda row: order[row["case"]]):
-        cells = [one["case"]]
-        cells += [
-            "–" if one[name] is None else one[name]
-            for name in ("violations", "elements", "unbounded")
-        ]
-        cells += [span(one["t0_ratio"]), span(one["t1_ratio"])]
-        cells += [
-            short(one[name])
-            for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
-        ]
-        cells.append(f"{one['flips']} of {one['tokens']}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    rows = sorted(result["rows"], key=lambda row: order[row["case"]])
+    lines = ["# Delta rules on fla's kernels", "", *table(rows)]
     missing = [f"- not there: {k}: {v}" for k, v in result["failed"].items()]
     lines += ["", *missing, ""] if missing else [""]
     lines += [

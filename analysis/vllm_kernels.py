@@ -22,7 +22,7 @@ from typing import Any
 from studies.files import write
 from studies.study import Study, promote
 
-from ._rows_apart import known_rows, print_row, run_apart, short, span
+from ._rows_apart import known_rows, print_row, run_apart, short, table
 from ._vllm_cases import Case, cases, smoke
 from ._vllm_faults import FAULTS, patched
 from .cross_check import row
@@ -280,27 +280,10 @@ NOTE = (
 
 def page(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = ["# Mamba networks on vLLM's operators", ""]
-    heads = ("case", "violations", "elements", "without a bound", "T0", "T1")
-    heads += ("rel L2", "sigma", "z", "KL", "flips")
-    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     order = {case.name: place for place, case in enumerate([*cases(), *smoke()])}
     rows = sorted(result["rows"], key=lambda one: order[one["case"]])
-    for one in rows:
-        if one["shares"] or one.get("rounding"):
-            continue
-        cells = [one["case"]]
-        cells += [
-            "–" if one[name] is None else one[name]
-            for name in ("violations", "elements", "unbounded")
-        ]
-        cells += [span(one["t0_ratio"]), span(one["t1_ratio"])]
-        cells += [
-            short(one[name])
-            for name in ("rel_l2", "sigma_t3", "calibration_z", "kl_mean")
-        ]
-        cells.append(f"{one['flips']} of {one['tokens']}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    held = (one for one in rows if not one["shares"] and not one.get("rounding"))
+    lines = ["# Mamba networks on vLLM's operators", "", *table(held)]
     lines += ["", *NOTE]
     beside = [f"- {one['case']}: {_said(one)}" for one in rows if one["shares"]]
     if beside:
