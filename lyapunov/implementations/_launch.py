@@ -44,6 +44,10 @@ class Launch:
     """Tokens that ReplaySSM keeps between two stores of the state."""
     drafts: int = 0
     """Tokens of a draft, which go through with the one before them in one call."""
+    triton_prefill: bool = False
+    """Whether Triton prefills a Gated DeltaNet, whatever the GPU is."""
+    triton_steps: bool = False
+    """Whether Triton verifies drafts of one."""
     flags: str = ""
     """As they were written, in order."""
 
@@ -101,6 +105,15 @@ def _verified(value: str, flag: str) -> int:
     return _number(1, MOST_TOKENS)(value, flag) - 1
 
 
+def _triton(value: str, flag: str) -> bool:
+    """Of the kernels of delta rules Triton's alone."""
+    if value != "triton":
+        raise UsageError(
+            f"of {flag} triton is followed, not {shown(value)}", hint=f"{flag} triton"
+        )
+    return True
+
+
 _PARALLEL = ("ranks", _number(1, MOST_RANKS))
 _COMMON: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "--dtype": ("dtype", _format),
@@ -118,6 +131,8 @@ VLLM: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "--replayssm-buffer-len": ("ring", _number(1, MOST_TOKENS)),
     "--speculative-config": ("drafts", _speculative),
     "--speculative-config.num_speculative_tokens": ("drafts", _number(1, MOST_TOKENS)),
+    "--gdn-prefill-backend": ("triton_prefill", _triton),
+    "VLLM_GDN_DECODE_KERNEL": ("triton_steps", _triton),
 }
 SGLANG: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     **_COMMON,
@@ -127,6 +142,7 @@ SGLANG: Mapping[str, tuple[str, Callable[[str, str], Any] | None]] = {
     "SGLANG_MAMBA_SSM_DTYPE": ("state", _format),
     "SGLANG_MAMBA_CONV_DTYPE": ("window", _format),
     "--speculative-num-draft-tokens": ("drafts", _verified),
+    "--linear-attn-prefill-backend": ("triton_prefill", _triton),
 }
 """By flag or variable of the environment: a field, and what reads the value; None: a
 switch."""

@@ -14,7 +14,7 @@ are mamba_ssm's kernels, operation by operation; what differs is what is stored:
   neither a step nor a scan limits dt.
 - The stream is stored in the model's format; norms read the sum before it is rounded.
 
-Attention, MLPs and experts beside mixers are declared as torch operations: of what
+Delta rules are in `_served_delta`. Attention, MLPs and experts beside mixers are declared as torch operations: of what
 these stacks run for them nothing was read.
 """
 
@@ -32,6 +32,7 @@ from ._execution import (
     parse_precision,
 )
 from ._launch import Launch
+from ._served_delta import delta_mixer, demand_delta
 from ._served_formats import (
     demand_divisible,
     demand_steps,
@@ -39,7 +40,7 @@ from ._served_formats import (
     state_format,
     window_format,
 )
-from ._stacks import MAMBA, Stack
+from ._stacks import DELTA, KINDS, MAMBA, Stack
 from .mamba_ssm.mamba1 import STEP
 from .mamba_ssm.mamba2 import NO_LIMIT
 from .mamba_ssm.networks import mamba_ssm_network
@@ -57,6 +58,11 @@ FLASHINFER_STEP = dataclasses.replace(
     softplus_argument=1.25 * 2.0**-23,
     softplus_absolute=2.0**-21.41 + 2.0**-23,
 )
+
+
+NEVER_COMPILED = ("kimi_linear",)
+"""Models that vLLM runs in CUDA graphs that break instead of compiling them
+(`DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES` in `config/vllm.py`)."""
 
 
 class Rules(NamedTuple):
@@ -87,10 +93,12 @@ class _Wanted:
     window: Format
     launch: Launch
     rules: Rules
+    architecture: str
 
     @property
     def eager(self) -> bool:
-        return self.rules.compiles and self.launch.eager
+        uncompiled = self.launch.eager or self.architecture in NEVER_COMPILED
+        return self.rules.compiles and uncompiled
 
 
 def served_network(
@@ -118,13 +126,15 @@ def served_network(
             hint=f"--precision {launch.dtype}, or leave --dtype out",
         )
     recurrent = {s.kind for s in config.sublayers if s.recurrent}
-    if not recurrent or not recurrent <= MAMBA:
-        given = ", ".join(sorted(recurrent - MAMBA)) or "a network without a recurrence"
+    if not recurrent or not recurrent <= KINDS:
+        given = ", ".join(sorted(recurrent - KINDS)) or "a network without a recurrence"
         raise UsageError(
-            f"of {rules.stack.name} mixers of {', '.join(sorted(MAMBA))} are followed, "
+            f"of {rules.stack.name} mixers of {', '.join(sorted(KINDS))} are followed, "
             f"not {given}",
             hint="--measure emulated",
         )
+    if recurrent & DELTA:
+        demand_delta(rules.stack, config, architecture, form, mode, launch)
     demand_steps(recurrent, launch, rules.stack.name)
     demand_divisible(config, launch.ranks, rules.stack.name)
     wanted = _Wanted(
@@ -136,13 +146,14 @@ def served_network(
         window_format(rules.stack, recurrent, form, launch),
         launch,
         rules,
+        architecture,
     )
     base = mamba_ssm_network(
         dataclasses.replace(config, residual_in_fp32=False, fused_add_norm=True),
         architecture,
         form.name,
         mode,
-        wanted.state.name if mode == "decode" else None,
+        wanted.state.name if mode == "decode" and recurrent & MAMBA else None,
     )
     found = {**base.kinds, base.kind: base}
     declared = {
@@ -151,9 +162,11 @@ def served_network(
         else _block(one, config, wanted)
         for kind, one in found.items()
     }
+    declared |= {kind: _delta(base, kind, config, wanted) for kind in recurrent & DELTA}
     own = declared.pop(base.kind)
     around = own.sites if base.kind in recurrent else _block(base, config, wanted).sites
-    hats = {"norm_f_hat": form} if wanted.eager and not config.norm_centred else {}
+    twice = wanted.eager and not config.norm_centred and not config.norm_offset
+    hats = {"norm_f_hat": form} if twice else {}
     used = [own if kind == base.kind else declared[kind] for kind in sorted(recurrent)]
     return dataclasses.replace(
         own,
@@ -169,7 +182,7 @@ def served_network(
             dict.fromkeys(
                 (
                     *(line for one in used for line in one.assumptions),
-                    *_said(wanted),
+                    *_said(wanted, recurrent),
                     *_said_beside(config, recurrent),
                 )
             )
@@ -179,12 +192,30 @@ def served_network(
 
 def _block(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
     """What stands beside mixers, behind this stack's norms."""
-    sites = _fronted(one.sites, config.norm_centred, wanted)
-    return dataclasses.replace(one, sites=sites)
+    return dataclasses.replace(one, sites=_fronted(one.sites, config, wanted))
+
+
+def _delta(
+    base: Execution, kind: str, config: NetworkConfig, wanted: _Wanted
+) -> Execution:
+    """A mixer whose recurrence is a delta rule."""
+    around = {k: f for k, f in base.sites.items() if k in ("norm", "residual_aside")}
+    return delta_mixer(
+        dataclasses.replace(base, kinds={}),
+        kind,
+        _fronted(around, config, wanted),
+        _convolution(wanted),
+        wanted.rules.stack,
+        mode=wanted.mode,
+        form=wanted.form,
+        state=wanted.state,
+        launch=wanted.launch,
+        architecture=wanted.architecture,
+    )
 
 
 def _fronted(
-    sites: dict[str, Format], centred: bool, wanted: _Wanted
+    sites: dict[str, Format], config: NetworkConfig, wanted: _Wanted
 ) -> dict[str, Format]:
     """The stores of the norm in front, as PyTorch's forms have them, eager or
     compiled, or as one kernel has."""
@@ -192,9 +223,12 @@ def _fronted(
     dropped = ("norm_input", "norm_hat", "xz_product")
     without = {k: f for k, f in sites.items() if k not in dropped}
     stream = {"residual": wanted.form}
-    if wanted.eager:
+    # where weights are distances from 1, they are in fp32, and so is what they multiply
+    # (`GemmaRMSNorm`)
+    if wanted.eager and not config.norm_offset:
         # a LayerNorm is one torch operation
-        return without | stream | ({} if centred else {"norm_hat": wanted.form})
+        hat = {} if config.norm_centred else {"norm_hat": wanted.form}
+        return without | stream | hat
     return without | stream | {"norm_read": FP32}
 
 
@@ -202,7 +236,7 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
     """A mixer's stores, parameters, form and constants."""
     launch, form, state = wanted.launch, wanted.form, wanted.state
     sizes: Any = next(s for s in config.sublayers if s.kind == one.kind)
-    sites = _fronted(one.sites, config.norm_centred, wanted) | _convolution(wanted)
+    sites = _fronted(one.sites, config, wanted) | _convolution(wanted)
     parameters = {"default": form, "A_log": FP32}
     if wanted.window != form and wanted.rules.stack.window is not None:
         # its wrapper casts weights and bias to the window's format, too
@@ -301,17 +335,18 @@ def _replaced(
     return (first, *((assume_state(state),) if state is not None else ()), *rest)
 
 
-def _said(wanted: _Wanted):
+def _said(wanted: _Wanted, recurrent: set[str]):
     """What holds of the stack as it was started, for people."""
     launch, rules = wanted.launch, wanted.rules
-    name, version = rules.stack.name, rules.stack.version
-    yield f"as read in {name} {version}; dt is limited nowhere"
-    if wanted.mode == "prefill":
+    mamba = bool(recurrent & MAMBA)
+    limits = "; dt is limited nowhere" if mamba else ""
+    yield f"as read in {rules.stack.name} {rules.stack.version}{limits}"
+    if wanted.mode == "prefill" and mamba:
         yield (
             "the state in front of a chunk, and the one that a call leaves, are "
             f"rounded to {wanted.state.name}, to nearest even"
         )
-    if "conv_product" in _convolution(wanted):
+    if "conv_product" in _convolution(wanted) and "kimi_delta" not in recurrent:
         yield f"products of the convolution are rounded to {wanted.window.name}"
     if rules.compiles and not wanted.eager:
         yield (
@@ -320,6 +355,8 @@ def _said(wanted: _Wanted):
         )
     elif not rules.compiles:
         yield "norms read the sum before the stream is rounded (FlashInfer's kernel)"
+    elif not launch.eager:
+        yield f"{rules.stack.name} does not compile this model: each operation rounds"
     if launch.flashinfer and wanted.mode == "decode":
         yield "steps in FlashInfer's kernel: __expf and __logf"
     if launch.stochastic and wanted.mode == "decode":

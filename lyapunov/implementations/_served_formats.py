@@ -22,7 +22,8 @@ def state_format(
 ) -> Format:
     """The cache's format: of the option or the flags, or the stack's default."""
     flagged = launch.state
-    if flagged is None and stack.window is None:
+    kimi = any(one.kind == "kimi_delta" for one in config.sublayers)
+    if flagged is None and stack.window is None and not kimi:
         flagged = launch.window  # vLLM's covers both
     if (
         flagged is not None
@@ -66,7 +67,8 @@ def window_format(
     window = state_format_named(name)
     mixed = window.is_reduced and form.is_reduced and window != form
     casts = stack.window is not None
-    if (mixed and not casts) or (casts and window != form and "mamba2" in kinds):
+    kept = casts and window != form and not kinds <= {"mamba1"}
+    if (mixed and not casts) or kept:
         flag = "SGLANG_MAMBA_CONV_DTYPE" if casts else "--mamba-cache-dtype"
         raise UsageError(
             f"what {stack.name} makes of a window in {name} under a model in "

@@ -25,8 +25,15 @@ STOCHASTIC = "--enable-mamba-cache-stochastic-rounding --mamba-backend flashinfe
 """Triton's form asks for compute capability 10; FlashInfer's runs on Hopper."""
 
 MAMBA = frozenset({"mamba1", "mamba2"})
-KINDS = MAMBA | {"gated_delta", "kimi_delta"}
+DELTA = frozenset({"gated_delta", "kimi_delta"})
+KINDS = MAMBA | DELTA
 """Recurrences that both stacks serve, as far as was read."""
+_QWEN = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe"})
+DELTA_FAMILIES = {
+    "vLLM": _QWEN | {"olmo_hybrid", "kimi_linear"},
+    "SGLang": _QWEN | {"kimi_linear"},
+}
+"""Whose delta rules are followed, by stack."""
 
 
 class Asked(NamedTuple):

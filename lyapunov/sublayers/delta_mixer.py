@@ -13,6 +13,7 @@ import numpy as np
 
 from ..arithmetic import AbstractArithmetic, Weight
 from ._sublayer import DeltaDynamics, Get, HandedOn, as_stored, convolution
+from .convolution import SITES, convolved as convolved_inputs
 from .delta_scan import Tokens, chunked_delta, recurrent_delta
 from .token_blocks import in_token_blocks
 
@@ -22,6 +23,9 @@ HAND_OVER = (
     HandedOn("state", "state", ("state",)),
 )
 """The convolution's last inputs, and S."""
+
+CONVOLVED = (*SITES, "conv_sum", "conv_in_window", "conv")
+"""Sites of the convolution, in the order in which the flow comes to them."""
 
 
 class DeltaState(eqx.Module):
@@ -70,12 +74,14 @@ def convolved(at: AbstractArithmetic, parts: list, p: Any, start: DeltaState):
     **Returns:** q and k, (seq, key_heads key_dim); v, (seq, heads, value_dim); and the
     window of the token after the last.
     """
-    heads, keys, seq = p.sizes[0], p.q_proj.matrix.shape[0], parts[0].shape[0]
-    padded = at.join([start.window, at.join(parts, axis=-1)])
-    mixed = at.causal_conv(padded, p.conv_weight, p.conv_bias)
-    mixed = at.store("conv", at.silu(at.store("conv_sum", mixed)))
+    heads, keys = p.sizes[0], p.q_proj.matrix.shape[0]
+    mixed, window = convolved_inputs(
+        at, start.window, at.join(parts, axis=-1), p.conv_weight, p.conv_bias
+    )
+    mixed = at.silu(at.store("conv_sum", mixed))
+    mixed = at.store("conv", at.store("conv_in_window", mixed))
     v = at.view(headed(heads), mixed[..., 2 * keys :])
-    return mixed[..., :keys], mixed[..., keys : 2 * keys], v, padded[seq:]
+    return mixed[..., :keys], mixed[..., keys : 2 * keys], v, window
 
 
 def units(at: AbstractArithmetic, q, k, heads: int, epsilon: float):

@@ -7,6 +7,10 @@ format (flash-linear-attention 0.6.0: `gated_delta_rule/chunk.py`, `wy_fast.py`,
 w, the state handed to a chunk, what is written, and the weights of pairs. What ends in
 `_operand` is what tensor cores read of a tensor held in fp32. transformers' torch code
 solves the system twice in fp32 and stores none of them.
+
+vLLM 0.33.0 multiplies keys by their rates before a product of pairs reads them
+(`k_rated`: `third_party/flash_linear_attention/ops/chunk_scaled_dot_kkt.py`), and in
+Kimi's rounds queries times their scale first (`q_scaled`: `chunk_gla_fwd_kernel_o`).
 """
 
 from typing import Any, NamedTuple
@@ -20,13 +24,16 @@ from .ssd import chunks
 
 
 CHUNK = (
-    "elapsed", "q_operand", "k_operand", "pair_operand", "QK_decayed", "v_beta",
-    "k_beta", "k_beta_decayed", "tile_operand", "inverse", "inverse_operand", "u", "w",
-    "q_decayed", "chunk_state", "k_decayed", "v_new", "v_new_decayed",
+    "elapsed", "q_operand", "k_operand", "k_rated", "pair_operand", "QK_decayed",
+    "v_beta", "k_beta", "k_beta_decayed", "tile_operand", "inverse", "inverse_operand",
+    "u", "w", "q_scaled", "q_decayed", "chunk_state", "k_decayed", "v_new",
+    "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
-BY_KEY = ("pair_operand", "q_decayed", "k_decayed")
+BY_KEY = ("pair_operand", "q_scaled", "q_decayed", "k_decayed")
 """Those of them where every channel of a key has a decay of its own."""
+BY_HEAD = ("k_rated",)
+"""Those where a head has one."""
 
 
 class Tokens(NamedTuple):
@@ -49,18 +56,45 @@ def recurrent_delta(at: AbstractArithmetic, tokens: Tokens, state):
     - `state`: (heads, value_dim, key_dim), before the first token.
     """
 
-    def body(at, state, inputs):
-        query, key, value, rate, decay = inputs
-        state = at.delta_step(state, DeltaToken(decay, key, value, rate))
-        at.observe("state", state)
-        # a cache gets the state in its format; what is read out now is not from there
-        read = at.store_columns("state_read", state)
-        kept = at.columns(at.store_columns("state", state))
-        return kept, at.delta_read(read, query)
-
+    if at.form.period > 1 and at.stores("state"):
+        return _by_period(at, tokens, state)
     inputs = (*tokens[:4], at.fading(tokens.log_gate))
-    state, y = at.scan(body, at.columns(state), inputs)
+    state, y = at.scan(_token, at.columns(state), inputs)
     return y, state
+
+
+def _token(at, state, inputs, *, stored: bool = True):
+    """One token: the state behind it, and what its query reads."""
+    query, key, value, rate, decay = inputs
+    state = at.delta_step(state, DeltaToken(decay, key, value, rate))
+    at.observe("state", state)
+    # a cache gets the state in its format; what is read out now is not from there
+    read = at.store_columns("state_read", state)
+    kept = at.store_columns("state", state) if stored else state
+    return at.columns(kept), at.delta_read(read, query)
+
+
+def _by_period(at, tokens: Tokens, state):
+    """Tokens in windows of which the last one alone stores the state, as serving code
+    does with drafts; rate 0 and gate 1 fill up the last window and change nothing."""
+    period, seq = at.form.period, tokens.rate.shape[0]
+    windows = -(-seq // period)
+
+    def cut(a):
+        behind = ((0, windows * period - seq), *((0, 0),) * (a.ndim - 1))
+        return jnp.pad(a, behind).reshape(windows, period, *a.shape[1:])
+
+    def body(at, state, inputs):
+        outputs = []
+        for i in range(period):
+            given = tuple(x[i] for x in inputs)
+            state, y = _token(at, state, given, stored=i == period - 1)
+            outputs.append(at.view(lambda a: a[None], y))
+        return state, at.join(outputs)
+
+    *pieces, log_gate = (at.view(cut, x) for x in tokens)
+    state, y = at.scan(body, at.columns(state), (*pieces, at.fading(log_gate)))
+    return at.view(lambda a: a.reshape(-1, *a.shape[2:])[:seq], y), state
 
 
 def chunked_delta(
@@ -110,10 +144,11 @@ def chunked_delta(
     alike, seen = (
         _pairs_by_key(at, q, k, elapsed)
         if by_key
-        else _pairs(at, read_q, read_k, elapsed)
+        else _pairs(at, read_q, read_k, elapsed, rate)
     )
-    system = at.multiply(alike, at.view(lambda a: _column(rows(a)), rate))
-    system = at.mask(system, jnp.tril(jnp.ones((length, length)), -1))
+    if not at.stores("k_rated"):
+        alike = at.multiply(alike, at.view(lambda a: _column(rows(a)), rate))
+    system = at.mask(alike, jnp.tril(jnp.ones((length, length)), -1))
     pairs = at.mask(seen, jnp.tril(jnp.ones((length, length))))
     if by_key:
         pairs = at.multiply(pairs, at.fixed(scale))
@@ -135,10 +170,15 @@ def chunked_delta(
     decay = at.view(lambda a: a[:, -1], reach)
     reads, keys = read_q, read_k
     if by_key:
-        reads = at.may_store("q_decayed", at.multiply(q, reach))
-        reach = at.carry(jnp.full(rate.shape, scale))
+        scaled_q = at.multiply(q, at.fixed(scale))
         keys, left = store("k_decayed", at.multiply(k, left)), None
-        q = at.multiply(q, at.fixed(scale))
+        if at.stores("q_scaled"):
+            reads = at.multiply(store("q_scaled", scaled_q), reach)
+            reads, reach = at.may_store("q_decayed", reads), None
+        else:
+            reads = at.may_store("q_decayed", at.multiply(q, reach))
+            reach = at.carry(jnp.full(rate.shape, scale))
+        q = scaled_q
 
     exact = system, k, rate, gate, v, q
     given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)
@@ -183,12 +223,19 @@ def _apart(at, elapsed):
     return at.fading(at.mask(apart, earlier))
 
 
-def _pairs(at, q, k, elapsed):
-    """k_i . k_j and q_i . k_j times the decay between them: (chunks, heads, i, j)."""
+def _pairs(at, q, k, elapsed, rate):
+    """k_i . k_j and q_i . k_j times the decay between them: (chunks, heads, i, j); of
+    keys times their rates where products read those."""
     # tokens in front, chunks behind: decays are made of pairs of tokens
     turned = at.view(lambda a: jnp.swapaxes(a, 0, 1), elapsed)
     apart = at.view(lambda a: a.transpose(2, 3, 0, 1), _apart(at, turned))
-    return tuple(at.multiply(at.einsum("nihk,njhk->nhij", x, k), apart) for x in (k, q))
+    own = k
+    if at.stores("k_rated"):
+        rated = at.multiply(k, at.view(_column, rate))
+        own = at.may_store("k_rated", rated, rescaled=True)
+    return tuple(
+        at.multiply(at.einsum("nihk,njhk->nhij", x, k), apart) for x in (own, q)
+    )
 
 
 def _pairs_by_key(at, q, k, elapsed):

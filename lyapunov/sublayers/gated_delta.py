@@ -24,6 +24,7 @@ from ._sublayer import (
     within,
 )
 from .delta_mixer import (
+    CONVOLVED,
     HAND_OVER,
     DeltaState,
     convolved,
@@ -42,7 +43,7 @@ from .token_blocks import tokens_at_once
 
 
 DELTA = (
-    *FRONT, "q", "k", "v", "z", "gate_logit", "rate_logit", "conv_sum", "conv", "rate",
+    *FRONT, "q", "k", "v", "z", "gate_logit", "rate_logit", *CONVOLVED, "rate",
     "softplus", "q_unit", "k_unit", *(site for site in CHUNK if site not in BY_KEY),
     "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
     "gated", "out",

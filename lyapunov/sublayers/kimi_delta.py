@@ -23,6 +23,7 @@ from ._sublayer import (
     within,
 )
 from .delta_mixer import (
+    CONVOLVED,
     HAND_OVER,
     DeltaState,
     convolved,
@@ -34,7 +35,7 @@ from .delta_mixer import (
     through_blocks,
     units,
 )
-from .delta_scan import CHUNK
+from .delta_scan import BY_HEAD, CHUNK
 from .norm import Norm, normalise
 from .sites import FRONT
 from .token_blocks import tokens_at_once
@@ -156,9 +157,9 @@ class KimiDeltaSizes(AbstractSublayer):
     flow: ClassVar = staticmethod(kimi_delta)
     sites: ClassVar = (
         *FRONT, "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
-        "conv_sum", "conv", "rate", "softplus", "log_gate", "q_unit", "k_unit", *CHUNK,
-        "state", "state_read", "scan_output", "gate_norm_hat", "gate_norm", "gated",
-        "out",
+        *CONVOLVED, "rate", "softplus", "log_gate", "q_unit", "k_unit",
+        *(site for site in CHUNK if site not in BY_HEAD), "state", "state_read",
+        "scan_output", "gate_norm_hat", "gate_norm", "gated", "out",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "kimi_delta",

@@ -93,7 +93,8 @@ def losses(
     keys = jnp.abs(c.key.value) + c.key.error
     alike = dot("ihk,jhk->hij", keys, keys) * rates[..., None] * decays
     operands = _unit_of(declared, "k_operand") + _unit_of(declared, "pair_operand")
-    of_pairs = jnp.expm1(by_key + 6 * unit + 2 * operands + between)
+    operands = 2 * operands + _unit_of(declared, "k_rated")
+    of_pairs = jnp.expm1(by_key + 6 * unit + operands + between)
     own = alike * of_pairs * jnp.tril(jnp.ones((tokens, tokens)), -1)
 
     # both right hand sides as they are read: equations with other ones
@@ -271,9 +272,11 @@ def chunk_by_tokens(
     y = _exact_reads(state, c, seen.write)
     found = seen.read + column(q.norm) * (seen.radius + seen.length)
     operands = _unit_of(declared, "q_operand") + _unit_of(declared, "q_decayed")
+    operands = operands + _unit_of(declared, "q_scaled")
     of_start = jnp.expm1(by_key + by_token + 3 * unit + operands + column(reach))
     found = found + of_query * column(start) * (moved + of_start * whole)
-    found = found + root * least_stored(declared, "q_decayed") * whole
+    least = least_stored(declared, "q_decayed") + least_stored(declared, "q_scaled")
+    found = found + root * least * whole
     keys = jnp.abs(c.key.value) + c.key.error
     pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
     pairs = pairs * jnp.tril(jnp.ones((tokens, tokens)))
