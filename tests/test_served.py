@@ -64,7 +64,9 @@ def test_defaults_are_the_stacks_own(given, vllm, sglang):
     for one in (first, second):
         assert one.why
         how = f"--state-precision {one.state}"
-        if given.kinds <= {"mamba1", "mamba2"}:
+        # SGLang's window in bf16 under another format was not read
+        followed = one.stack == "vLLM" or given.dtype == "bf16"
+        if given.kinds <= {"mamba1", "mamba2"} or followed:
             how = f"--measure {one.stack.lower()}_emulated"
         assert one.ask == f"--mode decode --precision {given.dtype} {how}"
 
@@ -113,6 +115,13 @@ def test_a_file_in_fp32_is_served_as_advised_or_as_measured():
     }
     kimi = asked("kimi_linear", ("kimi_delta",), "fp32")
     assert flags("fp32", kimi, None)["vLLM"] == "none needed"
+
+
+def test_a_layer_that_reads_no_flag_is_given_none():
+    """Kimi Linear's in vLLM keeps its state in fp32, whatever the flag says."""
+    kimi = asked("kimi_linear", ("kimi_delta",))
+    assert "vLLM" not in flags("bf16", kimi)
+    assert flags("bf16", kimi)["SGLang"] == "--mamba-ssm-dtype bfloat16"
 
 
 def flags(state, given, weights: str | None = "bf16"):
@@ -186,6 +195,12 @@ def test_what_a_default_cost_is_of_the_run_in_these_formats():
     assert second.kl_mean == 2e-4
     delta = asked("qwen3_next", ("gated_delta",))
     first, _ = as_served(delta, None, [run("decode", "bf16", "bf16", "fla")])
+    assert first.kl_mean is None
+    first, _ = as_served(delta, None, [run("decode", "bf16", "bf16")])
+    assert first.kl_mean == 2e-4
+    # of families that are not followed, any run in both formats
+    ling = asked("bailing_hybrid", ("kimi_delta",))
+    first, _ = as_served(ling, None, [run("decode", "bf16", "fp32", "fla")])
     assert first.kl_mean == 2e-4
 
 
@@ -193,9 +208,14 @@ def test_notes_are_of_the_formats_and_kinds_they_are_about():
     note = lambda given, words, stack=0: any(
         words in one for one in as_served(given, None, [])[stack].notes
     )
-    for given in (asked(), asked("mamba", ("mamba1",))):
+    kimi = asked("kimi_linear", ("kimi_delta",))
+    for given in (asked(), asked("mamba", ("mamba1",)), asked(**QWEN)):
         assert note(given, "--mamba-cache-dtype float32")
-    assert not note(asked(**QWEN), "--mamba-cache-dtype")
+    assert not note(kimi, "--mamba-cache-dtype")
+    assert note(asked(**QWEN), "--gdn-prefill-backend triton")
+    olmo = asked("olmo_hybrid", ("gated_delta",))
+    for given in (asked(), kimi, olmo):
+        assert not note(given, "--gdn-prefill-backend")
     assert note(asked("mamba", ("mamba1",)), "first prefill")
     assert not note(asked(), "first prefill")
     assert note(asked(dtype="fp16"), "65504")

@@ -14,8 +14,8 @@ are mamba_ssm's kernels, operation by operation; what differs is what is stored:
   neither a step nor a scan limits dt.
 - The stream is stored in the model's format; norms read the sum before it is rounded.
 
-Delta rules are in `_served_delta`. Attention, MLPs and experts beside mixers are declared as torch operations: of what
-these stacks run for them nothing was read.
+Delta rules are in `_served_delta`. Attention, MLPs and experts beside mixers are
+declared as torch operations: of what these stacks run for them nothing was read.
 """
 
 import dataclasses

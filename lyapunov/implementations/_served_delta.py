@@ -57,7 +57,7 @@ CHUNK = (
     "v_new", "v_new_decayed",
 )  # fmt: skip
 """In the model's format by chunks."""
-CHUNK_BY_KEY = ("q_scaled", "q_decayed", "k_decayed")
+CHUNK_BY_KEY = ("query_scaled", "q_decayed", "k_decayed")
 """Kimi's as well."""
 IN_TF32 = (
     "inverse_operand", "k_beta_decayed", "w", "chunk_state", "k_decayed", "q_decayed",
@@ -154,7 +154,7 @@ def chunk_sites(kind: str, form: Format, stack: Stack) -> dict[str, Format]:
     """
     kimi = kind == "kimi_delta"
     stored = (*UNITS, *CHUNK, *(CHUNK_BY_KEY if kimi else ()))
-    sites = dict.fromkeys(stored, form)
+    sites: dict[str, Format] = {site: form for site in stored}
     if kimi:
         # sums of gates are held times log2(e), and pairs made of keys times decays
         sites |= {"elapsed": FP32, "pair_operand": TF32_OPERAND}

@@ -104,7 +104,7 @@ def as_served(
         notes = list(stack.notes(asked, form))
         if state == "fp16":
             notes.append("a state beyond 65504 becomes infinite")
-        followed = _followed_by(stack) if asked.kinds <= MAMBA else ()
+        followed = _followed_by(stack) if _follows(stack, asked, form) else ()
         run = _measured(precisions, form, state, followed)
         output = run.output if run else None
         ask = None
@@ -183,9 +183,23 @@ def _reaches(
     return stack.runs(held, asked, form)
 
 
+def _follows(stack: Stack, asked: Asked, form: str) -> bool:
+    """Whether what it does with a checkpoint by default is emulated."""
+    if asked.kinds <= MAMBA:
+        return True
+    known = asked.architecture in DELTA_FAMILIES[stack.name]
+    # a window in another format was not read, nor is a Gated DeltaNet served in fp32
+    served = stack.window in (None, form) and (
+        form != "fp32" or asked.kinds == {"kimi_delta"}
+    )
+    return known and asked.kinds <= DELTA and served
+
+
 def _vllm_runs(held: Precision, asked: Asked, form: str | None) -> bool:
     if "kimi_delta" in asked.kinds:
-        return held.format in ("fp32", "bf16")
+        # the layer of Kimi Linear is handed no format of the state
+        few = ("fp32",) if asked.architecture == "kimi_linear" else ("fp32", "bf16")
+        return held.format in few
     # its compiled prefill of Mamba-1 takes the activations' format or fp32
     return "mamba1" not in asked.kinds or held.format in ("fp32", form)
 
@@ -228,10 +242,15 @@ def _said(config: Mapping[str, Any], key: str) -> tuple[str | None, str] | None:
 
 
 def _vllm_notes(asked: Asked, form: str) -> Iterator[str]:
-    if asked.kinds & MAMBA and form != "fp32":
+    if asked.kinds & {*MAMBA, "gated_delta"} and form != "fp32":
         yield (
             f"its convolution rounds every product to {form}; --mamba-cache-dtype "
             "float32 leaves them in fp32"
+        )
+    if "gated_delta" in asked.kinds and asked.architecture != "olmo_hybrid":
+        yield (
+            "from compute capability 9.0 on FlashInfer's kernels run its prefill, which"
+            " are not followed; --gdn-prefill-backend triton"
         )
     if "mamba1" in asked.kinds:
         yield (

@@ -10,7 +10,8 @@ solves the system twice in fp32 and stores none of them.
 
 vLLM 0.33.0 multiplies keys by their rates before a product of pairs reads them
 (`k_rated`: `third_party/flash_linear_attention/ops/chunk_scaled_dot_kkt.py`), and in
-Kimi's rounds queries times their scale first (`q_scaled`: `chunk_gla_fwd_kernel_o`).
+Kimi's rounds queries times their scale first (`query_scaled`: in
+`chunk_gla_fwd_kernel_o`).
 """
 
 from typing import Any, NamedTuple
@@ -26,11 +27,11 @@ from .ssd import chunks
 CHUNK = (
     "elapsed", "q_operand", "k_operand", "k_rated", "pair_operand", "QK_decayed",
     "v_beta", "k_beta", "k_beta_decayed", "tile_operand", "inverse", "inverse_operand",
-    "u", "w", "q_scaled", "q_decayed", "chunk_state", "k_decayed", "v_new",
+    "u", "w", "query_scaled", "q_decayed", "chunk_state", "k_decayed", "v_new",
     "v_new_decayed",
 )  # fmt: skip
 """Sites of a chunk."""
-BY_KEY = ("pair_operand", "q_scaled", "q_decayed", "k_decayed")
+BY_KEY = ("pair_operand", "query_scaled", "q_decayed", "k_decayed")
 """Those of them where every channel of a key has a decay of its own."""
 BY_HEAD = ("k_rated",)
 """Those where a head has one."""
@@ -172,8 +173,8 @@ def chunked_delta(
     if by_key:
         scaled_q = at.multiply(q, at.fixed(scale))
         keys, left = store("k_decayed", at.multiply(k, left)), None
-        if at.stores("q_scaled"):
-            reads = at.multiply(store("q_scaled", scaled_q), reach)
+        if at.stores("query_scaled"):
+            reads = at.multiply(store("query_scaled", scaled_q), reach)
             reads, reach = at.may_store("q_decayed", reads), None
         else:
             reads = at.may_store("q_decayed", at.multiply(q, reach))

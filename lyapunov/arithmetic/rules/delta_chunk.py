@@ -272,10 +272,10 @@ def chunk_by_tokens(
     y = _exact_reads(state, c, seen.write)
     found = seen.read + column(q.norm) * (seen.radius + seen.length)
     operands = _unit_of(declared, "q_operand") + _unit_of(declared, "q_decayed")
-    operands = operands + _unit_of(declared, "q_scaled")
+    operands = operands + _unit_of(declared, "query_scaled")
     of_start = jnp.expm1(by_key + by_token + 3 * unit + operands + column(reach))
     found = found + of_query * column(start) * (moved + of_start * whole)
-    least = least_stored(declared, "q_decayed") + least_stored(declared, "q_scaled")
+    least = least_stored(declared, "q_decayed") + least_stored(declared, "query_scaled")
     found = found + root * least * whole
     keys = jnp.abs(c.key.value) + c.key.error
     pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
