@@ -19,8 +19,8 @@ from oracles.kernels.mamba1 import F, cast, silu, softplus
 TILE, LOG2_E = 16, F(1.4426950216293335)
 
 
-def held(weights: dict, precision: str, fp32: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Parameters as a server holds them: those that are named in fp32, all else cast."""
+def held(weights: dict, precision: str, fp32: tuple) -> dict[str, np.ndarray]:
+    """Parameters as a server holds them: the named ones in fp32, all else cast."""
     return {
         name: x.astype(F) if name in fp32 else cast(x.astype(F), precision)
         for name, x in weights.items()
