@@ -41,10 +41,12 @@ from .questions import (
     StabilityCallback as StabilityCallback,
     audit as audit,
     check as check,
+    rank_weights as rank_weights,
 )
 from .results import (
     AuditReport as AuditReport,
     Finding as Finding,
     Report as Report,
     UpperBound as UpperBound,
+    WeightRanking as WeightRanking,
 )

@@ -13,7 +13,6 @@ al. 2020, SC20), there with a certified remainder; here without one, so these ar
 estimates. One reverse pass, linearised at the reference, serves all executions.
 """
 
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,12 +28,10 @@ from ..implementations import Execution
 from ..models import Model, Sublayer, VocabularySlice
 from ..sublayers.residual import Incoming, final_norm, sublayer
 from ._pull_back import pulled_back
+from ._way_back import Pulls, Streams
 from .head import logit_roundings
 
 
-# Streams of the reference that are kept in memory for the way back; the rest goes to
-# a temporary file.
-KEPT_BYTES = 2**28
 HEAD = -1
 
 
@@ -91,7 +88,7 @@ class Adjoints:
         parts = (self.readout(rows) for rows in model.vocabulary_slices())
         total = sum(np.asarray(part).sum(axis=-1) for part in parts)
         self._mean = total / model.config.vocab_size
-        self._streams = _Streams()
+        self._streams = Streams()
         self._embedded = np.zeros(0)
         self._normed_pull: Any = np.zeros((*self._shape, model.config.d_model))
         self.effects = [Effects({}, {}) for _ in executions]
@@ -211,62 +208,9 @@ class Adjoints:
                     )
 
 
-class _Pulls(NamedTuple):
-    """Adjoints of what a sublayer's neighbours read, for each read-out."""
-
-    stream: Float[Array, "readouts seq d_model"]
-    """Of the stream behind it."""
-    aside: Float[Array, "readouts seq d_model"]
-    """Of what the next sublayer alone reads on top of it."""
-    out: Any = None
-    """Of the outputs of the sublayers side by side that are being gone through."""
-
-    def in_front_of(self, aside: bool) -> "_Pulls":
-        """Before the last of those side by side; `aside` as in `Sublayer`."""
-        nothing: Any = np.zeros(self.aside.shape)
-        return _Pulls(self.stream, nothing, self.aside if aside else self.stream)
-
-
-class _Streams:
-    """The reference's streams in front of each sublayer, last in first out."""
-
-    def __init__(self):
-        self._held: list[np.ndarray] = []
-        self._bytes = 0
-        self._file = None
-        self._spilled = 0
-        self._shape: tuple[int, ...] = ()
-
-    def append(self, stream) -> None:
-        stream = np.asarray(stream)
-        self._shape = stream.shape
-        if self._bytes + stream.nbytes <= KEPT_BYTES:
-            self._held.append(stream)
-            self._bytes += stream.nbytes
-            return
-        if self._file is None:
-            # closed where its last stream is read
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._file.write(stream.tobytes())
-        self._spilled += 1
-
-    def pop(self) -> Float[np.ndarray, "sequences seq d_model"]:
-        if not self._spilled:
-            return self._held.pop()
-        assert self._file is not None
-        self._spilled -= 1
-        size = int(np.prod(self._shape)) * 8
-        self._file.seek(self._spilled * size)
-        stream = np.frombuffer(self._file.read(size)).reshape(self._shape)
-        if not self._spilled:
-            self._file.close()
-            self._file = None
-        return stream
-
-
 @program
 def _through_sublayer(
-    flow, numbers, incoming: Incoming, pulls: _Pulls, p, start, beside, form
+    flow, numbers, incoming: Incoming, pulls: Pulls, p, start, beside, form
 ):
     """Of one of those side by side; of the first of them unless `beside`."""
 
@@ -287,14 +231,14 @@ def _through_sublayer(
     if beside:
         stream = pulls.stream + stream
     aside = pulls.aside if aside is None else pulls.aside + aside
-    return effects, _Pulls(stream, aside, pulls.out)
+    return effects, Pulls(stream, aside, pulls.out)
 
 
 @program
 def _through_norm(numbers, stream, pulls, p):
     run = lambda at, given: final_norm(at, given[0], jnp.zeros_like(given[0]), p)
     effects, (pull,) = pulled_back(run, (stream,), pulls, numbers)
-    return effects, _Pulls(pull, jnp.zeros_like(pull))
+    return effects, Pulls(pull, jnp.zeros_like(pull))
 
 
 def at_tokens(x, tokens):

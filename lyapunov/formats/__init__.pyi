@@ -38,6 +38,7 @@ from ._table import PRECISIONS as PRECISIONS, STATE_PRECISIONS as STATE_PRECISIO
 from ._weight_table import (
     PLAIN_FORMATS as PLAIN_FORMATS,
     WEIGHT_FORMATS as WEIGHT_FORMATS,
+    stored_bytes as stored_bytes,
 )
 from ._weights import (
     E2M1_LARGEST as E2M1_LARGEST,

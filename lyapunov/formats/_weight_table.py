@@ -3,6 +3,7 @@
 Apart from `weight_formats` so that the command's options can name them without NumPy.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -71,6 +72,46 @@ SHORT_NAMES = {
 
 WEIGHT_FORMATS = (*PLAIN_FORMATS, *SHORT_NAMES, *WEIGHT_FORMAT_TABLE)
 """Every name that `--round-weights` takes for a format."""
+
+
+ELEMENT_BITS = {
+    "bf16": 16,
+    "fp16": 16,
+    "fp8_e4m3": 8,
+    "fp8_e5m2": 8,
+    "int8": 8,
+    "int4": 4,
+    "nf4": 4,
+    "nvfp4": 4,
+    "mxfp4": 4,
+}
+"""Of one code."""
+
+SCALE_BITS = {"nvfp4": 8, "mxfp4": 8}
+"""Of one scale, where it is not in fp32."""
+
+
+def stored_bytes(shape: tuple[int, ...], name: str) -> int:
+    """Count the bytes that a tensor takes as codes and scales of a format.
+
+    **Arguments:**
+
+    - `shape`: as stored, (outputs, inputs); of a stack each has scales of its own.
+    - `name`: of `PLAIN_FORMATS` or `WEIGHT_FORMAT_TABLE`.
+
+    **Raises:** `KeyError` for an unknown name.
+    """
+    size = math.prod(shape)
+    if name in PLAIN_FORMATS:
+        return size * ELEMENT_BITS[PLAIN_FORMATS[name]] // 8
+    row = WEIGHT_FORMAT_TABLE[name]
+    n, k = shape[-2:] if len(shape) > 1 else (1, size)
+    if row.element == "nf4":  # 64 in a row of storage
+        n, k = 1, n * k
+    scales = -(-n // (row.rows or n)) * -(-k // (row.columns or k))
+    scales *= math.prod(shape[:-2])
+    codes = -(-size * ELEMENT_BITS[row.element] // 8)
+    return codes + scales * SCALE_BITS.get(row.element, 32) // 8
 
 
 def formats_in_words() -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -150,6 +150,17 @@ class Model:
         sizes = _as_computed(self.config.sublayers[layer], function or formats)
         get = lambda name: here.array(name, formats) if name in here.raw else None
         return registered(sizes).parameters(get)
+
+    @in_fp64
+    def arrays(self, layer: int) -> dict[str, Array]:
+        """Give the stored parameters of one sublayer in fp64, by canonical name."""
+        here = self._layers.at(layer)
+        return {name: here.array(name, None) for name in here.raw}
+
+    @in_fp64
+    def parameters_of(self, layer: int, arrays: Mapping[str, Any]) -> Any:
+        """Make what a sublayer's flow takes of arrays such as `arrays` gives."""
+        return registered(self.config.sublayers[layer]).parameters(arrays.get)
 
     def held_exactly(self, layer: int, formats: ParameterFormats) -> bool:
         """Tell whether the execution's formats hold this layer's parameters unchanged,

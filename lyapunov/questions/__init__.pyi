@@ -4,5 +4,6 @@ from ._changes import parameter_changes as parameter_changes
 from ._check import check as check
 from ._environment import environment as environment
 from ._plan import Plan as Plan, plan as plan
+from ._rank_weights import rank_weights as rank_weights
 from ._training import StabilityCallback as StabilityCallback
 from ._weight_sets import rounded_weights as rounded_weights

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._devices import devices, has_gpu
 from ..arithmetic.perturbed import STATES_AT_ONCE
-from ..bounds.adjoint import KEPT_BYTES
+from ..bounds._way_back import KEPT_BYTES
 from ..bounds.floor import FLOOR_TOKENS
 from ..implementations import Execution
 from ..implementations._registry import measuring

@@ -5,7 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .._arguments import choice, shown, sublayer_numbers, switch, text, whole, words
+from .._arguments import (
+    choice,
+    positive,
+    shown,
+    sublayer_numbers,
+    switch,
+    text,
+    whole,
+    words,
+)
 from .._errors import ArgumentError
 from ..findings._catalogue import ERROR, WARNING
 from ..findings._verdict import check_codes
@@ -49,6 +58,16 @@ def _groups(value: Any, name: str) -> list[str]:
     return list(dict.fromkeys(str(rounded_group(one)) for one in found))
 
 
+def _format(value: Any, name: str) -> str:
+    return str(rounded_group(text(value, name, "fp8_e4m3") or ""))
+
+
+def _share(value: Any, name: str) -> float:
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    return positive(value, name, 1.0)
+
+
 def _codes(value: Any, name: str) -> list[str]:
     return list(check_codes(words(value, name, '["LYA004"]')))
 
@@ -85,6 +104,9 @@ _SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "exit_zero": switch,
     "tokens_are_text": switch,
     "n_probes": partial(whole, least=1),
+    "format": _format,
+    "measured": partial(whole, least=0),
+    "keep": _share,
 }
 """What reads each setting, by its name; given the value and the name."""
 

@@ -20,6 +20,13 @@ from ._check import (
     Summary as Summary,
     TokensFacts as TokensFacts,
 )
+from ._ranking import (
+    KeptWeights as KeptWeights,
+    MovedLogits as MovedLogits,
+    RankedMatrix as RankedMatrix,
+    RankedSublayer as RankedSublayer,
+    WeightRanking as WeightRanking,
+)
 from ._rows import (
     Decisions as Decisions,
     Exponents as Exponents,

@@ -11,7 +11,7 @@ import pytest
 
 import lyapunov
 from lyapunov.arithmetic import Form, Rounded, Weight
-from lyapunov.bounds import adjoint
+from lyapunov.bounds import _way_back, adjoint
 from lyapunov.bounds.adjoint import HEAD, Adjoints
 from lyapunov.bounds.probes import Probes
 from lyapunov.formats import BF16, FP16, is_state_numbers, round_to
@@ -90,7 +90,7 @@ def test_effects_on_a_linear_network_are_products_of_matrices(
 ):
     """Assert worst case and variance of every site, and that streams may be spilled."""
     if spilled:
-        monkeypatch.setattr(adjoint, "KEPT_BYTES", 500)
+        monkeypatch.setattr(_way_back, "KEPT_BYTES", 500)
     model = LinearModel(rng)
     formats = (BF16, FP16)
     executions = [linear_execution(fmt) for fmt in formats]
