@@ -110,7 +110,7 @@ class WeightPulls:
         for i in range(self._count):
             pull, of_head = _of_head(self._sums[i])
             of_norm, back = _through_norm(stream[i], pull, *norms)
-            found.append({"head": of_head, **_named(of_norm, "norm_f")})
+            found.append({"head": of_head, **_named(of_norm, "norm_f", norms[0])})
             pulls.append(Pulls(back, jnp.zeros_like(back)))
         self._add(OUTSIDE, found)
         embedded: list[Any] = [0.0] * self._count
@@ -150,7 +150,8 @@ class WeightPulls:
             of_rows, of_norm = _through_embedding(
                 rows[0][i], rows[1][i], *norms, pulls[i]
             )
-            found.append({"embedding": of_rows, **_named(of_norm, "embedding_norm")})
+            of_norms = _named(of_norm, "embedding_norm", norms[0])
+            found.append({"embedding": of_rows, **of_norms})
         self._add(OUTSIDE, found)
 
     def _add(self, place: int | str, found: list[dict[str, Any]]) -> None:
@@ -168,8 +169,14 @@ def moved(arrays: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _named(of_norm: dict[str, Any], name: str) -> dict[str, Any]:
-    return {f"{name}{part}": value for part, value in of_norm.items()}
+def _named(
+    of_norm: dict[str, Any], name: str, norm: Norm | None
+) -> dict[str, Any]:
+    """By whole names, of what the norm has."""
+    has = {} if norm is None else {"": norm.weight, "_bias": norm.bias}
+    return {
+        f"{name}{part}": of_norm[part] for part, own in has.items() if own is not None
+    }
 
 
 @program

@@ -16,12 +16,14 @@ GROUPS = (INPUT, CHECKED, VERDICT, OUTPUT)
 """Of options in --help, in order."""
 
 CHECK, PLAN, AUDIT, DUMP = "check", "plan", "audit", "a dump, which has its own"
-SHOW = "show"
+SHOW, RANK = "show", "rank-weights"
 ALL = (CHECK, PLAN, AUDIT, DUMP)
 OF_A_CHECK = (CHECK, PLAN)
 OF_A_MODEL = (CHECK, PLAN, AUDIT)
+OF_A_TEXT = (*OF_A_MODEL, RANK)
+EVERY = (*ALL, RANK)
 """Which questions look at an option; a plan is of the check that would be run. To show
-a report again is a question of options of output alone."""
+a report again is a question of options of output alone, and a ranking has no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ def option(
     elif settings.get("multiple"):
         default = ()
     if of is None:
-        of = (*ALL, SHOW) if group == OUTPUT else ALL
+        of = (*EVERY, SHOW) if group == OUTPUT else ALL
     declared = Declared(group, flags, of, argument, settings)
     return dataclasses.field(default=default, metadata={"declared": declared})
 
@@ -134,6 +136,15 @@ def groups(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]):
     from lyapunov.sublayers.groups import rounded_group
 
     return tuple(dict.fromkeys(str(rounded_group(text)) for text in value))
+
+
+def group(ctx: click.Context, param: click.Parameter, value: str | None):
+    """One FORMAT or FORMAT:GROUP, under its whole name."""
+    if value is None:
+        return None
+    from lyapunov.sublayers.groups import rounded_group
+
+    return str(rounded_group(value))
 
 
 def layers(ctx: click.Context, param: click.Parameter, value: str | None):

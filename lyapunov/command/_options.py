@@ -18,11 +18,14 @@ from lyapunov.command._declare import (
     CHECK,
     CHECKED,
     DUMP,
+    EVERY,
     INPUT,
     OF_A_CHECK,
     OF_A_MODEL,
+    OF_A_TEXT,
     OUTPUT,
     PLAN,
+    RANK,
     SHOW,
     VERDICT,
     option,
@@ -51,10 +54,11 @@ class Options:
     cannot be read or written: before the long work.
     """
 
-    revision: str | None = option(INPUT, help="Branch, tag or commit of a Hub model.")
+    revision: str | None = option(
+        INPUT, of=EVERY, help="Branch, tag or commit of a Hub model.")
     tokens: str | None = option(
         INPUT,
-        of=OF_A_MODEL,
+        of=OF_A_TEXT,
         metavar="FILE|random",
         shell_complete=_declare.paths,
         help="A .npy of integers, (seq) or (batch, seq); a text file; or random ids.  "
@@ -67,18 +71,18 @@ class Options:
         help="The ids of a .npy are text, so that the loss on them is judged.",
     )
     text: str | None = option(
-        INPUT, of=OF_A_MODEL, help="A text to check on, where there is a tokenizer."
+        INPUT, of=OF_A_TEXT, help="A text to check on, where there is a tokenizer."
     )
     length: int | None = option(
         INPUT,
-        of=OF_A_MODEL,
+        of=OF_A_TEXT,
         type=click.IntRange(min=1),
         metavar="N",
         help="Tokens a sequence.  [default: the file's, else 512]",
     )
     batch: int | None = option(
         INPUT,
-        of=OF_A_MODEL,
+        of=OF_A_TEXT,
         type=click.IntRange(min=1),
         metavar="N",
         help="Sequences, each another passage, spread over all devices that there are. "
@@ -86,6 +90,7 @@ class Options:
     )
     seed: int = option(
         INPUT,
+        of=EVERY,
         argument="seed",
         default=0,
         type=click.IntRange(min=0),
@@ -180,6 +185,16 @@ class Options:
         f"{formats_in_words()}. Groups: {', '.join(WEIGHT_GROUPS)}, a kind of "
         "sublayer, or a parameter; repeatable.",
     )
+    rank_weights: str | None = option(
+        CHECKED,
+        of=(RANK,),
+        argument="format",
+        callback=_declare.group,
+        metavar="FORMAT[:GROUP]",
+        help="Which matrices should stay in 16 bits: rank all by what quantising each "
+        "does at the logits, predicted by one reverse pass, the first ones measured; "
+        "with the list of those to ignore. Formats as of --round-weights.",
+    )
     source: str | None = option(
         CHECKED,
         "--audit",
@@ -209,7 +224,7 @@ class Options:
     )
     device: str | None = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, RANK),
         argument="device",
         metavar="NAME",
         help="The one where it runs, as gpu:1.  [default: JAX's first, and all for a "
@@ -217,6 +232,7 @@ class Options:
     )
     distributed: str | None = option(
         CHECKED,
+        of=EVERY,
         metavar="JOB",
         help="Share the checkpoints with the other processes of a job, a GPU each, of "
         "one host or several; the first gives one report. auto is what srun or mpirun "
@@ -232,7 +248,7 @@ class Options:
     plan_alone: bool = option(
         CHECKED,
         "--plan",
-        of=(PLAN,),
+        of=(PLAN, RANK),
         is_flag=True,
         help="Say what time and memory a check would take, and stop.",
     )
@@ -289,7 +305,7 @@ class Options:
     output: tuple[Path, ...] = option(
         OUTPUT,
         *("-o", "--output"),
-        of=(CHECK, AUDIT, DUMP, SHOW),
+        of=(CHECK, AUDIT, DUMP, SHOW, RANK),
         multiple=True,
         type=click.Path(path_type=Path),
         callback=_declare.each_once,
@@ -334,9 +350,11 @@ class Options:
 
     @property
     def question(self) -> str:
-        """Which question is asked: `check`, `plan`, `audit`, `show` or `DUMP`."""
+        """Which question is asked, of those that options are declared for."""
         if self.show is not None:
             return SHOW
+        if self.rank_weights is not None:
+            return RANK
         if self.source is None:
             return PLAN if self.plan_alone else CHECK
         return DUMP if is_recorded(self.source) else AUDIT

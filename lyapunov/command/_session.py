@@ -21,7 +21,7 @@ from lyapunov._errors import UsageError
 from lyapunov._version import __version__
 from lyapunov._xla import compile_sooner
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
-from lyapunov.command._declare import CHECK, DUMP
+from lyapunov.command._declare import CHECK, DUMP, RANK
 from lyapunov.command._endings import (
     INTERRUPTED,
     STOPPED,
@@ -125,7 +125,7 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
             say_error(error_document(error), name)
             continue
         outcomes.append(_Outcome(name, report))
-        if not options.plan_alone:
+        if not options.plan_alone and options.question != RANK:
             _say_what_is_not_there(report, options)
         if alone:
             _show(outcomes[-1], options, first=len(outcomes) == 1)
@@ -212,10 +212,12 @@ def _kept(compiled: Compiled, *asked: Any) -> Any:
 
 
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
-    """The seam to the library: a check, an audit, or a plan."""
+    """The seam to the library: a check, an audit, a ranking, or a plan."""
     model = _open(source, options.revision)
     tokens: Any = None if options.question == DUMP else options.chosen_tokens(model)
     compile_sooner(lightly=_is_small(model, tokens, options))
+    if options.question == RANK:
+        return _ranked(model, tokens, options, progress)
     if options.plan_alone:
         from lyapunov.questions._plan import planned
         from lyapunov.questions._request import Request
@@ -231,6 +233,17 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
     from lyapunov.questions._check import check
 
     return check(model, tokens, progress=progress, **options.arguments())
+
+
+def _ranked(model: Any, tokens: Any, options: Options, progress: Any) -> Any:
+    """The ranking of matrices, or what it would cost."""
+    if options.plan_alone:
+        from lyapunov.questions._plan_ranking import planned_ranking
+
+        return planned_ranking(model, tokens, **options.arguments())
+    from lyapunov.questions._rank_weights import rank_weights
+
+    return rank_weights(model, tokens, progress=progress, **options.arguments())
 
 
 def _is_small(model: Any, tokens: Any, options: Options) -> bool:

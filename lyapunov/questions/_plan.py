@@ -233,7 +233,7 @@ def plan(
 
     **Returns:** a `Plan`; seconds and bytes.
     """
-    kinds = _first_of_each_kind(model)
+    kinds = first_of_each_kind(model)
     batch, length = ids.shape
     # of one processor all devices share the memory
     spread = len(spread_over(batch)) if has_gpu() else 1
@@ -343,7 +343,7 @@ def programs_of(model: Model, request: Request) -> int:
     changes = len(request.round_weights) + (request.against is not None)
     effort = request.effort.on(has_head=model.has_head, n_params=model.layout.n_params)
     names = _counts(model, one_token, len(executions), 1.0, effort, changes)
-    many = _many(_stores(executions), len(_first_of_each_kind(model)))
+    many = _many(_stores(executions), len(first_of_each_kind(model)))
     return sum(round(COMPILING[name].programs * many) for name in names)
 
 
@@ -362,5 +362,6 @@ def _left_behind(name: str, stores: int, kinds: int) -> int:
     return int(COMPILING[name].cold * stores * kinds * COMPILED_BYTES)
 
 
-def _first_of_each_kind(model: Model) -> dict[str, Sublayer]:
+def first_of_each_kind(model: Model) -> dict[str, Sublayer]:
+    """The first sublayer of every kind that a network has."""
     return {layer.kind: layer for layer in reversed(model.sublayers)}

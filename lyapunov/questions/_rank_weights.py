@@ -48,13 +48,17 @@ ASSUMPTIONS = [
 ]
 
 
+PROBES, MEASURED = 16, 8
+"""Of each sequence, and of matrices and of sublayers, where nobody says otherwise."""
+
+
 def rank_weights(
     model: Any = None,
     tokens=None,
     *,
     format: str = "fp8_e4m3",
-    n_probes: int = 16,
-    measured: int = 8,
+    n_probes: int = PROBES,
+    measured: int = MEASURED,
     keep: float = 0.1,
     seed: int = 0,
     device: str | None = None,

@@ -71,7 +71,11 @@ def document(plan: Plan) -> Document:
                 table=Table(plan.stages, [stage], [Columns(columns)]),
                 notes=[Note(f"{one}; {TOLD}")],
             ),
-            Section("Efforts", table=Table(plan.efforts, [effort], [Columns(costs)])),
+            *(
+                [Section("Efforts", table=Table(plan.efforts, [effort], [Columns(costs)]))]
+                if plan.efforts
+                else []
+            ),
         ],
     )
 

@@ -20,6 +20,7 @@ from lyapunov._version import __version__
 from lyapunov.findings._baseline_file import no_report, read_json
 from lyapunov.results._audit import AuditReport
 from lyapunov.results._check import SCHEMA_VERSION, Report
+from lyapunov.results._ranking import WeightRanking
 
 
 MOST_NESTED = 16
@@ -29,7 +30,7 @@ TURNED = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 FLAGS = ("nan", "inf", "-inf")
 
 
-def read_report(path: str | Path) -> Report | AuditReport:
+def read_report(path: str | Path) -> Report | AuditReport | WeightRanking:
     """Read the report that `save`, `-o` or `--json` wrote.
 
     **Raises:** `ReportError` for anything else, for several reports in one file, and
@@ -123,9 +124,9 @@ def _result(entry: Any) -> Any:
             f"schema_version is {entry.get('schema_version')!r:.20}, and this is "
             f"lyapunov-check {__version__}, which reads {SCHEMA_VERSION}"
         )
-    kinds = {None: Report, "audit": AuditReport}
+    kinds = {None: Report, "audit": AuditReport, "ranking": WeightRanking}
     if not isinstance(entry.get("kind"), str | None) or entry.get("kind") not in kinds:
-        raise _Wrong(f"its kind is {entry['kind']!r:.20}, neither a check nor an audit")
+        raise _Wrong(f"its kind is {entry['kind']!r:.20}, neither a check, an audit nor a ranking")
     return _made(kinds[entry.get("kind")], entry, "")
 
 

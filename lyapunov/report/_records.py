@@ -9,6 +9,7 @@ from typing import Any
 
 from lyapunov.results._audit import AuditReport
 from lyapunov.results._check import Report
+from lyapunov.results._ranking import WeightRanking
 from lyapunov.results._shown import plain
 
 
@@ -20,7 +21,7 @@ def records(results: Any) -> list[Record]:
 
     A number that is not finite is one here. Of a check a row is a sublayer under an
     execution, its exponents under `exponent_` and the field's name; of an audit a
-    sublayer in a run. What a report holds in lists is left out.
+    sublayer in a run, of a ranking a matrix. What a report holds in lists is left out.
     """
     several = results if isinstance(results, Sequence) else [results]
     return [row for result in several for row in _rows(result)]
@@ -38,6 +39,11 @@ def _rows(result: Any) -> Iterator[Record]:
             names = ("variant", "precision", "verdict", "reason")
             place |= {name: getattr(run, name) for name in names}
             yield from ({**place, **_scalars(row)} for row in run.layers or [None])
+    elif isinstance(result, WeightRanking):
+        place = {"checkpoint": result.checkpoint.source, "format": result.format}
+        for row in result.matrices:
+            found = _scalars(row.measured).items()
+            yield {**place, **_scalars(row), **{f"measured_{k}": v for k, v in found}}
     elif hasattr(result, "stages"):
         for stage in result.stages:
             yield {"checkpoint": result.checkpoint, **_scalars(stage)}

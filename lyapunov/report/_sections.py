@@ -224,10 +224,11 @@ class Document:
 
 
 def document_of(result: Any) -> Document:
-    """The document of a report, an audit, a plan, a spectrum, or of a checkpoint of
+    """The document of a report, an audit, a ranking, a plan, a spectrum, or of a checkpoint of
     which there is none: `{"checkpoint": ..., "error": ...}`."""
     from lyapunov.results._audit import AuditReport
     from lyapunov.results._check import Report
+    from lyapunov.results._ranking import WeightRanking
 
     if isinstance(result, Mapping):
         message = result["error"]["message"]
@@ -246,6 +247,10 @@ def document_of(result: Any) -> Document:
         from lyapunov.report import _of_audit
 
         return _of_audit.document(result)
+    if isinstance(result, WeightRanking):
+        from lyapunov.report import _of_ranking
+
+        return _of_ranking.document(result)
     if hasattr(result, "exponents"):
         from lyapunov.report import _of_spectrum
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lyapunov.findings._advice import layers_text
 from lyapunov.findings._catalogue import CATALOGUE
 from lyapunov.results._audit import AuditReport
+from lyapunov.results._ranking import WeightRanking
 from lyapunov.results._check import (
     Exponents,
     Finding,
@@ -220,7 +221,7 @@ def groups(
     return made
 
 
-def tool(report: Report | AuditReport) -> str:
+def tool(report: Report | AuditReport | WeightRanking) -> str:
     """Name and version."""
     return f"{report.tool.get('name', '')} {report.tool.get('version', '')}".strip()
 
@@ -245,13 +246,13 @@ def seconds(report: Report | AuditReport) -> str:
     return f"{taken:.1f} s" if taken < 60 else f"{taken / 60:.1f} min"
 
 
-def tokens_sentence(report: Report | AuditReport) -> str:
+def tokens_sentence(report: Report | AuditReport | WeightRanking) -> str:
     """Which tokens, how many."""
     tokens = report.tokens
     return f"{tokens.source}, {tokens.batch} × {tokens.length}"
 
 
-def checkpoint_sentence(report: Report | AuditReport) -> str:
+def checkpoint_sentence(report: Report | AuditReport | WeightRanking) -> str:
     """Architecture, size and stored format."""
     facts = report.checkpoint
     return (

@@ -56,7 +56,8 @@ class Shown:
 
     def to_pandas(self) -> Any:
         """Make a `pandas.DataFrame`: of a check a row for each sublayer and execution,
-        of an audit for each sublayer and run, of a plan a stage, else an exponent.
+        of an audit for each sublayer and run, of a ranking a matrix, of a plan a stage,
+        else an exponent.
 
         **Raises:** `MissingExtraError` where pandas is not installed.
         """

@@ -14,7 +14,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.command._declare import AUDIT, CHECK, DUMP, declared, name_of
+from lyapunov.command._declare import AUDIT, CHECK, DUMP, RANK, declared, name_of
 from lyapunov.command._options import Options
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
@@ -235,21 +235,30 @@ UNREAD = {
     "audit": {
         *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
         *("against", "round_weights", "device", "plan_alone", "baseline"),
-        *("allow_partial", "show"),
+        *("allow_partial", "show", "rank_weights"),
     },
     "plan": {
         *("baseline", "output", "reproduce", "source", "way", "show", "annotations"),
+        "rank_weights",
     },
-    "check": {"reproduce", "source", "plan_alone", "way", "show"},
+    "check": {"reproduce", "source", "plan_alone", "way", "show", "rank_weights"},
+    "rank-weights": {
+        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
+        *("against", "round_weights", "baseline", "allow_partial", "precision"),
+        *("state_precision", "annotations", "fail_on", "select", "ignore"),
+        *("exit_zero", "source", "reproduce", "way", "show"),
+    },
 }
 UNREAD[DUMP] = UNREAD["audit"] | {
     *("tokens", "text", "length", "batch", "precision", "state_precision"),
     "reproduce",
 }
 ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
+ASKED["rank-weights"] = "--rank-weights int8"
 GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
 GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
 GIVEN |= {"annotations": "github"}
+GIVEN |= {"fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
 GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
 
 
@@ -265,6 +274,7 @@ def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
         "reproduce",
         "way",
         "show",
+        "rank_weights",
     }  # each asks something itself
     for name in found - others if question != CHECK else ():
         value = [] if options[name].click.get("is_flag") else [GIVEN.get(name, "x")]
@@ -277,7 +287,11 @@ def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
 
 def test_every_argument_of_the_library_is_one():
     """Assert that what an option hands on is there."""
-    for question, function in ((CHECK, lyapunov.check), (AUDIT, lyapunov.audit)):
+    for question, function in (
+        (CHECK, lyapunov.check),
+        (AUDIT, lyapunov.audit),
+        (RANK, lyapunov.rank_weights),
+    ):
         known = inspect.signature(function).parameters
         for said in declared(Options).values():
             if question in said.of and said.argument:
