@@ -169,9 +169,7 @@ def moved(arrays: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _named(
-    of_norm: dict[str, Any], name: str, norm: Norm | None
-) -> dict[str, Any]:
+def _named(of_norm: dict[str, Any], name: str, norm: Norm | None) -> dict[str, Any]:
     """By whole names, of what the norm has."""
     has = {} if norm is None else {"": norm.weight, "_bias": norm.bias}
     return {
@@ -290,9 +288,7 @@ def drawn(seed, sequence, start, probe, shape) -> Float[Array, "seq rows"]:
 
 
 @program
-def _add_slice(
-    sums, seed, sequence, start, behind, logits, normed, rows, changed, end
-):
+def _add_slice(sums, seed, sequence, start, behind, logits, normed, rows, changed, end):
     new = jnp.arange(logits.shape[-1]) >= behind
     known = jnp.where(new, logits, -jnp.inf)
     largest = jnp.maximum(sums["largest"], jnp.max(known, axis=-1))
@@ -306,8 +302,7 @@ def _add_slice(
         mine = jnp.sqrt(weight) * z
         half = jnp.sqrt(kept)
         return (
-            half[:, None] * pull
-            + jnp.matmul(mine * slope, rows, precision="highest"),
+            half[:, None] * pull + jnp.matmul(mine * slope, rows, precision="highest"),
             half * total + jnp.sum(mine, axis=-1),
             half * of_change + jnp.sum(mine * of_head, axis=-1),
         )

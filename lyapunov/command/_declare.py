@@ -23,7 +23,7 @@ OF_A_MODEL = (CHECK, PLAN, AUDIT)
 OF_A_TEXT = (*OF_A_MODEL, RANK)
 EVERY = (*ALL, RANK)
 """Which questions look at an option; a plan is of the check that would be run. To show
-a report again is a question of options of output alone, and a ranking has no verdict."""
+a report again is a question of options of output alone; a ranking has no verdict."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,8 +54,7 @@ class Options:
     cannot be read or written: before the long work.
     """
 
-    revision: str | None = option(
-        INPUT, of=EVERY, help="Branch, tag or commit of a Hub model.")
+    revision: str | None = option(INPUT, of=EVERY, help="Branch, tag or commit.")
     tokens: str | None = option(
         INPUT,
         of=OF_A_TEXT,
@@ -391,8 +390,7 @@ class Options:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """What goes to the question's function, by the names of its arguments; what
-        was not said is the function's own default."""
+        """What goes to the question's function; what was not said is its default."""
         return {
             said.argument: getattr(self, name)
             for name, said in _declare.declared(Options).items()

@@ -176,8 +176,7 @@ def common(names: Iterable[str]) -> str:
     if len({len(parts) for parts in split}) > 1:
         return " + ".join(".".join(parts) for parts in split)
     return ".".join(
-        parts[0] if len(set(parts)) == 1 else "*"
-        for parts in zip(*split, strict=True)
+        parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*split, strict=True)
     )
 
 

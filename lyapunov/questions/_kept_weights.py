@@ -51,7 +51,7 @@ def ignore_lists(
     modules = [
         unit
         for unit in units
-        if not unit.quantised and ("embedding",) != tuple(n for _, n in unit.places)
+        if not unit.quantised and tuple(n for _, n in unit.places) != ("embedding",)
         if not _is_tied(unit)
     ]
     head = ["lm_head"] if any(map(_is_tied, units)) else []

@@ -4,6 +4,7 @@ Up to the first sublayer in which a run differs it is the reference, so that a s
 matrix costs a forward from there on.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -142,10 +143,11 @@ def _of_logits(model: Model, changed: Model, shape, base: Stream, runs):
 
 def _told(sums, vocabulary: int) -> MovedLogits:
     found = _compare.output_divergence(sums, vocabulary)
+    number = lambda x: math.nan if x is None else x
     return MovedLogits(
-        kl_mean=found.kl_mean,
-        kl_max=found.kl_max,
-        rel_l2=found.measured_rel_l2,
+        kl_mean=number(found.kl_mean),
+        kl_max=number(found.kl_max),
+        rel_l2=number(found.measured_rel_l2),
         flips=found.argmax_flips,
         ties=found.argmax_ties,
         total=found.argmax_total,

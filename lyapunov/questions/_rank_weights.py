@@ -25,12 +25,11 @@ from ..models._rounded_layout import rounded_layout
 from ..models._weight_units import EveryMatrix, Place, WeightUnit, weight_units
 from ..results._ranking import (
     KeptWeights,
-    MovedLogits,
     RankedMatrix,
     RankedSublayer,
     WeightRanking,
 )
-from ..sublayers.groups import OUTSIDE, RoundedGroup, rounded_group
+from ..sublayers.groups import OUTSIDE, rounded_group
 from ._environment import environment
 from ._kept_weights import chosen_to_keep, ignore_lists
 from ._moved_logits import moved_logits
@@ -41,8 +40,8 @@ from ._settings import checked_settings
 ASSUMPTIONS = [
     "a prediction is of first order in the change of the weights and of second in the "
     "logits: it is an estimate, and no bound",
-    "everything but the weights is exact: activations are not quantised, and nothing is "
-    "rounded beside them",
+    "everything but the weights is exact: activations are not quantised, and nothing "
+    "is rounded beside them",
     "weights are rounded to nearest under the format's scales, without calibration: a "
     "quantiser that chooses its codes by data (GPTQ, AWQ) moves the logits less",
 ]
@@ -56,7 +55,7 @@ def rank_weights(
     model: Any = None,
     tokens=None,
     *,
-    format: str = "fp8_e4m3",
+    format: str = "fp8_e4m3",  # noqa: A002 - the option's word
     n_probes: int = PROBES,
     measured: int = MEASURED,
     keep: float = 0.1,
@@ -286,9 +285,7 @@ class _Ranking:
             for i, one in self._layers.items()
         ]
         rows.sort(key=lambda row: -row.kl)
-        return [
-            dataclasses.replace(row, rank=rank) for rank, row in enumerate(rows, 1)
-        ]
+        return [dataclasses.replace(row, rank=rank) for rank, row in enumerate(rows, 1)]
 
     def kept(self) -> KeptWeights:
         """What keeping the best gives back, and how to say it to a quantiser."""

@@ -72,7 +72,11 @@ def document(plan: Plan) -> Document:
                 notes=[Note(f"{one}; {TOLD}")],
             ),
             *(
-                [Section("Efforts", table=Table(plan.efforts, [effort], [Columns(costs)]))]
+                [
+                    Section(
+                        "Efforts", table=Table(plan.efforts, [effort], [Columns(costs)])
+                    )
+                ]
                 if plan.efforts
                 else []
             ),

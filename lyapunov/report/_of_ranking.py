@@ -104,7 +104,7 @@ def _advice(ranking: WeightRanking) -> list[str]:
     many = words.plural(len(kept.modules), "matrix").replace("matrixs", "matrices")
     told = f"keep {many} in 16 bits, {percent(kept.share)} of what is quantised"
     if kept.bytes > 0:
-        told += f" ({words.size(kept.bytes)} more)"
+        told += f" ({_bytes(kept.bytes)} more)"
     if kept.given_back is not None and kept.measured is not None:
         told += (
             f": KL {words.number(kept.measured.kl_mean)} measured, so that "
@@ -134,8 +134,9 @@ def _kept(ranking: WeightRanking) -> Section:
     ]
     notes = [
         "chosen by divergence a number, up to "
-        f"{percent(kept.limit)} of the quantised numbers; what vLLM holds in one matrix "
-        "(q, k, v; gate, up) together. vLLM reads each list from the checkpoint's config"
+        f"{percent(kept.limit)} of the quantised numbers; what vLLM holds in one "
+        "matrix (q, k, v; gate, up) together. vLLM reads each list from the "
+        "checkpoint's config"
     ]
     return Section("To keep in 16 bits", lines=lines, notes=list(map(Note, notes)))
 

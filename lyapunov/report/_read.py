@@ -126,7 +126,10 @@ def _result(entry: Any) -> Any:
         )
     kinds = {None: Report, "audit": AuditReport, "ranking": WeightRanking}
     if not isinstance(entry.get("kind"), str | None) or entry.get("kind") not in kinds:
-        raise _Wrong(f"its kind is {entry['kind']!r:.20}, neither a check, an audit nor a ranking")
+        raise _Wrong(
+            f"its kind is {entry['kind']!r:.20}, neither a check, an audit nor "
+            "a ranking"
+        )
     return _made(kinds[entry.get("kind")], entry, "")
 
 

@@ -224,8 +224,8 @@ class Document:
 
 
 def document_of(result: Any) -> Document:
-    """The document of a report, an audit, a ranking, a plan, a spectrum, or of a checkpoint of
-    which there is none: `{"checkpoint": ..., "error": ...}`."""
+    """The document of a report, an audit, a ranking, a plan, a spectrum, or of a
+    checkpoint of which there is none: `{"checkpoint": ..., "error": ...}`."""
     from lyapunov.results._audit import AuditReport
     from lyapunov.results._check import Report
     from lyapunov.results._ranking import WeightRanking

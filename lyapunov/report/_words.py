@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lyapunov.findings._advice import layers_text
 from lyapunov.findings._catalogue import CATALOGUE
 from lyapunov.results._audit import AuditReport
-from lyapunov.results._ranking import WeightRanking
 from lyapunov.results._check import (
     Exponents,
     Finding,
@@ -19,6 +18,7 @@ from lyapunov.results._check import (
     ReferenceLoss,
     Report,
 )
+from lyapunov.results._ranking import WeightRanking
 
 
 NOTHING = "–"

@@ -9,7 +9,7 @@ from ._shown import Shown
 
 @dataclass(frozen=True)
 class MovedLogits:
-    """What a run with some weights quantised did at the logits, all else exact."""
+    """Hold what a run with some weights quantised did at the logits, all else exact."""
 
     kl_mean: float
     """KL(reference || run) a token, nats."""
@@ -25,7 +25,7 @@ class MovedLogits:
 
 @dataclass(frozen=True)
 class RankedMatrix:
-    """A stored matrix, or a layer's experts, and what quantising it alone does."""
+    """Hold a stored matrix, or a layer's experts, and what quantising it alone does."""
 
     rank: int
     """From 1, by the divergence: measured where it was, else predicted."""
@@ -57,13 +57,13 @@ class RankedMatrix:
 
     @property
     def kl(self) -> float:
-        """Measured where it was, else predicted."""
+        """Give what was measured, else what is predicted."""
         return self.predicted_kl if self.measured is None else self.measured.kl_mean
 
 
 @dataclass(frozen=True)
 class RankedSublayer:
-    """A sublayer, and what quantising all that quantisers round in it does."""
+    """Hold a sublayer, and what quantising all that quantisers round in it does."""
 
     rank: int
     layer: int
@@ -77,13 +77,13 @@ class RankedSublayer:
 
     @property
     def kl(self) -> float:
-        """Measured where it was, else predicted."""
+        """Give what was measured, else what is predicted."""
         return self.predicted_kl if self.measured is None else self.measured.kl_mean
 
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """What keeping the first matrices in 16 bits gives back."""
+    """Hold what keeping the first matrices in 16 bits gives back."""
 
     limit: float
     """Share of the quantised numbers that may be kept."""
@@ -102,7 +102,7 @@ class KeptWeights:
 
     @property
     def given_back(self) -> float | None:
-        """The share of the measured divergence that keeping them takes away."""
+        """Give the share of the measured divergence that keeping them takes away."""
         if self.measured is None or self.measured_all is None:
             return None
         whole = self.measured_all.kl_mean

@@ -97,7 +97,9 @@ def test_derivatives_are_those_of_autograd(name, tmp_path):
         slices = list(model.vocabulary_slices())
         for k, g in enumerate(probes(logits.detach().numpy(), i, slices)):
             given = torch.autograd.grad(
-                (torch.tensor(g) * logits).sum(), list(weights.values()), retain_graph=True
+                (torch.tensor(g) * logits).sum(),
+                list(weights.values()),
+                retain_graph=True,
             )
             gradients = dict(zip(weights, given, strict=True))
             for unit in weight_units(model.layout, EVERYTHING):
@@ -194,9 +196,7 @@ def test_derivatives_are_those_of_the_network(family, name, tmp_path):
     assert {place for unit in units for place in unit.places} >= set(found)
     rng = np.random.default_rng(2)
     steps = {place: rng.normal() for place in found}
-    g = probes(
-        np.asarray(model.logits(tokens[0])), 0, list(model.vocabulary_slices())
-    )
+    g = probes(np.asarray(model.logits(tokens[0])), 0, list(model.vocabulary_slices()))
     ours = sum(steps[place] * found[place][0] for place in found)
 
     def difference(h):

@@ -75,6 +75,9 @@ REFUSED = {
     "source": [3, None, [], "", "vlm", "no.such.npz"],
     "variants": [3, [], "backwards", [1], ["steps", None], "chunks:0"],
     "n_probes": [0, -1, 1.0, "1", True, None],
+    "format": [*NAMES, None, "int3", "int8:A", "int8:", ":conv", "int8:attention"],
+    "measured": [-1, 1.0, "1", True, None],
+    "keep": [-0.1, 1.1, "0.1", True, None, float("nan"), float("inf")],
 }
 
 
@@ -117,12 +120,19 @@ def no_work(monkeypatch):
     monkeypatch.setattr("lyapunov.questions._check.run_layers", run)
     monkeypatch.setattr("lyapunov.questions._check.parameter_changes", run)
     monkeypatch.setattr("lyapunov.questions._audit._run", run)
+    monkeypatch.setattr("lyapunov.questions._rank_weights.derivatives_of", run)
 
 
 @pytest.mark.parametrize(("name", "value"), cases(lyapunov.check))
 def test_check_refuses(name, value, bundled, no_work):
     given = {"model": bundled, "tokens": [1, 2, 3], name: value}
     refused(lyapunov.check, **given)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(lyapunov.rank_weights))
+def test_rank_weights_refuses(name, value, bundled, no_work):
+    given = {"model": bundled, "tokens": [1, 2, 3], name: value}
+    refused(lyapunov.rank_weights, **given)
 
 
 @pytest.mark.parametrize(("name", "value"), cases(lyapunov.audit))

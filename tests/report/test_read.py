@@ -98,8 +98,8 @@ def changed(document, place, value):
     [
         (["schema_version"], 2, "reads 1"),
         (["schema_version"], ..., "schema_version is None"),
-        (["kind"], "plan", "neither a check nor an audit"),
-        (["kind"], ["audit"], "neither a check nor an audit"),
+        (["kind"], "plan", "neither a check, an audit nor a ranking"),
+        (["kind"], ["audit"], "neither a check, an audit nor a ranking"),
         (["newer"], 1, "a field 'newer'"),
         (["checkpoint", "source"], ..., "checkpoint.source is missing"),
         (["checkpoint", "source"], 3, "checkpoint.source is not of type str"),
