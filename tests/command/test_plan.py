@@ -64,6 +64,210 @@ def forwards(found: Plan) -> dict[str, float]:
 
 
 def test_stages_are_those_that_would_run(model):
+    others = {"changed weights", "measured", "growth"}  # a Mamba-1 has exponents
+    assert set(forwards(made(model, effort=TIERS))) == set(FORWARDS) - others
+    bare = made(model, effort=Effort(probes=0))
+    assert set(forwards(bare)) == {"reference", "run", "T0 and T1"}
+    assert set(forwards(made(model, precisions=()))) == {"reference"}
+    assert "changed weights" in forwards(made(model, changes=2))
+    assert set(COMPILING) == set(FORWARDS)
+
+
+def test_a_plan_is_of_the_effort(model):
+    """Assert that what is left out costs nothing, and that more of it costs more."""
+    quick, standard, full = (
+        forwards(made(model, effort=one)) for one in EFFORTS.values()
+    )
+    assert set(quick) == {"reference", "run", "measured", "T3"}
+    assert set(standard) == {"reference", "run", "T0 and T1", "T3"}
+    assert set(full) - set(standard) == {"floor", "T2", "T4", "growth"}
+    assert full["T3"] == 2.5 * standard["T3"], "four probes beside one, and the weights"
+    found = made(model, effort=EFFORTS["quick"])
+    told = {one.effort: one for one in found.efforts}
+    assert list(told) == list(EFFORTS)
+    quick = told["quick"]
+    assert (quick.seconds, quick.programs) == (found.seconds, found.programs)
+    assert (quick.warm_seconds, quick.peak_bytes) == (
+        found.warm_seconds,
+        found.peak_bytes,
+    )
+    for one in told.values():
+        assert 0 < one.warm_seconds < one.seconds
+    for name in ("programs", "seconds", "warm_seconds", "peak_bytes"):
+        costs = [getattr(one, name) for one in told.values()]
+        assert costs == sorted(costs)
+        assert costs[0] < costs[2]
+
+
+def test_a_check_says_how_many_programs_are_planned(model):
+    asked = Request.of(precisions="bf16")
+    assert programs_of(model, asked) == made(model).programs
+    both = Request.of(precisions=["bf16", "fp16"])
+    assert programs_of(model, both) == programs_of(model, asked), "formats are data"
+    more = Request.of(precisions="bf16", round_weights="bf16:A_log")
+    assert programs_of(model, more) == made(model, changes=1).programs
+
+
+def test_forwards_count_executions_layers_and_probes(model):
+    every = [made(model, precisions=p, effort=TIERS) for p in (["bf16"], BOTH)]
+    one, two = map(forwards, every)
+    for name in ("run", "T0 and T1", "floor", "T3", "T4"):
+        assert two[name] == 2 * one[name]
+    assert two["T2"] == one["T2"], "one reverse pass serves all executions"
+    some = forwards(made(model, layers=(1,)))
+    assert some["T0 and T1"] == pytest.approx(one["T0 and T1"] / 3)
+    assert forwards(made(model, effort=Effort(probes=3)))["T3"] == 2 * one["T3"]
+    long = forwards(made(model, length=1024, effort=TIERS))
+    assert long["floor"] == one["floor"] / 4, "the floor looks at 256 tokens"
+
+
+def test_memory_grows_with_tokens_and_executions(model):
+    peaks = [
+        made(model, length=64).peak_bytes,
+        made(model, length=4096).peak_bytes,
+        made(model, batch=8, length=4096).peak_bytes,
+        made(model, batch=8, length=4096, precisions=("bf16", "fp16")).peak_bytes,
+    ]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) == 4
+
+
+def test_what_does_not_fit_is_said(model):
+    found = made(model)
+    assert found.fits == (found.available_bytes is None or found.available_bytes > 4e9)
+    short = dataclasses.replace(found, available_bytes=2**20)
+    assert not short.fits
+    assert "lower --length or --batch" in to_table(short)
+    unknown = dataclasses.replace(found, available_bytes=None)
+    assert unknown.fits
+    assert "free" not in to_table(unknown)
+
+
+def test_weights_are_counted_as_they_are_stored(model):
+    """Assert the bytes of all tensors, which are fp32 here."""
+    found = made(model)
+    tensors = model.checkpoint.tensors.values()
+    assert found.weight_bytes == sum(tensor.read().nbytes for tensor in tensors)
+    assert "read a sublayer ahead" in to_table(found)
+
+
+def test_devices_share_the_sequences_and_what_they_hold(model, monkeypatch):
+    """Assert that of 4 GPUs each needs what one does for a quarter, in as many forwards
+    of a quarter's time, and that the table says how many; not of one processor."""
+    alone, whole = made(model, batch=1), made(model, batch=4)
+    assert whole.devices == 1
+    assert "devices" not in to_table(whole)
+    card = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 9e9, "bytes_in_use": 1})
+    for module in (_plan, _plan_memory):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    monkeypatch.setattr(_plan_memory, "devices", lambda: [card])
+    monkeypatch.setattr(_plan, "spread_over", lambda batch: [card] * batch)
+    shared = made(model, batch=4)
+    assert shared.devices == 4
+    stages = [[stage.bytes for stage in plan.stages] for plan in (shared, alone)]
+    assert stages[0] == stages[1]
+    assert shared.available_bytes == 9e9 - 1
+    assert "4, 1 of the sequences each" in to_table(shared)
+
+
+def test_free_memory_is_known_here():
+    found = available_memory()
+    if sys.platform.startswith("linux"):
+        assert found is not None
+        assert 2**20 < found < 2**50
+
+
+def test_the_table_fits_and_has_every_stage(model):
+    found = made(model, precisions=("bf16", "fp16"))
+    for width, encoding in ((80, "utf-8"), (40, "ascii")):
+        text = to_table(found, width=width, encoding=encoding)
+        assert max(map(len, text.splitlines())) <= width
+        for stage in found.stages:
+            assert stage.name in text
+        if encoding == "ascii":
+            assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.412, "0.41 s"), (42.0, "42 s"), (200.0, "3 min"), (9000.0, "2 h")],
+)
+def test_durations_are_round(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sizes_are_round():
+    assert (size(310 * 2**20), size(3 * 2**29)) == ("310 MiB", "1.5 GiB")
+
+
+# --- The command -----------------------------------------------------------------
+
+
+def test_the_command_plans_and_checks_nothing(run, fake, monkeypatch, model):
+    monkeypatch.setattr("lyapunov.command._session._open", lambda *_: model)
+    result = run("m", "--tokens", "random", "--length", 16, "--plan")
+    assert result.exit_code == 0, result.stderr
+    assert "T0 and T1" in result.stdout
+    assert re.search(r"about .+, at most about .+ of memory", result.stdout)
+    document = json.loads(
+        run("m", "--tokens", "random", "--length", 16, "--plan", "--json").stdout
+    )
+    found = document["plan"]
+    assert (found["batch"], found["length"], found["n_layers"]) == (1, 16, 3)
+    assert found["seconds"] > 0
+    assert len(found["executions"]) == 2
+    both = run("m", "n", "--tokens", "random", "--length", 16, "--plan", "--json")
+    assert len(json.loads(both.stdout)["reports"]) == 2
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    "other", ["-o r.json", "--baseline b.json", "--audit emulated"]
+)
+def test_what_a_plan_does_not_do_is_refused(run, fake, other):
+    result = run("m", "--plan", *other.split())
+    assert result.exit_code == 2
+    assert re.search("is not for --plan|--plan is not for --audit", result.stderr)
+    assert fake.opened == []
+
+
+UNREAD = {
+    "audit": {
+        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
+        *("against", "round_weights", "device", "plan_alone", "baseline"),
+        *("allow_partial", "show", "rank_weights"),
+    },
+    "plan": {
+        *("baseline", "output", "reproduce", "source", "way", "show", "annotations"),
+        "rank_weights",
+    },
+    "check": {"reproduce", "source", "plan_alone", "way", "show", "rank_weights"},
+    "rank-weights": {
+        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
+        *("against", "round_weights", "baseline", "allow_partial", "precision"),
+        *("state_precision", "annotations", "fail_on", "select", "ignore"),
+        *("exit_zero", "source", "reproduce", "way", "show"),
+    },
+}
+UNREAD[DUMP] = UNREAD["audit"] | {
+    *("tokens", "text", "length", "batch", "precision", "state_precision"),
+    "reproduce",
+}
+ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
+ASKED["rank-weights"] = "--rank-weights int8"
+GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
+GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
+GIVEN |= {"annotations": "github"}
+GIVEN |= {"fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
+GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
+
+
+@pytest.mark.parametrize("question", UNREAD)
+def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
+    """Assert it of every option, whatever is asked."""
+    options = declared(Options)
+    found = {name for name, said in options.items() if question not in said.of}
+    assert found == UNREAD[question]
     # each asks something itself
     others = {"source", "plan_alone", "reproduce", "way", "show", "rank_weights"}
     for name in found - others if question != CHECK else ():

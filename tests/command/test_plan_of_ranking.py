@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import lyapunov
+from lyapunov.command._cli import main
 from lyapunov.models import Tokens
 from lyapunov.questions import _rank_weights
 from lyapunov.questions._plan_ranking import ALONE, BACK, planned_ranking
@@ -44,7 +46,8 @@ def test_what_a_ranking_refuses_its_plan_refuses(model):
         assert caught.value.hint
 
 
-def test_the_command_plans_a_ranking(run):
-    result = run("--rank-weights", "int4", "--plan", "--length", "16")
-    assert result.exit_code == 0
+def test_the_command_plans_a_ranking():
+    line = ["--rank-weights", "int4", "--plan", "--length", "16"]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 0, result.output
     assert "single matrices" in result.stdout
