@@ -179,9 +179,20 @@ def test_the_model_is_not_the_state_formats_fault():
     assert "the model, not the precision" in line
 
 
+def test_decays_of_one_are_the_reason_where_the_state_is_little_of_the_error():
+    """Assert that a share that is small on a short text does not make a state that
+    forgets nothing fine, nor is said to bind."""
+    near = _exponents(max=-1e-9)
+    cause = "the model, not the precision of its state, which is 4% of the error's"
+    output = {"cause": cause, "state_share": 0.04}
+    line = _advice(near, _execution("bf16", "bf16", output=output))
+    assert "not in bf16 (decays that are 1 in it, so that errors add up" in line
+    assert "mantissa" not in line
+
+
 def test_variance_of_the_state_counts_only_where_tokens_change():
     def line(flips):
-        output = {"argmax_flips": flips, "sigma_by_site": {"state": 0.9, "gated": 0.1}}
+        output = {"argmax_flips": flips, "state_share": 0.9}
         return _advice(_exponents(), _execution("bf16", "fp16", output=output))
 
     assert "The state in fp16 is fine" in line(1)
@@ -254,7 +265,7 @@ def test_fine_needs_tokens_kl_distance_and_enough_of_them(output, words):
         ({"measured_rel_l2": 0.2}, None, "but relative L2 0.2"),
         ({"argmax_flips": 80}, None, "change 80 of 512"),
         # most of the error is the state's
-        ({"kl_mean": 0.02, "sigma_by_site": {"state": 0.9}}, "fp32", "not in fp16"),
+        ({"kl_mean": 0.02, "state_share": 0.9}, "fp32", "not in fp16"),
     ],
 )
 def test_a_state_is_kept_where_its_execution_is_fine(output, kept, words):

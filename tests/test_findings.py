@@ -168,6 +168,26 @@ def test_marginal_decay(fields, state, fires):
     assert ("LYA006" in codes) is fires
 
 
+def test_a_state_that_is_stored_rarely_forgets_in_between():
+    """Assert that decays are those between two stores: 16 tokens make bf16 tell a mean
+    decay from 1 that a single token does not, and single tokens count no more."""
+
+    def fires(every, **fields):
+        row = dataclasses.replace(_execution(state="bf16"), state_stored_every=every)
+        return "LYA006" in _codes(_exponents(**fields), row)
+
+    # bf16 tells exp(-0.00195) from 1, 2^-9 in nats
+    assert fires(1, max=-1e-3)
+    assert not fires(16, max=-1e-3)
+    assert fires(16, max=-1e-4)
+    assert not fires(16, decay_is_one={"bf16": 0.3})
+    # of two executions of one format the one that stores more often counts
+    often = _execution("fp16", "bf16")
+    rarely = dataclasses.replace(_execution(state="bf16"), state_stored_every=16)
+    for both in ((often, rarely), (rarely, often)):
+        assert "LYA006" in _codes(_exponents(max=-1e-3), *both)
+
+
 def test_an_exponent_of_a_delta_rule_is_no_mean_of_decays():
     """Assert that near 0 it says nothing of decays, and that its gates do."""
     near = {"max": -1e-9, "decay_is_one": {"bf16": 0.0}}

@@ -61,6 +61,9 @@ class EndToEndEstimate:
     """None where the reference's logits are one value a token, as T2 and the shares."""
     sigma_by_site: dict[str, float] | None
     """Share of the variance of random roundings, by site."""
+    state_share: float | None
+    """Share of the variance of random roundings that the state's make, from a probe of
+    them alone; None where the state is not stored below fp32."""
     sigma_share: dict[int, float] | None
     """The same by sublayer; what is missing from 1 is the head's."""
     predicted_stable: Bool[np.ndarray, "batch seq"]
@@ -85,6 +88,7 @@ class EndToEndEstimate:
             nonlinearity=self.nonlinearity,
             weights_rel_l2=self.weights_rel_l2,
             sigma_by_site=self.sigma_by_site,
+            state_share=None if withheld else self.state_share,
         )
 
 
@@ -121,12 +125,22 @@ class EndToEnd:
         self._vocabulary = model.config.vocab_size
         self._n_probes = n_probes
         self._probes = [
-            Probes(model, tokens, execution, n_probes=n_probes, seed=seed + 1)
+            Probes(
+                model,
+                tokens,
+                execution,
+                n_probes=n_probes,
+                seed=seed + 1,
+                of_state=True,
+            )
             for execution in executions
         ]
         slices = model.vocabulary_slices()
         rows = max((one.stop - one.start for one in slices), default=0)
-        self._sums = [no_sums(batch, seq, n_probes, rows) for _ in executions]
+        self._sums = [
+            no_sums(batch, seq, n_probes, rows, of_state=probes.draws_state)
+            for probes in self._probes
+        ]
         self._adjoints = (
             Adjoints(model, self._shape, executions, n_readouts=n_readouts, seed=seed)
             if n_readouts and self._executions
@@ -203,6 +217,11 @@ class EndToEnd:
             spread = _relative_error_of(by_token) * drawn / (shift + drawn)
             spread *= _widening(np.mean(by_token, axis=0), self._contexts)
             weights = float(np.sqrt(shift / size))
+            of_state = (
+                None
+                if error.of_state is None or not drawn > 0
+                else min(1.0, float(np.sum(error.of_state) / drawn))
+            )
         z = _calibration(error) if self._ran else None
         effects = None if self._adjoints is None else self._adjoints.effects[i]
         t2, t2_stderr = (
@@ -231,6 +250,7 @@ class EndToEnd:
             ),
             weights_rel_l2=weights if size > 0 else None,
             sigma_by_site=by_site,
+            state_share=of_state,
             sigma_share=by_layer,
             predicted_stable=stable & (withheld is None),
             readout_z=(
@@ -245,9 +265,9 @@ class EndToEnd:
 def _taken_in(sums, reference, probes, other, sites, end, behind, readouts):
     """The sums with a slice of the vocabulary, of which `behind` rows are in them; and
     what the run did to the read-outs there."""
-    shifted, drawn, norms = probes
+    shifted, drawn, norms, of_state = probes
     given = reference, shifted, drawn, norms, other
-    sums = add_logits(sums, *given, sites, end, behind)
+    sums = add_logits(sums, *given, sites, end, behind, of_state)
     if other is None or readouts is None:
         return sums, None
     tokens, readout = readouts

@@ -54,6 +54,8 @@ class RandomSums(NamedTuple):
     """Of an antithetic pair, f(d) - f(-d)."""
     even: Float[Array, "2 batch seq"]
     """f(d) + f(-d) - 2 f(0)."""
+    of_state: Float[Array, "2 batch seq"] | None
+    """Of the probe that draws the state's roundings alone, where there is one."""
     store: Float[Array, "batch seq"]
     """Variance of storing the logits."""
     rows: Float[Array, ""]
@@ -65,7 +67,9 @@ class RandomSums(NamedTuple):
     candidates: Candidates
 
 
-def no_sums(batch: int, seq: int, n_probes: int, rows: int) -> RandomSums:
+def no_sums(
+    batch: int, seq: int, n_probes: int, rows: int, *, of_state: bool = False
+) -> RandomSums:
     """The sums before the first slice, of so many rows."""
     # with all their places, so that the first slice's program is the others'
     room = CANDIDATES if rows >= CANDIDATES else 0
@@ -83,6 +87,7 @@ def no_sums(batch: int, seq: int, n_probes: int, rows: int) -> RandomSums:
         rest=pair,
         odd=pair,
         even=pair,
+        of_state=pair if of_state else None,
         store=pair[0],
         rows=zero,
         norm_max=zero,
@@ -107,6 +112,7 @@ def add_logits(
     sites: dict[str, FormatNumbers],
     end: LogitsEnd = NO_END,
     behind: Int[np.ndarray, ""] | int = 0,
+    of_state: Float[Array, "batch seq rows"] | None = None,
 ) -> RandomSums:
     """Take in one slice of the vocabulary.
 
@@ -116,6 +122,7 @@ def add_logits(
     - `other`: the execution's own logits, where it was run.
     - `sites`, `end`: as `logit_roundings` takes them.
     - `behind`: rows that an earlier slice had, as an array; they count no more.
+    - `of_state`: the probe of the state's roundings alone, where `sums` has one.
     """
     new = jnp.arange(reference.shape[-1]) >= behind
     kept = lambda x: jnp.where(new, x, 0.0)
@@ -135,6 +142,11 @@ def add_logits(
         rest=sums.rest + _sums(rest),
         odd=sums.odd + _sums(drawn[0] - drawn[-1]),
         even=sums.even + _sums(drawn[0] + drawn[-1]),
+        of_state=(
+            None
+            if sums.of_state is None or of_state is None
+            else sums.of_state + _sums(kept(of_state - shifted))
+        ),
         store=sums.store + jnp.sum(store**2, axis=-1) / 3,
         rows=sums.rows + jnp.sum(norms**2),
         norm_max=jnp.maximum(sums.norm_max, jnp.max(norms)),
@@ -190,6 +202,8 @@ class RandomError(NamedTuple):
     """What the execution's roundings did."""
     nonlinearity: float
     """L2 of f(d) + f(-d) - 2 f(0) over that of f(d) - f(-d)."""
+    of_state: Float[np.ndarray, "batch seq"] | None
+    """What the state's roundings alone do, where they were drawn."""
 
 
 def random_error(sums: RandomSums, vocabulary: int) -> RandomError:
@@ -208,6 +222,9 @@ def random_error(sums: RandomSums, vocabulary: int) -> RandomError:
             drawn=_square(host.probes, vocabulary) + store,
             rest=_square(host.rest, vocabulary),
             nonlinearity=float(np.sqrt(even / odd)),
+            of_state=(
+                None if host.of_state is None else _square(host.of_state, vocabulary)
+            ),
         )
 
 

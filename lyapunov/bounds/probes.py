@@ -15,7 +15,8 @@ from .._devices import over_batch
 from ..arithmetic import Exact, Sampled, Weight
 from ..arithmetic._programs import program
 from ..arithmetic.random_keys import random_key
-from ..formats import FP32
+from ..formats import FP32, FP64
+from ..formats._precision import Precision
 from ..implementations import Execution
 from ..implementations._reference import run_norm
 from ..models import Model, Sublayer
@@ -23,6 +24,17 @@ from ..sublayers.config import LogitsEnd
 from ..sublayers.residual import Stream, beside, final_norm, logits, sublayer
 from ..sublayers.sites import LOGITS
 from .passes import exact_pass
+
+
+class ProbeLogits(NamedTuple):
+    """A slice of the vocabulary in every run."""
+
+    exact: Float[Array, "batch seq rows"]
+    probes: Float[Array, "probes batch seq rows"]
+    norms: Float[Array, " rows"]
+    """L2 norms of the head's rows."""
+    of_state: Float[Array, "batch seq rows"] | None
+    """Of the run that draws the state's roundings alone."""
 
 
 class Probes:
@@ -37,10 +49,19 @@ class Probes:
 
     - `tokens`: (batch, seq).
     - `n_probes`: how many to run, at least 1.
+    - `of_state`: run one more, which draws nothing but the state's roundings, where
+      that is stored below fp32: what they make of all is its share.
     """
 
     def __init__(
-        self, model: Model, tokens, execution: Execution, *, n_probes: int, seed: int
+        self,
+        model: Model,
+        tokens,
+        execution: Execution,
+        *,
+        n_probes: int,
+        seed: int,
+        of_state: bool = False,
     ):
         self._model = model
         self._execution = execution
@@ -60,11 +81,15 @@ class Probes:
             _Draw(n_probes, np.asarray([seed, number]), np.asarray(sign))
             for number, sign in zip(numbered, signs, strict=True)
         ]
+        held = Precision.named(execution.state_precision).format
+        self.draws_state = of_state and held not in ("fp32", "fp64")
+        """Whether it runs one of the state's roundings alone."""
         embedded = model.embed(tokens, execution)
         self._held_exactly = np.array_equal(embedded, model.embed(tokens))
         start = Stream.start(embedded, model.sublayers)
         self._exact = start
         self._probes = [start for _ in self._draws]
+        self._of_state = start
         self._normed: list[Float[Array, "batch seq d_model"]] = []
 
     @property
@@ -90,24 +115,23 @@ class Probes:
             output = exact_pass(layer.flow, incoming, p, start)
         residual = incoming.residual + incoming.hidden
         self._exact = self._exact.after(layer, residual, output, jnp.add)
-        sites = own.site_numbers()
         place = np.asarray(layer.layer)
-        for i, draw in enumerate(self._draws):
-            residual, output = _run_sampled(
-                layer.flow,
-                sites,
-                self._inner,
-                draw,
-                place,
-                self._probes[i].incoming(layer),
-                p,
-                start,
-                own.form,
-            )
-            together = lambda one, other, draw=draw: _together(
-                self._sites, draw, place, one, other
-            )
-            self._probes[i] = self._probes[i].after(layer, residual, output, together)
+
+        def drawn(before: Stream, draw: _Draw, sites, around) -> Stream:
+            incoming = before.incoming(layer)
+            given = self._inner, draw, place, incoming, p, start, own.form
+            residual, output = _run_sampled(layer.flow, sites, *given)
+            together = lambda one, other: _together(around, draw, place, one, other)
+            return before.after(layer, residual, output, together)
+
+        sites = own.site_numbers()
+        self._probes = [
+            drawn(before, draw, sites, self._sites)
+            for before, draw in zip(self._probes, self._draws, strict=True)
+        ]
+        if self.draws_state:
+            alone = _state_alone(sites), _state_alone(self._sites)
+            self._of_state = drawn(self._of_state, self._draws[0], *alone)
 
     def head(self) -> None:
         """Run the norm in front of the head."""
@@ -118,21 +142,24 @@ class Probes:
             self._normed.append(
                 _norm_sampled(self._sites, self._inner, draw, beyond, probe, p)
             )
+        if self.draws_state:
+            alone = _state_alone(self._sites), self._inner, self._draws[0], beyond
+            self._normed.append(_norm_sampled(*alone, self._of_state, p))
 
-    def logits(
-        self, start: int, stop: int
-    ) -> tuple[
-        Float[Array, "batch seq rows"],
-        Float[Array, "probes batch seq rows"],
-        Float[Array, " rows"],
-    ]:
-        """A slice of the vocabulary, before logits are stored.
-
-        **Returns:** logits of the exact run, of all probes, and the L2 norms of the
-        head's rows.
-        """
+    def logits(self, start: int, stop: int) -> ProbeLogits:
+        """A slice of the vocabulary, before logits are stored."""
         rows = self._model.head(start, stop, self._execution)
-        return _logits(self._normed, rows, self._model.config.logits_end)
+        exact, drawn, norms = _logits(self._normed, rows, self._model.config.logits_end)
+        count = len(self._draws)
+        return ProbeLogits(
+            exact, drawn[:count], norms, drawn[count] if self.draws_state else None
+        )
+
+
+def _state_alone(sites: dict) -> dict:
+    """The same sites, so that one program serves, all but the state's in fp64."""
+    exact = FP64.numbers()
+    return {k: v if k == "state" else exact for k, v in sites.items()}
 
 
 class _Draw(NamedTuple):

@@ -246,12 +246,12 @@ def _states_at_fault(
     stagnant = {f.precision for f in findings if f.code == "LYA007"}
     found = []
     for p in precisions:
-        share = (p.output.sigma_by_site or {}).get("state") or 0.0
+        share = p.output.state_share
         if p.state_precision not in ("fp32", "fp64") and (
             p.state_precision in marginal
             or p.precision in stagnant
             or _binds(p)
-            or (share >= 0.5 and not within_limits(p.output))
+            or ((share or 0.0) >= 0.5 and not within_limits(p.output))
         ):
             found.append(p)
     return found
@@ -264,6 +264,10 @@ def _state(
     if bad:
         names = listed(sorted({p.state_precision for p in bad}))
         causes = {cause for p in bad if (cause := _binding(p))}
+        marginal = {f.precision for f in findings if f.code == "LYA006"}
+        if not causes and marginal & {p.state_precision for p in bad}:
+            # a short text does not show what adds up
+            causes = {"decays that are 1 in it, so that errors add up with the text"}
         why = f" ({listed(sorted(causes))})" if causes else ""
         yield f"keep the state in fp32, not in {names}{why}"
         return

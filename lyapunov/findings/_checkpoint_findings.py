@@ -52,8 +52,16 @@ def overflowed(value: float | None) -> bool:
     return value is not None and (math.isnan(value) or value == math.inf)
 
 
-def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
-    """Decays that are 1 in the state's format, and dt that underflows."""
+def decay_findings(
+    layer: LayerExponents, state: str, stored_every: int = 1
+) -> Iterator[Finding]:
+    """Decays that are 1 in the state's format, and dt that underflows.
+
+    **Arguments:**
+
+    - `stored_every`: tokens from one store of the state to the next. What a state
+      forgets in between is forgotten in fp32.
+    """
     # rounded stochastically, a decay near 1 is kept on average; a scale moves no step
     held = Precision.named(state)
     form = held.format
@@ -61,10 +69,15 @@ def decay_findings(layer: LayerExponents, state: str) -> Iterator[Finding]:
     limit = half_step_below_one(form) if lost else None
     # an exponent of a delta rule is no mean of decays: its gates are counted below
     largest = layer.max if layer.heads is None else None
-    share = (layer.decay_is_one or {}).get(form, 0.0) if lost else 0.0
+    once = "" if stored_every == 1 else f", which is stored every {stored_every} tokens"
+    if largest is not None:
+        largest *= stored_every
+    # of single tokens: of several only the mean is known
+    counted = lost and stored_every == 1
+    share = (layer.decay_is_one or {}).get(form, 0.0) if counted else 0.0
     if limit is not None and largest is not None and -limit <= largest < 0:
         message = (
-            f"the slowest channel's mean decay is 1 in {state}: "
+            f"the slowest channel's mean decay is 1 in {state}{once}: "
             f"exponent {largest:.3g}, and {state} tells it from 0 below {-limit:.2g}"
         )
         yield finding_of("LYA006", layer.layer, message, largest, -limit, state)

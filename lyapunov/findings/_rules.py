@@ -101,9 +101,12 @@ def find(
 
     A new list of findings.
     """
-    states = sorted({p.state_precision for p in precisions})
+    states: dict[str, int] = {}
+    for one in precisions:
+        every = states.get(one.state_precision, one.state_stored_every)
+        states[one.state_precision] = min(every, one.state_stored_every)
     if not states:
-        states = [(settings or {}).get("state_precision") or "fp32"]
+        states = {(settings or {}).get("state_precision") or "fp32": 1}
     found: list[Finding] = []
     untrained = looks_untrained(exponents, reference)
     if untrained:
@@ -111,7 +114,7 @@ def find(
     for layer in exponents.layers:
         found += exponent_findings(layer, untrained)
         for state in states:
-            found += decay_findings(layer, state)
+            found += decay_findings(layer, state, states[state])
     for precision in precisions:
         rows = {layer.layer: layer for layer in exponents.layers}
         for layer in precision.layers:

@@ -73,7 +73,7 @@ def with_seen_logits(
         logits = head.logits(rows.start, rows.stop)
         drawn = {key: one.logits(rows.start, rows.stop) for key, one in probes.items()}
         for run in runs:
-            run.add(model, rows, logits, *drawn[id(run.execution)])
+            run.add(model, rows, logits, *drawn[id(run.execution)][:3])
     out = list(results)
     for i, run in zip(chosen, runs, strict=True):
         first = next(other for other in runs if other.comparable(run))

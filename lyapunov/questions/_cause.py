@@ -32,6 +32,8 @@ class StateFacts(NamedTuple):
     """Share of a store's squared error that an unlimited exponent would save."""
     stagnation: float | None
     """Share of updates of at most half a unit of the state that they move."""
+    stored_every: int = 1
+    """Tokens from one store of the state to the next."""
 
 
 def state_facts(record, index: int = 0) -> StateFacts | None:
@@ -116,7 +118,7 @@ def state_cause(
     told = f"{form.significand_bits} bits of a state"
     if integer:
         told = f"{form.largest:.0f} steps up to the largest state of a channel"
-    unknown = " (its share of the error: --effort full)" if state_share is None else ""
+    unknown = " (its share of the error is not known)" if state_share is None else ""
     return f"mantissa: {name} keeps {told}{unknown}"
 
 

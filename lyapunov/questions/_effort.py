@@ -102,7 +102,7 @@ OF_LOGITS = ("probes", "readouts", "ball")
 _T2 = ("estimate_t2", "estimate_t2_stderr", "sigma_by_site", "sigma_share")
 _T3 = (
     *("sigma_t3", "sigma_t3_stderr", "calibration_z", "n_readouts", "n_probes"),
-    *("nonlinearity", "weights_rel_l2", "decisions"),
+    *("nonlinearity", "weights_rel_l2", "decisions", "state_share"),
 )
 _BOUNDS = (
     *("bound_t0_ratio", "bound_t0", "bound_t1_ratio", "bound_t1_l2", "radius_l2"),

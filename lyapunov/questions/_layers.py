@@ -212,9 +212,10 @@ def _next_of(run: _Run, record, places: dict[str, int]) -> tuple[Any, Any]:
     facts = None if place is None else state_facts(record, place)
     if facts is None:
         return other, None
-    if run.execution.of(record.kind).stored_every > 1:
+    every = run.execution.of(record.kind).stored_every
+    if every > 1:
         # what a token adds is counted by then with what others add
-        facts = facts._replace(stagnation=None)
+        facts = facts._replace(stagnation=None, stored_every=every)
     run.facts.append(facts)
     return other, facts.stagnation
 
@@ -245,6 +246,7 @@ def _report(
         ],
         output=output,
         function=function,
+        state_stored_every=min((one.stored_every for one in run.facts), default=1),
     )
 
 
@@ -356,6 +358,6 @@ def _output(
         run.execution.state_precision,
         run.facts,
         moved=output.argmax_flips > 0,
-        state_share=(output.sigma_by_site or {}).get("state"),
+        state_share=output.state_share,
     )
     return dataclasses.replace(output, cause=cause), shares

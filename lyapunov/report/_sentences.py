@@ -202,6 +202,11 @@ def _sources(precision: PrecisionReport) -> str:
         )
         if most
     ]
+    if precision.output.state_share is not None:
+        every = precision.state_stored_every
+        stored = "" if every == 1 else f", stored every {every} tokens"
+        share = percent(precision.output.state_share)
+        parts.append(f"rounding the state{stored} ({share}, by a probe of it alone)")
     return f"{'; '.join(parts)} of the predicted variance" if parts else ""
 
 

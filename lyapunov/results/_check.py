@@ -61,6 +61,9 @@ class PrecisionReport:
     output: OutputDivergence
     function: FunctionDistance | None = None
     """Where the execution computes another function than the model."""
+    state_stored_every: int = 1
+    """Tokens from one store of a state below fp32 to the next, the fewest of all
+    sublayers."""
 
     def count(self, name: str) -> int:
         """Sum a count of elements over sublayers, as `violations`.

@@ -297,6 +297,9 @@ class OutputDivergence:
     """Why sigma_t3 is null although it was asked for."""
     sigma_by_site: dict[str, float] | None = None
     """Share of T3's variance at the logits by stored tensor, over all sublayers."""
+    state_share: float | None = None
+    """Share of T3's variance that rounding the state makes; null where it is not
+    stored below fp32, or where sigma_t3 is withheld."""
     nonlinearity: float | None = None
     """L2 of what probes leave beyond first order, over that of the probes."""
     decisions: Decisions | None = None

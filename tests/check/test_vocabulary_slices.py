@@ -10,6 +10,7 @@ import pytest
 
 from lyapunov.bounds import predicted, seen_logits
 from lyapunov.bounds.end_to_end import _taken_in
+from lyapunov.bounds.probes import ProbeLogits
 from lyapunov.formats import BF16
 from lyapunov.models import (
     Model,
@@ -116,10 +117,11 @@ def test_random_roundings_are_those_of_slices_that_stand_apart(
         found = predicted.no_sums(BATCH, SEQ, 2, WIDTH)
         for start, stop, behind in cuts:
             reference, *probes = (x[..., start:stop] for x in arrays)
+            drawn = ProbeLogits(probes[0], probes[1], probes[2], None)
             other, sites = logits[1][..., start:stop], {"logits": BF16.numbers()}
             given = (
                 reference,
-                tuple(probes),
+                drawn,
                 other,
                 sites,
                 LogitsEnd(),

@@ -152,17 +152,18 @@ def test_estimates_are_never_called_bounds_nor_bounds_estimates():
 def test_every_form_tells_every_line():
     cause = "stagnation: 40 % of updates are lost"
     execution = precision_report("bf16", 3)
-    odd = {"reference_ties": 3, "constant_tokens": 2}
+    odd = {"reference_ties": 3, "constant_tokens": 2, "state_share": 0.25}
     output = replace(execution.output, texts=texts(3), cause=cause, **odd)
     rows = [
         replace(row, elements_unbounded=77, unbounded={"out": 0.1, "gated": 1e-4})
         for row in execution.layers
     ]
-    execution = replace(execution, output=output, layers=rows)
+    execution = replace(execution, output=output, layers=rows, state_stored_every=16)
     change = parameter_change(n_layers=3)
     report = example_report(3, executions=[execution], changes=[change])
     lines = [text for _, text in output_lines(execution, 3)]
     assert len(lines) == 12
+    assert any("rounding the state, stored every 16 tokens (25 %" in x for x in lines)
     lines.append(change_sentence(change))
     for flag in report.summary.flags:
         lines += [flag["stack"], flag["flag"]]
@@ -176,7 +177,7 @@ def test_every_form_tells_every_line():
         flat = "".join(form.split())
         for line in lines:
             assert "".join(line.split()) in flat, (name, line)
-    assert len(fields(output)) == 29, "a new field of the logits: show it here as well"
+    assert len(fields(output)) == 30, "a new field of the logits: show it here as well"
 
 
 def test_long_lines_stay_within_the_terminal():
