@@ -24,6 +24,7 @@ from .files._files import (
 from .files._locate import PARAMS, locate
 from .files._megatron_shards import read_shards
 from .files._tensors import StoredTensor
+from .quantised._recognise import BESIDE, Quantisation, dequantised_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class Checkpoint:
     - `files`: configuration, index where there is one, and weights.
     - `folder`: where a tokenizer may lie.
     - `root`: what every name in the files begins with beside (Mistral's `model.`).
+    - `quantisation`: of a quantised model, what is to be said of it; its `tensors` are
+        matrices of their logical shape, whose numbers come in fp64.
     """
 
     source: str
@@ -47,6 +50,7 @@ class Checkpoint:
     folder: Path = field(repr=False)
     tensors: dict[str, StoredTensor] = field(repr=False)
     root: str = ""
+    quantisation: Quantisation | None = None
 
     def names(self) -> tuple[str, ...]:
         """List the names of the tensors."""
@@ -157,13 +161,23 @@ def open_checkpoint(
         config = mistral_config(config)
         root = "model." if all(n.startswith("model.") for n in tensors) else ""
         tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
-    files = (located.config, located.index_file, *located.weights)
+    beside = _beside(located.config)
+    read = {path.name: read_json_object(path, MAX_CONFIG_BYTES) for path in beside}
+    made, quantisation = dequantised_tensors(config, read, tensors)
+    files = (located.config, *beside, located.index_file, *located.weights)
     return Checkpoint(
         source=os.fsdecode(os.fspath(source)),
         revision=located.revision,
         config=config,
         files=tuple(path for path in files if path is not None),
         folder=located.folder,
-        tensors=tensors,
+        tensors=made,
         root=root,
+        quantisation=quantisation,
     )
+
+
+def _beside(config: Path) -> tuple[Path, ...]:
+    """What there is beside config.json that says how a model was quantised."""
+    there = (config.parent / name for name in BESIDE)
+    return tuple(path for path in there if os.path.lexists(path))

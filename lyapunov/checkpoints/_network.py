@@ -18,7 +18,8 @@ from ._checkpoint import Checkpoint
 from ._modules import module_of
 from ._parts import Part, TopNames
 from .files._files import disagreeing, listing, quote
-from .files._tensors import WEIGHT_DTYPES
+from .files._tensors import DTYPES, WEIGHT_DTYPES
+from .quantised._tensor import QuantisedTensor
 
 
 _CHUNK_ROWS = 4096
@@ -30,14 +31,17 @@ Kind = TypeVar("Kind", bound="NetworkLayout")
 class NetworkLayout:
     """Hold a recognised model; each of its arrays is read when it is asked for.
 
-    Every array comes in its stored type, and is refused where it holds a value that
-    is not finite.
+    Every array comes in its stored type, what is stored as codes in fp64, and is refused
+    where it holds a value that is not finite.
 
     **Arguments:**
 
     - `checkpoint`: where the tensors lie.
     - `config`: sizes and switches.
-    - `dtype`: the type that most weights are stored in.
+    - `dtype`: the type that most weights are stored in, in words; of a quantised model
+      what most of its quantised ones are stored as.
+    - `plain_dtype`: the type that most weights are stored in which are not quantised.
+    - `weight_bytes`: what all weights take in their files.
     - `n_params`: number of parameters; a tied head and a shared block count once.
     - `parts`: for each sublayer its parameters by canonical name.
     - `n_blocks`: layers as the checkpoint counts them; one may hold several sublayers.
@@ -51,6 +55,8 @@ class NetworkLayout:
     names: TopNames = field(repr=False)
     parts: tuple[dict[str, Part], ...] = field(repr=False)
     n_blocks: int
+    plain_dtype: str
+    weight_bytes: int
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -166,26 +172,37 @@ def recognise_network(
             raise disagreeing(
                 f"{quote(name)} has shape {found}; config.json asks for {shape}"
             )
-        if checkpoint.dtype(name) not in WEIGHT_DTYPES:
+        quantised = isinstance(checkpoint.tensor(name), QuantisedTensor)
+        if not quantised and checkpoint.dtype(name) not in WEIGHT_DTYPES:
             raise UnsupportedCheckpointError(
-                f"{quote(name)} is stored as {checkpoint.dtype(name)}:"
-                " quantised weights are not covered",
+                f"{quote(name)} is stored as {checkpoint.dtype(name)}, without scales:"
+                " quantised weights of no layout that is covered",
                 hint="check the checkpoint that it was quantised from",
             )
     _no_strangers(checkpoint, config, names, {*expected, *ignored})
     _check_tie(checkpoint, config, names)
-    share: Counter[str] = Counter()
+    plain: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
+    taken = 0
     for tensor in {checkpoint.tensor(name) for name in expected}:
-        share[tensor.dtype] += tensor.size
+        if isinstance(tensor, QuantisedTensor):
+            codes[tensor.dtype] += tensor.size
+            taken += tensor.stored_bytes
+        else:
+            plain[tensor.dtype] += tensor.size
+            taken += tensor.size * DTYPES[tensor.dtype].itemsize
+    most = plain.most_common(1)[0][0]
     return NetworkLayout(
         checkpoint,
         architecture,
         config,
-        share.most_common(1)[0][0],
-        share.total(),
+        codes.most_common(1)[0][0] if codes else most,
+        plain.total() + codes.total(),
         names,
         tuple(parts),
         len(parts) if layers is None else layers,
+        most,
+        taken,
     )
 
 

@@ -328,6 +328,22 @@ _KINDS = (
         "at the server's block table around that call; if the format of the window is "
         "told, give it (window_precision) or mend the server's option.",
     ),
+    FindingKind(
+        "LYA024",
+        "quantised weights are not as told",
+        WARNING,
+        "Of a quantised checkpoint: its configuration and its tensors disagree about "
+        "what was quantised, or a server makes other weights of them. An entry of the "
+        "list of what was to be left alone (ignore, exclude_modules, "
+        "modules_to_not_convert) that names no module protects nothing: a typing "
+        "error, or a name of another library's tree; a server that goes by the list "
+        "may take a plain matrix for codes. A module on the list that is stored as "
+        "codes is read here as the tensors say. Matrices that vLLM joins into one "
+        "(q, k, v; gate and up) and that have an FP8 scale each are rounded once more "
+        "under the largest when they are loaded, which is a hint: half a step of FP8 "
+        "at most; of NVFP4 the largest scale is taken for all, so that the others are "
+        "off by a factor. Quantise such matrices with one scale together.",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

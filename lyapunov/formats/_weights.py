@@ -38,6 +38,13 @@ NF4 = np.array(
 )  # fmt: skip
 E2M1_LARGEST = 6.0
 _E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
+E2M1_CODES = np.concatenate([_E2M1, -_E2M1])
+# bitsandbytes' own 4 bits (a sign and 8 sizes in the order of their codes), as its
+# kernels have them; no subnormals are between 0 and the smallest
+FP4 = np.array([0.0, 0.0052083333, 0.6666667, 1.0, 0.33333334, 0.5, 0.16666667, 0.25])
+FP4_CODES = np.concatenate([FP4, -FP4]).astype(np.float32)
+NV_COLUMNS = WEIGHT_FORMAT_TABLE["nvfp4"].columns
+MX_COLUMNS = WEIGHT_FORMAT_TABLE["mxfp4"].columns
 _E4M3_LARGEST = 448.0
 
 

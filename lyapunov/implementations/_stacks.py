@@ -56,7 +56,7 @@ def asked_of(layout: Any) -> Asked:
         layout.architecture,
         layout.checkpoint.config,
         frozenset(one.kind for one in layout.config.sublayers if one.recurrent),
-        layout.dtype,
+        layout.plain_dtype,
         layout.config,
     )
 

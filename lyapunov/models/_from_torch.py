@@ -20,9 +20,9 @@ from .._errors import UnsupportedCheckpointError, UsageError
 from ..checkpoints import Checkpoint, NetworkLayout
 from ..checkpoints._adapter import Adapter, adapted
 from ..checkpoints._adapter_settings import MERGE, refuse_other_kinds, scaling
-from ..checkpoints.families._architectures import refuse_quantised
 from ..checkpoints.files._files import quote
 from ..checkpoints.files._tensors import DTYPES, StoredTensor
+from ..checkpoints.quantised._recognise import refuse_quantised_module
 from . import Model
 from ._torch_modules import (
     WANTED,
@@ -68,7 +68,7 @@ def from_torch(module) -> Model:
     module = _unwrapped(module)
     wrapped, peft = _peft(module)
     config = _config(wrapped)
-    refuse_quantised(config)
+    refuse_quantised_module(config)
     source = _name(wrapped)
     refuse_a_part(wrapped)
     _refuse_rescaled(wrapped)

@@ -147,12 +147,13 @@ def audit(
             f"{source} ran the text in none of these ways: {results[0].reason}",
             hint="--audit transformers tries every kind",
         )
-    findings = counts.kept(audit_findings(results))
+    findings = audit_findings(results) + quantisation_findings(model.layout)
+    findings = counts.kept(findings)
     return AuditReport(
         tool={"name": "lyapunov-check", "version": __version__},
         settings=settings,
         environment=environment(),
-        assumptions=assumptions(ways),
+        assumptions=[*assumptions(ways), *quantisation_assumptions(model.layout)],
         checkpoint=checkpoint_facts(model),
         tokens=tokens_facts(given),
         source=str(source),

@@ -179,6 +179,7 @@ def _answer(
             observed=clipped,
             adapter_targets=[name for one in changed for name in one.adapted],
         )
+        found += quantisation_findings(model.layout)
         found = counts.kept(found)
         bounded = findings.bounded_share(reports, changes)
         skipped = len(findings.unchecked(reports, changes))
@@ -189,7 +190,10 @@ def _answer(
     return replace(
         begun,
         environment=environment(),
-        assumptions=_assumptions(executions),
+        assumptions=[
+            *_assumptions(executions),
+            *quantisation_assumptions(model.layout),
+        ],
         checkpoint=facts.result(),
         exponents=exponents,
         precisions=reports,

@@ -79,7 +79,9 @@ def _facts(model: Model, sublayer: Sublayer, record) -> LayerExponents:
         return LayerExponents(
             sublayer.layer, sublayer.kind, reason=dynamics, max_abs_output=largest
         )
-    stored = StoredParameters(stored_dtype=model.layout.dtype, **dynamics.parameters)
+    stored = StoredParameters(
+        stored_dtype=model.layout.plain_dtype, **dynamics.parameters
+    )
     if isinstance(dynamics, DeltaDynamics):
         found = head_exponents(
             sublayer.layer,

@@ -19,7 +19,6 @@ import numpy as np
 from .._devices import has_gpu, spread_over
 from .._xla import compiles_lightly
 from ..bounds.floor import FLOOR_TOKENS
-from ..checkpoints.files._tensors import DTYPES
 from ..findings._changes import coverage_findings
 from ..findings._semantics import semantic_findings
 from ..implementations import Execution
@@ -300,7 +299,7 @@ def plan(
         findings=list(findings),
         efforts=efforts,
         devices=spread,
-        weight_bytes=DTYPES[model.layout.dtype].itemsize * model.layout.n_params,
+        weight_bytes=model.layout.weight_bytes,
     )
 
 

@@ -22,6 +22,7 @@ from ..models._token_ids import check_range, integer_tokens
 from ..models._tokens import Tokens, called_text, choose_tokens
 from ..results._check import CheckpointFacts, TokensFacts
 from ._effort import SWITCHES, Effort
+from ._quantisation import quantisation_facts
 from ._settings import checked_settings
 from ._weight_sets import ParameterChange, chosen_changes
 
@@ -215,6 +216,7 @@ def checkpoint_facts(model: Model, *, hashed: bool = True) -> CheckpointFacts:
         dtype=model.layout.dtype,
         files=model.checkpoint.hashes() if hashed and model.checkpoint else [],
         n_blocks=model.layout.n_blocks,
+        quantisation=quantisation_facts(model.layout),
     )
 
 

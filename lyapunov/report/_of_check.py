@@ -19,6 +19,7 @@ from lyapunov.report._sections import (
     written,
 )
 from lyapunov.report._sentences import change_sentence, output_lines
+from lyapunov.report._stored_weights import stored_weights
 from lyapunov.results._check import ParameterChangeReport, PrecisionReport, Report
 
 
@@ -78,6 +79,7 @@ def document(report: Report) -> Document:
         *_growth(report),
         *_only(logits, ~Form.PAGE),
         *_losses(report),
+        *stored_weights(report.checkpoint),
         Section(
             "Not computed",
             lines=[Line(name, why) for name, why in report.not_computed.items()],

@@ -15,8 +15,10 @@ from ._check import (
     LayerChange as LayerChange,
     ParameterChangeReport as ParameterChangeReport,
     PrecisionReport as PrecisionReport,
+    QuantisationFacts as QuantisationFacts,
     ReferenceLoss as ReferenceLoss,
     Report as Report,
+    StoredMatrix as StoredMatrix,
     Summary as Summary,
     TokensFacts as TokensFacts,
 )

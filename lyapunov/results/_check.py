@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._errors import UsageError
+from ._quantised import (
+    QuantisationFacts as QuantisationFacts,
+    StoredMatrix as StoredMatrix,
+)
 from ._rows import (
     OUTPUT as OUTPUT,
     Decisions as Decisions,
@@ -276,6 +280,8 @@ class CheckpointFacts:
     """`name` and `sha256` each."""
     n_blocks: int | None = None
     """Layers as the checkpoint counts them; `n_layers` counts their sublayers."""
+    quantisation: QuantisationFacts | None = None
+    """Of a quantised checkpoint how its matrices are stored."""
 
 
 @dataclass(frozen=True)

@@ -105,18 +105,20 @@ def test_adapter(refused, tmp_path):
 @pytest.mark.parametrize(
     "quantisation",
     [
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "awq"},
-        {"quant_method": "compressed-tensors"},
-        {"load_in_4bit": True},
+        {"quant_method": "quark"},
+        {"quant_method": "hqq", "bits": 4},
+        {"quant_method": "mxfp4"},
+        {"bits": 4},
     ],
 )
 def test_quantised_models(refused, saved, set_config, quantisation):
-    """Assert that a quantised model is named with its method."""
+    """Assert that a quantised model of another kind is named with its method, and that
+    those which are covered are."""
     _, folder = saved()
     set_config(folder, quantization_config=quantisation)
-    method = quantisation.get("quant_method", "bitsandbytes")
-    refused(folder, UnsupportedCheckpointError, "quantised", method)
+    method = quantisation.get("quant_method", "None")
+    words = ("quantised", method, "compressed-tensors, fp8, modelopt, gptq, awq")
+    refused(folder, UnsupportedCheckpointError, *words)
 
 
 def test_quantised_tensors(refused, saved, rewrite):

@@ -76,7 +76,14 @@ _FOR_ALL = (
     "fp32, fp16, bf16 and fp64 weights, in one file or sharded",
     "tied and untied heads",
 )
-_FOR_NONE = ("quantised weights (GPTQ, AWQ, bitsandbytes, GGUF, fp8, integers)",)
+_FOR_ALL_QUANTISED = (
+    "quantised weights, read as codes times scales (compressed-tensors, FP8 blocks,"
+    " ModelOpt, GPTQ, AWQ, bitsandbytes, torchao of 8 bits)",
+)
+_FOR_NONE = (
+    "other quantised weights (GGUF, quark, HQQ, AQLM, MXFP6), and activations that are"
+    " quantised in front of products",
+)
 _MODEL_TYPES = {
     model_type: name
     for name, family in FAMILIES.items()
@@ -96,7 +103,7 @@ def list_architectures() -> list[dict[str, Any]]:
             "name": name,
             "title": family.title,
             "layouts": list(family.layouts),
-            "covered": [*_FOR_ALL, *family.covered],
+            "covered": [*_FOR_ALL, *_FOR_ALL_QUANTISED, *family.covered],
             "not_covered": [*_FOR_NONE, *family.not_covered],
         }
         for name, family in FAMILIES.items()
@@ -113,7 +120,7 @@ def recognise(checkpoint: "Checkpoint") -> "NetworkLayout":
 
     **Returns:** the layout, which reads layers.
 
-    **Raises:** `UnsupportedCheckpointError` for another family or a quantised model;
+    **Raises:** `UnsupportedCheckpointError` for another family;
     `CorruptCheckpointError` where configuration and tensors disagree.
     """
     from .._network import recognise_network
@@ -152,7 +159,6 @@ def layout_of(
 
     **Raises:** `UnsupportedCheckpointError` for every other family.
     """
-    refuse_quantised(config)
     model_type = config.get("model_type")
     if model_type == "megatron":
         return "megatron", "megatron"
@@ -182,21 +188,6 @@ def layout_of(
         )
     title = f"model_type {quote(model_type)}"
     raise _unsupported(str(model_type), title, source, names)
-
-
-def refuse_quantised(config: dict[str, Any]) -> None:
-    """Refuse what GPTQ, AWQ, bitsandbytes and their kin leave behind."""
-    for key in ("quantization_config", "compression_config"):
-        found = config.get(key)
-        if not found:
-            continue
-        method = found.get("quant_method") if isinstance(found, dict) else None
-        if method is None and isinstance(found, dict) and "load_in_4bit" in found:
-            method = "bitsandbytes"
-        raise UnsupportedCheckpointError(
-            f"a quantised model ({quote(method or key)}), which is not covered",
-            hint="check the checkpoint that it was quantised from",
-        )
 
 
 def _unsupported(

@@ -15,6 +15,7 @@ from ..._errors import (
     MissingExtraError,
 )
 from ..families._architectures import layout_of
+from ..quantised._recognise import BESIDE, declared_settings
 from ._files import MAX_CONFIG_BYTES, quote, read_json_object
 from ._locate import CONFIG, TOKENIZER_FILES, choose_weights, read_weight_map
 
@@ -91,7 +92,9 @@ def _download(hub: Any, name: str, revision: str | None) -> tuple[Path, str]:
         return Path(hub.hf_hub_download(name, filename, revision=info.sha))
 
     config = get(CONFIG)
-    layout_of(read_json_object(config, MAX_CONFIG_BYTES), name)
+    told = read_json_object(config, MAX_CONFIG_BYTES)
+    layout_of(told, name)
+    declared_settings(told, {})  # which refuses what is not covered
     weights = choose_weights(names, f"{name} of the Hub")
     path = get(weights)
     if path.suffix == ".json":
@@ -101,7 +104,7 @@ def _download(hub: Any, name: str, revision: str | None) -> tuple[Path, str]:
                     f"the index of {name} names {quote(shard)}, which is not there"
                 )
             get(shard)
-    for filename in TOKENIZER_FILES:
+    for filename in (*BESIDE, *TOKENIZER_FILES):
         if filename in names:
             get(filename)
     return config.parent, info.sha

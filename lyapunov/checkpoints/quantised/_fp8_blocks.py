@@ -1,0 +1,49 @@
+"""FP8 with a scale for each block of a matrix, as DeepSeek and Qwen store it.
+
+`P.weight` in e4m3 (N, K) beside `P.weight_scale_inv` (N/128, K/128, rounded up), which
+the codes are multiplied by despite its name. Without blocks (`weight_block_size` null)
+the scale is one a tensor.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..._errors import CorruptCheckpointError
+from ..files._files import quote
+from ._eight_bits import eight_bit_matrix
+from ._settings import text_of, unsupported
+from ._taken import Taken
+
+
+METHOD = "fp8"
+
+
+def read_fp8_blocks(config: Mapping[str, Any], taken: Taken) -> str | None:
+    """Take what stands beside a `weight_scale_inv` or a `weight_scale`, and say how
+    activations are quantised.
+
+    **Raises:** `CorruptCheckpointError` where shapes do not fit.
+    """
+    form = config.get("fmt", "e4m3")
+    if form not in ("e4m3", "float8_e4m3fn", None):
+        raise unsupported("fp8's fmt", form, ("e4m3",))
+    block = config.get("weight_block_size")
+    if block is not None and (
+        not isinstance(block, list)
+        or len(block) != 2
+        or not all(type(x) is int and 0 < x <= 2**20 for x in block)
+    ):
+        raise CorruptCheckpointError(
+            f"config.json: weight_block_size {quote(block, 40)} is no pair of sizes",
+            hint="take config.json from where the weights come from",
+        )
+    of = None if block is None else (block[0], block[1])
+    for suffix in ("weight_scale_inv", "weight_scale"):
+        for module in list(taken.modules(suffix)):
+            name, scales = f"{module}.weight", f"{module}.{suffix}"
+            codes = ("fp8_e4m3",)
+            taken.give(eight_bit_matrix(taken, name, scales, block=of, codes=codes))
+    scheme = text_of(config, "activation_scheme", "dynamic")
+    when = "chosen as it runs" if scheme == "dynamic" else "fixed beforehand"
+    each = "one scale a tensor" if of is None else f"groups of {of[1]}"
+    return f"fp8, {each}, {when}"
