@@ -31,8 +31,8 @@ Kind = TypeVar("Kind", bound="NetworkLayout")
 class NetworkLayout:
     """Hold a recognised model; each of its arrays is read when it is asked for.
 
-    Every array comes in its stored type, what is stored as codes in fp64, and is refused
-    where it holds a value that is not finite.
+    Every array comes in its stored type, what is stored as codes in fp64, and is
+    refused where it holds a value that is not finite.
 
     **Arguments:**
 

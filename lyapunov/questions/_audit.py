@@ -68,6 +68,7 @@ from ._audit_ways import (
     ways_of_source,
 )
 from ._environment import environment
+from ._quantisation import quantisation_assumptions, quantisation_findings
 from ._request import checkpoint_facts, chosen_tokens, tokens_facts
 from ._settings import checked_settings
 

@@ -25,6 +25,7 @@ from ._changes import parameter_changes
 from ._environment import environment
 from ._layers import run_layers
 from ._plan import programs_of
+from ._quantisation import quantisation_assumptions, quantisation_findings
 from ._reference_loss import reference_loss
 from ._request import (
     AS_EFFORT,

@@ -49,10 +49,13 @@ def stored_weights(checkpoint: CheckpointFacts) -> list[Section]:
     ]
     if told.activations:
         lines.append(
-            Line("activations", f"{told.activations} for servers; not followed here")
+            Line(
+                "activations",
+                f"quantised by servers ({told.activations}); not followed here",
+            )
         )
     if told.cache:
-        lines.append(Line("cache", "quantised for servers; not followed here"))
+        lines.append(Line("cache", "quantised by servers; not followed here"))
     if told.kept:
         named = ", ".join(told.kept[:8])
         more = f" and {len(told.kept) - 8} more" if len(told.kept) > 8 else ""

@@ -9,7 +9,7 @@ packed.
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -79,7 +79,9 @@ def _largest(w: np.ndarray, rows: int, columns: int) -> np.ndarray:
     )
 
 
-def eight_bits(kind: str, rows: int, columns: int, scale_type=np.float32, **names):
+def eight_bits(
+    kind: str, rows: int, columns: int, scale_type: Any = np.float32, **names: Any
+):
     """FP8 or int8, a scale a block; 0 is all rows or columns."""
     suffix, shaped = names.get("scale", ".weight_scale"), names.get("shaped")
     code_suffix = names.get("codes", ".weight")
@@ -262,7 +264,7 @@ def awq(group: int):
 
 def bitsandbytes(kind: str, double: bool, block: int = 64):
     """nf4 and fp4, with scales in fp32 or quantised once more."""
-    table = np.float32(NF4 if kind == "nf4" else FP4 + [-x for x in FP4])
+    table = np.asarray(NF4 if kind == "nf4" else FP4 + [-x for x in FP4], np.float32)
 
     def pack(w: np.ndarray) -> Packed:
         flat = w.reshape(-1).astype(np.float32)
@@ -280,7 +282,7 @@ def bitsandbytes(kind: str, double: bool, block: int = 64):
             "dtype": "bfloat16",
             "shape": list(w.shape),
         }
-        stored = {".weight.quant_map": table}
+        stored: dict[str, np.ndarray] = {".weight.quant_map": table}
         each = absmax.astype(np.float64)
         if double:
             offset = float(absmax.mean())
@@ -326,7 +328,7 @@ def bitsandbytes_int8(w: np.ndarray) -> Packed:
 
 def torchao(kind: str):
     """Tensors of torchao with a scale a row, taken apart."""
-    names = {"codes": "._weight_qdata", "scale": "._weight_scale"}
+    names: dict[str, Any] = {"codes": "._weight_qdata", "scale": "._weight_scale"}
     plain = eight_bits("fp8" if kind == "fp8" else "int8", 1, 0, **names)
 
     def pack(w: np.ndarray) -> Packed:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -37,7 +38,7 @@ _NAMES = {
 }
 
 
-def compressed(form: str, activations: dict | None = None, **weights) -> dict:
+def compressed(form: str, activations: dict | None = None, **weights: Any) -> dict:
     """A configuration of compressed-tensors."""
     scheme = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}}
     if activations:
@@ -57,19 +58,20 @@ def modelopt(algorithm: str, **more) -> dict:
     return {"producer": {"name": "modelopt"}, "quantization": told}
 
 
-_FP8 = {"num_bits": 8, "type": "float"}
-_INT8 = {"num_bits": 8, "type": "int"}
+_FP8: dict[str, Any] = {"num_bits": 8, "type": "float"}
+_INT8: dict[str, Any] = {"num_bits": 8, "type": "int"}
 _TOKEN = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 _INT_TOKEN = {**_TOKEN, "type": "int"}
 
 
 def _integers(bits: int, group: int, asymmetric=False, shuffled=False) -> Recipe:
-    strategy = {"strategy": "group", "group_size": group}
+    strategy: dict[str, Any] = {"strategy": "group", "group_size": group}
     config = compressed(
         "pack-quantized",
         num_bits=bits,
         type="int",
         symmetric=not asymmetric,
+        activations=None,
         **(strategy if group else {"strategy": "channel"}),
     )
     pack = packed_integers(bits, group, asymmetric, shuffled)
@@ -103,10 +105,10 @@ def _bnb(kind: str, double: bool) -> Recipe:
     return Recipe(bitsandbytes(kind, double), config, kind)
 
 
-_LONE = {"shaped": lambda shape: (1,)}
-_SCALAR = {"shaped": lambda shape: ()}
-_FLAT = {"shaped": lambda shape: (shape[0],)}
-_FOUR_AXES = {"shaped": lambda shape: (shape[0], 1, shape[1], 1)}
+_LONE: dict[str, Any] = {"shaped": lambda shape: (1,)}
+_SCALAR: dict[str, Any] = {"shaped": lambda shape: ()}
+_FLAT: dict[str, Any] = {"shaped": lambda shape: (shape[0],)}
+_FOUR_AXES: dict[str, Any] = {"shaped": lambda shape: (shape[0], 1, shape[1], 1)}
 
 RECIPES: dict[str, Recipe] = {
     "ct-fp8-tensor": Recipe(

@@ -1,1 +1,1 @@
-"""Quantised checkpoints: codes under scales, read as the numbers that they stand for."""
+"""Quantised checkpoints: codes under scales, read as the numbers they mean."""

@@ -161,7 +161,11 @@ def _scales(taken: Taken, name: str, state: Mapping[str, Any], blocks: int):
         )
         return plain, (tensor,)
     offset = state.get("nested_offset")
-    if type(offset) not in (int, float) or not math.isfinite(offset):
+    if (
+        not isinstance(offset, int | float)
+        or isinstance(offset, bool)
+        or not math.isfinite(offset)
+    ):
         raise _implausible(name, "nested_offset", offset)
     size = count_of(state, "nested_blocksize", 256)
     if size < 1:

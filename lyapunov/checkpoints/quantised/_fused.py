@@ -2,9 +2,10 @@
 
 vLLM 0.33 joins queries, keys and values, gate and up, and the projections of gated
 DeltaNet. Where each has one FP8 scale a tensor, it divides all by the largest
-(`quantization/utils/w8a8_utils.py:requantize_with_max_scale`): the weights it serves are
-rounded once more. Where each has one NVFP4 scale a tensor it takes the largest for all
-without that (`quantization/modelopt.py`), and the others' weights are off by the ratio.
+(`quantization/utils/w8a8_utils.py:requantize_with_max_scale`): the weights that it
+serves are rounded once more. Where each has one NVFP4 scale a tensor it takes the
+largest for all without that (`quantization/modelopt.py`), and the others' weights are
+off by the ratio.
 """
 
 from collections.abc import Iterator, Mapping

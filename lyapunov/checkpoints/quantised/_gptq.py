@@ -41,13 +41,15 @@ def read_gptq(config: Mapping[str, Any], taken: Taken) -> str | None:
     if bits not in BITS:
         raise unsupported("GPTQ's bits", bits, tuple(map(str, BITS)))
     group = count_of(config, "group_size", 128)
+    ordered = config.get("desc_act") and group != -1
     for module in list(taken.modules("qweight")):
-        taken.give(_matrix(taken, module, OFFSETS[form], bits, group))
+        made = _matrix(taken, module, OFFSETS[form], bits, group, bool(ordered))
+        taken.give(made)
     return None
 
 
 def _matrix(
-    taken: Taken, module: str, offset: int, bits: int, group: int
+    taken: Taken, module: str, offset: int, bits: int, group: int, ordered: bool
 ) -> QuantisedTensor:
     name = f"{module}.qweight"
     stored = taken.take(name, ("int32",), f"{module}.scales", axes=(2,))
@@ -96,7 +98,7 @@ def _matrix(
         return (codes - shifts[each].T) * of_groups[each].T
 
     words = scaling_words((1, size), shape)
-    if places is not None and group != -1:
+    if ordered:
         words = f"{words}, by g_idx"
     pieces = (stored, scales, zeros, *([places] if places is not None else []))
     return QuantisedTensor(

@@ -200,8 +200,8 @@ def _nothing_of(method: str, stored: Mapping[str, StoredTensor]) -> Exception:
         )
     return CorruptCheckpointError(
         f"the configuration says {method}, and no tensor is stored so",
-        hint="weights that are not quantised need no quantization_config in config.json:"
-        " remove it, or take the weights that belong to it",
+        hint="weights that are not quantised need no quantization_config: remove it"
+        " from config.json, or take the weights that belong to it",
     )
 
 

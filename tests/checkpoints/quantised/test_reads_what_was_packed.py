@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lyapunov.checkpoints import open_checkpoint, recognise
+from lyapunov.checkpoints.quantised._tensor import QuantisedTensor
 from oracles.checkpoints.quantised_models import RECIPES
 
 
@@ -15,6 +16,7 @@ def test_code_times_scale(quantised, recipe):
     assert len(meant) == 4
     for name, expected in meant.items():
         tensor = checkpoint.tensors[name]
+        assert isinstance(tensor, QuantisedTensor)
         assert tensor.shape == expected.shape
         assert tensor.format.element == RECIPES[recipe].element
         found = tensor.read()
