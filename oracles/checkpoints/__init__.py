@@ -3,7 +3,17 @@
 Some are made by transformers, whose own logits are the reference then.
 """
 
-from . import configurations, hard, mamba1, mamba3, mamba_ssm, megatron, transformers
+from . import (
+    configurations,
+    hard,
+    mamba1,
+    mamba3,
+    mamba_ssm,
+    megatron,
+    quantised,
+    quantised_models,
+    transformers,
+)
 
 
 __all__ = [
@@ -13,5 +23,7 @@ __all__ = [
     "mamba3",
     "mamba_ssm",
     "megatron",
+    "quantised",
+    "quantised_models",
     "transformers",
 ]
