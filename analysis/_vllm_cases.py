@@ -19,7 +19,10 @@ HAND_OVERS = (
     f"initial_state:{CUT}",
     "packed:100",
     "batched:1",
+    *(f"resumed:{cut}" for cut in (CUT, 255, 256, 257)),
+    *("resumed:256,300", f"preempted:{CUT}", "preempted:300,256", f"mixed:{CUT}"),
 )
+SCHEDULED = (f"resumed:{CUT}", f"preempted:{CUT}", f"mixed:{CUT}")
 REPLAY = "--use-replayssm"
 SPECULATIVE = "--speculative-config.num_speculative_tokens 3"
 FLASHINFER = "--mamba-backend flashinfer"
@@ -123,7 +126,7 @@ def cases() -> list[Case]:
     ]
     found += [
         Case("mamba1", way, HANDED, "bf16", state)
-        for way in (f"chunks:{CUT},rest", f"initial_state:{CUT}")
+        for way in (f"chunks:{CUT},rest", f"initial_state:{CUT}", *SCHEDULED)
         for state in ("fp32", "bf16")
     ]
     found.append(Case("mamba1", "decode", 512, "bf16"))
@@ -152,6 +155,7 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", f"chunks:{TINY_CUT},rest", TINY, "fp16")
     yield Case("tiny", f"initial_state:{TINY_CUT}", TINY, "fp16", "fp32")
     yield Case("tiny", "packed:10", TINY, "fp16")
+    yield from (Case("tiny", _tiny(way), TINY, "fp16") for way in SCHEDULED)
     yield Case("tiny", "prefill", 2 * TINY, "fp16", effort="quick")
     yield Case("tiny", "decode", TINY, "fp16", flags=REPLAY)
     yield Case("tiny", DRAFTS, TINY, "fp16", "fp16")
@@ -161,5 +165,11 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", "prefill", TINY, "fp16", shares=True)
     yield Case("tiny", "decode", TINY, "fp16", shares=True)
     for name, fault in FAULTS.items():
-        way = f"chunks:{TINY_CUT},rest" if fault.way.startswith("chunks") else fault.way
-        yield Case("tiny", way, TINY, "fp16", fault=name)
+        yield Case("tiny", _tiny(fault.way), TINY, "fp16", fault=name)
+
+
+def _tiny(way: str) -> str:
+    """The same way, cut where the tiny network's text is."""
+    for cut, own in ((CUT, TINY_CUT), (CUT - 1, TINY_CUT - 1)):
+        way = way.replace(str(cut), str(own))
+    return way

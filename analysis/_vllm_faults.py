@@ -94,6 +94,49 @@ def _rejected(original: Callable) -> Callable:
     return step
 
 
+def _copied(which: slice, original: Callable) -> Callable:
+    """Of every block some of what caches hold is copied: windows and states of all
+    layers in turn."""
+
+    def copy(kept, pairs):
+        if kept[which]:
+            original(kept[which], pairs)
+
+    return copy
+
+
+def _read_on(original: Callable) -> Callable:
+    """What is kept of a prefill is the state behind its next chunk."""
+
+    def checkpoint(kept, chunk, *given, **named):
+        return original(kept, chunk + 1, *given, **named)
+
+    return checkpoint
+
+
+def _not_cleared(original: Callable) -> Callable:
+    """A text that begins goes on from what its slot held."""
+
+    def scan(*given, **named):
+        if named["initial_states"] is None and named["final_states_out"] is not None:
+            held = named["final_states_out"][named["final_state_indices"].long()]
+            named = named | {"initial_states": held}
+        return original(*given, **named)
+
+    return scan
+
+
+def _exchanged(original: Callable) -> Callable:
+    """Rows of a batch have each other's states."""
+
+    def step(state, *given, **named):
+        slots = named["state_batch_indices"].flip(0)
+        both = ("state_batch_indices", "dst_state_batch_indices")
+        return original(state, *given, **named | dict.fromkeys(both, slots))
+
+    return step
+
+
 FAULTS = {
     "a prefill's initial state is lost": Fault(
         "chunk_scan", _without_initial, f"chunks:{CUT},rest", "bf16"
@@ -107,6 +150,20 @@ FAULTS = {
     ),
     "a rejected draft's state is kept": Fault("step", _rejected, DRAFTS, "bf16"),
     "two rows share a state": Fault("step", _shared, "decode", "bf16", batch=2),
+    "a block is not copied": Fault(
+        "copy", partial(_copied, slice(0)), f"resumed:{CUT}", "bf16"
+    ),
+    "a block's window is not copied": Fault(
+        "copy", partial(_copied, slice(1, None, 2)), f"resumed:{CUT}", "bf16"
+    ),
+    "full blocks are not copied": Fault(
+        "copy", partial(_copied, slice(0)), f"preempted:{CUT},{CUT - 1}", "bf16"
+    ),
+    "a kept state has read on": Fault("checkpoint", _read_on, f"resumed:{CUT}", "bf16"),
+    "a slot is not cleared": Fault(
+        "chunk_scan", _not_cleared, f"preempted:{CUT}", "bf16"
+    ),
+    "rows have each other's states": Fault("step", _exchanged, f"mixed:{CUT}", "bf16"),
 }
 
 

@@ -1,7 +1,8 @@
 """Ways to run one and the same text, and which calls each is made of.
 
 A way is written as users write it: `whole`, `steps`, `chunks:64`, `chunks:61,rest`,
-`padded_left:5`, `padded_right:3,256`, `batched:1`, `packed:100`, `initial_state:100`.
+`padded_left:5`, `padded_right:3,256`, `batched:1`, `packed:100`, `initial_state:100`,
+`resumed:64`, `preempted:100`, `mixed:100`.
 In exact arithmetic all of them give the same numbers for the same tokens; what an
 execution makes of them differs by rounding and by nothing else.
 """
@@ -28,6 +29,13 @@ KINDS = {
     "packed": "packed:100 behind another text of 100 tokens in one sequence",
     "initial_state": "initial_state:100 the first 100 tokens in one call, then token "
     "by token from their state",
+    "resumed": "resumed:64 behind the first 64 tokens of another text, which begins "
+    "alike and left its state in a block; resumed:64,100 up to token 100 in one "
+    "call, then token by token through blocks of 64",
+    "preempted": "preempted:100 thrown out behind 100 tokens and computed again, in "
+    "one call, then token by token; preempted:100,64 again from the last block of 64",
+    "mixed": "mixed:100 the first 100 tokens in one call beside another text's step, "
+    "then token by token beside prefills of others",
     "compiled": "all tokens in one call of what torch.compile makes of the network",
 }
 NUMBERS = {
@@ -39,8 +47,13 @@ NUMBERS = {
     "batched": (0, 1),
     "packed": (1, 1),
     "initial_state": (1, 1),
+    "resumed": (1, 2),
+    "preempted": (1, 2),
+    "mixed": (1, 1),
     "compiled": (0, 0),
 }
+SCHEDULED = ("resumed", "preempted", "mixed")
+"""What a server does that schedules several requests."""
 HINT = "one of " + ", ".join(KINDS)
 
 
@@ -80,12 +93,35 @@ class Variant:
 
     @property
     def prompt(self) -> int | None:
-        """Tokens of the one call before the steps; None where there are no steps."""
-        if self.kind == "initial_state":
+        """Tokens before the steps; None where there are no steps."""
+        if self.kind in ("initial_state", "preempted", "mixed"):
             return self.numbers[0]
-        if self.kind.startswith("padded") and len(self.numbers) == 2:
-            return self.numbers[1]
-        return None
+        two = self.kind == "resumed" or self.kind.startswith("padded")
+        return self.numbers[1] if two and len(self.numbers) == 2 else None
+
+    @property
+    def cached(self) -> int:
+        """Tokens before a state that another request left, or the same before it was
+        thrown out: a text goes on from there; 0: from its start."""
+        if self.kind == "resumed":
+            return self.numbers[0]
+        if self.kind == "preempted" and self.block is not None:
+            # the last token is computed again, whatever is there
+            return (self.numbers[0] - 1) // self.block * self.block
+        return 0
+
+    @property
+    def block(self) -> int | None:
+        """Tokens of a block, at whose end a state is kept; None: there are none."""
+        if not self._blocks:
+            return None
+        return self.numbers[1 if self.kind == "preempted" else 0]
+
+    @property
+    def _blocks(self) -> bool:
+        return self.kind == "resumed" or (
+            self.kind == "preempted" and len(self.numbers) == 2
+        )
 
     @property
     def kept(self) -> int:
@@ -106,11 +142,24 @@ class Variant:
             if first_is_step:
                 return (Call(0, seq, decode=True),)
             return Call(0, 1), Call(1, seq, decode=True)
-        if self.prompt is not None:
-            return Call(0, self.prompt), Call(self.prompt, seq, decode=True)
+        if self.kind == "resumed" or self.prompt is not None:
+            return tuple(self._behind(self.prompt or seq, seq))
         if self.kind != "chunks":
             return (Call(0, seq),)
         return tuple(self._chunks(seq))
+
+    def _behind(self, prompt: int, seq: int) -> Iterator[Call]:
+        """What was cached, the rest of the prompt, and steps."""
+        begin = self.cached
+        if begin:
+            yield Call(0, begin)
+        if prompt == begin + 1 and begin:
+            # a single token with a state is a step, too
+            yield Call(begin, seq, decode=True)
+            return
+        yield Call(begin, prompt)
+        if prompt < seq:
+            yield Call(prompt, seq, decode=True)
 
     def _chunks(self, seq: int) -> Iterator[Call]:
         start = 0
@@ -128,11 +177,16 @@ class Variant:
 
     def check(self, seq: int) -> None:
         """**Raises:** `UsageError` where a text of `seq` tokens cannot be run so."""
-        prompt = self.prompt
+        prompt, cached = self.prompt, self.cached
         if prompt is not None and not 0 < prompt < seq:
             raise UsageError(
                 f"{self} cannot be run on {seq} tokens",
                 hint=f"from 1 to {seq - 1} tokens before the steps",
+            )
+        if self._blocks and not 0 < cached < (prompt or seq):
+            raise UsageError(
+                f"{self} cannot be run on {seq} tokens",
+                hint="a block that ends before the last token of the prompt",
             )
 
 
@@ -194,11 +248,24 @@ def usual_variants(seq: int, chunk: int | None = None) -> tuple[Variant, ...]:
         Variant("packed", (100,)),
         Variant("initial_state", (half,)),
         *(Variant("chunks", (cut, -1)) for cut in sorted(cuts)),
-        *((Variant("drafts", (4, 3)),) if cuts else ()),
+        *(_of_servers(seq, cuts) if cuts else ()),
     ]
     # on a short text several chunkings are the whole text
     cut = (v for v in tried if v.kind != "chunks" or v.numbers[0] < seq)
     return tuple(dict.fromkeys(cut))
+
+
+def _of_servers(seq: int, cuts: set[int]) -> Iterator[Variant]:
+    """What servers alone do with a text: drafts, prefixes that another text left at
+    every one of these tokens, pre-emption, and mixed batches."""
+    half = seq // 2
+    yield Variant("drafts", (4, 3))
+    yield from (Variant("resumed", (cut,)) for cut in sorted(cuts))
+    if half > 1:
+        yield Variant("resumed", (half - 1, half))
+        yield Variant("preempted", (half, half - 1))
+    yield Variant("preempted", (half,))
+    yield Variant("mixed", (half,))
 
 
 def union(variants: Sequence[str | Variant]) -> tuple[Variant, ...]:

@@ -21,8 +21,11 @@ from lyapunov.implementations.vllm._batch import (
     conv_programs,
     packed_pass,
 )
+from lyapunov.implementations.vllm._schedule import (
+    Drafts,
+    Text,
+)
 from lyapunov.implementations.vllm._stand_in import OPERATORS, PADDING
-from lyapunov.implementations.vllm.runner import _Planned, _with_wrong
 from oracles.checkpoints.mamba_ssm import (
     CONFIGS,
     drawn,
@@ -220,14 +223,15 @@ def test_integers_are_flashinfers(model):
 )
 def test_a_windows_rejected_tokens_are_wrong_ones(width, kept, window):
     text = np.array([5, 6, 7, 1, 2, 3])
-    found = _with_wrong(text, _Planned(2, 2 + kept, width), vocabulary=8)
-    assert found.tolist() == window
-    assert (found[kept:] != text[2 + kept : 2 + width]).all()
+    found = Text(text, 1, drafts=Drafts(width, kept)).step(2, 2 + kept, vocabulary=8)
+    assert found.ids.tolist() == window
+    assert (found.ids[kept:] != text[2 + kept : 2 + width]).all()
+    assert (found.seen, found.kept) == (kept, kept)
 
 
 def test_a_window_at_a_texts_end_is_filled():
-    found = _with_wrong(np.array([5, 6, 7]), _Planned(2, 3, 4), vocabulary=8)
-    assert found.tolist() == [7, 0, 0, 0]
+    found = Text(np.array([5, 6, 7]), 1, drafts=Drafts(4, 3)).step(2, 3, vocabulary=8)
+    assert found.ids.tolist() == [7, 0, 0, 0]
 
 
 def test_bf16_in_the_interpreter(model, no_operators):
@@ -245,13 +249,6 @@ def test_caches_that_vllm_has_not(model, no_operators):
         tried(model, segments=cut("int8-scaled", "int8-scaled"))
     with pytest.raises(UsageError, match="fp32 and fp16 at once"):
         tried(model, segments=cut("fp32", "fp16"))
-
-
-def test_packed_texts_take_no_steps(model, no_operators):
-    step = declared(model, mode="decode", state="fp32")
-    steps = [Segment(0, 6, step)]
-    with pytest.raises(UsageError, match="different lengths"):
-        tried(model, Variant("packed", (4,)), steps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

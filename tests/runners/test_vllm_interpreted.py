@@ -37,6 +37,15 @@ pytestmark = [
 ]
 
 SEQ, CHUNK, SIZES = 40, 8, ssd.Sizes(chunk=8, d_state=16)
+SCHEDULED = {
+    "resumed:9": "chunks:9,rest",
+    "resumed:1": "chunks:1,rest",
+    "resumed:8,13": "initial_state:13",
+    "preempted:13": "initial_state:13",
+    "preempted:13,8": "initial_state:13",
+    "mixed:13": "initial_state:13",
+}
+"""What a server does with several texts: which calls have the same arithmetic."""
 CUTS = (1, CHUNK - 1, CHUNK, CHUNK + 1)
 UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 
@@ -56,7 +65,7 @@ def runs() -> list[Run]:
         ways = ["whole", "steps", "initial_state:13", f"chunks:{SEQ - 1},rest"]
         ways += [f"chunks:{cut},rest" for cut in CUTS]
         ways += [f"initial_state:{SEQ - 1}", "batched:1", "packed:13", "padded_left:2"]
-        ways += ["drafts:4,3", "drafts:4", "drafts:3,1"]
+        ways += ["drafts:4,3", "drafts:4", "drafts:3,1", *SCHEDULED]
         found += [Run(precision, "fp32", way) for way in ways]
         found.append(Run(precision, "fp32", "chunks:9,rest", lost=True))
         found.append(Run(precision, "fp32", "whole", EAGER))
@@ -202,6 +211,17 @@ def test_company_and_a_cut_at_a_chunk_change_no_bit(found, precision, way):
     held."""
     whole, other = (found[Run(precision, "fp32", w).name] for w in ("whole", way))
     assert same(whole, other)
+
+
+@pytest.mark.parametrize("precision", UNITS)
+@pytest.mark.parametrize("way", SCHEDULED)
+def test_other_texts_change_no_bit(found, precision, way):
+    """Assert it of a prefix that another text computed, of blocks that are copied, of a
+    text that was thrown out, and of steps and prefills in one forward pass."""
+    alone, among = (
+        found[Run(precision, "fp32", w).name] for w in (SCHEDULED[way], way)
+    )
+    assert same(alone, among)
 
 
 @pytest.mark.parametrize("precision", UNITS)
@@ -352,7 +372,7 @@ def test_whatever_runs_right_is_within_its_bounds(smoke):
     """Assert it of prefills, steps, hand-overs and company, against what is declared of
     vLLM."""
     right = [one for one in smoke if one["violations"] is not None and not one["fault"]]
-    assert len(right) == 10
+    assert len(right) == 13
     for one in right:
         assert one["violations"] == one["unbounded"] == 0, one["case"]
         assert one["elements"] > 10_000

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..._errors import UsageError
 from .._implementation import AbstractImplementation
+from .._ways import SCHEDULED
 
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class DumpImplementation(AbstractImplementation):
     ways = (
         *("whole", "steps", "chunks", "padded_left", "padded_right", "batched"),
         *("packed", "initial_state", "drafts", "compiled"),
+        *SCHEDULED,
     )
     refused_ways: ClassVar[Mapping[str, str]] = {}
 

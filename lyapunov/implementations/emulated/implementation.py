@@ -20,6 +20,12 @@ REFUSED_WAYS: Final[Mapping[str, str]] = {
     "drafts": "of this flow no call makes several steps",
     "packed": "the emulator packs no texts",
     "compiled": "the emulator is no torch program",
+    "resumed": "the emulator's texts share no states; chunks:64,rest is of the same "
+    "arithmetic",
+    "preempted": "the emulator throws no text out; initial_state:100 is of the same "
+    "arithmetic",
+    "mixed": "the emulator's texts do not meet; initial_state:100 is of the same "
+    "arithmetic",
 }
 """Of the emulator, where it follows a library's flow."""
 SERVED_WAYS: Final = (*WAYS, "drafts")

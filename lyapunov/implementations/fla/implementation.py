@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._implementation import AbstractImplementation, Flag, Runner
+from .._ways import SCHEDULED
 
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class FlaImplementation(AbstractImplementation):
         "packed": "transformers' networks are given no sequence numbers here, which "
         "would part packed texts",
         "initial_state": "the runner steps from the first token",
+        **dict.fromkeys(SCHEDULED, "transformers schedules no requests here"),
         "compiled": "torch.compile changes nothing in fla's kernels; what it makes of "
         "the rest is not followed",
     }

@@ -15,6 +15,7 @@ from .._implementation import (
     Reach,
     Runner,
 )
+from .._ways import SCHEDULED
 
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class MambaSsmImplementation(AbstractImplementation):
         "packed": "mamba_ssm's Mamba-1 takes no sequence numbers that would part "
         "packed texts",
         "initial_state": "the runner steps from the first token",
+        **dict.fromkeys(SCHEDULED, "mamba_ssm schedules no requests"),
         "compiled": "torch.compile changes nothing in mamba_ssm's kernels; what it "
         "makes of the rest is not followed",
     }

@@ -17,6 +17,7 @@ from .._implementation import (
     PassedOver,
     Runner,
 )
+from .._ways import SCHEDULED
 
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class TransformersImplementation(AbstractImplementation):
         *("initial_state", "compiled"),
     )
     refused_ways: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(SCHEDULED, "transformers schedules no requests here"),
         "drafts": "calls of several steps are not run with transformers here",
         "packed": "transformers' networks are given no sequence numbers here, which "
         "would part packed texts",

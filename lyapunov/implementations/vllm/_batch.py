@@ -9,7 +9,8 @@ from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ._stand_in import PADDING
+from ._schedule import Part, Turn
+from ._stand_in import NULL_SLOT, PADDING
 
 
 CONV_TOKENS = 8
@@ -31,11 +32,16 @@ class Pass(NamedTuple):
     """(sequences + 1) int32: where the tokens of each begin, and the end."""
     resumed: Any
     """(sequences) bool: whether a cache holds what came before."""
-    turn: int = 0
-    """Steps before this one since the last prefill."""
+    turns: tuple[int, ...] = ()
+    """Steps of each sequence before this one since its last prefill."""
     accepted: Any = None
     """(sequences) int32, of windows of drafts: tokens of the window before that were
     kept, 1 behind a prefill; None: a token a sequence."""
+    blocks: tuple[int, ...] = ()
+    """Behind how many tokens of each sequence its state is kept, 0: not; none: of
+    none."""
+    block_slots: Any = None
+    """(sequences) int32: where."""
 
     @property
     def resumes(self) -> bool:
@@ -48,7 +54,7 @@ def packed_pass(
     done: Sequence[int],
     steps: bool,
     slots: Any,
-    turn: int = 0,
+    turns: Sequence[int] = (),
     accepted: Any = None,
 ) -> Pass:
     """Plan a forward pass.
@@ -65,9 +71,71 @@ def packed_pass(
         slots,
         torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         torch.tensor([n > 0 for n in done], device=device),
-        turn,
+        tuple(turns),
         accepted,
     )
+
+
+class Planned:
+    """Plan forward passes one after another, and keep what goes on from one to the
+    next.
+
+    **Arguments:**
+
+    - `device`: torch's.
+    """
+
+    def __init__(self, device: Any):
+        self._device = device
+        self._turns: dict[int, int] = {}
+        self._accepted: dict[int, int] = {}
+        self._slots: dict[tuple[tuple[int, int], ...], Any] = {}
+
+    def plans(self, turn: Turn) -> tuple[Pass, ...]:
+        """What the kernels are told of a pass: steps, then prefills, as far as it has
+        any."""
+        steps = [part for part in turn.parts if part.steps]
+        prefills = [part for part in turn.parts if not part.steps]
+        assert list(turn.parts) == steps + prefills, "steps stand in front"
+        return tuple(self._plan(parts) for parts in (steps, prefills) if parts)
+
+    def _plan(self, parts: Sequence[Part]) -> Pass:
+        import torch
+
+        whole = lambda numbers: torch.tensor(
+            numbers, dtype=torch.int32, device=self._device
+        )
+        steps, own = parts[0].steps, [part.slot for part in parts]
+        windows = steps and len(parts[0].ids) > 1
+        plan = packed_pass(
+            [len(part.ids) for part in parts],
+            [part.begin for part in parts],
+            steps,
+            self._slots_of(parts, windows),
+            [self._turns.get(slot, 0) for slot in own],
+            whole([self._accepted.get(slot, 1) for slot in own]) if windows else None,
+        )
+        for part in parts:
+            self._turns[part.slot] = self._turns.get(part.slot, 0) + 1 if steps else 0
+            self._accepted[part.slot] = part.kept
+        if any(part.block for part in parts):
+            kept = [part.block or (0, NULL_SLOT) for part in parts]
+            plan = plan._replace(
+                blocks=tuple(behind for behind, _ in kept),
+                block_slots=whole([slot for _, slot in kept]),
+            )
+        return plan
+
+    def _slots_of(self, parts: Sequence[Part], windows: bool) -> Any:
+        """Sent once: long decodes have the same ones at every step."""
+        import torch
+
+        key = tuple((part.slot, len(part.ids) if windows else 1) for part in parts)
+        if key not in self._slots:
+            own = [list(range(slot, slot + width)) for slot, width in key]
+            found = torch.tensor(own, dtype=torch.int32, device=self._device)
+            self._slots[key] = found if windows else found[:, 0].contiguous()
+        return self._slots[key]
 
 
 class Chunks(NamedTuple):
@@ -79,20 +147,28 @@ class Chunks(NamedTuple):
     """(chunks): whose it is."""
     last: Any
     """(sequences): the last one of each."""
+    block: Any
+    """(sequences): the one at whose end the state of each is kept, 0 where it is not;
+    None: it is kept of none."""
 
 
 def chunks_of(plan: Pass, size: int) -> Chunks:
-    """Cut the sequences into chunks, at multiples of `size` of their own positions."""
+    """Cut the sequences into chunks, at multiples of `size` of their own positions, and
+    where a state is kept."""
     import torch
 
-    ends, owner, last = [0], [], []
+    ends, owner, last, kept = [0], [], [], []
+    blocks = plan.blocks or (0,) * len(plan.lengths)
     for i, (length, done) in enumerate(zip(plan.lengths, plan.done, strict=True)):
         begin = ends[-1]
-        ends += [begin + end for end in chunk_ends(done, length, size)]
+        own = {*chunk_ends(done, length, size), *(b for b in blocks[i : i + 1] if b)}
+        ends += [begin + end for end in sorted(own)]
+        kept.append(ends.index(begin + blocks[i]) - 1 if blocks[i] else 0)
         owner += [i] * (len(ends) - 1 - len(owner))
         last.append(len(owner) - 1)
     whole = lambda x: torch.tensor(x, dtype=torch.int32, device=plan.slots.device)
-    return Chunks(whole(ends), whole(owner), whole(last))
+    block = whole(kept) if any(blocks) else None
+    return Chunks(whole(ends), whole(owner), whole(last), block)
 
 
 def chunk_ends(done: int, length: int, size: int) -> list[int]:

@@ -7,6 +7,7 @@ written as the compiled form computes: in fp32, with one rounding at its end; ea
 """
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from .._implementation import RefusedError
@@ -69,66 +70,108 @@ class Layer:
         self._operators = operators
         self._eager = eager
 
-    def mixer(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
-        """What the mixer makes of tokens (tokens, d_model) of one pass; `seen` gets
-        what it stores, (tokens, width) each, by site."""
+    def mixer(
+        self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
+    ) -> Any:
+        """What the mixer makes of tokens (tokens, d_model) of one forward pass, steps
+        in front of prefills; `seen` gets what it stores, (tokens, width) each, by
+        site."""
         run = self._mamba2 if self.sizes.kind == "mamba2" else self._mamba1
         with launching(self._operators):
-            return run(x, plan, cache, seen)
+            return run(x, plans, cache, seen)
 
-    def _mamba2(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+    def _mamba2(
+        self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
+    ) -> Any:
         import torch
         from torch.nn.functional import linear
 
         w, sizes = self.weights, self.sizes
-        groups, wide = sizes.groups, sizes.groups * sizes.d_state
         projected = linear(x, w["in_proj"], w.get("in_proj_bias"))
         # a step's convolution writes into it
-        seen["xz"] = projected.clone() if plan.steps else projected
-        gate = projected[:, : sizes.d_inner]
-        dt = projected[:, projected.shape[1] - sizes.heads :]
-        conv = self._convolved(projected[:, sizes.d_inner : -sizes.heads], plan, cache)
-        seen["conv"] = conv
-        u, B, C = torch.split(conv, [sizes.d_inner, wide, wide], dim=-1)
-        heads = lambda a: a.view(len(x), sizes.heads, -1)
-        grouped = lambda a: a.view(len(x), groups, -1)
+        seen["xz"] = projected.clone() if plans[0].steps else projected
         y = torch.empty(len(x), sizes.d_inner, dtype=x.dtype, device=x.device)
-        if plan.steps:
-            parts = heads(u), dt, grouped(B), grouped(C), heads(y)
-            self._step(parts, plan, cache)
-        else:
-            chunks = chunks_of(plan, sizes.chunk)
-            initial = None
-            if plan.resumes:
-                # copies: the kernels write the slots before all of them are read
-                fresh = plan.resumed[:, None, None, None]
-                initial = torch.where(fresh, cache.state[plan.slots.long()], 0)
-            self._operators.chunk_scan(
-                heads(u),
-                dt,
-                w["A"],
-                grouped(B),
-                grouped(C),
-                chunk_size=sizes.chunk,
-                D=w["D"],
-                z=None,
-                dt_bias=w["dt_bias"],
-                seq_idx=chunks.sequence,
-                cu_seqlens=plan.starts,
-                cu_chunk_seqlens=chunks.ends,
-                last_chunk_indices=chunks.last,
-                initial_states=initial,
-                dt_softplus=True,
-                dt_limit=(0.0, float("inf")),
-                out=heads(y),
-                state_dtype=cache.state.dtype,
-                final_states_out=cache.state,
-                final_state_indices=plan.slots,
-            )
+        convolved = {}
+        for plan, rows in prefills_first(plans):
+            read = projected[rows, sizes.d_inner : -sizes.heads]
+            conv = self._convolved(read, plan, cache)
+            convolved[rows.start] = conv
+            given = read, conv, projected[rows, -sizes.heads :]
+            self._scanned(given, y[rows], plan, cache)
+        seen["conv"] = joined(convolved)
         seen["scan_output"] = y
-        gated = self._gated(y, gate)
+        gated = self._gated(y, projected[:, : sizes.d_inner])
         seen["gated"] = gated
         return linear(gated, w["out_proj"], w.get("out_proj_bias"))
+
+    def _scanned(
+        self, given: tuple[Any, Any, Any], y: Any, plan: Pass, cache: Cache
+    ) -> None:
+        """The scan of a Mamba-2, or its steps, written to `y` (tokens, d_inner).
+
+        **Arguments:**
+
+        - `given`: what the convolution read, what it made of it, and dt.
+        """
+        import torch
+
+        read, conv, dt = given
+        w, sizes, count = self.weights, self.sizes, len(conv)
+        wide = sizes.groups * sizes.d_state
+        u, B, C = torch.split(conv, [sizes.d_inner, wide, wide], dim=-1)
+        heads = lambda a: a.view(count, sizes.heads, -1)
+        grouped = lambda a: a.view(count, sizes.groups, -1)
+        if plan.steps:
+            self._step((heads(u), dt, grouped(B), grouped(C), heads(y)), plan, cache)
+            return
+        chunks = chunks_of(plan, sizes.chunk)
+        initial = None
+        if plan.resumes:
+            # copies: the kernels write the slots before all of them are read
+            fresh = plan.resumed[:, None, None, None]
+            initial = torch.where(fresh, cache.state[plan.slots.long()], 0)
+        keeps = chunks.block is not None
+        states = self._operators.chunk_scan(
+            heads(u),
+            dt,
+            w["A"],
+            grouped(B),
+            grouped(C),
+            chunk_size=sizes.chunk,
+            D=w["D"],
+            z=None,
+            dt_bias=w["dt_bias"],
+            seq_idx=chunks.sequence,
+            cu_seqlens=plan.starts,
+            cu_chunk_seqlens=chunks.ends,
+            last_chunk_indices=chunks.last,
+            initial_states=initial,
+            return_intermediate_states=keeps,
+            dt_softplus=True,
+            dt_limit=(0.0, float("inf")),
+            out=heads(y),
+            state_dtype=cache.state.dtype,
+            final_states_out=None if keeps else cache.state,
+            final_state_indices=None if keeps else plan.slots,
+        )
+        if keeps:
+            assert self._operators.checkpoint is not None, "asked for by the schedule"
+            self._operators.checkpoint(
+                SimpleNamespace(
+                    checkpoint_offsets=torch.tensor(
+                        plan.blocks, dtype=torch.int32, device=conv.device
+                    ),
+                    state_indices=plan.block_slots,
+                ),
+                chunks.block,
+                read.transpose(0, 1),
+                cache.conv,
+                states,
+                cache.state,
+                plan.starts,
+                state_len=sizes.d_conv - 1,
+            )
+            cache.state[plan.slots.long()] = states[chunks.last.long()]
 
     def _step(self, parts: tuple[Any, ...], plan: Pass, cache: Cache) -> None:
         """One token a sequence, or a window of drafts.
@@ -159,8 +202,8 @@ class Layer:
                 named["state_scale"] = cache.scale
             self._operators.step(*given, **named, **_windows(plan))
             return
-        place = plan.turn % ring.tokens
-        every = lambda value, dtype: torch.full_like(plan.slots, value, dtype=dtype)
+        places = [turn % ring.tokens for turn in plan.turns]
+        of = lambda values, dtype: torch.tensor(values, dtype=dtype, device=x.device)
         scratch = (len(x), sizes.groups, ring.tokens)
         self._operators.replay(
             *given,
@@ -168,18 +211,19 @@ class Layer:
             dt_cache=ring.dt,
             B_cache=ring.B,
             bc_pre=torch.empty(scratch, dtype=torch.float32, device=x.device),
-            write_pos=every(place, torch.int32),
-            is_flush=every(place == ring.tokens - 1, torch.int8),
+            write_pos=of(places, torch.int32),
+            is_flush=of([one == ring.tokens - 1 for one in places], torch.int8),
             max_cache_len=ring.tokens,
             **named,
         )
 
-    def _mamba1(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
-        import torch
+    def _mamba1(
+        self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
+    ) -> Any:
         from torch.nn.functional import linear
 
-        w, sizes, scan = self.weights, self.sizes, self._operators.scan
-        if not plan.steps and scan is None:
+        w, scan = self.weights, self._operators.scan
+        if not all(plan.steps for plan in plans) and scan is None:
             raise RefusedError(
                 "vLLM's prefill of Mamba-1 is compiled, and is not among its Python "
                 "files",
@@ -187,10 +231,24 @@ class Layer:
                 "--mode decode",
             )
         projected = linear(x, w["in_proj"], w.get("in_proj_bias"))
-        seen["xz"] = projected.clone() if plan.steps else projected
-        u, gate = projected.chunk(2, dim=-1)
-        u = self._convolved(u, plan, cache)
-        seen["conv"] = u
+        seen["xz"] = projected.clone() if plans[0].steps else projected
+        made: dict[str, dict[int, Any]] = {}
+        for plan, rows in prefills_first(plans):
+            u, gate = projected[rows].chunk(2, dim=-1)
+            found = self._selected(self._convolved(u, plan, cache), gate, plan, cache)
+            for site, tensor in found.items():
+                made.setdefault(site, {})[rows.start] = tensor
+        seen |= {site: joined(parts) for site, parts in made.items()}
+        return linear(seen["gated"], w["out_proj"], w.get("out_proj_bias"))
+
+    def _selected(self, u: Any, gate: Any, plan: Pass, cache: Cache) -> dict[str, Any]:
+        """The scan of a Mamba-1, or its steps, and what is stored on the way, by
+        site."""
+        import torch
+        from torch.nn.functional import linear
+
+        w, sizes, scan = self.weights, self.sizes, self._operators.scan
+        seen = {"conv": u}
         low = linear(u, w["x_proj"])
         seen["x_proj"] = low
         parts = [sizes.dt_rank, sizes.d_state, sizes.d_state]
@@ -198,7 +256,7 @@ class Layer:
         dt = linear(dt, w["dt_proj"])
         seen["dt"] = dt
         bias = w["dt_bias"].float()
-        if scan is None or plan.steps:
+        if plan.steps:
             gated = torch.empty_like(u, memory_format=torch.contiguous_format)
             self._operators.step(
                 cache.state,
@@ -216,6 +274,7 @@ class Layer:
                 out=gated,
             )
         else:
+            assert scan is not None, "refused in front of the projection"
             gated = scan(
                 u.T,
                 cache.state,
@@ -232,8 +291,7 @@ class Layer:
                 has_initial_state=plan.resumed,
                 query_start_loc=plan.starts,
             ).T
-        seen["gated"] = gated
-        return linear(gated, w["out_proj"], w.get("out_proj_bias"))
+        return seen | {"gated": gated}
 
     def _convolved(self, u: Any, plan: Pass, cache: Cache) -> Any:
         """The convolution and silu of (tokens, channels), a view of wider rows."""
@@ -288,6 +346,25 @@ class Layer:
         wide = wide.view(len(y), sizes.groups, -1)
         hat = normalised(wide, sizes.gate_norm_epsilon).view(y.shape)
         return weighted(hat, weight, y.dtype, self._eager)
+
+
+def prefills_first(plans: tuple[Pass, ...]) -> list[tuple[Pass, slice]]:
+    """The passes of one batch as vLLM runs them, and the rows that each has."""
+    found, begin = [], 0
+    for plan in plans:
+        end = begin + sum(plan.lengths)
+        found.append((plan, slice(begin, end)))
+        begin = end
+    return found[::-1]
+
+
+def joined(parts: dict[int, Any]) -> Any:
+    """Tensors by their first row, one behind another."""
+    import torch
+
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return torch.cat([parts[begin] for begin in sorted(parts)])
 
 
 def _windows(plan: Pass) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """A network of Mamba-1 or Mamba-2 as vLLM puts it together, in torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...models import Model
+from .._implementation import RefusedError
 from ._batch import Pass
 from ._layers import Cache, Layer, Ring
 from ._norms import normalised, weighted
-from ._operators import Operators
+from ._operators import Operators, launching
 
 
 class Network:
@@ -36,6 +37,7 @@ class Network:
         self._epsilon = config.norm_epsilon
         self._eager = eager
         self._device = device
+        self._operators = operators
         self.kind = config.sublayers[0].kind
         self.layers = []
         for i, sizes in enumerate(config.sublayers):
@@ -82,12 +84,34 @@ class Network:
             found.append(Cache(kept, zeros(shape, state), own, scale))
         return found
 
-    def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:
+    def copy(self, pairs: Sequence[tuple[int, int]], caches: list[Cache]) -> None:
+        """Copy what slots hold into others, in all layers.
+
+        **Arguments:**
+
+        - `pairs`: slots, from and to.
+
+        **Raises:** `RefusedError` where what copies them is not there.
+        """
+        if self._operators.copy is None:
+            raise RefusedError(
+                "vLLM copies blocks by a kernel of vllm/v1/worker/mamba_utils.py, "
+                "which is not among its files here",
+                hint="unpack it from its wheel beside them",
+            )
+        with launching(self._operators):
+            kept = [held for cache in caches for held in (cache.window, cache.state)]
+            self._operators.copy(kept, pairs)
+
+    def run(
+        self, ids: Any, plans: tuple[Pass, ...], caches: list[Cache]
+    ) -> Iterator[Any]:
         """What each layer stored, by site, then what the head reads.
 
         **Arguments:**
 
-        - `ids`: (tokens) of all sequences. `caches`: are written to.
+        - `ids`: (tokens) of all sequences. `plans`: steps in front of prefills.
+        - `caches`: are written to.
         """
         hidden, residual = self.embedding[ids], None
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -95,7 +119,7 @@ class Network:
                 hidden, residual, layer.weights["norm"], layer.sizes.norm_epsilon
             )
             seen = {"norm": normed, "residual": residual}
-            hidden = layer.mixer(normed, plan, cache, seen)
+            hidden = layer.mixer(normed, plans, cache, seen)
             yield seen | {"out": hidden}
         normed, residual = self._normed(hidden, residual, self._norm, self._epsilon)
         yield normed

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..._errors import MissingExtraError, UsageError
 from .._implementation import installed
 from .._torch import import_torch
 from ._selective_scan import loaded, there
-from ._stand_in import OPERATORS, stand_in
+from ._stand_in import OPERATORS, WORKER, stand_in
 
 
 FILES = "LYAPUNOV_VLLM_FILES"
@@ -57,6 +57,11 @@ class Operators(NamedTuple):
     """Whether Triton interprets them on the CPU."""
     version: str
     """Of the vLLM that they are of; of files that do not say it, `unknown`."""
+    checkpoint: Callable | None = None
+    """`store_prefill_checkpoint`, which keeps a state and a window within a prefill."""
+    copy: Callable | None = None
+    """Tensors of slots, and which slots go where: `batch_memcpy`; None where its file
+    is not there."""
 
     @property
     def device(self) -> str:
@@ -120,6 +125,8 @@ def find_operators() -> Operators:
             scan=_scan(steps, compiled, interpreted),
             interpreted=interpreted,
             version=version,
+            checkpoint=get("ssd_checkpoint").store_prefill_checkpoint,
+            copy=_copy(),
         )
     except (ImportError, AttributeError) as error:
         raise UsageError(
@@ -141,6 +148,31 @@ def _scan(steps: Any, compiled: bool, interpreted: bool) -> Callable | None:
         return None
     steps.ops.selective_scan_fwd = lambda *given: loaded(folder)(*given)
     return steps.selective_scan_fn
+
+
+def _copy() -> Callable | None:
+    """What copies blocks of caches; None where its file is not there."""
+    if importlib.util.find_spec(WORKER) is None:
+        return None
+    memcpy = importlib.import_module(WORKER).batch_memcpy
+
+    def copy(kept: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> None:
+        import torch
+
+        of = lambda which: [
+            held[pair[which]].data_ptr() for pair in pairs for held in kept
+        ]
+        sizes = [held[0].numel() * held.element_size() for _ in pairs for held in kept]
+        whole = lambda numbers, dtype: torch.tensor(
+            numbers, dtype=dtype, device=kept[0].device
+        )
+        memcpy(
+            whole(of(0), torch.uint64),
+            whole(of(1), torch.uint64),
+            whole(sizes, torch.int32),
+        )
+
+    return copy
 
 
 def _importable() -> tuple[str, bool]:

@@ -15,13 +15,37 @@ from types import ModuleType
 from typing import Any
 
 
-OPERATORS = "vllm.model_executor.layers.mamba.ops"
+MIXERS = "vllm.model_executor.layers.mamba"
+OPERATORS = f"{MIXERS}.ops"
 """The package of the kernels, and where they lie in a folder of unpacked files."""
+
+WORKER = "vllm.v1.worker.mamba_utils"
+"""The module that copies blocks of caches."""
 
 PADDING = -1
 """Where there is no program of a convolution (`PAD_SLOT_ID`)."""
 NULL_SLOT = 0
 """A slot of a cache that no sequence has (`NULL_BLOCK_ID`)."""
+
+
+OF_WORKER = {
+    "vllm.config": ("CacheConfig",),
+    # names of types, beside functions that the copy itself does not call
+    f"{MIXERS}.checkpoint": ("MambaPrefillCheckpointMetadata",),
+    f"{MIXERS}.mamba_utils": (
+        *("MambaStateCopyFuncsByType", "get_conv_copy_spec", "get_temporal_copy_spec"),
+        "is_conv_state_dim_first",
+    ),
+    "vllm.utils.gpu_sync_debug": ("gpu_sync_allowed",),
+    "vllm.utils.math_utils": ("cdiv",),
+    "vllm.v1.core.sched.output": ("SchedulerOutput",),
+    "vllm.v1.kv_cache_interface": (
+        *("KVCacheConfig", "KVCacheGroupSpec", "MambaSpec", "UniformTypeKVCacheSpecs"),
+    ),
+    "vllm.v1.utils": ("CpuGpuBuffer",),
+    "vllm.v1.worker.gpu_input_batch": ("CachedRequestState", "InputBatch"),
+}
+"""What files that keep and copy blocks import beside kernels, by module."""
 
 
 class _Logger(logging.LoggerAdapter):
@@ -114,6 +138,9 @@ def stand_in(folder: Path) -> None:
         },
         OPERATORS: {"__path__": [str(folder / OPERATORS.replace(".", "/"))]},
     }
+    for name, names in OF_WORKER.items():
+        modules[name] = dict.fromkeys(names, object) | modules.get(name, {})
+    modules["vllm.v1.worker"] = {"__path__": [str(folder / "vllm/v1/worker")]}
     for name in list(modules):
         parents = name.split(".")[:-1]
         for i in range(len(parents)):

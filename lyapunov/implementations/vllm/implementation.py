@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._implementation import AbstractImplementation, Runner
 from .._launch import VLLM, Launch
 from .._stacks import SERVED_STATES, VLLM_STACK
+from .._ways import SCHEDULED
 from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
 
 
@@ -43,6 +44,7 @@ class VllmImplementation(AbstractImplementation):
     ways = (
         *("whole", "steps", "chunks", "batched", "packed", "initial_state"),
         "drafts",
+        *SCHEDULED,
     )
     refused_ways: ClassVar[Mapping[str, str]] = {
         "padded_left": NO_MASK,

@@ -6,7 +6,8 @@ stands a torch network of ours (`_layers`): vLLM's models need its whole engine.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,35 +17,18 @@ from ...formats import FP32, state_format_named
 from ...formats._precision import Precision
 from ...models import Model
 from .. import Execution
-from .._company import company, in_company
 from .._implementation import RefusedError
 from .._launch import Launch
 from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, torch_dtype
 from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
-from .._ways import Variant
+from .._ways import SCHEDULED, Variant
 from . import _operators
-from ._batch import packed_pass
+from ._batch import Planned
 from ._flashinfer import FlashInferStep
 from ._network import Network
 from ._plain import refuse_launch, refuse_others
-
-
-class _Drafts(NamedTuple):
-    """Steps that are made in one call, and how many of them are kept."""
-
-    tokens: int
-    kept: int
-
-
-class _Planned(NamedTuple):
-    """Tokens of one forward pass: those of the recorded sequences from `start`."""
-
-    start: int
-    stop: int
-    width: int
-    """Steps that it makes of each sequence, drafts that are thrown away among them; 0:
-    a prefill."""
+from ._schedule import Drafts, Scheduler, Turn, slots_of
 
 
 class Vllm:
@@ -62,6 +46,12 @@ class Vllm:
 
     **Raises:** `UsageError` for a start that is not followed here.
     """
+
+    ways = (
+        *("whole", "steps", "chunks", "drafts", "batched", "packed", "initial_state"),
+        *SCHEDULED,
+    )
+    """Kinds of `Variant` that there are."""
 
     def __init__(
         self,
@@ -94,9 +84,14 @@ class Vllm:
         for other networks, formats and ways.
         """
         variant = variant or self.execution.variant
-        rows = _rows(np.asarray(tokens), variant)
+        if variant.kind not in self.ways:
+            raise UsageError(
+                f"vLLM runs no text as {variant}", hint=f"one of {', '.join(self.ways)}"
+            )
+        tokens = np.asarray(tokens)
         kind = model.config.sublayers[0].kind
-        network = self._network(model, self._backed(kind))
+        operators = self._backed(kind)
+        network = self._network(model, operators)
         own = self.execution.of(kind)
         segments = segments or (
             Segment(0, tokens.shape[1], self.execution, _cache_format(own)),
@@ -105,8 +100,8 @@ class Vllm:
         normed: Any = None
         before: Any = None
         last: Any = None
-        passes = list(_passes(rows, segments, self._drafts(variant, kind)))
-        for found in _recorded(torch, network, rows, segments, passes, self._launch):
+        turns = list(self._scheduler(model, variant).turns(tokens, variant, segments))
+        for found in _recorded(torch, network, turns, segments, self._launch):
             if not isinstance(found, dict):
                 normed = found
                 continue
@@ -148,8 +143,25 @@ class Vllm:
         self._step.seed(self._seed)
         return found._replace(step=self._step)
 
-    def _drafts(self, variant: Variant, kind: str) -> _Drafts | None:
-        """The windows of steps; None where each step is a call.
+    def _scheduler(self, model: Model, variant: Variant) -> Scheduler:
+        """Who plans the forward passes.
+
+        **Raises:** `RefusedError` for blocks under a ring.
+        """
+        sizes: Any = model.config.sublayers[0]
+        if variant.cached and self._launch.ring is not None:
+            raise RefusedError(
+                "blocks of states that are stored once a ring is full are not copied "
+                "here",
+                hint="leave out --use-replayssm",
+            )
+        # Mamba-2 alone keeps a state within a prefill (`get_kv_cache_spec`)
+        keeps = sizes.d_conv - 1 if sizes.kind == "mamba2" else None
+        drafts = self._drafts(variant, sizes.kind)
+        return Scheduler(model.config.padded_vocab_size, drafts, keeps)
+
+    def _drafts(self, variant: Variant, kind: str) -> Drafts:
+        """The windows of steps.
 
         **Raises:** `RefusedError` for another step than Triton's, and for a Mamba-1,
         whose mixer in vLLM reads no accepted tokens.
@@ -165,9 +177,9 @@ class Vllm:
                     "drafts are run with Triton's plain step alone",
                     hint="leave out --use-replayssm and --mamba-backend",
                 )
-            return _Drafts(variant.numbers[0], variant.kept)
+            return Drafts(variant.numbers[0], variant.kept)
         own = 1 + self._launch.drafts
-        return _Drafts(own, own) if own > 1 else None
+        return Drafts(own, own)
 
     def _network(self, model: Model, operators: _operators.Operators) -> Network:
         """The network on the device, made for the first text."""
@@ -201,48 +213,20 @@ def _cache_format(own: Execution) -> Any:
     return own.sites.get("chunk_cached", FP32)
 
 
-class _Rows(NamedTuple):
-    """Sequences of a run, and which of them are recorded."""
-
-    sequences: list[np.ndarray]
-    own: slice
-
-
-def _rows(tokens: np.ndarray, variant: Variant) -> _Rows:
-    """The sequences that a way packs.
-
-    **Raises:** `UsageError` for a way that vLLM has not.
-    """
-    if variant.kind == "batched":
-        tokens, own = in_company(tokens, variant.row)
-        return _Rows(list(tokens), own)
-    if variant.kind == "packed":
-        (count,) = variant.numbers
-        other = np.resize(company(tokens, 1)[0], count)
-        return _Rows([other, tokens[0]], slice(1, 2))
-    if variant.kind not in ("whole", "steps", "chunks", "drafts", "initial_state"):
-        raise UsageError(
-            f"vLLM runs no text as {variant}",
-            hint="whole, steps, chunks, drafts, initial_state, batched or packed",
-        )
-    return _Rows(list(tokens), slice(None))
-
-
 def _recorded(
     torch: Any,
     network: Network,
-    rows: _Rows,
+    turns: Sequence[Turn],
     segments: Sequence[Segment],
-    passes: Sequence[_Planned],
     launch: Launch,
 ) -> Iterator[Any]:
     """A dict a layer, (rows, tokens, width) by site, then what the head reads."""
-    if len(passes) == 1:
-        yield from _run(torch, network, rows, segments, passes, launch)
+    if len(turns) == 1:
+        yield from _run(torch, network, turns, segments, launch)
         return
     kept: list[list[dict[str, Any]]] = [[] for _ in network.layers]
     normed = []
-    for found in _run(torch, network, rows, segments, passes, launch):
+    for found in _run(torch, network, turns, segments, launch):
         if isinstance(found, dict):
             kept[found.pop("layer")].append(found)
         else:
@@ -256,103 +240,52 @@ def _recorded(
     yield torch.cat(normed, dim=1)
 
 
-def _passes(
-    rows: _Rows, segments: Sequence[Segment], drafts: _Drafts | None
-) -> Iterator[_Planned]:
-    """The forward passes of the calls, one a token or a window where they are steps.
-
-    **Raises:** `UsageError` where sequences of different lengths would need several.
-    """
-    lengths = {len(sequence) for sequence in rows.sequences}
-    width, kept = drafts or (1, 1)
-    for segment in segments:
-        if segment.execution.mode != "decode":
-            yield _Planned(segment.start, segment.stop, 0)
-            continue
-        for t in range(segment.start, segment.stop, kept):
-            yield _Planned(t, min(t + kept, segment.stop), width)
-    if len(lengths) > 1 and (
-        len(segments) > 1 or segments[0].execution.mode != "prefill"
-    ):
-        raise UsageError(
-            "texts of different lengths are packed in one prefill alone",
-            hint="packed without steps",
-        )
-
-
 def _run(
     torch: Any,
     network: Network,
-    rows: _Rows,
+    turns: Sequence[Turn],
     segments: Sequence[Segment],
-    passes: Sequence[_Planned],
     launch: Launch,
 ) -> Iterator[Any]:
     """Forward pass after forward pass, on caches of their own."""
-    device = network.embedding.device
-    count = len(rows.sequences)
-    whole = lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=device)
-    width = max(1, *(planned.width for planned in passes))
-    # slot 0 is nobody's
-    slots = whole(range(1, count * width + 1)).view(count, width)
-    first = slots[:, 0].contiguous()
+    width = max(len(p.ids) if p.steps else 1 for turn in turns for p in turn.parts)
     caches = network.caches(
-        count * width + 1,
+        slots_of(turns),
         window_dtype(torch, segments[0].execution.of(network.kind)),
         _state_dtype(torch, segments),
         launch.ring,
         width,
     )
-    turn, accepted = 0, 1
-    same = len({len(sequence) for sequence in rows.sequences}) == 1
-    for planned in passes:
-        kept = planned.stop - planned.start
-        own = slice(planned.start, planned.stop) if same else slice(None)
-        parts = [sequence[own] for sequence in rows.sequences]
-        windows = planned.width > 1
-        if windows:
-            vocabulary = network.embedding.shape[0]
-            parts = [
-                _with_wrong(sequence, planned, vocabulary)
-                for sequence in rows.sequences
-            ]
-        lengths = [len(part) for part in parts]
-        ids = torch.as_tensor(np.concatenate(parts).astype(np.int64), device=device)
-        plan = packed_pass(
-            lengths,
-            [planned.start] * count,
-            planned.width > 0,
-            slots if windows else first,
-            turn,
-            whole([accepted] * count) if windows else None,
-        )
-        turn = turn + 1 if planned.width else 0
-        accepted = kept if windows else 1
-
-        def shown(tensor, lengths=lengths, kept=kept if windows else None):
-            if len(lengths) == 1:
-                # long decodes are made of small launches, and need no copy
-                return tensor[None, :kept]
-            return torch.stack(
-                [part[:kept] for part in tensor.split(lengths)[rows.own]]
-            )
-
+    planned = Planned(network.embedding.device)
+    for turn in turns:
+        if turn.copies:
+            network.copy(turn.copies, caches)
+        ids = np.concatenate([part.ids for part in turn.parts]).astype(np.int64)
+        ids = torch.as_tensor(ids, device=network.embedding.device)
+        ends = accumulate(len(part.ids) for part in turn.parts)
+        places = [
+            slice(end - len(part.ids), end - len(part.ids) + part.seen)
+            for part, end in zip(turn.parts, ends, strict=True)
+            if part.seen
+        ]
+        plans = planned.plans(turn)
         with torch.no_grad():
-            for i, found in enumerate(network.run(ids, plan, caches)):
+            for i, found in enumerate(network.run(ids, plans, caches)):
+                if not places:
+                    continue
                 if isinstance(found, dict):
-                    seen = {name: shown(tensor) for name, tensor in found.items()}
+                    seen = {name: _rows(torch, t, places) for name, t in found.items()}
                     yield seen | {"layer": i}
                 else:
-                    yield shown(found)
+                    yield _rows(torch, found, places)
 
 
-def _with_wrong(sequence: Any, planned: _Planned, vocabulary: int) -> Any:
-    """A window of a text: tokens that are kept, and others than the text's behind."""
-    window = sequence[planned.start : planned.start + planned.width].copy()
-    kept = planned.stop - planned.start
-    window = np.resize(window, planned.width)
-    window[kept:] = (window[kept:] + 1) % vocabulary
-    return window
+def _rows(torch: Any, tensor: Any, places: Sequence[slice]) -> Any:
+    """Those of the recorded sequences, (rows, tokens, width)."""
+    if len(places) == 1:
+        # long decodes are made of small launches, and need no copy
+        return tensor[places[0]][None]
+    return torch.stack([tensor[place] for place in places])
 
 
 def window_dtype(torch: Any, execution: Execution) -> Any:
