@@ -21,9 +21,10 @@ from .files._files import (
     read_json_object,
     reading,
 )
-from .files._locate import PARAMS, locate
+from .files._locate import GGUF, PARAMS, locate
 from .files._megatron_shards import read_shards
 from .files._tensors import StoredTensor
+from .gguf._open import read_gguf
 from .quantised._recognise import BESIDE, Quantisation, dequantised_tensors
 
 
@@ -126,7 +127,8 @@ def open_checkpoint(
     """
     located = locate(source, revision)
     if located.config is None:
-        config, joined = read_shards(located.weights)
+        whole = located.weights[0].suffix == GGUF
+        config, joined = (read_gguf if whole else read_shards)(located.weights)
         return Checkpoint(
             source=os.fsdecode(os.fspath(source)),
             revision=located.revision,

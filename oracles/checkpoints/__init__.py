@@ -6,6 +6,7 @@ Some are made by transformers, whose own logits are the reference then.
 from . import (
     configurations,
     hard,
+    llama_cpp,
     mamba1,
     mamba3,
     mamba_ssm,
@@ -19,6 +20,7 @@ from . import (
 __all__ = [
     "configurations",
     "hard",
+    "llama_cpp",
     "mamba1",
     "mamba3",
     "mamba_ssm",

@@ -71,8 +71,8 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     lower = start.lstrip().lower()
     if start[:4] == b"GGUF":
         raise UnsupportedCheckpointError(
-            f"{shown} is a GGUF file (llama.cpp), which is not covered",
-            hint="check the checkpoint that it was made from",
+            f"{shown} is a GGUF file (llama.cpp) under another name",
+            hint=f"rename it to {path.stem}.gguf",
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(

@@ -15,12 +15,21 @@ from ..._errors import (
     UnsupportedCheckpointError,
     UsageError,
 )
+from ..gguf._shards import models_among, shards_of
 from ._file_formats import check_kind, read_tensors
-from ._files import MAX_INDEX_BYTES, listing, quote, read_json_object, reading
+from ._files import (
+    MAX_INDEX_BYTES,
+    listing,
+    quote,
+    read_json_object,
+    read_start,
+    reading,
+)
 from ._megatron_shards import shard_files
 
 
 CONFIG = "config.json"
+GGUF = ".gguf"
 PARAMS = "params.json"
 """What Mistral calls its own."""
 CONSOLIDATED = "consolidated.safetensors"
@@ -41,7 +50,7 @@ _HUB_ID = re.compile(
     re.ASCII,
 )
 _FOREIGN = {  # suffix: what it is, what to do
-    ".gguf": ("a GGUF file (llama.cpp)", "check the checkpoint that it was made from"),
+    GGUF: ("a GGUF file (llama.cpp)", "download it, and give its path"),
     ".onnx": ("an ONNX graph", "check the checkpoint that it was exported from"),
     ".h5": ("an HDF5 file (Keras)", "convert the weights to safetensors"),
     ".msgpack": ("a Flax file", "convert the weights to safetensors"),
@@ -63,8 +72,8 @@ class Located:
     **Arguments:**
 
     - `folder`: holds the configuration, and a tokenizer where there is one.
-    - `config`: `config.json`, or Mistral's `params.json`; None for Megatron, whose
-        weights hold it.
+    - `config`: `config.json`, or Mistral's `params.json`; None for Megatron and
+        llama.cpp, whose weights hold it.
     - `weights`: the files with tensors, in order; for Megatron rank by rank.
     - `index`: the file that each tensor lies in, by name, for sharded weights.
     - `index_file`: where the index stands.
@@ -149,6 +158,12 @@ def _file(path: Path) -> Located:
         )
     if path.name == CONSOLIDATED and not os.path.lexists(path.parent / CONFIG):
         return _folder(path.parent)
+    if path.suffix == GGUF:
+        if not b"GGUF".startswith(read_start(path, 4)):
+            check_kind(path)  # a web page, a pointer: called that
+        with reading(path.parent):
+            names = os.listdir(path.parent)
+        return Located(path.parent, None, shards_of(path, names))
     if path.suffix in _FOREIGN and path.suffix not in (".pt", ".pth"):
         what, hint = _FOREIGN[path.suffix]
         raise UnsupportedCheckpointError(f"{shown} is {what}", hint=hint)
@@ -174,6 +189,14 @@ def _folder(folder: Path) -> Located:
         )
     if CONFIG not in names and {PARAMS, CONSOLIDATED} <= set(names):
         return Located(folder, folder / PARAMS, (folder / CONSOLIDATED,))
+    models = [] if _has_weights(names) else models_among(names)
+    if len(models) > 1:
+        raise UsageError(
+            f"{len(models)} GGUF files in {shown}: {listing(models)}",
+            hint=f"give one of them, as {quote(folder / models[0], 200)}",
+        )
+    if models:
+        return Located(folder, None, shards_of(folder / models[0], names))
     inner = None if CONFIG in names else _inner(folder)
     if inner is not None:
         raise CheckpointNotFoundError(
@@ -203,6 +226,13 @@ def _inner(folder: Path) -> Path | None:
         if found:
             return found[-1].parent
     return None
+
+
+def _has_weights(names: list[str]) -> bool:
+    """Whether there are weights that are chosen before a GGUF file."""
+    return any(name.endswith((".safetensors", ".bin")) for name in names) or any(
+        f"{name}.index.json" in names for name in WEIGHTS
+    )
 
 
 def choose_weights(names: list[str], shown: str) -> str:

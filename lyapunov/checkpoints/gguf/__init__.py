@@ -1,0 +1,1 @@
+"""llama.cpp's files: their header, the values in their blocks, and whose names."""
