@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STUDIES = ("analysis", "experiments", "studies", "proofs", "oracles", "docs")
 OURS = {"lyapunov", *STUDIES, "tests"}
-RUNTIME = ("hub", "report", "symbolic", "torch", "cuda")
+RUNTIME = ("gguf", "hub", "report", "symbolic", "torch", "cuda")
 
 MODULES = {
     "import-linter": "importlinter",

@@ -32,3 +32,11 @@ def of_transformers(model_type: str) -> str:
         f"transformers (model_type {model_type}): model.safetensors or"
         " pytorch_model.bin, one file or sharded"
     )
+
+
+def of_llama_cpp(architecture: str) -> str:
+    """The words for files that llama.cpp's converter writes."""
+    return (
+        f"llama.cpp (GGUF, architecture {architecture}): one file or split; F32, F16,"
+        " BF16, Q8_0, and other blocks with the extra gguf"
+    )

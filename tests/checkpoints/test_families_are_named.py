@@ -49,7 +49,6 @@ def test_foreign_content(refused, saved, start, error, word, name):
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("model.gguf", "GGUF"),
         ("model.onnx", "ONNX"),
         ("model.h5", "HDF5"),
         ("flax_model.msgpack", "Flax"),

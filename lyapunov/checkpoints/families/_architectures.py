@@ -81,7 +81,7 @@ _FOR_ALL_QUANTISED = (
     " ModelOpt, GPTQ, AWQ, bitsandbytes, torchao of 8 bits)",
 )
 _FOR_NONE = (
-    "other quantised weights (GGUF, quark, HQQ, AQLM, MXFP6), and activations that are"
+    "other quantised weights (quark, HQQ, AQLM, MXFP6), and activations that are"
     " quantised in front of products",
 )
 _MODEL_TYPES = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._family import NO_EXPONENT, SILU, Family, of_llama_cpp, of_transformers
 from .._parts import Described
 from .._settings import (
     layer_count,
@@ -49,7 +49,10 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
 
 FALCON_H1 = Family(
     "Falcon-H1",
-    (of_transformers("falcon_h1"),),
+    (
+        of_transformers("falcon_h1"),
+        of_llama_cpp("falcon-h1"),
+    ),
     {"transformers": _read},
     ("mixer and attention side by side", "all multipliers"),
     (NO_EXPONENT, SILU),

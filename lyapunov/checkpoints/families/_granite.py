@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._family import NO_EXPONENT, SILU, Family, of_llama_cpp, of_transformers
 from .._parts import (
     Described,
     Part,
@@ -85,7 +85,10 @@ def _behind(
 
 GRANITE = Family(
     "Granite 4 hybrid",
-    (of_transformers("granitemoehybrid"),),
+    (
+        of_transformers("granitemoehybrid"),
+        of_llama_cpp("granitehybrid"),
+    ),
     {"transformers": _read},
     ("experts and the shared MLP", "all multipliers", "positions or none"),
     (NO_EXPONENT, SILU),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._family import NO_EXPONENT, SILU, Family, of_llama_cpp, of_transformers
 from .._parts import Described, Part, expert_parts, mlp_parts, norm_parts
 from .._settings import integer, layer_count, natural, silu_only
 from .._sizes import NetworkSettings
@@ -47,7 +47,10 @@ def _behind(
 
 JAMBA = Family(
     "Jamba",
-    (of_transformers("jamba"),),
+    (
+        of_transformers("jamba"),
+        of_llama_cpp("jamba"),
+    ),
     {"transformers": _read},
     ("norms over dt, B and C", "attention without positions", "experts"),
     (NO_EXPONENT, SILU),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._family import SILU, Family, of_transformers
+from .._family import SILU, Family, of_llama_cpp, of_transformers
 from .._parts import Described, mamba1_parts
 from .._settings import layer_count, positive, silu_only, switch
 from .._sizes import NetworkSettings
@@ -80,6 +80,7 @@ MAMBA1 = Family(
     "Mamba-1",
     (
         of_transformers("mamba"),
+        of_llama_cpp("mamba"),
         "mamba_ssm: pytorch_model.bin or model.safetensors",
     ),
     {"transformers": _read_transformers, "mamba_ssm": _read_mamba_ssm},
@@ -93,7 +94,10 @@ MAMBA1 = Family(
 )
 FALCON_MAMBA = Family(
     "Falcon Mamba",
-    (of_transformers("falcon_mamba"),),
+    (
+        of_transformers("falcon_mamba"),
+        of_llama_cpp("mamba"),
+    ),
     {"transformers": _read_falcon_mamba},
     ("norms without weights over dt, B and C, before dt_proj",),
     (

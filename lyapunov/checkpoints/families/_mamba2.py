@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._family import SILU, Family, of_transformers
+from .._family import SILU, Family, of_llama_cpp, of_transformers
 from .._parts import Described, mamba2_parts
 from .._settings import (
     expanded,
@@ -82,6 +82,7 @@ MAMBA2 = Family(
     "Mamba-2, Codestral Mamba",
     (
         of_transformers("mamba2"),
+        of_llama_cpp("mamba2"),
         "mamba_ssm (ssm_cfg.layer Mamba2): pytorch_model.bin or model.safetensors",
         "Mistral: params.json and consolidated.safetensors",
     ),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ... import sublayers
-from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._family import NO_EXPONENT, SILU, Family, of_llama_cpp, of_transformers
 from .._parts import (
     Described,
     Part,
@@ -128,7 +128,10 @@ _PARTS: dict[str, Any] = {
 
 NEMOTRON_H = Family(
     "Nemotron-H",
-    (of_transformers("nemotron_h"),),
+    (
+        of_transformers("nemotron_h"),
+        of_llama_cpp("nemotron_h or nemotron_h_moe"),
+    ),
     {"transformers": _read},
     (
         "mixers, attention, MLPs and experts in any order, latent experts",

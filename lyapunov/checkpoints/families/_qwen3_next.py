@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ... import sublayers
-from .._family import NO_EXPONENT, POSITIONS, SILU, Family
+from .._family import NO_EXPONENT, POSITIONS, SILU, Family, of_llama_cpp
 from .._parts import (
     Described,
     Part,
@@ -265,6 +265,7 @@ def _family(
     *model_types: str,
     covered: tuple[str, ...] = (),
     not_covered: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> Family:
     named = " or ".join(model_types)
     layout = (
@@ -275,13 +276,17 @@ def _family(
     refused = (NO_EXPONENT, SILU, POSITIONS, "heads for more tokens (mtp.*, skipped)")
     readers = {"transformers": read}
     refused = (*refused, *not_covered)
-    return Family(title, (layout,), readers, common, refused, model_types)
+    return Family(title, (layout, *also), readers, common, refused, model_types)
 
 
 _PICTURES = "pictures: the vision part (model.visual.*) is skipped"
 _EXPERTS = "experts, fused or one by one, beside one that the token weighs"
 
-QWEN3_NEXT = _family("Qwen3-Next", _next, "qwen3_next", covered=(_EXPERTS,))
+QWEN3_NEXT = _family(
+    *("Qwen3-Next", _next, "qwen3_next"),
+    covered=(_EXPERTS,),
+    also=(of_llama_cpp("qwen3next"),),
+)
 QWEN3_5 = _family(
     *("Qwen3.5", _dense_3_5, "qwen3_5_text", "qwen3_5"), not_covered=(_PICTURES,)
 )

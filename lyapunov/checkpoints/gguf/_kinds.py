@@ -4,7 +4,7 @@ Sizes as in ggml's `ggml-common.h` (the gguf package's `GGML_QUANT_SIZES`, 0.19.
 Q8_0 is read here: a code of eight bits times an fp16 scale has 19 bits, which fp32
 holds. All other blocks are left to the gguf package, whose arithmetic is fp32: a
 scale, a product and a minimum, so that up to three roundings of fp32 are part of its
-values.
+values (of Q4_K one, the difference: the products have 21 bits).
 """
 
 import importlib

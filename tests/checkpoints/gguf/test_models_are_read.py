@@ -1,0 +1,136 @@
+"""Models read from GGUF against transformers' logits of what they were written from.
+
+Tolerances are those of two forwards of one network that round differently (`tolerance`
+of the oracles). The file's own roundings are among them: each number of it is at most
+an exponential, a sum or a product in fp32 of the original's, which moves every
+parameter by less than the trials do, per unit.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lyapunov
+from oracles.checkpoints.llama_cpp import in_blocks, written
+from oracles.checkpoints.llama_cpp.cases import CASES
+from oracles.checkpoints.transformers import logits, make, tolerance
+
+from ...helpers import assert_within
+
+
+pytest.importorskip("gguf", reason="writes the files")
+
+TOKENS = np.random.default_rng(7).integers(0, 50, 19)
+
+
+@functools.cache
+def network_of(name):
+    """The network, its logits, and how far apart two forwards of it may be."""
+    family, settings = CASES[name]
+    network = make(family, **settings)
+    return network, logits(network, TOKENS), tolerance(network, TOKENS)
+
+
+@functools.cache
+def file_of(name):
+    """The network's file in fp32."""
+    folder = Path(tempfile.mkdtemp(prefix="lyapunov-test-"))
+    return written(network_of(name)[0], folder / "model.gguf")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_of_a_file_in_fp32(name):
+    """Assert the original's logits, within a tolerance that is not vacuous."""
+    _, theirs, allowed = network_of(name)
+    model = lyapunov.load(file_of(name))
+    assert allowed < 1e-2 * np.abs(theirs).max()
+    assert_within(np.asarray(model.logits(TOKENS)), theirs, allowed, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_counts(name, tmp_path):
+    """Assert that the tolerance notices any tensor of the file taken wrongly: turned,
+    or one number for another where that is all it has."""
+    import gguf
+
+    _, theirs, allowed = network_of(name)
+    reader = gguf.GGUFReader(file_of(name))
+    for tensor in reader.tensors:
+        whole = bytearray(file_of(name).read_bytes())
+        start = int(tensor.data_offset)
+        old = np.array(tensor.data)
+        if old.ndim > 1 and old.shape[-1] > 1:
+            new = np.flip(old, -1)
+        else:
+            steps = 0.5 * (np.arange(old.size) % 3).reshape(old.shape)
+            new = old * (1 + steps) if tensor.name.endswith("ssm_a") else old + steps
+        data = np.ascontiguousarray(new, np.float32).tobytes()
+        whole[start : start + len(data)] = data
+        path = tmp_path / "changed.gguf"
+        path.write_bytes(whole)
+        moved = np.asarray(lyapunov.load(path).logits(TOKENS))
+        assert np.abs(moved - theirs).max() > allowed, tensor.name
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "MXFP4"])
+def test_logits_of_blocks(kind, tmp_path):
+    """Assert that a quantised file is the network of its own dequantised weights.
+
+    transformers computes it: the weights in its state are replaced by what the gguf
+    package makes of the same blocks.
+    """
+    import gguf
+    import torch
+
+    network = make(*CASES["mamba2"][:1], **CASES["mamba2"][1])
+    before = logits(network, TOKENS)
+    path = written(network, tmp_path / "model.gguf", in_blocks(kind))
+    assert len({one.tensor_type for one in gguf.GGUFReader(path).tensors}) == 2
+    code = gguf.GGMLQuantizationType[kind]
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            ends = ("in_proj.weight", "out_proj.weight", "lm_head.weight")
+            if name.endswith((*ends, "embeddings.weight")):
+                blocks = gguf.quants.quantize(parameter.numpy(), code)
+                own = gguf.quants.dequantize(blocks, code)
+                parameter.copy_(torch.tensor(own))
+    theirs, allowed = logits(network, TOKENS), tolerance(network, TOKENS)
+    ours = np.asarray(lyapunov.load(path).logits(TOKENS))
+    assert_within(ours, theirs, allowed, kind)
+    assert np.abs(ours - before).max() > allowed
+    assert network.config.hidden_size % 32 == 0
+
+
+def test_a_file_of_bf16_is_read_as_bf16(tmp_path):
+    """Assert that plain types keep their names in the report."""
+    network = make(*CASES["mamba"][:1], **CASES["mamba"][1])
+    path = written(network, tmp_path / "model.gguf", in_blocks("BF16"))
+    assert lyapunov.load(path).layout.dtype == "bf16"
+
+
+def test_modules_are_called_as_in_transformers():
+    """Assert the names that a report shows."""
+    modules = lyapunov.load(file_of("mamba2, groups, tied")).layout.modules
+    assert modules == ("backbone.layers.0.mixer", "backbone.layers.1.mixer")
+
+
+def test_transformers_reads_the_same_file(tmp_path):
+    """Assert that transformers' own reader of mamba in GGUF makes the same network."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.import_utils import is_gguf_available
+
+    if not is_gguf_available():
+        pytest.skip("transformers does not see the gguf package")
+    network = make("mamba", **CASES["mamba, untied"][1])
+    path = written(network, tmp_path / "model.gguf", tokens=50)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    ours = np.asarray(lyapunov.load(path).logits(TOKENS))
+    allowed = tolerance(theirs, TOKENS)
+    assert_within(ours, logits(theirs, TOKENS), allowed, "transformers' reader")
