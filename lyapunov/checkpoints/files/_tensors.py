@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..._errors import CheckpointError, CorruptCheckpointError
-from ._files import human_bytes, open_regular, quote, reading
+from ._files import broken, human_bytes, open_regular, quote, reading
 
 
 DTYPES: dict[str, np.dtype] = {
@@ -137,12 +137,10 @@ class StoredTensor:
 def check_shape(shape: object, what: str) -> tuple[int, ...]:
     """Refuse a shape that no tensor has."""
     if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
-        raise CorruptCheckpointError(f"{what} has no plausible shape")
+        raise broken(f"{what} has no plausible shape")
     for n in shape:
         if type(n) is not int or not 0 <= n <= MAX_ELEMENTS:
-            raise CorruptCheckpointError(
-                f"{what} has an axis of length {quote(n, 40)} in its shape"
-            )
+            raise broken(f"{what} has an axis of length {quote(n, 40)} in its shape")
     return tuple(shape)
 
 

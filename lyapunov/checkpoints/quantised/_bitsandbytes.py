@@ -164,7 +164,7 @@ def _scales(taken: Taken, name: str, state: Mapping[str, Any], blocks: int):
     if (
         not isinstance(offset, int | float)
         or isinstance(offset, bool)
-        or not math.isfinite(offset)
+        or not abs(offset) < 1e38
     ):
         raise _implausible(name, "nested_offset", offset)
     size = count_of(state, "nested_blocksize", 256)

@@ -120,17 +120,17 @@ class Taken:
     ) -> tuple[int, int]:
         """Rows and columns that share a scale."""
         n, k = shape
-        flat = tuple(axis for axis in scales if axis != 1)
         if block is None:
             if math.prod(scales) == 1:
                 return max(n, 1), max(k, 1)
-            across = scales[-1] if len(scales) == 2 else 1
-            if scales[0] == n and across and not k % across:
+            across = scales[1] if len(scales) == 2 else 1
+            if len(scales) < 3 and scales[0] == n and across and not k % across:
                 return 1, k // across
             wanted = f"({n}, number of groups), and the groups divide {k} columns"
         else:
             down, across = (-(-a // b) for a, b in zip(shape, block, strict=True))
-            if flat == tuple(axis for axis in (down, across) if axis != 1):
+            alone = math.prod(scales) == down * across == 1
+            if alone or scales in ((down, across), (down, 1, across, 1)):
                 return block
             wanted = f"({down}, {across}) for blocks of {block[0]} x {block[1]}"
         raise CorruptCheckpointError(

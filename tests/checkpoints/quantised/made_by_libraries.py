@@ -95,14 +95,23 @@ def compressed_tensors_cases() -> Iterator[tuple[str, dict[str, Any]]]:
     fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
     kinds = {"": torch.float32, "-bf16": torch.bfloat16}
     for name, dtype in kinds.items():
-        yield f"fp8-tensor{name}", case(
-            "float-quantized",
-            (amax(w).reshape(1) / 448).to(dtype),
-            strategy="tensor",
-            **fp8,
+        yield (
+            f"fp8-tensor{name}",
+            case(
+                "float-quantized",
+                (amax(w).reshape(1) / 448).to(dtype),
+                strategy="tensor",
+                **fp8,
+            ),
         )
-        yield f"fp8-channel{name}", case(
-            "float-quantized", (amax(w, 1) / 448).to(dtype), strategy="channel", **fp8
+        yield (
+            f"fp8-channel{name}",
+            case(
+                "float-quantized",
+                (amax(w, 1) / 448).to(dtype),
+                strategy="channel",
+                **fp8,
+            ),
         )
         blocks = torch.stack(
             [
@@ -112,79 +121,100 @@ def compressed_tensors_cases() -> Iterator[tuple[str, dict[str, Any]]]:
                 for i in (0, 5, 10)
             ]
         )
-        yield f"fp8-block{name}", case(
-            "float-quantized",
-            (blocks / 448).to(dtype),
-            strategy="block",
-            block_structure=[5, 40],
-            **fp8,
+        yield (
+            f"fp8-block{name}",
+            case(
+                "float-quantized",
+                (blocks / 448).to(dtype),
+                strategy="block",
+                block_structure=[5, 40],
+                **fp8,
+            ),
         )
-    yield "int8", case(
-        "int-quantized",
-        amax(w, 1) / 127,
-        num_bits=8,
-        type="int",
-        strategy="channel",
-        symmetric=True,
+    yield (
+        "int8",
+        case(
+            "int-quantized",
+            amax(w, 1) / 127,
+            num_bits=8,
+            type="int",
+            strategy="channel",
+            symmetric=True,
+        ),
     )
     for bits in range(2, 9):
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         integers = {"num_bits": bits, "type": "int"}
-        yield f"int{bits}-channel", case(
-            "pack-quantized",
-            (amax(w, 1) * 2 / (high - low)).to(torch.bfloat16),
-            strategy="channel",
-            symmetric=True,
-            **integers,
+        yield (
+            f"int{bits}-channel",
+            case(
+                "pack-quantized",
+                (amax(w, 1) * 2 / (high - low)).to(torch.bfloat16),
+                strategy="channel",
+                symmetric=True,
+                **integers,
+            ),
         )
         parts = columns(32)
         scale = (parts.amax(2) - parts.amin(2)).float() / (high - low)
         zero = torch.clamp(torch.round(low - parts.amin(2).float() / scale), low, high)
-        yield f"int{bits}-group-asymmetric", case(
-            "pack-quantized",
-            scale,
-            zero.to(torch.int8),
-            strategy="group",
-            group_size=32,
-            symmetric=False,
-            **integers,
+        yield (
+            f"int{bits}-group-asymmetric",
+            case(
+                "pack-quantized",
+                scale,
+                zero.to(torch.int8),
+                strategy="group",
+                group_size=32,
+                symmetric=False,
+                **integers,
+            ),
         )
     low = w.amin(1, keepdim=True).float()
     scale = (w.amax(1, keepdim=True).float() - low) / 255
-    yield "int8-asymmetric", case(
-        "int-quantized",
-        scale,
-        torch.round(-128 - low / scale).to(torch.int8),
-        num_bits=8,
-        type="int",
-        strategy="channel",
-        symmetric=False,
+    yield (
+        "int8-asymmetric",
+        case(
+            "int-quantized",
+            scale,
+            torch.round(-128 - low / scale).to(torch.int8),
+            num_bits=8,
+            type="int",
+            strategy="channel",
+            symmetric=False,
+        ),
     )
     over = (2688 / amax(w)).reshape(1)
     scale = (columns(16).abs().amax(2).float() / 6 * over).to(torch.float8_e4m3fn)
-    yield "nvfp4", case(
-        "nvfp4-pack-quantized",
-        scale.float(),
-        over=over,
-        num_bits=4,
-        type="float",
-        strategy="tensor_group",
-        group_size=16,
-        symmetric=True,
+    yield (
+        "nvfp4",
+        case(
+            "nvfp4-pack-quantized",
+            scale.float(),
+            over=over,
+            num_bits=4,
+            type="float",
+            strategy="tensor_group",
+            group_size=16,
+            symmetric=True,
+        ),
     )
     power = torch.floor(torch.log2(columns(32).abs().amax(2).float()))
     for form, bits, less in (
         ("mxfp4-pack-quantized", 4, 2),
         ("mxfp8-quantized", 8, 8),
     ):
-        yield form.partition("-")[0], case(
-            form,
-            2.0 ** (power - less),
-            num_bits=bits,
-            type="float",
-            strategy="group",
-            group_size=32,
-            symmetric=True,
+        yield (
+            form.partition("-")[0],
+            case(
+                form,
+                2.0 ** (power - less),
+                num_bits=bits,
+                type="float",
+                strategy="group",
+                group_size=32,
+                symmetric=True,
+            ),
         )
 
 
