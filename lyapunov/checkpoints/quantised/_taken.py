@@ -124,7 +124,8 @@ class Taken:
             if math.prod(scales) == 1:
                 return max(n, 1), max(k, 1)
             across = scales[1] if len(scales) == 2 else 1
-            if len(scales) < 3 and scales[0] == n and across and not k % across:
+            fits = len(scales) in (1, 2) and scales[:1] == (n,)
+            if fits and across and not k % across:
                 return 1, k // across
             wanted = f"({n}, number of groups), and the groups divide {k} columns"
         else:
