@@ -294,36 +294,7 @@ class Layer:
         return seen | {"gated": gated}
 
     def _convolved(self, u: Any, plan: Pass, cache: Cache) -> Any:
-        """The convolution and silu of (tokens, channels), a view of wider rows."""
-        w = self.weights
-        if plan.steps:
-            windows: dict[str, Any] = {}
-            if plan.accepted is not None:
-                windows = {
-                    "num_accepted_tokens": plan.accepted,
-                    "query_start_loc": plan.starts,
-                    "max_query_len": plan.slots.shape[1],
-                }
-            return self._operators.conv_step(
-                u,
-                cache.conv,
-                w["conv_weight"],
-                w["conv_bias"],
-                "silu",
-                conv_state_indices=plan.slots,
-                **windows,
-            )
-        return self._operators.conv(
-            u.transpose(0, 1),
-            w["conv_weight"],
-            w["conv_bias"],
-            activation="silu",
-            conv_states=cache.conv,
-            has_initial_state=plan.resumed,
-            cache_indices=plan.slots,
-            metadata=conv_programs(plan),
-            query_start_loc=plan.starts,
-        ).transpose(0, 1)
+        return convolved(self._operators, self.weights, u, plan, cache)
 
     def _gated(self, y: Any, gate: Any) -> Any:
         """The gated norm (`Mixer2RMSNormGated`), or the gate alone."""
@@ -372,3 +343,37 @@ def _windows(plan: Pass) -> dict[str, Any]:
     if plan.accepted is None:
         return {}
     return {"num_accepted_tokens": plan.accepted, "cu_seqlens": plan.starts}
+
+
+def convolved(
+    operators: Operators, w: Mapping[str, Any], u: Any, plan: Pass, cache: Cache
+) -> Any:
+    """The convolution and silu of (tokens, channels), a view of wider rows."""
+    if plan.steps:
+        windows: dict[str, Any] = {}
+        if plan.accepted is not None:
+            windows = {
+                "num_accepted_tokens": plan.accepted,
+                "query_start_loc": plan.starts,
+                "max_query_len": plan.slots.shape[1],
+            }
+        return operators.conv_step(
+            u,
+            cache.conv,
+            w["conv_weight"],
+            w["conv_bias"],
+            "silu",
+            conv_state_indices=plan.slots,
+            **windows,
+        )
+    return operators.conv(
+        u.transpose(0, 1),
+        w["conv_weight"],
+        w["conv_bias"],
+        activation="silu",
+        conv_states=cache.conv,
+        has_initial_state=plan.resumed,
+        cache_indices=plan.slots,
+        metadata=conv_programs(plan),
+        query_start_loc=plan.starts,
+    ).transpose(0, 1)

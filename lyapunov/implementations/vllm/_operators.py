@@ -134,7 +134,7 @@ def find_operators() -> Operators:
         ) from None
     if interpreted:
         for name in ("bmm", "chunk_scan", "chunk_state", "state_passing"):
-            _tune_nothing(get(f"ssd_{name}"))
+            tune_nothing(get(f"ssd_{name}"))
     return found
 
 
@@ -212,13 +212,15 @@ def _held_to_version(found: str) -> str:
     return found
 
 
-def _tune_nothing(module: Any) -> None:
+def tune_nothing(module: Any) -> None:
     """Leave one configuration of each kernel: trying them needs a GPU."""
     from triton.runtime import Autotuner
+    from triton.runtime.autotuner import Heuristics
 
     for kernel in vars(module).values():
-        if isinstance(kernel, Autotuner):
-            kernel.configs = kernel.configs[-1:]
+        inner = kernel.fn if isinstance(kernel, Heuristics) else kernel
+        if isinstance(inner, Autotuner):
+            inner.configs = inner.configs[-1:]
 
 
 def _interpretable(conv: Callable) -> Callable:

@@ -68,6 +68,8 @@ class _Cuda:
     def is_cuda() -> bool:
         return True
 
+    is_cuda_alike = is_cuda
+
     @staticmethod
     def is_cpu() -> bool:
         return False
@@ -85,6 +87,11 @@ class _Cuda:
         del device_id
         major, minor = self._capability()
         return 10 * major + minor == capability
+
+    def has_device_capability(self, capability: int, device_id: int = 0) -> bool:
+        del device_id
+        major, minor = self._capability()
+        return 10 * major + minor >= capability
 
     def is_device_capability_family(self, capability: int, device_id: int = 0) -> bool:
         del device_id
@@ -114,6 +121,7 @@ def stand_in(folder: Path) -> None:
     """
     import triton
     import triton.language as tl
+    from triton.language.extra import libdevice
 
     platform = _Cuda()
     modules: dict[str, dict[str, Any]] = {
@@ -126,7 +134,12 @@ def stand_in(folder: Path) -> None:
             "init_logger": lambda name: _Logger(logging.getLogger(name), {})
         },
         "vllm.platforms": {"current_platform": platform},
-        "vllm.triton_utils": {"triton": triton, "tl": tl, "HAS_TRITON": True},
+        "vllm.triton_utils": {
+            "triton": triton,
+            "tl": tl,
+            "tldevice": libdevice,
+            "HAS_TRITON": True,
+        },
         "vllm.utils.platform_utils": {
             "get_device_name_as_file_name": lambda device_id=0: re.sub(
                 r"[\s/]+", "_", platform.get_device_name(device_id)
@@ -141,10 +154,18 @@ def stand_in(folder: Path) -> None:
     for name, names in OF_WORKER.items():
         modules[name] = dict.fromkeys(names, object) | modules.get(name, {})
     modules["vllm.v1.worker"] = {"__path__": [str(folder / "vllm/v1/worker")]}
+    register(modules)
+
+
+def register(modules: dict[str, dict[str, Any]]) -> None:
+    """Put modules of these attributes beside those that there are, with packages around
+    them where there are none."""
     for name in list(modules):
         parents = name.split(".")[:-1]
         for i in range(len(parents)):
-            modules.setdefault(".".join(parents[: i + 1]), {"__path__": []})
+            package = ".".join(parents[: i + 1])
+            if package not in sys.modules:
+                modules.setdefault(package, {"__path__": []})
     for name in sorted(modules):
         _register(name, modules[name])
 

@@ -25,14 +25,15 @@ from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import SCHEDULED, Variant
 from . import _operators
 from ._batch import Planned
+from ._delta_network import network_of
 from ._flashinfer import FlashInferStep
 from ._network import Network
-from ._plain import refuse_launch, refuse_others
+from ._plain import refuse_launch
 from ._schedule import Drafts, Scheduler, Turn, slots_of
 
 
 class Vllm:
-    """Run plain Mamba-1 and Mamba-2 networks with vLLM's operators.
+    """Run plain networks of Mamba-1, Mamba-2 or a delta rule with vLLM's operators.
 
     They need an NVIDIA GPU, or Triton's interpreter (`TRITON_INTERPRET=1`), which runs
     small networks in fp32 and fp16.
@@ -167,7 +168,7 @@ class Vllm:
         whose mixer in vLLM reads no accepted tokens.
         """
         if variant.kind == "drafts":
-            if kind != "mamba2":
+            if kind == "mamba1":
                 raise RefusedError(
                     "vLLM steps through a Mamba-1 token by token, without drafts",
                     hint="steps",
@@ -184,7 +185,6 @@ class Vllm:
     def _network(self, model: Model, operators: _operators.Operators) -> Network:
         """The network on the device, made for the first text."""
         if self._made is None or self._made[0] is not model:
-            refuse_others(model)
             torch = import_torch()
             precision = self.execution.precision
             said = Precision.named(precision)
@@ -201,7 +201,7 @@ class Vllm:
             exact_sums(torch)
             dtype = torch_dtype(torch, precision)
             with torch.no_grad():
-                made = Network(model, dtype, operators, self._launch.eager)
+                made = network_of(model, dtype, operators, self._launch)
             self._made = model, made
         return self._made[1]
 
@@ -232,7 +232,10 @@ def _recorded(
         else:
             normed.append(found)
     for i, parts in enumerate(kept):
-        names = list(parts[0])
+        # what only some calls store is no tensor of the whole text, nor is one that is
+        # as wide as a chunk of each call
+        common = set.intersection(*map(set, parts)) - {"inverse"}
+        names = [name for name in parts[0] if name in common]
         joined = {
             name: torch.cat([one.pop(name) for one in parts], 1) for name in names
         }
