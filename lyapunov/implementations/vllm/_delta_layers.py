@@ -73,7 +73,7 @@ class DeltaLayer:
             )
             seen |= {"q_unit": q, "k_unit": k}
             q, k, v, gate, rate = (part[None] for part in (q, k, v, gate, rate))
-            with watched(False, seen):
+            with watched(sizes.kind, seen):
                 y, after = run.chunks(
                     q=q,
                     k=k,
@@ -144,7 +144,7 @@ class DeltaLayer:
         }
         if not plan.steps:
             q, k, v = self._headed(conv)
-            with watched(True, seen):
+            with watched(sizes.kind, seen):
                 y, after = run.kimi_chunks(
                     q=q,
                     k=k,
@@ -156,6 +156,9 @@ class DeltaLayer:
                     use_qk_l2norm_in_kernel=True,
                     cu_seqlens=plan.starts,
                 )
+            if x.dtype == torch.float32:
+                # what products read of these is not what is stored
+                del seen["w"], seen["k_decayed"]
             cache.state[plan.slots.long()] = after.to(cache.state.dtype)
         elif plan.accepted is None:
             y, _ = run.kimi_step(

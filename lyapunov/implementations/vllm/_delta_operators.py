@@ -154,9 +154,10 @@ def _interpretable(folder: Path) -> Path:
 
 
 @contextmanager
-def watched(kimi: bool, seen: dict[str, Any]) -> Iterator[None]:
+def watched(kind: str, seen: dict[str, Any]) -> Iterator[None]:
     """Copy what functions of a chunk hand one another while a prefill runs, to `seen`,
     (tokens, heads, ...) by site."""
+    kimi = kind == "kimi_delta"
     module: Any = importlib.import_module(f"{KDA if kimi else FLA}.chunk")
     units = iter(("q_unit", "k_unit"))
     found: dict[str, Callable[[Any], dict[str, Any]]] = {
