@@ -8,9 +8,10 @@ both forms of it compute: in fp32, with one rounding at its end.
 from collections.abc import Mapping
 from typing import Any
 
+from .._implementation import RefusedError
 from ._batch import Pass
 from ._delta_operators import delta_operators, watched
-from ._layers import Cache, convolved
+from ._layers import Cache, convolved, joined, prefills_first
 from ._norms import normalised
 from ._operators import Operators, launching
 
@@ -29,12 +30,32 @@ class DeltaLayer:
         self.sizes = sizes
         self._operators = operators
 
-    def mixer(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
-        """What the mixer makes of tokens (tokens, d_model) of one pass; `seen` gets
-        what it stores, (tokens, ...) each, by site."""
-        run = self._kimi if self.sizes.kind == "kimi_delta" else self._gated
+    def mixer(
+        self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
+    ) -> Any:
+        """What the mixer makes of tokens (tokens, d_model) of one forward pass, steps
+        in front of prefills; `seen` gets what all of them store, (tokens, ...) each, by
+        site.
+
+        **Raises:** `RefusedError` for both at once of a Kimi Linear.
+        """
+        kimi = self.sizes.kind == "kimi_delta"
         with launching(self._operators):
-            return run(x, plan, cache, seen)
+            if len(plans) == 1:
+                run = self._kimi if kimi else self._gated
+                return run(x, plans[0], cache, seen)
+            if kimi:
+                raise RefusedError(
+                    "beside a prefill vLLM sends steps of Kimi Linear through chunks",
+                    hint="steps, or packed",
+                )
+            out, parts = {}, {}
+            for plan, rows in prefills_first(plans):
+                own = parts[rows.start] = {}
+                out[rows.start] = self._gated(x[rows], plan, cache, own, beside=True)
+            for site in set.intersection(*map(set, parts.values())):
+                seen[site] = joined({at: own[site] for at, own in parts.items()})
+            return joined(out)
 
     def _mixed(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
         """Queries, keys and values behind the convolution, (tokens, channels)."""
@@ -52,7 +73,16 @@ class DeltaLayer:
         seen["conv"] = conv.clone()
         return conv
 
-    def _gated(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+    def _gated(
+        self,
+        x: Any,
+        plan: Pass,
+        cache: Cache,
+        seen: dict[str, Any],
+        *,
+        beside: bool = False,
+    ) -> Any:
+        """`beside`: whether a prefill goes through with the steps."""
         import torch
         from torch.nn.functional import linear, silu
 
@@ -86,7 +116,7 @@ class DeltaLayer:
                     use_qk_l2norm_in_kernel=False,
                 )
             cache.state[plan.slots.long()] = after.to(cache.state.dtype)
-        elif plan.accepted is None:
+        elif plan.accepted is None and not beside:
             shape = len(x), 1, sizes.value_heads, sizes.value_dim
             y = torch.empty(shape, dtype=x.dtype, device=x.device)
             run.step(
@@ -209,11 +239,13 @@ class MlpLayer:
     def __init__(self, weights: Mapping[str, Any], sizes: Any):
         self.weights, self.sizes = weights, sizes
 
-    def mixer(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:
+    def mixer(
+        self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
+    ) -> Any:
         """As `DeltaLayer.mixer`; every token goes through alone."""
         from torch.nn.functional import linear, silu
 
-        del plan, cache
+        del plans, cache
         w = self.weights
         seen["up"], seen["gate"] = linear(x, w["up"]), linear(x, w["gate"])
         seen["activated"] = silu(seen["gate"])

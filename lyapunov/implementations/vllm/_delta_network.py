@@ -4,7 +4,7 @@ After `models/qwen3_next.py`, whose norms have weights as distances from 1 and a
 same compiled or not, and `models/kimi_k3/nvidia/model.py`, which is never compiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class DeltaNetwork(Network):
         held = lambda array, dtype=dtype: torch.tensor(
             np.asarray(array, np.float32), dtype=dtype, device=operators.device
         )
-        rows = config.padded_vocab_size
+        self._operators, rows = operators, config.padded_vocab_size
         self.embedding = held(layout.embedding(np.arange(rows)))
         self.head = held(layout.head(0, rows))
         self.kind = config.sublayers[0].kind
@@ -92,7 +92,13 @@ class DeltaNetwork(Network):
             found.append(Cache(kept, zeros(shape, state)))
         return found
 
-    def run(self, ids: Any, plan: Pass, caches: list[Cache]) -> Iterator[Any]:
+    def copy(self, pairs: Sequence[tuple[int, int]], caches: list[Cache]) -> None:
+        """Copy what slots hold into others; **Arguments:** as of `Network.copy`."""
+        super().copy(pairs, [cache for cache in caches if cache.state is not None])
+
+    def run(
+        self, ids: Any, plans: tuple[Pass, ...], caches: list[Cache]
+    ) -> Iterator[Any]:
         """What each layer stored, by site, then what the head reads.
 
         **Arguments:**
@@ -104,7 +110,7 @@ class DeltaNetwork(Network):
             epsilon, weight = layer.sizes.norm_epsilon, layer.weights["norm"]
             normed, residual = self._normed(hidden, residual, weight, epsilon)
             seen = {"norm": normed, "residual": residual}
-            hidden = layer.mixer(normed, plan, cache, seen)
+            hidden = layer.mixer(normed, plans, cache, seen)
             yield seen | {"out": hidden}
         yield self._normed(hidden, residual, self._norm, self._epsilon)[0]
 
