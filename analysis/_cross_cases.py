@@ -138,13 +138,14 @@ def own_process(
 
 def told(out: str, said: str, returncode: int | None) -> tuple[list[dict], str]:
     """The rows that a case printed, a line each, and what ended it early, or nothing:
-    the last line of what it said besides."""
+    the last line of what it said besides, and the one before where that is a hint."""
     rows = [line for line in out.splitlines() if line.startswith(ROW)]
     found = [json.loads(line) for line in rows]
     if not returncode:
         return found, ""
     lines = [x for x in said.splitlines() if x.strip() and not x.startswith(ROW)]
-    return found, lines[-1][:500] if lines else f"exit {returncode}"
+    most = 2 if lines and lines[-1].startswith("hint:") else 1
+    return found, " ".join(lines[-most:])[:500] if lines else f"exit {returncode}"
 
 
 def rehearsed() -> list[Case]:

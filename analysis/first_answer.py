@@ -106,6 +106,8 @@ def run(arguments: list[str], cache: Path, device: str, limit: float) -> dict[st
         name: value
         for name, value in os.environ.items()
         if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "NO_COLOR")
+        # a user's Python keeps what it makes of torch's sources
+        and name != "PYTHONDONTWRITEBYTECODE"
         and not name.startswith(("LYAPUNOV_", "JAX_PERSISTENT"))
     }
     environment |= {"XDG_CACHE_HOME": str(cache), "COLUMNS": "100", "TERM": "xterm"}

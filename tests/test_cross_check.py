@@ -165,3 +165,15 @@ def test_random_checkpoints_are_mamba_ssms(tmp_path, monkeypatch, family):
     logits = np.asarray(model.logits(np.arange(8)))
     assert np.isfinite(logits).all()
     assert logits.std() > 0
+
+
+def test_what_ended_a_row_is_told_with_its_reason():
+    """Assert that a hint does not stand alone, and that rows are not taken for it."""
+    printed = f"{_cross_cases.ROW}: 1}}"
+    said = "Traceback\nUsageError: no such way\nhint: another\n\n"
+    rows, why = _cross_cases.told(printed, f"{said}{printed}\n", 1)
+    assert rows == [json.loads(printed)]
+    assert why == "UsageError: no such way hint: another"
+    assert _cross_cases.told("", "a\nTypeError: b\n", 1) == ([], "TypeError: b")
+    assert _cross_cases.told("", "", 7) == ([], "exit 7")
+    assert _cross_cases.told(printed, said, 0) == (rows, "")
