@@ -175,12 +175,18 @@ def patched(name: str, every: int = EVERY) -> Iterator[None]:
 
     - `every`: steps from one lost store to the next, of the fault that loses some.
     """
-    from lyapunov.implementations.vllm import operators, operators_replaced
+    from lyapunov.implementations import vllm
 
-    fault = FAULTS[name]
+    if name in FAULTS:
+        fault, find, replace = FAULTS[name], vllm.operators, vllm.operators_replaced
+    else:
+        from ._vllm_delta import FAULTS as OF_DELTA
+
+        (_, fault) = OF_DELTA[name]
+        find, replace = vllm.delta_operators, vllm.delta_operators_replaced
     broken = fault.broken
-    if isinstance(broken, partial) and broken.func is _stale:
-        broken = partial(_stale, every)
-    original = getattr(operators(), fault.operator)
-    with operators_replaced(**{fault.operator: broken(original)}):
+    if isinstance(broken, partial) and broken.args == (EVERY,):
+        broken = partial(broken.func, every)
+    original = getattr(find(), fault.operator)
+    with replace(**{fault.operator: broken(original)}):
         yield

@@ -46,7 +46,11 @@ def shares(model: Any, ids: Any, execution: Any) -> dict[str, dict[str, int]]:
         for site, array in other.items():
             counted(site, own[site] != array)
         sizes = model.config.sublayers[record.layer]
-        same = _inputs_equal(sizes, own["xz"] == other["xz"])
+        if "conv" not in own:
+            continue
+        read = [site for site in ("xz", "q", "k", "v") if site in own]
+        equal = np.concatenate([own[s] == other[s] for s in read], axis=-1)
+        same = _inputs_equal(sizes, equal)
         counted(APART, (own["conv"] != other["conv"])[same])
     return found
 
@@ -56,10 +60,11 @@ def _inputs_equal(sizes: Any, equal: np.ndarray) -> np.ndarray:
 
     **Arguments:**
 
-    - `equal`: of what in_proj put out, (batch, seq, rows).
+    - `equal`: of what in_proj put out, (batch, seq, rows); of a delta rule of queries,
+      keys and values.
     """
     first = sizes.d_inner if sizes.kind == "mamba2" else 0
-    wide = sizes.d_inner
+    wide = getattr(sizes, "d_inner", equal.shape[-1])
     if sizes.kind == "mamba2":
         wide += 2 * sizes.groups * sizes.d_state
     read = equal[..., first : first + wide]

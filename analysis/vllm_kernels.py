@@ -1,8 +1,9 @@
-"""Mamba networks on vLLM's own operators: bounds and estimates beside what is measured.
+"""Networks on vLLM's own operators: bounds and estimates beside what is measured.
 
 `python -m analysis.vllm_kernels` needs an NVIDIA GPU with Triton, and vLLM 0.33.0 or
-its kernel files (LYAPUNOV_VLLM_FILES). The trained Mamba-2 runs whole, by steps, handed
-over from call to call and in company, Mamba-1 by steps; every element of every tensor
+its kernel files (LYAPUNOV_VLLM_FILES). The trained Mamba-2 and both delta rules run
+whole, by steps, handed over from call to call and in company, Mamba-1 by steps; every
+element of every tensor
 that is seen is held to its bounds, and emulated beside it. What the operators are
 handed is broken on purpose. It writes vllm_kernels.json and .md; each row is a process
 of its own, and a run that was cut goes on where it was. `--smoke` runs a tiny network
@@ -23,7 +24,8 @@ from studies.files import write
 from studies.study import Study, promote
 
 from ._rows_apart import known_rows, print_row, run_apart, short, table
-from ._vllm_cases import Case, cases, smoke
+from ._vllm_cases import Case, cases as mamba_cases, smoke
+from ._vllm_delta import FAULTS as OF_DELTA, delta_cases
 from ._vllm_faults import FAULTS, patched
 from .cross_check import row
 
@@ -31,7 +33,8 @@ from .cross_check import row
 ROOT = Path(__file__).parents[1]
 STUDY = Study(
     "analysis.vllm_kernels",
-    "15 minutes beside an H200 with 16 cores; it goes on where it ended",
+    "15 minutes for Mamba beside an H200 with 16 cores, more for delta rules; it goes on "
+    "where it ended",
     Path(__file__).parent / "results" / "vllm_kernels.json",
     ("torch", "triton"),
     gpu=True,
@@ -42,6 +45,11 @@ COUNTED = (
     *("sigma_t3", "calibration_z", "kl_mean", "flips", "first_violation"),
 )
 """What rows without a check have not."""
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    return [*mamba_cases(), *delta_cases()]
 
 
 def loaded(name: str, folder: str) -> Any:
@@ -65,7 +73,8 @@ def tokens(model: Any, case: Case) -> Any:
     """The text, (batch, seq)."""
     from .perturbation import english
 
-    batch = FAULTS[case.fault].batch if case.fault else 1
+    faults = FAULTS | {name: fault for name, (_, fault) in OF_DELTA.items()}
+    batch = faults[case.fault].batch if case.fault else 1
     return english(model, batch * case.length).reshape(batch, case.length)
 
 
@@ -283,7 +292,7 @@ def page(result: dict[str, Any]) -> str:
     order = {case.name: place for place, case in enumerate([*cases(), *smoke()])}
     rows = sorted(result["rows"], key=lambda one: order[one["case"]])
     held = (one for one in rows if not one["shares"] and not one.get("rounding"))
-    lines = ["# Mamba networks on vLLM's operators", "", *table(held)]
+    lines = ["# Networks on vLLM's operators", "", *table(held)]
     lines += ["", *NOTE]
     beside = [f"- {one['case']}: {_said(one)}" for one in rows if one["shares"]]
     if beside:

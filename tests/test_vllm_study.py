@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import _vllm_faults as faults, vllm_kernels as study
+from analysis import (
+    _vllm_delta as delta,
+    _vllm_faults as faults,
+    vllm_kernels as study,
+)
 from analysis._vllm_shares import _inputs_equal
 from lyapunov.implementations._ways import parse_variant
-from lyapunov.implementations.vllm import _operators
+from lyapunov.implementations.vllm import _delta_operators, _operators
 
 
 CASES = [*study.cases(), *study.smoke()]
@@ -23,9 +27,129 @@ def test_cases_have_names_of_their_own():
             parse_variant(case.way).check(case.length)
 
 
-@pytest.mark.parametrize("asked", [study.cases, study.smoke])
+@pytest.mark.parametrize("asked", [study.mamba_cases, study.smoke])
 def test_every_fault_is_run(asked):
     assert {case.fault for case in asked()} - {None} == set(faults.FAULTS)
+
+
+def test_every_fault_of_a_delta_rule_is_run():
+    found = {case.fault for case in delta.delta_cases()} - {None}
+    assert found == set(delta.FAULTS)
+    assert not found & set(faults.FAULTS)
+
+
+def test_delta_rules_are_run_as_they_are_declared():
+    """Assert that each case has an execution, which its runner is given."""
+    import lyapunov
+
+    for name in delta.MODELS:
+        model = study.loaded(name, "")
+        own = [case for case in delta.delta_cases() if case.model == name]
+        for case in own:
+            mode = "decode" if case.way == "decode" else "prefill"
+            (found,) = lyapunov.implementations.executions_for(
+                model.config,
+                [case.precision],
+                architecture=model.layout.architecture,
+                mode=mode,
+                measure=case.measure,
+                state_precision=case.state,
+            )
+            assert found.mode == mode
+
+
+def delta_broken(monkeypatch, name: str, original) -> Any:
+    """The operator of a delta rule with the fault around it."""
+    field = delta.FAULTS[name][1].operator
+    nothing: dict[str, Any] = dict.fromkeys(_delta_operators.DeltaOperators._fields)
+    found = _delta_operators.DeltaOperators(**nothing | {field: original})
+    monkeypatch.setattr(_delta_operators, "_found", lambda: found)
+    with faults.patched(name, every=2):
+        changed = getattr(_delta_operators.delta_operators(), field)
+    assert _delta_operators.delta_operators() is found
+    return changed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["an initial state of a delta rule is lost", "an initial state of Kimi's is lost"],
+)
+def test_a_lost_initial_state_is_nothing(monkeypatch, name):
+    seen = []
+    chunks = delta_broken(monkeypatch, name, lambda **named: seen.append(named))
+    chunks(initial_state=torch.ones(2), q=1)
+    assert seen[0]["q"] == 1
+    assert not seen[0]["initial_state"].any()
+
+
+def test_a_stale_state_is_written_to_a_copy(monkeypatch):
+    step = delta_broken(
+        monkeypatch,
+        "a stale state of a delta rule",
+        lambda initial_state, **named: initial_state.add_(1),
+    )
+    state = torch.zeros(1)
+    found = []
+    for _ in range(4):
+        step(initial_state=state, out=None)
+        found.append(float(state))
+    assert found == [1, 1, 2, 2]
+
+
+def test_a_state_is_held_in_another_format(monkeypatch):
+    step = delta_broken(
+        monkeypatch, "a state of Kimi's in bf16", lambda **named: "put out"
+    )
+    state = torch.tensor([1.0 + 2.0**-9])
+    assert step(initial_state=state, state_indices=None) == "put out"
+    assert float(state) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "changed"),
+    [
+        (
+            "two rows share a state of a delta rule",
+            {"ssm_state_indices": torch.tensor([3, 4])},
+            {"ssm_state_indices": [3, 3]},
+        ),
+        (
+            "a rejected draft's state of a delta rule is kept",
+            {
+                "num_accepted_tokens": torch.tensor([1, 3]),
+                "ssm_state_indices": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]),
+            },
+            {"num_accepted_tokens": [4, 4]},
+        ),
+        (
+            "gates of the token before",
+            {"g": torch.tensor([[1, 2, 3]])},
+            {"g": [[3, 1, 2]]},
+        ),
+        (
+            "Kimi's gates of the token before",
+            {"raw_g": torch.tensor([[1, 2, 3]])},
+            {"raw_g": [[3, 1, 2]]},
+        ),
+    ],
+)
+def test_what_operators_of_delta_rules_are_handed_is_broken(
+    monkeypatch, name, given, changed
+):
+    seen = []
+    delta_broken(monkeypatch, name, lambda **named: seen.append(named))(**given)
+    for key, value in given.items():
+        assert seen[0][key].tolist() == changed.get(key, value.tolist())
+
+
+def test_units_are_stored_in_another_format(monkeypatch):
+    unit = torch.full((2,), 0.33, dtype=torch.float16)
+    prepared = delta_broken(
+        monkeypatch, "units in fp8 e4m3", lambda **named: (unit, unit, "v", "g", "beta")
+    )
+    q, k, *others = prepared(a=1)
+    assert others == ["v", "g", "beta"]
+    assert q.tolist() == k.tolist() == [0.34375] * 2
 
 
 def broken(monkeypatch, name: str, original) -> Any:

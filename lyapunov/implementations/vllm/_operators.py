@@ -29,6 +29,8 @@ FILES = "LYAPUNOV_VLLM_FILES"
 """The environment variable that names a folder of unpacked files."""
 VERSION = "0.33"
 """Of vLLM, whose operators are called here as it calls them."""
+OF_DELTA = ("vllm.third_party.flash_linear_attention.", "vllm.models.kimi_k3.")
+"""What names of modules of delta rules' kernels begin with."""
 REPLAY = "selective_state_update_replayssm_output_only"
 INSTALL = (
     f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
@@ -214,13 +216,8 @@ def _held_to_version(found: str) -> str:
 
 def tune_nothing(module: Any) -> None:
     """Leave one configuration of each kernel: trying them needs a GPU."""
-    from triton.runtime import Autotuner
-    from triton.runtime.autotuner import Heuristics
-
-    for kernel in vars(module).values():
-        inner = kernel.fn if isinstance(kernel, Heuristics) else kernel
-        if isinstance(inner, Autotuner):
-            inner.configs = inner.configs[-1:]
+    for _, tuner in tuners(module):
+        tuner.configs = tuner.configs[-1:]
 
 
 def _interpretable(conv: Callable) -> Callable:
@@ -246,15 +243,24 @@ def _interpretable(conv: Callable) -> Callable:
 def tuned() -> dict[str, str]:
     """The configuration that each kernel's autotuner chose last in this process: it
     decides in which order sums are made."""
-    from triton.runtime import Autotuner
-
     return {
-        name: str(kernel.best_config)
+        name: str(tuner.best_config)
         for module in list(sys.modules)
-        if module.startswith(f"{OPERATORS}.")
-        for name, kernel in vars(sys.modules[module]).items()
-        if isinstance(kernel, Autotuner) and hasattr(kernel, "best_config")
+        if module.startswith((f"{OPERATORS}.", *OF_DELTA))
+        for name, tuner in tuners(sys.modules[module])
+        if hasattr(tuner, "best_config")
     }
+
+
+def tuners(module: Any) -> Iterator[tuple[str, Any]]:
+    """The autotuners of a module's kernels, by name, whatever stands around them."""
+    from triton.runtime import Autotuner
+    from triton.runtime.autotuner import Heuristics
+
+    for name, kernel in vars(module).items():
+        inner = kernel.fn if isinstance(kernel, Heuristics) else kernel
+        if isinstance(inner, Autotuner):
+            yield name, inner
 
 
 @contextmanager
