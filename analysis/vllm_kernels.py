@@ -33,8 +33,8 @@ from .cross_check import row
 ROOT = Path(__file__).parents[1]
 STUDY = Study(
     "analysis.vllm_kernels",
-    "15 minutes for Mamba beside an H200 with 16 cores, more for delta rules; it goes on "
-    "where it ended",
+    "15 minutes for Mamba beside an H200 with 16 cores, and more for delta rules; it "
+    "goes on where it ended",
     Path(__file__).parent / "results" / "vllm_kernels.json",
     ("torch", "triton"),
     gpu=True,
