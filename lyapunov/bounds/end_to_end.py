@@ -22,13 +22,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from ..arithmetic._programs import program
 from ..implementations import Execution
 from ..models import Model, Sublayer, VocabularySlice
 from ..results._check import Decisions, OutputDivergence
 from ..sublayers.sites import LOGITS
+from ._scatter import contexts_of, relative_error_of, widening
 from .adjoint import Adjoints, Effects, at_tokens
 from .predicted import RandomError, add_logits, no_sums, predicted_stable, random_error
 from .probes import Probes
@@ -36,10 +37,6 @@ from .probes import Probes
 
 # The z between which sigma is shown.
 CALIBRATED = (0.7, 1.3)
-# Blocks of tokens whose errors count as independent in sigma's own standard error.
-ERROR_BLOCKS = 16
-# Tokens that are alike with so many in front of them count as copies of each other.
-CONTEXT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +117,7 @@ class EndToEnd:
     ):
         batch, seq = self._shape = np.shape(tokens)
         self._model = model
-        self._contexts = _contexts(np.asarray(tokens))
+        self._contexts = contexts_of(np.asarray(tokens))
         self._executions = list(executions)
         self._vocabulary = model.config.vocab_size
         self._n_probes = n_probes
@@ -214,8 +211,8 @@ class EndToEnd:
         drawn = np.sum(by_token) / independent
         with np.errstate(invalid="ignore", divide="ignore"):
             sigma = float(np.sqrt((shift + drawn) / size))
-            spread = _relative_error_of(by_token) * drawn / (shift + drawn)
-            spread *= _widening(np.mean(by_token, axis=0), self._contexts)
+            spread = relative_error_of(by_token) * drawn / (shift + drawn)
+            spread *= widening(np.mean(by_token, axis=0), self._contexts)
             weights = float(np.sqrt(shift / size))
             of_state = (
                 None
@@ -276,51 +273,6 @@ def _taken_in(sums, reference, probes, other, sites, end, behind, readouts):
 
 def _of_head(sites: dict) -> dict:
     return {name: numbers for name, numbers in sites.items() if name in LOGITS}
-
-
-def _relative_error_of(squares: Float[np.ndarray, "draws batch seq"]) -> float:
-    """Standard error of the mean over draws of a sum of squares, over that mean.
-
-    From the spread over draws and blocks of tokens, which are independent, as draws
-    are anew at every token (a run's are not where its text repeats: `_widening`).
-    For a single block of a single draw it is the limit sqrt(2), that of one Gaussian
-    number.
-    """
-    count = min(ERROR_BLOCKS, squares.shape[2])
-    parts = np.array_split(squares, count, axis=2)
-    blocks = np.stack([part.sum(axis=(1, 2)) for part in parts], axis=-1)
-    if blocks.size < 3:
-        return math.sqrt(2 / len(squares))
-    relative = blocks / np.mean(blocks, axis=0) if len(squares) > 2 else blocks
-    return float(np.std(relative, ddof=1) / np.mean(relative) / np.sqrt(blocks.size))
-
-
-def _contexts(tokens: Int[np.ndarray, "batch seq"]) -> Int[np.ndarray, "batch seq"]:
-    """Number the tokens by what they are and by those in front of them."""
-    batch, seq = tokens.shape
-    padded = np.full((batch, CONTEXT - 1 + seq), -1, tokens.dtype)
-    padded[:, CONTEXT - 1 :] = tokens
-    each = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT, axis=1)
-    _, numbers = np.unique(each.reshape(-1, CONTEXT), axis=0, return_inverse=True)
-    return numbers.reshape(batch, seq)
-
-
-def _widening(
-    squares: Float[np.ndarray, "batch seq"], contexts: Int[np.ndarray, "batch seq"]
-) -> float:
-    """How much more a run's sum of squares scatters than that of distinct tokens.
-
-    A probe draws anew at every token; a run rounds the same values in the same way
-    wherever a text repeats itself, so that the squares of one context rise and fall
-    together. The effective number of tokens is Kish's, (sum)^2 over the sum of
-    squares, once by context and once by token, each as large as its context's mean.
-
-    ??? cite "Kish (1965), Survey Sampling, section 11.7"
-    """
-    counts = np.bincount(np.ravel(contexts))
-    together = np.bincount(np.ravel(contexts), np.ravel(squares))
-    apart = np.sum(together**2 / counts)
-    return math.sqrt(np.sum(together**2) / apart) if apart > 0 else 1.0
 
 
 def _calibration(error: RandomError) -> float:

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from lyapunov.bounds.end_to_end import (
-    CALIBRATED,
-    CONTEXT,
-    _contexts,
-    _relative_error_of,
-    _shown_apart,
-    _why_withheld,
-    _widening,
-)
+from lyapunov.bounds._scatter import CONTEXT, contexts_of, relative_error_of, widening
+from lyapunov.bounds.end_to_end import CALIBRATED, _shown_apart, _why_withheld
 
 from ..helpers import not_none
 from .estimates import held_out
@@ -21,16 +14,16 @@ from .estimates import held_out
 def test_contexts_are_the_tokens_and_those_in_front_of_them():
     """Assert one number for a token that repeats, seven for a period of seven, all
     apart at the start and in text without repetition; the same in another sequence."""
-    same = _contexts(np.full((1, 50), 7))
+    same = contexts_of(np.full((1, 50), 7))
     assert len(np.unique(same)) == CONTEXT
     assert len(np.unique(same[0, CONTEXT - 1 :])) == 1
-    period = _contexts(np.tile(np.arange(7), 10)[None])
+    period = contexts_of(np.tile(np.arange(7), 10)[None])
     assert len(np.unique(period[0, CONTEXT - 1 :])) == 7
-    assert len(np.unique(_contexts(np.arange(50)[None]))) == 50
-    twice = _contexts(np.tile(np.arange(50), (2, 1)))
+    assert len(np.unique(contexts_of(np.arange(50)[None]))) == 50
+    twice = contexts_of(np.tile(np.arange(50), (2, 1)))
     np.testing.assert_array_equal(twice[0], twice[1])
     # what follows a start is another context than what follows the token -1 stands for
-    assert _contexts(np.zeros((1, 1), int)).shape == (1, 1)
+    assert contexts_of(np.zeros((1, 1), int)).shape == (1, 1)
 
 
 @pytest.mark.parametrize("period", [1, 7, 48, 192])
@@ -39,24 +32,24 @@ def test_a_run_scatters_by_the_widened_error(period):
     context, against what a probe's draws at every token say, widened."""
     rng = np.random.default_rng(period)
     tokens = np.tile(np.arange(period), 192 // period)[None, : 192 // period * period]
-    contexts = _contexts(tokens)
+    contexts = contexts_of(tokens)
     drawn = rng.chisquare(4, size=(4000, contexts.max() + 1))
     sums = drawn[:, contexts[0]].sum(axis=1)
     true = sums.std() / sums.mean()
     said = []
     for _ in range(200):
         squares = rng.chisquare(4, size=(1, 1, tokens.size))
-        widening = _widening(squares[0], contexts)
-        said.append(_relative_error_of(squares) * widening)
+        wider = widening(squares[0], contexts)
+        said.append(relative_error_of(squares) * wider)
     assert np.mean(said) == pytest.approx(true, rel=0.2)
-    assert widening == pytest.approx(np.sqrt(192 / period), rel=0.15)
+    assert wider == pytest.approx(np.sqrt(192 / period), rel=0.15)
 
 
 def test_prose_is_left_as_it_is():
     """Assert less than 3 % on the bundled model's text, and 1 without any error."""
-    contexts = _contexts(np.asarray(held_out(1, 192, first=1000)))
-    assert 1 <= _widening(np.ones((1, 192)), contexts) < 1.03
-    assert _widening(np.zeros((1, 192)), contexts) == 1
+    contexts = contexts_of(np.asarray(held_out(1, 192, first=1000)))
+    assert 1 <= widening(np.ones((1, 192)), contexts) < 1.03
+    assert widening(np.zeros((1, 192)), contexts) == 1
 
 
 @pytest.mark.parametrize("z", [1.33, 1.301, 1.3000001, 0.699, 0.69999, 0.1, 250.0])

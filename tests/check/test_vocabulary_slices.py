@@ -116,7 +116,7 @@ def test_random_roundings_are_those_of_slices_that_stand_apart(
     def sums(cuts):
         found = predicted.no_sums(BATCH, SEQ, 2, WIDTH)
         for start, stop, behind in cuts:
-            reference, *probes = (x[..., start:stop] for x in arrays)
+            reference, *probes = (jnp.asarray(x[..., start:stop]) for x in arrays)
             drawn = ProbeLogits(probes[0], probes[1], probes[2], None)
             other, sites = logits[1][..., start:stop], {"logits": BF16.numbers()}
             given = (
