@@ -42,6 +42,7 @@ class Checkpoint:
     - `root`: what every name in the files begins with beside (Mistral's `model.`).
     - `quantisation`: of a quantised model, what is to be said of it; its `tensors` are
         matrices of their logical shape, whose numbers come in fp64.
+    - `assumptions`: what a model of it rests on that its files do not say.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Checkpoint:
     tensors: dict[str, StoredTensor] = field(repr=False)
     root: str = ""
     quantisation: Quantisation | None = None
+    assumptions: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """List the names of the tensors."""
@@ -127,16 +129,13 @@ def open_checkpoint(
     """
     located = locate(source, revision)
     if located.config is None:
-        whole = located.weights[0].suffix == GGUF
-        config, joined = (read_gguf if whole else read_shards)(located.weights)
-        return Checkpoint(
-            source=os.fsdecode(os.fspath(source)),
-            revision=located.revision,
-            config=config,
-            files=located.weights,
-            folder=located.folder,
-            tensors=joined,
-        )
+        files = located.weights
+        own: dict[str, Any] = {"source": os.fsdecode(os.fspath(source))}
+        own |= {"revision": located.revision, "folder": located.folder, "files": files}
+        if files[0].suffix == GGUF:
+            return Checkpoint(**own, **read_gguf(files)._asdict())
+        config, joined = read_shards(files)
+        return Checkpoint(**own, config=config, tensors=joined)
     config = read_json_object(located.config, MAX_CONFIG_BYTES)
     tensors: dict[str, StoredTensor] = {}
     for path in located.weights:

@@ -19,7 +19,7 @@ from ._modules import module_of
 from ._parts import Part, TopNames
 from .files._files import disagreeing, listing, quote
 from .files._tensors import DTYPES, WEIGHT_DTYPES
-from .quantised._tensor import QuantisedTensor
+from .quantised._tensor import coded
 
 
 _CHUNK_ROWS = 4096
@@ -172,8 +172,8 @@ def recognise_network(
             raise disagreeing(
                 f"{quote(name)} has shape {found}; config.json asks for {shape}"
             )
-        quantised = isinstance(checkpoint.tensor(name), QuantisedTensor)
-        if not quantised and checkpoint.dtype(name) not in WEIGHT_DTYPES:
+        quantised = coded(checkpoint.tensor(name))
+        if quantised is None and checkpoint.dtype(name) not in WEIGHT_DTYPES:
             raise UnsupportedCheckpointError(
                 f"{quote(name)} is stored as {checkpoint.dtype(name)}, without scales:"
                 " quantised weights of no layout that is covered",
@@ -185,13 +185,13 @@ def recognise_network(
     codes: Counter[str] = Counter()
     taken = 0
     for tensor in {checkpoint.tensor(name) for name in expected}:
-        if isinstance(tensor, QuantisedTensor):
+        if (quantised := coded(tensor)) is not None:
             codes[tensor.dtype] += tensor.size
-            taken += tensor.stored_bytes
+            taken += quantised.stored_bytes
         else:
             plain[tensor.dtype] += tensor.size
             taken += tensor.size * DTYPES[tensor.dtype].itemsize
-    most = plain.most_common(1)[0][0]
+    most = (plain or codes).most_common(1)[0][0]
     return NetworkLayout(
         checkpoint,
         architecture,

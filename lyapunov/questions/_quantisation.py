@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..checkpoints._network import NetworkLayout
 from ..checkpoints.quantised._recognise import Quantisation
-from ..checkpoints.quantised._tensor import QuantisedTensor
+from ..checkpoints.quantised._tensor import coded
 from ..findings._catalogue import finding_of
 from ..results._check import Finding
 from ..results._quantised import QuantisationFacts, StoredMatrix
@@ -87,21 +87,24 @@ def _places(
 
 
 def _format(tensor) -> tuple[str, str | None]:
-    if isinstance(tensor, QuantisedTensor):
-        return tensor.format.element, tensor.format.scaling
+    found = coded(tensor)
+    if found is not None and found.format is not None:
+        return found.format.element, found.format.scaling
     return tensor.dtype, None
 
 
 def quantisation_assumptions(layout: NetworkLayout) -> list[str]:
-    """What figures on a quantised checkpoint rest on, and what they leave out."""
+    """What figures on a quantised checkpoint rest on, and on one whose files say less
+    than a model needs, and what they leave out."""
     told = quantisation_of(layout)
+    lines = list(layout.checkpoint.assumptions)
     if told is None:
-        return []
-    lines = [_HELD]
+        return lines
+    lines.append(told.held or _HELD)
     if told.activations:
         lines.append(
-            "not followed: the configuration has activations quantised in front of"
-            f" products ({told.activations}); reference and executions multiply them"
+            "not followed: activations are to be quantised in front of products"
+            f" ({told.activations}); reference and executions multiply them"
             " as they are, so that no bound here holds a server that quantises them"
         )
     if told.cache:

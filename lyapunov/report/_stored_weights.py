@@ -31,7 +31,7 @@ _MORE = Form.VERBOSE | Form.WRITTEN
 _NOTE = (
     "Matrices of one name and kind that are stored alike, with their share of all "
     "parameters; vectors are norms, biases and whatever else has one axis. Codes are "
-    "read as code times scale, exactly."
+    "read as code times scale, exactly; llama.cpp's blocks in the fp32 of its package."
 )
 
 

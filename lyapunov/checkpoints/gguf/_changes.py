@@ -3,8 +3,8 @@
 Read in llama.cpp's `conversion/` (the version inside llama-cpp-python 0.3.36) and in
 its `src/models/`, which says in what order the rows are taken.
 
-A change takes the shapes of what is stored and says the shape that comes of them, the
-type, and how.
+A change takes the shapes of what is stored and says the shape that comes of them, and
+how.
 """
 
 import math
@@ -27,8 +27,13 @@ class Source(Protocol):
         ...
 
     @property
-    def kind(self) -> str:
-        """Name the formats that it is stored in."""
+    def kinds(self) -> tuple[str, ...]:
+        """Name the kinds that it is stored in."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file."""
         ...
 
     @property
@@ -41,11 +46,6 @@ class Source(Protocol):
         """Number of elements."""
         ...
 
-    @property
-    def dtype(self) -> str:
-        """Name the type in which the numbers are read."""
-        ...
-
     def read(self) -> np.ndarray:
         """Read the whole tensor."""
         ...
@@ -56,8 +56,6 @@ class Made(NamedTuple):
 
     shape: tuple[int, ...]
     make: Arrays
-    dtype: str | None = None
-    """None: that of the first source."""
 
 
 Change = Callable[[Sequence[Source]], Made]
@@ -66,8 +64,7 @@ Change = Callable[[Sequence[Source]], Made]
 def made(sources: Sequence[Source], change: Change) -> MadeTensor:
     """Make a tensor by a change."""
     found = change(sources)
-    dtype = found.dtype or sources[0].dtype
-    return MadeTensor(tuple(sources), found.shape, dtype, found.make)
+    return MadeTensor(tuple(sources), found.shape, found.make)
 
 
 def reshaped(*shape: int) -> Change:
@@ -126,7 +123,7 @@ def log_of_negative(*shape: int) -> Change:
             with np.errstate(invalid="ignore"):  # NaN is told by who asked
                 return np.log(-A)
 
-        return Made(found.shape, make, "fp64")
+        return Made(found.shape, make)
 
     return change
 
@@ -134,7 +131,7 @@ def log_of_negative(*shape: int) -> Change:
 def less_one(sources: Sequence[Source]) -> Made:
     """The weight of a norm that multiplies by 1 + weight; the file holds the sum."""
     (one,) = sources
-    return Made(one.shape, lambda arrays: arrays[0].astype(np.float64) - 1.0, "fp64")
+    return Made(one.shape, lambda arrays: arrays[0].astype(np.float64) - 1.0)
 
 
 def halves_apart(heads: int, turning: int) -> Change:
@@ -178,15 +175,15 @@ def joined(axis: int) -> Change:
         first = sources[0].shape
         whole = sum(one.shape[axis] for one in sources)
         shape = (*first[:axis], whole, *first[axis + 1 :])
-        dtype = "fp32" if len({one.dtype for one in sources}) > 1 else None
-        return Made(shape, lambda arrays: _joined(arrays, axis, dtype), dtype)
+        return Made(shape, lambda arrays: _joined(arrays, axis))
 
     return change
 
 
-def _joined(arrays: Sequence[np.ndarray], axis: int, dtype: str | None) -> np.ndarray:
-    if dtype is not None:  # fp16 and bf16 have no smaller type in common
-        arrays = [one.astype(np.float32) for one in arrays]
+def _joined(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    if len({one.dtype for one in arrays}) > 1:
+        # fp16 and bf16 have no smaller type in common
+        arrays = [one.astype(np.float64) for one in arrays]
     return np.concatenate(arrays, axis)
 
 
@@ -230,6 +227,6 @@ def by_key_heads(key_heads: int, key_dim: int, each: int, value_dim: int) -> Cha
             ]
             return np.concatenate(parts, 1).reshape(-1, *columns)
 
-        return Made(both.shape, make, both.dtype)
+        return Made(both.shape, make)
 
     return change

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ..files._files import listing, quote
+from ..quantised._tensor import Format
 from ._changes import (
     Change,
     Source,
@@ -42,9 +43,19 @@ class ScaledTensor:
         return self.stored.name
 
     @property
-    def kind(self) -> str:
-        """Name the format that it is stored in."""
-        return self.stored.kind
+    def kinds(self) -> tuple[str, ...]:
+        """Name the kind that it is stored in."""
+        return self.stored.kinds
+
+    @property
+    def format(self) -> Format | None:
+        """Say how its blocks are stored; None where it has none."""
+        return self.stored.format
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.stored.stored_bytes + self.scale.stored_bytes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,8 +69,8 @@ class ScaledTensor:
 
     @property
     def dtype(self) -> str:
-        """Name the type in which the numbers are read."""
-        return "fp64"
+        """How it is stored, in words; it is read in fp64."""
+        return self.stored.dtype
 
     def read(self) -> np.ndarray:
         """Read the whole tensor; the product is taken in fp64."""

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ..files._files import quote
+from ..quantised._recognise import Quantisation
 from ._header import Header, read_header
 from ._hybrids import falcon_h1, granite_hybrid, nemotron_h, qwen3_next
 from ._mamba import jamba, mamba, mamba2
 from ._model import FileModel
-from ._tensors import GgufTensor
+from ._tensors import METHOD, GgufTensor, format_of
 
 
 ARCHITECTURES: Mapping[str, Callable[[FileModel], dict[str, Any]]] = {
@@ -26,11 +27,34 @@ ARCHITECTURES: Mapping[str, Callable[[FileModel], dict[str, Any]]] = {
 """Readers by llama.cpp's names of architectures."""
 
 
-def read_gguf(files: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read settings and tensors of a model in GGUF files, without the tensors' bytes.
+_ASSUMED = (
+    "the model is what llama.cpp computes of the file (read in the version inside"
+    " llama-cpp-python 0.3.36): dt has no limits, all norms of a kind have the file's"
+    " one epsilon, and settings are the fp32 numbers that it holds",
+    "the file holds A = -exp(A_log); A_log is its logarithm in fp64, and exp of that"
+    " is A again to some 1e-16",
+)
+_HELD = (
+    "weights in blocks ({}) are what the gguf package makes of them in fp32, by up to"
+    " three roundings (Q8_0: by none), and rounded no further in the reference; an"
+    " execution rounds each once to its own format of weights"
+)
+_ACTIVATIONS = "to 8-bit blocks, by llama.cpp on a CPU, before weights in blocks"
 
-    **Returns:** what transformers' `config.json` would say of it, and its tensors by
-    transformers' names.
+
+class GgufModel(NamedTuple):
+    """What a model's files come to: fields of a `Checkpoint`."""
+
+    config: dict[str, Any]
+    """What transformers' config.json would say of it."""
+    tensors: dict[str, Any]
+    """By transformers' names."""
+    quantisation: Quantisation | None
+    assumptions: tuple[str, ...]
+
+
+def read_gguf(files: tuple[Path, ...]) -> GgufModel:
+    """Read settings and tensors of a model in GGUF files, without the tensors' bytes.
 
     **Raises:** a `CheckpointError` of the kind that fits; `MissingExtraError` where
     tensors are stored in blocks that the gguf package reads, which is not there.
@@ -65,7 +89,13 @@ def read_gguf(files: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     model = FileModel(values, architecture, tensors, shown)
     config = reader(model)
     model.names.demand_all_taken()
-    return config, model.names.found
+    found = model.names.found
+    blocks = format_of(kind for one in found.values() for kind in one.kinds)
+    quantisation = None
+    if blocks is not None:
+        held = _HELD.format(blocks.element)
+        quantisation = Quantisation(METHOD, _ACTIVATIONS, False, (), held=held)
+    return GgufModel(config, found, quantisation, _ASSUMED)
 
 
 def _demand_whole(headers: list[Header], tensors: int, shown: str) -> None:

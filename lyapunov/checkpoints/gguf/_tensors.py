@@ -1,17 +1,20 @@
 """Tensors of a GGUF file, and what they are under a family's own names."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files._tensors import StoredTensor
+from ..files._tensors import DTYPES, StoredTensor
+from ..quantised._tensor import Format
 from ._header import Entry
 from ._kinds import KINDS, PLAIN, values
 
+
+METHOD = "gguf"
 
 _BY_NAME = {kind.name: kind for kind in KINDS.values()}
 
@@ -47,9 +50,24 @@ class GgufTensor:
         return cls(entry.name, entry.kind, entry.shape, stored)
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Name the kinds that it is stored in."""
+        return (self.kind,)
+
+    @property
+    def format(self) -> Format | None:
+        """Say how its blocks are stored; None where it has none."""
+        return format_of(self.kinds)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.stored.size * DTYPES[self.stored.dtype].itemsize
+
+    @property
     def dtype(self) -> str:
-        """Name the type in which the numbers are read."""
-        return PLAIN.get(self.kind, "fp32")
+        """How it is stored, in words."""
+        return PLAIN.get(self.kind, str(self.format))
 
     @property
     def size(self) -> int:
@@ -73,6 +91,16 @@ class GgufTensor:
         return values(self.kind, stored, f"{self.stored.path}: {self.name}")
 
 
+def format_of(kinds: Iterable[str]) -> Format | None:
+    """How tensors of these kinds are stored, of those that are blocks; None of none."""
+    found = [kind for kind in dict.fromkeys(kinds) if kind not in PLAIN]
+    if not found:
+        return None
+    sizes = dict.fromkeys(_BY_NAME[kind].elements for kind in found)
+    blocks = " and ".join(map(str, sizes))
+    return Format(" and ".join(found), f"blocks of {blocks}", METHOD)
+
+
 Arrays = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
@@ -83,13 +111,11 @@ class MadeTensor:
     **Arguments:**
 
     - `sources`: what it is made of.
-    - `dtype`: of what `make` gives.
     - `make`: from the sources, read whole.
     """
 
     sources: tuple[Any, ...]
     shape: tuple[int, ...]
-    dtype: str
     make: Arrays = field(repr=False)
 
     @property
@@ -98,9 +124,24 @@ class MadeTensor:
         return self.sources[0].name
 
     @property
-    def kind(self) -> str:
-        """Name the formats that it is stored in."""
-        return ", ".join(dict.fromkeys(one.kind for one in self.sources))
+    def kinds(self) -> tuple[str, ...]:
+        """Name the kinds that it is stored in."""
+        return tuple(kind for one in self.sources for kind in one.kinds)
+
+    @property
+    def format(self) -> Format | None:
+        """Say how its blocks are stored; None where it has none."""
+        return format_of(self.kinds)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file of what it is made of."""
+        return sum(one.stored_bytes for one in self.sources)
+
+    @property
+    def dtype(self) -> str:
+        """How it is stored, in words; not the type in which it is read."""
+        return str(self.format or PLAIN[self.kinds[0]])
 
     @property
     def size(self) -> int:

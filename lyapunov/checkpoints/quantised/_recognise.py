@@ -81,6 +81,7 @@ class Quantisation:
     - `cache`: whether scales of a quantised key-value cache are stored.
     - `kept`: what the quantiser was told to leave alone, as its configuration lists it.
     - `notes`: what is to be said of it.
+    - `held`: what its numbers are, where they are not code times scale in fp64.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Quantisation:
     cache: bool
     kept: tuple[str, ...]
     notes: tuple[Note, ...] = field(default=())
+    held: str | None = None
 
 
 def dequantised_tensors(

@@ -6,7 +6,7 @@ shape, but its numbers come in fp64: code times scale, rounded to no 16-bit form
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,25 @@ class Format(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.element} ({self.method}, {self.scaling})"
+
+
+class Coded(Protocol):
+    """Whatever is stored as codes, and reads as the numbers that they mean."""
+
+    @property
+    def format(self) -> Format | None:
+        """Say how it is stored; None: its numbers stand there themselves."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes and scales in the file."""
+        ...
+
+
+def coded(tensor: Any) -> Coded | None:
+    """The tensor itself if it is stored as codes; None of any other."""
+    return None if getattr(tensor, "format", None) is None else tensor
 
 
 @dataclass(frozen=True, eq=False)
