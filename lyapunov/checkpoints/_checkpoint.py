@@ -55,6 +55,11 @@ class Checkpoint:
     quantisation: Quantisation | None = None
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def is_gguf(self) -> bool:
+        """Tell whether it lies in llama.cpp's files, which few others read."""
+        return bool(self.files) and self.files[0].suffix == GGUF
+
     def names(self) -> tuple[str, ...]:
         """List the names of the tensors."""
         return tuple(self.tensors)
@@ -118,8 +123,8 @@ def open_checkpoint(
 
     **Arguments:**
 
-    - `source`: a folder, a file of weights with its `config.json` beside it, or
-        `org/name[@revision]` of the Hugging Face Hub. A path that exists wins.
+    - `source`: a folder, a file of weights with its `config.json` beside it, a GGUF
+        file, or `org/name[@revision]` of the Hugging Face Hub. A path that exists wins.
     - `revision`: a branch, tag or commit of the Hub.
 
     **Returns:** a `Checkpoint`.

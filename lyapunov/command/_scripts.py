@@ -13,7 +13,8 @@ def place_of(model: Any) -> tuple[str, str | None]:
     **Raises:** `UsageError` where transformers does not read the checkpoint.
     """
     checkpoint = model.checkpoint
-    if checkpoint is None or "model_type" not in checkpoint.config:
+    known = checkpoint is not None and "model_type" in checkpoint.config
+    if checkpoint is None or not known or checkpoint.is_gguf:
         raise UsageError(
             "--reproduce needs a checkpoint in transformers' layout; this is "
             f"{model.source}",

@@ -48,6 +48,8 @@ class Asked(NamedTuple):
     """That it is served in, unless a flag says otherwise."""
     network: Any = None
     """Its sizes, for libraries that run networks of some kinds alone; None: of any."""
+    gguf: bool = False
+    """Whether it lies in llama.cpp's files."""
 
 
 def asked_of(layout: Any) -> Asked:
@@ -58,6 +60,7 @@ def asked_of(layout: Any) -> Asked:
         frozenset(one.kind for one in layout.config.sublayers if one.recurrent),
         layout.plain_dtype,
         layout.config,
+        layout.checkpoint.is_gguf,
     )
 
 
@@ -242,6 +245,8 @@ def _said(config: Mapping[str, Any], key: str) -> tuple[str | None, str] | None:
 
 
 def _vllm_notes(asked: Asked, form: str) -> Iterator[str]:
+    if asked.gguf:
+        yield "it loads no GGUF: this is of the checkpoint that the file was made from"
     if asked.kinds & {*MAMBA, "gated_delta"} and form != "fp32":
         yield (
             f"its convolution rounds every product to {form}; --mamba-cache-dtype "

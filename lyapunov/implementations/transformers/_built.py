@@ -43,6 +43,12 @@ def from_folder(model: Model, precision: str, device: str = "cpu") -> tuple[Any,
     **Raises:** `UsageError` for a checkpoint that transformers does not read.
     """
     torch, transformers = _imported(device)
+    if model.checkpoint is not None and model.checkpoint.is_gguf:
+        raise UsageError(
+            f"{model.source} is a GGUF file, of which transformers runs no network of"
+            f" {model.layout.architecture} here",
+            hint="--measure emulated, or the checkpoint that it was made from",
+        )
     if not Path(model.source).is_dir():
         raise UsageError(
             f"{model.source} is no folder that transformers could load",

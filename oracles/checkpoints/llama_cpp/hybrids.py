@@ -223,4 +223,4 @@ def qwen3_next(c: Any, state: dict[str, Any], writer: Any) -> Tensors:
         shared_expert = f"{behind}shared_expert."
         yield from mlp(state, shared_expert, block, "gate", "up", "down", of="_shexp")
         gate = state.pop(f"{behind}shared_expert_gate.weight")
-        yield f"{block}ffn_gate_inp_shexp.weight", gate[0]
+        yield f"{block}ffn_gate_inp_shexp.weight", gate
