@@ -52,12 +52,30 @@ WEIGHT_FORMAT_TABLE = {
         for element in ("int8", "int4")
         for name, shape in _GROUPS.items()
     },
+    "int8-block128": WeightFormatRow(
+        "int8", 128, 128, f"symmetric int8 with {_WORDS['block128']}"
+    ),
+    **{
+        f"{element}_asym-{name}": WeightFormatRow(
+            f"{element}_asym",
+            *shape,
+            f"{element} with {_WORDS[name]} and a zero point beside it",
+        )
+        for element in ("int8", "int4")
+        for name, shape in _GROUPS.items()
+    },
     "nf4": WeightFormatRow("nf4", 1, 64, "nf4 with one fp32 scale for 64 weights"),
+    "fp4": WeightFormatRow(
+        "fp4", 1, 64, "bitsandbytes' fp4 with one fp32 scale for 64 weights"
+    ),
     "nvfp4": WeightFormatRow(
         "nvfp4", 1, 16, "e2m1 with an e4m3 scale for 16 columns and a fp32 one a matrix"
     ),
     "mxfp4": WeightFormatRow(
         "mxfp4", 1, 32, "e2m1 with a power of 2 as scale for 32 columns"
+    ),
+    "mxfp8": WeightFormatRow(
+        "mxfp8", 1, 32, "fp8_e4m3 with a power of 2 as scale for 32 columns"
     ),
 }
 """Formats with scales: codes of matrices, as files of weights hold them."""
@@ -67,6 +85,8 @@ SHORT_NAMES = {
     "fp8_e5m2": "fp8_e5m2-tensor",
     "int8": "int8-row",
     "int4": "int4-group128",
+    "int8_asym": "int8_asym-row",
+    "int4_asym": "int4_asym-group128",
 }
 """What files mostly have, where no scale is named."""
 
@@ -81,14 +101,21 @@ ELEMENT_BITS = {
     "fp8_e5m2": 8,
     "int8": 8,
     "int4": 4,
+    "int8_asym": 8,
+    "int4_asym": 4,
     "nf4": 4,
+    "fp4": 4,
     "nvfp4": 4,
     "mxfp4": 4,
+    "mxfp8": 8,
 }
 """Of one code."""
 
-SCALE_BITS = {"nvfp4": 8, "mxfp4": 8}
-"""Of one scale, where it is not in fp32."""
+SCALE_BITS = {"nvfp4": 8, "mxfp4": 8, "mxfp8": 8, "int8_asym": 40, "int4_asym": 36}
+"""Of one scale, where it is not in fp32; with the zero point beside it."""
+
+IN_STORAGE = ("nf4", "fp4")
+"""Of these a block is so many weights in the order of storage, not of one row."""
 
 
 def stored_bytes(shape: tuple[int, ...], name: str) -> int:
@@ -106,7 +133,7 @@ def stored_bytes(shape: tuple[int, ...], name: str) -> int:
         return size * ELEMENT_BITS[PLAIN_FORMATS[name]] // 8
     row = WEIGHT_FORMAT_TABLE[name]
     n, k = shape[-2:] if len(shape) > 1 else (1, size)
-    if row.element == "nf4":  # 64 in a row of storage
+    if row.element in IN_STORAGE:
         n, k = 1, n * k
     scales = -(-n // (row.rows or n)) * -(-k // (row.columns or k))
     scales *= math.prod(shape[:-2])

@@ -12,9 +12,10 @@ With w the weights that share a scale:
 |---|---|---|---|
 | fp8_e4m3, fp8_e5m2 | fp32(max abs w / largest) | nearest, ties to even, clipped | compressed-tensors, ModelOpt, DeepSeek's blocks |
 | int8, int4 | fp32(2 max abs w / (2^b - 1)) | round(w/s) in -2^(b-1) to 2^(b-1) - 1 | compressed-tensors, GPTQ, both symmetric |
-| nf4 | fp32(max abs w), 64 in a row of storage | nearest of 16 values | bitsandbytes (QLoRA, arXiv 2305.14314) |
+| int8_asym, int4_asym | fp32((hi - lo) / (2^b - 1)), lo = min(w, 0), hi = max(w, 0) | round(w/s + z), z = round(-2^(b-1) - lo/s), both in -2^(b-1) to 2^(b-1) - 1 | compressed-tensors, GPTQ, AWQ, all with zero points |
+| nf4, fp4 | fp32(max abs w), 64 in a row of storage | nearest of 16 values | bitsandbytes (QLoRA, arXiv 2305.14314) |
 | nvfp4 | e4m3(max abs w / 6 / t), 16 columns, t = max abs W / (6 * 448) in fp32 | e2m1 | ModelOpt |
-| mxfp4 | 2^(floor log2 max abs w - 2), 32 columns | e2m1, clipped | OCP Microscaling 1.0 |
+| mxfp4, mxfp8 | 2^(floor log2 max abs w - 2 or 8), 32 columns | e2m1 or fp8_e4m3, clipped | OCP Microscaling 1.0 |
 
 Every matrix is (rows, columns) = (outputs, inputs); the last block of a row may be short.
 """  # noqa: E501
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ._weight_table import WEIGHT_FORMAT_TABLE, WeightFormatRow
+from ._weight_table import IN_STORAGE, WEIGHT_FORMAT_TABLE, WeightFormatRow
 
 
 # Of 4 bits, ordered; the 16 quantiles of a normal distribution that bitsandbytes has.
@@ -43,6 +44,7 @@ E2M1_CODES = np.concatenate([_E2M1, -_E2M1])
 # kernels have them; no subnormals are between 0 and the smallest
 FP4 = np.array([0.0, 0.0052083333, 0.6666667, 1.0, 0.33333334, 0.5, 0.16666667, 0.25])
 FP4_CODES = np.concatenate([FP4, -FP4]).astype(np.float32)
+_TABLES = {"nf4": NF4, "fp4": FP4_CODES}
 NV_COLUMNS = WEIGHT_FORMAT_TABLE["nvfp4"].columns
 MX_COLUMNS = WEIGHT_FORMAT_TABLE["mxfp4"].columns
 _E4M3_LARGEST = 448.0
@@ -94,7 +96,7 @@ def dequantised(
 def row_period(name: str, columns: int) -> int:
     """Count the rows after which the blocks of a format begin anew."""
     row = WEIGHT_FORMAT_TABLE[name]
-    if row.element == "nf4":
+    if row.element in IN_STORAGE:
         return row.columns // math.gcd(columns, row.columns)
     return row.rows or 1
 
@@ -110,9 +112,9 @@ def _of_matrix(
     row: WeightFormatRow,
     largest: float | np.floating | None,
 ) -> np.ndarray:
-    if row.element == "nf4":
-        flat = matrix.reshape(1, -1)
-        return _nf4(_cut(flat, 1, row.columns)).reshape(matrix.shape)
+    if row.element in IN_STORAGE:
+        blocks = _cut(matrix.reshape(1, -1), 1, row.columns)
+        return _nearest(blocks, _TABLES[row.element]).reshape(matrix.shape)
     blocks = _cut(matrix, row.rows, row.columns)
     size = np.max(np.abs(blocks.values), axis=(1, 3), keepdims=True)
     whole = np.float32(size.max() if largest is None else largest)
@@ -159,13 +161,35 @@ def _integer(bits: int):
     return element
 
 
-def _nf4(blocks: Blocks) -> np.ndarray:
-    """Nearest of the 16 values; a tie goes to the lower, as bitsandbytes compares."""
+def _asymmetric(bits: int):
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def element(values, size, _):
+        del size
+        # what pads a block is 0, and 0 has a code of its own
+        least = np.minimum(values.min(axis=(1, 3), keepdims=True), np.float32(0))
+        most = np.maximum(values.max(axis=(1, 3), keepdims=True), np.float32(0))
+        scale = (most - least) / np.float32(high - low)
+        zero = np.clip(np.rint(low - _divided(least, scale)), low, high)
+        codes = np.clip(np.rint(_divided(values, scale) + zero), low, high)
+        return (codes.astype(np.float64) - zero) * scale.astype(np.float64)
+
+    return element
+
+
+def _nearest(blocks: Blocks, table: Float[np.ndarray, " codes"]) -> np.ndarray:
+    """Nearest of the table's values; a tie goes to the lower code of an ordered table,
+    and towards 0 in one of sizes with a sign, as bitsandbytes compares."""
     size = np.max(np.abs(blocks.values), axis=(1, 3), keepdims=True)
-    scaled = _divided(blocks.values, size)
-    middles = (NF4[1:].astype(np.float64) + NF4[:-1]) / 2
-    codes = np.searchsorted(middles, scaled.astype(np.float64), side="left")
-    return blocks.back(NF4[codes].astype(np.float64) * size.astype(np.float64))
+    scaled = _divided(blocks.values, size).astype(np.float64)
+    signed = bool(np.any(np.diff(table) < 0))
+    ordered = np.sort(table[: len(table) // 2] if signed else table)
+    middles = (ordered[1:].astype(np.float64) + ordered[:-1]) / 2
+    sought = np.abs(scaled) if signed else scaled
+    found = ordered[np.searchsorted(middles, sought, side="left")]
+    if signed:
+        found = np.copysign(found, scaled)
+    return blocks.back(found.astype(np.float64) * size.astype(np.float64))
 
 
 def _e2m1(x: np.ndarray) -> np.ndarray:
@@ -191,14 +215,26 @@ def _nvfp4(values, size, whole):
     return codes * of_block.astype(np.float64) * np.float64(over)
 
 
-def _mxfp4(values, size, _):
-    # frexp: size = m 2^e with m in [1/2, 1), so floor(log2 size) = e - 1; e2m1's
-    # largest exponent is 2
+def _power_of_two(size: np.ndarray, largest_exponent: int) -> np.ndarray:
+    """Scales under which the largest number of a block has that exponent."""
+    # frexp: size = m 2^e with m in [1/2, 1), so floor(log2 size) = e - 1
     _, exponents = np.frexp(size)
-    exponents = np.clip(np.where(size > 0, exponents - 3, -127), -127, 127)
-    scale = np.ldexp(1.0, exponents)
-    codes = _e2m1((values / scale).astype(np.float32))
-    return codes * scale
+    least = exponents - 1 - largest_exponent
+    return np.ldexp(1.0, np.clip(np.where(size > 0, least, -127), -127, 127))
+
+
+def _mxfp4(values, size, _):
+    scale = _power_of_two(size, 2)
+    return _e2m1((values / scale).astype(np.float32)) * scale
+
+
+def _mxfp8(values, size, _):
+    import ml_dtypes
+
+    scale = _power_of_two(size, 8)
+    clipped = np.clip(values / scale, -_E4M3_LARGEST, _E4M3_LARGEST)
+    codes = clipped.astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    return codes.astype(np.float64) * scale
 
 
 _ELEMENTS = {
@@ -206,6 +242,9 @@ _ELEMENTS = {
     "fp8_e5m2": _float8("float8_e5m2", 57344.0),
     "int8": _integer(8),
     "int4": _integer(4),
+    "int8_asym": _asymmetric(8),
+    "int4_asym": _asymmetric(4),
     "nvfp4": _nvfp4,
     "mxfp4": _mxfp4,
+    "mxfp8": _mxfp8,
 }

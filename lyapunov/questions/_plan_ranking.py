@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._xla import compiles_lightly
-from ..checkpoints.files._tensors import DTYPES
 from ..models import Model
 from ..models._load import demand_head
 from ..models._rounded_layout import rounded_layout
@@ -113,7 +112,7 @@ def _planned(model: Model, ids: np.ndarray, name: str) -> Plan:
         **total,
         peak_bytes=BASE_BYTES + left + max(held.values()),
         available_bytes=available_memory(),
-        weight_bytes=DTYPES[layout.dtype].itemsize * layout.n_params,
+        weight_bytes=layout.weight_bytes,
     )
 
 

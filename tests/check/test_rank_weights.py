@@ -265,9 +265,15 @@ BYTES = {
     "int8-row": (8, (1, 0), 4), "int8-group128": (8, (1, 128), 4),
     "int8-group32": (8, (1, 32), 4), "int4-row": (4, (1, 0), 4),
     "int4-group128": (4, (1, 128), 4), "int4-group32": (4, (1, 32), 4),
-    "nf4": (4, (1, 64), 4), "nvfp4": (4, (1, 16), 1), "mxfp4": (4, (1, 32), 1),
+    "int8-block128": (8, (128, 128), 4), "int8_asym-row": (8, (1, 0), 5),
+    "int8_asym-group128": (8, (1, 128), 5), "int8_asym-group32": (8, (1, 32), 5),
+    "int4_asym-row": (4, (1, 0), 4.5), "int4_asym-group128": (4, (1, 128), 4.5),
+    "int4_asym-group32": (4, (1, 32), 4.5), "fp4": (4, (1, 64), 4),
+    "mxfp8": (8, (1, 32), 1), "nf4": (4, (1, 64), 4), "nvfp4": (4, (1, 16), 1),
+    "mxfp4": (4, (1, 32), 1),
 }  # fmt: skip
-"""Bits of a code, rows and columns that share a scale, bytes of a scale."""
+"""Bits of a code, rows and columns that share a scale, bytes of a scale, with its zero
+point."""
 
 
 @pytest.mark.parametrize("name", BYTES)
@@ -277,12 +283,12 @@ def test_bytes_are_those_of_codes_and_scales(name):
     bits, (rows, columns), scale = BYTES[name]
     matrix = shape[1] * shape[2]
     rows, columns = rows or shape[1], columns or shape[2]
-    if name == "nf4":
+    if name in ("nf4", "fp4"):
         scales = -(-matrix // 64)
     else:
         scales = len(range(0, shape[1], rows)) * len(range(0, shape[2], columns))
     each = matrix * bits // 8 + scales * scale
-    assert stored_bytes(shape, name) == 3 * each
+    assert stored_bytes(shape, name) == 3 * each, "3 matrices of whole bytes"
 
 
 # ---- as it is shown

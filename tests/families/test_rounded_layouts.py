@@ -84,7 +84,9 @@ def test_experts_have_scales_of_their_own(saved):
     np.testing.assert_array_equal(changed["down"], in_fp8(tensors[down]))
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2-block128", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "name", ["fp8_e4m3", "fp8_e5m2-block128", "int8", "nf4", "int4_asym"]
+)
 def test_embedding_and_head_are_rounded_where_they_are_named(saved, name: str):
     """Assert rows as they are asked for, in any order, as those of the whole."""
     model, tensors = saved("llama")

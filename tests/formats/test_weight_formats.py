@@ -6,6 +6,7 @@ import pytest
 
 from lyapunov.formats import E2M1_LARGEST, NF4, dequantised, needs_largest, row_period
 from lyapunov.formats._weight_table import WEIGHT_FORMAT_TABLE
+from lyapunov.formats._weights import FP4_CODES
 
 
 SHAPES = [(5, 64), (130, 300), (3, 40), (1, 1), (256, 128)]
@@ -30,7 +31,8 @@ def blocks_of(w, rows, columns):
 
 
 FP8 = [name for name in WEIGHT_FORMAT_TABLE if name.startswith("fp8")]
-INTEGERS = [name for name in WEIGHT_FORMAT_TABLE if name.startswith("int")]
+INTEGERS = [name for name in WEIGHT_FORMAT_TABLE if name.startswith(("int4-", "int8-"))]
+ASYMMETRIC = [name for name in WEIGHT_FORMAT_TABLE if "_asym" in name]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -80,6 +82,71 @@ def test_integers_are_torchs_fake_quantisation(name, shape):
         assert np.abs(codes).max() <= -low
         # the outermost quotient is half a step beyond the largest code
         assert np.abs(codes - quotient).max() <= 0.5 + 2**8 * U32
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ASYMMETRIC)
+def test_zero_points_take_a_code_that_is_0(name, shape):
+    """Each weight by the nearest step between its block's ends, which both have a code
+    of their own but for half a step that the rounded zero point takes."""
+    bits = int(name[3])
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    w = drawn(shape) + np.float32(0.01)
+    w[0] = np.abs(w[0])  # a block whose least is above 0
+    found = dequantised(w, name)
+    _, rows, columns, _ = WEIGHT_FORMAT_TABLE[name]
+    for place in blocks_of(w, rows, columns):
+        part, got = w[place].astype(np.float64), found[place]
+        least, most = min(part.min(), 0.0), max(part.max(), 0.0)
+        step = (most - least) / (high - low)
+        codes = got / step
+        assert np.all(np.abs(codes - np.rint(codes)) < 2**bits * 8 * U32)
+        assert np.ptp(codes) <= high - low + 1e-3
+        # half a step, and half a one where the zero point was rounded
+        assert np.abs(got - part).max() <= step * (1 + 2**bits * 8 * U32)
+        inside = (part > least + step) & (part < most - step)
+        off = np.abs(got - part)[inside]
+        assert np.all(off <= step * (0.5 + 2**bits * 8 * U32))
+    assert not dequantised(0 * w, name).any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mxfp8_is_ml_dtypes_under_a_power_of_two(shape):
+    w = drawn(shape)
+    expected = np.zeros(shape)
+    for place in blocks_of(w, 1, 32):
+        size = np.abs(w[place]).max()
+        if size:
+            scale = np.exp2(np.floor(np.log2(size.astype(np.float64))) - 8)
+            clipped = np.clip(w[place] / scale, -448, 448).astype(np.float32)
+            codes = clipped.astype(ml_dtypes.float8_e4m3fn)
+            expected[place] = codes.astype(np.float64) * scale
+    np.testing.assert_array_equal(dequantised(w, "mxfp8"), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_are_what_compressed_tensors_stores(bits):
+    """Codes and zero points of its own packing (committed), of scales in fp32."""
+    from tests.checkpoints.quantised.made_by_libraries import array, kept
+
+    case = kept()["compressed_tensors"][f"int{bits}-group-asymmetric"]
+    found = dequantised(array(case["given"]), f"int{bits}_asym-group32")
+    np.testing.assert_array_equal(found.astype(np.float32), array(case["read"]))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_4_bits_are_what_bitsandbytes_stores(kind):
+    """Weights that the library has rounded are as they are, and so are the codes that
+    it takes for others (committed, since it is not installed here)."""
+    from tests.checkpoints.quantised.made_by_libraries import array, kept
+
+    case = kept()["bitsandbytes"][kind]
+    theirs = array(case["read"])
+    table = {"nf4": NF4, "fp4": FP4_CODES}[kind]
+    np.testing.assert_array_equal(array(case["stored"]["m.weight.quant_map"]), table)
+    np.testing.assert_array_equal(dequantised(theirs, kind).astype(np.float32), theirs)
+    given = array(case["given"])
+    np.testing.assert_array_equal(dequantised(given, kind).astype(np.float32), theirs)
 
 
 def test_nf4_is_the_nearest_of_16_values():
@@ -165,7 +232,10 @@ def test_e2m1_ties_go_to_even_codes():
         ("nf4", 9.2e-2),
         ("nvfp4", 9.5e-2),
         ("mxfp4", 1.18e-1),
+        ("fp4", 1.22e-1),
         ("int4-group128", 1.11e-1),
+        ("int4_asym-group128", 1.01e-1),
+        ("int8_asym-row", 6.5e-3),
     ],
 )
 def test_small_weights_move_no_more_than_large_ones(name, share, std):
@@ -210,7 +280,9 @@ def test_zeros_stay_zeros_and_nothing_is_lost_at_the_ends(name):
         assert np.all(np.isfinite(dequantised(w, name))), size
 
 
-@pytest.mark.parametrize("name", [n for n in WEIGHT_FORMAT_TABLE if n not in INTEGERS])
+@pytest.mark.parametrize(
+    "name", [n for n in WEIGHT_FORMAT_TABLE if n not in (*INTEGERS, *ASYMMETRIC)]
+)
 def test_what_was_read_is_written_again_as_it_is(name):
     """Codes under the same scales are fixed points, where the largest code is kept: an
     integer's lies half a step below the largest weight."""

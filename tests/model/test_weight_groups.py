@@ -238,7 +238,7 @@ def test_the_names_that_need_no_jax_are_those_of_the_kinds():
     [
         "fp32",
         "int3",
-        "int8-block128",
+        "int4-block128",
         "nf4-row",
         "bf16:",
         "bf16:B",

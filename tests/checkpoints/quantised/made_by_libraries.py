@@ -90,7 +90,8 @@ def compressed_tensors_cases() -> Iterator[tuple[str, dict[str, Any]]]:
             "format": form,
             "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
         }
-        return _case(config, {f"{MODULE}.{k}": v for k, v in stored.items()}, read)
+        named = {f"{MODULE}.{k}": v for k, v in stored.items()}
+        return _case(config, named, read) | {"given": told(w)}
 
     fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
     kinds = {"": torch.float32, "-bf16": torch.bfloat16}
@@ -155,9 +156,9 @@ def compressed_tensors_cases() -> Iterator[tuple[str, dict[str, Any]]]:
                 **integers,
             ),
         )
-        parts = columns(32)
-        scale = (parts.amax(2) - parts.amin(2)).float() / (high - low)
-        zero = torch.clamp(torch.round(low - parts.amin(2).float() / scale), low, high)
+        parts = columns(32).float()
+        scale = (parts.amax(2) - parts.amin(2)) / (high - low)
+        zero = torch.clamp(torch.round(low - parts.amin(2) / scale), low, high)
         yield (
             f"int{bits}-group-asymmetric",
             case(
@@ -236,7 +237,8 @@ def bitsandbytes_cases() -> Iterator[tuple[str, dict[str, Any]]]:
             stored |= {f"{MODULE}.weight.{name}": v for name, v in more.items()}
             config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
             name = f"{kind}{'-double' if double else ''}"
-            yield name, _case(config, stored, library.dequantize_4bit(codes, state))
+            case = _case(config, stored, library.dequantize_4bit(codes, state))
+            yield name, case | ({} if double else {"given": told(w)})
     small = _weights().half()
     codes, largest, _ = library.int8_vectorwise_quant(small)
     stored = {f"{MODULE}.weight": codes, f"{MODULE}.SCB": largest}
