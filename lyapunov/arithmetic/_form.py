@@ -25,6 +25,9 @@ class Form:
     """How many tokens of the text are in front of the first one, where chunks end at
     multiples of their length counted from the text's start, and with calls; None: they
     are counted from the start of a call."""
+    in_stream: bool = False
+    """Whether chunks are cut in the stream of all texts of a batch: `grid` then counts
+    what other texts have in front of this one."""
     last_again: bool = False
     """Whether the state that a call leaves is made anew from the cached one in front of
     its last chunk."""

@@ -178,6 +178,18 @@ class Execution:
         form = dataclasses.replace(self.form, grid=self.form.grid + tokens)
         return dataclasses.replace(self, form=form, kinds=kinds)
 
+    def behind(self, tokens: int) -> "Execution":
+        """The same, packed behind so many tokens of other texts, for programs whose
+        chunks are cut in the stream of all of them."""
+        kinds = {name: one.behind(tokens) for name, one in self.kinds.items()}
+        same = all(one is self.kinds[name] for name, one in kinds.items())
+        form = self.form
+        if tokens and form.in_stream:
+            form = dataclasses.replace(form, grid=tokens)
+        elif same:
+            return self
+        return dataclasses.replace(self, form=form, kinds=kinds)
+
     def site_numbers(self) -> dict:
         """Numbers of the formats of all stored sites."""
         here = _here()

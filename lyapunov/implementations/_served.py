@@ -73,7 +73,7 @@ class Rules(NamedTuple):
     stack: Stack
     on_a_grid: bool
     """Whether chunks end at multiples of their length in the text itself, and with
-    calls; else they are counted from where a call begins."""
+    calls; else in the stream of all texts of a call, from where that begins."""
     last_again: bool
     """Whether the state that a call leaves is made anew from the cached one in front of
     its last chunk."""
@@ -253,7 +253,10 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
         if one.kind == "mamba2":
             grid = 0 if wanted.rules.on_a_grid else None
             again = state != FP32 and wanted.rules.last_again
-            how = dataclasses.replace(how, grid=grid, last_again=again)
+            in_stream = not wanted.rules.on_a_grid
+            how = dataclasses.replace(
+                how, grid=grid, in_stream=in_stream, last_again=again
+            )
             if state != FP32:
                 sites["chunk_cached"] = state
         return dataclasses.replace(

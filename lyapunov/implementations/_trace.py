@@ -15,6 +15,11 @@ from ..arithmetic._fp64 import in_fp64
 from ..sublayers.residual import Incoming
 
 
+IN_FRONT = "in_front"
+"""What a runner has observed of the text in front of a packed one: (heads), as
+`Mamba2Parameters.in_front`."""
+
+
 class SublayerRecord(NamedTuple):
     """One sublayer of one run, over a batch of sequences."""
 
@@ -29,7 +34,8 @@ class SublayerRecord(NamedTuple):
     """Stored tensors by site, in a dtype that holds them, as far as the runner sees
     them."""
     observed: dict[str, Any]
-    """Values that are never stored, kept for statistics (reference only)."""
+    """Values that are never stored, kept for statistics (reference only); and
+    `IN_FRONT`."""
     aside: Any = None
     """What it alone read on top of the stream, if anything."""
     embedded: Any = None

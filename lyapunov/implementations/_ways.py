@@ -123,6 +123,12 @@ class Variant:
             self.kind == "preempted" and len(self.numbers) == 2
         )
 
+    def in_front(self, seq: int) -> int:
+        """Tokens of other texts in the same prefill, in front of one of `seq`."""
+        if self.kind == "packed":
+            return self.numbers[0]
+        return self.row * seq if self.kind == "batched" else 0
+
     @property
     def kept(self) -> int:
         """Steps of a call that are kept, of `drafts`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._arguments import progress_or_none
@@ -32,7 +33,7 @@ from ..implementations._compiled import Versions
 from ..implementations._implementation import RefusedError
 from ..implementations._registry import audited
 from ..implementations._segment import merged
-from ..implementations._trace import HeadRecord
+from ..implementations._trace import IN_FRONT, HeadRecord
 from ..implementations._ways import Variant, variants_asked
 from ..models import Model
 from ..models._load import demand_head, model_of
@@ -211,6 +212,10 @@ def _one(model: Model, ids, way: Way, keys, progress):
             sizes,
         )
         held, originals = _parameters(model, layer, segments)
+        if IN_FRONT in record.observed:
+            begun = {"in_front": jnp.asarray(record.observed[IN_FRONT])}
+            held = [dataclasses.replace(p, **begun) for p in held]
+            originals = [dataclasses.replace(p, **begun) for p in originals]
         start = model.start(held[0])
         if way.dump is not None:
             start = way.dump.start(model, layer, start)

@@ -99,6 +99,13 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
             variant, dump.tokens.shape[1], *pair, first_is_step=flow.first_is_step
         )
         segments = _steps_joined(segments)
+        if pair[0].behind(variant.in_front(dump.tokens.shape[1])) is not pair[0]:
+            reason = (
+                f"{dump.implementation} sums decays through packed texts, and a dump "
+                "does not say how far in the one in front: send the request alone"
+            )
+            skipped.append(not_run(variant, dump.precision, reason))
+            continue
         if not run.has_layers:
             way = Way(variant, dump.precision, segments, None, run.logits, run)
             ways.append(way)
@@ -193,6 +200,7 @@ def _segments(
         decode = decode.in_windows(variant.kept)
     if variant.kind == "compiled":
         prefill = compiled(prefill)
+    prefill = prefill.behind(variant.in_front(seq))
     cache = state_format_named(decode.state_precision)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)

@@ -74,6 +74,9 @@ class Mamba2Parameters(eqx.Module):
     """Of z, x, B, C and dt as in_proj puts them out (Falcon-H1)."""
     out_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the output, before it joins the residual."""
+    in_front: Float[Array, " heads"] | None = None
+    """No larger than the sum of dt A over another text's tokens in the first one's
+    chunk, of a text that is packed behind them (`ssd.chunked_scan`)."""
 
     def initial_state(self) -> "Mamba2State":
         """What is carried before the first token of a text."""
@@ -118,7 +121,7 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
     """
     widest, chunk = p.in_proj.matrix.shape[0], at.form.chunk or p.chunk
     within = at.form.grid is not None and at.form.grid % chunk
-    if at.form.chunks_at_once or at.form.calls or within:
+    if at.form.chunks_at_once or at.form.calls or within or p.in_front is not None:
         # what overflows reaches every token, earlier ones as well; and of several
         # calls chunks begin with each, of one that goes on in the middle of one
         return _mamba2(at, residual, p, start)
@@ -168,7 +171,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
 
     if at.form.chunked:
         y, state = chunked_scan(
-            at, dt, x, B, C, A, p.D, start.state, at.form.chunk or p.chunk
+            at, dt, x, B, C, A, p.D, start.state, at.form.chunk or p.chunk, p.in_front
         )
     else:
         owner = jnp.arange(d_inner) // (d_inner // heads)

@@ -26,7 +26,9 @@ from .._errors import UsageError
 from ..arithmetic import AbstractArithmetic
 
 
-def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
+def chunked_scan(
+    at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int, in_front=None
+):
     """The whole sequence: (y, state after it), y = C h + D x.
 
     **Arguments:**
@@ -37,6 +39,10 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     - `state`: (d_state, d_inner), before the first token.
     - `chunk`: tokens a chunk; the last one of a call is filled up with dt = 0, which
       changes nothing: its decays are 1 and its drives 0.
+    - `in_front`: (heads), no larger than the sum of dt A over another text's tokens in
+      front of the first one in its chunk, through which running sums go (SGLang); None:
+      there are none. Differences of sums do not depend on it, their roundings do. The
+      state before the first token is zero then.
 
     A sequence that comes in several calls (`at.form.calls`) is one scan over the chunks
     of all of them, since the state that a call leaves is where the next one starts. A
@@ -44,15 +50,19 @@ def chunked_scan(at: AbstractArithmetic, dt, x, B, C, A, D, state, chunk: int):
     between two calls, as between two chunks, the state goes on with its error.
     """
     seq, heads = dt.shape
-    cut, joined = chunks(seq, chunk, at.form.calls, at.form.grid)
+    whole = in_front is not None
+    cut, joined = chunks(seq, chunk, at.form.calls, at.form.grid, whole=whole)
     pieces = [at.view(cut, piece) for piece in (dt, at.view(_heads(heads), x), B, C)]
     start = at.view(lambda a: _heads(heads)(a).transpose(1, 2, 0), at.carry(state))
     count = pieces[0].shape[0]
     last = jnp.arange(count) == count - 1
+    begun = None
+    if in_front is not None:
+        begun = jnp.zeros((count, heads)).at[0].set(in_front)
     after, y = at.scan(
         lambda at, state, inputs: _one_chunk(at, state, inputs, A),
         start,
-        (*pieces, last),
+        (*pieces, last, begun),
     )
     y = at.view(joined, y)
     if at.form.chunks_at_once:
@@ -67,13 +77,17 @@ def _one_chunk(at, state, inputs, A):
     """One chunk: (state after it, C h).
 
     dt (tokens, heads), x (tokens, heads, head_dim), B and C (tokens, groups, d_state),
-    state (heads, head_dim, d_state). Whether the chunk is the last one comes last.
+    state (heads, head_dim, d_state). Whether the chunk is the last one comes last but
+    one, and then (heads) what running sums begin with, or None.
     """
-    dt, x, B, C, last = inputs
+    dt, x, B, C, last, begun = inputs
     tokens, heads = dt.shape
     shared = heads // B.shape[1]
     repeat = lambda a: jnp.repeat(a, shared, axis=-2)
-    elapsed = at.cumsum(at.multiply(dt, A))
+    decays = at.multiply(dt, A)
+    if begun is not None:
+        decays = at.add(decays, jnp.zeros((tokens, heads)).at[0].set(begun))
+    elapsed = at.cumsum(decays)
     read_x = at.store("x_operand", x)
     read_C = at.store("C_operand", C)
 
@@ -148,7 +162,14 @@ def _heads(heads: int):
     return lambda a: a.reshape(*a.shape[:-1], heads, -1)
 
 
-def chunks(seq: int, chunk: int, calls: tuple[int, ...], grid: int | None = None):
+def chunks(
+    seq: int,
+    chunk: int,
+    calls: tuple[int, ...],
+    grid: int | None = None,
+    *,
+    whole: bool = False,
+):
     """What cuts (seq, ...) into (chunks, tokens, ...), zeros behind, and what joins
     them again. A chunk begins with a call, and ends with it or after `chunk` tokens.
 
@@ -156,6 +177,7 @@ def chunks(seq: int, chunk: int, calls: tuple[int, ...], grid: int | None = None
 
     - `grid`: tokens of the text in front of the first one, where chunks end at
       multiples of `chunk` tokens from the text's start; None: from the call's start.
+    - `whole`: whether a chunk of a short text is filled up, too.
     """
     within = grid is not None and grid % chunk
     if len(calls) < 2 and not within:
@@ -173,7 +195,7 @@ def chunks(seq: int, chunk: int, calls: tuple[int, ...], grid: int | None = None
             f"{seq} tokens are not what calls of {', '.join(map(str, calls))} hold",
             hint="a text that goes through in blocks comes in one call",
         )
-    width, ends = min(chunk, max(calls)), np.cumsum(calls)
+    width, ends = chunk if whole else min(chunk, max(calls)), np.cumsum(calls)
     own = [
         np.arange(first, last)
         for tokens, end in zip(calls, ends, strict=True)

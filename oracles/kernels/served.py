@@ -7,6 +7,8 @@ Written from vLLM 0.33.0: `ops/causal_conv1d.py`, `ops/ssd_state_passing.py`,
 `kernels.mamba2`'s.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from oracles.kernels.mamba1 import F, cast
@@ -195,3 +197,63 @@ class SglangScan(ServedScan):
                 state, y = self.chunk(state, step[own], x[own], B[own], C[own])
                 out.append(y)
         return np.concatenate(out).reshape(seq, -1)
+
+
+class SglangStream(ServedScan):
+    """Several texts in one call, none with a state: chunks are cut in the stream of all
+    of them, and sums of decays run through texts that share a chunk (SGLang 0.5.23,
+    `ssd_chunk_state.py`, `ssd_state_passing.py`, `ssd_chunk_scan.py`).
+
+    **Arguments:**
+
+    - `lengths`: tokens of each text. `hurried`: a factor of the first one's dt.
+    - `apart`: whether each text has chunks of its own, as in vLLM.
+    """
+
+    def __init__(self, *given, lengths, hurried=1.0, apart=False, **options):
+        super().__init__(*given, **options)
+        self.lengths, self.hurried, self.apart = lengths, hurried, apart
+        self.owner = np.repeat(np.arange(len(lengths)), lengths)
+
+    def conv_sum(self, x, weight, bias):
+        parts = np.split(x, np.cumsum(self.lengths)[:-1])
+        summed = [super(SglangStream, self).conv_sum(p, weight, bias) for p in parts]
+        return np.concatenate(summed)
+
+    def scanned(self, xz, conv):
+        x, B, C = self.parts(conv)
+        step = self.step_size(xz[:, -self.heads :])
+        step[: self.lengths[0]] *= F(self.hurried)
+        seq, chunk = len(conv), self.shape.chunk
+        state = np.zeros((self.heads, x.shape[2], self.n), self.kind)
+        own = [*range(0, seq, chunk)]
+        if self.apart:
+            ends = np.cumsum([0, *self.lengths])
+            own = [t for a, b in pairwise(ends) for t in range(a, b, chunk)]
+        out, whose = [], 0
+        for first, stop in pairwise([*own, seq]):
+            part = slice(first, stop)
+            state, y = self.of_texts(
+                state, whose, self.owner[part], step[part], x[part], B[part], C[part]
+            )
+            whose = self.owner[stop - 1]
+            out.append(y)
+        return np.concatenate(out).reshape(seq, -1)
+
+    def of_texts(self, state, whose, owner, dt, x, B, C):
+        """A chunk of several texts; `state` is the text's of number `whose`."""
+        by_head = lambda a: a.swapaxes(0, 1)
+        cs = self.running(dt * self.A())
+        since = self.exp(cs[-1] - cs) * (owner == owner[-1])[:, None]
+        driven = self.operand(self.scaled_B(B, since, dt))
+        read_x, read_C = self.operand(by_head(x)), self.operand(by_head(C))
+        new = self.dot(read_x.swapaxes(1, 2), by_head(driven))
+        read = self.dot(read_C, self.handed(state).swapaxes(1, 2))
+        before = self.before(read, cs) * (owner == whose)[:, None]
+        pairs = self.dot(read_C, self.operand(by_head(B)).swapaxes(1, 2))
+        pairs = pairs * (owner[:, None] == owner)
+        weights = self.operand(self.weights(pairs, cs, dt))
+        y = self.dot(weights, read_x, before)
+        y = self.fma(y, by_head(x), self.skip())
+        state = state if owner[-1] == whose else np.zeros_like(state)
+        return self.passed(state, cs[-1], new), by_head(y)

@@ -33,6 +33,11 @@ SERVED_REFUSED_WAYS: Final[Mapping[str, str]] = {
     way: why for way, why in REFUSED_WAYS.items() if way != "drafts"
 }
 """Where it follows a server's."""
+STREAM_WAYS: Final = (*SERVED_WAYS, "packed")
+STREAM_REFUSED_WAYS: Final[Mapping[str, str]] = {
+    way: why for way, why in SERVED_REFUSED_WAYS.items() if way != "packed"
+}
+"""Where that one cuts chunks in the stream of all packed texts."""
 
 
 class EmulatedImplementation(AbstractImplementation):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._implementation import AbstractImplementation, Runner
 from .._launch import SGLANG, Launch
 from .._stacks import SGLANG_STACK
-from ..emulated.implementation import SERVED_REFUSED_WAYS, SERVED_WAYS
+from ..emulated.implementation import STREAM_REFUSED_WAYS, STREAM_WAYS
 
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class SglangEmulatedImplementation(AbstractImplementation):
     runs_without_head = True
     entry_bytes = None
     first_is_step = True
-    ways = SERVED_WAYS
-    refused_ways = SERVED_REFUSED_WAYS
+    ways = STREAM_WAYS
+    refused_ways = STREAM_REFUSED_WAYS
     ignores_dt_limits = True
     followed_by_dumps = True
     caches_in_calls = True
