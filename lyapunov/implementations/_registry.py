@@ -13,7 +13,7 @@ from .dump.implementation import DumpImplementation
 from .emulated.implementation import EmulatedImplementation
 from .fla.implementation import FlaImplementation
 from .mamba_ssm.implementation import MambaSsmImplementation
-from .sglang.implementation import SglangEmulatedImplementation
+from .sglang.implementation import SglangEmulatedImplementation, SglangImplementation
 from .transformers.implementation import (
     TransformersCudaImplementation,
     TransformersImplementation,
@@ -34,6 +34,7 @@ IMPLEMENTATIONS: dict[str, AbstractImplementation] = {
         FlaImplementation(),
         VllmImplementation(),
         VllmEmulatedImplementation(),
+        SglangImplementation(),
         SglangEmulatedImplementation(),
         DumpImplementation(),
     )

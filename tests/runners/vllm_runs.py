@@ -1,10 +1,12 @@
-"""A network on vLLM's operators in Triton's interpreter, in a process of its own.
+"""A network on a server's operators in Triton's interpreter, in a process of its own.
 
 `python -m tests.runners.vllm_runs FOLDER OUT RUN...` writes logits and stored tensors
 of runs, by `Run.name`, of the tokens in FOLDER/tokens.npy to OUT; what a run is refused
-with goes there as text. It needs Triton, and vLLM's files.
+with goes there as text. It needs Triton, and
+the server's files.
 """
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ class Run(NamedTuple):
     """How the server is started, a word."""
     lost: bool = False
     """Whether what a cache holds is dropped in front of every prefill."""
+    stack: str = "vllm"
+    """Whose operators run it."""
 
     @property
     def name(self) -> str:
@@ -52,12 +56,12 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     from lyapunov.formats import state_format_named
     from lyapunov.implementations import HeadRecord, Segment, implementation_named
     from lyapunov.implementations._ways import parse_variant
-    from lyapunov.implementations.vllm import operators, operators_replaced
 
+    package = importlib.import_module(f"lyapunov.implementations.{one.stack}")
     way = parse_variant(one.way)
-    vllm = implementation_named(f"vllm {one.flags}".strip())
+    stack = implementation_named(f"{one.stack} {one.flags}".strip())
     prefill, decode = (
-        vllm.execution(
+        stack.execution(
             model.config,
             one.precision,
             architecture=model.layout.architecture,
@@ -69,20 +73,21 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     if way.kind == "drafts":
         decode = decode.in_windows(way.kept)
     cache = state_format_named(one.state)
+    prefill = prefill.behind(way.in_front(tokens.shape[1]))
     segments = [
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
         for call in way.calls(tokens.shape[1], first_is_step=True)
     ]
     others: dict[str, Any] = {}
     if one.lost:
-        whole = operators().chunk_scan
+        whole = package.operators().chunk_scan
         others["chunk_scan"] = lambda *given, **named: whole(
             *given, **named | {"initial_states": None}
         )
     seen: dict[str, Any] = {}
     try:
-        with operators_replaced(**others), products_by_rows():
-            for record in vllm.runner(prefill).trace(model, tokens, way, segments):
+        with package.operators_replaced(**others), products_by_rows():
+            for record in stack.runner(prefill).trace(model, tokens, way, segments):
                 if isinstance(record, HeadRecord):
                     logits = record.logits(0, model.config.padded_vocab_size)
                     seen[f"{one.name}::logits"] = np.asarray(logits)
@@ -104,8 +109,8 @@ def main(folder: str, out: str, *named: str) -> None:
     tokens = np.load(Path(folder) / "tokens.npy")
     found: dict[str, Any] = {}
     for one in named:
-        precision, state, way, flags, lost = one.split("/")
-        wanted = Run(precision, state, way, flags, lost == "True")
+        precision, state, way, flags, lost, stack = one.split("/")
+        wanted = Run(precision, state, way, flags, lost == "True", stack)
         found |= run(model, tokens, wanted)
     np.savez(out, **found)
 

@@ -67,7 +67,7 @@ class Layer:
     ):
         self.weights = weights
         self.sizes = sizes
-        self._operators = operators
+        self.operators = operators
         self._eager = eager
 
     def mixer(
@@ -77,7 +77,7 @@ class Layer:
         in front of prefills; `seen` gets what it stores, (tokens, width) each, by
         site."""
         run = self._mamba2 if self.sizes.kind == "mamba2" else self._mamba1
-        with launching(self._operators):
+        with launching(self.operators):
             return run(x, plans, cache, seen)
 
     def _mamba2(
@@ -131,7 +131,7 @@ class Layer:
             fresh = plan.resumed[:, None, None, None]
             initial = torch.where(fresh, cache.state[plan.slots.long()], 0)
         keeps = chunks.block is not None
-        states = self._operators.chunk_scan(
+        states = self.operators.chunk_scan(
             heads(u),
             dt,
             w["A"],
@@ -155,8 +155,8 @@ class Layer:
             final_state_indices=None if keeps else plan.slots,
         )
         if keeps:
-            assert self._operators.checkpoint is not None, "asked for by the schedule"
-            self._operators.checkpoint(
+            assert self.operators.checkpoint is not None, "asked for by the schedule"
+            self.operators.checkpoint(
                 SimpleNamespace(
                     checkpoint_offsets=torch.tensor(
                         plan.blocks, dtype=torch.int32, device=conv.device
@@ -200,12 +200,12 @@ class Layer:
             named["dst_state_batch_indices"] = plan.slots
             if cache.scale is not None:
                 named["state_scale"] = cache.scale
-            self._operators.step(*given, **named, **_windows(plan))
+            self.operators.step(*given, **named, **_windows(plan))
             return
         places = [turn % ring.tokens for turn in plan.turns]
         of = lambda values, dtype: torch.tensor(values, dtype=dtype, device=x.device)
         scratch = (len(x), sizes.groups, ring.tokens)
-        self._operators.replay(
+        self.operators.replay(
             *given,
             x_cache=ring.x,
             dt_cache=ring.dt,
@@ -222,7 +222,7 @@ class Layer:
     ) -> Any:
         from torch.nn.functional import linear
 
-        w, scan = self.weights, self._operators.scan
+        w, scan = self.weights, self.operators.scan
         if not all(plan.steps for plan in plans) and scan is None:
             raise RefusedError(
                 "vLLM's prefill of Mamba-1 is compiled, and is not among its Python "
@@ -247,7 +247,7 @@ class Layer:
         import torch
         from torch.nn.functional import linear
 
-        w, sizes, scan = self.weights, self.sizes, self._operators.scan
+        w, sizes, scan = self.weights, self.sizes, self.operators.scan
         seen = {"conv": u}
         low = linear(u, w["x_proj"])
         seen["x_proj"] = low
@@ -258,7 +258,7 @@ class Layer:
         bias = w["dt_bias"].float()
         if plan.steps:
             gated = torch.empty_like(u, memory_format=torch.contiguous_format)
-            self._operators.step(
+            self.operators.step(
                 cache.state,
                 u,
                 dt,
@@ -294,7 +294,7 @@ class Layer:
         return seen | {"gated": gated}
 
     def _convolved(self, u: Any, plan: Pass, cache: Cache) -> Any:
-        return convolved(self._operators, self.weights, u, plan, cache)
+        return convolved(self.operators, self.weights, u, plan, cache)
 
     def _gated(self, y: Any, gate: Any) -> Any:
         """The gated norm (`Mixer2RMSNormGated`), or the gate alone."""
@@ -305,7 +305,7 @@ class Layer:
             gate = silu(gate.float())
             return y * gate.to(y.dtype) if self._eager else (y * gate).to(y.dtype)
         if self._eager and sizes.groups == 1:
-            return self._operators.gated_norm(
+            return self.operators.gated_norm(
                 y,
                 weight,
                 bias=None,

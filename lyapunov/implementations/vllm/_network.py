@@ -19,10 +19,17 @@ class Network:
     **Arguments:**
 
     - `model`: whose weights it has. `dtype`: torch's. `operators`: vLLM's.
-    - `eager`: whether nothing is compiled.
+    - `eager`: whether nothing is compiled. `layer`: what its layers are.
     """
 
-    def __init__(self, model: Model, dtype: Any, operators: Operators, eager: bool):
+    def __init__(
+        self,
+        model: Model,
+        dtype: Any,
+        operators: Operators,
+        eager: bool,
+        layer: type[Layer] = Layer,
+    ):
         import torch
 
         config, layout = model.config, model.layout
@@ -39,7 +46,7 @@ class Network:
         self._device = device
         self._operators = operators
         self.kind = config.sublayers[0].kind
-        self.layers = []
+        self.layers: list[Layer] = []
         for i, sizes in enumerate(config.sublayers):
             raw = layout.layer(i)
             # once at load, of what is stored, and kept in fp32
@@ -47,7 +54,7 @@ class Network:
             weights: dict[str, Any] = {"conv_bias": None}
             weights |= {name: held(array) for name, array in raw.items()}
             weights["A"] = -torch.exp(A_log).to(device)
-            self.layers.append(Layer(weights, sizes, operators, eager))
+            self.layers.append(layer(weights, sizes, operators, eager))
 
     def caches(
         self, slots: int, window: Any, state: Any, ring: int | None, drafts: int = 1

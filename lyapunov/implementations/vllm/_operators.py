@@ -271,6 +271,13 @@ def launching(found: Operators) -> Iterator[None]:
         return
     import torch
 
-    index = nullcontext()
-    with mock.patch.object(torch.accelerator, "device_index", return_value=index):
+    own = torch.get_device_module
+    none = SimpleNamespace(device=lambda index: nullcontext())
+    module = lambda device: none if torch.device(device).type == "cpu" else own(device)
+    with (
+        mock.patch.object(
+            torch.accelerator, "device_index", return_value=nullcontext()
+        ),
+        mock.patch.object(torch, "get_device_module", module),
+    ):
         yield

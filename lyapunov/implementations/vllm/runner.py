@@ -5,7 +5,7 @@ prefill from a cache at any token, a rest of one token as a step. Around the ope
 stands a torch network of ours (`_layers`): vLLM's models need its whole engine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +21,7 @@ from .._implementation import RefusedError
 from .._launch import Launch
 from .._segment import Segment
 from .._torch import copied, exact_sums, import_torch, torch_dtype
-from .._trace import HeadRecord, SublayerRecord, Trace, traced_in_fp64
+from .._trace import IN_FRONT, HeadRecord, SublayerRecord, Trace, traced_in_fp64
 from .._ways import SCHEDULED, Variant
 from . import _operators
 from ._batch import Planned
@@ -53,6 +53,7 @@ class Vllm:
         *SCHEDULED,
     )
     """Kinds of `Variant` that there are."""
+    stack = "vLLM"
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Vllm:
         launch: Launch = Launch(),  # noqa: B008
         seed: int = 0,
     ):
-        refuse_launch(launch)
+        self._refuse_launch(launch)
         self.execution = execution
         self._launch = launch
         self._seed = seed
@@ -87,7 +88,8 @@ class Vllm:
         variant = variant or self.execution.variant
         if variant.kind not in self.ways:
             raise UsageError(
-                f"vLLM runs no text as {variant}", hint=f"one of {', '.join(self.ways)}"
+                f"{self.stack} runs no text as {variant}",
+                hint=f"one of {', '.join(self.ways)}",
             )
         tokens = np.asarray(tokens)
         kind = model.config.sublayers[0].kind
@@ -101,13 +103,14 @@ class Vllm:
         normed: Any = None
         before: Any = None
         last: Any = None
-        turns = list(self._scheduler(model, variant).turns(tokens, variant, segments))
-        for found in _recorded(torch, network, turns, segments, self._launch):
+        run = self._runs(network, self._scheduler(model, variant))
+        for found in run(tokens, variant, segments):
             if not isinstance(found, dict):
                 normed = found
                 continue
             layer = model.sublayers[found.pop("layer")]
             stored = {name: copied(tensor) for name, tensor in found.items()}
+            observed = {IN_FRONT: stored.pop(IN_FRONT)} if IN_FRONT in stored else {}
             if before is None:
                 # the first one's stream is the embedding
                 before, last = stored["residual"], np.zeros_like(stored["residual"])
@@ -118,7 +121,7 @@ class Vllm:
                 jnp.asarray(last),
                 jnp.asarray(stored["out"]),
                 {site: jnp.asarray(array) for site, array in stored.items()},
-                {},
+                observed,
             )
             before, last = stored["residual"], stored["out"]
 
@@ -127,6 +130,30 @@ class Vllm:
                 return jnp.asarray(copied(normed @ network.head[start:stop].T))
 
         yield HeadRecord(jnp.asarray(before), jnp.asarray(last), logits)
+
+    def _refuse_launch(self, launch: Launch) -> None:
+        """**Raises:** `UsageError` for a start that is not followed here."""
+        refuse_launch(launch)
+
+    def _put_together(
+        self, model: Model, dtype: Any, operators: _operators.Operators
+    ) -> Network:
+        """The network.
+
+        **Raises:** `UsageError` for one that is put together otherwise.
+        """
+        return network_of(model, dtype, operators, self._launch)
+
+    def _runs(self, network: Network, scheduler: Scheduler) -> Callable[..., Iterator]:
+        """Who runs tokens in a way and its segments: a dict a layer, then what the head
+        reads."""
+        torch = import_torch()
+
+        def run(tokens, variant: Variant, segments: Sequence[Segment]) -> Iterator[Any]:
+            turns = list(scheduler.turns(tokens, variant, segments))
+            return recorded(torch, network, turns, segments, self._launch)
+
+        return run
 
     def _backed(self, kind: str) -> _operators.Operators:
         """vLLM's, with the step of its backend.
@@ -190,7 +217,7 @@ class Vllm:
             said = Precision.named(precision)
             if said.cast or said.autocast:
                 raise UsageError(
-                    f"vLLM does not run in {precision}",
+                    f"{self.stack} does not run in {precision}",
                     hint=f"--precision {said.format}",
                 )
             if operators.interpreted and said.format == "bf16":
@@ -201,7 +228,7 @@ class Vllm:
             exact_sums(torch)
             dtype = torch_dtype(torch, precision)
             with torch.no_grad():
-                made = network_of(model, dtype, operators, self._launch)
+                made = self._put_together(model, dtype, operators)
             self._made = model, made
         return self._made[1]
 
@@ -213,16 +240,23 @@ def _cache_format(own: Execution) -> Any:
     return own.sites.get("chunk_cached", FP32)
 
 
-def _recorded(
+def recorded(
     torch: Any,
     network: Network,
     turns: Sequence[Turn],
     segments: Sequence[Segment],
     launch: Launch,
+    beside: Callable[[int, dict[str, Any], Turn], dict[str, Any]] | None = None,
 ) -> Iterator[Any]:
-    """A dict a layer, (rows, tokens, width) by site, then what the head reads."""
+    """A dict a layer, (rows, tokens, width) by site, then what the head reads.
+
+    **Arguments:**
+
+    - `beside`: what else is told of the only pass, from its layer's number, what that
+      stored of all texts, and the pass.
+    """
     if len(turns) == 1:
-        yield from _run(torch, network, turns, segments, launch)
+        yield from _run(torch, network, turns, segments, launch, beside)
         return
     kept: list[list[dict[str, Any]]] = [[] for _ in network.layers]
     normed = []
@@ -249,6 +283,7 @@ def _run(
     turns: Sequence[Turn],
     segments: Sequence[Segment],
     launch: Launch,
+    beside: Callable[[int, dict[str, Any], Turn], dict[str, Any]] | None = None,
 ) -> Iterator[Any]:
     """Forward pass after forward pass, on caches of their own."""
     width = max(len(p.ids) if p.steps else 1 for turn in turns for p in turn.parts)
@@ -278,7 +313,8 @@ def _run(
                     continue
                 if isinstance(found, dict):
                     seen = {name: _rows(torch, t, places) for name, t in found.items()}
-                    yield seen | {"layer": i}
+                    more = beside(i, found, turn) if beside else {}
+                    yield seen | more | {"layer": i}
                 else:
                     yield _rows(torch, found, places)
 

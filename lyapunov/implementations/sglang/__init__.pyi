@@ -1,0 +1,5 @@
+from ._operators import (
+    operators as operators,
+    operators_replaced as operators_replaced,
+)
+from .runner import Sglang as Sglang
