@@ -1,7 +1,7 @@
 """Which runs of which networks `analysis.vllm_kernels` makes."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._vllm_faults import CUT, DRAFTS, FAULTS
 
@@ -54,17 +54,21 @@ class Case(NamedTuple):
     """Whether the emulation is counted beside it, and no bound."""
     flags: str | None = None
     """How the server was started."""
+    stack: str = "vllm"
+    """Whose operators run it."""
 
     @property
     def measure(self) -> str:
         """What runs it."""
-        return f"vllm {self.flags or ''}".strip()
+        return f"{self.stack} {self.flags or ''}".strip()
 
     @property
     def name(self) -> str:
         """Says all of it."""
-        parts = [*self[:4], self.state and f"state {self.state}", *self[5:7]]
+        parts: list[Any] = [*self[:4], self.state and f"state {self.state}"]
+        parts += self[5:7]
         parts += ["emulation beside" if self.shares else None, self.flags]
+        parts += [None if self.stack == "vllm" else self.stack]
         return ", ".join(str(part) for part in parts if part is not None)
 
 
@@ -155,7 +159,7 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", f"chunks:{TINY_CUT},rest", TINY, "fp16")
     yield Case("tiny", f"initial_state:{TINY_CUT}", TINY, "fp16", "fp32")
     yield Case("tiny", "packed:10", TINY, "fp16")
-    yield from (Case("tiny", _tiny(way), TINY, "fp16") for way in SCHEDULED)
+    yield from (Case("tiny", tiny_way(way), TINY, "fp16") for way in SCHEDULED)
     yield Case("tiny", "prefill", 2 * TINY, "fp16", effort="quick")
     yield Case("tiny", "decode", TINY, "fp16", flags=REPLAY)
     yield Case("tiny", DRAFTS, TINY, "fp16", "fp16")
@@ -165,10 +169,10 @@ def smoke() -> Iterator[Case]:
     yield Case("tiny", "prefill", TINY, "fp16", shares=True)
     yield Case("tiny", "decode", TINY, "fp16", shares=True)
     for name, fault in FAULTS.items():
-        yield Case("tiny", _tiny(fault.way), TINY, "fp16", fault=name)
+        yield Case("tiny", tiny_way(fault.way), TINY, "fp16", fault=name)
 
 
-def _tiny(way: str) -> str:
+def tiny_way(way: str) -> str:
     """The same way, cut where the tiny network's text is."""
     for cut, own in ((CUT, TINY_CUT), (CUT - 1, TINY_CUT - 1)):
         way = way.replace(str(cut), str(own))

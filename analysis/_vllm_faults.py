@@ -168,16 +168,22 @@ FAULTS = {
 
 
 @contextmanager
-def patched(name: str, every: int = EVERY) -> Iterator[None]:
+def patched(name: str, every: int = EVERY, stack: str = "vllm") -> Iterator[None]:
     """The fault in place, for as long as the block runs.
 
     **Arguments:**
 
     - `every`: steps from one lost store to the next, of the fault that loses some.
+    - `stack`: whose operators are broken.
     """
-    from lyapunov.implementations import vllm
+    from lyapunov.implementations import sglang, vllm
 
-    if name in FAULTS:
+    if stack == "sglang":
+        from ._sglang_cases import FAULTS as OF_SGLANG
+
+        fault = OF_SGLANG[name]
+        find, replace = sglang.operators, sglang.operators_replaced
+    elif name in FAULTS:
         fault, find, replace = FAULTS[name], vllm.operators, vllm.operators_replaced
     else:
         from ._vllm_delta import FAULTS as OF_DELTA

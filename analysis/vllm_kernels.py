@@ -11,19 +11,22 @@ on a CPU, in Triton's interpreter (`TRITON_INTERPRET=1`).
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from studies.files import write
 from studies.study import Study, promote
 
 from ._rows_apart import known_rows, print_row, run_apart, short, table
+from ._sglang_cases import FAULTS as OF_SGLANG
 from ._vllm_cases import Case, cases as mamba_cases, smoke
 from ._vllm_delta import FAULTS as OF_DELTA, delta_cases
 from ._vllm_faults import FAULTS, patched
@@ -74,6 +77,7 @@ def tokens(model: Any, case: Case) -> Any:
     from .perturbation import english
 
     faults = FAULTS | {name: fault for name, (_, fault) in OF_DELTA.items()}
+    faults |= OF_SGLANG
     batch = faults[case.fault].batch if case.fault else 1
     return english(model, batch * case.length).reshape(batch, case.length)
 
@@ -87,7 +91,7 @@ def run(case: Case) -> dict[str, Any]:
     if case.way == "rounding":
         return _row(case, _rounded(case), began)
     every = 8 if case.model == "tiny" else 64
-    broken = patched(case.fault, every) if case.fault else nullcontext()
+    broken = patched(case.fault, every, case.stack) if case.fault else nullcontext()
     with tempfile.TemporaryDirectory() as folder, broken:
         model = loaded(case.model, folder)
         if case.shares:
@@ -101,15 +105,14 @@ def run(case: Case) -> dict[str, Any]:
 
 def _row(case: Case, found: dict[str, Any], began: float) -> dict[str, Any]:
     """What was found, and how it was made."""
-    from lyapunov.implementations.vllm import tuned
-
-    environment = found.pop("environment") | _gpu()
+    package = importlib.import_module(f"lyapunov.implementations.{case.stack}")
+    environment = found.pop("environment") | _gpu(case.stack, package)
     made = {name: environment.pop(name) for name in ("date", "command")}
     return {
         "case": case.name,
         **case._asdict(),
         **found,
-        "tuned": tuned(),
+        "tuned": package.tuned(),
         "date": made["date"],
         "seconds": round(time.perf_counter() - began, 1),
         "environment": environment,
@@ -232,24 +235,41 @@ def _rounded(case: Case) -> dict[str, Any]:
     }
 
 
-def _gpu() -> dict[str, str]:
+def _gpu(stack: str, package: Any) -> dict[str, str]:
     """What the operators ran on, beside the environment of the report."""
     import torch
     import triton
 
-    from lyapunov.implementations.vllm import operators
-
     there = torch.cuda.is_available()
     return {
-        "vllm": operators().version,
+        stack: package.operators().version,
         "triton": triton.__version__,
         "gpu": torch.cuda.get_device_name() if there else "Triton's interpreter",
     }
 
 
+class Asked(NamedTuple):
+    """What one stack's study is of."""
+
+    title: str
+    """Of its page."""
+    cases: Callable[[], list[Case]]
+    smoke: Callable[[], Iterator[Case]]
+
+
+ASKED = Asked("Networks on vLLM's operators", cases, smoke)
+
+
 def main(given: list[str] | None = None) -> None:
     """Run what is missing, or one case of it."""
-    parser = STUDY.parser(__doc__)
+    conduct(STUDY, __doc__, ASKED, given)
+
+
+def conduct(
+    study: Study, doc: str | None, of: Asked, given: list[str] | None = None
+) -> None:
+    """Run what is missing of a stack's study, or one case of it."""
+    parser = study.parser(doc)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, on a CPU")
@@ -258,16 +278,16 @@ def main(given: list[str] | None = None) -> None:
     if asked.case:
         print_row(run(Case(*json.loads(asked.case))))
         return
-    if asked.smoke and asked.out == STUDY.committed:
+    if asked.smoke and asked.out == study.committed:
         parser.error("--smoke is a try, and is not committed")
-    (STUDY._replace(gpu=False) if asked.smoke else STUDY).begin(asked.out)
-    working = STUDY.working(asked.out)
-    result = known_rows(None if asked.smoke else STUDY.committed)
+    (study._replace(gpu=False) if asked.smoke else study).begin(asked.out)
+    working = study.working(asked.out)
+    result = known_rows(None if asked.smoke else study.committed)
     have = {one["case"] for one in result["rows"]}
-    waiting = list(smoke()) if asked.smoke else cases()
+    waiting = list(of.smoke()) if asked.smoke else of.cases()
     waiting = [case for case in waiting if case.name not in have]
     left = run_apart(
-        STUDY.name,
+        study.name,
         result,
         waiting,
         working,
@@ -275,7 +295,7 @@ def main(given: list[str] | None = None) -> None:
         asked.budget,
         lambda one: f", differ {_said(one)}" if one.get("differ") else "",
     )
-    write(working.with_suffix(".md"), page(result))
+    write(working.with_suffix(".md"), page(result, of))
     promote(working, asked.out, [*result["failed"], *left])
 
 
@@ -287,12 +307,13 @@ NOTE = (
 )
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], of: Asked = ASKED) -> str:
     """The rows as Markdown."""
-    order = {case.name: place for place, case in enumerate([*cases(), *smoke()])}
+    every = [*of.cases(), *of.smoke()]
+    order = {case.name: place for place, case in enumerate(every)}
     rows = sorted(result["rows"], key=lambda one: order[one["case"]])
     held = (one for one in rows if not one["shares"] and not one.get("rounding"))
-    lines = ["# Networks on vLLM's operators", "", *table(held)]
+    lines = [f"# {of.title}", "", *table(held)]
     lines += ["", *NOTE]
     beside = [f"- {one['case']}: {_said(one)}" for one in rows if one["shares"]]
     if beside:

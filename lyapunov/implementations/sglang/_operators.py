@@ -17,7 +17,7 @@ from typing import Any
 from ..._errors import MissingExtraError, UsageError
 from .._implementation import RefusedError, installed
 from .._torch import import_torch
-from ..vllm._operators import Operators, tune_nothing
+from ..vllm._operators import Operators, tune_nothing, tuned_of
 from ._stand_in import NORMS, OPERATORS, TRITON, stand_in
 
 
@@ -95,6 +95,12 @@ def find_operators() -> Operators:
         for name in ("bmm", "chunk_scan", "chunk_state", "state_passing"):
             tune_nothing(get(f"{TRITON}.ssd_{name}"))
     return found
+
+
+def tuned() -> dict[str, str]:
+    """The configuration that each kernel's autotuner chose last in this process: it
+    decides in which order sums are made."""
+    return tuned_of(f"{OPERATORS}.")
 
 
 def _importable() -> str:

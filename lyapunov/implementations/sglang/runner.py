@@ -109,8 +109,8 @@ class Sglang(Vllm):
             return recorded(torch, network, turns, segments, self._launch, told)
 
         def run(tokens, variant: Variant, segments: Sequence[Segment]) -> Iterator[Any]:
-            alike = ("whole", "steps", "chunks", "initial_state")
-            if len(tokens) == 1 or variant.kind not in alike:
+            packed = ("whole", "chunks", "initial_state")
+            if len(tokens) == 1 or variant.kind not in packed:
                 yield from one(tokens, variant, segments)
                 return
             rows = [one(row[None], variant, segments) for row in tokens]

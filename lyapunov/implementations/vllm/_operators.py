@@ -34,7 +34,8 @@ OF_DELTA = ("vllm.third_party.flash_linear_attention.", "vllm.models.kimi_k3.")
 REPLAY = "selective_state_update_replayssm_output_only"
 INSTALL = (
     f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
-    f"into a folder, and set {FILES} to that"
+    f"(and {WORKER.replace('.', '/')}.py, which copies blocks) into a folder, and set "
+    f"{FILES} to that"
 )
 
 
@@ -243,10 +244,15 @@ def _interpretable(conv: Callable) -> Callable:
 def tuned() -> dict[str, str]:
     """The configuration that each kernel's autotuner chose last in this process: it
     decides in which order sums are made."""
+    return tuned_of(f"{OPERATORS}.", *OF_DELTA)
+
+
+def tuned_of(*packages: str) -> dict[str, str]:
+    """The same of modules whose names begin so."""
     return {
         name: str(tuner.best_config)
         for module in list(sys.modules)
-        if module.startswith((f"{OPERATORS}.", *OF_DELTA))
+        if module.startswith(packages)
         for name, tuner in tuners(sys.modules[module])
         if hasattr(tuner, "best_config")
     }
