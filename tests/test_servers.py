@@ -160,6 +160,19 @@ def test_a_bias_is_fused_into_its_product():
         assert "xz_product" not in declared(name, biased, mode="prefill").sites
 
 
+def test_a_gate_alone_is_cast_where_nothing_compiles_it():
+    """Assert SGLang's `Mixer2RMSNormGated.forward_cuda`, and vLLM's eager form."""
+    alone = Mamba2Sizes(16, 32, 8, 4, 1, 4, 8, 1e-5, 1e-5, gate_norm=False)
+    for mode in ("prefill", "decode"):
+        for name, cast in (
+            ("sglang_emulated", True),
+            ("vllm_emulated --enforce-eager", True),
+            ("vllm_emulated", False),
+        ):
+            assert ("silu_z" in declared(name, alone, mode=mode).sites) == cast
+        assert "silu_z" not in declared("sglang_emulated", mode=mode).sites
+
+
 def test_forms_are_what_the_flags_say():
     """Assert periods, rings, ranks, and where chunks end."""
     form = lambda name, **given: declared(name, **given).form

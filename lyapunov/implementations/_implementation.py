@@ -136,6 +136,8 @@ class AbstractImplementation(ABC):
     """Bytes of an entry of what its trace hands on; None: as wide as it computes."""
     first_is_step: ClassVar[bool] = False
     """Whether decoding makes a step of the first token, too."""
+    rest_is_step: ClassVar[bool] = True
+    """Whether a prompt's rest of a single token is a step; else it is a prefill."""
     follows: ClassVar[str | None] = None
     """The server whose flow it runs, as `_stacks` calls it."""
     launch_flags: ClassVar[Mapping[str, Any]] = {}

@@ -312,8 +312,11 @@ def _of_norms(sizes: Any, wanted: _Wanted) -> dict[str, Format]:
         if not sizes.gate_norm:
             return {"silu_z": wanted.form}
         return {"gate_norm_hat": wanted.form} if several else {}
+    if not sizes.gate_norm:
+        # `Mixer2RMSNormGated.forward_cuda` casts silu(z) in front of the product
+        return {"silu_z": wanted.form}
     # one kernel for all groups; a single one over several devices is PyTorch's
-    alone = sizes.gate_norm and sizes.norm_groups == 1 and wanted.launch.ranks > 1
+    alone = sizes.norm_groups == 1 and wanted.launch.ranks > 1
     return {"gate_norm_hat": wanted.form} if alone else {}
 
 

@@ -134,44 +134,45 @@ class Variant:
         """Steps of a call that are kept, of `drafts`."""
         return self.numbers[-1]
 
-    def calls(self, seq: int, *, first_is_step: bool = False) -> tuple[Call, ...]:
+    def calls(
+        self, seq: int, *, first_is_step: bool = False, rest_is_step: bool = True
+    ) -> tuple[Call, ...]:
         """The calls that a text of `seq` tokens is run in; steps are one entry.
-
-        A chunk of a single token behind others is a step.
 
         **Arguments:**
 
         - `first_is_step`: whether the first of all steps starts from a cache of zeros,
           as in mamba_ssm; in transformers it is a call without a state.
+        - `rest_is_step`: whether a chunk of a single token behind others is a step.
         """
         if self.kind in ("steps", "drafts"):
             if first_is_step:
                 return (Call(0, seq, decode=True),)
             return Call(0, 1), Call(1, seq, decode=True)
         if self.kind == "resumed" or self.prompt is not None:
-            return tuple(self._behind(self.prompt or seq, seq))
+            return tuple(self._behind(self.prompt or seq, seq, rest_is_step))
         if self.kind != "chunks":
             return (Call(0, seq),)
-        return tuple(self._chunks(seq))
+        return tuple(self._chunks(seq, rest_is_step))
 
-    def _behind(self, prompt: int, seq: int) -> Iterator[Call]:
+    def _behind(self, prompt: int, seq: int, rest_is_step: bool) -> Iterator[Call]:
         """What was cached, the rest of the prompt, and steps."""
         begin = self.cached
         if begin:
             yield Call(0, begin)
-        if prompt == begin + 1 and begin:
-            # a single token with a state is a step, too
+        if prompt == begin + 1 and begin and rest_is_step:
             yield Call(begin, seq, decode=True)
             return
         yield Call(begin, prompt)
         if prompt < seq:
             yield Call(prompt, seq, decode=True)
 
-    def _chunks(self, seq: int) -> Iterator[Call]:
+    def _chunks(self, seq: int, rest_is_step: bool) -> Iterator[Call]:
         start = 0
         for size in self._sizes():
             stop = seq if size < 0 else min(start + size, seq)
-            yield Call(start, stop, decode=start > 0 and stop == start + 1)
+            single = rest_is_step and start > 0 and stop == start + 1
+            yield Call(start, stop, decode=single)
             if stop == seq:
                 return
             start = stop

@@ -96,7 +96,11 @@ def ways_of_dump(model: Model, dump: File, variants) -> tuple[list[Way], list]:
             continue
         run = File(dump.path, name)
         segments = _segments(
-            variant, dump.tokens.shape[1], *pair, first_is_step=flow.first_is_step
+            variant,
+            dump.tokens.shape[1],
+            *pair,
+            first_is_step=flow.first_is_step,
+            rest_is_step=flow.rest_is_step,
         )
         segments = _steps_joined(segments)
         if pair[0].behind(variant.in_front(dump.tokens.shape[1])) is not pair[0]:
@@ -140,7 +144,8 @@ def ways_of_source(
             if reason is not None:
                 skipped.append(not_run(variant, precision, reason))
                 continue
-            segments = _segments(variant, seq, *pair)
+            rest = implementation.rest_is_step
+            segments = _segments(variant, seq, *pair, rest_is_step=rest)
             trace = runner.trace(model, ids, variant, segments)
             _add(model, ways, skipped, Way(variant, precision, segments, trace))
     return ways, skipped
@@ -192,6 +197,7 @@ def _segments(
     decode: Execution,
     *,
     first_is_step: bool = True,
+    rest_is_step: bool = True,
 ) -> tuple[Segment, ...]:
     """The calls of a run, each with what is declared of it; steps that are made here
     begin with a cache of no token."""
@@ -204,7 +210,9 @@ def _segments(
     cache = state_format_named(decode.state_precision)
     return tuple(
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
-        for call in variant.calls(seq, first_is_step=first_is_step)
+        for call in variant.calls(
+            seq, first_is_step=first_is_step, rest_is_step=rest_is_step
+        )
     )
 
 

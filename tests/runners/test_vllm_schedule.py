@@ -138,6 +138,27 @@ def test_calls_are_those_that_are_declared():
         assert ends == {call.stop for call in calls if not call.decode}, name
 
 
+def test_a_rest_of_one_token_is_what_the_server_makes_of_it():
+    """Assert a step in vLLM and a prefill in SGLang, of pieces and behind a prefix."""
+    vllm, sglang = (implementation_named(n).rest_is_step for n in ("vllm", "sglang"))
+    for name in (f"chunks:{SEQ - 1},rest", f"resumed:{SEQ - 1}"):
+        way = parse_variant(name)
+        for rest_is_step in (vllm, sglang):
+            last = way.calls(SEQ, rest_is_step=rest_is_step)[-1]
+            assert (last.start, last.stop) == (SEQ - 1, SEQ)
+            assert last.decode == rest_is_step
+    assert (vllm, sglang) == (True, False)
+    tokens = np.arange(SEQ)[None]
+    way = parse_variant("resumed:8,9")
+    calls = way.calls(SEQ, rest_is_step=False)
+    scheduler = Scheduler(VOCABULARY, rest_is_step=False)
+    turns = list(scheduler.turns(tokens, way, segments(way)))
+    own = [(p.begin, p.steps) for t in turns for p in t.parts if p.seen]
+    assert own[:3] == [(0, False), (8, False), (9, True)]
+    assert [(call.start, call.decode) for call in calls] == own[:3]
+    np.testing.assert_array_equal(read(turns)[0], tokens[0])
+
+
 def test_a_prefix_is_anothers():
     """Assert that a prefill that is not the text's kept the state, where one can, and
     that the text goes on from a copy."""

@@ -76,7 +76,9 @@ def run(model: Any, tokens: np.ndarray, one: Run) -> dict[str, Any]:
     prefill = prefill.behind(way.in_front(tokens.shape[1]))
     segments = [
         Segment(call.start, call.stop, decode if call.decode else prefill, cache)
-        for call in way.calls(tokens.shape[1], first_is_step=True)
+        for call in way.calls(
+            tokens.shape[1], first_is_step=True, rest_is_step=stack.rest_is_step
+        )
     ]
     others: dict[str, Any] = {}
     if one.lost:

@@ -34,6 +34,8 @@ class SglangImplementation(AbstractImplementation):
         "torch": "torch",
     }
     first_is_step = True
+    # `Mamba2Metadata.prepare_mixed` counts whatever is extended as a prefill
+    rest_is_step = False
     ignores_dt_limits = True
     caches_in_calls = True
     follows = SGLANG_STACK.name
@@ -89,6 +91,8 @@ class SglangEmulatedImplementation(AbstractImplementation):
     runs_without_head = True
     entry_bytes = None
     first_is_step = True
+    # `Mamba2Metadata.prepare_mixed` counts whatever is extended as a prefill
+    rest_is_step = False
     ways = STREAM_WAYS
     refused_ways = STREAM_REFUSED_WAYS
     ignores_dt_limits = True

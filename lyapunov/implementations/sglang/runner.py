@@ -90,7 +90,7 @@ class Sglang(Vllm):
 
     def _scheduler(self, model: Model, variant: Variant) -> Scheduler:
         del variant
-        return Scheduler(model.config.padded_vocab_size, ONE)
+        return Scheduler(model.config.padded_vocab_size, ONE, rest_is_step=False)
 
     def _put_together(
         self, model: Model, dtype: Any, operators: _operators.Operators

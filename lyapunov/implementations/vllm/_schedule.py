@@ -94,10 +94,19 @@ class Scheduler:
     - `vocabulary`: tokens there are. `drafts`: how steps are made.
     - `keeps`: behind how many tokens at least a prefill can keep a state on its way;
       None: it cannot.
+    - `rest_is_step`: as of `Variant.calls`.
     """
 
-    def __init__(self, vocabulary: int, drafts: Drafts = ONE, keeps: int | None = None):
+    def __init__(
+        self,
+        vocabulary: int,
+        drafts: Drafts = ONE,
+        keeps: int | None = None,
+        *,
+        rest_is_step: bool = True,
+    ):
         self._vocabulary = vocabulary
+        self._rest_is_step = rest_is_step
         self._drafts = drafts
         self._keeps = keeps
 
@@ -258,7 +267,7 @@ class Scheduler:
         own, from `fresh` on."""
         begin, block = variant.cached, variant.block
         assert block is not None, "a way with blocks"
-        for call in variant.calls(len(ids))[1:]:
+        for call in variant.calls(len(ids), rest_is_step=self._rest_is_step)[1:]:
             ends = range(call.start + 1, call.stop + 1) if call.decode else [call.stop]
             for end in ends:
                 copies: tuple[tuple[int, int], ...] = ()
