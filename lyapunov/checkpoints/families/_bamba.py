@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .._family import NO_EXPONENT, SILU, Family, of_transformers
+from .._family import NO_EXPONENT, SILU, Family, of_llama_cpp, of_transformers
 from .._parts import Described
 from .._settings import layer_count, refuse, silu_only
 from .._sizes import NetworkSettings
@@ -26,7 +26,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
 
 BAMBA = Family(
     "Bamba",
-    (of_transformers("bamba"),),
+    (of_transformers("bamba"), of_llama_cpp("granitehybrid")),
     {"transformers": _read},
     ("attention whose heads turn by half", "biases", "limits of dt"),
     (NO_EXPONENT, SILU),

@@ -1,20 +1,15 @@
-"""llama.cpp's hybrids with Mamba-2 or the gated delta rule, as transformers has them.
+"""llama.cpp's hybrids with Mamba-2, as transformers has them.
 
-Read in llama.cpp's `src/models/{falcon-h1,granite-hybrid,nemotron-h,qwen3next}.cpp` and
-in its converters: what a model multiplies by is folded into Falcon-H1's weights, and
-kept apart in Granite's metadata; norms of Qwen3-Next hold 1 + weight.
+Read in llama.cpp's `src/models/{falcon-h1,granite-hybrid,nemotron-h}.cpp` and in its
+converters: what a model multiplies by is folded into Falcon-H1's weights, and kept
+apart in Granite's metadata.
 """
 
 from typing import Any
 
 from ..._errors import UnsupportedCheckpointError
 from ._changes import (
-    by_key_heads,
     joined,
-    less_one,
-    log_of_negative,
-    reshaped,
-    with_middle_axis,
 )
 from ._model import FileModel
 from ._names import put_attention, put_experts, put_mamba2, put_mlp
@@ -42,7 +37,8 @@ def _bamba_mixer(model: FileModel, layers: list[int]) -> dict[str, Any]:
     }
 
 
-def _attention(heads: tuple[int, int, int]) -> dict[str, Any]:
+def attention_settings(heads: tuple[int, int, int]) -> dict[str, Any]:
+    """What transformers calls heads of queries, of keys and values, and their size."""
     names = "num_attention_heads", "num_key_value_heads", "head_dim"
     return dict(zip(names, heads, strict=True))
 
@@ -71,7 +67,7 @@ def falcon_h1(model: FileModel) -> dict[str, Any]:
     return (
         config
         | _bamba_mixer(model, layers)
-        | _attention(heads)
+        | attention_settings(heads)
         | {
             "model_type": "falcon_h1",
             "rms_norm_eps": metadata.positive(_RMS),
@@ -84,21 +80,72 @@ def falcon_h1(model: FileModel) -> dict[str, Any]:
 
 
 def granite_hybrid(model: FileModel) -> dict[str, Any]:
-    """Mamba-2 and attention, experts beside an MLP that all share, or that alone."""
-    names, metadata = model.names, model.metadata
-    config = model.around("model.embed_tokens.weight", "model.norm.weight")
+    """Mamba-2 and attention, experts beside an MLP that all share, or that alone; and
+    Bamba, of whose heads a half turns."""
     kv = model.by_layer(_KV)
-    mixing = [i for i, count in enumerate(kv) if not count]
-    turns = metadata.flag("rope.scaling.finetuned", True)
+    turns = model.metadata.flag("rope.scaling.finetuned", True)
     # a file without attention says no size of it
     heads = model.heads(model.one_of(_KV, kv) if any(kv) else 1)
     turning, theta = model.turning(heads[2])
-    if turns and turning != heads[2]:
+    if not turns or turning == heads[2]:
+        return _granite(model, kv, heads, theta if turns else None)
+    own = "embedding_scale", "residual_scale", "logit_scale", "attention.scale"
+    plain = not any(model.metadata.multiplier(key) for key in (*own, "expert_count"))
+    if 2 * turning != heads[2] or not plain:
         raise UnsupportedCheckpointError(
-            f"{model.shown}: {turning} channels of {heads[2]} of a head turn (Bamba),"
-            " which is not covered of granitehybrid",
+            f"{model.shown}: {turning} channels of {heads[2]} of a head turn, which is"
+            " not covered of Granite; of Bamba a half",
             hint=_HINT,
         )
+    return _bamba(model, kv, heads, theta)
+
+
+def _bamba(
+    model: FileModel, kv: list[int], heads: tuple[int, int, int], theta: float
+) -> dict[str, Any]:
+    """Mamba-2 and attention, an MLP after each.
+
+    The converter lays the two halves of a whole head side by side, and llama.cpp turns
+    the first rows of that in pairs: other pairs than the original's, whose first half
+    of a head turns in halves. The model is what llama.cpp computes.
+    """
+    names, metadata = model.names, model.metadata
+    config = model.around("model.embed_tokens.weight", "model.final_layernorm.weight")
+    for i, count in enumerate(kv):
+        ours, block = f"model.layers.{i}.", f"blk.{i}."
+        names.put(f"{ours}input_layernorm.weight", f"{block}attn_norm.weight")
+        names.put(f"{ours}pre_ff_layernorm.weight", f"{block}ffn_norm.weight")
+        if count:
+            turning = heads[2] // 2
+            put_attention(names, f"{ours}self_attn.", block, heads, turning)
+        else:
+            put_mamba2(names, f"{ours}mamba.", block)
+        put_mlp(names, f"{ours}feed_forward.", block, "gate", "up", "down")
+    mixing = [i for i, count in enumerate(kv) if not count]
+    return (
+        config
+        | _bamba_mixer(model, mixing)
+        | attention_settings(heads)
+        | {
+            "model_type": "bamba",
+            "rms_norm_eps": metadata.positive(_RMS),
+            "attn_layer_indices": [i for i, count in enumerate(kv) if count],
+            "rope_theta": theta,
+            "intermediate_size": metadata.integer("feed_forward_length"),
+        }
+    )
+
+
+def _granite(
+    model: FileModel,
+    kv: list[int],
+    heads: tuple[int, int, int],
+    theta: float | None,
+) -> dict[str, Any]:
+    """Granite; `theta`: the base of rates, None where nothing turns."""
+    names, metadata = model.names, model.metadata
+    config = model.around("model.embed_tokens.weight", "model.norm.weight")
+    mixing = [i for i, count in enumerate(kv) if not count]
     experts = metadata.natural("expert_count") if metadata.has("expert_count") else 0
     for i in range(model.layers):
         ours, block = f"model.layers.{i}.", f"blk.{i}."
@@ -108,7 +155,7 @@ def granite_hybrid(model: FileModel) -> dict[str, Any]:
             put_mamba2(names, f"{ours}mamba.", block)
         else:
             # the converter lays pairs side by side whether heads turn or not
-            put_attention(names, f"{ours}self_attn.", block, heads, turning)
+            put_attention(names, f"{ours}self_attn.", block, heads, heads[2])
         shared, of = f"{ours}shared_mlp.", "_shexp" if experts else ""
         both = [f"{block}ffn_{one}{of}.weight" for one in ("gate", "up")]
         names.put(f"{shared}input_linear.weight", *both, change=joined(0))
@@ -120,12 +167,12 @@ def granite_hybrid(model: FileModel) -> dict[str, Any]:
             into, out = (f"{inside}{one}_linear.weight" for one in ("input", "output"))
             put_experts(names, into, out, block)
     width, shared = metadata.integer("feed_forward_length"), "shared_intermediate_size"
-    config |= _bamba_mixer(model, mixing) | _attention(heads)
+    config |= _bamba_mixer(model, mixing) | attention_settings(heads)
     config |= {
         "model_type": "granitemoehybrid",
         "rms_norm_eps": metadata.positive(_RMS),
         "layer_types": ["attention" if count else "mamba" for count in kv],
-        "position_embedding_type": "rope" if turns else None,
+        "position_embedding_type": None if theta is None else "rope",
         "rope_theta": theta,
         "embedding_multiplier": metadata.multiplier("embedding_scale") or 1.0,
         "residual_multiplier": metadata.multiplier("residual_scale") or 1.0,
@@ -174,7 +221,7 @@ def nemotron_h(model: FileModel) -> dict[str, Any]:
     epsilon = _RMS if metadata.has(_RMS) else "attention.layer_norm_epsilon"
     mixer = model.mixer()
     mixing = [i for i, kind in enumerate(kinds) if kind == "mamba"]
-    config |= _attention(heads) | {
+    config |= attention_settings(heads) | {
         "model_type": "nemotron_h",
         "layer_norm_epsilon": metadata.positive(epsilon),
         "layers_block_type": kinds,
@@ -232,110 +279,3 @@ def _nemotron_sizes(
     if metadata.has("moe_latent_size"):
         found["moe_latent_size"] = metadata.integer("moe_latent_size")
     return found
-
-
-# of queries and keys before the delta rule: transformers' own, and llama.cpp's norms'
-_KEY_EPSILON = 1e-6
-
-
-def qwen3_next(model: FileModel) -> dict[str, Any]:
-    """The gated delta rule and gated attention, experts after each."""
-    names, metadata = model.names, model.metadata
-    config = model.around(
-        *("model.embed_tokens.weight", "model.norm.weight"), change=less_one
-    )
-    heads = model.heads(metadata.integer(_KV))
-    turning, theta = model.turning(heads[2])
-    if metadata.has("attention.recurrent_layers"):
-        flags = metadata.flags("attention.recurrent_layers", model.blocks)
-    else:
-        period = 4  # llama.cpp's own, where the file has none
-        if metadata.has("full_attention_interval"):
-            period = metadata.integer("full_attention_interval")
-        flags = [(i + 1) % period != 0 for i in range(model.blocks)]
-    flags = flags[: model.layers]
-    epsilon = metadata.positive(_RMS)
-    if any(flags) and abs(epsilon / _KEY_EPSILON - 1) > 1e-6:
-        raise metadata.refuse(_RMS, "1e-6, with which queries and keys are normalised")
-    mixer = model.mixer()
-    key_heads, value_heads = metadata.integer("ssm.group_count"), mixer["rank"]
-    sizes = (key_heads, mixer["state"], value_heads // key_heads)
-    order = by_key_heads(*sizes, mixer["inner"] // value_heads)
-    for i, recurrent in enumerate(flags):
-        ours, block = f"model.layers.{i}.", f"blk.{i}."
-        for norm, theirs in (
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "post_attention_norm"),
-        ):
-            weight = f"{ours}{norm}.weight"
-            names.put(weight, f"{block}{theirs}.weight", change=less_one)
-        if recurrent:
-            _delta(names, f"{ours}linear_attn.", block, order)
-        else:
-            _gated_attention(names, f"{ours}self_attn.", block, heads)
-        _qwen_experts(names, f"{ours}mlp.", block)
-    return (
-        config
-        | _attention(heads)
-        | {
-            "model_type": "qwen3_next",
-            "hidden_act": "silu",
-            "rms_norm_eps": epsilon,
-            "layer_types": [
-                "linear_attention" if one else "full_attention" for one in flags
-            ],
-            "rope_theta": theta,
-            "partial_rotary_factor": turning / heads[2],
-            "linear_num_key_heads": key_heads,
-            "linear_num_value_heads": value_heads,
-            "linear_key_head_dim": mixer["state"],
-            "linear_value_head_dim": mixer["inner"] // value_heads,
-            "linear_conv_kernel_dim": mixer["taps"],
-            "num_experts": metadata.integer("expert_count"),
-            "num_experts_per_tok": metadata.integer("expert_used_count"),
-            "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
-            "shared_expert_intermediate_size": metadata.integer(
-                "expert_shared_feed_forward_length"
-            ),
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-        }
-    )
-
-
-def _delta(names: Any, inside: str, block: str, order: Any) -> None:
-    """A gated delta rule; older files have the projections as transformers has them."""
-    projections = f"{inside}in_proj_qkvz.weight"
-    if names.has(f"{block}ssm_in.weight"):
-        names.put(projections, f"{block}ssm_in.weight")
-    else:
-        both = (f"{block}attn_{one}.weight" for one in ("qkv", "gate"))
-        names.put(projections, *both, change=order)
-    names.put(f"{inside}in_proj_ba.weight", f"{block}ssm_ba.weight")
-    weight = f"{block}ssm_conv1d.weight"
-    names.put(f"{inside}conv1d.weight", weight, change=with_middle_axis)
-    names.put(f"{inside}A_log", f"{block}ssm_a", change=log_of_negative(-1))
-    names.put(f"{inside}dt_bias", f"{block}ssm_dt.bias")
-    names.put(f"{inside}norm.weight", f"{block}ssm_norm.weight")
-    names.put(f"{inside}out_proj.weight", f"{block}ssm_out.weight")
-
-
-def _gated_attention(
-    names: Any, inside: str, block: str, heads: tuple[int, int, int]
-) -> None:
-    """Attention whose queries come with gates, in twice as many rows."""
-    put_attention(names, inside, block, heads, gates=True)
-    for one in "qk":
-        norm = f"{inside}{one}_norm.weight"
-        names.put(norm, f"{block}attn_{one}_norm.weight", change=less_one)
-
-
-def _qwen_experts(names: Any, inside: str, block: str) -> None:
-    names.put(f"{inside}gate.weight", f"{block}ffn_gate_inp.weight")
-    both, down = (f"{inside}experts.{one}_proj" for one in ("gate_up", "down"))
-    put_experts(names, both, down, block)
-    shared = f"{inside}shared_expert."
-    put_mlp(names, shared, block, "gate", "up", "down", of="_shexp")
-    gate = f"{block}ffn_gate_inp_shexp.weight"
-    names.put(f"{inside}shared_expert_gate.weight", gate, change=reshaped(1, -1))

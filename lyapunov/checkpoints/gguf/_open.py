@@ -8,9 +8,10 @@ from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ..files._files import quote
 from ..quantised._recognise import Quantisation
 from ._header import Header, read_header
-from ._hybrids import falcon_h1, granite_hybrid, nemotron_h, qwen3_next
+from ._hybrids import falcon_h1, granite_hybrid, nemotron_h
 from ._mamba import jamba, mamba, mamba2
 from ._model import FileModel
+from ._qwen3_next import qwen3_next
 from ._tensors import METHOD, GgufTensor, format_of
 
 

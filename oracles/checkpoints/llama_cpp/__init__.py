@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .hybrids import falcon_h1, granite, nemotron, qwen3_next
+from .hybrids import bamba, falcon_h1, granite, nemotron, qwen3_next
 from .mamba import jamba, mamba, mamba2
 from .parts import Tensors
 
@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "falcon_mamba": "mamba",
     "mamba2": "mamba2",
     "falcon_h1": "falcon-h1",
+    "bamba": "granitehybrid",
     "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h",
     "jamba": "jamba",
@@ -116,6 +117,7 @@ _WRITERS: dict[str, Callable[[Any, dict[str, Any], Any], Tensors]] = {
     "falcon_mamba": mamba,
     "mamba2": mamba2,
     "falcon_h1": falcon_h1,
+    "bamba": bamba,
     "granitemoehybrid": granite,
     "nemotron_h": nemotron,
     "jamba": jamba,

@@ -94,3 +94,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """transformers' model_type and settings."""
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bamba": (
+        "bamba",
+        {
+            **_HYBRID, "hidden_size": 64, "attn_layer_indices": [1],
+            "mamba_n_groups": 2,
+        },
+    ),
+}  # fmt: skip
+"""Those of which llama.cpp computes another function than transformers: it turns other
+pairs of a head's rows than the original has."""

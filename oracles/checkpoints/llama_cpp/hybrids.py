@@ -109,6 +109,33 @@ def granite(c: Any, state: dict[str, Any], writer: Any) -> Tensors:
             yield from joined_experts(state, f"{sparse}experts.", block)
 
 
+def bamba(c: Any, state: dict[str, Any], writer: Any) -> Tensors:
+    """Halves of a whole head in pairs, of which llama.cpp turns the first."""
+    heads = c.num_attention_heads, c.num_key_value_heads
+    layers, groups = c.num_hidden_layers, c.mamba_n_groups
+    write_sizes(writer, c, layers, c.intermediate_size, heads[0])
+    sizes = (c.mamba_expand * c.hidden_size, c.mamba_d_state, c.mamba_d_conv)
+    write_ssm(writer, *sizes, c.mamba_n_heads, groups)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    attended = [i in c.attn_layer_indices for i in range(layers)]
+    writer.add_head_count_kv([heads[1] if one else 0 for one in attended])
+    writer.add_rope_scaling_finetuned(True)
+    writer.add_rope_dimension_count(c.hidden_size // heads[0] // 2)
+    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    yield from around(
+        state, "model.embed_tokens.weight", "model.final_layernorm.weight"
+    )
+    for i in range(layers):
+        inside, block = f"model.layers.{i}.", f"blk.{i}."
+        yield f"{block}attn_norm.weight", state.pop(f"{inside}input_layernorm.weight")
+        yield f"{block}ffn_norm.weight", state.pop(f"{inside}pre_ff_layernorm.weight")
+        if attended[i]:
+            yield from attention(state, f"{inside}self_attn.", block, heads)
+        else:
+            yield from mamba2_mixer(state, f"{inside}mamba.", block, groups)
+        yield from mlp(state, f"{inside}feed_forward.", block, "gate", "up", "down")
+
+
 def nemotron(c: Any, state: dict[str, Any], writer: Any) -> Tensors:
     kinds = c.layers_block_type
     heads = c.num_attention_heads, c.num_key_value_heads

@@ -11,7 +11,7 @@ import pytest
 
 import lyapunov
 from oracles.checkpoints.llama_cpp import written
-from oracles.checkpoints.llama_cpp.cases import CASES, EPSILON
+from oracles.checkpoints.llama_cpp.cases import CASES, EPSILON, OTHERS
 from oracles.checkpoints.transformers import make
 
 from ...helpers import assert_within
@@ -62,7 +62,7 @@ def llama_logits(path: Path, vocab_size: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *OTHERS])
 def test_llama_cpp_computes_the_same(name):
     """Assert llama.cpp's logits of a file in fp32, which holds names, transposes,
     settings and what llama.cpp makes of them."""

@@ -269,7 +269,7 @@ H1, NEMOTRON = "falcon_h1, all multipliers", "nemotron_h"
             "granitemoehybrid, dense, positions",
             later("uint32", "granitehybrid.rope.dimension_count", 4),
             UnsupportedCheckpointError,
-            "4 channels of 8",
+            "4 channels of 8 of a head turn",
         ),
         (
             NEMOTRON,

@@ -15,7 +15,7 @@ import pytest
 
 import lyapunov
 from oracles.checkpoints.llama_cpp import in_blocks, written
-from oracles.checkpoints.llama_cpp.cases import CASES
+from oracles.checkpoints.llama_cpp.cases import CASES, OTHERS
 from oracles.checkpoints.transformers import logits, make, tolerance
 
 from ...helpers import assert_within
@@ -29,7 +29,7 @@ TOKENS = np.random.default_rng(7).integers(0, 50, 19)
 @functools.cache
 def network_of(name):
     """The network, its logits, and how far apart two forwards of it may be."""
-    family, settings = CASES[name]
+    family, settings = (CASES | OTHERS)[name]
     network = make(family, **settings)
     return network, logits(network, TOKENS), tolerance(network, TOKENS)
 
@@ -48,6 +48,29 @@ def test_logits_of_a_file_in_fp32(name):
     model = lyapunov.load(file_of(name))
     assert allowed < 1e-2 * np.abs(theirs).max()
     assert_within(np.asarray(model.logits(TOKENS)), theirs, allowed, name)
+
+
+def test_bamba_turns_other_pairs_in_a_file():
+    """Assert that a file of Bamba is the network whose rows of queries and keys are
+    laid out as llama.cpp takes them, and not the original."""
+    import copy
+
+    import torch
+
+    network, theirs, allowed = network_of("bamba")
+    ours = np.asarray(lyapunov.load(file_of("bamba")).logits(TOKENS))
+    assert np.abs(ours - theirs).max() > allowed
+    moved = copy.deepcopy(network)
+    size = 16
+    whole, half = np.arange(size).reshape(2, -1).T.reshape(-1), size // 2
+    # as the converter lays a head, then the first half's pairs as transformers does
+    order = whole[[*range(0, half, 2), *range(1, half, 2), *range(half, size)]]
+    with torch.no_grad():
+        for name, rows in moved.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                heads = rows.reshape(-1, size, rows.shape[1])
+                rows.copy_(heads[:, order.tolist()].reshape(rows.shape))
+    assert_within(ours, logits(moved, TOKENS), allowed, "bamba")
 
 
 @pytest.mark.slow
