@@ -1,6 +1,6 @@
 """From a configuration that names a quantisation to the tensors that a model has."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +62,8 @@ LAYOUTS: dict[str, Layout] = {
     "torchao": Layout(read_torchao, ("modules_to_not_convert",), ("._weight_qdata",)),
 }
 """By quant_method."""
+_LIST_ALL = ("compressed-tensors", "modelopt")
+"""Whose writers list every matrix that they leave alone."""
 _SIGNS = tuple(
     dict.fromkeys(
         (*(s for one in LAYOUTS.values() for s in one.signs), ".weight_scale")
@@ -135,7 +137,7 @@ def dequantised_tensors(
     left = taken.left()
     _no_signs_left(left, method)
     notes = [*taken.notes, *different_scales(taken.made)]
-    notes += _of_kept(kept, taken, left)
+    notes += [*_of_kept(kept, taken, left), *_on_no_list(method, kept, left)]
     cache = bool(taken.cache_scales or _names_cache(named))
     return left, Quantisation(method, activations, cache, kept, tuple(notes))
 
@@ -252,6 +254,36 @@ def _of_kept(kept: tuple[str, ...], taken: Taken, left: Mapping[str, Any]):
     broken = [name for name in made if any(found(name) for found in known)]
     if broken:
         yield Note(f"{listing(broken)} were to be left alone, and are stored as codes")
+
+
+def _on_no_list(
+    method: str, kept: tuple[str, ...], left: Mapping[str, Any]
+) -> Iterator[Note]:
+    """Matrices that were left alone and are on no list, of writers that list all."""
+    if method not in _LIST_ALL:
+        return
+    known = [matcher(entry) for entry in kept]
+    if None in known:  # an entry that is not looked at may mean any
+        return
+    plain = [
+        name.removesuffix(".weight")
+        for name, tensor in left.items()
+        if isinstance(tensor, StoredTensor)
+        and name.endswith(".weight")
+        and len(tensor.shape) == 2
+        and "embed" not in name
+    ]
+    unnamed = [
+        name
+        for name in plain
+        if not any(one is not None and one(name) for one in known)
+    ]
+    if unnamed:
+        yield Note(
+            f"{listing(unnamed)} are stored plain and are on no list of what was to be"
+            " left alone: a server that goes by the list looks for codes there",
+            hint=True,
+        )
 
 
 def _names_cache(settings: Mapping[str, Any]) -> bool:

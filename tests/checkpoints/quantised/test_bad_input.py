@@ -523,8 +523,36 @@ def test_a_list_that_names_nothing_is_told(spoilt):
 def test_a_list_that_names_what_is_quantised_is_told(spoilt):
     kept = ["re:.*in_proj"]
     found = open_checkpoint(spoilt("ct-int4-group", config={"ignore": kept}))
-    (note,) = found.quantisation.notes  # type: ignore[union-attr]
+    note, *_ = found.quantisation.notes  # type: ignore[union-attr]
     assert "were to be left alone, and are stored as codes" in note.text
+
+
+def test_a_plain_matrix_on_no_list_is_told(quantised):
+    chosen = lambda name: "in_proj" in name
+    for recipe, told in (("ct-int4-group", True), ("modelopt-fp8", True), ("awq", 0)):
+        folder, _ = quantised(recipe, chosen=chosen)
+        notes = open_checkpoint(folder).quantisation.notes  # type: ignore[union-attr]
+        assert [note.hint for note in notes] == [True] * told
+        for note in notes:
+            assert "out_proj" in note.text
+            assert "embed" not in note.text
+            assert "lm_head" not in note.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hint", "words"),
+    [
+        ("modelopt-fp8", True, "rounds them once"),
+        ("ct-nvfp4", False, "off by the ratio"),
+    ],
+)
+def test_scales_that_vllm_joins_are_told(quantised, recipe, hint, words):
+    folder, _ = quantised(recipe, "nemotron_h")
+    notes = open_checkpoint(folder).quantisation.notes  # type: ignore[union-attr]
+    (note,) = [note for note in notes if "vLLM joins" in note.text]
+    assert "mixer.(q_proj|k_proj|v_proj)" in note.text
+    assert words in note.text
+    assert note.hint is hint
 
 
 def test_claims_take_no_memory(refused, spoilt, peak_memory):

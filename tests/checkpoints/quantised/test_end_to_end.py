@@ -45,7 +45,7 @@ def test_a_check_of_each_layout(quantised, recipe):
     assert rows["outside", "head"].scales is None
     assert sum(row.share for row in told.matrices) == pytest.approx(1, abs=1e-12)
     assert (told.activations is None) != any(
-        "activations quantised" in line for line in report.assumptions
+        "activations are to be quantised" in line for line in report.assumptions
     )
     assert any("code times scale" in line for line in report.assumptions)
 
@@ -65,7 +65,7 @@ def test_every_form_shows_the_table(quantised, tmp_path):
         assert "one scale a tensor" in shown
         assert "not followed here" in shown
     for shown in written:
-        assert "not followed: the configuration has activations quantised" in shown
+        assert "not followed: activations are to be quantised" in shown
     from lyapunov.report._read import read_report
 
     again = read_report(tmp_path / "report.json")
