@@ -22,7 +22,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from ..formats import FormatNumbers, StateNumbers, is_state_numbers
+from ..formats import (
+    FormatNumbers,
+    OperandNumbers,
+    StateNumbers,
+    is_state_numbers,
+)
 from ._bounded_values import Bounded, BoundedState, RoundingModel, lift
 from ._called import called
 from ._form import WHOLE, Form
@@ -112,15 +117,19 @@ class AbstractBoundedArithmetic(AbstractArithmetic):
         if site not in self.sites:
             return x
         numbers, anchor = self.sites[site], self.anchors.get(site)
+        operand = isinstance(numbers, OperandNumbers)
         of_state = isinstance(x, BoundedState) or is_state_numbers(numbers)
+        of_state = of_state and not operand
         if anchor is not None and not self.in_scan and not of_state:
             if self._rows is not None:
                 anchor = jax.lax.dynamic_slice_in_dim(
                     anchor, self._rows[0], self._rows.shape[0], self._axis
                 )
             x = storage.on_the_nearest_turn(lift(x), anchor) if angle else lift(x)
-            bound, x = called(storage.store_at_anchor, self, numbers, x, anchor)
-            self._record(site, bound, x.value)
+            rule = storage.operand_at_anchor if operand else storage.store_at_anchor
+            own = anchor
+            bound, x = called(rule, self, numbers, x, anchor)
+            self._record(site, bound, own if operand else x.value)
             return x
         stored = called(storage.store, self, numbers, x)
         if self.keeps and isinstance(stored, Bounded):

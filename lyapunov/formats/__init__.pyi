@@ -15,6 +15,20 @@ from ._format import (
     rounding_error_bound as rounding_error_bound,
     unit_in_first_place as unit_in_first_place,
 )
+from ._operand import (
+    OPERAND_ROUNDINGS as OPERAND_ROUNDINGS,
+    OperandFormat as OperandFormat,
+    OperandNumbers as OperandNumbers,
+    is_clipped as is_clipped,
+    operand_ends as operand_ends,
+    operand_error_bound as operand_error_bound,
+    operand_format_named as operand_format_named,
+    operand_format_of as operand_format_of,
+    operand_scales as operand_scales,
+    operand_slack as operand_slack,
+    round_operand as round_operand,
+)
+from ._operand_table import DYNAMIC as DYNAMIC, STATIC as STATIC
 from ._precision import Precision as Precision
 from ._state import (
     INTEGER_ROUNDINGS as INTEGER_ROUNDINGS,

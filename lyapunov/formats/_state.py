@@ -64,6 +64,21 @@ class StateNumbers(eqx.Module):
     integer: bool = eqx.field(static=True, default=False)
     """Held in equal steps, a share of the channel's largest."""
 
+    def rounded(self, x: Float[Array, "*shape"], key: Array | None):
+        """Round as `round_state` says."""
+        return _round_under_scales(x, self, key)
+
+    def holds(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Tell what `is_held` says."""
+        moved = jnp.abs(self.rounded(x, None) - x)
+        if self.integer:
+            return moved <= INTEGER_ROUNDINGS * jnp.max(jnp.abs(x), axis=0)
+        return moved == 0
+
+    def error_bound(self, magnitude: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Bound what `state_error_bound` says."""
+        return _error_under_scales(magnitude, self)
+
 
 def is_state_numbers(
     numbers: FormatNumbers | StateNumbers,
@@ -220,6 +235,10 @@ def round_state(
     """
     if not is_state_numbers(numbers):
         return round_to(x, numbers)
+    return numbers.rounded(jnp.asarray(x), key)
+
+
+def _round_under_scales(x, numbers: StateNumbers, key: Array | None):
     if numbers.integer:
         return _round_to_integers(x, numbers, key)
     scale = 1.0
@@ -297,10 +316,9 @@ def is_held(
 
     The largest of a channel is held by integers but for the roundings of its scale.
     """
-    moved = jnp.abs(round_state(x, numbers) - x)
-    if is_state_numbers(numbers) and numbers.integer:
-        return moved <= INTEGER_ROUNDINGS * jnp.max(jnp.abs(x), axis=0)
-    return moved == 0
+    if is_state_numbers(numbers):
+        return numbers.holds(jnp.asarray(x))
+    return round_to(x, numbers) == x
 
 
 def state_error_bound(
@@ -317,6 +335,10 @@ def state_error_bound(
     """
     if not is_state_numbers(numbers):
         return rounding_error_bound(magnitude, numbers)
+    return numbers.error_bound(jnp.asarray(magnitude))
+
+
+def _error_under_scales(magnitude, numbers: StateNumbers):
     fmt, times = numbers.format, 2.0 if numbers.stochastic else 1.0
     if numbers.integer:
         most = jnp.max(magnitude, axis=0)

@@ -146,6 +146,7 @@ def gated_out(at: AbstractArithmetic, y, gate, p: Any):
     normed = at.store("gate_norm", at.multiply(hat, p.gate_norm))
     y = at.multiply(normed, gate)
     y = at.store("gated", at.view(lambda a: a.reshape(a.shape[0], -1), y))
+    y = at.store("out_operand", y)
     return at.store("out", at.matmul(y, p.out_proj))
 
 

@@ -98,6 +98,7 @@ def _experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start):
     y = x
     if p.to_latent is not None:
         y = at.store("latent", at.matmul(x, p.to_latent, p.to_latent_bias))
+    y = at.store("expert_up_operand", y)
     up = at.store("expert_up", at.einsum("sd,ehd->seh", y, p.up))
     if p.gate is None:
         hidden = activate(at, up, p.activation, "expert_activated")
@@ -105,6 +106,7 @@ def _experts(at: AbstractArithmetic, residual, p: ExpertsParameters, start):
         gate = at.store("expert_gate", at.einsum("sd,ehd->seh", y, p.gate))
         gate = activate(at, gate, p.activation, "expert_activated")
         hidden = at.store("expert_hidden", at.multiply(up, gate))
+    hidden = at.store("expert_down_operand", hidden)
     each = at.store("expert_out", at.einsum("seh,edh->sed", hidden, p.down))
     each = at.multiply(each, at.view(lambda a: a[..., None], weight))
     each = at.store("expert_weighed", each)
@@ -217,8 +219,8 @@ class ExpertsSizes(AbstractSublayer):
     flow: ClassVar = staticmethod(_flow)
     sites: ClassVar = (
         *FRONT, "router", "routing", "expert_weight", "latent", *FEED_FORWARD,
-        "expert_up", "expert_gate", *(f"expert_activated_{part}" for part in GELU_NEW),
-        "expert_activated", "expert_hidden", "expert_out", "expert_weighed",
+        "expert_up_operand", "expert_up", "expert_gate", *(f"expert_activated_{part}" for part in GELU_NEW),
+        "expert_activated", "expert_hidden", "expert_down_operand", "expert_out", "expert_weighed",
         "routed_sum", "routed", "from_latent", "shared",
         "shared_router", "shared_weight", "shared_weighed", "out", "out_scaled",
     )  # fmt: skip

@@ -43,10 +43,10 @@ from .token_blocks import tokens_at_once
 
 
 DELTA = (
-    *FRONT, "q", "k", "v", "z", "gate_logit", "rate_logit", *CONVOLVED, "rate",
+    *FRONT, "in_operand", "q", "k", "v", "z", "gate_logit", "rate_logit", *CONVOLVED, "rate",
     "softplus", "q_unit", "k_unit", *(site for site in CHUNK if site not in BY_KEY),
     "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
-    "gated", "out",
+    "gated", "out_operand", "out",
 )  # fmt: skip
 """Sites of a mixer whose recurrence is a delta rule."""
 
@@ -113,10 +113,12 @@ def _gated_delta(
     at: AbstractArithmetic, residual, p: GatedDeltaParameters, start: DeltaState
 ):
     x = normalise(at, at.store("norm_input", residual), p.norm)
-    put = lambda site, rows: at.store(site, at.matmul(x, rows))
-    mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
-    z, a = put("z", p.z_proj), put("gate_logit", p.a_proj)
-    b = put("rate_logit", p.b_proj)
+    read = at.store("in_operand", x)
+    put = lambda site, x, rows: at.store(site, at.matmul(x, rows))
+    mixed = [put("q", read, p.q_proj), put("k", read, p.k_proj)]
+    mixed.append(put("v", read, p.v_proj))
+    z, a = put("z", read, p.z_proj), put("gate_logit", x, p.a_proj)
+    b = put("rate_logit", x, p.b_proj)
 
     q, k, v, window = convolved(at, mixed, p, start)
     rate = at.store("rate", at.sigmoid(b))

@@ -93,13 +93,15 @@ def _kimi_delta(
 ):
     x = normalise(at, at.store("norm_input", residual), p.norm)
     heads = p.sizes[0]
-    put = lambda site, rows: at.store(site, at.matmul(x, rows))
-    mixed = [put("q", p.q_proj), put("k", p.k_proj), put("v", p.v_proj)]
+    read = at.store("in_operand", x)
+    put = lambda site, x, rows: at.store(site, at.matmul(x, rows))
+    mixed = [put("q", read, p.q_proj), put("k", read, p.k_proj)]
+    mixed.append(put("v", read, p.v_proj))
     z = at.view(headed(heads), _projected(at, x, p.g_down, p.g_proj, "z"))
     q, k, v, window = convolved(at, mixed, p, start)
 
     gate = _projected(at, x, p.f_down, p.f_proj, "forget")
-    rate = at.store("rate", at.sigmoid(put("rate_logit", p.b_proj)))
+    rate = at.store("rate", at.sigmoid(put("rate_logit", x, p.b_proj)))
     gate = at.view(headed(heads), at.add(gate, p.dt_bias))
     size = at.view(lambda a: a[:, None], at.exp(p.A_log))
     if p.gate_lower_bound is None:
@@ -156,10 +158,10 @@ class KimiDeltaSizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(kimi_delta)
     sites: ClassVar = (
-        *FRONT, "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
+        *FRONT, "in_operand", "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
         *CONVOLVED, "rate", "softplus", "log_gate", "q_unit", "k_unit",
         *(site for site in CHUNK if site not in BY_HEAD), "state", "state_read",
-        "scan_output", "gate_norm_hat", "gate_norm", "gated", "out",
+        "scan_output", "gate_norm_hat", "gate_norm", "gated", "out_operand", "out",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "kimi_delta",

@@ -109,6 +109,7 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     x = at.store("norm_input", residual)
     x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
 
+    x = at.store("in_operand", x)
     xz = with_bias(at, x, p.in_proj, p.in_proj_bias, "xz")
     u, z = xz[..., :d_inner], xz[..., d_inner:]
 
@@ -147,6 +148,7 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
 
     gate = at.store("silu_z", at.silu(z))
     y = at.store("gated", at.multiply(y, gate))
+    y = at.store("out_operand", y)
     # one token transposed is contiguous, and rounded once with its bias
     apart = residual.shape[0] > 1
     if at.form.ranks > 1:
@@ -211,10 +213,10 @@ class Mamba1Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba1)
     sites: ClassVar = (
-        *FRONT, "xz_product", "xz", *SITES, "conv_sum", "conv_in_window", "conv",
+        *FRONT, "in_operand", "xz_product", "xz", *SITES, "conv_sum", "conv_in_window", "conv",
         *rank_sites("x_proj"), "x_proj", "dt_norm_hat",
         "dt_norm", "B_norm_hat", "B_norm", "C_norm_hat", "C_norm", "dt", "dt_biased",
-        "softplus", *TOKEN, "silu_z", "gated", "out_product",
+        "softplus", *TOKEN, "silu_z", "gated", "out_operand", "out_product",
         *rank_sites("out"), "out",
     )  # fmt: skip
     weight_groups: ClassVar = within(

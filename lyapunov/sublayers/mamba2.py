@@ -144,6 +144,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     wide = p.groups * d_state
 
     x = scaled(at, x, p.in_multiplier, "in_scaled")
+    x = at.store("in_operand", x)
     zxbcdt = at.store("xz", at.matmul(x, p.in_proj, p.in_proj_bias))
     if p.row_multipliers is not None:
         rows = jnp.repeat(
@@ -187,6 +188,7 @@ def mamba2_mixer(at: AbstractArithmetic, x, p: Mamba2Parameters, start: Mamba2St
     else:
         y = _norm_by_group(at, at.multiply(y, at.silu(z)), p)
     y = at.store("gated", y)
+    y = at.store("out_operand", y)
     out = over_ranks(at, y, p.out_proj, p.out_proj_bias, "out")
     return out, Mamba2State(window=window, state=state)
 
@@ -252,11 +254,11 @@ class Mamba2Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba2)
     sites: ClassVar = (
-        *FRONT, "in_scaled", "xz", "row_multipliers", "xz_scaled", *SITES, "conv_sum",
+        *FRONT, "in_scaled", "in_operand", "xz", "row_multipliers", "xz_scaled", *SITES, "conv_sum",
         "conv_in_window", "conv", "dt_biased", "softplus", "dt_clipped", "x_operand",
         "C_operand", "B_scaled", "B_operand", "chunk_cached", "chunk_state",
         "CB_decayed", *TOKEN, "scan_output", "silu_z", "gate_norm_hat", "gated",
-        *rank_sites("out"), "out", "out_scaled",
+        "out_operand", *rank_sites("out"), "out", "out_scaled",
     )  # fmt: skip
     weight_groups: ClassVar = within(
         "mamba2",

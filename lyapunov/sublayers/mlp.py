@@ -26,9 +26,9 @@ from .token_blocks import in_token_blocks, tokens_at_once
 NO_STATE = "no exponent: no state"
 
 FEED_FORWARD = (
-    "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
+    "up_operand", "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
     "gate", "gate_scaled", *(f"activated_{part}" for part in GELU_NEW), "activated",
-    "hidden", "down",
+    "hidden", "down_operand", "down",
 )  # fmt: skip
 """Sites between the norms of an MLP."""
 
@@ -155,6 +155,7 @@ def _mlp(at: AbstractArithmetic, residual, p: MlpParameters, start):
 
 def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
     """The MLP on a normalised input."""
+    x = at.store("up_operand", x)
     up = projected(at, x, p.up, p.up_bias, p.up_adapter, "up")
     if p.gate is None:
         hidden = activate(at, up, p.activation, "activated")
@@ -163,6 +164,7 @@ def feed_forward(at: AbstractArithmetic, x, p: MlpParameters):
         gate = scaled(at, gate, p.gate_multiplier, "gate_scaled")
         gate = activate(at, gate, p.activation, "activated")
         hidden = at.store("hidden", at.multiply(up, gate, alone=at.stores("activated")))
+    hidden = at.store("down_operand", hidden)
     out = at.matmul(hidden, p.down, p.down_bias)
     if p.down_multiplier != 1.0:
         out = at.multiply(at.store("down", out), at.fixed(p.down_multiplier))

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 
 from ...formats import (
     LEAST_ROW,
+    OPERAND_ROUNDINGS,
+    OperandNumbers,
     integer_ends,
     integer_scales,
     is_state_numbers,
+    operand_ends,
+    operand_scales,
+    operand_slack,
     round_state,
     round_to,
     rounding_error_bound,
@@ -33,6 +38,8 @@ def store(declared: Declared, numbers, x) -> Bounded | BoundedState:
     if isinstance(x, BoundedState):
         return store_state(declared, numbers, x)
     x = lift(x)
+    if isinstance(numbers, OperandNumbers):
+        return store_operand(declared, numbers, x)
     if is_state_numbers(numbers):
         mass = jnp.max(x.magnitude, axis=0)
         state = BoundedState(x.value, x.error, x.magnitude, mass)
@@ -155,6 +162,46 @@ def _under_a_scale(exact, error, rounding, numbers):
     known = known & jnp.isfinite(most)
     value = jnp.where(jnp.isfinite(value), value, exact)
     return value, jnp.where(known, jnp.fmin(reach, free), free)
+
+
+def store_operand(
+    declared: Declared, numbers: OperandNumbers, x: Bounded
+) -> Bounded:
+    """What a product reads: codes of rows under scales that their largest chooses.
+
+    The largest of a row lies between that of the least and that of the largest
+    magnitudes; so does the scale, and between what its ends make of the value's ends
+    lies all that may be read, as in `middle`.
+    """
+    error = x.error * (1.0 + FP64_SHARE_OF_ERROR)
+    size = jnp.abs(x.value)
+    least, most = jnp.maximum(size - error, 0.0), size + error
+    scales = operand_scales(least, most, numbers)
+    slack = operand_slack(most, scales, numbers)
+    low, high = operand_ends(x.value - error, x.value + error, scales, numbers)
+    if declared.centred:
+        centre = 0.5 * low + 0.5 * high
+        value = jnp.where(jnp.isfinite(centre), centre, x.value)
+    else:
+        value = x.value
+    moved = slack + jnp.abs(value - x.value)
+    reach = jnp.maximum(jnp.abs(high - value), jnp.abs(value - low))
+    # a row whose scale may come from what is no number is read as none
+    known = jnp.isfinite(scales[1])
+    reach = jnp.where(known, jnp.fmin(reach, x.error + moved), jnp.inf) * SAFETY
+    norm = x.norm + jnp.linalg.norm(jnp.minimum(reach, moved), axis=-1)
+    return apart(declared, Bounded(value, reach, norm * SAFETY))
+
+
+def operand_at_anchor(
+    declared: Declared, numbers: OperandNumbers, x: Bounded, anchor
+) -> tuple[Bounded, Bounded]:
+    """The bound of what a trace read, around the exact value, and the trace's own: as
+    `store_at_anchor`. Its product with the scale may be rounded once more."""
+    stored = store_operand(declared, numbers, x)
+    error = stored.error + jnp.abs(stored.value - x.value)
+    value, error, anchor = written_out((x.value, error, anchor))
+    return Bounded(value, error), Bounded(anchor, OPERAND_ROUNDINGS * jnp.abs(anchor))
 
 
 def on_the_nearest_turn(angle: Bounded, anchor) -> Bounded:
