@@ -147,6 +147,15 @@ def group(ctx: click.Context, param: click.Parameter, value: str | None):
     return str(rounded_group(value))
 
 
+def operand(ctx: click.Context, param: click.Parameter, value: str | None):
+    """A format of what products read."""
+    if value is not None:
+        from lyapunov.formats._operand_table import parse_operand
+
+        parse_operand(value)
+    return value
+
+
 def layers(ctx: click.Context, param: click.Parameter, value: str | None):
     """`0,3-7` as a tuple of numbers, ascending."""
     if value is None:

@@ -32,6 +32,7 @@ from lyapunov.command._declare import (
 )
 from lyapunov.command._measure import MeasureChoice
 from lyapunov.command._refusals import refuse
+from lyapunov.formats._operand_table import OPERAND_FORMATS_TOLD
 from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 from lyapunov.formats._weight_table import formats_in_words
 from lyapunov.implementations._registry import (
@@ -193,6 +194,15 @@ class Options:
         help="Which matrices should stay in 16 bits: rank all by what quantising each "
         "does at the logits, predicted by one reverse pass, the first ones measured; "
         "with the list of those to ignore. Formats as of --round-weights.",
+    )
+    quantise_activations: str | None = option(
+        CHECKED,
+        of=OF_A_CHECK,
+        argument="quantise_activations",
+        callback=_declare.operand,
+        metavar="FORMAT",
+        help="Of --measure emulated: quantise what products of matrices read, as W8A8 "
+        f"and W4A4 do. One of {OPERAND_FORMATS_TOLD}.",
     )
     source: str | None = option(
         CHECKED,
@@ -371,23 +381,6 @@ class Options:
         return read_baseline(self.baseline)
 
     # ---- what they become
-
-    def chosen_tokens(self, model: Any) -> Any:
-        """The tokens that the options ask for, as `models.Tokens`."""
-        from lyapunov.models._tokens import choose_tokens
-
-        checkpoint = getattr(model, "checkpoint", None)
-        return choose_tokens(
-            vocab_size=model.config.vocab_size,
-            tokens=self.tokens,
-            text=self.text,
-            length=self.length,
-            batch=self.batch,
-            seed=self.seed,
-            config=getattr(checkpoint, "config", None),
-            folder=getattr(checkpoint, "folder", None),
-            are_text=self.tokens_are_text,
-        )
 
     def arguments(self) -> dict[str, Any]:
         """What goes to the question's function; what was not said is its default."""

@@ -214,7 +214,7 @@ def _kept(compiled: Compiled, *asked: Any) -> Any:
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
     """The seam to the library: a check, an audit, a ranking, or a plan."""
     model = _open(source, options.revision)
-    tokens: Any = None if options.question == DUMP else options.chosen_tokens(model)
+    tokens: Any = None if options.question == DUMP else _chosen_tokens(model, options)
     compile_sooner(lightly=_is_small(model, tokens, options))
     if options.question == RANK:
         return _ranked(model, tokens, options, progress)
@@ -233,6 +233,24 @@ def _checked(source: str | None, options: Options, progress: Any) -> Any:
     from lyapunov.questions._check import check
 
     return check(model, tokens, progress=progress, **options.arguments())
+
+
+def _chosen_tokens(model: Any, options: Options) -> Any:
+    """The tokens that the options ask for, as `models.Tokens`."""
+    from lyapunov.models._tokens import choose_tokens
+
+    checkpoint = getattr(model, "checkpoint", None)
+    return choose_tokens(
+        vocab_size=model.config.vocab_size,
+        tokens=options.tokens,
+        text=options.text,
+        length=options.length,
+        batch=options.batch,
+        seed=options.seed,
+        config=getattr(checkpoint, "config", None),
+        folder=getattr(checkpoint, "folder", None),
+        are_text=options.tokens_are_text,
+    )
 
 
 def _ranked(model: Any, tokens: Any, options: Options, progress: Any) -> Any:

@@ -344,6 +344,18 @@ _KINDS = (
         "at most; of NVFP4 the largest scale is taken for all, so that the others are "
         "off by a factor. Quantise such matrices with one scale together.",
     ),
+    FindingKind(
+        "LYA025",
+        "activations are clipped",
+        WARNING,
+        "What a product of matrices reads is quantised under a scale that does not look "
+        "at the values (static, a checkpoint's input_scale), and values stand at its "
+        "end: whatever is larger is read as the largest code. Outliers of few channels "
+        "carry much of what such a network computes, so that a small share can do most "
+        "of the harm. A share below 1e-3 is a hint: the value that a scale was "
+        "calibrated on stands there as well. Give a larger scale, calibrate on text "
+        "like this one, or let the scale follow each token (fp8_e4m3-token).",
+    ),
 )
 
 CATALOGUE: dict[str, FindingKind] = {kind.code: kind for kind in _KINDS}

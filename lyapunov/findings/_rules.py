@@ -70,6 +70,9 @@ DAMAGED = ("LYA008", "LYA017", "LYA020")
 STAGNANT = 0.05
 """Share of lost state updates from which a layer counts as stagnant."""
 
+CLIPPED = 1e-3
+"""Share of what products read at the end of a fixed scale from which it is no hint."""
+
 GROWN = math.log(2)
 """Log of the growth over a stretch of tokens from which expanding keys are more than
 the last bits of single steps."""
@@ -144,6 +147,9 @@ def _of_divergence(
     if layer.violations:
         yield _violation(layer, name)
     yield from _range(layer, precision, row)
+    for site, share in (layer.clipped or {}).items():
+        if share > 0:
+            yield _clipped(layer.layer, site, share, name)
     if layer.expansion is not None:
         yield _expansion(layer.layer, layer.expansion, name)
     state = precision.state_precision
@@ -157,6 +163,16 @@ def _of_divergence(
         )
         share = layer.stagnation
         yield finding_of("LYA007", layer.layer, message, share, STAGNANT, name)
+
+
+def _clipped(layer: int, site: str, share: float, name: str) -> Finding:
+    """Of a few values, such as that which the scale was made for, a hint."""
+    message = (
+        f"{share:.2g} of {site} is clipped: it stands at the end of the scale that the "
+        "format was given"
+    )
+    finding = finding_of("LYA025", layer, message, share, CLIPPED, name)
+    return replace(finding, hint=share < CLIPPED)
 
 
 def _expansion(layer: int, found: KeyExpansion, name: str) -> Finding:

@@ -19,7 +19,6 @@ from ._operand import (
     OPERAND_ROUNDINGS as OPERAND_ROUNDINGS,
     OperandFormat as OperandFormat,
     OperandNumbers as OperandNumbers,
-    is_clipped as is_clipped,
     operand_ends as operand_ends,
     operand_error_bound as operand_error_bound,
     operand_format_named as operand_format_named,

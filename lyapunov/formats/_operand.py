@@ -17,7 +17,6 @@ open: `OPERAND_ROUNDINGS` of fp32 cover each, and the products with both scales 
 """  # noqa: E501
 
 import dataclasses
-import math
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -305,8 +304,3 @@ def operand_slack(
     clipped = jnp.maximum(magnitude - fmt.largest * low, 0.0)
     error = half + clipped + OPERAND_ROUNDINGS * magnitude
     return jnp.where(low > 0, error, magnitude + error)
-
-
-def is_clipped(fmt: Format) -> bool:
-    """Tell whether a format has a scale that values may be too large for."""
-    return isinstance(fmt, OperandFormat) and math.isfinite(fmt.fixed or math.inf)

@@ -74,11 +74,11 @@ def with_quantised_activations(
             assumptions=(
                 *own.assumptions,
                 f"what {', '.join(dict.fromkeys(names))} read is quantised to "
-                f"{row.meaning}, and its products with the scales are in fp32; these "
-                "matrices are held as they are stored",
+                f"{row.meaning}; sums of the codes' products are in fp32 accumulators "
+                "(tensor cores that keep fewer bits of them are not covered), and so "
+                "are the products with the scales; these matrices are held as they "
+                "are stored",
             ),
-            # codes are no subnormal numbers of the other format
-            kinds={},
         )
 
     kinds = {kind: one(own) for kind, own in execution.kinds.items()}

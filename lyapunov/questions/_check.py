@@ -52,6 +52,7 @@ def check(
     device: str | None = None,
     against: str | os.PathLike | None = None,
     round_weights: str | Sequence[str] = (),
+    quantise_activations: str | None = None,
     effort: str = "standard",
     bounds: bool | AsEffort = AS_EFFORT,
     floor: bool | AsEffort = AS_EFFORT,
@@ -92,6 +93,9 @@ def check(
     - `round_weights`: hold the model against itself with weights rounded, each
       FORMAT or FORMAT:GROUP, as `bf16:A_log`; `fp8_e4m3` and other formats with
       scales round matrices as quantisers do.
+    - `quantise_activations`: of `measure="emulated"`: what products of matrices read is
+      quantised, as W8A8 has it: `fp8_e4m3-token`, `int8-token`, `fp8_e4m3-group128`, or
+      under a fixed scale, `fp8_e4m3-static=0.05`, `nvfp4=300`.
     - `effort`: where the next six are not given. `quick` is exponents, what was
       measured, T3 with one probe, and advice, without any bound: its verdict is
       `measured`; `standard` adds T0 and T1; `full` adds the floor, T2 and T4, takes
@@ -193,7 +197,9 @@ def _answer(
         environment=environment(),
         assumptions=[
             *_assumptions(executions),
-            *quantisation_assumptions(model.layout),
+            *quantisation_assumptions(
+                model.layout, request.quantise_activations
+            ),
         ],
         checkpoint=facts.result(),
         exponents=exponents,

@@ -21,6 +21,7 @@ from ..bounds.local import (
     with_operator_norms,
 )
 from ..bounds.passes import exact_pass, where_it_grows
+from ..formats import OperandFormat
 from ..implementations import Execution
 from ..models import Model, Sublayer
 from ..results._check import OUTPUT, LayerDivergence
@@ -103,6 +104,7 @@ class SublayerDivergence:
             floor_t1_ratio=self._floor_ratio(),
             stagnation=self._stagnation,
             expansion=self._expansion,
+            clipped=_clipped(self._execution, self._record.stored),
         )
 
     def _measured(self) -> LayerDivergence:
@@ -216,6 +218,22 @@ def _root(square) -> float:
 
 def _ratio(bound: float, measured: float) -> float | None:
     return bound / measured if measured > 0 else None
+
+
+def _clipped(execution: Execution, stored: Mapping) -> dict[str, float] | None:
+    """Share of the codes that are the largest, where a scale does not look at values.
+
+    Of values that fit in, only those within half a step of the end have that code.
+    """
+    fixed = {
+        site: fmt.largest * fmt.fixed
+        for site, fmt in execution.sites.items()
+        if isinstance(fmt, OperandFormat) and fmt.fixed is not None and site in stored
+    }
+    if not fixed:
+        return None
+    most = lambda site: np.abs(np.asarray(stored[site])) >= fixed[site] * (1 - 2**-20)
+    return {site: float(np.mean(most(site))) for site in fixed}
 
 
 def _unbounded(tensors: dict[str, tuple[Comparison, int]]) -> dict[str, float]:

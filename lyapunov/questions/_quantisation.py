@@ -93,19 +93,41 @@ def _format(tensor) -> tuple[str, str | None]:
     return tensor.dtype, None
 
 
-def quantisation_assumptions(layout: NetworkLayout) -> list[str]:
+FOLLOWED = {
+    "fp8, one scale a token, chosen as it runs": "fp8_e4m3-token",
+    "int8, one scale a token, chosen as it runs": "int8-token",
+    "fp8, groups of 128, chosen as it runs": "fp8_e4m3-group128",
+}
+"""How activations are quantised, in words, and the format that follows it."""
+
+
+def quantisation_assumptions(
+    layout: NetworkLayout, activations: str | None = None
+) -> list[str]:
     """What figures on a quantised checkpoint rest on, and on one whose files say less
-    than a model needs, and what they leave out."""
+    than a model needs, and what they leave out.
+
+    **Arguments:**
+
+    - `activations`: the format in which executions quantise them, if they do.
+    """
     told = quantisation_of(layout)
     lines = list(layout.checkpoint.assumptions)
     if told is None:
         return lines
     lines.append(told.held or _HELD)
-    if told.activations:
+    if told.activations and activations is not None:
+        lines.append(
+            "the configuration has activations quantised in front of products"
+            f" ({told.activations}); executions quantise them to {activations}"
+        )
+    elif told.activations:
+        follows = FOLLOWED.get(told.activations)
         lines.append(
             "not followed: activations are to be quantised in front of products"
             f" ({told.activations}); reference and executions multiply them"
             " as they are, so that no bound here holds a server that quantises them"
+            + (f"; --quantise-activations {follows} does" if follows else "")
         )
     if told.cache:
         lines.append(

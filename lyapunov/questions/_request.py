@@ -15,6 +15,7 @@ from ..findings._verdict import Verdict
 from ..formats import Precision
 from ..implementations import Execution, executions_for
 from ..implementations._constants import with_measured
+from ..implementations._quantised_activations import with_quantised_activations
 from ..implementations._registry import measuring
 from ..models import Model
 from ..models._load import demand_head
@@ -35,6 +36,7 @@ class AsEffort:
 
 
 AS_EFFORT = AsEffort()
+EMULATED = "emulated"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Request:
     device: str | None = None
     against: str | None = None
     round_weights: tuple[str, ...] = ()
+    quantise_activations: str | None = None
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
     tokens_are_text: bool = False
@@ -122,6 +125,16 @@ class Request:
             measure=self.measure,
             state_precision=None if state is None else str(state),
         )
+        if (asked := self.quantise_activations) is not None:
+            if self.measure != EMULATED:
+                raise UsageError(
+                    f"quantised activations are emulated, not run by {self.measure}",
+                    hint=f"--measure {EMULATED}, or leave --quantise-activations out",
+                )
+            executions = [
+                with_quantised_activations(one, model.config, asked)
+                for one in executions
+            ]
         if self.constants == "documented":
             return executions
         return [with_measured(execution) for execution in executions]

@@ -19,6 +19,7 @@ from .._errors import ArgumentError
 from ..findings._catalogue import ERROR, WARNING
 from ..findings._verdict import check_codes
 from ..formats import state_format_named
+from ..formats._operand_table import parse_operand
 from ..formats._table import PRECISIONS
 from ..implementations._implementation import MODES
 from ..implementations._registry import NONE, as_measured
@@ -62,6 +63,12 @@ def _format(value: Any, name: str) -> str:
     return str(rounded_group(text(value, name, "fp8_e4m3") or ""))
 
 
+def _operand(value: Any, name: str) -> str | None:
+    if text(value, name, "fp8_e4m3-token") is not None:
+        parse_operand(value)
+    return value
+
+
 def _share(value: Any, name: str) -> float:
     if value == 0 and not isinstance(value, bool):
         return 0.0
@@ -89,6 +96,7 @@ _SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "device": partial(text, example="cpu"),
     "against": _place,
     "round_weights": _groups,
+    "quantise_activations": _operand,
     "effort": partial(choice, known=tuple(EFFORTS)),
     "bounds": switch,
     "floor": switch,

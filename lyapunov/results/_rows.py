@@ -234,6 +234,8 @@ class LayerDivergence:
     (`sublayer output`) that have some."""
     expansion: KeyExpansion | None = None
     """Of a delta rule, where a step with the keys as stored expands."""
+    clipped: dict[str, float] | None = None
+    """Share of what products read that stands at the end of a fixed scale, by site."""
 
     def __post_init__(self):
         count_bounded(self)

@@ -235,7 +235,7 @@ UNREAD = {
     "audit": {
         *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
         *("against", "round_weights", "device", "plan_alone", "baseline"),
-        *("allow_partial", "show", "rank_weights"),
+        *("allow_partial", "show", "rank_weights", "quantise_activations"),
     },
     "plan": {
         *("baseline", "output", "reproduce", "source", "way", "show", "annotations"),
@@ -246,7 +246,7 @@ UNREAD = {
         *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
         *("against", "round_weights", "baseline", "allow_partial", "precision"),
         *("state_precision", "annotations", "fail_on", "select", "ignore"),
-        *("exit_zero", "source", "reproduce", "way", "show"),
+        *("exit_zero", "source", "reproduce", "way", "show", "quantise_activations"),
     },
 }
 UNREAD[DUMP] = UNREAD["audit"] | {
@@ -258,7 +258,7 @@ ASKED["rank-weights"] = "--rank-weights int8"
 GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
 GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
 GIVEN |= {"annotations": "github"}
-GIVEN |= {"fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
+GIVEN |= {"quantise_activations": "int8-token", "fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
 GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
 
 

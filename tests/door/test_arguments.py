@@ -55,6 +55,7 @@ REFUSED = {
     "constants": [*NAMES, None, "guessed"],
     "device": [*NAMES, "abacus", "cpu:99", "cpu:x"],
     "against": [3, [], "", object(), "no/such/folder/at/all"],
+    "quantise_activations": [*NAMES, "int3", "fp8_e4m3", "nvfp4", "nvfp4=-1", "bf16"],
     "round_weights": [*SEQUENCES, "A_log", "bf16:A", ["bf16:"], "int3"],
     "effort": [*NAMES, None, "half"],
     "bounds": SWITCHES,

@@ -22,6 +22,7 @@ NEITHER = [LayerExponents(i, "attention", reason="not a recurrence") for i in ra
 OF_ROUNDING = {
     *("LYA001", "LYA002", "LYA003", "LYA004", "LYA005", "LYA006", "LYA007"),
     *("LYA009", "LYA010", "LYA012", "LYA015", "LYA021", "LYA022", "LYA023", "LYA024"),
+    "LYA025",
 }
 
 
