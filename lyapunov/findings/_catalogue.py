@@ -348,7 +348,7 @@ _KINDS = (
         "LYA025",
         "activations are clipped",
         WARNING,
-        "What a product of matrices reads is quantised under a scale that does not look "
+        "What a product of matrices reads is quantised under a scale that doesn't look "
         "at the values (static, a checkpoint's input_scale), and values stand at its "
         "end: whatever is larger is read as the largest code. Outliers of few channels "
         "carry much of what such a network computes, so that a small share can do most "

@@ -10,7 +10,7 @@ from .._errors import UsageError
 
 
 class OperandRow(NamedTuple):
-    """A format: `columns` share a scale, 0 is the row; `least` is the smallest scale."""
+    """A format: `columns` share a scale, 0 is the row; no scale is below `least`."""
 
     element: str
     columns: int

@@ -22,7 +22,7 @@ READ: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "attention": {
         "in_operand": ("q_proj", "k_proj", "v_proj", "g_proj", "q_down", "kv_down"),
-        "out_operand": ("o_proj",),
+        "read_operand": ("o_proj",),
     },
     "mlp": {"up_operand": ("up", "gate"), "down_operand": ("down",)},
     "experts": {

@@ -197,9 +197,7 @@ def _answer(
         environment=environment(),
         assumptions=[
             *_assumptions(executions),
-            *quantisation_assumptions(
-                model.layout, request.quantise_activations
-            ),
+            *quantisation_assumptions(model.layout, request.quantise_activations),
         ],
         checkpoint=facts.result(),
         exponents=exponents,

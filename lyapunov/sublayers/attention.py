@@ -38,7 +38,8 @@ NOT_A_RECURRENCE = "no exponent: not a recurrence"
 
 _LATENT = ("", "_norm_hat", "_norm")
 ATTEND = (
-    "in_scaled", "in_operand", *(f"{of}_down{end}" for of in ("q", "kv") for end in _LATENT),
+    "in_scaled", "in_operand",
+    *(f"{of}_down{end}" for of in ("q", "kv") for end in _LATENT),
     *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
     "q", "k", "v", "output_gate", "q_clipped", "k_clipped", "v_clipped", "conv",
     "q_norm_hat", "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos",
@@ -150,7 +151,7 @@ def attention(
 
 
 def _put_out(at: AbstractArithmetic, y, p: AttentionParameters, start):
-    y = at.store("out_operand", y)
+    y = at.store("read_operand", y)
     out = at.store("out", at.matmul(y, p.o_proj, p.o_bias))
     out = normalise(at, out, p.norm_behind, "norm_behind")
     return scaled(at, out, p.out_multiplier, "out_scaled"), start
@@ -307,7 +308,7 @@ class AttentionSizes(AbstractSublayer):
     recurrent: ClassVar = False
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(attention)
-    sites: ClassVar = (*FRONT, *ATTEND, "out_operand", *BEHIND)
+    sites: ClassVar = (*FRONT, *ATTEND, "read_operand", *BEHIND)
     weight_groups: ClassVar = within(
         "attention",
         projections="q_proj k_proj v_proj o_proj g_proj q_down kv_down q_adapter_down"

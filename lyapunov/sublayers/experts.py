@@ -219,8 +219,9 @@ class ExpertsSizes(AbstractSublayer):
     flow: ClassVar = staticmethod(_flow)
     sites: ClassVar = (
         *FRONT, "router", "routing", "expert_weight", "latent", *FEED_FORWARD,
-        "expert_up_operand", "expert_up", "expert_gate", *(f"expert_activated_{part}" for part in GELU_NEW),
-        "expert_activated", "expert_hidden", "expert_down_operand", "expert_out", "expert_weighed",
+        "expert_up_operand", "expert_up", "expert_gate",
+        *(f"expert_activated_{part}" for part in GELU_NEW), "expert_activated",
+        "expert_hidden", "expert_down_operand", "expert_out", "expert_weighed",
         "routed_sum", "routed", "from_latent", "shared",
         "shared_router", "shared_weight", "shared_weighed", "out", "out_scaled",
     )  # fmt: skip

@@ -43,7 +43,8 @@ from .token_blocks import tokens_at_once
 
 
 DELTA = (
-    *FRONT, "in_operand", "q", "k", "v", "z", "gate_logit", "rate_logit", *CONVOLVED, "rate",
+    *FRONT, "in_operand",
+    "q", "k", "v", "z", "gate_logit", "rate_logit", *CONVOLVED, "rate",
     "softplus", "q_unit", "k_unit", *(site for site in CHUNK if site not in BY_KEY),
     "state", "state_read", "scan_output", "silu_z", "gate_norm_hat", "gate_norm",
     "gated", "out_operand", "out",

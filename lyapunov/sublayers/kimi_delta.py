@@ -158,7 +158,8 @@ class KimiDeltaSizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(kimi_delta)
     sites: ClassVar = (
-        *FRONT, "in_operand", "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
+        *FRONT, "in_operand",
+        "q", "k", "v", "z_low", "z", "forget_low", "forget", "rate_logit",
         *CONVOLVED, "rate", "softplus", "log_gate", "q_unit", "k_unit",
         *(site for site in CHUNK if site not in BY_HEAD), "state", "state_read",
         "scan_output", "gate_norm_hat", "gate_norm", "gated", "out_operand", "out",

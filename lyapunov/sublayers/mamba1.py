@@ -213,7 +213,8 @@ class Mamba1Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba1)
     sites: ClassVar = (
-        *FRONT, "in_operand", "xz_product", "xz", *SITES, "conv_sum", "conv_in_window", "conv",
+        *FRONT, "in_operand",
+        "xz_product", "xz", *SITES, "conv_sum", "conv_in_window", "conv",
         *rank_sites("x_proj"), "x_proj", "dt_norm_hat",
         "dt_norm", "B_norm_hat", "B_norm", "C_norm_hat", "C_norm", "dt", "dt_biased",
         "softplus", *TOKEN, "silu_z", "gated", "out_operand", "out_product",

@@ -254,7 +254,8 @@ class Mamba2Sizes(AbstractSublayer):
     joins_calls: ClassVar = True
     flow: ClassVar = staticmethod(mamba2)
     sites: ClassVar = (
-        *FRONT, "in_scaled", "in_operand", "xz", "row_multipliers", "xz_scaled", *SITES, "conv_sum",
+        *FRONT, "in_scaled", "in_operand",
+        "xz", "row_multipliers", "xz_scaled", *SITES, "conv_sum",
         "conv_in_window", "conv", "dt_biased", "softplus", "dt_clipped", "x_operand",
         "C_operand", "B_scaled", "B_operand", "chunk_cached", "chunk_state",
         "CB_decayed", *TOKEN, "scan_output", "silu_z", "gate_norm_hat", "gated",

@@ -26,7 +26,8 @@ from .token_blocks import in_token_blocks, tokens_at_once
 NO_STATE = "no exponent: no state"
 
 FEED_FORWARD = (
-    "up_operand", "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
+    "up_operand",
+    "up_shared", "up_low", "up_own", "up", "gate_shared", "gate_low", "gate_own",
     "gate", "gate_scaled", *(f"activated_{part}" for part in GELU_NEW), "activated",
     "hidden", "down_operand", "down",
 )  # fmt: skip

@@ -75,6 +75,7 @@ def test_every_option_reaches_the_check(run, fake):
         "device": "cpu",
         "against": "other",
         "round_weights": ("bf16:all", "fp16:D"),
+        "quantise_activations": None,
         "seed": 5,
         "fail_on": "warning",
         "select": ("LYA001", "LYA004"),

@@ -257,8 +257,8 @@ ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
 ASKED["rank-weights"] = "--rank-weights int8"
 GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
 GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
-GIVEN |= {"annotations": "github"}
-GIVEN |= {"quantise_activations": "int8-token", "fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
+GIVEN |= {"fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
+GIVEN |= {"annotations": "github", "quantise_activations": "int8-token"}
 GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
 
 

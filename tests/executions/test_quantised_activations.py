@@ -61,13 +61,17 @@ def execution_of(model, name, precision="bf16"):
 
 
 def traced(model, execution):
-    """Of each sublayer: its place, the record, and what the bounds are given."""
+    """Of each sublayer: its place, the record, and what bounds are given."""
     records = Emulated(execution).trace(model, TOKENS % model.config.vocab_size)
     for place, record in zip(model.sublayers, records, strict=False):
         own = execution.of(place.kind)
         held = with_operator_norms(model.parameters(place.layer, own))
         original = model.parameters(place.layer)
-        yield place, record, (own, place.flow, record, held, original, model.start(held))
+        yield (
+            place,
+            record,
+            (own, place.flow, record, held, original, model.start(held)),
+        )
 
 
 def t0(arguments, stored=None):
@@ -120,11 +124,11 @@ def products(record, name, weights):
     summed, times both scales in fp32, in bf16. Codes of rows by torch."""
     given = torch.tensor(np.asarray(record.stored["norm"][0]), dtype=torch.float32)
     codes, scale = name(given)
-    w = torch.tensor(np.asarray(weights), dtype=torch.float64)
-    own = w.abs().amax(-1, keepdim=True) / 127
-    stored = (w / own).round()
+    w = torch.tensor(np.asarray(weights), dtype=torch.float32)
+    own = 2 * w.abs().amax(-1, keepdim=True) / 255
+    stored = (w / own).round().clamp(-128, 127)
     total = (codes.double() @ stored.double().T).float()
-    y = total * scale.float() * own.float().T
+    y = total * scale.float() * own.T
     return y.bfloat16().double().numpy()[None]
 
 
@@ -157,13 +161,13 @@ def in_int8(saved):
         layout = rounded_layout(base.layout, rounded_group("int8"))
         model = Model(layout, base.source)
         execution = execution_of(model, "int8-token")
-        return model, next(iter(traced(model, execution)))
+        before = base.raw_parameters(0)["in_proj"]
+        return model, next(iter(traced(model, execution))), before
 
 
 def test_a_product_by_torch_holds_its_bound(in_int8):
     """Assert it of `xz` with the operand that torch read, closely."""
-    model, (_, record, arguments) = in_int8
-    weights = model.raw_parameters(0)["in_proj"]
+    _, (_, record, arguments), weights = in_int8
     codes, scale = by_token(
         torch.tensor(np.asarray(record.stored["norm"][0]), dtype=torch.float32)
     )
@@ -179,15 +183,15 @@ def test_a_product_by_torch_holds_its_bound(in_int8):
 def test_mutants_of_the_product_are_found(in_int8, wrong):
     """Assert it of scales over the wrong axis, of codes of 7 bits, and of a scale that
     is left out, with the operand as it should have been."""
-    model, (_, record, arguments) = in_int8
-    made = products(record, wrong, model.raw_parameters(0)["in_proj"])
+    _, (_, record, arguments), weights = in_int8
+    made = products(record, wrong, weights)
     found = t0(arguments, {"xz": made})["xz"]
     assert above(found) > found.violations.size
 
 
 def test_matrices_behind_are_held_as_they_are_stored(in_int8):
     """Assert that int8 codes times scales are not rounded to bf16 a second time."""
-    model, (place, _, arguments) = in_int8
+    model, (place, _, arguments), _ = in_int8
     own = arguments[0]
     p = model.parameters(place.layer, own)
     exact = model.parameters(place.layer)

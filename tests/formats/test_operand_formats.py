@@ -86,7 +86,9 @@ def by_group(part):
 
 
 def ours(x, name):
-    return np.asarray(round_operand(jnp.asarray(x), operand_format_named(name).numbers()))
+    return np.asarray(
+        round_operand(jnp.asarray(x), operand_format_named(name).numbers())
+    )
 
 
 @OF_NAMES
@@ -211,7 +213,9 @@ CONFIGURED = {
     "fp8_e4m3-group128": dict(
         num_bits=8, type="float", strategy="group", group_size=128, dynamic=True
     ),
-    "fp8_e4m3-static=": dict(num_bits=8, type="float", strategy="tensor", dynamic=False),
+    "fp8_e4m3-static=": dict(
+        num_bits=8, type="float", strategy="tensor", dynamic=False
+    ),
     "nvfp4=": dict(
         num_bits=4, type="float", strategy="tensor_group", group_size=16, dynamic=False
     ),

@@ -164,9 +164,7 @@ def _under_a_scale(exact, error, rounding, numbers):
     return value, jnp.where(known, jnp.fmin(reach, free), free)
 
 
-def store_operand(
-    declared: Declared, numbers: OperandNumbers, x: Bounded
-) -> Bounded:
+def store_operand(declared: Declared, numbers: OperandNumbers, x: Bounded) -> Bounded:
     """What a product reads: codes of rows under scales that their largest chooses.
 
     The largest of a row lies between that of the least and that of the largest
