@@ -152,7 +152,7 @@ def ranked(model: Any, tokens: np.ndarray, name: str) -> dict[str, Any]:
 
 def parts(name: str) -> dict[str, Any]:
     """What is asked of one network, by name."""
-    found = {f"rank {fmt}": (ranked, fmt) for fmt in RANKED}
+    found: dict[str, Any] = {f"rank {fmt}": (ranked, fmt) for fmt in RANKED}
     if name != "mamba3":
         found["activations"] = (with_activations,)
     return {"kinds": (by_kind,), **found}

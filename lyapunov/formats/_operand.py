@@ -49,7 +49,7 @@ class OperandNumbers(StateNumbers):
 
     fixed: Float[Array, ""] | None = None
     """A scale that does not look at the values."""
-    least: Float[Array, ""] | None = None
+    least: Float[Array, ""] | float = 0.0
     """No scale is smaller."""
     of_scale: FormatNumbers | None = None
     """Of the scale times `whole`, where it is not fp32."""
@@ -104,7 +104,7 @@ class OperandFormat(Format):
             scaled=True,
             stochastic=False,
             fixed=scalar(self.fixed),
-            least=scalar(self.least),
+            least=jnp.asarray(self.least, jnp.float64),
             of_scale=None if self.whole is None else FORMATS["fp8_e4m3"].numbers(),
             whole=scalar(self.whole),
             columns=self.columns,

@@ -1,5 +1,7 @@
 """Activations quantised in front of products: emulated, bounded, predicted, refused."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -63,6 +65,7 @@ def execution_of(model, name, precision="bf16"):
 def traced(model, execution):
     """Of each sublayer: its place, the record, and what bounds are given."""
     records = Emulated(execution).trace(model, TOKENS % model.config.vocab_size)
+    record: Any
     for place, record in zip(model.sublayers, records, strict=False):
         own = execution.of(place.kind)
         held = with_operator_norms(model.parameters(place.layer, own))
