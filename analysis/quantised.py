@@ -38,7 +38,7 @@ STUDY = Study(
     Path(__file__).parent / "results" / "quantised.json",
     ("matplotlib",),
 )
-MODELS = ("mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "hybrid")
+MODELS = ("mamba1", "mamba2", "mamba3", "gated_delta", "hybrid", "kimi_delta")
 FORMATS = ("fp8_e4m3", "int8", "int4", "nvfp4")
 RANKED = ("fp8_e4m3", "int4", "nvfp4")
 ACTIVATIONS = (
