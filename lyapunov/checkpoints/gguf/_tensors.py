@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files._tensors import DTYPES, StoredTensor
+from ..._errors import CheckpointError
+from ..files._files import human_bytes, quote
+from ..files._tensors import DTYPES, StoredTensor, physical_memory
 from ..quantised._tensor import Format
 from ._header import Entry
 from ._kinds import KINDS, PLAIN, values
@@ -76,6 +78,7 @@ class GgufTensor:
 
     def read(self) -> np.ndarray:
         """Read the whole tensor."""
+        self._demand_memory(self.size)
         return self._values(self.stored.read())
 
     def read_rows(self, start, stop: int | None = None) -> np.ndarray:
@@ -83,7 +86,18 @@ class GgufTensor:
         if len(self.shape) < 2:  # the only row is the tensor
             rows = self.read()
             return rows[start] if stop is None else rows[start:stop]
+        count = np.size(start) if stop is None else max(stop - start, 0)
+        self._demand_memory(count * math.prod(self.shape[1:]))
         return self._values(self.stored.read_rows(start, stop))
+
+    def _demand_memory(self, elements: int) -> None:
+        """Refuse, before anything is read, numbers that take more than there is."""
+        needed = 4 * elements
+        if self.kind not in PLAIN and needed > physical_memory():
+            raise CheckpointError(
+                f"{quote(self.name)} takes {human_bytes(needed)} in fp32, more than"
+                " this machine's memory"
+            )
 
     def _values(self, stored: np.ndarray) -> np.ndarray:
         if self.kind in PLAIN:

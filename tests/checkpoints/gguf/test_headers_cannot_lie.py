@@ -17,6 +17,7 @@ from lyapunov._errors import (
 )
 from lyapunov.checkpoints import open_checkpoint, recognise
 from lyapunov.checkpoints.gguf._header import Skipped, read_header
+from lyapunov.checkpoints.gguf._tensors import GgufTensor
 
 from .crafted import (
     described,
@@ -207,18 +208,23 @@ def test_a_vocabulary_is_not_kept(model, peak_memory):
     assert found["template"] == Skipped(5000)
 
 
-def test_a_sparse_file_of_terabytes(model, peak_memory):
-    """Assert that a tensor that truly is larger than memory is refused when read."""
-    path = model(file_bytes([], [described("a", (2**38,))]))
+@pytest.mark.parametrize(
+    ("code", "elements", "size"), [(0, 2**38, 2**40), (2, 2**36, 18 * 2**31)]
+)
+def test_a_sparse_file_of_terabytes(model, peak_memory, code, elements, size):
+    """Assert that a tensor that truly is larger than memory, as it is stored or as it
+    is read, is refused before it is read."""
+    path = model(file_bytes([], [described("a", (2**20, elements // 2**20), code)]))
     try:
-        os.truncate(path, path.stat().st_size + 2**40)
+        os.truncate(path, path.stat().st_size + size)
     except OSError:
         pytest.skip("no sparse files of this size here")
-    from lyapunov.checkpoints.gguf._tensors import GgufTensor
-
     (entry,) = read_header(path).tensors
+    tensor = GgufTensor.of(path, entry)
     with peak_memory(2**22), pytest.raises(CheckpointError, match="this machine's"):
-        GgufTensor.of(path, entry).read()
+        tensor.read()
+    with peak_memory(2**22), pytest.raises(CheckpointError, match="this machine's"):
+        tensor.read_rows(0, tensor.shape[0] - 1)
 
 
 @given(st.data())

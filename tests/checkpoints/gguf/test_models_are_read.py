@@ -73,6 +73,65 @@ def test_bamba_turns_other_pairs_in_a_file():
     assert_within(ours, logits(moved, TOKENS), allowed, "bamba")
 
 
+def other_layout(make_them):
+    """A change of the writer that takes tensors away and puts others in their place.
+
+    `make_them` is given what the file has, by name, and yields names and arrays; those
+    that it pops are gone.
+    """
+
+    def change(writer):
+        (tensors,) = writer.tensors
+        held = {name: one.tensor for name, one in tensors.items()}
+        more = list(make_them(held))
+        for name in set(tensors) - set(held):
+            del tensors[name]
+        for name, array in more:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+
+    return change
+
+
+def projections_by_key_head(held):
+    """Qwen3-Next's as older converters left them: of each key head its own."""
+    for i in (0, 2):
+        qkv, z = (held.pop(f"blk.{i}.attn_{one}.weight") for one in ("qkv", "gate"))
+        q, k, v = np.split(qkv, [16, 32])
+        heads = [one.reshape(2, -1, one.shape[1]) for one in (q, k, v, z)]
+        rows = np.concatenate(heads, 1).reshape(-1, qkv.shape[1])
+        yield f"blk.{i}.ssm_in.weight", rows
+
+
+def experts_joined(held):
+    """Gate and up of all experts in one tensor, as a switch of the converter does."""
+    for i in range(2):
+        parts = [held.pop(f"blk.{i}.ffn_{one}_exps.weight") for one in ("gate", "up")]
+        yield f"blk.{i}.ffn_gate_up_exps.weight", np.concatenate(parts, 1)
+
+
+def queries_joined(held):
+    """Queries, keys and values in one tensor, as a switch of the converter does."""
+    parts = [held.pop(f"blk.1.attn_{one}.weight") for one in "qkv"]
+    yield "blk.1.attn_qkv.weight", np.concatenate(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "make_them"),
+    [
+        ("qwen3_next", projections_by_key_head),
+        ("granitemoehybrid, experts", experts_joined),
+        ("granitemoehybrid, experts", queries_joined),
+    ],
+)
+def test_other_layouts_are_the_same_model(name, make_them, tmp_path):
+    """Assert bit for bit the logits of the usual layout."""
+    network, _, _ = network_of(name)
+    path = tmp_path / "model.gguf"
+    written(network, path, change=other_layout(make_them))
+    ours, due = (lyapunov.load(one).logits(TOKENS) for one in (path, file_of(name)))
+    assert np.array_equal(np.asarray(ours), np.asarray(due))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_counts(name, tmp_path):
