@@ -139,10 +139,14 @@ def ways_of_source(
             implementation, model, model.config, precision, state_precision
         )
         runner = implementation.runner(pair[0])
+        told: set[str] = set()
         for variant in tried:
             reason = _refused(implementation, variant)
             if reason is not None:
-                skipped.append(not_run(variant, precision, reason))
+                # of the usual ones a kind is told once, whatever its numbers
+                if variants is not None or variant.kind not in told:
+                    skipped.append(not_run(variant, precision, reason))
+                told.add(variant.kind)
                 continue
             rest = implementation.rest_is_step
             segments = _segments(variant, seq, *pair, rest_is_step=rest)

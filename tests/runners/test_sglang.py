@@ -13,12 +13,13 @@ from lyapunov import load
 from lyapunov._errors import MissingExtraError, UsageError
 from lyapunov.implementations import RefusedError, implementation_named
 from lyapunov.implementations._trace import IN_FRONT
-from lyapunov.implementations._ways import Variant
+from lyapunov.implementations._ways import Variant, parse_variant
 from lyapunov.implementations.sglang import _operators
 from lyapunov.implementations.sglang._operators import logical_chunks
 from lyapunov.implementations.sglang.runner import ABOVE, sum_in_front
 from lyapunov.implementations.vllm._operators import Operators
 from lyapunov.implementations.vllm._schedule import Part, Turn
+from lyapunov.questions._audit_ways import ways_of_source
 from oracles.checkpoints.mamba_ssm import drawn, full_config, mamba_ssm_shapes, save
 from tests.executions import ssd_models as ssd
 
@@ -179,3 +180,17 @@ def test_nobody_in_front_of_steps():
     layer: Any = SimpleNamespace(sizes=SimpleNamespace(chunk=8), weights={})
     turn = Turn((Part(np.zeros(1, int), 3, 1, steps=True, seen=1),))
     assert sum_in_front(layer, {}, turn) == {}
+
+
+@pytest.mark.parametrize("name", ["vllm_emulated", "sglang_emulated"])
+def test_what_an_audit_has_not_is_told_once(model, name):
+    """Assert a line a kind of the usual ways, and all of those that were asked for."""
+    tokens = np.zeros((1, 64), int)
+    ways, skipped = ways_of_source(model, name, tokens, ["bf16"], None, "fp32")
+    kinds = [parse_variant(one.variant).kind for one in skipped]
+    assert len(set(kinds)) == len(kinds)
+    assert {"resumed", "preempted", "mixed", "batched"} <= set(kinds)
+    assert "packed" in {*kinds, *(way.variant.kind for way in ways)}
+    asked = ["resumed:8", "resumed:9", "mixed:3"]
+    ways, skipped = ways_of_source(model, name, tokens, ["bf16"], asked, "fp32")
+    assert ([one.variant for one in skipped], ways) == (asked, [])
