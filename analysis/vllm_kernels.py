@@ -273,6 +273,9 @@ def conduct(
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, on a CPU")
+    parser.add_argument(
+        "--only", action="append", default=[], help="cases whose names hold this"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args(given)
     if asked.case:
@@ -286,17 +289,23 @@ def conduct(
     have = {one["case"] for one in result["rows"]}
     waiting = list(of.smoke()) if asked.smoke else of.cases()
     waiting = [case for case in waiting if case.name not in have]
+    wanted = [
+        case
+        for case in waiting
+        if not asked.only or any(text in case.name for text in asked.only)
+    ]
     left = run_apart(
         study.name,
         result,
-        waiting,
+        wanted,
         working,
         asked.jobs,
         asked.budget,
         lambda one: f", differ {_said(one)}" if one.get("differ") else "",
     )
     write(working.with_suffix(".md"), page(result, of))
-    promote(working, asked.out, [*result["failed"], *left])
+    later = [case.name for case in waiting if case not in wanted]
+    promote(working, asked.out, [*result["failed"], *left, *later])
 
 
 NOTE = (
