@@ -6,7 +6,7 @@ and so is a block that several layers share, and an embedding that is the head.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..checkpoints._network import NetworkLayout
 from ..checkpoints.files._tensors import DTYPES
@@ -144,7 +144,6 @@ def _unit(
 ) -> WeightUnit:
     checkpoint = layout.checkpoint
     tensors = [checkpoint.tensor(name) for name in names]
-    each = [DTYPES[checkpoint.dtype(name)].itemsize for name in names]
     modules = tuple(
         f"{checkpoint.root}{name.removesuffix('.weight')}" for name in names
     )
@@ -154,11 +153,17 @@ def _unit(
         modules=modules,
         places=places,
         size=sum(tensor.size for tensor in tensors),
-        stored_bytes=sum(t.size * n for t, n in zip(tensors, each, strict=True)),
+        stored_bytes=sum(map(_bytes_of, tensors)),
         bytes=sum(stored_bytes(tensor.shape, group.format) for tensor in tensors),
         quantised=quantised,
         fused=_fused(name),
     )
+
+
+def _bytes_of(tensor: Any) -> int:
+    """In the file: of a matrix that is stored as codes these and their scales."""
+    told = getattr(tensor, "stored_bytes", None)
+    return tensor.size * DTYPES[tensor.dtype].itemsize if told is None else told
 
 
 def _fused(module: str) -> str | None:

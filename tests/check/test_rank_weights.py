@@ -18,6 +18,7 @@ from lyapunov.questions._kept_weights import chosen_to_keep
 from lyapunov.report import read_report
 from lyapunov.sublayers.groups import rounded_group
 from oracles.checkpoints.configurations import CONFIGURATIONS
+from oracles.checkpoints.quantised_models import RECIPES, quantise_folder
 from oracles.checkpoints.transformers import make, save
 
 from ..families.quick import QUICK
@@ -161,6 +162,16 @@ def test_what_cannot_be_ranked_is_refused_with_a_hint(saved, given, said):
     assert caught.value.hint
 
 
+def test_a_live_module_is_ranked_as_its_checkpoint(saved):
+    network, folder = saved("bamba")
+    given: Any = {"format": "int8", "n_probes": 4, "measured": 1}
+    live, read = (
+        lyapunov.rank_weights(one, TOKENS, **given) for one in (network, folder)
+    )
+    assert live.matrices == read.matrices
+    assert live.kept == read.kept
+
+
 def test_a_model_without_a_head_is_refused(saved):
     network, _ = saved("mamba2", "one group")
     with pytest.raises(UsageError) as caught:
@@ -289,6 +300,23 @@ def test_bytes_are_those_of_codes_and_scales(name):
         scales = len(range(0, shape[1], rows)) * len(range(0, shape[2], columns))
     each = matrix * bits // 8 + scales * scale
     assert stored_bytes(shape, name) == 3 * each, "3 matrices of whole bytes"
+
+
+@pytest.mark.parametrize("recipe", ["ct-fp8-channel", "ct-int8"])
+def test_quantised_checkpoints_are_ranked_as_others(recipe, tmp_path):
+    """Assert it of a format that they are not in, and that their own moves little."""
+    settings = CONFIGURATIONS["mamba2"]["one group"]
+    plain = save(make("mamba2", **settings), tmp_path / "plain", "bfloat16")
+    wanted = lambda name: name.endswith(("in_proj.weight", "out_proj.weight"))
+    folder = tmp_path / "quantised"
+    quantise_folder(plain, folder, RECIPES[recipe], wanted)
+    found = lyapunov.rank_weights(folder, TOKENS, format="nvfp4", **SMALL)
+    assert all(row.kl > 0 for row in found.matrices)
+    assert {row.module for row in found.matrices if row.quantised} == {
+        f"backbone.layers.{i}.mixer.{name}_proj"
+        for i in (0, 1)
+        for name in ("in", "out")
+    }
 
 
 # ---- as it is shown
