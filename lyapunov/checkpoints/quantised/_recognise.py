@@ -14,7 +14,7 @@ from ._fp8_blocks import read_fp8_blocks
 from ._fused import different_scales
 from ._gptq import read_gptq
 from ._modelopt import read_modelopt
-from ._patterns import idle_entries, matcher
+from ._patterns import Kept, is_pattern
 from ._settings import names_of, unsupported
 from ._taken import Note, Taken
 from ._torchao import read_torchao
@@ -137,7 +137,8 @@ def dequantised_tensors(
     left = taken.left()
     _no_signs_left(left, method)
     notes = [*taken.notes, *different_scales(taken.made)]
-    notes += [*_of_kept(kept, taken, left), *_on_no_list(method, kept, left)]
+    asked = Kept(kept)
+    notes += [*_of_kept(asked, taken, left), *_on_no_list(method, asked, left)]
     cache = bool(taken.cache_scales or _names_cache(named))
     return left, Quantisation(method, activations, cache, kept, tuple(notes))
 
@@ -240,30 +241,28 @@ def _no_signs_left(left: Mapping[str, Any], method: str) -> None:
         )
 
 
-def _of_kept(kept: tuple[str, ...], taken: Taken, left: Mapping[str, Any]):
+def _of_kept(kept: Kept, taken: Taken, left: Mapping[str, Any]):
     """What the list of what was to be left alone says, against what the tensors say."""
     modules = {name.rpartition(".")[0] for name in left}
     parents = {name.rpartition(".")[0] for name in modules}
-    idle = idle_entries(kept, sorted(modules | parents))
-    if idle:
-        yield Note(
-            f"{listing(idle)} in the list of what was to be left alone name no module"
-        )
+    idle = kept.idle(sorted(modules | parents))
+    # every writer lists the head, which a model may share with its embedding; patterns
+    # come from recipes for several families
+    names = [one for one in idle if one != "lm_head" and not is_pattern(one)]
+    for some, hint in ((names, False), (list(filter(is_pattern, idle)), True)):
+        if some:
+            what = "in the list of what was to be left alone name no module"
+            yield Note(f"{listing(some)} {what}", hint=hint)
     made = [name.removesuffix(".weight") for name in taken.made]
-    known = [found for found in map(matcher, kept) if found is not None]
-    broken = [name for name in made if any(found(name) for found in known)]
+    broken = [name for name in made if kept.means(name)]
     if broken:
         yield Note(f"{listing(broken)} were to be left alone, and are stored as codes")
 
 
-def _on_no_list(
-    method: str, kept: tuple[str, ...], left: Mapping[str, Any]
-) -> Iterator[Note]:
+def _on_no_list(method: str, kept: Kept, left: Mapping[str, Any]) -> Iterator[Note]:
     """Matrices that were left alone and are on no list, of writers that list all."""
-    if method not in _LIST_ALL:
-        return
-    known = [matcher(entry) for entry in kept]
-    if None in known:  # an entry that is not looked at may mean any
+    # an entry that is not looked at may mean any
+    if method not in _LIST_ALL or not kept.whole:
         return
     plain = [
         name.removesuffix(".weight")
@@ -273,11 +272,7 @@ def _on_no_list(
         and len(tensor.shape) == 2
         and "embed" not in name
     ]
-    unnamed = [
-        name
-        for name in plain
-        if not any(one is not None and one(name) for one in known)
-    ]
+    unnamed = [name for name in plain if not kept.means(name)]
     if unnamed:
         yield Note(
             f"{listing(unnamed)} are stored plain and are on no list of what was to be"

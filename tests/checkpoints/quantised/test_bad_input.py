@@ -512,12 +512,21 @@ def test_inputs_that_are_multiplied_first(refused, spoilt):
 def test_a_list_that_names_nothing_is_told(spoilt):
     kept = ["lm_head", "backbone.layers.0.mixer.in_porj", "re:.*\\.gate$", "re:(a+)+$"]
     found = open_checkpoint(spoilt("ct-int4-group", config={"ignore": kept}))
-    (note,) = found.quantisation.notes  # type: ignore[union-attr]
-    assert "in_porj" in note.text
-    assert "gate" in note.text
-    assert "lm_head" not in note.text
-    assert "(a+)+" not in note.text, "an expression that could take for ever was tried"
+    notes = found.quantisation.notes  # type: ignore[union-attr]
+    assert [note.hint for note in notes] == [False, True]
+    assert notes[0].text.startswith("backbone.layers.0.mixer.in_porj in the list")
+    assert notes[1].text.startswith("re:.*\\\\.gate$ in the list"), notes[1].text
+    told = " ".join(note.text for note in notes)
+    assert "lm_head" not in told
+    assert "(a+)+" not in told, "an expression that could take for ever was tried"
     recognise(found)
+
+
+def test_a_tied_head_may_stand_on_the_list(quantised):
+    found = open_checkpoint(quantised("bnb-nf4", "mamba")[0])
+    assert "lm_head.weight" not in found.tensors
+    assert "lm_head" in found.quantisation.kept  # type: ignore[union-attr]
+    assert found.quantisation.notes == ()  # type: ignore[union-attr]
 
 
 def test_a_list_that_names_what_is_quantised_is_told(spoilt):

@@ -1,11 +1,17 @@
 """Each layout reads to code times scale, bit for bit, through every family's table."""
 
+import json
+
 import numpy as np
 import pytest
 
 from lyapunov.checkpoints import open_checkpoint, recognise
 from lyapunov.checkpoints.quantised._tensor import QuantisedTensor
-from oracles.checkpoints.quantised_models import RECIPES
+from oracles.checkpoints.quantised_models import (
+    RECIPES,
+    stored_arrays,
+    write_safetensors,
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -67,3 +73,74 @@ def test_codes_and_scales_in_different_files(quantised, recipe):
     recognise(checkpoint)
     for name, expected in meant.items():
         np.testing.assert_array_equal(checkpoint.read(name), expected)
+
+
+PLACES = {
+    "config.json's older key": ("ct-int4-group", "compression_config", None),
+    "the text's part of a model of several": ("fp8-blocks", "text_config", None),
+    "GPTQ's own file": ("gptq-int4", None, "quantize_config.json"),
+    "AWQ's own file": ("awq", None, "quant_config.json"),
+    "ModelOpt's own file, in lower case": (
+        "modelopt-fp8-channel",
+        None,
+        "hf_quant_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_a_configuration_may_stand(quantised, place):
+    recipe, key, file = PLACES[place]
+    folder, meant = quantised(recipe)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    told = config.pop("quantization_config")
+    if key == "text_config":
+        config["text_config"] = {"quantization_config": told}
+    elif key is not None:
+        config[key] = told
+    else:
+        del told["quant_method"]
+        if "quant_algo" in told:
+            told = {"quantization": {**told, "quant_algo": told["quant_algo"].lower()}}
+        (folder / file).write_text(json.dumps(told))
+    path.write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    for name, expected in meant.items():
+        np.testing.assert_array_equal(checkpoint.read(name), expected)
+    names = [entry["name"] for entry in checkpoint.hashes()]
+    assert (file in names) == (file is not None)
+
+
+def test_zero_points_wrap_within_their_bits(quantised):
+    """GPTQ's older zero point of 0 is stored as the largest code."""
+    folder, meant = quantised("gptq-int4")
+    tensors = stored_arrays(folder)
+    name = "backbone.layers.0.mixer.in_proj"
+    tensors[f"{name}.qzeros"][:] = -1  # 15 in each nibble
+    write_safetensors(folder / "model.safetensors", tensors)
+    found = open_checkpoint(folder).read(f"{name}.weight")
+    scales = tensors[f"{name}.scales"].astype(np.float64)
+    codes = found.T / scales[tensors[f"{name}.g_idx"]]
+    assert codes.min() == 0
+    np.testing.assert_array_equal(codes, np.rint(codes))
+    assert found.shape == meant[f"{name}.weight"].shape
+
+
+def test_some_rows_are_read_without_the_others(quantised, peak_memory):
+    """Of a layout of rows: of an embedding of a million tokens a few are asked for."""
+    folder, _ = quantised("ct-int8")
+    tensors = stored_arrays(folder)
+    name = "backbone.layers.0.mixer.in_proj"
+    rows = 200_000
+    tensors[f"{name}.weight"] = np.ones((rows, 128), np.int8)
+    tensors[f"{name}.weight_scale"] = np.full((rows, 1), 0.5, np.float32)
+    write_safetensors(folder / "model.safetensors", tensors)
+    tensor = open_checkpoint(folder).tensors[f"{name}.weight"]
+    with peak_memory(2**20):
+        found = tensor.read_rows(np.array([3, rows - 1, 3]))
+    np.testing.assert_array_equal(found, np.full((3, 128), 0.5))
+    with pytest.raises(IndexError):
+        tensor.read_rows(np.array([rows]))
+    with pytest.raises(IndexError):
+        tensor.read_rows(0, rows + 1)
