@@ -1,4 +1,4 @@
-"""SGLang 0.5.23: Mamba-1 and Mamba-2, prefill and decode; see `_served`."""
+"""SGLang 0.5.23: Mamba-1, Mamba-2 and delta rules; see `_served`."""
 
 from .._served import Rules
 from .._stacks import SGLANG_STACK

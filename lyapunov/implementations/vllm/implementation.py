@@ -23,7 +23,7 @@ NO_MASK = "vLLM packs texts and pads none"
 
 
 class VllmImplementation(AbstractImplementation):
-    """Run plain Mamba networks with vLLM's operators, on an NVIDIA GPU."""
+    """Run plain networks of Mamba or a delta rule with vLLM's operators, on a GPU."""
 
     name = "vllm"
     measures = True

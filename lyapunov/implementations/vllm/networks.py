@@ -1,4 +1,4 @@
-"""vLLM 0.33.0: Mamba-1 and Mamba-2, prefill and decode; see `_served`."""
+"""vLLM 0.33.0: Mamba-1, Mamba-2 and delta rules; see `_served`."""
 
 from .._served import Rules
 from .._stacks import VLLM_STACK
