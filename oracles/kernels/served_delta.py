@@ -240,6 +240,9 @@ class Delta:
         below = np.tril(np.ones((tokens, tokens), F), -1)
         return alike * below, self.out_of(np.tril(seen))
 
+    def paired(self, x):
+        return cut(x) if self.pairs_in_tf32 else x
+
     def merged(self, x):
         return cut(x) if self.merges_in_tf32 else x
 
@@ -322,9 +325,9 @@ class Kimi(Delta):
             rows = slice(first, min(first + TILE, tokens))
             since = self.exp(G[rows] - G[first])
             front = self.exp(G[first] - G[:first])
-            earlier = cut(k[:first] * front)
+            earlier = self.paired(k[:first] * front)
             for into, x in ((system, k), (seen, q)):
-                later = cut(x[rows] * since)
+                later = self.paired(x[rows] * since)
                 into[:, rows, :first] = product("ihk,jhk->hij", later, earlier)
             apart = G[rows][:, None] - G[rows][None]
             faded = k[rows][None] * self.exp(np.minimum(apart, F(0)))
