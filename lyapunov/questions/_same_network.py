@@ -5,10 +5,12 @@ agree in these hold weights of one function, whatever their layouts are called.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from ..checkpoints._network import NetworkLayout, Part
+from ..models._folded_layout import same_in_fp32
 from ..sublayers.config import NetworkConfig
 
 
@@ -28,28 +30,42 @@ _NO_PART_OF_THE_FUNCTION = frozenset(
 )
 
 
-def differences(other: NetworkLayout, base: NetworkLayout) -> list[str]:
+NOT_IN_GGUF = frozenset({"dt_limit", "mixer_norm_epsilon"})
+"""What llama.cpp's files have no room for: limits of dt, and an epsilon of the norms
+over dt, B and C that is not that of all others."""
+
+
+def differences(
+    other: NetworkLayout,
+    base: NetworkLayout,
+    *,
+    in_fp32: bool = False,
+    beside: Set[str] = frozenset(),
+) -> list[str]:
     """What makes two networks different functions of their weights.
 
     **Arguments:**
 
     - `other`, `base`: recognised checkpoints; only sizes, names and shapes are read.
+    - `in_fp32`: whether settings are one where they are to fp32's roundings.
+    - `beside`: fields of sublayers that are not looked at.
 
     **Returns:** a text for each difference, the other's value first; empty where the
     two are weight sets of one network.
     """
     theirs, ours = other.config, base.config
+    same = same_in_fp32 if in_fp32 else operator.eq
     names = [f.name for f in dataclasses.fields(NetworkConfig)]
     found = [
         f"{name} {_told(getattr(theirs, name))} and {_told(getattr(ours, name))}"
         for name in names
         if name not in _NO_PART_OF_THE_FUNCTION
-        and getattr(theirs, name) != getattr(ours, name)
+        and not same(getattr(theirs, name), getattr(ours, name))
     ]
     if theirs.n_layers != ours.n_layers:
         return [*found, f"n_layers {theirs.n_layers} and {ours.n_layers}"]
     for i, pair in enumerate(zip(theirs.sublayers, ours.sublayers, strict=True)):
-        if different := list(_of_sizes(*pair)):
+        if different := list(_of_sizes(*pair, same, beside)):
             return [*found, f"in sublayer {i} {', '.join(different)}"]
     for i, parts in enumerate(zip(other.parts, base.parts, strict=True)):
         if different := list(_of_parameters(*parts)):
@@ -62,7 +78,13 @@ def differences(other: NetworkLayout, base: NetworkLayout) -> list[str]:
     return found
 
 
-def _of_sizes(theirs: Any, ours: Any, inside: str = "") -> Iterator[str]:
+def _of_sizes(
+    theirs: Any,
+    ours: Any,
+    same: Callable[[Any, Any], bool],
+    beside: Set[str],
+    inside: str = "",
+) -> Iterator[str]:
     if type(theirs) is not type(ours):
         yield f"{inside}kind {_kind(theirs)} and {_kind(ours)}"
         return
@@ -70,8 +92,12 @@ def _of_sizes(theirs: Any, ours: Any, inside: str = "") -> Iterator[str]:
         one, two = getattr(theirs, field.name), getattr(ours, field.name)
         name = f"{inside}{field.name}"
         if dataclasses.is_dataclass(one) or dataclasses.is_dataclass(two):
-            yield from _of_sizes(one, two, f"{name}.")
-        elif one != two and field.name not in _NO_PART_OF_THE_FUNCTION:
+            yield from _of_sizes(one, two, same, beside, f"{name}.")
+        elif field.name in _NO_PART_OF_THE_FUNCTION or field.name in beside:
+            continue
+        elif field.name == "norm_before_gate" and not ours.gate_norm:
+            continue  # there is no norm
+        elif not same(one, two):
             yield f"{name} {_told(one)} and {_told(two)}"
 
 

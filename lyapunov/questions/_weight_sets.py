@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from .._errors import UsageError
 from ..models import Model
+from ..models._folded_layout import folded
 from ..models._load import load
 from ..models._rounded_layout import rounded_layout
 from ..results._check import AdapterCoverage
 from ..sublayers.groups import rounded_group
 from ._adapter_coverage import adapter_coverage
-from ._same_network import differences
+from ._same_network import NOT_IN_GGUF, differences
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,15 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             ),
             coverage=adapter_coverage(merged, adapter),
         )
-    other = load(source)
-    apart = differences(other.layout, model.layout)
+    other, beside = load(source), []
+    if _one_in_gguf(model, other):
+        # multipliers in the one's weights are in the other's settings
+        layout = folded(other.layout, model.config)
+        other = Model(layout, other.source, other.checkpoint)
+        apart = differences(layout, model.layout, in_fp32=True, beside=NOT_IN_GGUF)
+        beside = [] if apart else differences(layout, model.layout, in_fp32=True)
+    else:
+        apart = differences(other.layout, model.layout)
     if apart:
         theirs, ours = other.layout.architecture, model.layout.architecture
         families = f" ({theirs} and {ours})" if theirs != ours else ""
@@ -107,10 +115,18 @@ def other_weights(model: Model, source: str | os.PathLike) -> ParameterChange:
             + "; ".join(apart),
             hint="give a checkpoint that was trained or converted from the base",
         )
+    if beside:
+        name = f"{name} (under the base's settings: {'; '.join(beside)})"
     # one function: settings of running it are the base's, as its compiled form is
     other.config = model.config
     files = [] if other.checkpoint is None else other.checkpoint.hashes()
     return ParameterChange(name, "checkpoint", other, files)
+
+
+def _one_in_gguf(model: Model, other: Model) -> bool:
+    """Whether one of two is llama.cpp's file, which may be of the other."""
+    both = (model.checkpoint, other.checkpoint)
+    return len({one is not None and one.is_gguf for one in both}) == 2
 
 
 def chosen_changes(
