@@ -15,7 +15,7 @@ from ..files._files import quote
 from ._codes import from_awq_words
 from ._settings import contradiction, count_of, text_of, unsupported
 from ._taken import FLOATS, SAME_PLACE, Taken, scaling_words
-from ._tensor import Format, QuantisedTensor, sound_scales
+from ._tensor import Format, QuantisedTensor, in_steps, sound_scales
 
 
 METHOD = "awq"
@@ -68,14 +68,20 @@ def _matrix(taken: Taken, module: str, group: int) -> QuantisedTensor:
         )
 
     def values(start: int, stop: int) -> np.ndarray:
-        # a word holds eight outputs: whole words, of which these rows are taken
-        first, last = start // 8, -(-stop // 8)
-        here = slice(start - 8 * first, stop - 8 * first)
-        unpacked = lambda tensor: from_awq_words(tensor.read()[:, first:last])[:, here]
-        codes = unpacked(stored).astype(np.float64)
-        shifts = np.repeat(unpacked(zeros), size, axis=0)
-        of_groups = sound_scales(scales.read()[:, start:stop], f"{module}.scales")
-        return ((codes - shifts) * np.repeat(of_groups, size, axis=0)).T
+        packed, offsets = stored.read(), zeros.read()
+        of_groups = sound_scales(scales.read(), f"{module}.scales")
+
+        def some(first: int, last: int) -> np.ndarray:
+            # a word holds eight outputs: whole words, of which these rows are taken
+            words = slice(first // 8, -(-last // 8))
+            here = slice(first % 8, first % 8 + last - first)
+            found = from_awq_words(packed[:, words])[:, here].astype(np.float64)
+            shifts = from_awq_words(offsets[:, words])[:, here]
+            found -= np.repeat(shifts, size, axis=0)
+            found *= np.repeat(of_groups[:, first:last], size, axis=0)
+            return found.T
+
+        return in_steps(start, stop, k, some)
 
     return QuantisedTensor(
         f"{module}.weight",

@@ -19,7 +19,7 @@ from ._codes import from_words, words_needed
 from ._packed import group_of_each
 from ._settings import contradiction, count_of, text_of, unsupported
 from ._taken import FLOATS, SAME_PLACE, Taken, scaling_words
-from ._tensor import Format, QuantisedTensor, sound_scales
+from ._tensor import Format, QuantisedTensor, in_steps, sound_scales
 
 
 METHOD = "gptq"
@@ -90,12 +90,18 @@ def _matrix(
         each = order
         if places is not None:
             each = group_of_each(places, index, k, groups)
-        codes = from_words(stored.read()[:, start:stop].T, bits, k)
-        whole = from_words(zeros.read(), bits, n)[:, start:stop]
+        packed, whole = stored.read(), from_words(zeros.read(), bits, n)
         # within its bits: a zero point of 0 is stored as the largest code
-        shifts = ((whole.astype(np.int64) + offset) % 2**bits).astype(np.float64)
-        of_groups = sound_scales(scales.read()[:, start:stop], f"{module}.scales")
-        return (codes - shifts[each].T) * of_groups[each].T
+        shifts = (whole.astype(np.int64) + offset) % 2**bits
+        of_groups = sound_scales(scales.read(), f"{module}.scales")
+
+        def some(first: int, last: int) -> np.ndarray:
+            here = slice(first, last)
+            found = from_words(packed[:, here].T, bits, k).astype(np.float64)
+            found -= shifts[:, here].T[:, each]
+            return found * of_groups[:, here].T[:, each]
+
+        return in_steps(start, stop, k, some)
 
     words = scaling_words((1, size), shape)
     if ordered:

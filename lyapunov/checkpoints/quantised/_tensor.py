@@ -124,12 +124,21 @@ class QuantisedTensor:
                 f"{quote(self.name)} takes {human_bytes(needed)} in fp64, more than"
                 " this machine's memory"
             )
-        step = max(1, _ELEMENTS // max(self.shape[1], 1)) if self.by_rows else stop
-        found = np.empty((stop - start, self.shape[1]))
-        for first in range(start, stop, max(step, 1)):
-            last = min(first + step, stop)
-            found[first - start : last - start] = self.values(first, last)
-        return found
+        if not self.by_rows:
+            return self.values(start, stop)
+        return in_steps(start, stop, self.shape[1], self.values)
+
+
+def in_steps(
+    start: int, stop: int, columns: int, values: Callable[[int, int], np.ndarray]
+) -> np.ndarray:
+    """Rows made some at a time, so that what they are made of takes little beside."""
+    step = max(1, _ELEMENTS // max(columns, 1))
+    found = np.empty((stop - start, columns))
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        found[first - start : last - start] = values(first, last)
+    return found
 
 
 class Grid(NamedTuple):

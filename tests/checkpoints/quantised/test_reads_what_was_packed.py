@@ -144,3 +144,13 @@ def test_some_rows_are_read_without_the_others(quantised, peak_memory):
         tensor.read_rows(np.array([rows]))
     with pytest.raises(IndexError):
         tensor.read_rows(0, rows + 1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_few_rows_at_a_time_are_those_of_the_whole(quantised, monkeypatch, recipe):
+    """Steps of 5 and 2 rows, which begin inside words, blocks and groups."""
+    monkeypatch.setattr("lyapunov.checkpoints.quantised._tensor._ELEMENTS", 700)
+    folder, meant = quantised(recipe)
+    checkpoint = open_checkpoint(folder)
+    for name, expected in meant.items():
+        np.testing.assert_array_equal(checkpoint.read(name), expected)
