@@ -22,7 +22,7 @@ STUDY = Study(
     Path(__file__).parent / "results" / "sglang_kernels.json",
     ("torch", "triton"),
     gpu=True,
-    more="SGLang 0.5.23 or its kernel files",
+    more="SGLang 0.5.23, or the files of its kernels",
 )
 ASKED = Asked("Mamba-2 on SGLang's operators", cases, smoke)
 
