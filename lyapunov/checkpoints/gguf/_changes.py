@@ -9,7 +9,7 @@ how.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..files._files import quote
 from ._tensors import Arrays, MadeTensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """Whatever a tensor can be made of."""
 

@@ -6,7 +6,7 @@ shape, but its numbers come in fp64: code times scale, rounded to no 16-bit form
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Format(NamedTuple):
         return f"{self.element} ({self.method}, {self.scaling})"
 
 
+@runtime_checkable
 class Coded(Protocol):
     """Whatever is stored as codes, and reads as the numbers that they mean."""
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from oracles.checkpoints.llama_cpp import written
 from oracles.checkpoints.llama_cpp.cases import CASES, EPSILON, OTHERS
+from oracles.checkpoints.llama_cpp.files import written
 from oracles.checkpoints.transformers import make
 
 from ...helpers import assert_within

@@ -11,8 +11,8 @@ import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.models import Model
 from lyapunov.questions._weight_sets import other_weights
-from oracles.checkpoints.llama_cpp import written
 from oracles.checkpoints.llama_cpp.cases import CASES
+from oracles.checkpoints.llama_cpp.files import written
 from oracles.checkpoints.transformers import make, save, tolerance
 
 from ...helpers import assert_within

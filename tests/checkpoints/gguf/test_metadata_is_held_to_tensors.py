@@ -189,8 +189,8 @@ def test_a_is_read_as_its_logarithm(tmp_path):
 def hybrid(tmp_path_factory):
     """A function that writes a hybrid with another setting."""
     pytest.importorskip("gguf", reason="writes the files")
-    from oracles.checkpoints.llama_cpp import written
     from oracles.checkpoints.llama_cpp.cases import CASES
+    from oracles.checkpoints.llama_cpp.files import written
     from oracles.checkpoints.transformers import make
 
     networks = {}

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import lyapunov
-from oracles.checkpoints.llama_cpp import in_blocks, written
 from oracles.checkpoints.llama_cpp.cases import CASES, OTHERS
+from oracles.checkpoints.llama_cpp.files import in_blocks, written
 from oracles.checkpoints.transformers import logits, make, tolerance
 
 from ...helpers import assert_within

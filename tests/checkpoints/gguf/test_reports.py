@@ -7,8 +7,8 @@ import lyapunov
 from lyapunov._errors import UsageError
 from lyapunov.command._scripts import place_of
 from lyapunov.implementations._stacks import as_served, asked_of
-from oracles.checkpoints.llama_cpp import in_blocks, written
 from oracles.checkpoints.llama_cpp.cases import CASES
+from oracles.checkpoints.llama_cpp.files import in_blocks, written
 from oracles.checkpoints.transformers import make, save
 
 from .crafted import mamba_keys, mamba_tensors, model_bytes, number
