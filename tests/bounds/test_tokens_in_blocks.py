@@ -19,6 +19,7 @@ from lyapunov import _devices
 from lyapunov.arithmetic import AbstractBoundedArithmetic
 from lyapunov.arithmetic.rules import scans, sums
 from lyapunov.bounds import adjoint, local, passes, probes
+from lyapunov.bounds._way_back import Pulls
 from lyapunov.implementations import _reference, executions_for
 from lyapunov.implementations._trace import SublayerRecord
 from lyapunov.implementations.emulated import runner
@@ -91,7 +92,7 @@ class Case:
         one = jax.tree.map(lambda x: x[0], self.incoming)
         pulls = jnp.asarray(np.random.default_rng(5).normal(size=(2, SEQ, WIDTH)))
         effects, before = adjoint._through_sublayer(
-            flow, [numbers.sites], one, adjoint._Pulls(pulls, pulls, pulls), p, start,
+            flow, [numbers.sites], one, Pulls(pulls, pulls, pulls), p, start,
             False, own.form,
         )  # fmt: skip
         return {

@@ -12,6 +12,7 @@ import pytest
 
 from lyapunov._xla import little_memory
 from lyapunov.bounds import adjoint, local, passes
+from lyapunov.bounds._way_back import Pulls
 from lyapunov.exponents import _growth
 from lyapunov.implementations import executions_for
 from lyapunov.implementations.emulated import runner
@@ -186,7 +187,7 @@ def test_the_plan_is_what_the_programs_need(kind, tokens):
     both = max if 4 * tokens * STORED[kind] > 2**29 else sum
     assert both([in_t0, in_t1]) <= room <= 5 * in_t1, (in_t0, in_t1, room)
     pull: Any = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float64)
-    pulls = adjoint._Pulls(pull, pull, pull)
+    pulls = Pulls(pull, pull, pull)
     given = [numbers.sites], Incoming(one, one), pulls, p, start
     assert temporaries(t2, *given) <= plan["T2"]
     found = temporaries(growth, Incoming(one, one), p, start, jax.random.key(0))
