@@ -47,6 +47,8 @@ BUILT = {"mamba_ssm": "from source, by a line of the documentation"}
 TYPES = {"typing_extensions": "read by type checkers, never loaded"}
 PEERS = {"chaotax", "clvlib", "jitcode", "lyapax", "lyapynov", "pynamicalsys"}
 """Libraries that `analysis.peers` looks for and says when they are missing."""
+OWNERS = {"bitsandbytes", "compressed_tensors", "torchao"}
+"""Libraries that made, once, what tests compare with and the repository keeps."""
 ON_A_GPU = {
     "fla": "one wheel of flash-linear-attention, whose kernels need a GPU",
     "triton": "comes with torch where there is a GPU",
@@ -124,7 +126,7 @@ def test_the_library_imports_all_that_it_declares():
 @pytest.mark.parametrize("folder", [*STUDIES, "tests"])
 def test_the_other_folders_import_what_is_declared(folder):
     allowed = modules(CORE | EXTRA["tests"] | EXTRA["docs"] | EXTRA["cuda"])
-    allowed |= PEERS | set(ON_A_GPU) | set(BUILT)
+    allowed |= PEERS | OWNERS | set(ON_A_GPU) | set(BUILT)
     found = imports(folder)
     assert not {name: found[name] for name in set(found) - allowed}
 

@@ -44,8 +44,7 @@ ATTEND = (
     "q", "k", "v", "output_gate", "q_clipped", "k_clipped", "v_clipped", "conv",
     "q_norm_hat", "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos",
     "rotary_sin", "q_cos", "q_sin", "q_turned", "k_cos", "k_sin", "k_turned",
-    "scores_product", "scores", "attention", "read", "output_gate_sigmoid",
-    "read_gated",
+    "scores_product", "scores", "attention", "read", "output_gate_sigmoid", "read_gated",
 )  # fmt: skip
 """Sites between the norms of an attention."""
 
@@ -151,8 +150,7 @@ def attention(
 
 
 def _put_out(at: AbstractArithmetic, y, p: AttentionParameters, start):
-    y = at.store("read_operand", y)
-    out = at.store("out", at.matmul(y, p.o_proj, p.o_bias))
+    out = at.store("out", at.matmul(at.store("read_operand", y), p.o_proj, p.o_bias))
     out = normalise(at, out, p.norm_behind, "norm_behind")
     return scaled(at, out, p.out_multiplier, "out_scaled"), start
 
@@ -160,8 +158,7 @@ def _put_out(at: AbstractArithmetic, y, p: AttentionParameters, start):
 def _normed_and_projected(at: AbstractArithmetic, x, p: AttentionParameters, start):
     """Queries, keys, values, keys that heads share, and gates: (seq, channels) each."""
     x = normalise(at, at.store("norm_input", x), p.norm)
-    x = scaled(at, x, p.in_multiplier, "in_scaled")
-    x = at.store("in_operand", x)
+    x = at.store("in_operand", scaled(at, x, p.in_multiplier, "in_scaled"))
     of_q, _ = latent(at, x, p.q_latent, p.q_proj.matrix.shape[1], "q_down")
     of_kv, shared = latent(at, x, p.kv_latent, p.k_proj.matrix.shape[1], "kv_down")
     q = projected(at, of_q, p.q_proj, p.q_bias, p.q_adapter, "q")

@@ -1,9 +1,16 @@
 """Small models, plain and as each layout stores them."""
 
+import json
+
 import pytest
 
 from oracles.checkpoints.configurations import SMALL
-from oracles.checkpoints.quantised_models import RECIPES, quantise_folder
+from oracles.checkpoints.quantised_models import (
+    RECIPES,
+    quantise_folder,
+    stored_arrays,
+    write_safetensors,
+)
 from oracles.checkpoints.transformers import make, save
 
 
@@ -66,5 +73,29 @@ def quantised(plain, tmp_path):
         target = tmp_path / (name or f"{family}-{recipe}")
         more = {"chosen": is_quantised, **more}
         return target, quantise_folder(plain(family), target, RECIPES[recipe], **more)
+
+    return folder
+
+
+@pytest.fixture
+def spoilt(quantised):
+    """A function that gives a folder whose tensors and configuration were changed."""
+
+    def folder(recipe, change=None, config=None, beside=None, remove=()):
+        place, _ = quantised(recipe)
+        tensors = stored_arrays(place)
+        if change is not None:
+            change(tensors)
+        write_safetensors(place / "model.safetensors", tensors)
+        path = place / "config.json"
+        told = json.loads(path.read_text())
+        if config is not None:
+            told["quantization_config"] |= config
+        for name in remove:
+            del told["quantization_config"][name]
+        path.write_text(json.dumps(told))
+        if beside is not None:
+            (place / "hf_quant_config.json").write_text(json.dumps(beside))
+        return place
 
     return folder
