@@ -19,9 +19,8 @@ declared as torch operations: of what these stacks run for them nothing was read
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-from .._errors import UsageError
 from ..formats import FP32, Format
 from ..sublayers import NetworkConfig
 from ._execution import (
@@ -29,18 +28,14 @@ from ._execution import (
     any_order,
     assume_formats,
     assume_state,
-    parse_precision,
 )
 from ._launch import Launch
-from ._served_delta import delta_mixer, demand_delta
+from ._served_delta import delta_mixer
 from ._served_formats import (
-    demand_divisible,
-    demand_steps,
     drafts_to_nearest,
-    state_format,
-    window_format,
 )
-from ._stacks import DELTA, KINDS, MAMBA, Stack
+from ._served_wanted import Rules, Wanted, wanted_of
+from ._stacks import DELTA, MAMBA
 from .mamba_ssm.mamba1 import STEP
 from .mamba_ssm.mamba2 import NO_LIMIT
 from .mamba_ssm.networks import mamba_ssm_network
@@ -60,47 +55,6 @@ FLASHINFER_STEP = dataclasses.replace(
 )
 
 
-NEVER_COMPILED = ("kimi_linear",)
-"""Models that vLLM runs in CUDA graphs that break instead of compiling them
-(`DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES` in `config/vllm.py`)."""
-
-
-class Rules(NamedTuple):
-    """What one stack does otherwise than the other."""
-
-    name: str
-    """As users write the implementation."""
-    stack: Stack
-    on_a_grid: bool
-    """Whether chunks end at multiples of their length in the text itself, and with
-    calls; else in the stream of all texts of a call, from where that begins."""
-    last_again: bool
-    """Whether the state that a call leaves is made anew from the cached one in front of
-    its last chunk."""
-    compiles: bool
-    """Whether norms are torch operations, which are compiled unless a flag says not;
-    else one kernel adds and normalises."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """What is declared, resolved."""
-
-    mode: str
-    form: Format
-    """Of weights and activations."""
-    state: Format
-    window: Format
-    launch: Launch
-    rules: Rules
-    architecture: str
-
-    @property
-    def eager(self) -> bool:
-        uncompiled = self.launch.eager or self.architecture in NEVER_COMPILED
-        return self.rules.compiles and uncompiled
-
-
 def served_network(
     rules: Rules,
     config: NetworkConfig,
@@ -114,40 +68,10 @@ def served_network(
 
     **Raises:** `UsageError` for what it does not serve, or fails at, or was not read.
     """
-    form, variant = parse_precision(precision, rules.name)
-    if variant:
-        raise UsageError(
-            f"{rules.stack.name} casts every weight but A_log, and runs no autocast",
-            hint=f"--precision {form.name}",
-        )
-    if launch.dtype not in (None, form.name):
-        raise UsageError(
-            f"--dtype says {launch.dtype}, the precision is {form.name}",
-            hint=f"--precision {launch.dtype}, or leave --dtype out",
-        )
+    asked = config, architecture, precision, mode, state_precision
+    wanted = wanted_of(rules, *asked, launch)
+    form = wanted.form
     recurrent = {s.kind for s in config.sublayers if s.recurrent}
-    if not recurrent or not recurrent <= KINDS:
-        given = ", ".join(sorted(recurrent - KINDS)) or "a network without a recurrence"
-        raise UsageError(
-            f"of {rules.stack.name} mixers of {', '.join(sorted(KINDS))} are followed, "
-            f"not {given}",
-            hint="--measure emulated",
-        )
-    if recurrent & DELTA:
-        demand_delta(rules.stack, config, architecture, form, mode, launch)
-    demand_steps(recurrent, launch, rules.stack.name)
-    demand_divisible(config, launch.ranks, rules.stack.name)
-    wanted = _Wanted(
-        mode,
-        form,
-        state_format(
-            rules.stack, config, architecture, form, mode, state_precision, launch
-        ),
-        window_format(rules.stack, recurrent, form, launch),
-        launch,
-        rules,
-        architecture,
-    )
     base = mamba_ssm_network(
         dataclasses.replace(config, residual_in_fp32=False, fused_add_norm=True),
         architecture,
@@ -190,13 +114,13 @@ def served_network(
     )
 
 
-def _block(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
+def _block(one: Execution, config: NetworkConfig, wanted: Wanted) -> Execution:
     """What stands beside mixers, behind this stack's norms."""
     return dataclasses.replace(one, sites=_fronted(one.sites, config, wanted))
 
 
 def _delta(
-    base: Execution, kind: str, config: NetworkConfig, wanted: _Wanted
+    base: Execution, kind: str, config: NetworkConfig, wanted: Wanted
 ) -> Execution:
     """A mixer whose recurrence is a delta rule."""
     around = {k: f for k, f in base.sites.items() if k in ("norm", "residual_aside")}
@@ -215,7 +139,7 @@ def _delta(
 
 
 def _fronted(
-    sites: dict[str, Format], config: NetworkConfig, wanted: _Wanted
+    sites: dict[str, Format], config: NetworkConfig, wanted: Wanted
 ) -> dict[str, Format]:
     """The stores of the norm in front, as PyTorch's forms have them, eager or
     compiled, or as one kernel has."""
@@ -232,7 +156,7 @@ def _fronted(
     return without | stream | {"norm_read": FP32}
 
 
-def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
+def _mixer(one: Execution, config: NetworkConfig, wanted: Wanted) -> Execution:
     """A mixer's stores, parameters, form and constants."""
     launch, form, state = wanted.launch, wanted.form, wanted.state
     sizes: Any = next(s for s in config.sublayers if s.kind == one.kind)
@@ -291,7 +215,7 @@ def _mixer(one: Execution, config: NetworkConfig, wanted: _Wanted) -> Execution:
     return made.in_windows(1 + launch.drafts) if launch.drafts else made
 
 
-def _convolution(wanted: _Wanted) -> dict[str, Format]:
+def _convolution(wanted: Wanted) -> dict[str, Format]:
     """What is stored around the convolution."""
     form, window = wanted.form, wanted.window
     casts_weights = wanted.rules.stack.window is not None
@@ -303,7 +227,7 @@ def _convolution(wanted: _Wanted) -> dict[str, Format]:
     return sites
 
 
-def _of_norms(sizes: Any, wanted: _Wanted) -> dict[str, Format]:
+def _of_norms(sizes: Any, wanted: Wanted) -> dict[str, Format]:
     """What the gated norm of a Mamba-2 stores before its result."""
     several = sizes.norm_groups > 1 or wanted.launch.ranks > 1
     if wanted.rules.compiles:
@@ -341,7 +265,7 @@ def _replaced(
     return (first, *((assume_state(state),) if state is not None else ()), *rest)
 
 
-def _said(wanted: _Wanted, recurrent: set[str]):
+def _said(wanted: Wanted, recurrent: set[str]):
     """What holds of the stack as it was started, for people."""
     launch, rules = wanted.launch, wanted.rules
     mamba = bool(recurrent & MAMBA)

@@ -38,13 +38,13 @@ NOT_A_RECURRENCE = "no exponent: not a recurrence"
 
 _LATENT = ("", "_norm_hat", "_norm")
 ATTEND = (
-    "in_scaled", "in_operand",
-    *(f"{of}_down{end}" for of in ("q", "kv") for end in _LATENT),
+    "in_scaled", "in_operand", *(f"{x}_down{e}" for x in ("q", "kv") for e in _LATENT),
     *(f"{part}_{of}" for part in "qkv" for of in ("shared", "low", "own")),
     "q", "k", "v", "output_gate", "q_clipped", "k_clipped", "v_clipped", "conv",
     "q_norm_hat", "q_norm", "k_norm_hat", "k_norm", "k_scaled", "rotary_cos",
     "rotary_sin", "q_cos", "q_sin", "q_turned", "k_cos", "k_sin", "k_turned",
-    "scores_product", "scores", "attention", "read", "output_gate_sigmoid", "read_gated",
+    "scores_product", "scores", "attention", "read", "output_gate_sigmoid",
+    "read_gated",
 )  # fmt: skip
 """Sites between the norms of an attention."""
 

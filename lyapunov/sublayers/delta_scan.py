@@ -171,15 +171,8 @@ def chunked_delta(
     decay = at.view(lambda a: a[:, -1], reach)
     reads, keys = read_q, read_k
     if by_key:
-        scaled_q = at.multiply(q, at.fixed(scale))
         keys, left = store("k_decayed", at.multiply(k, left)), None
-        if at.stores("query_scaled"):
-            reads = at.multiply(store("query_scaled", scaled_q), reach)
-            reads, reach = at.may_store("q_decayed", reads), None
-        else:
-            reads = at.may_store("q_decayed", at.multiply(q, reach))
-            reach = at.carry(jnp.full(rate.shape, scale))
-        q = scaled_q
+        q, reads, reach = _reads_by_key(at, store, q, reach, rate, scale)
 
     exact = system, k, rate, gate, v, q
     given = DeltaChunk(u, w, reads, reach, keys, left, pairs, decay, *exact)
@@ -192,6 +185,17 @@ def chunked_delta(
     state, y = at.scan(body, at.columns(state), tuple(given))
     y = at.view(joined, y)
     return (y if by_key else at.multiply(y, at.fixed(scale))), state
+
+
+def _reads_by_key(at, store, q, reach, rate, scale: float):
+    """Queries, what they read as it is stored, and the decays that are not in it,
+    where channels have decays of their own."""
+    scaled_q = at.multiply(q, at.fixed(scale))
+    if at.stores("query_scaled"):
+        reads = at.multiply(store("query_scaled", scaled_q), reach)
+        return scaled_q, at.may_store("q_decayed", reads), None
+    reads = at.may_store("q_decayed", at.multiply(q, reach))
+    return scaled_q, reads, at.carry(jnp.full(rate.shape, scale))
 
 
 def _solved(at, system, sides, store_pairs, *, inverted: bool):

@@ -277,15 +277,7 @@ def chunk_by_tokens(
     found = found + of_query * column(start) * (moved + of_start * whole)
     least = least_stored(declared, "q_decayed") + least_stored(declared, "query_scaled")
     found = found + root * least * whole
-    keys = jnp.abs(c.key.value) + c.key.error
-    pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
-    pairs = pairs * jnp.tril(jnp.ones((tokens, tokens)))
-    operands = 2 * _unit_of(declared, "pair_operand")
-    operands = operands + _unit_of(declared, "q_operand")
-    operands = operands + _unit_of(declared, "k_operand")
-    pairs = pairs * jnp.expm1(by_key + 5 * unit + operands + between)
-    shown = jnp.abs(c.pairs.value) + c.pairs.error
-    pairs, shown = _with_stores(declared, pairs, shown, 1.0, "QK_decayed")
+    pairs, shown = _read_pairs(declared, c, decays, by_key + 5 * unit + between)
     fresh, kept = _with_stores(declared, written, kept, 1.0, "v_new")
     found = found + dot("hij,jhv->ihv", pairs, kept)
     found = found + dot("hij,jhv->ihv", shown, fresh + by_token * kept)
@@ -297,6 +289,25 @@ def chunk_by_tokens(
     found = unless_overflow(declared, largest, found + flushed)
     after = BoundedColumns(Bounded(end, error, radius), shape)
     return after, Bounded(y, found * SAFETY)
+
+
+def _read_pairs(declared: Declared, c: flow.DeltaChunk, decays, lost):
+    """What weights of pairs are off by as they are read, and how large they may be.
+
+    **Arguments:**
+
+    - `lost`: what their sums and decays lose, in log.
+    """
+    q, tokens = c.query, c.w.shape[0]
+    keys = jnp.abs(c.key.value) + c.key.error
+    pairs = dot("ihk,jhk->hij", jnp.abs(q.value) + q.error, keys) * decays
+    pairs = pairs * jnp.tril(jnp.ones((tokens, tokens)))
+    operands = 2 * _unit_of(declared, "pair_operand")
+    operands = operands + _unit_of(declared, "q_operand")
+    operands = operands + _unit_of(declared, "k_operand")
+    pairs = pairs * jnp.expm1(lost + operands)
+    shown = jnp.abs(c.pairs.value) + c.pairs.error
+    return _with_stores(declared, pairs, shown, 1.0, "QK_decayed")
 
 
 def _off_gates(c: flow.DeltaChunk):

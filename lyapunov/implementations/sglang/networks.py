@@ -1,6 +1,6 @@
 """SGLang 0.5.23: Mamba-1, Mamba-2 and delta rules; see `_served`."""
 
-from .._served import Rules
+from .._served_wanted import Rules
 from .._stacks import SGLANG_STACK
 
 

@@ -1,6 +1,6 @@
 """vLLM 0.33.0: Mamba-1, Mamba-2 and delta rules; see `_served`."""
 
-from .._served import Rules
+from .._served_wanted import Rules
 from .._stacks import VLLM_STACK
 
 
