@@ -332,6 +332,8 @@ def test_a_checkpoint_that_transformers_does_not_read_is_refused():
 
 
 def test_a_hub_model_is_given_by_its_id_and_commit():
-    checkpoint = SimpleNamespace(config={"model_type": "mamba"}, revision="abc")
+    checkpoint = SimpleNamespace(
+        config={"model_type": "mamba"}, revision="abc", is_gguf=False
+    )
     model = SimpleNamespace(checkpoint=checkpoint, source="org/name@main")
     assert place_of(model) == ("org/name", "abc")
