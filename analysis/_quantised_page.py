@@ -161,8 +161,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Predicted against measured, and what a tenth gives back."""
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     ends = []
-    for colour, (name, own) in zip(COLOURS, result.items(), strict=False):
-        rows = [row for part, row in own.items() if part.startswith("rank ")]
+    # side by side, so that none hides another
+    places = [0.08 * (i - (len(result) - 1) / 2) for i in range(len(result))]
+    told = zip(COLOURS, places, result.items(), strict=False)
+    for colour, place, (name, own) in told:
+        ranked = [(part, row) for part, row in own.items() if part.startswith("rank ")]
+        rows = [row for _, row in ranked]
         pairs = [
             (one["predicted_kl"], one["measured_kl"])
             for row in rows
@@ -171,20 +175,22 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ]
         axes[0].loglog(*zip(*pairs, strict=True), "o", ms=4, color=colour)
         ends += [x for pair in pairs for x in pair]
+        given = {part.removeprefix("rank "): row["given_back"] for part, row in ranked}
         axes[1].plot(
-            [row["kl_all"] for row in rows],
-            [100 * row["given_back"] for row in rows],
-            "o-",
+            [beside + place for beside in range(len(given))],
+            [100 * share for share in given.values()],
+            "o",
             color=colour,
             label=TITLES[name],
         )
+        axes[1].set_xticks(range(len(given)), list(given))
     line = [min(ends), max(ends)]
     axes[0].plot(line, line, color="#59636e", lw=0.8)
     axes[0].set_xlabel("predicted KL of a matrix, nats a token")
     axes[0].set_ylabel("measured alone")
-    axes[1].set_xscale("log")
-    axes[1].set_xlabel("KL with everything quantised")
+    axes[1].set_xlabel("format of the rest")
     axes[1].set_ylabel("given back by a tenth in 16 bits (%)")
     axes[1].axhline(0, color="#59636e", lw=0.8)
+    axes[1].set_ylim(top=100)
     axes[1].legend(frameon=False, fontsize=8)
     save(figure, path)
