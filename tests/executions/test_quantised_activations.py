@@ -93,10 +93,21 @@ def ratio(comparison):
     return float(np.sqrt(np.sum(comparison.bound_square) / measured))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("mamba2", "jamba", "nemotron_h")
+"""Both Mambas, attention, MLPs and experts between them."""
+
+
 @pytest.mark.parametrize(
-    "name",
-    [FORMATS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in FORMATS[1:])],
+    ("family", "name"),
+    [
+        pytest.param(
+            family,
+            name,
+            marks=[pytest.mark.slow] * (name != FORMATS[0] or family not in QUICK),
+        )
+        for name in FORMATS
+        for family in FAMILIES
+    ],
 )
 def test_emulated_runs_hold_their_bounds(saved, family, name):
     """Assert T0 and T1 of every sublayer, that what is read is bounded closely, and
