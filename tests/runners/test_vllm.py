@@ -11,7 +11,7 @@ import torch
 from lyapunov import load
 from lyapunov._errors import MissingExtraError, UsageError
 from lyapunov.formats import state_format_named
-from lyapunov.implementations import RefusedError, implementation_named
+from lyapunov.implementations import RefusedError, _kernel_files, implementation_named
 from lyapunov.implementations._segment import Segment
 from lyapunov.implementations._ways import Variant
 from lyapunov.implementations.vllm import _operators
@@ -75,12 +75,12 @@ def test_a_folder_without_the_kernels(found, monkeypatch, tmp_path):
 
 
 def test_another_version(found, monkeypatch, tmp_path):
-    monkeypatch.setattr(_operators, "installed", lambda name: (0, 34, 1))
-    monkeypatch.setattr(_operators.metadata, "version", lambda name: "0.34.1")
+    monkeypatch.setattr(_kernel_files, "installed", lambda name: (0, 34, 1))
+    monkeypatch.setattr(_kernel_files.metadata, "version", lambda name: "0.34.1")
     with pytest.raises(UsageError, match=r"vLLM is 0\.34\.1 here, .* as 0\.33 calls"):
         found()
     # and of files that were unpacked with what says so
-    monkeypatch.setattr(_operators, "installed", lambda name: None)
+    monkeypatch.setattr(_kernel_files, "installed", lambda name: None)
     kernels = tmp_path / OPERATORS.replace(".", "/")
     kernels.mkdir(parents=True)
     (kernels / "ssd_combined.py").touch()

@@ -7,16 +7,12 @@ wheel, which run beside torch and Triton (`_stand_in`). What its mixer (`MambaMi
 
 import functools
 import importlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..._errors import MissingExtraError, UsageError
-from .._implementation import RefusedError, installed
-from .._torch import import_torch
+from ..._errors import UsageError
+from .._implementation import RefusedError
+from .._kernel_files import KernelFiles, Replaceable
 from ..vllm._operators import Operators, tune_nothing, tuned_of
 from ._stand_in import NORMS, OPERATORS, TRITON, stand_in
 
@@ -30,46 +26,30 @@ INSTALL = (
     f"into a folder, and set {FILES} to that"
 )
 
-_replaced: Operators | None = None
+KERNELS = KernelFiles(
+    stack="SGLang",
+    package="sglang",
+    variable=FILES,
+    version=VERSION,
+    patches=False,
+    inside=FOLDERS,
+    install=INSTALL,
+)
+
+operators = Replaceable(lambda: find_operators())
+"""Finds them, once a process; **Raises:** as `find_operators`."""
+operators_replaced = operators.replaced
 
 
-def operators() -> Operators:
+@functools.cache
+def find_operators() -> Operators:
     """Find them, once a process.
 
     **Raises:** `MissingExtraError` where neither SGLang nor its files are there;
     `UsageError` for another version, or where torch sees no GPU.
     """
-    return _replaced or find_operators()
-
-
-@contextmanager
-def operators_replaced(**others: Any) -> Iterator[None]:
-    """Have networks that are made in this block call other functions, by the fields of
-    `Operators`."""
-    global _replaced
-    before, _replaced = _replaced, operators()._replace(**others)
-    try:
-        yield
-    finally:
-        _replaced = before
-
-
-@functools.cache
-def find_operators() -> Operators:
-    """Find them, once a process; **Raises:** as `operators`."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not import_torch().cuda.is_available():
-        raise UsageError(
-            "SGLang's operators need an NVIDIA GPU, and torch sees none",
-            hint="--measure sglang_emulated follows SGLang's flow without one",
-        )
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"SGLang's operators need Triton ({error})", hint=INSTALL
-        ) from None
-    version = _importable()
+    interpreted = KERNELS.demand_device()
+    version, _ = KERNELS.importable(stand_in)
     get = importlib.import_module
     try:
         conv = get(f"{OPERATORS}.causal_conv1d_triton")
@@ -101,41 +81,6 @@ def tuned() -> dict[str, str]:
     """The configuration that each kernel's autotuner chose last in this process: it
     decides in which order sums are made."""
     return tuned_of(f"{OPERATORS}.")
-
-
-def _importable() -> str:
-    """Have `import sglang...` find the kernels: of which version.
-
-    **Raises:** as `operators`.
-    """
-    if installed("sglang") is not None:
-        return _held_to_version(metadata.version("sglang"))
-    named = os.environ.get(FILES)
-    if not named:
-        raise MissingExtraError("SGLang is not installed", hint=INSTALL)
-    folder = Path(named)
-    for inside in FOLDERS:
-        if not (folder / inside).is_dir():
-            raise UsageError(
-                f"{FILES} is {named!r}, where there is no {inside}", hint=INSTALL
-            )
-    said = [
-        path.name.removeprefix("sglang-").removesuffix(".dist-info")
-        for path in folder.glob("sglang-*.dist-info")
-    ]
-    version = _held_to_version(said[0]) if said else "unknown"
-    stand_in(folder)
-    return version
-
-
-def _held_to_version(found: str) -> str:
-    if found != VERSION:
-        raise UsageError(
-            f"SGLang is {found} here, and its operators are called as {VERSION} calls "
-            "them",
-            hint=INSTALL,
-        )
-    return found
 
 
 def _conv(run: Callable) -> Callable:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from ..._errors import UsageError
-from ._operators import FILES, INSTALL, operators, tune_nothing
+from .._kernel_files import Replaceable
+from ._operators import FILES, INSTALL, KERNELS, operators, tune_nothing
 from ._stand_in import register
 
 
@@ -45,27 +46,10 @@ class DeltaOperators(NamedTuple):
     """`fused_recurrent_kda`, of drafts."""
 
 
-_replaced: DeltaOperators | None = None
-
-
-def delta_operators() -> DeltaOperators:
-    """Find them, once a process.
-
-    **Raises:** `UsageError` where they are not beside those of Mamba.
-    """
-    return _replaced or _found()
-
-
-@contextmanager
-def delta_operators_replaced(**others: Any) -> Iterator[None]:
-    """Have networks that run in this block call other functions, by the fields of
-    `DeltaOperators`."""
-    global _replaced
-    before, _replaced = _replaced, delta_operators()._replace(**others)
-    try:
-        yield
-    finally:
-        _replaced = before
+delta_operators = Replaceable(lambda: _found())
+"""Finds them, once a process; **Raises:** `UsageError` where they are not beside those
+of Mamba."""
+delta_operators_replaced = delta_operators.replaced
 
 
 @functools.cache
@@ -109,13 +93,7 @@ def _stand_in(folder: Path, interpreted: bool) -> None:
     """
     import triton
 
-    absent = [name for name in NEEDED if not (folder / name.replace(".", "/")).is_dir()]
-    if absent:
-        raise UsageError(
-            f"{FILES} is {str(folder)!r}, where there is no "
-            f"{absent[0].replace('.', '/')}",
-            hint=INSTALL,
-        )
+    KERNELS.demand(folder, tuple(name.replace(".", "/") for name in NEEDED))
     paths = {name: [str(folder / name.replace(".", "/"))] for name in NEEDED}
     if interpreted:
         paths[FLA].insert(0, str(_interpretable(folder)))

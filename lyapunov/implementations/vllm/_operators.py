@@ -12,15 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from ..._errors import MissingExtraError, UsageError
-from .._implementation import installed
-from .._torch import import_torch
+from ..._errors import UsageError
+from .._kernel_files import KernelFiles, Replaceable
 from ._selective_scan import loaded, there
 from ._stand_in import OPERATORS, WORKER, stand_in
 
@@ -36,6 +34,17 @@ INSTALL = (
     f"pip install vllm==0.33.0; or unpack {OPERATORS.replace('.', '/')} of its wheel "
     f"(and {WORKER.replace('.', '/')}.py, which copies blocks) into a folder, and set "
     f"{FILES} to that"
+)
+
+
+KERNELS = KernelFiles(
+    stack="vLLM",
+    package="vllm",
+    variable=FILES,
+    version=VERSION,
+    patches=True,
+    inside=(f"{OPERATORS.replace('.', '/')}/ssd_combined.py",),
+    install=INSTALL,
 )
 
 
@@ -72,46 +81,20 @@ class Operators(NamedTuple):
         return "cpu" if self.interpreted else "cuda"
 
 
-_replaced: Operators | None = None
+operators = Replaceable(lambda: find_operators())
+"""Finds them, once a process; **Raises:** as `find_operators`."""
+operators_replaced = operators.replaced
 
 
-def operators() -> Operators:
+@functools.cache
+def find_operators() -> Operators:
     """Find them, once a process.
 
     **Raises:** `MissingExtraError` where neither vLLM nor its files are there;
     `UsageError` for another version, or where torch sees no GPU.
     """
-    return _replaced or find_operators()
-
-
-@contextmanager
-def operators_replaced(**others: Any) -> Iterator[None]:
-    """Have networks that are made in this block call other functions, by the fields of
-    `Operators`."""
-    global _replaced
-    before, _replaced = _replaced, operators()._replace(**others)
-    try:
-        yield
-    finally:
-        _replaced = before
-
-
-@functools.cache
-def find_operators() -> Operators:
-    """Find them, once a process; **Raises:** as `operators`."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not import_torch().cuda.is_available():
-        raise UsageError(
-            "vLLM's operators need an NVIDIA GPU, and torch sees none",
-            hint="--measure vllm_emulated follows vLLM's flow without one",
-        )
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"vLLM's operators need Triton ({error})", hint=INSTALL
-        ) from None
-    version, compiled = _importable()
+    interpreted = KERNELS.demand_device()
+    version, compiled = KERNELS.importable(stand_in)
     get = lambda module: importlib.import_module(f"{OPERATORS}.{module}")
     try:
         conv, steps = get("causal_conv1d"), get("mamba_ssm")
@@ -176,43 +159,6 @@ def _copy() -> Callable | None:
         )
 
     return copy
-
-
-def _importable() -> tuple[str, bool]:
-    """Have `import vllm...` find the kernels: of which version, and whether vLLM as a
-    whole is there.
-
-    **Raises:** as `operators`.
-    """
-    if installed("vllm") is not None:
-        return _held_to_version(metadata.version("vllm")), True
-    named = os.environ.get(FILES)
-    if not named:
-        raise MissingExtraError("vLLM is not installed", hint=INSTALL)
-    folder = Path(named)
-    if not (folder / OPERATORS.replace(".", "/") / "ssd_combined.py").is_file():
-        raise UsageError(
-            f"{FILES} is {named!r}, where there is no "
-            f"{OPERATORS.replace('.', '/')}/ssd_combined.py",
-            hint=INSTALL,
-        )
-    said = [
-        path.name.removeprefix("vllm-").removesuffix(".dist-info")
-        for path in folder.glob("vllm-*.dist-info")
-    ]
-    version = _held_to_version(said[0]) if said else "unknown"
-    stand_in(folder)
-    return version, False
-
-
-def _held_to_version(found: str) -> str:
-    if not found.startswith(f"{VERSION}."):
-        raise UsageError(
-            f"vLLM is {found} here, and its operators are called as {VERSION} calls "
-            "them",
-            hint=INSTALL,
-        )
-    return found
 
 
 def tune_nothing(module: Any) -> None:
