@@ -167,6 +167,22 @@ FAULTS = {
 }
 
 
+def fault_of(name: str, stack: str = "vllm") -> tuple[Fault, Callable, Callable]:
+    """A fault, what finds the operators that it is in, and what replaces them."""
+    from lyapunov.implementations import sglang, vllm
+
+    if stack == "sglang":
+        from ._sglang_cases import FAULTS as OF_SGLANG
+
+        return OF_SGLANG[name], sglang.operators, sglang.operators_replaced
+    if name in FAULTS:
+        return FAULTS[name], vllm.operators, vllm.operators_replaced
+    from ._vllm_delta import FAULTS as OF_DELTA
+
+    _, fault = OF_DELTA[name]
+    return fault, vllm.delta_operators, vllm.delta_operators_replaced
+
+
 @contextmanager
 def patched(name: str, every: int = EVERY, stack: str = "vllm") -> Iterator[None]:
     """The fault in place, for as long as the block runs.
@@ -176,20 +192,7 @@ def patched(name: str, every: int = EVERY, stack: str = "vllm") -> Iterator[None
     - `every`: steps from one lost store to the next, of the fault that loses some.
     - `stack`: whose operators are broken.
     """
-    from lyapunov.implementations import sglang, vllm
-
-    if stack == "sglang":
-        from ._sglang_cases import FAULTS as OF_SGLANG
-
-        fault = OF_SGLANG[name]
-        find, replace = sglang.operators, sglang.operators_replaced
-    elif name in FAULTS:
-        fault, find, replace = FAULTS[name], vllm.operators, vllm.operators_replaced
-    else:
-        from ._vllm_delta import FAULTS as OF_DELTA
-
-        (_, fault) = OF_DELTA[name]
-        find, replace = vllm.delta_operators, vllm.delta_operators_replaced
+    fault, find, replace = fault_of(name, stack)
     broken = fault.broken
     if isinstance(broken, partial) and broken.args == (EVERY,):
         broken = partial(broken.func, every)

@@ -26,10 +26,9 @@ from studies.files import write
 from studies.study import Study, promote
 
 from ._rows_apart import known_rows, print_row, run_apart, short, table
-from ._sglang_cases import FAULTS as OF_SGLANG
 from ._vllm_cases import Case, cases as mamba_cases, smoke
-from ._vllm_delta import FAULTS as OF_DELTA, delta_cases
-from ._vllm_faults import FAULTS, patched
+from ._vllm_delta import delta_cases
+from ._vllm_faults import fault_of, patched
 from .cross_check import row
 
 
@@ -76,9 +75,7 @@ def tokens(model: Any, case: Case) -> Any:
     """The text, (batch, seq)."""
     from .perturbation import english
 
-    faults = FAULTS | {name: fault for name, (_, fault) in OF_DELTA.items()}
-    faults |= OF_SGLANG
-    batch = faults[case.fault].batch if case.fault else 1
+    batch = fault_of(case.fault, case.stack)[0].batch if case.fault else 1
     return english(model, batch * case.length).reshape(batch, case.length)
 
 

@@ -139,7 +139,7 @@ def delta_mixer(
                 {name: f for name, f in sites.items() if name != "norm_read"},
                 parameters,
             ),
-            *_said(kind, form, state, stack, whole),
+            *_said(sites, form, state, stack, whole),
         ),
     )
     return found.in_windows(1 + launch.drafts) if launch.drafts and not whole else found
@@ -273,20 +273,22 @@ def _demand_triton(stack: Stack, gated: list[Any], architecture: str) -> None:
         )
 
 
-def _said(kind: str, form: Format, state: Format, stack: Stack, whole: bool):
+def _said(
+    sites: dict[str, Format], form: Format, state: Format, stack: Stack, whole: bool
+):
     """What holds of the kernels, for people."""
     yield f"the delta rule runs in {stack.name}'s own Triton kernels, and no other"
     if not whole:
         yield "a step is one fused kernel, in fp32 but for what it reads and puts out"
         yield assume_state(state)
     else:
-        merged = "tile_operand" in chunk_sites(kind, form, stack)
+        merged = "tile_operand" in sites
         yield (
             "chunks of 64 tokens begin with each call; inverses of tiles of 16 by "
             "substitution in fp32, merged by products "
             + ("of TF32 operands" if merged else "in fp32")
         )
-        if "k_rated" in chunk_sites(kind, form, stack):
+        if "k_rated" in sites:
             yield "pairs of keys read keys times rates as TF32"
         if not form.is_reduced:
             yield "other products in TF32, too, but those of u and of pairs"

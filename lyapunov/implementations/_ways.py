@@ -113,15 +113,10 @@ class Variant:
     @property
     def block(self) -> int | None:
         """Tokens of a block, at whose end a state is kept; None: there are none."""
-        if not self._blocks:
-            return None
-        return self.numbers[1 if self.kind == "preempted" else 0]
-
-    @property
-    def _blocks(self) -> bool:
-        return self.kind == "resumed" or (
-            self.kind == "preempted" and len(self.numbers) == 2
-        )
+        if self.kind == "resumed":
+            return self.numbers[0]
+        two = self.kind == "preempted" and len(self.numbers) == 2
+        return self.numbers[1] if two else None
 
     def in_front(self, seq: int) -> int:
         """Tokens of other texts in the same prefill, in front of one of `seq`."""
@@ -190,7 +185,7 @@ class Variant:
                 f"{self} cannot be run on {seq} tokens",
                 hint=f"from 1 to {seq - 1} tokens before the steps",
             )
-        if self._blocks and not 0 < cached < (prompt or seq):
+        if self.block is not None and not 0 < cached < (prompt or seq):
             raise UsageError(
                 f"{self} cannot be run on {seq} tokens",
                 hint="a block that ends before the last token of the prompt",

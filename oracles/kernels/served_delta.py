@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from oracles.kernels.mamba1 import F, cast, silu, softplus
+from oracles.kernels.mamba2 import cut
+from oracles.kernels.mamba3 import sigmoid
 
 
 TILE, LOG2_E = 16, F(1.4426950216293335)
@@ -27,20 +29,10 @@ def held(weights: dict, precision: str, fp32: tuple) -> dict[str, np.ndarray]:
     }
 
 
-def cut(x) -> np.ndarray:
-    """What tensor cores read of fp32: TF32, the other bits ignored."""
-    return (x.astype(F).view(np.uint32) & np.uint32(0xFFFFE000)).view(F)
-
-
 def product(subscripts: str, *operands) -> np.ndarray:
     """Summed in fp64, rounded once."""
     wide = [x.astype(np.float64) for x in operands]
     return np.einsum(subscripts, *wide).astype(F)
-
-
-def sigmoid(x):
-    with np.errstate(over="ignore"):
-        return F(1) / (F(1) + np.exp(-x))
 
 
 class Delta:

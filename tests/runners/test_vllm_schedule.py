@@ -241,10 +241,10 @@ def test_kernels_are_told_of_both():
     assert prefill.slots.tolist() == [2]
     assert prefill.done == (20,)
     assert chunks_of(prefill, 8).block is None
-    assert step.turns == (0,)
+    assert step.turns.tolist() == [0]
     third = Turn((Part(ids(1), 6, 1, steps=True), Part(ids(1), 23, 2, steps=True)))
     (step,) = plans.plans(third)
-    assert step.turns == (1, 0)
+    assert step.turns.tolist() == [1, 0]
     assert step.slots.dtype == torch.int32
 
 

@@ -31,6 +31,7 @@ from ...formats import (
     state_format_named,
 )
 from .._execution import (
+    Always,
     Depths,
     Execution,
     any_order,
@@ -250,19 +251,8 @@ def _depths(fmt: Format, scan: int) -> Depths:
     return Depths(
         accumulation=tensor_core_depth if fmt.is_reduced else any_order,
         reduction=row_sum_depth,
-        scan=one_addition if scan == 1 else _Chunk(scan),
+        scan=one_addition if scan == 1 else Always(scan),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-    """Sums over a chunk, in any order; equal ones compile once."""
-
-    tokens: int
-
-    def __call__(self, tokens: int) -> int:
-        del tokens
-        return self.tokens
 
 
 def _adding(fmt: Format) -> str:

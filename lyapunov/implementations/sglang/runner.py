@@ -6,8 +6,10 @@ texts of a prefill, one kernel makes the gated norm, and texts of a batch are ru
 after another, so that each has chunks of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..._errors import UsageError
 from ...models import Model
@@ -21,7 +23,7 @@ from ..vllm._layers import Layer
 from ..vllm._network import Network
 from ..vllm._plain import refuse_others
 from ..vllm._schedule import ONE, Scheduler, Turn
-from ..vllm.runner import Vllm, recorded
+from ..vllm.runner import Vllm
 from . import _operators
 
 
@@ -48,6 +50,35 @@ class SglangLayer(Layer):
             norm_before_gate=False,
             is_rms_norm=True,
         )
+
+
+def sum_in_front(layer: Layer, found: dict[str, Any], turn: Turn) -> dict[str, Any]:
+    """How far sums of decays have come in front of the recorded text, in the chunk that
+    it shares with another; nothing where it begins with a chunk of its own.
+
+    **Arguments:**
+
+    - `found`: what the layer stored of all tokens of the pass, by site.
+    """
+    import torch
+
+    begin = steps = 0
+    for part in turn.parts:
+        if part.steps:
+            steps += len(part.ids)
+        elif part.seen:
+            break
+        else:
+            begin += len(part.ids)
+    else:
+        return {}
+    sizes, shared = layer.sizes, begin % layer.sizes.chunk
+    if not shared:
+        return {}
+    rows = slice(steps + begin - shared, steps + begin)
+    dt = found["xz"][rows, -sizes.heads :].double() + layer.weights["dt_bias"].double()
+    dt = torch.nn.functional.softplus(dt)
+    return {IN_FRONT: ABOVE * (dt * layer.weights["A"].double()).sum(0)}
 
 
 class Sglang(Vllm):
@@ -98,58 +129,31 @@ class Sglang(Vllm):
         refuse_others(model)
         return Network(model, dtype, operators, eager=False, layer=SglangLayer)
 
-    def _runs(self, network: Network, scheduler: Scheduler) -> Callable[..., Iterator]:
+    def _beside(
+        self, layer: Layer, found: dict[str, Any], turn: Turn
+    ) -> dict[str, Any]:
+        return sum_in_front(layer, found, turn)
+
+    def _found(
+        self,
+        network: Network,
+        scheduler: Scheduler,
+        tokens: np.ndarray,
+        variant: Variant,
+        segments: Sequence[Segment],
+    ) -> Iterator[Any]:
+        own = super()._found
+        packed = ("whole", "chunks", "initial_state")
+        if len(tokens) == 1 or variant.kind not in packed:
+            yield from own(network, scheduler, tokens, variant, segments)
+            return
         torch = import_torch()
-
-        def told(i: int, found: dict[str, Any], turn: Turn) -> dict[str, Any]:
-            return sum_in_front(network.layers[i], found, turn)
-
-        def one(tokens, variant: Variant, segments: Sequence[Segment]) -> Iterator[Any]:
-            turns = list(scheduler.turns(tokens, variant, segments))
-            return recorded(torch, network, turns, segments, self._launch, told)
-
-        def run(tokens, variant: Variant, segments: Sequence[Segment]) -> Iterator[Any]:
-            packed = ("whole", "chunks", "initial_state")
-            if len(tokens) == 1 or variant.kind not in packed:
-                yield from one(tokens, variant, segments)
-                return
-            rows = [one(row[None], variant, segments) for row in tokens]
-            for parts in zip(*rows, strict=True):
-                if not isinstance(parts[0], dict):
-                    yield torch.cat(parts)
-                    continue
-                found = {"layer": parts[0]["layer"]}
-                for site in set(parts[0]) - {"layer"}:
-                    found[site] = torch.cat([part[site] for part in parts])
-                yield found
-
-        return run
-
-
-def sum_in_front(layer: Layer, found: dict[str, Any], turn: Turn) -> dict[str, Any]:
-    """How far sums of decays have come in front of the recorded text, in the chunk that
-    it shares with another; nothing where it begins with a chunk of its own.
-
-    **Arguments:**
-
-    - `found`: what the layer stored of all tokens of the pass, by site.
-    """
-    import torch
-
-    begin = steps = 0
-    for part in turn.parts:
-        if part.steps:
-            steps += len(part.ids)
-        elif part.seen:
-            break
-        else:
-            begin += len(part.ids)
-    else:
-        return {}
-    sizes, shared = layer.sizes, begin % layer.sizes.chunk
-    if not shared:
-        return {}
-    rows = slice(steps + begin - shared, steps + begin)
-    dt = found["xz"][rows, -sizes.heads :].double() + layer.weights["dt_bias"].double()
-    dt = torch.nn.functional.softplus(dt)
-    return {IN_FRONT: ABOVE * (dt * layer.weights["A"].double()).sum(0)}
+        rows = [own(network, scheduler, row[None], variant, segments) for row in tokens]
+        for parts in zip(*rows, strict=True):
+            if not isinstance(parts[0], dict):
+                yield torch.cat(parts)
+                continue
+            found = {"layer": parts[0]["layer"]}
+            for site in set(parts[0]) - {"layer"}:
+                found[site] = torch.cat([part[site] for part in parts])
+            yield found

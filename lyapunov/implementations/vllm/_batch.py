@@ -32,8 +32,9 @@ class Pass(NamedTuple):
     """(sequences + 1) int32: where the tokens of each begin, and the end."""
     resumed: Any
     """(sequences) bool: whether a cache holds what came before."""
-    turns: tuple[int, ...] = ()
-    """Steps of each sequence before this one since its last prefill."""
+    turns: Any = None
+    """(sequences) int32: steps of each before this one since its last prefill; None
+    where no ring asks."""
     accepted: Any = None
     """(sequences) int32, of windows of drafts: tokens of the window before that were
     kept, 1 behind a prefill; None: a token a sequence."""
@@ -54,7 +55,7 @@ def packed_pass(
     done: Sequence[int],
     steps: bool,
     slots: Any,
-    turns: Sequence[int] = (),
+    turns: Any = None,
     accepted: Any = None,
 ) -> Pass:
     """Plan a forward pass.
@@ -71,7 +72,7 @@ def packed_pass(
         slots,
         torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         torch.tensor([n > 0 for n in done], device=device),
-        tuple(turns),
+        turns,
         accepted,
     )
 
@@ -112,7 +113,7 @@ class Planned:
             [part.begin for part in parts],
             steps,
             self._slots_of(parts, windows),
-            [self._turns.get(slot, 0) for slot in own],
+            whole([self._turns.get(slot, 0) for slot in own]),
             whole([self._accepted.get(slot, 1) for slot in own]) if windows else None,
         )
         for part in parts:
@@ -161,7 +162,7 @@ def chunks_of(plan: Pass, size: int) -> Chunks:
     blocks = plan.blocks or (0,) * len(plan.lengths)
     for i, (length, done) in enumerate(zip(plan.lengths, plan.done, strict=True)):
         begin = ends[-1]
-        own = {*chunk_ends(done, length, size), *(b for b in blocks[i : i + 1] if b)}
+        own = {*chunk_ends(done, length, size), blocks[i]} - {0}
         ends += [begin + end for end in sorted(own)]
         kept.append(ends.index(begin + blocks[i]) - 1 if blocks[i] else 0)
         owner += [i] * (len(ends) - 1 - len(owner))

@@ -26,9 +26,13 @@ class DeltaLayer:
     """
 
     def __init__(self, weights: Mapping[str, Any], sizes: Any, operators: Operators):
+        import torch
+
         self.weights = weights
         self.sizes = sizes
         self._operators = operators
+        parts = [weights[f"{name}_proj"] for name in "qkv"]
+        self._qkv, self._widths = torch.cat(parts), [len(part) for part in parts]
 
     def mixer(
         self, x: Any, plans: tuple[Pass, ...], cache: Cache, seen: dict[str, Any]
@@ -62,13 +66,11 @@ class DeltaLayer:
         import torch
         from torch.nn.functional import linear
 
-        w = self.weights
-        wide = linear(x, torch.cat([w["q_proj"], w["k_proj"], w["v_proj"]]))
-        parts = [len(w[f"{name}_proj"]) for name in "qkv"]
+        wide = linear(x, self._qkv)
         # a step's convolution writes into it
         own = wide.clone() if plan.steps else wide
-        seen.update(zip("qkv", torch.split(own, parts, dim=-1), strict=True))
-        conv = convolved(self._operators, w, wide, plan, cache).contiguous()
+        seen.update(zip("qkv", torch.split(own, self._widths, dim=-1), strict=True))
+        conv = convolved(self._operators, self.weights, wide, plan, cache).contiguous()
         # and a prefill of Kimi's over its values
         seen["conv"] = conv.clone()
         return conv
@@ -148,12 +150,11 @@ class DeltaLayer:
         """Queries, keys and values, (1, tokens, heads, ...) each."""
         import torch
 
-        w, sizes = self.weights, self.sizes
-        parts = [len(w[f"{name}_proj"]) for name in "qkv"]
+        sizes, parts = self.sizes, torch.split(conv, self._widths, dim=-1)
         dims = sizes.key_dim, sizes.key_dim, sizes.value_dim
         return [
             part.contiguous().view(1, len(conv), -1, dim)
-            for part, dim in zip(torch.split(conv, parts, dim=-1), dims, strict=True)
+            for part, dim in zip(parts, dims, strict=True)
         ]
 
     def _kimi(self, x: Any, plan: Pass, cache: Cache, seen: dict[str, Any]) -> Any:

@@ -4,20 +4,16 @@ After `models/qwen3_next.py`, whose norms have weights as distances from 1 and a
 same compiled or not, and `models/kimi_k3/nvidia/model.py`, which is never compiled.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from ..._errors import UsageError
 from ...models import Model
 from .._launch import Launch
 from .._stacks import DELTA
-from ._batch import Pass
 from ._delta_layers import DeltaLayer, MlpLayer
 from ._layers import Cache
 from ._network import Network
-from ._norms import normalised, weighted
 from ._operators import Operators
 from ._plain import refuse_others
 
@@ -35,35 +31,22 @@ class DeltaNetwork(Network):
     """
 
     def __init__(self, model: Model, dtype: Any, operators: Operators, launch: Launch):
+        # as vLLM runs models that it does not compile
+        eager = model.config.sublayers[0].kind == "kimi_delta"
+        super().__init__(model, dtype, operators, eager)
+        # Kimi's convolution rounds no product, so no site says what its window is in
+        self._window = dtype if eager and launch.window is None else None
+
+    def _layer(self, raw: dict[str, Any], sizes: Any, held: Callable) -> Any:
         import torch
 
-        config, layout = model.config, model.layout
-        held = lambda array, dtype=dtype: torch.tensor(
-            np.asarray(array, np.float32), dtype=dtype, device=operators.device
-        )
-        self._operators, rows = operators, config.padded_vocab_size
-        self.embedding = held(layout.embedding(np.arange(rows)))
-        self.head = held(layout.head(0, rows))
-        self.kind = config.sublayers[0].kind
-        self._norm, self._epsilon = held(layout.final_norm()), config.norm_epsilon
-        self._offset = config.norm_offset
-        # as vLLM runs models that it does not compile
-        self._eager = self.kind == "kimi_delta"
-        # Kimi's convolution rounds no product, so no site says what its window is in
-        self._window = dtype if self._eager and launch.window is None else None
-        self.layers: list[Any] = []
-        for i, sizes in enumerate(config.sublayers):
-            fp32 = FP32.get(sizes.kind, ())
-            weights: dict[str, Any] = {"conv_bias": None}
-            for name, array in layout.layer(i).items():
-                wide = name in fp32
-                weights[name] = held(array, torch.float32) if wide else held(array)
-            layer = (
-                DeltaLayer(weights, sizes, operators)
-                if sizes.recurrent
-                else MlpLayer(weights, sizes)
-            )
-            self.layers.append(layer)
+        fp32 = FP32.get(sizes.kind, ())
+        weights: dict[str, Any] = {"conv_bias": None}
+        for name, array in raw.items():
+            weights[name] = held(array, torch.float32) if name in fp32 else held(array)
+        if sizes.recurrent:
+            return DeltaLayer(weights, sizes, self._operators)
+        return MlpLayer(weights, sizes)
 
     def caches(
         self, slots: int, window: Any, state: Any, ring: int | None, drafts: int = 1
@@ -76,7 +59,7 @@ class DeltaNetwork(Network):
 
         assert ring is None
         zeros = lambda shape, dtype: torch.zeros(
-            (slots, *shape), dtype=dtype, device=self.embedding.device
+            (slots, *shape), dtype=dtype, device=self._device
         )
         found = []
         for layer in self.layers:
@@ -91,41 +74,6 @@ class DeltaNetwork(Network):
             shape = heads, sizes.value_dim, sizes.key_dim
             found.append(Cache(kept, zeros(shape, state)))
         return found
-
-    def copy(self, pairs: Sequence[tuple[int, int]], caches: list[Cache]) -> None:
-        """Copy what slots hold into others; **Arguments:** as of `Network.copy`."""
-        super().copy(pairs, [cache for cache in caches if cache.state is not None])
-
-    def run(
-        self, ids: Any, plans: tuple[Pass, ...], caches: list[Cache]
-    ) -> Iterator[Any]:
-        """What each layer stored, by site, then what the head reads.
-
-        **Arguments:**
-
-        - `ids`: (tokens) of all sequences. `caches`: are written to.
-        """
-        hidden, residual = self.embedding[ids], None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            epsilon, weight = layer.sizes.norm_epsilon, layer.weights["norm"]
-            normed, residual = self._normed(hidden, residual, weight, epsilon)
-            seen = {"norm": normed, "residual": residual}
-            hidden = layer.mixer(normed, plans, cache, seen)
-            yield seen | {"out": hidden}
-        yield self._normed(hidden, residual, self._norm, self._epsilon)[0]
-
-    def _normed(self, hidden: Any, residual: Any, weight: Any, epsilon: float):
-        """The norm of the stream, and the stream as it is stored."""
-        dtype = hidden.dtype
-        if residual is None:
-            stored, wide = hidden, hidden.float()
-        else:
-            wide = hidden.float() + residual.float()
-            stored = wide.to(dtype)
-        hat = normalised(stored.float() if self._eager else wide, epsilon)
-        if self._offset:
-            weight = weight.float() + self._offset
-        return weighted(hat, weight, dtype, self._eager), stored
 
 
 def refuse_other_delta(model: Model, launch: Launch) -> None:

@@ -91,14 +91,14 @@ class Layer:
         # a step's convolution writes into it
         seen["xz"] = projected.clone() if plans[0].steps else projected
         y = torch.empty(len(x), sizes.d_inner, dtype=x.dtype, device=x.device)
-        convolved = {}
+        convolutions = {}
         for plan, rows in prefills_first(plans):
             read = projected[rows, sizes.d_inner : -sizes.heads]
-            conv = self._convolved(read, plan, cache)
-            convolved[rows.start] = conv
+            conv = convolved(self.operators, w, read, plan, cache)
+            convolutions[rows.start] = conv
             given = read, conv, projected[rows, -sizes.heads :]
             self._scanned(given, y[rows], plan, cache)
-        seen["conv"] = joined(convolved)
+        seen["conv"] = joined(convolutions)
         seen["scan_output"] = y
         gated = self._gated(y, projected[:, : sizes.d_inner])
         seen["gated"] = gated
@@ -202,8 +202,7 @@ class Layer:
                 named["state_scale"] = cache.scale
             self.operators.step(*given, **named, **_windows(plan))
             return
-        places = [turn % ring.tokens for turn in plan.turns]
-        of = lambda values, dtype: torch.tensor(values, dtype=dtype, device=x.device)
+        place = plan.turns % ring.tokens
         scratch = (len(x), sizes.groups, ring.tokens)
         self.operators.replay(
             *given,
@@ -211,8 +210,8 @@ class Layer:
             dt_cache=ring.dt,
             B_cache=ring.B,
             bc_pre=torch.empty(scratch, dtype=torch.float32, device=x.device),
-            write_pos=of(places, torch.int32),
-            is_flush=of([one == ring.tokens - 1 for one in places], torch.int8),
+            write_pos=place,
+            is_flush=(place == ring.tokens - 1).to(torch.int8),
             max_cache_len=ring.tokens,
             **named,
         )
@@ -235,7 +234,8 @@ class Layer:
         made: dict[str, dict[int, Any]] = {}
         for plan, rows in prefills_first(plans):
             u, gate = projected[rows].chunk(2, dim=-1)
-            found = self._selected(self._convolved(u, plan, cache), gate, plan, cache)
+            read = convolved(self.operators, w, u, plan, cache)
+            found = self._selected(read, gate, plan, cache)
             for site, tensor in found.items():
                 made.setdefault(site, {})[rows.start] = tensor
         seen |= {site: joined(parts) for site, parts in made.items()}
@@ -292,9 +292,6 @@ class Layer:
                 query_start_loc=plan.starts,
             ).T
         return seen | {"gated": gated}
-
-    def _convolved(self, u: Any, plan: Pass, cache: Cache) -> Any:
-        return convolved(self.operators, self.weights, u, plan, cache)
 
     def _gated(self, y: Any, gate: Any) -> Any:
         """The gated norm (`Mixer2RMSNormGated`), or the gate alone."""

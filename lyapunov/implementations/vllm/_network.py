@@ -1,6 +1,6 @@
 """A network of Mamba-1 or Mamba-2 as vLLM puts it together, in torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ class Network:
     **Arguments:**
 
     - `model`: whose weights it has. `dtype`: torch's. `operators`: vLLM's.
-    - `eager`: whether nothing is compiled. `layer`: what its layers are.
+    - `eager`: whether nothing is compiled. `layer`: what its mixers are.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Network:
 
         config, layout = model.config, model.layout
         device = operators.device
-        held = lambda array: torch.tensor(
+        held = lambda array, dtype=dtype: torch.tensor(
             np.asarray(array, np.float32), dtype=dtype, device=device
         )
         rows = config.padded_vocab_size
@@ -42,19 +42,32 @@ class Network:
         self.head = held(layout.head(0, rows))
         self._norm = held(layout.final_norm())
         self._epsilon = config.norm_epsilon
+        self._offset = config.norm_offset
         self._eager = eager
         self._device = device
         self._operators = operators
         self.kind = config.sublayers[0].kind
-        self.layers: list[Layer] = []
-        for i, sizes in enumerate(config.sublayers):
-            raw = layout.layer(i)
-            # once at load, of what is stored, and kept in fp32
-            A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
-            weights: dict[str, Any] = {"conv_bias": None}
-            weights |= {name: held(array) for name, array in raw.items()}
-            weights["A"] = -torch.exp(A_log).to(device)
-            self.layers.append(layer(weights, sizes, operators, eager))
+        self._mixer = layer
+        self.layers: list[Any] = [
+            self._layer(layout.layer(i), sizes, held)
+            for i, sizes in enumerate(config.sublayers)
+        ]
+
+    def _layer(self, raw: dict[str, Any], sizes: Any, held: Callable) -> Any:
+        """One of its layers.
+
+        **Arguments:**
+
+        - `raw`: parameters as they are stored. `held`: gives them as tensors.
+        """
+        import torch
+
+        # once at load, of what is stored, and kept in fp32
+        A_log = torch.tensor(np.asarray(raw.pop("A_log"), np.float32))
+        weights: dict[str, Any] = {"conv_bias": None}
+        weights |= {name: held(array) for name, array in raw.items()}
+        weights["A"] = -torch.exp(A_log).to(self._device)
+        return self._mixer(weights, sizes, self._operators, self._eager)
 
     def caches(
         self, slots: int, window: Any, state: Any, ring: int | None, drafts: int = 1
@@ -107,7 +120,12 @@ class Network:
                 hint="unpack it from its wheel beside them",
             )
         with launching(self._operators):
-            kept = [held for cache in caches for held in (cache.window, cache.state)]
+            kept = [
+                held
+                for cache in caches
+                for held in (cache.window, cache.state)
+                if held is not None  # of layers without a recurrence
+            ]
             self._operators.copy(kept, pairs)
 
     def run(
@@ -145,4 +163,6 @@ class Network:
             stored = wide.to(dtype)
         read = stored.float() if self._eager else wide
         hat = normalised(read, epsilon)
+        if self._offset:
+            weight = weight.float() + self._offset
         return weighted(hat, weight, dtype, self._eager), stored

@@ -122,21 +122,20 @@ class Scheduler:
 
         **Raises:** `RefusedError` for blocks that hold windows of drafts.
         """
-        if variant.kind in ("resumed", "preempted", "mixed"):
-            run = {
-                "resumed": self._resumed,
-                "preempted": self._preempted,
-                "mixed": self._mixed,
-            }[variant.kind]
-            if variant.kind != "mixed" and self._drafts.tokens > 1:
-                raise RefusedError(
-                    "states of windows of drafts are not copied from block to block "
-                    "here",
-                    hint="leave out --speculative-config",
-                )
-            yield from run(tokens[0], company(tokens, 2), variant)
+        run = {
+            "resumed": self._resumed,
+            "preempted": self._preempted,
+            "mixed": self._mixed,
+        }.get(variant.kind)
+        if run is None:
+            yield from self._alike(self._rows(tokens, variant), segments)
             return
-        yield from self._alike(self._rows(tokens, variant), segments)
+        if variant.kind != "mixed" and self._drafts.tokens > 1:
+            raise RefusedError(
+                "states of windows of drafts are not copied from block to block here",
+                hint="leave out --speculative-config",
+            )
+        yield from run(tokens[0], company(tokens, 2), variant)
 
     def _text(self, ids: np.ndarray, place: int, *, recorded: bool = True) -> Text:
         """A request in slots of its own; slot 0 is nobody's."""

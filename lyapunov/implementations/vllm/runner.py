@@ -27,9 +27,14 @@ from . import _operators
 from ._batch import Planned
 from ._delta_network import network_of
 from ._flashinfer import FlashInferStep
+from ._layers import Layer
 from ._network import Network
 from ._plain import refuse_launch
 from ._schedule import Drafts, Scheduler, Turn, slots_of
+
+
+Beside = Callable[[Any, dict[str, Any], Turn], dict[str, Any]]
+"""What is told beside what a layer stored: from the layer, that, and the pass."""
 
 
 class Vllm:
@@ -103,8 +108,8 @@ class Vllm:
         normed: Any = None
         before: Any = None
         last: Any = None
-        run = self._runs(network, self._scheduler(model, variant))
-        for found in run(tokens, variant, segments):
+        scheduler = self._scheduler(model, variant)
+        for found in self._found(network, scheduler, tokens, variant, segments):
             if not isinstance(found, dict):
                 normed = found
                 continue
@@ -144,16 +149,26 @@ class Vllm:
         """
         return network_of(model, dtype, operators, self._launch)
 
-    def _runs(self, network: Network, scheduler: Scheduler) -> Callable[..., Iterator]:
-        """Who runs tokens in a way and its segments: a dict a layer, then what the head
+    def _found(
+        self,
+        network: Network,
+        scheduler: Scheduler,
+        tokens: np.ndarray,
+        variant: Variant,
+        segments: Sequence[Segment],
+    ) -> Iterator[Any]:
+        """Run tokens in a way and its segments: a dict a layer, then what the head
         reads."""
-        torch = import_torch()
+        turns = list(scheduler.turns(tokens, variant, segments))
+        given = network, turns, segments, self._launch, self._beside
+        yield from recorded(import_torch(), *given)
 
-        def run(tokens, variant: Variant, segments: Sequence[Segment]) -> Iterator[Any]:
-            turns = list(scheduler.turns(tokens, variant, segments))
-            return recorded(torch, network, turns, segments, self._launch)
-
-        return run
+    def _beside(
+        self, layer: Layer, found: dict[str, Any], turn: Turn
+    ) -> dict[str, Any]:
+        """What is told beside what a layer stored: nothing of vLLM's."""
+        del layer, found, turn
+        return {}
 
     def _backed(self, kind: str) -> _operators.Operators:
         """vLLM's, with the step of its backend.
@@ -246,14 +261,14 @@ def recorded(
     turns: Sequence[Turn],
     segments: Sequence[Segment],
     launch: Launch,
-    beside: Callable[[int, dict[str, Any], Turn], dict[str, Any]] | None = None,
+    beside: Beside | None = None,
 ) -> Iterator[Any]:
     """A dict a layer, (rows, tokens, width) by site, then what the head reads.
 
     **Arguments:**
 
-    - `beside`: what else is told of the only pass, from its layer's number, what that
-      stored of all texts, and the pass.
+    - `beside`: what else is told of the only pass, from its layer, what that stored of
+      all texts, and the pass.
     """
     if len(turns) == 1:
         yield from _run(torch, network, turns, segments, launch, beside)
@@ -283,7 +298,7 @@ def _run(
     turns: Sequence[Turn],
     segments: Sequence[Segment],
     launch: Launch,
-    beside: Callable[[int, dict[str, Any], Turn], dict[str, Any]] | None = None,
+    beside: Beside | None = None,
 ) -> Iterator[Any]:
     """Forward pass after forward pass, on caches of their own."""
     width = max(len(p.ids) if p.steps else 1 for turn in turns for p in turn.parts)
@@ -313,7 +328,7 @@ def _run(
                     continue
                 if isinstance(found, dict):
                     seen = {name: _rows(torch, t, places) for name, t in found.items()}
-                    more = beside(i, found, turn) if beside else {}
+                    more = beside(network.layers[i], found, turn) if beside else {}
                     yield seen | more | {"layer": i}
                 else:
                     yield _rows(torch, found, places)
