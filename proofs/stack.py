@@ -214,10 +214,11 @@ def _parameters(rng):
     """A small layer with the bundled model's parameters' form: d_model 4, d_inner 6."""
     from lyapunov.arithmetic import Weight
     from lyapunov.sublayers.mamba1 import Mamba1Parameters
+    from lyapunov.sublayers.norm import Norm
 
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     return Mamba1Parameters(
-        norm=jnp.ones(4),
+        norm=Norm(jnp.ones(4), None, 1e-5),
         in_proj=Weight(normal(12, 4)),
         in_proj_bias=None,
         conv_weight=normal(6, 4),
@@ -229,7 +230,6 @@ def _parameters(rng):
         D=normal(6),
         out_proj=Weight(normal(4, 6)),
         out_proj_bias=None,
-        norm_epsilon=1e-5,
     )
 
 

@@ -37,7 +37,7 @@ from .delta_mixer import (
     units,
 )
 from .delta_scan import BY_KEY, CHUNK
-from .norm import Norm, normalise
+from .norm import Norm, front
 from .sites import FRONT
 from .token_blocks import tokens_at_once
 
@@ -59,7 +59,7 @@ class GatedDeltaParameters(eqx.Module):
     k's and v's, head-major each.
     """
 
-    norm: Norm
+    norm: Norm | None
     q_proj: Weight
     """(key_heads key_dim, d_model)."""
     k_proj: Weight
@@ -113,7 +113,7 @@ def gated_delta(
 def _gated_delta(
     at: AbstractArithmetic, residual, p: GatedDeltaParameters, start: DeltaState
 ):
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     read = at.store("in_operand", x)
     put = lambda site, x, rows: at.store(site, at.matmul(x, rows))
     mixed = [put("q", read, p.q_proj), put("k", read, p.k_proj)]
@@ -148,6 +148,7 @@ class GatedDeltaSizes(AbstractSublayer):
     - `norm_offset`: the weight of the norm in front is stored as its distance from it.
     - `key_epsilon`: under the root that queries and keys are divided by.
     - `chunk`: tokens of a chunk in the chunked form.
+    - `norm_front`: whether there is a norm before it.
     """
 
     d_model: int
@@ -162,6 +163,7 @@ class GatedDeltaSizes(AbstractSublayer):
     norm_offset: float = 0.0
     key_epsilon: float = 1e-6
     chunk: int = 64
+    norm_front: bool = True
 
     kind: ClassVar = "gated_delta"
     recurrent: ClassVar = True
@@ -185,7 +187,9 @@ class GatedDeltaSizes(AbstractSublayer):
     def parameters(self, get: Get) -> GatedDeltaParameters:
         """Put the flow's parameters together from stored ones."""
         return GatedDeltaParameters(
-            norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset),
+            norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset)
+            if self.norm_front
+            else None,
             key_heads=self.key_heads,
             gate_norm_epsilon=self.gate_norm_epsilon,
             rate_scale=self.rate_scale,

@@ -36,7 +36,7 @@ from .delta_mixer import (
     units,
 )
 from .delta_scan import BY_HEAD, CHUNK
-from .norm import Norm, normalise
+from .norm import Norm, front
 from .sites import FRONT
 from .token_blocks import tokens_at_once
 
@@ -44,7 +44,7 @@ from .token_blocks import tokens_at_once
 class KimiDeltaParameters(eqx.Module):
     """One sublayer: the norm and the mixer after it."""
 
-    norm: Norm
+    norm: Norm | None
     q_proj: Weight
     """(heads key_dim, d_model)."""
     k_proj: Weight
@@ -91,7 +91,7 @@ def kimi_delta(
 def _kimi_delta(
     at: AbstractArithmetic, residual, p: KimiDeltaParameters, start: DeltaState
 ):
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     heads = p.sizes[0]
     read = at.store("in_operand", x)
     put = lambda site, x, rows: at.store(site, at.matmul(x, rows))
@@ -139,6 +139,7 @@ class KimiDeltaSizes(AbstractSublayer):
     - `gate_lower_bound`: log gates lie between it and 0 (GLM, Ling); None: softplus.
     - `key_epsilon`: under the root that queries and keys are divided by.
     - `chunk`: tokens of a chunk in the chunked form.
+    - `norm_front`: whether there is a norm before it.
     """
 
     d_model: int
@@ -152,6 +153,7 @@ class KimiDeltaSizes(AbstractSublayer):
     gate_lower_bound: float | None = None
     key_epsilon: float = 1e-6
     chunk: int = 64
+    norm_front: bool = True
 
     kind: ClassVar = "kimi_delta"
     recurrent: ClassVar = True
@@ -191,7 +193,9 @@ class KimiDeltaSizes(AbstractSublayer):
                 low[f"{of}_proj"] = get(f"{of}_proj")
         low = {name: None if a is None else Weight(a) for name, a in low.items()}
         return KimiDeltaParameters(
-            norm=Norm(get("norm"), None, self.norm_epsilon),
+            norm=Norm(get("norm"), None, self.norm_epsilon)
+            if self.norm_front
+            else None,
             gate_norm_epsilon=self.gate_norm_epsilon,
             gate_lower_bound=self.gate_lower_bound,
             key_epsilon=self.key_epsilon,

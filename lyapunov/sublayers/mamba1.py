@@ -27,7 +27,7 @@ from ._sublayer import (
     within,
 )
 from .convolution import SITES, convolved
-from .norm import Norm, norm_of, normalise, with_bias
+from .norm import Norm, front, norm_of, normalise, with_bias
 from .ranks import over_ranks, rank_sites
 from .sites import FRONT, TOKEN
 from .token_blocks import in_token_blocks, tokens_at_once
@@ -36,7 +36,7 @@ from .token_blocks import in_token_blocks, tokens_at_once
 class Mamba1Parameters(eqx.Module):
     """One sublayer: the norm and the mixer after it."""
 
-    norm: Float[Array, " d_model"]
+    norm: Norm | None
     in_proj: Weight
     """(2 d_inner, d_model), rows x then z."""
     in_proj_bias: Float[Array, " xz_channels"] | None
@@ -54,10 +54,6 @@ class Mamba1Parameters(eqx.Module):
     out_proj: Weight
     """(d_model, d_inner)."""
     out_proj_bias: Float[Array, " d_model"] | None
-    norm_epsilon: float = eqx.field(static=True)
-    norm_bias: Float[Array, " d_model"] | None = None
-    norm_centred: bool = eqx.field(static=True, default=False)
-    """Whether the norm in front is a LayerNorm."""
     dt_norm: Norm | None = None
     """Over the dt_rank rows that dt is made of (Falcon Mamba, Jamba)."""
     B_norm: Norm | None = None
@@ -106,9 +102,7 @@ def _mamba1(at: AbstractArithmetic, residual, p: Mamba1Parameters, start: Mamba1
     x_proj, dt_proj = _of_heads(p.x_proj), _of_heads(p.dt_proj)
     rank, width = dt_proj[0].matrix.shape[1], d_inner // len(x_proj)
 
-    x = at.store("norm_input", residual)
-    x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
-
+    x = front(at, residual, p.norm)
     x = at.store("in_operand", x)
     xz = with_bias(at, x, p.in_proj, p.in_proj_bias, "xz")
     u, z = xz[..., :d_inner], xz[..., d_inner:]
@@ -194,6 +188,7 @@ class Mamba1Sizes(AbstractSublayer):
     - `mixer_norm_epsilon`: of RMS norms over what dt is made of, over B and over C,
         where the model has them (Falcon Mamba, Jamba).
     - `norm_centred`: whether the norm in front is a LayerNorm.
+    - `norm_front`: whether there is one.
     """
 
     d_model: int
@@ -207,6 +202,7 @@ class Mamba1Sizes(AbstractSublayer):
     heads: int = 1
     mixer_norm_epsilon: float | None = None
     norm_centred: bool = False
+    norm_front: bool = True
 
     kind: ClassVar = "mamba1"
     recurrent: ClassVar = True
@@ -249,8 +245,9 @@ class Mamba1Sizes(AbstractSublayer):
         x_proj, dt_proj = get("x_proj"), get("dt_proj")
         alone = self.heads == 1
         return Mamba1Parameters(
-            norm=get("norm"),
-            norm_bias=get("norm_bias"),
+            norm=norm_of(get, "norm", self.norm_epsilon, self.norm_centred)
+            if self.norm_front
+            else None,
             in_proj=Weight(get("in_proj")),
             in_proj_bias=get("in_proj_bias"),
             **convolution(get),
@@ -261,8 +258,6 @@ class Mamba1Sizes(AbstractSublayer):
             D=get("D"),
             out_proj=Weight(get("out_proj")),
             out_proj_bias=get("out_proj_bias"),
-            norm_epsilon=self.norm_epsilon,
-            norm_centred=self.norm_centred,
             **norms,
         )
 

@@ -27,7 +27,7 @@ from ._sublayer import (
     within,
 )
 from .convolution import SITES, convolved
-from .norm import Norm, normalise, scaled
+from .norm import Norm, front, norm_of, scaled
 from .ranks import over_ranks, rank_sites
 from .sites import FRONT, TOKEN
 from .ssd import chunked_scan
@@ -42,7 +42,7 @@ class Mamba2Parameters(eqx.Module):
     d_inner + 2 groups d_state.
     """
 
-    norm: Float[Array, " d_model"]
+    norm: Norm | None
     in_proj: Weight
     """(2 d_inner + 2 groups d_state + heads, d_model), rows z, x, B, C, dt."""
     in_proj_bias: Float[Array, " rows"] | None
@@ -57,7 +57,6 @@ class Mamba2Parameters(eqx.Module):
     out_proj: Weight
     """(d_model, d_inner)."""
     out_proj_bias: Float[Array, " d_model"] | None
-    norm_epsilon: float = eqx.field(static=True)
     gate_norm_epsilon: float = eqx.field(static=True)
     groups: int = eqx.field(static=True)
     norm_groups: int = eqx.field(static=True)
@@ -65,9 +64,6 @@ class Mamba2Parameters(eqx.Module):
     norm_before_gate: bool = eqx.field(static=True)
     dt_limit: tuple[float, float] = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
-    norm_bias: Float[Array, " d_model"] | None = None
-    norm_centred: bool = eqx.field(static=True, default=False)
-    """Whether the norm in front is a LayerNorm."""
     in_multiplier: float = eqx.field(static=True, default=1.0)
     """Of the mixer's input (Falcon-H1)."""
     row_multipliers: tuple[float, ...] | None = eqx.field(static=True, default=None)
@@ -131,8 +127,7 @@ def mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2S
 
 
 def _mamba2(at: AbstractArithmetic, residual, p: Mamba2Parameters, start: Mamba2State):
-    x = at.store("norm_input", residual)
-    x = normalise(at, x, Norm(p.norm, p.norm_bias, p.norm_epsilon, p.norm_centred))
+    x = front(at, residual, p.norm)
     out, after = mamba2_mixer(at, x, p, start)
     out = at.store("out", out)
     return scaled(at, out, p.out_multiplier, "out_scaled"), after
@@ -223,6 +218,7 @@ class Mamba2Sizes(AbstractSublayer):
       and dt, and of the output (Falcon-H1, Granite).
     - `out_bias`: whether out_proj has a bias; `proj_bias` where not given.
     - `norm_centred`: whether the norm in front is a LayerNorm.
+    - `norm_front`: whether there is one.
     - `beside`: reads what the sublayer before it read, not what that one wrote.
     """
 
@@ -243,6 +239,7 @@ class Mamba2Sizes(AbstractSublayer):
     proj_bias: bool = False
     out_bias: bool | None = None
     norm_centred: bool = False
+    norm_front: bool = True
     in_multiplier: float = 1.0
     row_multipliers: tuple[float, ...] | None = None
     out_multiplier: float = 1.0
@@ -286,8 +283,9 @@ class Mamba2Sizes(AbstractSublayer):
         if D.size != self.d_inner:
             D = jnp.repeat(D, self.d_inner // self.heads)
         return Mamba2Parameters(
-            norm=get("norm"),
-            norm_bias=get("norm_bias"),
+            norm=norm_of(get, "norm", self.norm_epsilon, self.norm_centred)
+            if self.norm_front
+            else None,
             in_proj=Weight(get("in_proj")),
             in_proj_bias=get("in_proj_bias"),
             **convolution(get),
@@ -297,14 +295,12 @@ class Mamba2Sizes(AbstractSublayer):
             gate_norm=get("gate_norm"),
             out_proj=Weight(get("out_proj")),
             out_proj_bias=get("out_proj_bias"),
-            norm_epsilon=self.norm_epsilon,
             gate_norm_epsilon=self.gate_norm_epsilon,
             groups=self.groups,
             norm_groups=self.norm_groups,
             norm_before_gate=self.norm_before_gate,
             dt_limit=self.dt_limit,
             chunk=self.chunk,
-            norm_centred=self.norm_centred,
             in_multiplier=self.in_multiplier,
             row_multipliers=self.row_multipliers,
             out_multiplier=self.out_multiplier,

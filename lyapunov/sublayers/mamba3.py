@@ -28,7 +28,7 @@ from ._sublayer import (
     within,
 )
 from .mamba3_scan import Token, by_rank, chunked_scan, token_scan
-from .norm import Norm, norm_of, normalise
+from .norm import Norm, front, norm_of, normalise
 from .sites import FRONT
 
 
@@ -38,7 +38,7 @@ class Mamba3Parameters(eqx.Module):
     Channels of x, z and y are head-major, (heads x head_dim) = d_inner.
     """
 
-    norm: Norm
+    norm: Norm | None
     in_proj: Weight
     """Rows z, x (d_inner each), B, C (rank groups d_state each), dt, A, lambda (heads
     each), angles; of width d_model."""
@@ -106,7 +106,7 @@ def mamba3(at: AbstractArithmetic, residual, p: Mamba3Parameters, start: Mamba3S
     **Returns:** the mixer's output (seq, d_model), and `start` for the token after
     the last.
     """
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     out, after = mamba3_mixer(at, x, p, start)
     return at.store("out", out), after
 
@@ -191,6 +191,7 @@ class Mamba3Sizes(AbstractSublayer):
     - `mixer_norm_epsilon`: of the norms over B, over C and before the gate.
     - `chunk`: tokens that a chunk of the chunked form has.
     - `norm_centred`: whether the norm in front is a LayerNorm.
+    - `norm_front`: whether there is one.
     """
 
     d_model: int
@@ -205,6 +206,7 @@ class Mamba3Sizes(AbstractSublayer):
     mixer_norm_epsilon: float
     gate_norm: bool = False
     norm_centred: bool = False
+    norm_front: bool = True
     chunk: int = 64
 
     kind: ClassVar = "mamba3"
@@ -250,7 +252,9 @@ class Mamba3Sizes(AbstractSublayer):
 
         gate_norm = get("gate_norm")
         return Mamba3Parameters(
-            norm=norm_of(get, "norm", self.norm_epsilon, self.norm_centred),
+            norm=norm_of(get, "norm", self.norm_epsilon, self.norm_centred)
+            if self.norm_front
+            else None,
             in_proj=Weight(get("in_proj")),
             dt_bias=get("dt_bias"),
             B_norm=norm_of(get, "B_norm", self.mixer_norm_epsilon, False),

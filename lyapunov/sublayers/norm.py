@@ -51,6 +51,18 @@ def normalise(at: AbstractArithmetic, x, p: Norm | None, site: str = "norm"):
     return at.store(site, hat)
 
 
+def front(at: AbstractArithmetic, residual, norm: Norm | None):
+    """What a mixer reads: its input normalised, or as it is where a mixer stands alone.
+
+    **Arguments:**
+
+    - `residual`: (seq, d_model).
+    - `norm`: None where whoever calls the mixer has normalised, or nobody does.
+    """
+    x = at.store("norm_input", residual)
+    return at.store("norm", x) if norm is None else normalise(at, x, norm)
+
+
 def with_bias(
     at: AbstractArithmetic, x, weight: Weight, bias, site: str, apart: bool = True
 ):

@@ -23,6 +23,7 @@ from lyapunov.bounds.local import (
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.implementations._trace import SublayerRecord
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
+from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, sublayer
 from oracles.kernels import mamba1 as kernel
 
@@ -181,7 +182,7 @@ def parameters(w):
     wide = {name: jnp.asarray(x, jnp.float64) for name, x in w.items()}
     weight = lambda name: Weight(wide[name + ".weight"], jnp.inf)
     p = Mamba1Parameters(
-        norm=wide["norm.weight"],
+        norm=Norm(wide["norm.weight"], None, EPSILON),
         in_proj=weight("in_proj"),
         in_proj_bias=None,
         conv_weight=wide["conv1d.weight"],
@@ -193,7 +194,6 @@ def parameters(w):
         D=wide["D"],
         out_proj=weight("out_proj"),
         out_proj_bias=None,
-        norm_epsilon=EPSILON,
     )
     start = Mamba1State(
         window=jnp.zeros((TAPS - 1, INNER)), state=jnp.zeros((STATES, INNER))

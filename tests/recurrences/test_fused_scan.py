@@ -23,6 +23,7 @@ from lyapunov.recurrences import _fused_scan
 from lyapunov.recurrences.mamba1 import in_blocks, scan_channels, selective_scan, token
 from lyapunov.recurrences.mamba2 import head_scan
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, initial_state, mamba1
+from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming
 
 from ..helpers import gamma
@@ -348,7 +349,7 @@ def test_what_stores_inside_takes_the_loop(rng):
 def small_layer(rng) -> tuple[Incoming, Mamba1Parameters]:
     matrix = lambda *shape: Weight(jnp.asarray(rng.normal(size=shape) / shape[-1]))
     p = Mamba1Parameters(
-        norm=jnp.ones(4),
+        norm=Norm(jnp.ones(4), None, 1e-5),
         in_proj=matrix(16, 4),
         in_proj_bias=None,
         conv_weight=jnp.asarray(rng.normal(size=(8, 4))),
@@ -360,7 +361,6 @@ def small_layer(rng) -> tuple[Incoming, Mamba1Parameters]:
         D=jnp.ones(8),
         out_proj=matrix(4, 8),
         out_proj_bias=None,
-        norm_epsilon=1e-5,
     )
     stream = jnp.asarray(rng.normal(size=(2, SEQ, 4)))
     return Incoming(stream, jnp.zeros_like(stream)), p

@@ -15,6 +15,7 @@ D_INNER, D_STATE, D_CONV, RANK = 3, 2, 4, 2
 def random_layer(seed, d_model=4):
     from lyapunov.arithmetic import Weight
     from lyapunov.sublayers.mamba1 import Mamba1Parameters
+    from lyapunov.sublayers.norm import Norm
 
     rng = np.random.default_rng(seed)
 
@@ -22,7 +23,7 @@ def random_layer(seed, d_model=4):
         return jnp.asarray(rng.normal(size=shape))
 
     return Mamba1Parameters(
-        norm=1 + 0.1 * draw(d_model),
+        norm=Norm(1 + 0.1 * draw(d_model), None, 1e-5),
         in_proj=Weight(draw(2 * D_INNER, d_model)),
         in_proj_bias=None,
         conv_weight=draw(D_INNER, D_CONV),
@@ -34,7 +35,6 @@ def random_layer(seed, d_model=4):
         D=draw(D_INNER),
         out_proj=Weight(draw(d_model, D_INNER)),
         out_proj_bias=None,
-        norm_epsilon=1e-5,
     )
 
 
@@ -122,7 +122,9 @@ def test_joint_step_is_the_flow_of_the_layer():
     _, after = mamba1(Exact(), residual, p, initial_state(p))
 
     at = Exact()
-    normed = at.multiply(at.rms_normalise(residual, p.norm_epsilon), p.norm)
+    assert p.norm is not None
+    hat = at.rms_normalise(residual, p.norm.epsilon)
+    normed = at.multiply(hat, p.norm.weight)
     recurrence = joint(p)
     state = StateAndWindow(
         jnp.zeros((D_INNER, D_STATE)), jnp.zeros((D_CONV - 1, D_INNER))
