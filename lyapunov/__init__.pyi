@@ -6,6 +6,7 @@ from . import (
     findings as findings,
     formats as formats,
     implementations as implementations,
+    mixers as mixers,
     models as models,
     questions as questions,
     recurrences as recurrences,
@@ -36,12 +37,14 @@ from .implementations import (
     trace as trace,
     write_dump as write_dump,
 )
+from .mixers import Mixer as Mixer, mixer as mixer
 from .models import Model as Model, from_torch as from_torch, load as load
 from .questions import (
     StabilityCallback as StabilityCallback,
     audit as audit,
     check as check,
     rank_weights as rank_weights,
+    watch as watch,
 )
 from .results import (
     AuditReport as AuditReport,

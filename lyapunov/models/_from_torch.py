@@ -123,7 +123,7 @@ class LiveTensor:
 
     def read(self) -> np.ndarray:
         """A copy of the whole tensor, in its own type."""
-        return _copied(self.tensor)
+        return copied(self.tensor)
 
     def read_rows(self, start, stop: int | None = None) -> np.ndarray:
         """Rows `start` to `stop` of axis 0, or the rows that an array names."""
@@ -132,13 +132,13 @@ class LiveTensor:
                 raise IndexError(
                     f"rows {start} to {stop} of a tensor of {self.shape[0]} rows"
                 )
-            return _copied(self.tensor[int(start) : int(stop)])
+            return copied(self.tensor[int(start) : int(stop)])
         rows = np.asarray(start)
         if rows.size and not (rows.min() >= 0 and rows.max() < self.shape[0]):
             raise IndexError(f"a row beyond a tensor of {self.shape[0]} rows")
         # looked up where the tensor lies, so that a device sends these rows alone
         index = self.tensor.new_tensor(rows.reshape(-1).tolist(), dtype=_torch().int64)
-        found = _copied(self.tensor.index_select(0, index))
+        found = copied(self.tensor.index_select(0, index))
         return found.reshape(*rows.shape, *self.shape[1:])
 
 
@@ -147,7 +147,7 @@ def _torch():
     return sys.modules["torch"]
 
 
-def _copied(tensor) -> np.ndarray:
+def copied(tensor) -> np.ndarray:
     """The values on the host, in the tensor's own type, in memory of their own."""
     torch = _torch()
     # clone, since numpy() of a tensor on the host shares its memory

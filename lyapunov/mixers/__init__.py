@@ -1,0 +1,6 @@
+"""Find state-space blocks in any network, and what each of them read in a forward."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,193 @@
+"""What each block read and wrote in the forward passes of a network."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .._errors import UsageError
+from ..checkpoints.files._files import quote
+from ..models._from_torch import copied
+from ._found import FoundMixer
+from ._mixer import Mixer
+
+
+INPUTS = ("hidden_states", "x", "u", "input", "inputs", "input_states")
+"""What blocks call what they read, where it is given by name."""
+HARMLESS = ("attention_mask", "mask", "padding_mask")
+"""Arguments that change nothing where they are all ones."""
+NO_OPINION = ("cache_position", "layer_idx", "use_cache", "output_attentions")
+"""Arguments that change nothing of a whole sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Hold one call of a block.
+
+    **Arguments:**
+
+    - `name`: of the module. `number`: which of its calls, from 0.
+    - `candidates`: what the block may be, its weights as they were then.
+    - `read`, `wrote`: what it read and what it gave, in their own types.
+    - `dtype`: the narrowest type among what it read, wrote and multiplied with.
+    - `device`: where it ran.
+    """
+
+    name: str
+    number: int
+    candidates: tuple[Mixer, ...]
+    read: Float[np.ndarray, "batch seq d_model"] = field(repr=False)
+    wrote: Float[np.ndarray, "batch seq d_model"] = field(repr=False)
+    dtype: str
+    device: str
+    library: str
+    """The package of the block's class."""
+
+    @property
+    def title(self) -> str:
+        """Its name in reports."""
+        name = self.name or "the module itself"
+        return name if self.number == 0 else f"{name}, call {self.number + 1}"
+
+
+class Capture:
+    """Look at blocks while a network runs; changes nothing in it.
+
+    **Arguments:**
+
+    - `found`: the blocks to look at.
+    - `sequence_first`: names of blocks that read (seq, batch, d_model).
+    """
+
+    def __init__(self, found: Sequence[FoundMixer], sequence_first: Sequence[str] = ()):
+        self._found = found
+        self._sequence_first = set(sequence_first)
+        self.calls: list[Call] = []
+        self._handles: list[Any] = []
+        self._seen: dict[int, tuple[Any, tuple[Mixer, ...]]] = {}
+
+    def start(self) -> None:
+        """Hang hooks into the blocks."""
+        for one in self._found:
+            hook = self._hook(one)
+            self._handles.append(
+                one.module.register_forward_hook(hook, with_kwargs=True)
+            )
+
+    def stop(self) -> None:
+        """Take all hooks out again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, one: FoundMixer) -> Any:
+        def hook(module: Any, given: tuple, named: Mapping[str, Any], result: Any):
+            del module
+            read, others = _input(one, given, named)
+            _refuse_others(one, others, read)
+            wrote = result[0] if isinstance(result, tuple | list) else result
+            self.calls.append(self._call(one, read, wrote))
+
+        return hook
+
+    def _call(self, one: FoundMixer, read: Any, wrote: Any) -> Call:
+        where = quote(one.name or type(one.module).__name__)
+        if read.ndim not in (2, 3) or wrote is None or wrote.shape != read.shape:
+            raise UsageError(
+                f"{where} read {tuple(read.shape)} and gave "
+                f"{tuple(getattr(wrote, 'shape', ()))}",
+                hint="a block reads and gives (batch, seq, d_model), or (seq, d_model)",
+            )
+        arrays = []
+        for tensor in (read, wrote):
+            array = copied(tensor)
+            array = array[None] if array.ndim == 2 else array
+            if one.name in self._sequence_first:
+                array = np.ascontiguousarray(np.swapaxes(array, 0, 1))
+            arrays.append(array)
+        if not all(np.isfinite(a.astype(np.float32)).all() for a in arrays):
+            raise UsageError(
+                f"{where} read or gave values that are not finite",
+                hint="inputs of a scale that the network was trained on",
+            )
+        candidates = self._candidates(one)
+        return Call(
+            one.name,
+            sum(call.name == one.name for call in self.calls),
+            candidates,
+            arrays[0],
+            arrays[1],
+            _narrowest(read, wrote, one.module),
+            str(read.device),
+            type(one.module).__module__.partition(".")[0],
+        )
+
+    def _candidates(self, one: FoundMixer) -> tuple[Mixer, ...]:
+        """The block as it is, copied anew where its weights have changed."""
+        version = tuple(
+            (p.data_ptr(), p._version) for p in one.module.parameters(recurse=True)
+        )
+        before = self._seen.get(id(one.module))
+        if before is None or before[0] != version:
+            before = version, one.describe()
+            self._seen[id(one.module)] = before
+        return before[1]
+
+
+def _input(
+    one: FoundMixer, given: tuple, named: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What the block read, and what else it was given, by name."""
+    others = dict(named)
+    if given:
+        return given[0], others | {
+            f"argument {i}": value for i, value in enumerate(given[1:], 2)
+        }
+    for name in INPUTS:
+        if name in others:
+            return others.pop(name), others
+    raise UsageError(
+        f"{quote(one.name)} was called with {', '.join(named) or 'nothing'}",
+        hint=f"what it reads comes first, or is called one of {', '.join(INPUTS)}",
+    )
+
+
+def _refuse_others(one: FoundMixer, others: Mapping[str, Any], read: Any) -> None:
+    """Refuse a call that does more than run a whole sequence."""
+    torch = sys.modules["torch"]
+    if not isinstance(read, torch.Tensor):
+        raise UsageError(
+            f"{quote(one.name)} read {type(read).__name__}, no tensor",
+            hint="a block reads (batch, seq, d_model)",
+        )
+    for name, value in others.items():
+        if value is None or value is False or name in NO_OPINION:
+            continue
+        if name in HARMLESS and isinstance(value, torch.Tensor) and bool(value.all()):
+            continue
+        raise UsageError(
+            f"{quote(one.name)} was called with {name}, which is not followed",
+            hint="whole sequences without a cache (use_cache=False), mask or packing",
+        )
+
+
+def _narrowest(read: Any, wrote: Any, module: Any) -> str:
+    """The type with the fewest bits of what the block works on."""
+    torch = sys.modules["torch"]
+    order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    weights = [p for p in module.parameters() if p.ndim > 1 and p.is_floating_point()]
+    seen = {read.dtype, wrote.dtype, *(p.dtype for p in weights)}
+    strange = [dtype for dtype in seen if dtype not in order]
+    if strange:
+        raise UsageError(
+            f"a block works in {strange[0]}", hint="fp64, fp32, fp16 or bf16"
+        )
+    return {
+        torch.float64: "fp64",
+        torch.float32: "fp32",
+        torch.float16: "fp16",
+        torch.bfloat16: "bf16",
+    }[max(seen, key=order.index)]

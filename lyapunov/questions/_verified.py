@@ -1,0 +1,158 @@
+"""Whether a block is what its tensors look like: its own output says it.
+
+Equal names and shapes can be another function. Our flow is run on what the block read;
+what the block gave lies within the bounds of an execution in the block's own type, or
+it is refused with the distance.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import UsageError
+from ..arithmetic._fp64 import in_fp64
+from ..bounds.local import sublayer_bound, with_operator_norms
+from ..bounds.passes import exact_pass
+from ..checkpoints.files._files import quote
+from ..implementations import Execution, SublayerRecord, executions_for
+from ..implementations._compiled import compiled
+from ..mixers import Call, Mixer, model_of_call
+from ..mixers._found import REGISTER
+from ..models import Model
+from ..sublayers.residual import Incoming
+
+
+class Verified(NamedTuple):
+    """A call of a block that was found to be what it looks like."""
+
+    call: Call
+    mixer: Mixer
+    model: Model
+    ids: np.ndarray
+    """Tokens of the model, which stand for what the block read."""
+    distance: float
+    """L2 of what the block gave less the reference, over the reference's."""
+    share: float
+    """The most of its bound that an element of the block's output is off by."""
+
+
+class _Tried(NamedTuple):
+    mixer: Mixer
+    model: Model
+    ids: np.ndarray
+    incoming: Incoming
+    exact: Any
+    distance: float
+
+
+@in_fp64
+def verified(call: Call, source: str) -> Verified:
+    """Find which of its candidates a block is, and hold it to its bounds.
+
+    **Arguments:**
+
+    - `source`: what the network is called.
+
+    **Raises:** `UsageError` with the distance where it is none of them.
+    """
+    tried = [_tried(call, mixer, source) for mixer in call.candidates]
+    best = min(tried, key=lambda one: one.distance)
+    wrote = jax.device_put(call.wrote.astype(np.float64))
+    share = min(_share(best, execution, wrote) for execution in _executions(call, best))
+    if not share <= 1.0:
+        raise UsageError(
+            f"{quote(call.title)} has the tensors of a {best.mixer.kind} block and is "
+            f"another function: its output is {best.distance:.2g} of its size away, "
+            f"{share:.3g} times what {call.dtype} can explain",
+            hint=_hint(call),
+        )
+    return Verified(call, best.mixer, best.model, best.ids, best.distance, share)
+
+
+def _hint(call: Call) -> str:
+    if call.device != "cpu" and call.dtype == "fp32":
+        return (
+            "convolutions in TF32 are another arithmetic: torch.backends.cudnn."
+            f"allow_tf32 = False; else {REGISTER}"
+        )
+    return REGISTER
+
+
+def _tried(call: Call, mixer: Mixer, source: str) -> _Tried:
+    """A candidate in exact arithmetic."""
+    model, ids = model_of_call(mixer, call.read, source)
+    read = model.embed(ids)
+    incoming = Incoming(read, jnp.zeros_like(read))
+    (place,) = model.sublayers
+    p = model.parameters(0)
+    exact = exact_pass(place.flow, incoming, p, model.start(p))
+    apart = np.linalg.norm(call.wrote.astype(np.float64) - np.asarray(exact))
+    size = float(np.linalg.norm(np.asarray(exact)))
+    distance = float(apart) / size if size > 0 else float(apart > 0) * np.inf
+    return _Tried(mixer, model, ids, incoming, exact, distance)
+
+
+def _executions(call: Call, one: _Tried) -> Iterator[Execution]:
+    """What is declared in the block's type, of torch operations and of kernels.
+
+    In 16 bits ports store here and not there: a value may be rounded wherever one of
+    these stores it, or be kept.
+    """
+    precision = "fp32" if call.dtype == "fp64" else call.dtype
+    measures = ["transformers", "emulated"]
+    if call.library == "mamba_ssm" or one.mixer.kind == "mamba3":
+        measures = ["emulated"]
+    for measure in measures:
+        (found,) = executions_for(
+            one.model.config,
+            [precision],
+            architecture=one.mixer.kind,
+            measure=measure,
+        )
+        yield found if precision == "fp32" else compiled(found)
+
+
+def _share(one: _Tried, execution: Execution, wrote: Any) -> float:
+    """The largest share of its bound that an element is off by; inf beyond a bound that
+    is not finite."""
+    (place,) = one.model.sublayers
+    held = one.model.parameters(0, execution)
+    original = (
+        None
+        if one.model.held_exactly(0, execution)
+        else one.model.parameters(0, function=execution)
+    )
+    record = SublayerRecord.of(place, one.incoming, wrote, {}, {})
+    found = sublayer_bound(
+        execution.of(place.kind),
+        place.flow,
+        record,
+        with_operator_norms(held),
+        original,
+        one.model.start(held),
+    )
+    comparison = found.comparison
+    if int(np.sum(comparison.violations)) or int(np.sum(comparison.unbounded)):
+        measured, bound = (
+            np.sqrt(np.asarray(square))
+            for square in (comparison.measured_square, comparison.bound_square)
+        )
+        worst = float(np.max(np.where(bound > 0, measured / bound, np.inf)))
+        return max(worst, np.nextafter(1.0, 2.0))
+    measured, bound = comparison.measured_square, comparison.bound_square
+    ratio = np.sqrt(np.sum(measured) / max(float(np.sum(bound)), np.finfo(float).tiny))
+    return float(ratio)
+
+
+def source_of(module: Any) -> str:
+    """What a network in memory is called."""
+    return f"{type(module).__name__} in memory"
+
+
+def renumbered(rows: Sequence[Any], number: int, title: str) -> list[Any]:
+    """Rows of a single sublayer as those of the block with this number."""
+    return [dataclasses.replace(row, layer=number, module=title) for row in rows]
