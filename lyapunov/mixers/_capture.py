@@ -12,7 +12,7 @@ from .._errors import UsageError
 from ..checkpoints.files._files import quote
 from ..models._from_torch import copied
 from ._found import FoundMixer
-from ._mixer import Mixer
+from ._mixer import Mixer, as_array
 
 
 INPUTS = ("hidden_states", "x", "u", "input", "inputs", "input_states")
@@ -21,6 +21,23 @@ HARMLESS = ("attention_mask", "mask", "padding_mask")
 """Arguments that change nothing where they are all ones."""
 NO_OPINION = ("cache_position", "layer_idx", "use_cache", "output_attentions")
 """Arguments that change nothing of a whole sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class NormInFront:
+    """Hold a norm whose output a block read.
+
+    **Arguments:**
+
+    - `centred`: a LayerNorm; else an RMSNorm.
+    - `read`: what the norm read, in its own type.
+    """
+
+    weight: np.ndarray = field(repr=False)
+    bias: np.ndarray | None = field(repr=False)
+    epsilon: float
+    centred: bool
+    read: Float[np.ndarray, "batch seq d_model"] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +62,8 @@ class Call:
     device: str
     library: str
     """The package of the block's class."""
+    norm: NormInFront | None = None
+    """Where a norm's output is what the block read."""
 
     @property
     def title(self) -> str:
@@ -68,9 +87,13 @@ class Capture:
         self.calls: list[Call] = []
         self._handles: list[Any] = []
         self._seen: dict[int, tuple[Any, tuple[Mixer, ...]]] = {}
+        self._normed: tuple[Any, Any, Any] | None = None
 
-    def start(self) -> None:
-        """Hang hooks into the blocks."""
+    def start(self, module: Any) -> None:
+        """Hang hooks into the blocks, and into the norms of the network around them."""
+        for one in module.modules():
+            if _is_norm(one):
+                self._handles.append(one.register_forward_hook(self._after_norm))
         for one in self._found:
             hook = self._hook(one)
             self._handles.append(
@@ -82,6 +105,36 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._normed = None
+
+    def _after_norm(self, module: Any, given: tuple, result: Any) -> None:
+        """Remember the last norm alone: a block comes right behind its own."""
+        self._normed = (module, given[0], result) if given else None
+
+    def _norm_of(self, one: FoundMixer, read: Any) -> NormInFront | None:
+        """The norm whose output this very tensor is."""
+        if self._normed is None or self._normed[2] is not read:
+            return None
+        module, before, _ = self._normed
+        bias = getattr(module, "bias", None)
+        epsilon = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+        if before.shape != read.shape or not isinstance(epsilon, float):
+            return None
+        return NormInFront(
+            as_array("norm", module.weight),
+            None if bias is None else as_array("norm_bias", bias),
+            epsilon,
+            type(module).__name__ == "LayerNorm",
+            self._array(one, before),
+        )
+
+    def _array(self, one: FoundMixer, tensor: Any) -> np.ndarray:
+        """A tensor as (batch, seq, d_model) on the host."""
+        array = copied(tensor)
+        array = array[None] if array.ndim == 2 else array
+        if one.name in self._sequence_first:
+            array = np.ascontiguousarray(np.swapaxes(array, 0, 1))
+        return array
 
     def _hook(self, one: FoundMixer) -> Any:
         def hook(module: Any, given: tuple, named: Mapping[str, Any], result: Any):
@@ -101,13 +154,7 @@ class Capture:
                 f"{tuple(getattr(wrote, 'shape', ()))}",
                 hint="a block reads and gives (batch, seq, d_model), or (seq, d_model)",
             )
-        arrays = []
-        for tensor in (read, wrote):
-            array = copied(tensor)
-            array = array[None] if array.ndim == 2 else array
-            if one.name in self._sequence_first:
-                array = np.ascontiguousarray(np.swapaxes(array, 0, 1))
-            arrays.append(array)
+        arrays = [self._array(one, tensor) for tensor in (read, wrote)]
         if not all(np.isfinite(a.astype(np.float32)).all() for a in arrays):
             raise UsageError(
                 f"{where} read or gave values that are not finite",
@@ -123,6 +170,7 @@ class Capture:
             _narrowest(read, wrote, one.module),
             str(read.device),
             type(one.module).__module__.partition(".")[0],
+            self._norm_of(one, read),
         )
 
     def _candidates(self, one: FoundMixer) -> tuple[Mixer, ...]:
@@ -135,6 +183,14 @@ class Capture:
             before = version, one.describe()
             self._seen[id(one.module)] = before
         return before[1]
+
+
+def _is_norm(module: Any) -> bool:
+    """A LayerNorm or an RMSNorm of one axis, whoever wrote it."""
+    name = type(module).__name__
+    weight = getattr(module, "weight", None)
+    alone = name == "LayerNorm" or name.endswith("RMSNorm")
+    return alone and getattr(weight, "ndim", 0) == 1
 
 
 def _input(

@@ -21,6 +21,7 @@ from ..checkpoints.files._files import quote
 from ..implementations import Execution, SublayerRecord, executions_for
 from ..implementations._compiled import compiled
 from ..mixers import Call, Mixer, model_of_call
+from ..mixers._capture import NormInFront
 from ..mixers._found import REGISTER
 from ..models import Model
 from ..sublayers.residual import Incoming
@@ -38,6 +39,8 @@ class Verified(NamedTuple):
     """L2 of what the block gave less the reference, over the reference's."""
     share: float
     """The most of its bound that an element of the block's output is off by."""
+    norm_front: bool = False
+    """Whether the model begins with the norm in front of the block."""
 
 
 class _Tried(NamedTuple):
@@ -51,7 +54,8 @@ class _Tried(NamedTuple):
 
 @in_fp64
 def verified(call: Call, source: str) -> Verified:
-    """Find which of its candidates a block is, and hold it to its bounds.
+    """Find which of its candidates a block is, and hold it to its bounds; with the norm
+    in front of it, where that is verified as well.
 
     **Arguments:**
 
@@ -59,9 +63,16 @@ def verified(call: Call, source: str) -> Verified:
 
     **Raises:** `UsageError` with the distance where it is none of them.
     """
-    tried = [_tried(call, mixer, source) for mixer in call.candidates]
+    tried = [_tried(call, mixer, call.read, source) for mixer in call.candidates]
     best = min(tried, key=lambda one: one.distance)
     wrote = jax.device_put(call.wrote.astype(np.float64))
+    if call.norm is not None:
+        front = _tried(call, _normed(best.mixer, call.norm), call.norm.read, source)
+        share = min(_share(front, e, wrote) for e in _executions(call, front))
+        if share <= 1.0:
+            return Verified(
+                call, best.mixer, front.model, front.ids, front.distance, share, True
+            )
     share = min(_share(best, execution, wrote) for execution in _executions(call, best))
     if not share <= 1.0:
         raise UsageError(
@@ -82,11 +93,22 @@ def _hint(call: Call) -> str:
     return REGISTER
 
 
-def _tried(call: Call, mixer: Mixer, source: str) -> _Tried:
+def _normed(mixer: Mixer, norm: NormInFront) -> Mixer:
+    """The block with a norm in front."""
+    sizes: Any = mixer.sizes
+    front = {"norm": norm.weight}
+    if norm.bias is not None:
+        front["norm_bias"] = norm.bias
+    how = {"norm_epsilon": norm.epsilon, "norm_centred": norm.centred}
+    sizes = dataclasses.replace(sizes, norm_front=True, **how)
+    return Mixer(sizes, {**mixer.weights, **front})
+
+
+def _tried(call: Call, mixer: Mixer, read: np.ndarray, source: str) -> _Tried:
     """A candidate in exact arithmetic."""
-    model, ids = model_of_call(mixer, call.read, source)
-    read = model.embed(ids)
-    incoming = Incoming(read, jnp.zeros_like(read))
+    model, ids = model_of_call(mixer, read, source)
+    stream = model.embed(ids)
+    incoming = Incoming(stream, jnp.zeros_like(stream))
     (place,) = model.sublayers
     p = model.parameters(0)
     exact = exact_pass(place.flow, incoming, p, model.start(p))

@@ -130,7 +130,7 @@ class Watched:
         return self._capture.calls
 
     def __enter__(self) -> "Watched":
-        self._capture.start()
+        self._capture.start(self._module)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -320,7 +320,8 @@ def _begun(module: Any, found: list[Verified], request: Request) -> Report:
 def _assumptions(found: list[Verified], uncalled: list[str]) -> list[str]:
     """What is said of every block, and of those that were never called."""
     lines = [
-        f"{one.call.title} is {one.mixer.kind}: what it gave in {one.call.dtype} on "
+        f"{one.call.title} is {one.mixer.kind}{' behind its norm' * one.norm_front}: "
+        f"what it gave in {one.call.dtype} on "
         f"{one.call.device} is {one.distance:.2g} of its size away from exact "
         f"arithmetic, {one.share:.2g} of the bound"
         for one in found
