@@ -1,0 +1,1 @@
+"""Any network that holds state-space blocks."""
