@@ -22,7 +22,7 @@ MARGIN = 1.01
 # Not constants of a function of one number.
 _FREE = ("unit", "underflow", "accumulator_unit", "operand_normal")
 # Attention, MLPs and routers run in torch's and other libraries' kernels.
-MEASURED_KINDS = ("mamba1", "mamba2", "mamba3")
+MEASURED_KINDS = ("mamba1", "mamba2", "mamba3", "selective_scan", "chunk_scan")
 
 
 def documented_sets() -> dict[str, InnerConstants]:

@@ -1,8 +1,10 @@
 """What each block read and wrote in the forward passes of a network."""
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from ..checkpoints.files._files import quote
 from ..models._from_torch import copied
 from ._found import FoundMixer
 from ._mixer import Mixer, as_array
+from ._scan_calls import ScanCalls
+from ._scans import channels_last, taken_apart
 
 
 INPUTS = ("hidden_states", "x", "u", "input", "inputs", "input_states")
@@ -79,10 +83,18 @@ class Capture:
 
     - `found`: the blocks to look at.
     - `sequence_first`: names of blocks that read (seq, batch, d_model).
+    - `scans`: functions that are scans, as `known_scans` gives them.
     """
 
-    def __init__(self, found: Sequence[FoundMixer], sequence_first: Sequence[str] = ()):
+    def __init__(
+        self,
+        found: Sequence[FoundMixer],
+        sequence_first: Sequence[str] = (),
+        scans: Mapping[Any, str] = MappingProxyType({}),
+    ):
         self._found = found
+        self._scans = ScanCalls(scans)
+        self._inside: list[str] = []
         self._sequence_first = set(sequence_first)
         self.calls: list[Call] = []
         self._handles: list[Any] = []
@@ -94,6 +106,13 @@ class Capture:
         for one in module.modules():
             if _is_norm(one):
                 self._handles.append(one.register_forward_hook(self._after_norm))
+        for name, one in module.named_modules():
+            enter = functools.partial(self._enter, name)
+            self._handles += [
+                one.register_forward_pre_hook(enter),
+                one.register_forward_hook(self._leave, always_call=True),
+            ]
+        self._scans.start(module, self._after_scan)
         for one in self._found:
             hook = self._hook(one)
             self._handles.append(
@@ -105,7 +124,40 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._scans.stop()
+        self._inside.clear()
         self._normed = None
+
+    def _enter(self, name: str, module: Any, given: tuple) -> None:
+        del module, given
+        self._inside.append(name)
+
+    def _leave(self, module: Any, given: tuple, result: Any) -> None:
+        del module, given, result
+        self._inside.pop()
+
+    def _after_scan(
+        self, scan: str, given: tuple, named: Mapping[str, Any], result: Any
+    ) -> None:
+        """Keep the call of a scan, where it is not that of a block."""
+        if {one.name for one in self._found} & set(self._inside):
+            return
+        taken = taken_apart(scan, given, named)
+        y = result[0] if isinstance(result, tuple | list) else result
+        name = f"{self._inside[-1] or scan}: scan" if self._inside else scan
+        arrays = taken.read, channels_last(taken.mixer.kind, copied(y))
+        _refuse_not_finite(name, arrays)
+        self.calls.append(
+            Call(
+                name,
+                sum(call.name == name for call in self.calls),
+                (taken.mixer,),
+                *arrays,
+                _name_of(y.dtype, given[0].dtype if given else y.dtype),
+                str(y.device),
+                "mamba_ssm",
+            )
+        )
 
     def _after_norm(self, module: Any, given: tuple, result: Any) -> None:
         """Remember the last norm alone: a block comes right behind its own."""
@@ -155,11 +207,7 @@ class Capture:
                 hint="a block reads and gives (batch, seq, d_model), or (seq, d_model)",
             )
         arrays = [self._array(one, tensor) for tensor in (read, wrote)]
-        if not all(np.isfinite(a.astype(np.float32)).all() for a in arrays):
-            raise UsageError(
-                f"{where} read or gave values that are not finite",
-                hint="inputs of a scale that the network was trained on",
-            )
+        _refuse_not_finite(where, arrays)
         candidates = self._candidates(one)
         return Call(
             one.name,
@@ -230,20 +278,32 @@ def _refuse_others(one: FoundMixer, others: Mapping[str, Any], read: Any) -> Non
         )
 
 
+def _refuse_not_finite(where: str, arrays: Sequence[np.ndarray]) -> None:
+    if not all(np.isfinite(a.astype(np.float32)).all() for a in arrays):
+        raise UsageError(
+            f"{where} read or gave values that are not finite",
+            hint="inputs of a scale that the network was trained on",
+        )
+
+
 def _narrowest(read: Any, wrote: Any, module: Any) -> str:
     """The type with the fewest bits of what the block works on."""
-    torch = sys.modules["torch"]
-    order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     weights = [p for p in module.parameters() if p.ndim > 1 and p.is_floating_point()]
-    seen = {read.dtype, wrote.dtype, *(p.dtype for p in weights)}
-    strange = [dtype for dtype in seen if dtype not in order]
-    if strange:
-        raise UsageError(
-            f"a block works in {strange[0]}", hint="fp64, fp32, fp16 or bf16"
-        )
-    return {
+    return _name_of(read.dtype, wrote.dtype, *(p.dtype for p in weights))
+
+
+def _name_of(*dtypes: Any) -> str:
+    """The narrowest of torch's types, by the report's name."""
+    torch = sys.modules["torch"]
+    names = {
         torch.float64: "fp64",
         torch.float32: "fp32",
         torch.float16: "fp16",
         torch.bfloat16: "bf16",
-    }[max(seen, key=order.index)]
+    }
+    strange = [dtype for dtype in dtypes if dtype not in names]
+    if strange:
+        raise UsageError(
+            f"a block works in {strange[0]}", hint="fp64, fp32, fp16 or bf16"
+        )
+    return names[max(dtypes, key=list(names).index)]

@@ -39,6 +39,8 @@ def find_mixers(
     module: Any,
     mixers: Mapping[Any, Describe] | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    needed: bool = True,
 ) -> list[FoundMixer]:
     """Find every state-space block of a torch module.
 
@@ -48,6 +50,7 @@ def find_mixers(
     - `mixers`: of a class, or of a module's name, what makes a `Mixer` of the module;
       these come first.
     - `options`: what neither tensors nor attributes say, for all blocks.
+    - `needed`: whether there has to be one.
 
     **Raises:** `UsageError` for what is no such module, is compiled, quantised, spread
     or without values, and where there is no block: then it lists what comes nearest.
@@ -79,7 +82,7 @@ def find_mixers(
             f"no module is {shown(getattr(unused[0], '__name__', unused[0]))}",
             hint="a class of the network, or a name of `module.named_modules()`",
         )
-    if not found:
+    if needed and not found:
         raise UsageError(
             f"{quote(type(module).__name__)} has no state-space block that is known; "
             f"{_nearest(module)}",

@@ -27,6 +27,10 @@ from ..models import Model
 from ..sublayers.residual import Incoming
 
 
+OF_KERNELS_ALONE = ("mamba3", "selective_scan", "chunk_scan")
+"""Kinds of which torch's own operations are not declared."""
+
+
 class Verified(NamedTuple):
     """A call of a block that was found to be what it looks like."""
 
@@ -126,7 +130,7 @@ def _executions(call: Call, one: _Tried) -> Iterator[Execution]:
     """
     precision = "fp32" if call.dtype == "fp64" else call.dtype
     measures = ["transformers", "emulated"]
-    if call.library == "mamba_ssm" or one.mixer.kind == "mamba3":
+    if call.library == "mamba_ssm" or one.mixer.kind in OF_KERNELS_ALONE:
         measures = ["emulated"]
     for measure in measures:
         (found,) = executions_for(

@@ -20,6 +20,7 @@ from ..findings import _rules as findings
 from ..mixers import Call, FoundMixer, find_mixers
 from ..mixers._capture import Capture
 from ..mixers._found import Describe
+from ..mixers._scan_calls import known_scans
 from ..results._check import (
     UNDECIDED,
     CheckpointFacts,
@@ -52,6 +53,7 @@ def watch(
     mixers: Mapping[Any, Describe] | None = None,
     options: Mapping[str, Any] | None = None,
     sequence_first: Sequence[str] = (),
+    scans: Mapping[Any, str] | None = None,
     progress: Any = None,
     **settings: Any,
 ) -> "Watched":
@@ -72,6 +74,9 @@ def watch(
       `lyapunov.Mixer` of the module (`lyapunov.mixer`).
     - `options`: what neither tensors nor attributes say, as `{"chunk": 256}`.
     - `sequence_first`: names of blocks that read (seq, batch, d_model).
+    - `scans`: functions of one's own that are called like `selective_scan_fn` or
+      `mamba_chunk_scan_combined` of mamba_ssm, by which of the two; those themselves
+      are known. Calls that stand in no block are rows of their own.
     - `progress`: as for `check`.
     - `settings`: those of `check` that need neither logits nor files: `precisions`,
       `state_precision`, `effort`, `mode`, `growth`, and so on.
@@ -85,14 +90,16 @@ def watch(
             f"watch takes no {strange[0]}", hint=f"one of {', '.join(SETTINGS)}"
         )
     request = Request.of(**settings)
-    found = find_mixers(module, mixers, options)
+    functions = known_scans(scans)
+    found = find_mixers(module, mixers, options, needed=not functions)
     unknown = sorted(set(sequence_first) - {one.name for one in found})
     if unknown:
         raise UsageError(
             f"sequence_first names {unknown[0]!r}, which is no block",
             hint=f"one of {', '.join(one.name for one in found)}",
         )
-    return Watched(module, found, request, tuple(sequence_first), progress)
+    capture = Capture(found, sequence_first, functions)
+    return Watched(module, found, capture, request, progress)
 
 
 class Watched:
@@ -108,14 +115,14 @@ class Watched:
         self,
         module: Any,
         found: list[FoundMixer],
+        capture: Capture,
         request: Request,
-        sequence_first: tuple[str, ...],
         progress: Any,
     ):
         self._module = module
         self._request = request
         self._progress = progress
-        self._capture = Capture(found, sequence_first)
+        self._capture = capture
         self.mixers = found
 
     def __repr__(self) -> str:
@@ -153,7 +160,7 @@ class Watched:
         demand_flags()
         if not self.calls:
             raise UsageError(
-                f"no block of {source_of(self._module)} was called",
+                f"no block or scan of {source_of(self._module)} was called",
                 hint="run the network between `with lyapunov.watch(...)` and the "
                 "report: seen = lyapunov.watch(model); report = seen(*inputs)",
             )
@@ -250,6 +257,8 @@ def _one_call(
     one: Verified, number: int, request: Request
 ) -> tuple[list[LayerExponents], list[PrecisionReport], list[str]]:
     """The rows of one call under its number, and what its executions assume."""
+    if one.mixer.sizes.aside:  # a scan alone gives another width than it reads
+        request = replace(request, effort=replace(request.effort, growth=False))
     executions = request.executions(one.model)
     rows, reports, _, _ = run_layers(one.model, one.ids, executions, (0,), request)
     title = one.call.title

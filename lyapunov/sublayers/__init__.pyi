@@ -6,6 +6,7 @@ from ._sublayer import (
 )
 from .attention import AttentionSizes as AttentionSizes
 from .channel_mix import ChannelMixSizes as ChannelMixSizes
+from .chunk_scan import ChunkScanSizes as ChunkScanSizes
 from .config import NetworkConfig as NetworkConfig
 from .experts import ExpertsSizes as ExpertsSizes
 from .gated_delta import GatedDeltaSizes as GatedDeltaSizes
@@ -20,5 +21,6 @@ from .mlstm import MLSTMSizes as MLSTMSizes
 from .norm import NormSizes as NormSizes
 from .rg_lru import RGLRUSizes as RGLRUSizes
 from .rwkv4 import Rwkv4Sizes as Rwkv4Sizes
+from .selective_scan import SelectiveScanSizes as SelectiveScanSizes
 from .shared import SharedSizes as SharedSizes
 from .short_conv import ShortConvSizes as ShortConvSizes

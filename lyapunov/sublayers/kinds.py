@@ -82,6 +82,8 @@ KINDS = Kinds(
     lightning="LightningSizes",
     norm="NormSizes",
     mlstm="MLSTMSizes",
+    selective_scan="SelectiveScanSizes",
+    chunk_scan="ChunkScanSizes",
 )
 """Every kind that a network may be made of. Each lies in the file of its name."""
 

@@ -116,8 +116,8 @@ class Stream(NamedTuple):
             return self._replace(waiting=(*self.waiting, output))
         for other in reversed(self.waiting):
             output = together(output, other)
-        nothing = jax.tree.map(jnp.zeros_like, output)
         if place.aside:
+            nothing = jax.tree.map(jnp.zeros_like, residual)
             return Stream(residual, nothing, self.embedded, aside=output)
         return Stream(residual, output, self.embedded)
 

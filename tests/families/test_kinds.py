@@ -19,6 +19,8 @@ from lyapunov.implementations import Reference, executions_for, mamba_ssm_prefil
 from lyapunov.implementations._constants import MEASURED_KINDS
 from lyapunov.implementations._torch import NAMES_BY_KIND
 from lyapunov.implementations.transformers.network_runner import WATCHED
+from lyapunov.mixers import model_of_call
+from lyapunov.mixers._scans import chunk_scan_call, selective_scan_call
 from lyapunov.questions._cause import state_facts
 from lyapunov.sublayers.kinds import KINDS
 from lyapunov.sublayers.sites import FLOW_ORDER
@@ -55,15 +57,24 @@ QUICK = {
     ("rwkv", "tied"),
     ("minimax", "no factors, windows, tied"),
     ("xlstm", "single"),
+    ("scan", "selective_scan"),
+    ("scan", "chunk_scan"),
 }
 MODELS = [
     *(("mamba_ssm", name) for name in CONFIGS),
     *(("mamba3", name) for name in MAMBA3),
     *CASES,
+    ("scan", "selective_scan"),
+    ("scan", "chunk_scan"),
 ]
 NOT_RECURRENT = {kind for kind in KINDS if not KINDS[kind].recurrent}
 # Mamba-3 is in none of transformers' models.
-REFUSED = {"mamba3": "transformers prefill, bf16 declares nothing"}
+REFUSED = dict.fromkeys(
+    ("mamba3", "selective_scan", "chunk_scan"),
+    "transformers prefill, bf16 declares nothing",
+)
+# Scans stand in no checkpoint, and in no module that a runner has.
+SCANS = {"selective_scan", "chunk_scan"}
 # Mixers that mamba_ssm does not have: fla does, or torch alone.
 NOT_OF_MAMBA_SSM = {"gated_delta", "kimi_delta", "rg_lru", "rwkv4", "lightning"}
 NOT_OF_MAMBA_SSM |= {"mlstm"}
@@ -76,9 +87,30 @@ def drawn_at_random(family, name):
     return family in ("mamba_ssm", "mamba3")
 
 
+def scan_alone(name):
+    """A call of a scan on random rows, as a model."""
+    rng = np.random.default_rng(5)
+    normal = lambda *shape: rng.normal(size=shape)
+    if name == "selective_scan":
+        rates, bias = -np.exp(normal(4, 3)), normal(4) - 3.0
+        u, dt, z = normal(1, 4, 9), normal(1, 4, 9), normal(1, 4, 9)
+        B, C = normal(1, 2, 3, 9), normal(1, 2, 3, 9)
+        call = selective_scan_call(u, dt, rates, B, C, normal(4), z, bias, True)
+    else:
+        rates, bias = -np.exp(normal(4)), normal(4)
+        x, dt, z = normal(1, 9, 4, 2), normal(1, 9, 4), normal(1, 9, 4, 2)
+        B, C = normal(1, 9, 2, 3), normal(1, 9, 2, 3)
+        call = chunk_scan_call(
+            x, dt, rates, B, C, 4, normal(4), z, bias, dt_softplus=True
+        )
+    return model_of_call(call.mixer, call.read, "a scan")[0]
+
+
 @functools.cache
 def model_of(family, name):
-    """A small random model, read from its files."""
+    """A small random model, read from its files; or a scan alone."""
+    if family == "scan":
+        return scan_alone(name)
     folder = Path(tempfile.mkdtemp(prefix="lyapunov-test-"))
     if not drawn_at_random(family, name):
         network = make(family, **CONFIGURATIONS[family][name])
@@ -115,7 +147,7 @@ def test_counts_are_those_of_what_is_built(family, name):
         matrices = sum(array.size for array in raw.values() if array.ndim > 1)
         counts = sizes.count(7)
         assert counts.weights == matrices, place
-        assert matrices > 0 or sizes.kind == "norm", place
+        assert matrices > 0 or sizes.kind in ("norm", "chunk_scan"), place
         assert counts.channels > 0, place
         attends = any(one.how == "cache" for one in sizes.hand_over)
         assert (sizes.count(10**5).scores > 0) == attends, place
@@ -200,7 +232,7 @@ def test_every_kind_is_watched_or_refused():
     """Assert modules of transformers and names of mamba_ssm, kind by kind."""
     assert set(KINDS) == set(WATCHED) | set(REFUSED)
     # mamba_ssm itself is run on its own mixers, and refuses all others
-    assert set(NAMES_BY_KIND) == set(KINDS) - NOT_RECURRENT - NOT_OF_MAMBA_SSM
+    assert set(NAMES_BY_KIND) == set(KINDS) - NOT_RECURRENT - NOT_OF_MAMBA_SSM - SCANS
     for kind, seen in WATCHED.items():
         sites = {one.site for one in seen}
         assert sites <= set(KINDS[kind].sites), kind

@@ -222,3 +222,108 @@ def made(network: Callable[[], Any], seed: int = 0) -> Any:
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
     """A seeded normal input."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def selective_scan_in_torch(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False
+):
+    """A scan of one's own, called like `selective_scan_fn`; B and C by group."""
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    dt = F.softplus(delta) if delta_softplus else delta
+    B, C = (x.repeat_interleave(u.shape[1] // x.shape[1], dim=1) for x in (B, C))
+    state, y = torch.zeros(*u.shape[:2], A.shape[1]), []
+    for t in range(u.shape[2]):
+        decay = torch.exp(dt[..., t, None] * A)
+        state = decay * state + (dt * u)[..., t, None] * B[..., t]
+        y.append((state * C[..., t]).sum(-1))
+    out = torch.stack(y, -1)
+    out = out if D is None else out + u * D[:, None]
+    return out if z is None else out * F.silu(z)
+
+
+def chunk_scan_in_torch(
+    x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False
+):
+    """A scan of one's own, called like `mamba_chunk_scan_combined`."""
+    del chunk_size
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = F.softplus(dt) if dt_softplus else dt
+    B, C = (a.repeat_interleave(x.shape[2] // a.shape[2], dim=2) for a in (B, C))
+    state, y = torch.zeros(*x[:, 0].shape, B.shape[-1]), []
+    for t in range(x.shape[1]):
+        decay = torch.exp(dt[:, t] * A)[..., None, None]
+        fed = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        state = decay * state + fed
+        y.append((state * C[:, t, :, None]).sum(-1))
+    out = torch.stack(y, 1)
+    out = out if D is None else out + x * D[:, None]
+    return out if z is None else out * F.silu(z)
+
+
+class FourDirections(nn.Module):
+    """VMamba's kind: four directions in one scan, a group each, an offset on dt and
+    nothing else around it."""
+
+    def __init__(self, directions: int = 4, d_state: int = 4):
+        super().__init__()
+        channels = directions * WIDTH
+        self.x_proj = nn.Linear(WIDTH, directions * (2 * d_state + WIDTH))
+        self.rates = nn.Parameter(0.5 * torch.randn(channels, d_state))
+        self.skip = nn.Parameter(torch.randn(channels))
+        self.offset = nn.Parameter(torch.randn(channels))
+        self.scan, self.shape = selective_scan_in_torch, (directions, d_state)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, channels) to the same."""
+        batch, high, wide, channels = image.shape
+        directions, d_state = self.shape
+        rows = image.reshape(batch, -1, channels)
+        columns = image.transpose(1, 2).reshape(batch, -1, channels)
+        ways = torch.stack([rows, columns, rows.flip(1), columns.flip(1)], 1)
+        made = self.x_proj(rows).reshape(batch, high * wide, directions, -1)
+        dt, B, C = made.split([WIDTH, d_state, d_state], dim=-1)
+        y = self.scan(
+            ways.transpose(2, 3).reshape(batch, directions * channels, -1),
+            dt.permute(0, 2, 3, 1).reshape(batch, directions * channels, -1),
+            -torch.exp(self.rates),
+            B.permute(0, 2, 3, 1),
+            C.permute(0, 2, 3, 1),
+            self.skip,
+            delta_bias=self.offset,
+            delta_softplus=True,
+        )
+        y = y.reshape(batch, directions, channels, -1).sum(1)
+        return image + y.transpose(1, 2).reshape(image.shape)
+
+
+class Heads(nn.Module):
+    """A scan of Mamba-2 with a gate inside, and no convolution."""
+
+    def __init__(self, heads: int = 2, d_state: int = 8, groups: int = 1):
+        super().__init__()
+        self.sizes = heads, WIDTH // heads, d_state, groups
+        rows = 2 * WIDTH + heads + 2 * groups * d_state
+        self.made = nn.Linear(WIDTH, rows)
+        self.rates = nn.Parameter(0.5 * torch.randn(heads))
+        self.skip, self.offset = (nn.Parameter(torch.randn(heads)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, seq, width) to the same."""
+        heads, _, d_state, groups = self.sizes
+        wide = groups * d_state
+        u, z, dt, B, C = self.made(x).split([WIDTH, WIDTH, heads, wide, wide], dim=-1)
+        by = lambda a, parts: a.reshape(*a.shape[:2], parts, -1)
+        y = chunk_scan_in_torch(
+            by(u, heads),
+            dt,
+            -torch.exp(self.rates),
+            by(B, groups),
+            by(C, groups),
+            16,
+            D=self.skip,
+            z=by(z, heads),
+            dt_bias=self.offset,
+            dt_softplus=True,
+        )
+        return x + y.flatten(2)

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from ..._errors import UsageError
-from ...formats import FP32, Format
+from ...formats import FP32, FP64, Format
 from ...sublayers import ExpertsSizes, NetworkConfig
 from .._autocast import autocast_parameters
 from .._execution import Execution, any_order, assume_formats, parse_precision
@@ -115,6 +115,36 @@ def mamba_ssm_network(
     )
 
 
+def _scans(
+    config: NetworkConfig, precision: str, decode: bool, common: dict[str, Any]
+) -> dict[str, Execution]:
+    """Scans that are called alone, where the network has some: the mixers' own."""
+    found: dict[str, Execution] = {}
+    if any(s.kind == "selective_scan" for s in config.sublayers):
+        make = mamba_ssm_decode if decode else mamba_ssm_prefill
+        found["selective_scan"] = make(precision, **common)
+    chunked = next((s for s in config.sublayers if s.kind == "chunk_scan"), None)
+    if chunked is not None and decode:
+        found["chunk_scan"] = mamba_ssm_mamba2_decode(precision, **common)
+    elif chunked is not None:
+        found["chunk_scan"] = mamba_ssm_mamba2_prefill(
+            precision, **common, chunk=chunked.chunk
+        )
+    as_given = dict.fromkeys(("A_log", "D", "dt_bias"), FP64)
+    return {
+        kind: dataclasses.replace(
+            one,
+            kind=kind,
+            parameters=one.parameters | as_given,
+            assumptions=(
+                *one.assumptions,
+                "A, D and the bias of dt are held as they were handed to the scan",
+            ),
+        )
+        for kind, one in found.items()
+    }
+
+
 def _other_mixers(
     config: NetworkConfig, precision: str, decode: bool, common: dict[str, Any]
 ) -> dict[str, Execution]:
@@ -135,6 +165,7 @@ def _other_mixers(
             own = kinds["mamba2"]
             sites = own.sites | _scaled_input(config, "mamba2", fmt)
             kinds["mamba2"] = dataclasses.replace(own, sites=sites)
+    kinds |= _scans(config, precision, decode, common)
     third = next((s for s in config.sublayers if s.kind == "mamba3"), None)
     if third is not None:
         own = {"rank": third.rank, "gate_norm": third.gate_norm}
