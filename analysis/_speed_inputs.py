@@ -10,6 +10,7 @@ import numpy as np
 from lyapunov.arithmetic import Bounded, Rounded, Weight
 from lyapunov.implementations import SublayerRecord
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, initial_state, mamba1
+from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, sublayer
 
 
@@ -50,7 +51,7 @@ def parameters(shape: Shape, seed: int) -> Mamba1Parameters:
     d_inner, d_state, rank = shape.d_inner, shape.d_state, shape.dt_rank
     dt = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), d_inner))
     return Mamba1Parameters(
-        norm=jnp.ones(shape.d_model, jnp.float64),
+        norm=Norm(jnp.ones(shape.d_model, jnp.float64), None, 1e-5),
         in_proj=matrix(2 * d_inner, shape.d_model),
         in_proj_bias=None,
         conv_weight=held(rng.uniform(-0.5, 0.5, (d_inner, 4))),
@@ -62,7 +63,6 @@ def parameters(shape: Shape, seed: int) -> Mamba1Parameters:
         D=jnp.ones(d_inner, jnp.float64),
         out_proj=matrix(shape.d_model, d_inner),
         out_proj_bias=None,
-        norm_epsilon=1e-5,
     )
 
 

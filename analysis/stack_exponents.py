@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from lyapunov.arithmetic import Exact, Weight
 from lyapunov.sublayers.mamba1 import Mamba1Parameters, Mamba1State, mamba1
+from lyapunov.sublayers.norm import Norm
 from lyapunov.sublayers.residual import Incoming, sublayer
 from studies.files import write
 from studies.study import Study
@@ -110,7 +111,7 @@ def random_stack(
     def layer():
         rows = dt_rank + 2 * d_state
         return Mamba1Parameters(
-            norm=1 + draw(d_model, scale=0.1),
+            norm=Norm(1 + draw(d_model, scale=0.1), None, 1e-5),
             in_proj=Weight(draw(2 * d_inner, d_model, scale=d_model**-0.5)),
             in_proj_bias=None,
             conv_weight=draw(d_inner, d_conv, scale=d_conv**-0.5),
@@ -122,7 +123,6 @@ def random_stack(
             D=draw(d_inner),
             out_proj=Weight(draw(d_model, d_inner, scale=d_inner**-0.5)),
             out_proj_bias=None,
-            norm_epsilon=1e-5,
         )
 
     return Stack(tuple(layer() for _ in range(layers)))

@@ -58,8 +58,8 @@ def bundled_layers(seq: int = 64) -> tuple[LayerInputs, ...]:
 def _inputs(p, stream, dt) -> LayerInputs:
     """u and B from the residual stream, in NumPy and apart from the library's flow."""
     d_inner, d_state = p.A_log.shape
-    scale = np.sqrt(np.mean(stream**2, axis=-1, keepdims=True) + p.norm_epsilon)
-    x = stream / scale * np.asarray(p.norm)
+    scale = np.sqrt(np.mean(stream**2, axis=-1, keepdims=True) + p.norm.epsilon)
+    x = stream / scale * np.asarray(p.norm.weight)
     x = (x @ np.asarray(p.in_proj.matrix).T)[:, :d_inner]
     taps = np.asarray(p.conv_weight).T
     padded = np.concatenate([np.zeros((len(taps) - 1, d_inner)), x])

@@ -13,6 +13,7 @@ from ..checkpoints.files._files import quote
 from ._kind import MissingOptionError, MixerKind, NotOfKindError
 from ._kinds import KINDS
 from ._mixer import Mixer, Options, as_array, given_options, read_option
+from ._of_transformers import described, with_multipliers
 
 
 REGISTER = (
@@ -72,7 +73,11 @@ def find_mixers(
     for name, one in module.named_modules():
         if any(name.startswith(f"{outer}.") or outer == "" for outer in inside):
             continue
-        mixer = _as_registered(name, one, own) or _by_tensors(name, one, options or {})
+        mixer = (
+            _as_registered(name, one, own)
+            or _by_class(name, one)
+            or _by_tensors(name, one, options or {})
+        )
         if mixer is not None:
             found.append(mixer)
             inside.append(name)
@@ -125,6 +130,24 @@ def _described(describe: Describe, module: Any) -> tuple[Mixer, ...]:
     return (describe(module),)
 
 
+def _by_class(name: str, module: Any) -> FoundMixer | None:
+    """The block that a class of transformers is."""
+    told = described(module)
+    if told is None:
+        return None
+    sizes, parts = told
+    used = {n for part in parts.values() for n in part.names}
+    tensors = {n: t for n, t in module.state_dict().items() if n in used}
+    _refuse_without_values(name, module, tensors)
+
+    def describe() -> tuple[Mixer, ...]:
+        state = module.state_dict()
+        stored = lambda n: as_array(n, state[n])
+        return (Mixer(sizes, {key: p.read(stored) for key, p in parts.items()}),)
+
+    return FoundMixer(name, module, sizes.kind, describe)
+
+
 def _by_tensors(
     name: str, module: Any, options: Mapping[str, Any]
 ) -> FoundMixer | None:
@@ -135,7 +158,10 @@ def _by_tensors(
             _refuse_without_values(name, module, tensors)
             where = f"{quote(name or type(module).__name__)}"
             try:
-                sizes = tuple(_sizes(module, known, tensors, options))
+                sizes = tuple(
+                    with_multipliers(one, module)
+                    for one in _sizes(module, known, tensors, options)
+                )
             except NotOfKindError as error:
                 raise UsageError(
                     f"{where} has the tensors of a {known.title} block, and is none: "
@@ -162,9 +188,19 @@ def _tensors(module: Any, known: MixerKind) -> Iterator[tuple[str, Any]]:
     for canonical, names in known.stored.items():
         for stored in names:
             tensor = _attribute(module, stored)
+            if _transient(module, stored):
+                continue
             if hasattr(tensor, "dtype") and hasattr(tensor, "shape"):
                 yield canonical, tensor
                 break
+
+
+def _transient(module: Any, path: str) -> bool:
+    """Whether a buffer is no part of the module's state, as the ones of a norm without
+    weights are not."""
+    parent, _, leaf = path.rpartition(".")
+    owner = _attribute(module, parent) if parent else module
+    return leaf in getattr(owner, "_non_persistent_buffers_set", ())
 
 
 def _attribute(module: Any, path: str) -> Any:

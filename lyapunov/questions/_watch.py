@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._arguments import progress_or_none
+from .._arguments import choice, progress_or_none
 from .._errors import UsageError
 from .._version import __version__
 from .._xla import demand_flags
@@ -43,8 +43,10 @@ NO_TOKENS = "blocks of a network in memory have no logits; output= looks at its 
 SETTINGS = (
     *("precisions", "state_precision", "mode", "constants", "device", "effort"),
     *("bounds", "floor", "growth", "seed", "fail_on", "select", "ignore"),
-    "exit_zero",
+    *("exit_zero", "measure"),
 )
+MEASURES = ("emulated", "none")
+"""What measures blocks: nothing runs them alone but the emulator."""
 
 
 def watch(
@@ -79,7 +81,8 @@ def watch(
       are known. Calls that stand in no block are rows of their own.
     - `progress`: as for `check`.
     - `settings`: those of `check` that need neither logits nor files: `precisions`,
-      `state_precision`, `effort`, `mode`, `growth`, and so on.
+      `state_precision`, `effort`, `mode`, `growth`, `measure` (`emulated`, or `none`
+      for the exponents alone), and so on.
 
     **Raises:** `UsageError` for what is no such module, or has no block; then it lists
     what comes nearest.
@@ -89,6 +92,7 @@ def watch(
         raise UsageError(
             f"watch takes no {strange[0]}", hint=f"one of {', '.join(SETTINGS)}"
         )
+    choice(settings.get("measure", "emulated"), "measure", MEASURES)
     request = Request.of(**settings)
     functions = known_scans(scans)
     found = find_mixers(module, mixers, options, needed=not functions)

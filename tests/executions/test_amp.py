@@ -38,7 +38,7 @@ def test_projections_are_cast_and_nothing_else_is(checkpoint, precision):
         "dt_proj.bias": p.dt_bias,
         "A_log": p.A_log,
         "D": p.D,
-        "norm.weight": p.norm,
+        "norm.weight": p.norm.weight,
     }.items():
         wanted = raw[name]
         if name in CAST:

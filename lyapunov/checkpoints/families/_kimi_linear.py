@@ -211,7 +211,7 @@ def _described(
     mlp = network.mlp(9216)
     made: dict[str, Any] = {
         "attention": (attention, _attention_parts, "kv_b_proj.weight"),
-        "mamba": (mixer, _mixer_parts, "b_proj.weight"),
+        "mamba": (mixer, mixer_parts, "b_proj.weight"),
         "dense": (mlp, mlp_parts, "gate_proj.weight"),
     }
     if "sparse" in behinds:
@@ -283,7 +283,7 @@ def _attention_parts(
     return parts
 
 
-def _mixer_parts(
+def mixer_parts(
     m: "sublayers.KimiDeltaSizes", stored: dict[str, Any], prefix: str
 ) -> dict[str, Part]:
     """Gates by way of fewer channels (Kimi), or straight from the input (Ling)."""

@@ -91,7 +91,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
         blocks += [mixer, mlp]
         parts += [
             norm_parts(first, d_model)
-            | _mixer_parts(mixer, stored, f"{prefix}linear_attn."),
+            | mixer_parts(mixer, stored, f"{prefix}linear_attn."),
             mlp_parts(mlp, stored, f"{prefix}mlp.", second),
         ]
     config = network.config(blocks, vocab_size=100352)
@@ -110,7 +110,7 @@ def _norm(stored: dict[str, Any], prefix: str, *names: str) -> str:
     return inside_of(stored, ".weight", *(f"{prefix}{name}" for name in names))
 
 
-def _mixer_parts(m: Any, stored: dict[str, Any], prefix: str) -> dict[str, Part]:
+def mixer_parts(m: Any, stored: dict[str, Any], prefix: str) -> dict[str, Part]:
     keys, values = m.key_heads * m.key_dim, m.value_heads * m.value_dim
     rows = {
         "q": ("q_proj", keys), "k": ("k_proj", keys), "v": ("v_proj", values),

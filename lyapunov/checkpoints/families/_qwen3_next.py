@@ -128,7 +128,7 @@ def _described(
         else:
             mixer = delta_sizes(network, **_OFFSET)
             blocks.append(mixer)
-            own = _fused(mixer) if fused else apart(mixer)
+            own = fused_parts(mixer) if fused else apart(mixer)
             own = under(f"{prefix}linear_attn.", own | delta_parts(mixer))
             parts.append(norm_parts(before, network.d_model) | own)
         if experts == "never" or (experts == "by layer" and _dense(settings, i)):
@@ -214,7 +214,7 @@ def delta_parts(m: "sublayers.GatedDeltaSizes", norm: str = "norm") -> dict[str,
     }
 
 
-def _fused(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
+def fused_parts(m: "sublayers.GatedDeltaSizes") -> dict[str, Part]:
     """Two tensors; rows of each key head together, its value heads' after its own."""
     each = m.value_heads // m.key_heads
     found: dict[str, Part] = {}

@@ -149,7 +149,7 @@ def _described(
             parts.append(held | {"linear": linear})
             continue
         inside = f"{prefix}mamba_decoder." if hybrid else prefix
-        mixer_parts = _headed_parts if sizes.kind == "mamba1" else mamba2_parts
+        mixer_parts = headed_parts if sizes.kind == "mamba1" else mamba2_parts
         norm = f"{inside}input_layernorm"
         parts.append(mixer_parts(sizes, stored, f"{inside}mamba.", norm))
         layer, hybrid = layer + 1, False
@@ -201,7 +201,7 @@ def _adapted_parts(
     return parts
 
 
-def _headed_parts(
+def headed_parts(
     c: "sublayers.Mamba1Sizes", stored: dict[str, Any], prefix: str, norm: str
 ) -> dict[str, Part]:
     """Rows of in_proj are x and z in turn; the rest lies head by head."""
