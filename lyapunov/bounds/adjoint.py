@@ -173,7 +173,7 @@ class Adjoints:
                     p,
                     start,
                     beside,
-                    self._executions[0].of(layer.kind).form,
+                    self._executions[0].at(layer).form,
                 )
                 found.append(effects)
             self._add(layer.layer, found, self._unrounded(layer))
@@ -183,7 +183,7 @@ class Adjoints:
         return self._model.sublayers[layer.layer - 1] if layer.layer else None
 
     def _numbers_of(self, layer: Sublayer):
-        numbers = [e.of(layer.kind).site_numbers() for e in self._executions]
+        numbers = [e.at(layer).site_numbers() for e in self._executions]
         for sites in numbers:
             for site in self._unrounded(layer) & set(sites):
                 # a number for a number: the program is that of all other sublayers

@@ -95,7 +95,7 @@ class Ball:
         """
         if self._stream is None:
             return None
-        own = self._execution.of(layer.kind)
+        own = self._execution.at(layer)
         p = with_operator_norms(self._model.parameters(layer.layer, own))
         through = bounded_pass(
             layer.flow,

@@ -105,7 +105,7 @@ class Probes:
         - `reference`: the reference's record of it. It is the exact run's as well as
           long as the execution holds all weights as they are.
         """
-        own = self._execution.of(layer.kind)
+        own = self._execution.at(layer)
         p = self._model.parameters(layer.layer, own)
         start = self._model.start(p)
         self._held_exactly &= self._model.held_exactly(layer.layer, own)

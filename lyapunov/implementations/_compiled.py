@@ -60,7 +60,7 @@ def compiled(execution: Execution) -> Execution:
         name=f"{execution.name}, compiled",
         compiled=True,
         constants=constants,
-        kinds={kind: compiled(one) for kind, one in execution.kinds.items()},
+        **execution.mapped(compiled),
         assumptions=(
             *execution.assumptions,
             "torch.compile with inductor on a CPU, by default options, of the network "
@@ -120,7 +120,7 @@ class Versions:
         apart = self._apart
         if apart is None:
             apart = jnp.zeros_like(record.residual)
-        form = self._execution.of(record.kind).sites["residual"]
+        form = self._execution.at(record).sites["residual"]
         size = jnp.abs(record.residual + record.hidden) + apart
         rounding = form.unit_roundoff * (size + form.smallest_normal)
         self._apart = apart + 2.0 * rounding

@@ -141,14 +141,13 @@ def with_measured(execution: Execution, path: Path = PATH) -> Execution:
             f"arguments on {content['about']}, for that GPU alone"
         )
         constants = dataclasses.replace(execution.constants, **found)
-    kinds = {
-        name: with_measured(one, path) if name in MEASURED_KINDS else one
-        for name, one in execution.kinds.items()
-    }
+    inside = execution.mapped(
+        lambda one: with_measured(one, path) if one.kind in MEASURED_KINDS else one
+    )
     return dataclasses.replace(
         execution,
         constants=constants,
-        kinds=kinds,
+        **inside,
         assumptions=(*execution.assumptions, told),
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -83,6 +83,20 @@ class Always:
         return self.depth
 
 
+class Place(Protocol):
+    """Whatever says which sublayer is meant."""
+
+    @property
+    def layer(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it is."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """A flow with a format at every site and the constants it promises."""
@@ -115,6 +129,10 @@ class Execution:
     kinds: dict[str, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
     """Of the same program, for kinds of sublayers that differ from this one: other
     sites, parameters, constants or depths."""
+    layers: dict[int, "Execution"] = dataclasses.field(default_factory=dict, repr=False)
+    """Of single sublayers, by their number, which differ from others of their kind:
+    what a checkpoint's configuration says of each module. All of a kind, or none; made
+    last, of `of(kind)`."""
 
     @functools.cached_property
     def runs_in(self) -> Precision:
@@ -135,8 +153,48 @@ class Execution:
     def of(self, kind: str) -> "Execution":
         """What holds inside a sublayer of this kind.
 
+        **Raises:** `UsageError` for a kind that this program does not run, and for one
+        whose sublayers differ: of those `at` tells.
+        """
+        differing = [n for n, one in self.layers.items() if one.kind == kind]
+        if differing:
+            raise UsageError(
+                f"sublayers of kind {kind!r} are not all executed alike in {self.name}"
+                f" (sublayer {differing[0]})",
+                hint="ask for a sublayer, Execution.at(model.sublayers[0])",
+            )
+        return self._of_kind(kind)
+
+    def at(self, place: Place) -> "Execution":
+        """What holds inside one sublayer.
+
+        **Arguments:**
+
+        - `place`: whatever has its number and kind, such as `Sublayer` or a record.
+
         **Raises:** `UsageError` for a kind that this program does not run.
         """
+        own = self.layers.get(place.layer)
+        return self._of_kind(place.kind) if own is None else own
+
+    def every(self, kind: str) -> list["Execution"]:
+        """Those that hold inside sublayers of this kind, one of all that store the same
+        tensors and so run the same programs.
+
+        **Raises:** `UsageError` for a kind that this program does not run.
+        """
+        own = [one for one in self.layers.values() if one.kind == kind]
+        alike = {tuple(one.sites): one for one in own or [self._of_kind(kind)]}
+        return list(alike.values())
+
+    def mapped(self, change: Callable[["Execution"], "Execution"]) -> dict[str, Any]:
+        """`kinds` and `layers` with each execution changed, for `replace`."""
+        return {
+            "kinds": {kind: change(one) for kind, one in self.kinds.items()},
+            "layers": {number: change(one) for number, one in self.layers.items()},
+        }
+
+    def _of_kind(self, kind: str) -> "Execution":
         if kind in self.kinds:
             return self.kinds[kind]
         if kind == self.kind:
@@ -162,33 +220,37 @@ class Execution:
 
     def in_windows(self, tokens: int) -> "Execution":
         """The same steps, so many of them between two stores of the state."""
-        kinds = {name: one.in_windows(tokens) for name, one in self.kinds.items()}
+        inside = self.mapped(lambda one: one.in_windows(tokens))
         form = dataclasses.replace(self.form, period=tokens)
         depths = dataclasses.replace(self.depths, scan=Always(tokens))
-        return dataclasses.replace(self, form=form, depths=depths, kinds=kinds)
+        return dataclasses.replace(self, form=form, depths=depths, **inside)
 
     def begun(self, tokens: int) -> "Execution":
         """The same behind so many tokens of a text, for programs whose chunks are
         counted from the text's start."""
         if not tokens:
             return self
-        kinds = {name: one.begun(tokens) for name, one in self.kinds.items()}
+        inside = self.mapped(lambda one: one.begun(tokens))
         if self.form.grid is None:
-            return dataclasses.replace(self, kinds=kinds)
+            return dataclasses.replace(self, **inside)
         form = dataclasses.replace(self.form, grid=self.form.grid + tokens)
-        return dataclasses.replace(self, form=form, kinds=kinds)
+        return dataclasses.replace(self, form=form, **inside)
 
     def behind(self, tokens: int) -> "Execution":
         """The same, packed behind so many tokens of other texts, for programs whose
         chunks are cut in the stream of all of them."""
-        kinds = {name: one.behind(tokens) for name, one in self.kinds.items()}
-        same = all(one is self.kinds[name] for name, one in kinds.items())
+        inside = self.mapped(lambda one: one.behind(tokens))
+        same = all(
+            one is getattr(self, table)[name]
+            for table, changed in inside.items()
+            for name, one in changed.items()
+        )
         form = self.form
         if tokens and form.in_stream:
             form = dataclasses.replace(form, grid=tokens)
         elif same:
             return self
-        return dataclasses.replace(self, form=form, kinds=kinds)
+        return dataclasses.replace(self, form=form, **inside)
 
     def site_numbers(self) -> dict:
         """Numbers of the formats of all stored sites."""

@@ -81,5 +81,4 @@ def with_quantised_activations(
             ),
         )
 
-    kinds = {kind: one(own) for kind, own in execution.kinds.items()}
-    return dataclasses.replace(one(execution), kinds=kinds)
+    return dataclasses.replace(one(execution), **execution.mapped(one))

@@ -42,7 +42,7 @@ class Reference:
         """Records of all sublayers, then the head."""
         stream = Stream.start(model.embed(tokens), model.sublayers)
         for layer in model.sublayers:
-            own = None if self._function is None else self._function.of(layer.kind)
+            own = None if self._function is None else self._function.at(layer)
             p = model.parameters(layer.layer, function=own)
             incoming = stream.incoming(layer)
             residual, output, observed = run_layer(

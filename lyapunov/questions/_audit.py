@@ -206,7 +206,7 @@ def _one(model: Model, ids, way: Way, keys, progress):
         # what is declared of this kind of sublayer
         segments = merged(
             [
-                dataclasses.replace(s, execution=s.execution.of(record.kind))
+                dataclasses.replace(s, execution=s.execution.at(record))
                 for s in way.segments
             ],
             sizes,

@@ -113,7 +113,7 @@ def _limits(model: Model) -> list[tuple[float, float]]:
 def _own_limit(model: Model, execution: Execution) -> tuple[float, float] | None:
     """Between which the execution limits dt, where that is not the model's."""
     for layer in model.sublayers:
-        own = execution.of(layer.kind)
+        own = execution.at(layer)
         if not model.same_function(layer.layer, own):
             return own.dt_limit
     return None

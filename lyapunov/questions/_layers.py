@@ -163,7 +163,7 @@ def _one_sublayer(
     for run in runs:
         other, stagnation = _next_of(run, record, places)
         if bounded:
-            own = run.execution.of(sublayer.kind)
+            own = run.execution.at(sublayer)
             work = SublayerDivergence(
                 model, sublayer, own, record, other, effort, workers, stagnation
             )
@@ -212,7 +212,7 @@ def _next_of(run: _Run, record, places: dict[str, int]) -> tuple[Any, Any]:
     facts = None if place is None else state_facts(record, place)
     if facts is None:
         return other, None
-    every = run.execution.of(record.kind).stored_every
+    every = run.execution.at(record).stored_every
     if every > 1:
         # what a token adds is counted by then with what others add
         facts = facts._replace(stagnation=None, stored_every=every)

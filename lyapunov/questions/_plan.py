@@ -354,7 +354,12 @@ def _many(stores: int, kinds: int) -> float:
 
 def _stores(executions: Sequence[Execution]) -> int:
     """How many executions differ in what they store: the others share programs."""
-    return max(len({tuple(execution.sites) for execution in executions}), 1)
+    kinds = {one.kind for e in executions for one in (e, *e.layers.values())}
+    stored = (
+        {tuple(own.sites) for e in executions for own in e.every(kind)}
+        for kind in kinds
+    )
+    return max(map(len, stored), default=1)
 
 
 def _left_behind(name: str, stores: int, kinds: int) -> int:

@@ -73,8 +73,8 @@ def stored_in(
     like = jax.ShapeDtypeStruct((*shape, model.config.d_model), jnp.float64)
     incoming = Incoming(like, like, None, like if layer.embedded else None)
     found, whoever = 0, measuring(measure)
-    for execution in executions:
-        own = execution.of(layer.kind)
+    each_way = [own for one in executions for own in one.every(layer.kind)]
+    for own in each_way:
         run = lambda i, own=own: run_rounded(
             sizes, own.site_numbers(), {}, i, p, model.start(p), None,
             np.zeros(3, int), own.form, False,
@@ -129,7 +129,8 @@ def memory_of(
     for one in set(config.sublayers):
         count = one.count(length, batch)
         at_once = count.at_once or tokens
-        if any(execution.of(one.kind).form.chunks_at_once for execution in executions):
+        forms = [own.form for e in executions for own in e.every(one.kind)]
+        if any(form.chunks_at_once for form in forms):
             at_once = tokens
         held = count.arrays * count.channels * min(tokens, at_once)
         held = 8 * (held + BLOCK_ARRAYS * count.scores)

@@ -73,7 +73,7 @@ class Emulated:
         sizes: Any = model.config.sublayers[layer.layer]
         parts, after = [], None
         for segment in segments:
-            own = segment.execution.of(layer.kind).begun(segment.start)
+            own = segment.execution.at(layer).begun(segment.start)
             p = model.parameters(layer.layer, own)
             *part, after = run_rounded(
                 sizes,

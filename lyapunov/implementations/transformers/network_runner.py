@@ -251,7 +251,7 @@ def _record(
     if layer.embedded:
         beside = jnp.asarray(read[..., model.config.d_model :])
         incoming = incoming._replace(embedded=beside)
-    sites = execution.of(layer.kind).sites
+    sites = execution.at(layer).sites
     kept = sites["residual"].name
     residual = _added(torch, kept, incoming.residual, incoming.hidden)
     if incoming.aside is not None:
