@@ -150,9 +150,9 @@ def group(ctx: click.Context, param: click.Parameter, value: str | None):
 def operand(ctx: click.Context, param: click.Parameter, value: str | None):
     """A format of what products read."""
     if value is not None:
-        from lyapunov.formats._operand_table import parse_operand
+        from lyapunov.formats._operand_table import check_activations
 
-        parse_operand(value)
+        check_activations(value)
     return value
 
 

@@ -32,7 +32,7 @@ from lyapunov.command._declare import (
 )
 from lyapunov.command._measure import MeasureChoice
 from lyapunov.command._refusals import refuse
-from lyapunov.formats._operand_table import OPERAND_FORMATS_TOLD
+from lyapunov.formats._operand_table import ACTIVATIONS_TOLD
 from lyapunov.formats._table import PRECISIONS, STATE_PRECISIONS, STATE_PRECISIONS_TOLD
 from lyapunov.formats._weight_table import formats_in_words
 from lyapunov.implementations._registry import (
@@ -202,7 +202,8 @@ class Options:
         callback=_declare.operand,
         metavar="FORMAT",
         help="Of --measure emulated: quantise what products of matrices read, as W8A8 "
-        f"and W4A4 do. One of {OPERAND_FORMATS_TOLD}.",
+        f"and W4A4 do. One of {ACTIVATIONS_TOLD}. Left out: as the checkpoint's "
+        "configuration has it, as far as it is known; config: the same, or an error.",
     )
     source: str | None = option(
         CHECKED,

@@ -22,12 +22,15 @@ from ._operand import (
     operand_ends as operand_ends,
     operand_error_bound as operand_error_bound,
     operand_format_named as operand_format_named,
-    operand_format_of as operand_format_of,
     operand_scales as operand_scales,
     operand_slack as operand_slack,
     round_operand as round_operand,
 )
-from ._operand_table import DYNAMIC as DYNAMIC, STATIC as STATIC
+from ._operand_table import (
+    DYNAMIC as DYNAMIC,
+    STATIC as STATIC,
+    operand_format_of as operand_format_of,
+)
 from ._precision import Precision as Precision
 from ._state import (
     INTEGER_ROUNDINGS as INTEGER_ROUNDINGS,

@@ -22,7 +22,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._errors import UsageError
 from ._format import (
     FORMATS,
     FP32,
@@ -31,7 +30,7 @@ from ._format import (
     round_to,
     unit_in_first_place,
 )
-from ._operand_table import OPERAND_FORMATS_TOLD, OperandRow, parse_operand
+from ._operand_table import OperandRow, parse_operand
 from ._state import StateNumbers
 from ._table import INTEGER_TABLE
 
@@ -139,44 +138,6 @@ def _codes(row: OperandRow) -> Format:
     if row.element in INTEGER_TABLE:
         return Format(*INTEGER_TABLE[row.element])
     return FORMATS[row.element]
-
-
-def operand_format_of(activations: dict) -> str | None:
-    """Name the format that a checkpoint's config asks for; None where it asks for none.
-
-    **Arguments:**
-
-    - `activations`: `input_activations` of a group in compressed-tensors' config, with
-      `num_bits`, `type`, `strategy`, `dynamic` and `group_size`. Static scales are of
-      each module: the name ends in `=`, for the scale to follow.
-
-    **Raises:** `UsageError` for what no format here is.
-    """
-    if not activations:
-        return None
-    asked = tuple(
-        activations.get(key, other)
-        for key, other in (("type", "int"), ("num_bits", 8), ("strategy", "tensor"))
-    )
-    dynamic = activations.get("dynamic", False) is True
-    size = activations.get("group_size")
-    known = {
-        ("float", 8, "token", None, True): "fp8_e4m3-token",
-        ("int", 8, "token", None, True): "int8-token",
-        ("float", 8, "group", 128, True): "fp8_e4m3-group128",
-        ("float", 8, "tensor", None, False): "fp8_e4m3-static=",
-        ("float", 4, "tensor_group", 16, False): "nvfp4=",
-    }
-    # zero points would move the codes' range
-    symmetric = activations.get("symmetric", True)
-    found = known.get((*asked, size, dynamic))
-    if found is None or symmetric is not True:
-        told = ", ".join(f"{key} {value!r}" for key, value in activations.items())
-        raise UsageError(
-            f"activations quantised so are not covered: {told}",
-            hint=f"known are {OPERAND_FORMATS_TOLD}",
-        )
-    return found
 
 
 # ---- codes and scales

@@ -4,7 +4,7 @@ Apart from `_operand` so that the command's options can name them without JAX.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._errors import UsageError
 
@@ -39,7 +39,22 @@ STATIC = {
 }
 """Behind `=` stands a number: `input_scale`, or NVFP4's `input_global_scale`."""
 
+UNQUANTISED = "none"
+AS_CONFIGURED = "config"
 OPERAND_FORMATS_TOLD = ", ".join([*DYNAMIC, *(f"{name}=SCALE" for name in STATIC)])
+
+ACTIVATIONS_TOLD = f"{OPERAND_FORMATS_TOLD}, {AS_CONFIGURED}, {UNQUANTISED}"
+"""What executions may be asked for: a format, what the checkpoint's configuration has,
+or none at all."""
+
+
+def check_activations(name: str) -> None:
+    """Look at what executions are asked to quantise activations to.
+
+    **Raises:** `UsageError` that lists the names.
+    """
+    if name not in (AS_CONFIGURED, UNQUANTISED):
+        parse_operand(name)
 
 
 def parse_operand(name: str) -> tuple[OperandRow, float | None]:
@@ -63,5 +78,43 @@ def parse_operand(name: str) -> tuple[OperandRow, float | None]:
         )
     raise UsageError(
         f"activations cannot be quantised to {name!r}",
-        hint=f"one of {OPERAND_FORMATS_TOLD}",
+        hint=f"one of {ACTIVATIONS_TOLD}",
     )
+
+
+def operand_format_of(activations: dict[str, Any]) -> str | None:
+    """Name the format that a checkpoint's config asks for; None where it asks for none.
+
+    **Arguments:**
+
+    - `activations`: `input_activations` of a group in compressed-tensors' config, with
+      `num_bits`, `type`, `strategy`, `dynamic` and `group_size`. Static scales are of
+      each module: the name ends in `=`, for the scale to follow.
+
+    **Raises:** `UsageError` for what no format here is.
+    """
+    if not activations:
+        return None
+    asked = tuple(
+        activations.get(key, other)
+        for key, other in (("type", "int"), ("num_bits", 8), ("strategy", "tensor"))
+    )
+    dynamic = activations.get("dynamic", False) is True
+    size = activations.get("group_size")
+    known = {
+        ("float", 8, "token", None, True): "fp8_e4m3-token",
+        ("int", 8, "token", None, True): "int8-token",
+        ("float", 8, "group", 128, True): "fp8_e4m3-group128",
+        ("float", 8, "tensor", None, False): "fp8_e4m3-static=",
+        ("float", 4, "tensor_group", 16, False): "nvfp4=",
+    }
+    # zero points would move the codes' range
+    symmetric = activations.get("symmetric", True)
+    found = known.get((*asked, size, dynamic))
+    if found is None or symmetric is not True:
+        told = ", ".join(f"{key} {value!r}" for key, value in activations.items())
+        raise UsageError(
+            f"activations quantised so are not covered: {told}",
+            hint=f"known are {OPERAND_FORMATS_TOLD}",
+        )
+    return found

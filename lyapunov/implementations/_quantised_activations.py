@@ -36,6 +36,14 @@ READ: dict[str, dict[str, tuple[str, ...]]] = {
 read stays as it is: routers, heads, gates of delta rules, x_proj and dt_proj."""
 
 
+BEHIND_CODES = (
+    "; sums of the codes' products are in fp32 accumulators (tensor cores that keep "
+    "fewer bits of them are not covered), and so are the products with the scales; "
+    "these matrices are held as they are stored"
+)
+"""What is assumed of products of codes."""
+
+
 def with_quantised_activations(
     execution: Execution, config: NetworkConfig, name: str
 ) -> Execution:
@@ -74,10 +82,7 @@ def with_quantised_activations(
             assumptions=(
                 *own.assumptions,
                 f"what {', '.join(dict.fromkeys(names))} read is quantised to "
-                f"{row.meaning}; sums of the codes' products are in fp32 accumulators "
-                "(tensor cores that keep fewer bits of them are not covered), and so "
-                "are the products with the scales; these matrices are held as they "
-                "are stored",
+                f"{row.meaning}{BEHIND_CODES}",
             ),
         )
 

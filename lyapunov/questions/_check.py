@@ -95,7 +95,9 @@ def check(
       scales round matrices as quantisers do.
     - `quantise_activations`: of `measure="emulated"`: what products of matrices read is
       quantised, as W8A8 has it: `fp8_e4m3-token`, `int8-token`, `fp8_e4m3-group128`, or
-      under a fixed scale, `fp8_e4m3-static=0.05`, `nvfp4=300`.
+      under a fixed scale, `fp8_e4m3-static=0.05`, `nvfp4=300`. None: as a quantised
+      checkpoint's configuration has it, module by module, as far as that is declared;
+      `config`: the same, or an error; `none`: not at all.
     - `effort`: where the next six are not given. `quick` is exponents, what was
       measured, T3 with one probe, and advice, without any bound: its verdict is
       `measured`; `standard` adds T0 and T1; `full` adds the floor, T2 and T4, takes
@@ -146,7 +148,7 @@ def _answer(
     effort, counts = request.effort, request.verdict
     begun = _begun(model, given, request)
     # every byte is read once more, beside the work
-    facts = ThreadPoolExecutor(1).submit(checkpoint_facts, model)
+    facts = ThreadPoolExecutor(1).submit(checkpoint_facts, model, request)
     known = _telling(progress, begun, ids.size)
     if hasattr(progress, "compiles"):
         progress.compiles(programs_of(model, request))
@@ -197,7 +199,9 @@ def _answer(
         environment=environment(),
         assumptions=[
             *_assumptions(executions),
-            *quantisation_assumptions(model.layout, request.quantise_activations),
+            *quantisation_assumptions(
+                model.layout, executions, request.measure, request.quantise_activations
+            ),
         ],
         checkpoint=facts.result(),
         exponents=exponents,
@@ -245,7 +249,7 @@ def _begun(model: Model, given: Tokens, request: Request) -> Report:
         settings=request.settings(),
         environment={},
         assumptions=[],
-        checkpoint=checkpoint_facts(model, hashed=False),
+        checkpoint=checkpoint_facts(model, request, hashed=False),
         tokens=tokens_facts(given),
         exponents=gather_exponents([], given.ids.size),
         precisions=[],

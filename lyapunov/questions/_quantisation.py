@@ -2,16 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..checkpoints._network import NetworkLayout
 from ..checkpoints.quantised._recognise import Quantisation
 from ..checkpoints.quantised._tensor import coded
 from ..findings._catalogue import finding_of
+from ..implementations import Execution
 from ..results._check import Finding
 from ..results._quantised import QuantisationFacts, StoredMatrix
 from ..sublayers.groups import OUTSIDE
+from ._activations import activation_lines
 
 
 VECTORS = "vectors"
@@ -28,8 +30,15 @@ def quantisation_of(layout: NetworkLayout) -> Quantisation | None:
     return layout.checkpoint.quantisation
 
 
-def quantisation_facts(layout: NetworkLayout) -> QuantisationFacts | None:
-    """How each kind's matrices are stored; None where nothing is quantised."""
+def quantisation_facts(
+    layout: NetworkLayout, followed: str | None = None
+) -> QuantisationFacts | None:
+    """How each kind's matrices are stored; None where nothing is quantised.
+
+    **Arguments:**
+
+    - `followed`: what executions quantise activations to, in words.
+    """
     told = quantisation_of(layout)
     if told is None:
         return None
@@ -41,6 +50,7 @@ def quantisation_facts(layout: NetworkLayout) -> QuantisationFacts | None:
         cache=told.cache,
         kept=list(told.kept),
         matrices=rows,
+        followed=followed if told.activations else None,
     )
 
 
@@ -93,42 +103,25 @@ def _format(tensor) -> tuple[str, str | None]:
     return tensor.dtype, None
 
 
-FOLLOWED = {
-    "fp8, one scale a token, chosen as it runs": "fp8_e4m3-token",
-    "int8, one scale a token, chosen as it runs": "int8-token",
-    "fp8, groups of 128, chosen as it runs": "fp8_e4m3-group128",
-}
-"""How activations are quantised, in words, and the format that follows it."""
-
-
 def quantisation_assumptions(
-    layout: NetworkLayout, activations: str | None = None
+    layout: NetworkLayout,
+    executions: Sequence[Execution] = (),
+    measure: str = "runs",
+    activations: str | None = None,
 ) -> list[str]:
     """What figures on a quantised checkpoint rest on, and on one whose files say less
     than a model needs, and what they leave out.
 
     **Arguments:**
 
-    - `activations`: the format in which executions quantise them, if they do.
+    - `executions`, `measure`, `activations`: as `activation_lines`.
     """
     told = quantisation_of(layout)
     lines = list(layout.checkpoint.assumptions)
     if told is None:
         return lines
     lines.append(told.held or _HELD)
-    if told.activations and activations is not None:
-        lines.append(
-            "the configuration has activations quantised in front of products"
-            f" ({told.activations}); executions quantise them to {activations}"
-        )
-    elif told.activations:
-        follows = FOLLOWED.get(told.activations)
-        lines.append(
-            "not followed: activations are to be quantised in front of products"
-            f" ({told.activations}); reference and executions multiply them"
-            " as they are, so that no bound here holds a server that quantises them"
-            + (f"; --quantise-activations {follows} does" if follows else "")
-        )
+    lines += activation_lines(layout, executions, measure, activations)
     if told.cache:
         lines.append(
             "not followed: the configuration has the key-value cache quantised; keys"

@@ -15,13 +15,13 @@ from ..findings._verdict import Verdict
 from ..formats import Precision
 from ..implementations import Execution, executions_for
 from ..implementations._constants import with_measured
-from ..implementations._quantised_activations import with_quantised_activations
 from ..implementations._registry import measuring
 from ..models import Model
 from ..models._load import demand_head
 from ..models._token_ids import check_range, integer_tokens
 from ..models._tokens import Tokens, called_text, choose_tokens
 from ..results._check import CheckpointFacts, TokensFacts
+from ._activations import followed, quantising
 from ._effort import SWITCHES, Effort
 from ._quantisation import quantisation_facts
 from ._settings import checked_settings
@@ -36,7 +36,6 @@ class AsEffort:
 
 
 AS_EFFORT = AsEffort()
-EMULATED = "emulated"
 
 
 @dataclass(frozen=True)
@@ -125,19 +124,11 @@ class Request:
             measure=self.measure,
             state_precision=None if state is None else str(state),
         )
-        if (asked := self.quantise_activations) is not None:
-            if self.measure != EMULATED:
-                raise UsageError(
-                    f"quantised activations are emulated, not run by {self.measure}",
-                    hint=f"--measure {EMULATED}, or leave --quantise-activations out",
-                )
-            executions = [
-                with_quantised_activations(one, model.config, asked)
-                for one in executions
-            ]
-        if self.constants == "documented":
-            return executions
-        return [with_measured(execution) for execution in executions]
+        if self.constants != "documented":
+            executions = [with_measured(execution) for execution in executions]
+        return quantising(
+            executions, model.layout, self.measure, self.quantise_activations
+        )
 
     def changes(self, model: Model) -> list[ParameterChange]:
         """The weight sets to hold against the model."""
@@ -219,8 +210,19 @@ def tokens_facts(tokens: Tokens) -> TokensFacts:
     return TokensFacts(tokens.source, batch, length, digest)
 
 
-def checkpoint_facts(model: Model, *, hashed: bool = True) -> CheckpointFacts:
-    """What a report says of its checkpoint; its files are read whole to be hashed."""
+def checkpoint_facts(
+    model: Model, request: Request | None = None, *, hashed: bool = True
+) -> CheckpointFacts:
+    """What a report says of its checkpoint; its files are read whole to be hashed.
+
+    **Arguments:**
+
+    - `request`: what was asked for, where executions may follow the configuration.
+    """
+    follows = None
+    if request is not None:
+        asked = request.measure, request.quantise_activations
+        follows = followed(model.layout, *asked)
     return CheckpointFacts(
         source=model.source,
         architecture=model.layout.architecture,
@@ -229,7 +231,7 @@ def checkpoint_facts(model: Model, *, hashed: bool = True) -> CheckpointFacts:
         dtype=model.layout.dtype,
         files=model.checkpoint.hashes() if hashed and model.checkpoint else [],
         n_blocks=model.layout.n_blocks,
-        quantisation=quantisation_facts(model.layout),
+        quantisation=quantisation_facts(model.layout, follows),
     )
 
 

@@ -19,7 +19,7 @@ from .._errors import ArgumentError
 from ..findings._catalogue import ERROR, WARNING
 from ..findings._verdict import check_codes
 from ..formats import state_format_named
-from ..formats._operand_table import parse_operand
+from ..formats._operand_table import check_activations
 from ..formats._table import PRECISIONS
 from ..implementations._implementation import MODES
 from ..implementations._registry import NONE, as_measured
@@ -65,7 +65,7 @@ def _format(value: Any, name: str) -> str:
 
 def _operand(value: Any, name: str) -> str | None:
     if text(value, name, "fp8_e4m3-token") is not None:
-        parse_operand(value)
+        check_activations(value)
     return value
 
 

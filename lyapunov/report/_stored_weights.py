@@ -48,11 +48,9 @@ def stored_weights(checkpoint: CheckpointFacts) -> list[Section]:
         )
     ]
     if told.activations:
+        here = f"here {told.followed}" if told.followed else "not followed here"
         lines.append(
-            Line(
-                "activations",
-                f"quantised by servers ({told.activations}); not followed here",
-            )
+            Line("activations", f"quantised by servers ({told.activations}); {here}")
         )
     if told.cache:
         lines.append(Line("cache", "quantised by servers; not followed here"))

@@ -32,10 +32,14 @@ class QuantisationFacts:
     quantised_share: float
     """Of all parameters."""
     activations: str | None
-    """How the configuration has them quantised in front of products; nobody does so
-    here. Null where it has not."""
+    """How the configuration has them quantised in front of products; null where it has
+    not."""
     cache: bool
     """Whether it has the key-value cache quantised; nobody does so here."""
     kept: list[str]
     """What the quantiser was told to leave alone, as its configuration lists it."""
     matrices: list[StoredMatrix] = field(default_factory=list)
+    followed: str | None = None
+    """What the executions of this report quantise activations to: as configured, wholly
+    or in part, or a format that was asked for; null where they multiply them as they
+    are."""

@@ -102,6 +102,17 @@ def eight_bits(
     return pack
 
 
+def beside(pack: Callable[[np.ndarray], Packed], suffix: str, value: float, *shape):
+    """The same with one fp32 scale of activations beside each matrix."""
+
+    def packed(w: np.ndarray) -> Packed:
+        tensors, meant = pack(w)
+        scale = np.full(shape, value, np.float32)
+        return Packed({**tensors, suffix: scale}, meant)
+
+    return packed
+
+
 def asymmetric_int8(w: np.ndarray) -> Packed:
     low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
     scales = ((high - low) / np.float32(255)).astype(BF16)

@@ -14,6 +14,7 @@ from .quantised import (
     Recipe,
     asymmetric_int8,
     awq,
+    beside,
     bitsandbytes,
     bitsandbytes_int8,
     eight_bits,
@@ -60,6 +61,10 @@ def modelopt(algorithm: str, **more) -> dict:
 
 _FP8: dict[str, Any] = {"num_bits": 8, "type": "float"}
 _INT8: dict[str, Any] = {"num_bits": 8, "type": "int"}
+_BLOCKS_OF_16: dict[str, Any] = {
+    **{"num_bits": 4, "type": "float"},
+    **{"strategy": "tensor_group", "group_size": 16},
+}
 _TOKEN = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
 _INT_TOKEN = {**_TOKEN, "type": "int"}
 
@@ -160,6 +165,25 @@ RECIPES: dict[str, Recipe] = {
         ),
         "nvfp4",
     ),
+    "ct-fp8-static": Recipe(
+        beside(eight_bits("fp8", 0, 0, **_LONE), ".input_scale", 0.01, 1),
+        compressed(
+            "float-quantized",
+            {**_FP8, "strategy": "tensor", "dynamic": False},
+            **_FP8,
+            strategy="tensor",
+        ),
+        "fp8_e4m3",
+    ),
+    "ct-nvfp4-both": Recipe(
+        beside(nvfp4(True), ".input_global_scale", 500.0, 1),
+        compressed(
+            "nvfp4-pack-quantized",
+            {**_BLOCKS_OF_16, "dynamic": "local"},
+            **_BLOCKS_OF_16,
+        ),
+        "nvfp4",
+    ),
     "ct-mxfp4": Recipe(
         mxfp4,
         compressed(
@@ -188,7 +212,7 @@ RECIPES: dict[str, Recipe] = {
         "fp8_e4m3",
     ),
     "modelopt-fp8": Recipe(
-        eight_bits("fp8", 0, 0, **_SCALAR),
+        beside(eight_bits("fp8", 0, 0, **_SCALAR), ".input_scale", 0.01),
         modelopt("FP8"),
         "fp8_e4m3",
         "hf_quant_config.json",
@@ -209,7 +233,7 @@ RECIPES: dict[str, Recipe] = {
         "fp8_e4m3",
     ),
     "modelopt-nvfp4": Recipe(
-        nvfp4(False, ".weight", ".weight_scale_2"),
+        beside(nvfp4(False, ".weight", ".weight_scale_2"), ".input_scale", 0.002),
         modelopt("NVFP4", group_size=16),
         "nvfp4",
         "hf_quant_config.json",

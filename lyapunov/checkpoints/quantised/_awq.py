@@ -12,6 +12,7 @@ import numpy as np
 
 from ..._errors import CorruptCheckpointError
 from ..files._files import quote
+from ._activations import Asking, nothing
 from ._codes import from_awq_words
 from ._settings import contradiction, count_of, text_of, unsupported
 from ._taken import FLOATS, SAME_PLACE, Taken, scaling_words
@@ -21,7 +22,7 @@ from ._tensor import Format, QuantisedTensor, in_steps, sound_scales
 METHOD = "awq"
 
 
-def read_awq(config: Mapping[str, Any], taken: Taken) -> str | None:
+def read_awq(config: Mapping[str, Any], taken: Taken) -> Asking:
     """Take what AWQ stores. Activations are not quantised.
 
     **Raises:** `UnsupportedCheckpointError` for other versions of the layout,
@@ -38,7 +39,7 @@ def read_awq(config: Mapping[str, Any], taken: Taken) -> str | None:
     group = count_of(config, key, 128)
     for module in list(taken.modules("qweight")):
         taken.give(_matrix(taken, module, group))
-    return None
+    return nothing
 
 
 def _matrix(taken: Taken, module: str, group: int) -> QuantisedTensor:

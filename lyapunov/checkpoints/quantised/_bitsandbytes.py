@@ -19,6 +19,7 @@ from ..._errors import CorruptCheckpointError
 from ...formats._weights import FP4_CODES, NF4
 from ..files._files import parse_json_object, quote
 from ..files._tensors import StoredTensor, check_shape
+from ._activations import Asked, Asking
 from ._codes import nibbles
 from ._settings import contradiction, count_of, unsupported
 from ._taken import SAME_PLACE, Taken
@@ -31,7 +32,7 @@ _STATE = "weight.quant_state.bitsandbytes__"
 _MAX_STATE_BYTES = 2**16
 
 
-def read_bitsandbytes(config: Mapping[str, Any], taken: Taken) -> str | None:
+def read_bitsandbytes(config: Mapping[str, Any], taken: Taken) -> Asking:
     """Take what bitsandbytes stores, and say how activations are quantised.
 
     **Raises:** `CorruptCheckpointError` where the bytes that say what is stored, the
@@ -49,10 +50,10 @@ def read_bitsandbytes(config: Mapping[str, Any], taken: Taken) -> str | None:
         raise contradiction(eights, "8 bits", "4 bits (load_in_4bit)")
     for module in eights:
         taken.give(_eight_bits(taken, module))
-    if not eights:
-        return None
-    threshold = config.get("llm_int8_threshold", 6.0)
-    return f"int8, one scale a token, columns beyond {quote(threshold, 20)} in 16 bits"
+    threshold = quote(config.get("llm_int8_threshold", 6.0), 20)
+    asked = Asked(f"int8, one scale a token, columns beyond {threshold} in 16 bits")
+    of_eights = frozenset(eights)
+    return lambda module: asked if module in of_eights else None
 
 
 def _eight_bits(taken: Taken, module: str) -> QuantisedTensor:

@@ -20,9 +20,11 @@ from typing import Any
 
 from ..._errors import CorruptCheckpointError
 from ..files._files import listing, quote
+from ._activations import Asked, Asking, nothing, of_compressed_tensors
 from ._eight_bits import eight_bit_matrix
 from ._four_bits import mxfp4_matrix, nvfp4_matrix
 from ._packed import packed_matrix
+from ._patterns import LONGEST, is_pattern, matcher
 from ._settings import (
     contradiction,
     count_of,
@@ -53,7 +55,10 @@ class Scheme:
     strategy: str
     group_size: int
     block: tuple[int, int]
-    activations: str | None
+    activations: Asked | None
+    """What is asked of what its matrices read."""
+    targets: tuple[str, ...] = ()
+    """Names of modules, expressions, or classes that it is for."""
 
     @property
     def element(self) -> str:
@@ -89,9 +94,8 @@ class Scheme:
         return same and words in alike
 
 
-def read_compressed_tensors(config: Mapping[str, Any], taken: Taken) -> str | None:
-    """Take what compressed-tensors stores, and say how activations are quantised; None
-    where they are not.
+def read_compressed_tensors(config: Mapping[str, Any], taken: Taken) -> Asking:
+    """Take what compressed-tensors stores, and say how activations are quantised.
 
     **Raises:** `UnsupportedCheckpointError` for formats that are not covered,
     `CorruptCheckpointError` where configuration and tensors disagree.
@@ -125,8 +129,35 @@ def read_compressed_tensors(config: Mapping[str, Any], taken: Taken) -> str | No
                 f" {'; '.join(dict.fromkeys(map(str, plans)))}",
                 hint="take config.json and weights from the same place",
             )
-    told = dict.fromkeys(one.activations for one in plans if one.activations)
-    return "; ".join(told) or None
+    return _asking(plans)
+
+
+def _asking(plans: list[Scheme]) -> Asking:
+    """What the group of a module asks, found as vLLM 0.33 finds it
+    (`compressed_tensors/utils.py:find_matched_target`): the first by its name or an
+    expression, else by its class, of which "Linear" is part of every one's."""
+    if not plans:
+        return nothing
+    meant = {t: matcher(t) for one in plans for t in one.targets if is_pattern(t)}
+
+    def of(module: str) -> Asked | None:
+        named = [one for one in plans if _names(one.targets, module, meant)]
+        found = named or [one for one in plans if "Linear" in one.targets]
+        asked = list(dict.fromkeys(one.activations for one in found[:1] or plans))
+        if len(asked) == 1:
+            return asked[0]
+        words = " or ".join(one.words if one else "not at all" for one in asked)
+        return Asked(f"{words}, by groups of which none names this module")
+
+    return of
+
+
+def _names(targets: tuple[str, ...], module: str, meant: Mapping[str, Any]) -> bool:
+    """Whether a module is named, or an expression means it."""
+    if module in targets:
+        return True
+    found = (meant[t] for t in targets if t in meant)
+    return len(module) <= LONGEST and any(one and one(module) for one in found)
 
 
 def _take(schemes: list[tuple[str, Scheme]], taken: Taken) -> None:
@@ -173,7 +204,6 @@ def _schemes(config: Mapping[str, Any]) -> list[tuple[str, Scheme]]:
         weights = object_of(group, "weights")
         if not weights:
             continue
-        names_of(group, "targets")
         block = weights.get("block_structure") or list(_BLOCK)
         if (
             not isinstance(block, list)
@@ -190,7 +220,8 @@ def _schemes(config: Mapping[str, Any]) -> list[tuple[str, Scheme]]:
             strategy=text_of(weights, "strategy", "tensor"),
             group_size=count_of(weights, "group_size", -1),
             block=(block[0], block[1]),
-            activations=_activations(object_of(group, "input_activations")),
+            activations=of_compressed_tensors(object_of(group, "input_activations")),
+            targets=names_of(group, "targets"),
         )
         own = text_of(group, "format", declared)
         found.append((own, scheme))
@@ -201,21 +232,3 @@ def _schemes(config: Mapping[str, Any]) -> list[tuple[str, Scheme]]:
             hint="take config.json and weights from the same place",
         )
     return found
-
-
-def _activations(settings: Mapping[str, Any]) -> str | None:
-    """How activations are quantised, in words."""
-    if not settings:
-        return None
-    bits = count_of(settings, "num_bits", 8)
-    kind = text_of(settings, "type", "int")
-    strategy = text_of(settings, "strategy", "tensor")
-    element = f"int{bits}" if kind == "int" else f"fp{bits}"
-    each = {
-        "tensor": "one scale a tensor",
-        "token": "one scale a token",
-        "group": f"groups of {count_of(settings, 'group_size', -1)}",
-        "tensor_group": f"groups of {count_of(settings, 'group_size', -1)}",
-    }.get(strategy, quote(strategy, 20))
-    when = "chosen as it runs" if settings.get("dynamic") else "fixed beforehand"
-    return f"{element}, {each}, {when}"

@@ -3,6 +3,11 @@
 `P.weight` in e4m3 (N, K) beside `P.weight_scale_inv` (N/128, K/128, rounded up), which
 the codes are multiplied by despite its name. Without blocks (`weight_block_size` null)
 the scale is one a tensor.
+
+Activations as vLLM 0.33 has them (`quantization/fp8.py:Fp8LinearMethod`): by blocks in
+groups of a block's rows; without, `static` under `input_scale`, and `dynamic` under one
+scale a token where its CUTLASS kernels run (Ada, Hopper and later), which is said here,
+one a tensor elsewhere.
 """
 
 from collections.abc import Mapping
@@ -10,15 +15,17 @@ from typing import Any
 
 from ..._errors import CorruptCheckpointError
 from ..files._files import quote
+from ._activations import STATIC, TOKEN, Asking, groups_of
 from ._eight_bits import eight_bit_matrix
 from ._settings import text_of, unsupported
 from ._taken import Taken
 
 
 METHOD = "fp8"
+SCHEMES = ("dynamic", "static")
 
 
-def read_fp8_blocks(config: Mapping[str, Any], taken: Taken) -> str | None:
+def read_fp8_blocks(config: Mapping[str, Any], taken: Taken) -> Asking:
     """Take what stands beside a `weight_scale_inv` or a `weight_scale`, and say how
     activations are quantised.
 
@@ -44,6 +51,16 @@ def read_fp8_blocks(config: Mapping[str, Any], taken: Taken) -> str | None:
             codes = ("fp8_e4m3",)
             taken.give(eight_bit_matrix(taken, name, scales, block=of, codes=codes))
     scheme = text_of(config, "activation_scheme", "dynamic")
-    when = "chosen as it runs" if scheme == "dynamic" else "fixed beforehand"
-    each = "one scale a tensor" if of is None else f"groups of {of[1]}"
-    return f"fp8, {each}, {when}"
+    if scheme not in SCHEMES:
+        raise unsupported("fp8's activation_scheme", scheme, SCHEMES)
+    if of is not None and scheme == "static":
+        raise CorruptCheckpointError(
+            f"config.json: weights in blocks of {of[0]} x {of[1]} and activations under"
+            " scales fixed beforehand (activation_scheme static), which no server runs",
+            hint="take config.json from where the weights come from",
+        )
+    if of is not None:
+        asked = groups_of(of[0])
+    else:
+        asked = STATIC if scheme == "static" else TOKEN
+    return lambda module: asked

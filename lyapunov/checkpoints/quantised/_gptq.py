@@ -15,6 +15,7 @@ import numpy as np
 from ..._errors import CorruptCheckpointError
 from ..files._files import quote
 from ..files._tensors import StoredTensor
+from ._activations import Asking, nothing
 from ._codes import from_words, words_needed
 from ._packed import group_of_each
 from ._settings import contradiction, count_of, text_of, unsupported
@@ -28,7 +29,7 @@ OFFSETS = {"gptq": 1, "gptq_v2": 0}
 """What is added to a stored zero point."""
 
 
-def read_gptq(config: Mapping[str, Any], taken: Taken) -> str | None:
+def read_gptq(config: Mapping[str, Any], taken: Taken) -> Asking:
     """Take what GPTQ stores. Activations are not quantised.
 
     **Raises:** `UnsupportedCheckpointError` for another checkpoint_format,
@@ -45,7 +46,7 @@ def read_gptq(config: Mapping[str, Any], taken: Taken) -> str | None:
     for module in list(taken.modules("qweight")):
         made = _matrix(taken, module, OFFSETS[form], bits, group, bool(ordered))
         taken.give(made)
-    return None
+    return nothing
 
 
 def _matrix(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..._errors import UnsupportedCheckpointError
 from ..files._files import listing
+from ._activations import NVFP4, STATIC, TOKEN, Asked, Asking, groups_of
 from ._eight_bits import eight_bit_matrix
 from ._four_bits import nvfp4_matrix
 from ._settings import ORIGINAL, contradiction, object_of, text_of, unsupported
@@ -21,23 +22,21 @@ from ._taken import Taken
 METHOD = "modelopt"
 BLOCK = (128, 128)
 ALGORITHMS = {
-    "FP8": ("fp8_e4m3", "fp8, one scale a tensor, fixed beforehand"),
-    "FP8_PER_CHANNEL_PER_TOKEN": (
-        "fp8_e4m3",
-        "fp8, one scale a token, chosen as it runs",
-    ),
-    "FP8_PB_WO": ("fp8_e4m3", None),
-    "FP8_BLOCK_SCALES": ("fp8_e4m3", None),
-    "NVFP4": ("nvfp4", "fp4, groups of 16, under a scale a tensor fixed beforehand"),
+    "FP8": ("fp8_e4m3", STATIC),
+    "FP8_PER_CHANNEL_PER_TOKEN": ("fp8_e4m3", TOKEN),
+    "FP8_PB_WO": ("fp8_e4m3", groups_of(128)),
+    "FP8_BLOCK_SCALES": ("fp8_e4m3", groups_of(128)),
+    "NVFP4": ("nvfp4", NVFP4),
     "W4A16_NVFP4": ("nvfp4", None),
-    "MXFP8": ("fp8_e4m3", "fp8, groups of 32, chosen as it runs"),
+    "MXFP8": ("fp8_e4m3", groups_of(32)),
 }
+"""Codes, and what is asked of activations. FP8_PB_WO is of weights alone by its name;
+vLLM 0.33 quantises what they read (`modelopt.py:resolve`, kFp8Dynamic128Sym)."""
 MIXED = "MIXED_PRECISION"
 
 
-def read_modelopt(config: Mapping[str, Any], taken: Taken) -> str | None:
-    """Take what ModelOpt stores, and say how activations are quantised; None where
-    they are not.
+def read_modelopt(config: Mapping[str, Any], taken: Taken) -> Asking:
+    """Take what ModelOpt stores, and say how activations are quantised.
 
     **Arguments:**
 
@@ -49,12 +48,14 @@ def read_modelopt(config: Mapping[str, Any], taken: Taken) -> str | None:
     """
     told = object_of(config, "quantization") or config
     algorithm = text_of(told, "quant_algo").upper()
-    algorithms = {algorithm}
+    algorithms, each = {algorithm}, {}
     if algorithm == MIXED:
         layers = object_of(told, "quantized_layers")
-        algorithms = {
-            text_of(object_of(layers, name), "quant_algo").upper() for name in layers
+        each = {
+            name: text_of(object_of(layers, name), "quant_algo").upper()
+            for name in layers
         }
+        algorithms = set(each.values())
     for one in sorted(algorithms):
         if one not in ALGORITHMS:
             raise unsupported("ModelOpt's quant_algo", one, (*ALGORITHMS, MIXED))
@@ -81,8 +82,20 @@ def read_modelopt(config: Mapping[str, Any], taken: Taken) -> str | None:
     if strangers:
         found = taken.made[strangers[0]].format.element
         raise contradiction(strangers, found, f"ModelOpt's {algorithm}")
-    ways = dict.fromkeys(ALGORITHMS[one][1] for one in sorted(algorithms))
-    return "; ".join(way for way in ways if way) or None
+    if algorithm != MIXED:
+        return lambda module: ALGORITHMS[algorithm][1]
+    asked = {name: ALGORITHMS[one][1] for name, one in each.items()}
+    return lambda module: _of_layer(asked, module)
+
+
+def _of_layer(asked: Mapping[str, Asked | None], module: str) -> Asked | None:
+    """What is asked of a module that is listed, or of what it is part of."""
+    name = module
+    while name:
+        if name in asked:
+            return asked[name]
+        name = name.rpartition(".")[0]
+    return Asked("as no entry of quantized_layers says")
 
 
 def _by_blocks(scales: tuple[int, ...], shape: tuple[int, ...]) -> bool:

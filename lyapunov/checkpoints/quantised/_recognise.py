@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ..._errors import CorruptCheckpointError, UnsupportedCheckpointError
 from ..files._files import listing, quote
 from ..files._tensors import StoredTensor
+from ._activations import Asked, Asking, stored_scale
 from ._awq import read_awq
 from ._bitsandbytes import read_bitsandbytes
 from ._compressed_tensors import read_compressed_tensors
@@ -32,8 +33,8 @@ BESIDE = (MODELOPT_FILE, GPTQ_FILE, AWQ_FILE)
 class Layout(NamedTuple):
     """One method's layout."""
 
-    read: Callable[[Mapping[str, Any], Taken], str | None]
-    """Takes the method's tensors; returns how activations are quantised."""
+    read: Callable[[Mapping[str, Any], Taken], Asking]
+    """Takes the method's tensors; returns how activations are quantised, by module."""
     kept: tuple[str, ...]
     """What its configuration calls the list of what is left alone."""
     signs: tuple[str, ...]
@@ -84,6 +85,9 @@ class Quantisation:
     - `kept`: what the quantiser was told to leave alone, as its configuration lists it.
     - `notes`: what is to be said of it.
     - `held`: what its numbers are, where they are not code times scale in fp64.
+    - `asked`: by module how what it reads is to be quantised; of those that are not on
+      the list of what was to be left alone.
+    - `scales`: what is stored for that, by name.
     """
 
     method: str
@@ -92,6 +96,16 @@ class Quantisation:
     kept: tuple[str, ...]
     notes: tuple[Note, ...] = field(default=())
     held: str | None = None
+    asked: Mapping[str, Asked] = field(default_factory=dict, repr=False)
+    scales: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
+
+    def scale_of(self, module: str) -> float | None:
+        """The scale that is fixed for what a module reads, in fp32's numbers; None
+        where it is chosen as it runs.
+
+        **Raises:** `CorruptCheckpointError` as `stored_scale`.
+        """
+        return stored_scale(self.asked[module], module, self.scales)
 
 
 def dequantised_tensors(
@@ -128,7 +142,7 @@ def dequantised_tensors(
     method, told = settings
     layout = LAYOUTS[method]
     taken = Taken(stored, method)
-    activations = layout.read(told, taken)
+    asking = layout.read(told, taken)
     inner = told.get("quantization")
     named = inner if isinstance(inner, dict) else told
     kept = names_of(named, *layout.kept)
@@ -140,7 +154,37 @@ def dequantised_tensors(
     asked = Kept(kept)
     notes += [*_of_kept(asked, taken, left), *_on_no_list(method, asked, left)]
     cache = bool(taken.cache_scales or _names_cache(named))
-    return left, Quantisation(method, activations, cache, kept, tuple(notes))
+    activations = {
+        module: found
+        for module in (name.removesuffix(".weight") for name in taken.made)
+        if not asked.means(module) and (found := asking(module)) is not None
+    }
+    notes += _idle_scales(activations, taken)
+    return left, Quantisation(
+        method,
+        "; ".join(dict.fromkeys(one.words for one in activations.values())) or None,
+        cache,
+        kept,
+        tuple(notes),
+        asked=activations,
+        scales=taken.scales,
+    )
+
+
+def _idle_scales(asked: Mapping[str, Asked], taken: Taken) -> Iterator[Note]:
+    """Scales of activations that the configuration has no use for."""
+    idle = []
+    for name in taken.scales:
+        module, _, last = name.rpartition(".")
+        one = asked.get(module)
+        if one is None or (one.format is not None and one.scale != last):
+            idle.append(name)
+    if idle:
+        yield Note(
+            f"{listing(idle)} are scales of activations that the configuration does"
+            " not ask for: they are not read",
+            hint=True,
+        )
 
 
 def declared_settings(

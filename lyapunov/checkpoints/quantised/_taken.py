@@ -16,7 +16,7 @@ from ._tensor import Grid, QuantisedTensor, sound_scales
 FLOATS = ("fp32", "bf16", "fp16")
 """Types of scales."""
 SAME_PLACE = "take weights and configuration from the same place"
-_ACTIVATIONS = ("input_scale", "input_global_scale", "input_zero_point", "input_amax")
+ACTIVATIONS = ("input_scale", "input_global_scale", "input_zero_point", "input_amax")
 _CACHE = (
     *("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale"),
     *("k_zero_point", "v_zero_point", "output_scale"),
@@ -47,6 +47,8 @@ class Taken:
     made: dict[str, QuantisedTensor] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
+    scales: dict[str, StoredTensor] = field(default_factory=dict)
+    """Of activations, beside matrices that were made; read by whoever follows them."""
     cache_scales: int = 0
     """Scales of a key-value cache, which nobody reads here."""
 
@@ -156,9 +158,9 @@ class Taken:
                 hint=SAME_PLACE,
             )
         self.made[tensor.name] = tensor
-        self.used |= {
-            f"{module}.{name}" for name in _ACTIVATIONS if self.has(f"{module}.{name}")
-        }
+        beside = (f"{module}.{name}" for name in ACTIVATIONS)
+        self.scales |= {name: self.stored[name] for name in beside if self.has(name)}
+        self.used |= self.scales.keys()
 
     def left(self) -> dict[str, Any]:
         """What a model's table looks at: matrices that were made, and plain tensors."""

@@ -11,15 +11,18 @@ from typing import Any
 
 from ..._errors import UnsupportedCheckpointError
 from ..files._files import listing
+from ._activations import INT_TOKEN, TOKEN, Asked, Asking, nothing
 from ._eight_bits import eight_bit_matrix
 from ._settings import ORIGINAL
 from ._taken import Taken
 
 
 METHOD = "torchao"
+_WHOLE = Asked("fp8, one scale a tensor, chosen as it runs")
+"""torchao's granularity where none is named."""
 
 
-def read_torchao(config: Mapping[str, Any], taken: Taken) -> str | None:
+def read_torchao(config: Mapping[str, Any], taken: Taken) -> Asking:
     """Take what torchao stores, and say how activations are quantised.
 
     **Raises:** `UnsupportedCheckpointError` for tensors of 4 bits.
@@ -46,7 +49,10 @@ def read_torchao(config: Mapping[str, Any], taken: Taken) -> str | None:
         made = eight_bit_matrix(taken, name, scales, zeros=zeros, codes=codes)
         taken.give(dataclasses.replace(made, name=f"{module}.weight"))
     told = str(config.get("quant_type", ""))
-    if "DynamicActivation" in told:
-        element = "int8" if "Int8Dynamic" in told else "fp8"
-        return f"{element}, one scale a token, chosen as it runs"
-    return None
+    if "DynamicActivation" not in told:
+        return nothing
+    if "Int8Dynamic" in told:
+        asked = INT_TOKEN
+    else:
+        asked = TOKEN if "PerRow" in told else _WHOLE
+    return lambda module: asked
