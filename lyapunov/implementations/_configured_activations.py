@@ -207,7 +207,8 @@ def _which(numbers: Iterable[int]) -> str:
             runs.append([number, number])
     told = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
     few = told if len(told) <= 8 else [*told[:7], "..."]
-    return f"sublayers {', '.join(few)}"
+    many = len(runs) > 1 or runs[0][0] != runs[0][1]
+    return f"sublayer{'s' * many} {', '.join(few)}"
 
 
 def with_configured_activations(
@@ -262,20 +263,25 @@ def _quantising(own: Execution, name: str, reads: Mapping[str, Read]) -> Executi
 
 
 def _assumed(layout: NetworkLayout, configured: Configured) -> Iterator[str]:
-    """What is quantised how, a line for each kind and format."""
-    found: dict[tuple[str, tuple[str, ...], str], list[int]] = {}
+    """What is quantised how, a line for each format."""
+    found: dict[str, dict[tuple[str, tuple[str, ...]], list[int]]] = {}
     for number, (sizes, reads) in enumerate(
         zip(layout.config.sublayers, configured.reads, strict=True)
     ):
+        here: dict[str, list[str]] = {}
         for read in reads.values():
             row, value = parse_operand(read.format)
-            of = "" if value is None else " (each module's own is stored)"
-            key = sizes.kind, read.matrices, f"{row.meaning}{of}"
-            found.setdefault(key, []).append(number)
-    for (kind, matrices, meaning), numbers in found.items():
+            own = "" if value is None else " (each module's own, as stored)"
+            here.setdefault(f"{row.meaning}{own}", []).extend(read.matrices)
+        for meaning, matrices in here.items():
+            places = found.setdefault(meaning, {})
+            places.setdefault((sizes.kind, tuple(matrices)), []).append(number)
+    for meaning, places in found.items():
+        listed = "; ".join(
+            f"{', '.join(matrices)} of {kind} ({_which(numbers)})"
+            for (kind, matrices), numbers in places.items()
+        )
         yield (
-            "as the checkpoint's configuration has it, activations in front of"
-            f" {', '.join(matrices)} of {kind} ({_which(numbers)}) are quantised to"
-            f" {meaning}"
-            f"{BEHIND_CODES}"
+            f"as the checkpoint's configuration has it, activations are quantised to"
+            f" {meaning} in front of {listed}{BEHIND_CODES}"
         )

@@ -45,7 +45,8 @@ def test_a_check_of_each_layout(quantised, recipe):
     assert rows["outside", "head"].scales is None
     assert sum(row.share for row in told.matrices) == pytest.approx(1, abs=1e-12)
     assert (told.activations is None) != any(
-        "activations are to be quantised" in line for line in report.assumptions
+        "the configuration has activations quantised" in line
+        for line in report.assumptions
     )
     assert any("code times scale" in line for line in report.assumptions)
 
@@ -63,9 +64,9 @@ def test_every_form_shows_the_table(quantised, tmp_path):
     for shown in (text, *written):
         assert "Stored weights" in shown
         assert "one scale a tensor" in shown
-        assert "not followed here" in shown
+        assert "here as configured" in shown
     for shown in written:
-        assert "not followed: activations are to be quantised" in shown
+        assert "executions follow it module by module" in shown
     from lyapunov.report._read import read_report
 
     again = read_report(tmp_path / "report.json")
