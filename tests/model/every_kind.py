@@ -3,6 +3,7 @@
 from lyapunov.sublayers import (
     AttentionSizes,
     ChannelMixSizes,
+    ChunkScanSizes,
     ExpertsSizes,
     GatedDeltaSizes,
     KimiDeltaSizes,
@@ -15,6 +16,7 @@ from lyapunov.sublayers import (
     NormSizes,
     RGLRUSizes,
     Rwkv4Sizes,
+    SelectiveScanSizes,
     SharedSizes,
     ShortConvSizes,
 )
@@ -42,4 +44,7 @@ SIZES = {
     "lightning": LightningSizes(8, 2, 4, 3, 1e-6, keeps=1.5, out_multiplier=2.0),
     "norm": NormSizes(8, 1e-5),
     "mlstm": MLSTMSizes(8, 2, 4, 3, 1e-5, 1e-5),
+    # a token's row has eight numbers here as well
+    "selective_scan": SelectiveScanSizes(2, 1, gated=True, dt_biased=True),
+    "chunk_scan": ChunkScanSizes(2, 1, 1, 4, gated=True, dt_biased=True),
 }  # fmt: skip

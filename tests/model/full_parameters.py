@@ -259,12 +259,23 @@ def shared(s) -> dict[str, tuple[int, ...]]:
     return found | norms | {"linear": (s.mlp.d_model,) * 2}
 
 
+def selective_scan(s) -> dict[str, tuple[int, ...]]:
+    return {
+        "A_log": (s.channels, s.d_state),
+        **dict.fromkeys(("dt_bias", "D"), (s.channels,)),
+    }
+
+
+def chunk_scan(s) -> dict[str, tuple[int, ...]]:
+    return dict.fromkeys(("A_log", "dt_bias", "D"), (s.heads,))
+
+
 SHAPES = {
     "mamba1": mamba1, "mamba2": mamba2, "mamba3": mamba3, "attention": attention,
     "mlp": mlp, "experts": experts, "shared": shared, "gated_delta": gated_delta,
     "kimi_delta": kimi_delta, "short_conv": short_conv, "rg_lru": rg_lru,
     "rwkv4": rwkv4, "channel_mix": channel_mix, "lightning": lightning, "norm": norm,
-    "mlstm": mlstm,
+    "mlstm": mlstm, "selective_scan": selective_scan, "chunk_scan": chunk_scan,
 }  # fmt: skip
 
 
@@ -330,6 +341,10 @@ VARIANTS: list[tuple[AbstractSublayer, tuple[str, ...]]] = [
     (SIZES["lightning"], ()),
     (SIZES["norm"], ()),
     (SIZES["mlstm"], ()),
+    (SIZES["selective_scan"], ()),
+    (change(SIZES["selective_scan"], groups=2, gated=False), ()),
+    (SIZES["chunk_scan"], ()),
+    (change(SIZES["chunk_scan"], groups=2, gated=False), ()),
     (_a, ()),
     (_l, ()),
     (change(_l, gates=1), ()),

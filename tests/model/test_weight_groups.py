@@ -101,6 +101,8 @@ EXPECTED = {
         "mlstm mixers biases": "i_bias f_bias",
         "mlstm mixers norms": "norm gate_norm",
     },
+    "selective_scan": {"selective_scan mixers recurrence": "A_log dt_bias D"},
+    "chunk_scan": {"chunk_scan mixers recurrence": "A_log dt_bias D"},
     "channel_mix": {
         "channel_mix mlp projections": "up r_proj down",
         "channel_mix mlp recurrence": "mix_k mix_r",
@@ -202,6 +204,7 @@ def test_each_group_holds_something():
     assert set(GROUPS) <= held
     mixers = {"mamba1", "mamba2", "mamba3", "gated_delta", "kimi_delta", "short_conv"}
     mixers |= {"rg_lru", "rwkv4", "channel_mix", "lightning", "mlstm"}
+    mixers |= {"selective_scan", "chunk_scan"}
     assert held - set(GROUPS) - PARAMETERS == mixers
 
 
