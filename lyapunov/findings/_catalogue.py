@@ -342,7 +342,8 @@ _KINDS = (
         "(q, k, v; gate and up) and that have an FP8 scale each are rounded once more "
         "under the largest when they are loaded, which is a hint: half a step of FP8 "
         "at most; of NVFP4 the largest scale is taken for all, so that the others are "
-        "off by a factor. Quantise such matrices with one scale together.",
+        "off by a factor. Quantise such matrices with one scale together. Scales of "
+        "activations that the configuration doesn't ask for are not read, a hint.",
     ),
     FindingKind(
         "LYA025",

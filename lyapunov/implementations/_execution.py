@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -83,6 +83,7 @@ class Always:
         return self.depth
 
 
+@runtime_checkable
 class Place(Protocol):
     """Whatever says which sublayer is meant."""
 

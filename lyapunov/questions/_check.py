@@ -197,12 +197,7 @@ def _answer(
     return replace(
         begun,
         environment=environment(),
-        assumptions=[
-            *_assumptions(executions),
-            *quantisation_assumptions(
-                model.layout, executions, request.measure, request.quantise_activations
-            ),
-        ],
+        assumptions=_assumptions(executions, model, request),
         checkpoint=facts.result(),
         exponents=exponents,
         precisions=reports,
@@ -259,8 +254,11 @@ def _begun(model: Model, given: Tokens, request: Request) -> Report:
     )
 
 
-def _assumptions(executions: Sequence[Execution]) -> list[str]:
+def _assumptions(
+    executions: Sequence[Execution], model: Model, request: Request
+) -> list[str]:
     """What the certified bounds rest on, each once."""
+    asked = request.measure, request.quantise_activations
     lines = [
         "a bound holds for every execution of the declared kind, not for the one run "
         "beside which it is shown",
@@ -272,4 +270,5 @@ def _assumptions(executions: Sequence[Execution]) -> list[str]:
     ]
     for execution in executions:
         lines += [f"{execution.name}: {text}" for text in execution.assumptions]
-    return list(dict.fromkeys(lines))
+    stored = quantisation_assumptions(model.layout, executions, *asked)
+    return [*dict.fromkeys(lines), *stored]

@@ -65,6 +65,23 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def made(plain, tmp_path_factory):
+    """A function that gives a model as `as_configured.build` makes it, each once."""
+    from .as_configured import build
+
+    found = {}
+
+    def give(family, recipe, scale=None, kept=()):
+        key = family, recipe, scale, kept
+        if key not in found:
+            folder = tmp_path_factory.mktemp("followed") / "model"
+            found[key] = build(plain(family), folder, recipe, scale, kept)
+        return found[key]
+
+    return give
+
+
 @pytest.fixture
 def quantised(plain, tmp_path):
     """A function that gives a folder as a recipe stores it, and what it means."""
