@@ -1,40 +1,24 @@
 """A check of whatever state-space blocks a torch module has, on what they read."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from .._arguments import choice, progress_or_none
 from .._errors import UsageError
-from .._version import __version__
 from .._xla import demand_flags
-from ..exponents import gather_exponents
-from ..findings import _rules as findings
 from ..mixers import Call, FoundMixer, find_mixers
 from ..mixers._capture import Capture
 from ..mixers._found import Describe
 from ..mixers._scan_calls import known_scans
-from ..results._check import (
-    UNDECIDED,
-    CheckpointFacts,
-    Finding,
-    LayerExponents,
-    OutputDivergence,
-    PrecisionReport,
-    Report,
-    TokensFacts,
-)
-from ._environment import environment
-from ._layers import run_layers
+from ..results import Report
 from ._request import Request, device_named
-from ._verified import Verified, renumbered, source_of, verified
+from ._verified import Verified, source_of, verified
+from ._watch_report import BlockCall, Subject, report_of_calls
 
 
 NO_TOKENS = "blocks of a network in memory have no logits; output= looks at its output"
@@ -170,8 +154,15 @@ class Watched:
             )
         device = device_named(self._request.device)
         with jax.enable_x64(True), jax.default_device(device):
-            found = self._verified()
-            return _report(self._module, found, self._uncalled(), self._request, began)
+            found, uncalled = self._verified(), self._uncalled()
+            subject = Subject(
+                source_of(self._module),
+                "what its blocks read",
+                NO_TOKENS,
+                [f"{name} was never called, and is not checked" for name in uncalled],
+            )
+            calls = [_to_check(one) for one in found]
+            return report_of_calls(calls, subject, self._request, began)
 
     def _verified(self) -> list[Verified]:
         source = source_of(self._module)
@@ -205,143 +196,15 @@ def _undisturbed(module: Any):
                 buffer.copy_(before)
 
 
-def _report(
-    module: Any,
-    found: list[Verified],
-    uncalled: list[str],
-    request: Request,
-    began: float,
-) -> Report:
-    """The rows of all calls as one report."""
-    rows: list[LayerExponents] = []
-    reports: list[list[PrecisionReport]] = []
-    more: list[Finding] = []
-    assumptions: list[str] = []
-    for number, one in enumerate(found):
-        own, precisions, assumed = _one_call(one, number, request)
-        rows += own
-        reports.append(precisions)
-        assumptions += assumed
-    merged = [_merged(list(same)) for same in zip(*reports, strict=True)]
-    exponents = gather_exponents(rows, sum(one.ids.size for one in found))
-    begun = _begun(module, found, request)
-    told = findings.find(exponents, merged, begun.settings) + more
-    told = request.verdict.kept(told)
-    bounded = findings.bounded_share(merged, [])
-    skipped = len(findings.unchecked(merged, []))
-    verdict, exit_code = findings.verdict(
-        told,
-        checked=len(found) - skipped,
-        skipped=skipped,
-        bounded=bounded,
-        bounds=request.effort.bounds,
-        **vars(request.verdict),
-    )
-    return replace(
-        begun,
-        environment=environment(),
-        assumptions=[*_assumptions(found, uncalled), *dict.fromkeys(assumptions)],
-        exponents=exponents,
-        precisions=merged,
-        findings=told,
-        summary=replace(
-            UNDECIDED,
-            verdict=verdict,
-            checked=len(found) - skipped,
-            skipped=skipped,
-            seconds=time.perf_counter() - began,
-            exit_code=exit_code,
-            bounded_share=bounded,
-            **findings.advice(exponents, merged, told),
-        ),
-    )
-
-
-def _one_call(
-    one: Verified, number: int, request: Request
-) -> tuple[list[LayerExponents], list[PrecisionReport], list[str]]:
-    """The rows of one call under its number, and what its executions assume."""
-    if one.mixer.sizes.aside:  # a scan alone gives another width than it reads
-        request = replace(request, effort=replace(request.effort, growth=False))
-    executions = request.executions(one.model)
-    rows, reports, _, _ = run_layers(one.model, one.ids, executions, (0,), request)
-    title = one.call.title
-    told = [f"{e.name}: {text}" for e in executions for text in e.assumptions]
-    return (
-        renumbered(rows, number, title),
-        [
-            replace(report, layers=renumbered(report.layers, number, title))
-            for report in reports
-        ],
-        told,
-    )
-
-
-def _merged(reports: list[PrecisionReport]) -> PrecisionReport:
-    """One execution's report of all calls."""
-    causes = [one.output.cause for one in reports if one.output.cause is not None]
-    names = list(dict.fromkeys(one.execution for one in reports))
-    return replace(
-        reports[0],
-        execution="; ".join(names),
-        layers=[row for one in reports for row in one.layers],
-        output=OutputDivergence(cause=causes[0] if causes else None),
-        state_stored_every=min(one.state_stored_every for one in reports),
-    )
-
-
-def _begun(module: Any, found: list[Verified], request: Request) -> Report:
-    """What is known before anything has run."""
-    by_block = {one.call.name: one for one in found}
-    kinds = list(dict.fromkeys(one.mixer.kind for one in found))
-    dtypes = list(dict.fromkeys(one.model.layout.dtype for one in found))
-    digest = hashlib.sha256()
-    for one in found:
-        digest.update(np.ascontiguousarray(one.call.read).tobytes())
-    lengths = sorted({one.ids.shape for one in found})
-    batch, length = lengths[-1]
-    what = "what its blocks read"
-    if len(lengths) > 1:
-        what += f" ({len(lengths)} shapes, the largest)"
-    left_out = request.effort.left_out(has_head=False)
-    return Report(
-        tool={"name": "lyapunov-check", "version": __version__},
-        settings=request.settings(),
-        environment={},
-        assumptions=[],
-        checkpoint=CheckpointFacts(
-            source=source_of(module),
-            architecture=", ".join(kinds),
-            n_layers=len(found),
-            n_params=sum(one.mixer.n_params for one in by_block.values()),
-            dtype=", ".join(dtypes),
-            files=[],
-            n_blocks=len(by_block),
-        ),
-        tokens=TokensFacts(what, batch, length, digest.hexdigest()),
-        exponents=gather_exponents([], 0),
-        precisions=[],
-        findings=[],
-        summary=UNDECIDED,
-        not_computed={
-            name: NO_TOKENS if "no head" in why else why
-            for name, why in left_out.items()
-        },
-    )
-
-
-def _assumptions(found: list[Verified], uncalled: list[str]) -> list[str]:
-    """What is said of every block, and of those that were never called."""
-    lines = [
+def _to_check(one: Verified) -> BlockCall:
+    """A verified call, and what is said of it."""
+    told = (
         f"{one.call.title} is {one.mixer.kind}{' behind its norm' * one.norm_front}: "
-        f"what it gave in {one.call.dtype} on "
-        f"{one.call.device} is {one.distance:.2g} of its size away from exact "
-        f"arithmetic, {one.share:.2g} of the bound"
-        for one in found
-    ]
-    lines += [f"{name} was never called, and is not checked" for name in uncalled]
-    lines.append(
-        "a bound holds for every execution of the declared kind on what the block "
-        "read, not for the one run beside which it is shown"
+        f"what it gave in {one.call.dtype} on {one.call.device} is "
+        f"{one.distance:.2g} of its size away from exact arithmetic, "
+        f"{one.share:.2g} of the bound"
     )
-    return lines
+    call = one.call
+    return BlockCall(
+        call.name, call.title, one.mixer, one.model, one.ids, call.read, told
+    )
