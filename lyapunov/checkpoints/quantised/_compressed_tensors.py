@@ -24,7 +24,7 @@ from ._activations import Asked, Asking, nothing, of_compressed_tensors
 from ._eight_bits import eight_bit_matrix
 from ._four_bits import mxfp4_matrix, nvfp4_matrix
 from ._packed import packed_matrix
-from ._patterns import LONGEST, is_pattern, matcher
+from ._patterns import LONGEST, PATTERNS, is_pattern, matcher
 from ._settings import (
     contradiction,
     count_of,
@@ -138,11 +138,12 @@ def _asking(plans: list[Scheme]) -> Asking:
     expression, else by its class, of which "Linear" is part of every one's."""
     if not plans:
         return nothing
-    meant = {t: matcher(t) for one in plans for t in one.targets if is_pattern(t)}
+    named = [_Named(one.targets) for one in plans]
+    of_class = [one for one in plans if "Linear" in one.targets]
 
     def of(module: str) -> Asked | None:
-        named = [one for one in plans if _names(one.targets, module, meant)]
-        found = named or [one for one in plans if "Linear" in one.targets]
+        found = [one for one, own in zip(plans, named, strict=True) if own.has(module)]
+        found = found or of_class
         asked = list(dict.fromkeys(one.activations for one in found[:1] or plans))
         if len(asked) == 1:
             return asked[0]
@@ -152,12 +153,20 @@ def _asking(plans: list[Scheme]) -> Asking:
     return of
 
 
-def _names(targets: tuple[str, ...], module: str, meant: Mapping[str, Any]) -> bool:
-    """Whether a module is named, or an expression means it."""
-    if module in targets:
-        return True
-    found = (meant[t] for t in targets if t in meant)
-    return len(module) <= LONGEST and any(one and one(module) for one in found)
+class _Named:
+    """Modules that a group's targets name, whole or by an expression; of expressions
+    those that `matcher` looks at, and no more than `PATTERNS`."""
+
+    def __init__(self, targets: tuple[str, ...]):
+        self._whole = frozenset(targets)
+        told = [one for one in targets if is_pattern(one)][:PATTERNS]
+        self._meant = [one for one in map(matcher, told) if one is not None]
+
+    def has(self, module: str) -> bool:
+        """Tell whether a module is among them."""
+        if module in self._whole:
+            return True
+        return len(module) <= LONGEST and any(meant(module) for meant in self._meant)
 
 
 def _take(schemes: list[tuple[str, Scheme]], taken: Taken) -> None:

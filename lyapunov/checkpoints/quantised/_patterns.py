@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 
 LONGEST = 200
 _LOOPS = 3  # of any length, in one expression
-_PATTERNS = 200  # that are tried
+PATTERNS = 200
+"""That are tried of one list."""
 _DEPTH = 16  # of names
 
 
@@ -62,7 +63,7 @@ class Kept:
     def __init__(self, entries: Iterable[str]):
         self._entries = list(entries)
         patterns = list(filter(is_pattern, self._entries))
-        tried = {entry: matcher(entry) for entry in patterns[:_PATTERNS]}
+        tried = {entry: matcher(entry) for entry in patterns[:PATTERNS]}
         self._patterns = {e: found for e, found in tried.items() if found is not None}
         self._plain = {e for e in self._entries if not is_pattern(e)}
         self.whole = len(self._patterns) == len(set(patterns))

@@ -100,6 +100,14 @@ def test_a_module_that_no_group_names_is_not_guessed(spoilt):
     assert "none names this module" in found[OUT].words
 
 
+def test_many_expressions_are_not_tried_for_ever(spoilt):
+    """Assert that expressions that take long, or that are many, name nobody."""
+    slow = ["re:(a+)+$", "re:.*a.*a.*a.*a.*b", "re:" + "a" * 1000]
+    many = [f"re:never{i}" for i in range(100_000)] + ["re:.*out_proj"]
+    groups = {"a": group(TOKEN, *slow, *many), "b": group(None, "Linear")}
+    assert not formats(spoilt("ct-fp8-tensor", config={"config_groups": groups}))
+
+
 def test_who_is_to_be_left_alone_is_asked_nothing(spoilt):
     config = {"ignore": ["lm_head", OUT, "re:.*layers\\.1.*"]}
     assert set(formats(spoilt("ct-fp8-tensor", config=config))) == {IN}

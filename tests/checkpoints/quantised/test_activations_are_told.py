@@ -19,6 +19,7 @@ from oracles.checkpoints.quantised_models import stored_arrays
 
 from ...helpers import not_none
 from .as_configured import KEPT, TOKENS, by_number, followed
+from .conftest import is_quantised
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +239,20 @@ def test_what_reads_no_site_is_told(made):
     assert all(set(one) == {"in_operand", "out_operand"} for one in found.reads)
     (line,) = found.left
     assert "in front of x_proj of mamba1 (sublayers 0-1)" in line
+
+
+def test_a_head_that_is_asked_is_told(quantised):
+    """Assert that what it reads stays as it is, and that this is said."""
+    chosen = lambda name: is_quantised(name) or name == "lm_head.weight"
+    folder, _ = quantised("modelopt-fp8-channel", chosen=chosen)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["ignore"] = []
+    path.write_text(json.dumps(config))
+    (execution,), lines = lines_of(folder)
+    assert execution.layers
+    (line,) = [one for one in lines if one.startswith("not followed")]
+    assert "in front of the head, fp8, one scale a token" in line
 
 
 def test_config_of_a_plain_checkpoint_is_refused(plain):
