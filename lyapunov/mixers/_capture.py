@@ -95,6 +95,7 @@ class Capture:
         self._found = found
         self._scans = ScanCalls(scans)
         self._inside: list[str] = []
+        self._fronts: dict[str, tuple[Any, Any, Any] | None] = {}
         self._sequence_first = set(sequence_first)
         self.calls: list[Call] = []
         self._handles: list[Any] = []
@@ -126,11 +127,15 @@ class Capture:
         self._handles.clear()
         self._scans.stop()
         self._inside.clear()
+        self._fronts.clear()
         self._normed = None
 
     def _enter(self, name: str, module: Any, given: tuple) -> None:
         del module, given
         self._inside.append(name)
+        if any(one.name == name for one in self._found):
+            # norms inside a block come before it ends
+            self._fronts[name] = self._normed
 
     def _leave(self, module: Any, given: tuple, result: Any) -> None:
         del module, given, result
@@ -165,9 +170,10 @@ class Capture:
 
     def _norm_of(self, one: FoundMixer, read: Any) -> NormInFront | None:
         """The norm whose output this very tensor is."""
-        if self._normed is None or self._normed[2] is not read:
+        front = self._fronts.pop(one.name, None)
+        if front is None or front[2] is not read:
             return None
-        module, before, _ = self._normed
+        module, before, _ = front
         bias = getattr(module, "bias", None)
         epsilon = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         if before.shape != read.shape or not isinstance(epsilon, float):

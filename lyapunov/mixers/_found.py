@@ -22,6 +22,7 @@ REGISTER = (
 )
 
 Describe = Callable[[Any], Mixer]
+Mixers = Mapping[Any, Describe | None]
 
 
 class FoundMixer(NamedTuple):
@@ -38,7 +39,7 @@ class FoundMixer(NamedTuple):
 
 def find_mixers(
     module: Any,
-    mixers: Mapping[Any, Describe] | None = None,
+    mixers: Mixers | None = None,
     options: Mapping[str, Any] | None = None,
     *,
     needed: bool = True,
@@ -49,7 +50,7 @@ def find_mixers(
 
     - `module`: any `torch.nn.Module`.
     - `mixers`: of a class, or of a module's name, what makes a `Mixer` of the module;
-      these come first.
+      these come first. None: the module is no block, whatever its tensors look like.
     - `options`: what neither tensors nor attributes say, for all blocks.
     - `needed`: whether there has to be one.
 
@@ -73,6 +74,8 @@ def find_mixers(
     for name, one in module.named_modules():
         if any(name.startswith(f"{outer}.") or outer == "" for outer in inside):
             continue
+        if any(_matches(key, name, one) for key, made in own.items() if made is None):
+            continue
         mixer = (
             _as_registered(name, one, own)
             or _by_class(name, one)
@@ -81,7 +84,8 @@ def find_mixers(
         if mixer is not None:
             found.append(mixer)
             inside.append(name)
-    unused = [key for key in own if not any(_matches(key, f) for f in found)]
+    modules = list(module.named_modules())
+    unused = [key for key in own if not any(_matches(key, *one) for one in modules)]
     if unused:
         raise UsageError(
             f"no module is {shown(getattr(unused[0], '__name__', unused[0]))}",
@@ -96,25 +100,24 @@ def find_mixers(
     return found
 
 
-def _registered(mixers: Mapping[Any, Describe]) -> Mapping[Any, Describe]:
+def _registered(mixers: Mixers) -> Mixers:
     for key, describe in mixers.items():
-        if not isinstance(key, type | str) or not callable(describe):
+        sound = describe is None or callable(describe)
+        if not isinstance(key, type | str) or not sound:
             raise ArgumentError(
                 f"mixers has {shown(key)}: {shown(describe)}", hint=REGISTER
             )
     return mixers
 
 
-def _matches(key: Any, found: FoundMixer) -> bool:
-    return found.name == key if isinstance(key, str) else isinstance(found.module, key)
+def _matches(key: Any, name: str, module: Any) -> bool:
+    return name == key if isinstance(key, str) else isinstance(module, key)
 
 
-def _as_registered(
-    name: str, module: Any, mixers: Mapping[Any, Describe]
-) -> FoundMixer | None:
+def _as_registered(name: str, module: Any, mixers: Mixers) -> FoundMixer | None:
     """The block as somebody describes it."""
     for key, describe in mixers.items():
-        if (name == key) if isinstance(key, str) else isinstance(module, key):
+        if describe is not None and _matches(key, name, module):
             made = describe(module)
             if not isinstance(made, Mixer):
                 raise ArgumentError(

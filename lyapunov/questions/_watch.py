@@ -13,7 +13,7 @@ from .._errors import UsageError
 from .._xla import demand_flags
 from ..mixers import Call, FoundMixer, find_mixers
 from ..mixers._capture import Capture
-from ..mixers._found import Describe
+from ..mixers._found import Mixers
 from ..mixers._scan_calls import known_scans
 from ..results import Report
 from ._request import Request, device_named
@@ -36,7 +36,7 @@ MEASURES = ("emulated", "none")
 def watch(
     module: Any,
     *,
-    mixers: Mapping[Any, Describe] | None = None,
+    mixers: Mixers | None = None,
     options: Mapping[str, Any] | None = None,
     sequence_first: Sequence[str] = (),
     scans: Mapping[Any, str] | None = None,
@@ -57,7 +57,8 @@ def watch(
       alike. Each is verified: what it gave has to lie within the bounds of our flow on
       what it read.
     - `mixers`: of a class, or of a module's name, a function that makes a
-      `lyapunov.Mixer` of the module (`lyapunov.mixer`).
+      `lyapunov.Mixer` of the module (`lyapunov.mixer`); None: it is no block, whatever
+      its tensors look like.
     - `options`: what neither tensors nor attributes say, as `{"chunk": 256}`.
     - `sequence_first`: names of blocks that read (seq, batch, d_model).
     - `scans`: functions of one's own that are called like `selective_scan_fn` or
