@@ -327,8 +327,8 @@ def _without_a_head(precisions: Sequence[PrecisionReport]) -> Iterator[str]:
     unknown = sorted({p.precision for p in precisions if not p.output.compared})
     if unknown:
         yield (
-            f"sublayers alone do not tell whether {listed(unknown)} will do: the model "
-            "was given without a head, give the whole to compare logits"
+            f"sublayers alone do not tell whether {listed(unknown)} will do: give the "
+            "model with its head, or output= to lyapunov.watch, to compare what it says"
         )
 
 
