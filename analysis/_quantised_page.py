@@ -25,6 +25,7 @@ def page(result: dict[str, Any]) -> str:
     lines = ["# Quantised networks", "", "`python -m analysis.quantised --commit`", ""]
     lines += _kinds(result)
     lines += _activations(result)
+    lines += _configured(result)
     lines += _rankings(result)
     return "\n".join(lines) + "\n"
 
@@ -95,6 +96,46 @@ def _activations(result: dict[str, Any]) -> list[str]:
                 _number(row["rel_l2"]),
                 _number(row["predicted_rel_l2"]),
                 _number(row["calibration_z"]),
+            )
+            for row in rows
+        ]
+    return [*lines, ""]
+
+
+CONFIGURED = {
+    "ct-fp8-channel": "FP8 a row, a token",
+    "ct-fp8-static": "FP8 a tensor, fixed",
+    "ct-nvfp4-both": "NVFP4",
+}
+
+
+def _configured(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Activations as a configuration has them",
+        "",
+        "bf16 of checkpoints that compressed-tensors' layout holds, against their own"
+        " fp64 reference. Scale: of fixed scales, over what calibration on this text"
+        " gives. Clipped: the largest share of what one matrix reads that stands at the"
+        " end of a fixed scale.",
+        "",
+        *_head(
+            *("network", "weights and activations", "left alone", "scale"),
+            *("activations", "KL", "changed", "rel L2", "T3's sigma", "clipped"),
+        ),
+    ]
+    for title, rows in _of(result, "configured"):
+        lines += [
+            _row(
+                title,
+                CONFIGURED[row["recipe"]],
+                row["kept"] or "the head",
+                row["scale"] or "",
+                row["activations"],
+                f"{row['kl_mean']:.2e}",
+                _flips(row),
+                _number(row["rel_l2"]),
+                _number(row["predicted_rel_l2"]),
+                "" if row["clipped"] is None else f"{row['clipped']:.1e}",
             )
             for row in rows
         ]

@@ -7,6 +7,8 @@
   distance of the logits beside what its first order predicts;
 - what W8A8 and W4A4 add: bf16 with what products read quantised, of the network whose
   weights are in the format already, against its own fp64 reference, beside bf16 alone;
+- of the hybrid, what checkpoints do whose configurations have activations quantised and
+  some modules left alone, followed module by module, and their weights alone;
 - what `rank_weights` says should stay in 16 bits, how far its predictions are from what
   it measured, and how much keeping a tenth of the quantised numbers gives back.
 
@@ -27,6 +29,7 @@ import numpy as np
 from studies.files import as_json, write
 from studies.study import Study, promote
 
+from ._quantised_configured import with_configured
 from ._quantised_page import draw, page
 from .state_formats import passages
 
@@ -155,6 +158,8 @@ def parts(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {f"rank {fmt}": (ranked, fmt) for fmt in RANKED}
     if name != "mamba3":
         found["activations"] = (with_activations,)
+    if name == "hybrid":
+        found["configured"] = (with_configured,)
     return {"kinds": (by_kind,), **found}
 
 

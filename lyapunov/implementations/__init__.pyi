@@ -14,6 +14,7 @@ from ._implementation import (
     RefusedError as RefusedError,
     Runner as Runner,
 )
+from ._quantised_activations import OPERANDS as OPERANDS
 from ._reference import Reference as Reference
 from ._registry import (
     IMPLEMENTATIONS as IMPLEMENTATIONS,

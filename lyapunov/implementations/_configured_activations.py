@@ -19,7 +19,7 @@ from ..checkpoints.quantised._recognise import Quantisation
 from ..formats import FP64, Format, operand_format_named
 from ..formats._operand_table import parse_operand
 from ._execution import Execution
-from ._quantised_activations import BEHIND_CODES, READ
+from ._quantised_activations import BEHIND_CODES, OPERANDS
 
 
 class Read(NamedTuple):
@@ -118,7 +118,7 @@ def _sites(
     """Each site in front of matrices of which one is asked for something at least, and
     the matrices; the site is empty where no site is declared for what they read."""
     left = {n for n, here in modules.items() if any(m in told.asked for m in here)}
-    for site, names in READ.get(kind, {}).items():
+    for site, names in OPERANDS.get(kind, {}).items():
         if left & set(names):
             yield site, tuple(name for name in names if name in modules)
             left -= set(names)

@@ -9,7 +9,7 @@ from ..sublayers import NetworkConfig
 from ._execution import Execution
 
 
-READ: dict[str, dict[str, tuple[str, ...]]] = {
+OPERANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "mamba1": {"in_operand": ("in_proj",), "out_operand": ("out_proj",)},
     "mamba2": {"in_operand": ("in_proj",), "out_operand": ("out_proj",)},
     "gated_delta": {
@@ -61,18 +61,18 @@ def with_quantised_activations(
             f"activations are not quantised under autocast ({execution.precision})",
             hint=f"--precision {execution.runs_in.format}",
         )
-    unknown = sorted({one.kind for one in config.sublayers} - set(READ))
+    unknown = sorted({one.kind for one in config.sublayers} - set(OPERANDS))
     if unknown:
         raise UsageError(
             f"nothing is declared of quantised activations in {', '.join(unknown)}",
-            hint=f"declared are {', '.join(READ)}; leave them out for this network",
+            hint=f"declared are {', '.join(OPERANDS)}; leave them out for this network",
         )
     told = f"activations in {name}"
 
     def one(own: Execution) -> Execution:
-        if own.kind not in READ:  # of another network
+        if own.kind not in OPERANDS:  # of another network
             return own
-        read = READ[own.kind]
+        read = OPERANDS[own.kind]
         names = [matrix for of_site in read.values() for matrix in of_site]
         return dataclasses.replace(
             own,

@@ -11,7 +11,7 @@ from lyapunov._errors import UsageError
 from lyapunov.bounds.local import operation_bounds, sublayer_bound, with_operator_norms
 from lyapunov.implementations import Emulated
 from lyapunov.implementations._quantised_activations import (
-    READ,
+    OPERANDS,
     with_quantised_activations,
 )
 from lyapunov.models import Model
@@ -114,9 +114,9 @@ def test_emulated_runs_hold_their_bounds(saved, family, name):
     that every site of the kind is stored."""
     model = saved(family)
     for place, record, arguments in traced(model, execution_of(model, name)):
-        sites = {site for site in READ[place.kind] if site in record.stored}
+        sites = {site for site in OPERANDS[place.kind] if site in record.stored}
         sizes = model.config.sublayers[place.layer]
-        wanted = set(READ[place.kind])
+        wanted = set(OPERANDS[place.kind])
         if place.kind == "experts" and sizes.shared is None:
             wanted -= {"up_operand", "down_operand"}
         assert sites == wanted
@@ -293,7 +293,7 @@ def test_a_scale_that_clips_is_told(saved):
         found = [f for f in report.findings if f.code == "LYA025"]
         assert bool(found) == told
         rows = report.precisions[0].layers
-        assert all(set(row.clipped or {}) == set(READ["mamba2"]) for row in rows)
+        assert all(set(row.clipped or {}) == set(OPERANDS["mamba2"]) for row in rows)
         if told:
             assert any(not one.hint for one in found)
             assert all("clipped" in one.message for one in found)
@@ -304,17 +304,17 @@ def test_a_scale_that_clips_is_told(saved):
 
 def test_every_kind_is_declared_or_refused():
     """Assert that sites are those of the kind, in parameters that it has."""
-    for kind, read in READ.items():
+    for kind, read in OPERANDS.items():
         for site, names in read.items():
             assert site in KINDS[kind].sites
             assert set(names) <= set(KINDS[kind].weight_groups)
     stored = {
         site
-        for kind in READ
+        for kind in OPERANDS
         for site in KINDS[kind].sites
-        if site in {s for of in READ.values() for s in of}
+        if site in {s for of in OPERANDS.values() for s in of}
     }
-    assert stored == {site for read in READ.values() for site in read}
+    assert stored == {site for read in OPERANDS.values() for site in read}
 
 
 @pytest.mark.parametrize(
