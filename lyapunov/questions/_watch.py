@@ -162,7 +162,7 @@ class Watched:
                 NO_TOKENS,
                 [f"{name} was never called, and is not checked" for name in uncalled],
             )
-            calls = [_to_check(one) for one in found]
+            calls = [to_check(one) for one in found]
             return report_of_calls(calls, subject, self._request, began)
 
     def _verified(self) -> list[Verified]:
@@ -197,7 +197,7 @@ def _undisturbed(module: Any):
                 buffer.copy_(before)
 
 
-def _to_check(one: Verified) -> BlockCall:
+def to_check(one: Verified) -> BlockCall:
     """A verified call, and what is said of it."""
     told = (
         f"{one.call.title} is {one.mixer.kind}{' behind its norm' * one.norm_front}: "

@@ -114,7 +114,8 @@ def report_of_calls(
             seconds=time.perf_counter() - began,
             exit_code=exit_code,
             bounded_share=bounded,
-            **findings.advice(exponents, merged, told),
+            # no server loads blocks without their network: of its flags none is given
+            recommendation=findings.recommendation(exponents, merged, told, []),
         ),
     )
 
