@@ -132,11 +132,15 @@ def _executions(call: Call, one: _Tried) -> Iterator[Execution]:
     measures = ["transformers", "emulated"]
     if call.library == "mamba_ssm" or one.mixer.kind in OF_KERNELS_ALONE:
         measures = ["emulated"]
+    # of Mamba-3 with ranks no prefill in fp32 is declared
+    rank = getattr(one.mixer.sizes, "rank", None)
+    mode = "decode" if rank and precision == "fp32" else "prefill"
     for measure in measures:
         (found,) = executions_for(
             one.model.config,
             [precision],
             architecture=one.mixer.kind,
+            mode=mode,
             measure=measure,
         )
         yield found if precision == "fp32" else compiled(found)

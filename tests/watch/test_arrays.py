@@ -7,6 +7,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import ArgumentError, UsageError
+from oracles.networks.mamba3 import mamba3, shapes
 from oracles.networks.mamba_ssm import mamba1, mamba2
 
 
@@ -159,6 +160,66 @@ def test_a_block_of_flax():
     how |= {"dt_limit": (0.0, np.inf), "gate_norm_epsilon": config.layer_norm_epsilon}
     mixer = lyapunov.mixer(
         "mamba2", weights, activation="silu", norm_before_gate=False, **how
+    )
+    report = lyapunov.check_mixer(mixer, x, wrote, measure="none")
+    assert "block is mamba2: what it gave in" in report.assumptions[0]
+
+
+@pytest.mark.parametrize("mimo", [False, True])
+def test_mamba3_of_flax(mimo):
+    """`mamba3_jax` 1.0.1 (nnx), where it is installed: all the tensors, and another
+    function, the decay with a heavy tail of mamba_ssm after 2.3.2."""
+    modeling = pytest.importorskip("mamba3_jax.modeling")
+    jnp = pytest.importorskip("jax.numpy")
+    nnx = pytest.importorskip("flax.nnx")
+    sizes = {"hidden_size": 8, "state_size": 8, "head_dim": 4, "chunk_size": 8}
+    sizes |= {"is_mimo": True, "mimo_rank": 2} if mimo else {}
+    config = modeling.Mamba3Config(num_hidden_layers=1, vocab_size=9, **sizes)
+    block = modeling.Mamba3Mixer(config, layer_idx=0, rngs=nnx.Rngs(0))
+    x = jnp.asarray(normal(1, SEQ, 8))
+    wrote = block(x)
+    wrote = wrote[0] if isinstance(wrote, tuple) else wrote
+    held = lambda p: np.asarray(p[...])
+    plain = ["dt_bias", "B_bias", "C_bias", "D"]
+    plain += ["mimo_x", "mimo_z", "mimo_o"] * mimo
+    weights = {name: held(getattr(block, name)) for name in plain}
+    weights |= {"in_proj": held(block.in_proj.kernel).T}
+    weights |= {"out_proj": held(block.out_proj.kernel).T}
+    weights |= {
+        name: held(getattr(block, name).weight) for name in ("B_norm", "C_norm")
+    }
+    mixer = lyapunov.mixer(
+        "mamba3",
+        weights,
+        groups=block.ngroups,
+        chunk=8,
+        least_rate=block.A_floor,
+        mixer_norm_epsilon=config.bcnorm_eps,
+    )
+    with pytest.raises(UsageError, match="another function"):
+        lyapunov.check_mixer(mixer, x, wrote, measure="none")
+
+
+def test_mamba3_of_several_ranks_is_verified_in_fp32():
+    """Of its prefill in fp32 nothing is declared; of its steps there is."""
+    ssm = {"d_state": 8, "headdim": 4, "ngroups": 1, "is_mimo": True, "mimo_rank": 2}
+    named = shapes({"ssm_cfg": ssm, "d_model": 8, "vocab_size": 1, "n_layer": 1})
+    prefix = "backbone.layers.0.mixer."
+    weights = {
+        name.removeprefix(prefix): normal(*shape, seed=i)
+        for i, (name, shape) in enumerate(named.items())
+        if name.startswith(prefix)
+    }
+    x = normal(1, SEQ, 8)
+    wide = {name: array.astype(np.float64) for name, array in weights.items()}
+    wrote = mamba3(x[0].astype(np.float64), wide, ssm)[None].astype(np.float32)
+    mixer = lyapunov.mixer(
+        "mamba3",
+        {name.removesuffix(".weight"): array for name, array in weights.items()},
+        groups=1,
+        chunk=8,
+        least_rate=1e-4,
+        mixer_norm_epsilon=1e-5,
     )
     report = lyapunov.check_mixer(mixer, x, wrote, measure="none")
     assert "what it gave in fp32" in report.assumptions[0]
