@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ..arithmetic import Exact, Perturbed
 from ..arithmetic._programs import program
 from ..arithmetic.random_keys import random_key
-from ..formats import rounding_error_bound
+from ..formats import OperandNumbers, state_error_bound
 from ..implementations import Execution
 from ..sublayers.residual import sublayer
 
@@ -64,10 +64,15 @@ def _floor(flow, sites, form, incoming, output, parameters, original, start):
     zero = {name: jnp.zeros(shape.shape) for name, shape in shapes.items()}
     _, pull, values = jax.vjp(run, zero, has_aux=True)
     exact = sublayer(Exact(), flow, incoming, original, start)[1]
-    size = {
-        name: rounding_error_bound(jnp.abs(values[name]), sites[name]) for name in sites
-    }
-    size = {name: jnp.where(jnp.isfinite(s), s, 0.0) for name, s in size.items()}
+    end, size = {}, {}
+    for name, numbers in sites.items():
+        # beyond a fixed scale a value is read as its end, and moves one way alone
+        held = values[name]
+        if isinstance(numbers, OperandNumbers):
+            held = numbers.within(held)
+        most = state_error_bound(jnp.abs(held), numbers)
+        end[name] = held - values[name]
+        size[name] = jnp.where(jnp.isfinite(most), most, 0.0)
 
     def distance(offsets):
         return run(offsets)[0] - exact
@@ -75,13 +80,14 @@ def _floor(flow, sites, form, incoming, output, parameters, original, start):
     def improve(_, offsets):
         (gradient,) = pull(distance(offsets))
         return {
-            name: jnp.where(gradient[name] < 0, -size[name], size[name])
+            name: end[name] + jnp.where(gradient[name] < 0, -size[name], size[name])
             for name in sites
         }
 
     keys = jax.random.split(random_key(0), len(sites))
     offsets = {
-        name: size[name] * jax.random.rademacher(key, size[name].shape, jnp.float64)
+        name: end[name]
+        + size[name] * jax.random.rademacher(key, size[name].shape, jnp.float64)
         for name, key in zip(sorted(sites), keys, strict=True)
     }
     offsets = jax.lax.fori_loop(0, SIGN_ITERATIONS, improve, offsets)

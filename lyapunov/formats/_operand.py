@@ -66,6 +66,16 @@ class OperandNumbers(StateNumbers):
         moved = jnp.abs(round_operand(x, self) - x)
         return moved <= OPERAND_ROUNDINGS * _largest(jnp.abs(x), self)
 
+    def within(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Clip to what a scale that is fixed can hold; any other holds every number."""
+        if self.fixed is not None:
+            end = self.format.largest * self.fixed
+        elif self.of_scale is not None and self.whole is not None:
+            end = self.format.largest * self.of_scale.largest / self.whole
+        else:
+            return x
+        return jnp.clip(x, -end, end)
+
     def error_bound(self, magnitude):
         """Bound as `operand_error_bound` does."""
         return operand_error_bound(magnitude, self)

@@ -18,7 +18,7 @@ from lyapunov.questions._settings import checked_settings
 from oracles.checkpoints.quantised_models import stored_arrays
 
 from ...helpers import not_none
-from .as_configured import KEPT, TOKENS, by_number, followed
+from .as_configured import KEPT, TOKENS, by_number, far_apart, followed
 from .conftest import is_quantised
 
 
@@ -144,6 +144,20 @@ def test_a_check_follows_unasked_and_says_so(made):
     assert "not followed here" in str(report)
     moved = lambda one: one.layers[0].local_l2
     assert moved(found) > 2 * moved(plain)
+
+
+@pytest.mark.parametrize("recipe", ["modelopt-fp8", "ct-nvfp4-both"])
+def test_a_full_check_has_all_that_it_has_without(made, recipe):
+    """Assert that sublayers that differ have a floor beyond what was measured and not
+    far, where much is clipped too; chosen signs do more than the roundings of one run.
+    """
+    scale = far_apart if recipe == "modelopt-fp8" else None
+    folder = made("mamba2", recipe, scale, ("layers.0.mixer.out_proj",))
+    report = assumed(folder, effort="full", probes=2, readouts=2)
+    (found,) = report.precisions
+    assert found.count("violations") == 0
+    for row in found.layers:
+        assert 1 <= not_none(row.floor_t1_ratio) < 100
 
 
 def lines_of(folder, measure="emulated", asked=None, precisions=("bf16",)):
