@@ -8,8 +8,9 @@ they are, so a tensor is read where it lies, a slice at a time.
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ..._errors import (
     CorruptCheckpointError,
@@ -18,12 +19,21 @@ from ..._errors import (
     UnsupportedCheckpointError,
 )
 from ._files import broken, human_bytes, listing, open_regular, quote, reading
-from ._pickle import Inert, TensorRecord, read_pickle
+from ._pickle import Global, Inert, TensorRecord, read_pickle
 from ._tensors import DTYPES, StoredTensor, check_shape
 
 
 MAX_PICKLE_BYTES = 16 * 2**20
 MAX_DIRECTORY_BYTES = 32 * 2**20
+MAX_DEPTH = 4
+"""Of dictionaries in dictionaries; an optimiser's state of a parameter is at 4."""
+SAVE_STATE = "save the weights alone: torch.save(model.state_dict(), ...)"
+
+T = TypeVar("T")
+_Stored = Callable[[dict], dict[str, StoredTensor]]
+_Found = Callable[[Any, _Stored, str], T]
+"""Makes what is wanted of what the pickle describes and what finds tensors."""
+_Trained = tuple[dict[str, StoredTensor], dict]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ZIP_ERRORS = (
@@ -55,12 +65,32 @@ def read_training_archive(path: Path) -> tuple[dict[str, StoredTensor], dict]:
     return _read(path, training=True)
 
 
+def read_weight_sets(path: Path) -> dict[str, dict[str, StoredTensor]]:
+    """Where the tensors of every dictionary of tensors in a file that torch saved lie.
+
+    A training loop saves dictionaries in a dictionary: `state_dict`, `model`, `ema`,
+    and an optimiser's. What is no dictionary, and no tensor under a name, is passed
+    over; whatever the file names is never imported.
+
+    **Returns:** tensors by name, by the keys that lead to them with dots between, which
+    is empty for the outermost.
+
+    **Raises:** `UnsupportedCheckpointError` for a whole module, and where there is no
+    tensor by name.
+    """
+    return _opened(path, True, _weight_sets)
+
+
 def _read(path: Path, training: bool) -> tuple[dict[str, StoredTensor], dict]:
+    return _opened(path, training, _trained if training else _plain)
+
+
+def _opened(path: Path, training: bool, found: _Found[T]) -> T:
     shown = quote(path, 200)
     with open_regular(path) as (file, size):
         try:
             with zipfile.ZipFile(_Bounded(file)) as archive:  # type: ignore[arg-type]
-                return _read_members(path, file, size, archive, training)
+                return _read_members(path, file, size, archive, training, found)
         except LyapunovError:
             raise
         except _ZIP_ERRORS as e:
@@ -90,8 +120,13 @@ class _Bounded:
 
 
 def _read_members(
-    path: Path, file: BinaryIO, size: int, archive: zipfile.ZipFile, training: bool
-) -> tuple[dict[str, StoredTensor], dict]:
+    path: Path,
+    file: BinaryIO,
+    size: int,
+    archive: zipfile.ZipFile,
+    training: bool,
+    found: _Found[T],
+) -> T:
     shown = quote(path, 200)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -113,7 +148,7 @@ def _read_members(
     if f"{root}constants.pkl" in members:
         raise UnsupportedCheckpointError(
             f"{shown} is a TorchScript program, not a state dict",
-            hint="save the weights: torch.save(model.state_dict(), ...)",
+            hint=SAVE_STATE,
         )
 
     def content(name: str, limit: int) -> bytes:
@@ -138,31 +173,81 @@ def _read_members(
         )
     described = content(pickles[0], MAX_PICKLE_BYTES)
     state, _ = read_pickle(described, shown, training=training)
+
+    def stored(state: dict) -> dict[str, StoredTensor]:
+        return {
+            str(name): _tensor(path, file, size, members, root, name, record)
+            for name, record in state.items()
+            if isinstance(record, TensorRecord)
+        }
+
+    return found(state, stored, shown)
+
+
+def _no_state_dict(state: Any, shown: str) -> UnsupportedCheckpointError:
+    what = f"a {type(state).__name__}"
+    if isinstance(state, Inert) and isinstance(state.kind, Global):
+        what = f"a pickled {quote(f'{state.kind.module}.{state.kind.name}')}"
+    return UnsupportedCheckpointError(
+        f"{shown} holds {what} where a state dict is needed", hint=SAVE_STATE
+    )
+
+
+def _plain(state: Any, stored: _Stored, shown: str) -> _Trained:
     if not isinstance(state, dict):
+        raise _no_state_dict(state, shown)
+    return _some(stored(state), state, shown), {}
+
+
+def _trained(state: Any, stored: _Stored, shown: str) -> _Trained:
+    if not isinstance(state, dict):
+        raise _no_state_dict(state, shown)
+    args, state = state.get("args"), state.get("model")
+    settings = args.attributes if isinstance(args, Inert) else {}
+    if not isinstance(state, dict) or not settings:
         raise UnsupportedCheckpointError(
-            f"{shown} holds a {type(state).__name__} where a state dict is needed",
-            hint="save the weights: torch.save(model.state_dict(), ...)",
+            f"{shown} holds no model with the arguments that it was trained with",
+            hint="Megatron's model_optim_rng.pt has model and args",
         )
-    settings: dict = {}
-    if training:
-        args, state = state.get("args"), state.get("model")
-        settings = args.attributes if isinstance(args, Inert) else {}
-        if not isinstance(state, dict) or not settings:
-            raise UnsupportedCheckpointError(
-                f"{shown} holds no model with the arguments that it was trained with",
-                hint="Megatron's model_optim_rng.pt has model and args",
-            )
-    tensors = {}
-    for name, record in state.items():
-        if isinstance(record, TensorRecord):
-            tensors[str(name)] = _tensor(path, file, size, members, root, name, record)
+    return _some(stored(state), state, shown), settings
+
+
+def _some(
+    tensors: dict[str, StoredTensor], state: dict, shown: str
+) -> dict[str, StoredTensor]:
     if not tensors:
         keys = listing([str(key) for key in state]) or "nothing"
         raise UnsupportedCheckpointError(
             f"{shown} holds no tensor by name; it holds {keys}",
-            hint="save the weights alone: torch.save(model.state_dict(), ...)",
+            hint=SAVE_STATE,
         )
-    return tensors, settings
+    return tensors
+
+
+def _weight_sets(
+    state: Any, stored: _Stored, shown: str
+) -> dict[str, dict[str, StoredTensor]]:
+    """Every dictionary of tensors, at most `MAX_DEPTH` deep, each once."""
+    if not isinstance(state, dict):
+        raise _no_state_dict(state, shown)
+    sets: dict[str, dict[str, StoredTensor]] = {}
+    level, seen = [("", state)], {id(state)}
+    for _ in range(MAX_DEPTH):
+        below = []
+        for name, one in level:
+            if tensors := stored(one):
+                sets[name] = tensors
+            for key, value in one.items():
+                if isinstance(value, dict) and id(value) not in seen:
+                    seen.add(id(value))
+                    below.append((f"{name}.{key}" if name else str(key), value))
+        level = below
+    if not sets:
+        inside = [v for v in state.values() if isinstance(v, Inert)]
+        if inside and isinstance(inside[0].kind, Global):
+            raise _no_state_dict(inside[0], shown)
+        _some({}, state, shown)
+    return sets
 
 
 def _where(path: Path, file: BinaryIO, size: int, info: zipfile.ZipInfo) -> int:
