@@ -43,6 +43,7 @@ from .questions import (
     StabilityCallback as StabilityCallback,
     audit as audit,
     check as check,
+    check_blocks as check_blocks,
     check_mixer as check_mixer,
     rank_weights as rank_weights,
     watch as watch,

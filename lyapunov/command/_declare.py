@@ -11,16 +11,19 @@ from lyapunov._errors import UsageError
 
 
 INPUT, CHECKED = "Input", "What is checked"
+ALONE = "Weights without a config.json"
 VERDICT, OUTPUT = "Verdict", "Output"
-GROUPS = (INPUT, CHECKED, VERDICT, OUTPUT)
+GROUPS = (INPUT, CHECKED, ALONE, VERDICT, OUTPUT)
 """Of options in --help, in order."""
 
 CHECK, PLAN, AUDIT, DUMP = "check", "plan", "audit", "a dump, which has its own"
 SHOW, RANK = "show", "rank-weights"
-ALL = (CHECK, PLAN, AUDIT, DUMP)
+BLOCKS, LIST = "a check of blocks", "list"
+ALL = (CHECK, PLAN, AUDIT, DUMP, BLOCKS)
 OF_A_CHECK = (CHECK, PLAN)
 OF_A_MODEL = (CHECK, PLAN, AUDIT)
 OF_A_TEXT = (*OF_A_MODEL, RANK)
+OF_CHECKPOINTS = (CHECK, PLAN, AUDIT, DUMP, RANK)
 EVERY = (*ALL, RANK)
 """Which questions look at an option; a plan is of the check that would be run. To show
 a report again is a question of options of output alone; a ranking has no verdict."""
@@ -60,7 +63,7 @@ def option(
     elif settings.get("multiple"):
         default = ()
     if of is None:
-        of = (*EVERY, SHOW) if group == OUTPUT else ALL
+        of = (*EVERY, SHOW, LIST) if group == OUTPUT else ALL
     declared = Declared(group, flags, of, argument, settings)
     return dataclasses.field(default=default, metadata={"declared": declared})
 

@@ -13,8 +13,10 @@ from typing import Any
 import click
 
 from lyapunov.command import _declare
+from lyapunov.command._block_options import BlockOptions
 from lyapunov.command._declare import (
     AUDIT,
+    BLOCKS,
     CHECK,
     CHECKED,
     DUMP,
@@ -23,6 +25,7 @@ from lyapunov.command._declare import (
     OF_A_CHECK,
     OF_A_MODEL,
     OF_A_TEXT,
+    OF_CHECKPOINTS,
     OUTPUT,
     PLAN,
     RANK,
@@ -48,14 +51,14 @@ CODES = "Codes or their beginnings, as LYA004 or LYA; repeatable, or with commas
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(BlockOptions):
     """Everything that was typed, in the types that the work expects.
 
     **Raises:** `LyapunovError` for what goes together with nothing here, and for what
     cannot be read or written: before the long work.
     """
 
-    revision: str | None = option(INPUT, of=EVERY, help="Branch, tag or commit.")
+    revision: str | None = option(INPUT, of=OF_CHECKPOINTS, help="Branch or commit.")
     tokens: str | None = option(
         INPUT,
         of=OF_A_TEXT,
@@ -75,14 +78,14 @@ class Options:
     )
     length: int | None = option(
         INPUT,
-        of=OF_A_TEXT,
+        of=(*OF_A_TEXT, BLOCKS),
         type=click.IntRange(min=1),
         metavar="N",
         help="Tokens a sequence.  [default: the file's, else 512]",
     )
     batch: int | None = option(
         INPUT,
-        of=OF_A_TEXT,
+        of=(*OF_A_TEXT, BLOCKS),
         type=click.IntRange(min=1),
         metavar="N",
         help="Sequences, each another passage, spread over all devices that there are. "
@@ -99,7 +102,7 @@ class Options:
     )
     precision: tuple[str, ...] = option(
         CHECKED,
-        of=OF_A_MODEL,
+        of=(*OF_A_MODEL, BLOCKS),
         argument="precisions",
         multiple=True,
         type=click.Choice(PRECISIONS),
@@ -111,7 +114,7 @@ class Options:
     )
     state_precision: str | None = option(
         CHECKED,
-        of=OF_A_MODEL,
+        of=(*OF_A_MODEL, BLOCKS),
         argument="state_precision",
         type=click.Choice(STATE_PRECISIONS),
         metavar="FORMAT",
@@ -120,7 +123,7 @@ class Options:
     )
     mode: str = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, BLOCKS),
         argument="mode",
         default="prefill",
         type=click.Choice(("prefill", "decode")),
@@ -128,7 +131,7 @@ class Options:
     )
     layers: tuple[int, ...] | None = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, BLOCKS),
         argument="layers",
         callback=_declare.layers,
         metavar="LIST",
@@ -136,7 +139,7 @@ class Options:
     )
     measure: str = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, BLOCKS),
         argument="measure",
         default="emulated",
         type=MeasureChoice(),
@@ -147,7 +150,7 @@ class Options:
     )
     constants: str = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, BLOCKS),
         argument="constants",
         default="documented",
         type=click.Choice(("documented", "measured")),
@@ -156,7 +159,7 @@ class Options:
     )
     effort: str = option(
         CHECKED,
-        of=OF_A_CHECK,
+        of=(*OF_A_CHECK, BLOCKS),
         argument="effort",
         default="standard",
         type=click.Choice(tuple(EFFORTS)),
@@ -234,7 +237,7 @@ class Options:
     )
     device: str | None = option(
         CHECKED,
-        of=(*OF_A_CHECK, RANK),
+        of=(*OF_A_CHECK, RANK, BLOCKS),
         argument="device",
         metavar="NAME",
         help="The one where it runs, as gpu:1.  [default: JAX's first, and all for a "
@@ -315,7 +318,7 @@ class Options:
     output: tuple[Path, ...] = option(
         OUTPUT,
         *("-o", "--output"),
-        of=(CHECK, AUDIT, DUMP, SHOW, RANK),
+        of=(CHECK, AUDIT, DUMP, SHOW, RANK, BLOCKS),
         multiple=True,
         type=click.Path(path_type=Path),
         callback=_declare.each_once,
@@ -325,7 +328,7 @@ class Options:
     )
     annotations: str | None = option(
         OUTPUT,
-        of=(CHECK, AUDIT, DUMP, SHOW),
+        of=(CHECK, AUDIT, DUMP, SHOW, BLOCKS),
         type=click.Choice(("github",)),
         help="Write the findings on stderr, too, as GitHub shows them by a job.",
     )
@@ -365,6 +368,8 @@ class Options:
             return SHOW
         if self.rank_weights is not None:
             return RANK
+        if (asked := self.of_blocks) is not None:
+            return asked
         if self.source is None:
             return PLAN if self.plan_alone else CHECK
         return DUMP if is_recorded(self.source) else AUDIT

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lyapunov._errors import OutputError, UsageError
-from lyapunov.command._declare import AUDIT, DUMP, Declared, name_of
+from lyapunov.command._declare import AUDIT, BLOCKS, DUMP, Declared, name_of
 from lyapunov.implementations._registry import reproducible_names
 
 
@@ -39,6 +39,8 @@ def _refuse_unread(shown: str, said: Declared, question: str) -> None:
         return
     of_a_dump = question == DUMP and AUDIT in said.of
     asked = DUMP if of_a_dump else f"--{AUDIT if question == DUMP else question}"
+    if question == BLOCKS:
+        asked = question
     raise UsageError(f"{shown} is not for {asked}", hint="leave it out")
 
 

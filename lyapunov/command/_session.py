@@ -17,11 +17,12 @@ from typing import Any
 
 import click
 
-from lyapunov._errors import UsageError
+from lyapunov._errors import CheckpointError, UsageError
 from lyapunov._version import __version__
 from lyapunov._xla import compile_sooner
+from lyapunov.command import _blocks
 from lyapunov.command._compile_cache import Compiled, where_compiled_is_kept
-from lyapunov.command._declare import CHECK, DUMP, RANK
+from lyapunov.command._declare import BLOCKS, CHECK, DUMP, LIST, RANK
 from lyapunov.command._endings import (
     INTERRUPTED,
     STOPPED,
@@ -87,6 +88,8 @@ def run_checks(checkpoints: tuple[str, ...], options: Options) -> int:
     """
     if options.show is not None:
         return _show_again(options.show, checkpoints, options)
+    if options.question == LIST:
+        return _blocks.show_lists(checkpoints, options)
     if not options.verbose:
         hush()
     everything: list[str | None] = list(checkpoints) or [None]
@@ -212,8 +215,14 @@ def _kept(compiled: Compiled, *asked: Any) -> Any:
 
 
 def _checked(source: str | None, options: Options, progress: Any) -> Any:
-    """The seam to the library: a check, an audit, a ranking, or a plan."""
-    model = _open(source, options.revision)
+    """The seam to the library: a check, an audit, a ranking, a plan, or blocks."""
+    if options.question == BLOCKS:
+        return _blocks.checked(source, options, progress)
+    try:
+        model = _open(source, options.revision)
+    except CheckpointError as error:
+        told = _blocks.asking(source, error)
+        raise told from (None if told is error else error)
     tokens: Any = None if options.question == DUMP else _chosen_tokens(model, options)
     compile_sooner(lightly=_is_small(model, tokens, options))
     if options.question == RANK:

@@ -1,4 +1,5 @@
 from ._capture import Call as Call
+from ._file import StoredBlock as StoredBlock, blocks_of_file as blocks_of_file
 from ._found import FoundMixer as FoundMixer, find_mixers as find_mixers
 from ._kind import MixerKind as MixerKind
 from ._kinds import KINDS as KINDS

@@ -214,7 +214,8 @@ def _attribute(module: Any, path: str) -> Any:
         return None
 
 
-def _shape(canonical: str, tensor: Any) -> tuple[int, ...]:
+def shape_of(canonical: str, tensor: Any) -> tuple[int, ...]:
+    """A tensor's shape, without the axis of length 1 that torch's convolutions have."""
     shape = tuple(tensor.shape)
     middle = canonical == "conv_weight" and len(shape) == 3 and shape[1] == 1
     return (shape[0], shape[2]) if middle else shape
@@ -222,7 +223,7 @@ def _shape(canonical: str, tensor: Any) -> tuple[int, ...]:
 
 def _canonical(canonical: str, tensor: Any) -> Any:
     array = as_array(canonical, tensor)
-    return array.reshape(_shape(canonical, tensor))
+    return array.reshape(shape_of(canonical, tensor))
 
 
 def _sizes(
@@ -232,7 +233,7 @@ def _sizes(
     options: Mapping[str, Any],
 ) -> Iterator[Any]:
     """Every sizes that the tensors, the attributes and the options leave."""
-    shapes = {name: _shape(name, tensor) for name, tensor in tensors.items()}
+    shapes = {name: shape_of(name, tensor) for name, tensor in tensors.items()}
     said = _said(module, known)
     mine = {name: value for name, value in options.items() if name in known.options}
     strangers = [n for n in options if not any(n in k.options for k in KINDS.values())]
@@ -241,12 +242,13 @@ def _sizes(
     said |= given_options(known, mine)
     if (group := _attribute(module, "norm.group_size")) and "norm_groups" not in said:
         said["norm_groups"] = max(1, tensors["out_proj"].shape[1] // int(group))
-    yield from _branches(known, shapes, said)
+    yield from branches(known, shapes, said)
 
 
-def _branches(
+def branches(
     known: MixerKind, shapes: Mapping[str, tuple[int, ...]], said: dict[str, Any]
 ) -> Iterator[Any]:
+    """Every sizes that are left where an output tells what nobody said."""
     try:
         sizes = known.sizes(shapes, Options(known, said))
     except MissingOptionError as error:
@@ -256,7 +258,7 @@ def _branches(
             raise
         values = [said.get(v, v) if isinstance(v, str) else v for v in tried]
         for value in dict.fromkeys(values):
-            yield from _branches(known, shapes, said | {name: value})
+            yield from branches(known, shapes, said | {name: value})
         return
     yield sizes
 

@@ -2,6 +2,7 @@ from ._audit import audit as audit
 from ._cause import state_cause as state_cause, state_facts as state_facts
 from ._changes import parameter_changes as parameter_changes
 from ._check import check as check
+from ._check_blocks import check_blocks as check_blocks
 from ._check_mixer import check_mixer as check_mixer
 from ._environment import environment as environment
 from ._plan import Plan as Plan, plan as plan

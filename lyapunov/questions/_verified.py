@@ -89,7 +89,7 @@ def verified(call: Call, source: str) -> Verified:
 
 
 def _hint(call: Call) -> str:
-    if call.device != "cpu" and call.dtype == "fp32":
+    if call.device.startswith("cuda") and call.dtype == "fp32":
         return (
             "convolutions in TF32 are another arithmetic: torch.backends.cudnn."
             f"allow_tf32 = False; else {REGISTER}"

@@ -199,9 +199,10 @@ def _undisturbed(module: Any):
 
 def to_check(one: Verified) -> BlockCall:
     """A verified call, and what is said of it."""
+    where = f" on {one.call.device}" if one.call.device else ""
     told = (
         f"{one.call.title} is {one.mixer.kind}{' behind its norm' * one.norm_front}: "
-        f"what it gave in {one.call.dtype} on {one.call.device} is "
+        f"what it gave in {one.call.dtype}{where} is "
         f"{one.distance:.2g} of its size away from exact arithmetic, "
         f"{one.share:.2g} of the bound"
     )
