@@ -58,7 +58,9 @@ class Options(BlockOptions):
     cannot be read or written: before the long work.
     """
 
-    revision: str | None = option(INPUT, of=OF_CHECKPOINTS, help="Branch or commit.")
+    revision: str | None = option(
+        INPUT, of=OF_CHECKPOINTS, help="Branch, tag or commit."
+    )
     tokens: str | None = option(
         INPUT,
         of=OF_A_TEXT,

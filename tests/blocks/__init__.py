@@ -1,0 +1,1 @@
+"""Assert what is said of blocks in files of weights without a configuration."""
