@@ -67,7 +67,7 @@ class OperandNumbers(StateNumbers):
         return moved <= OPERAND_ROUNDINGS * _largest(jnp.abs(x), self)
 
     def within(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Cut off what a fixed scale cannot hold; any other scale holds every number."""
+        """Cut off what a fixed scale cannot hold; any other holds every number."""
         if self.fixed is not None:
             end = self.format.largest * self.fixed
         elif self.of_scale is not None and self.whole is not None:
