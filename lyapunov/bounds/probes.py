@@ -78,7 +78,7 @@ class Probes:
         numbered = [*range(self.n_independent), *[0] * (n_probes > 1)]
         signs = [1.0] * self.n_independent + [-1.0] * (n_probes > 1)
         self._draws = [
-            _Draw(n_probes, np.asarray([seed, number]), np.asarray(sign))
+            Draw(n_probes, np.asarray([seed, number]), np.asarray(sign))
             for number, sign in zip(numbered, signs, strict=True)
         ]
         held = Precision.named(execution.state_precision).format
@@ -117,10 +117,10 @@ class Probes:
         self._exact = self._exact.after(layer, residual, output, jnp.add)
         place = np.asarray(layer.layer)
 
-        def drawn(before: Stream, draw: _Draw, sites, around) -> Stream:
+        def drawn(before: Stream, draw: Draw, sites, around) -> Stream:
             incoming = before.incoming(layer)
             given = self._inner, draw, place, incoming, p, start, own.form
-            residual, output = _run_sampled(layer.flow, sites, *given)
+            residual, output = run_sampled(layer.flow, sites, *given)
             together = lambda one, other: _together(around, draw, place, one, other)
             return before.after(layer, residual, output, together)
 
@@ -162,7 +162,7 @@ def _state_alone(sites: dict) -> dict:
     return {k: v if k == "state" else exact for k, v in sites.items()}
 
 
-class _Draw(NamedTuple):
+class Draw(NamedTuple):
     """Which of the probes' draws, and with which sign."""
 
     n_probes: int
@@ -179,7 +179,7 @@ class _Draw(NamedTuple):
 
 
 @program
-def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, form):
+def run_sampled(flow, sites, inner, draw: Draw, place, incoming, p, start, form):
     def run(key, incoming):
         at = Sampled(sites, key, draw.sign, inner=inner, form=form)
         return sublayer(at, flow, incoming, p, start)[:2]
@@ -189,13 +189,13 @@ def _run_sampled(flow, sites, inner, draw: _Draw, place, incoming, p, start, for
 
 
 @program
-def _together(sites, draw: _Draw, place, output, other):
+def _together(sites, draw: Draw, place, output, other):
     own = jax.random.fold_in(draw.at(place), 1)  # the sublayer itself splits the key
     return beside(Sampled(sites, own, draw.sign), output, other)
 
 
 @program
-def _norm_sampled(sites, inner, draw: _Draw, beyond, stream: Stream, p):
+def _norm_sampled(sites, inner, draw: Draw, beyond, stream: Stream, p):
     keys = jax.random.split(draw.at(beyond), stream.residual.shape[0])
 
     def run(key, residual, hidden):

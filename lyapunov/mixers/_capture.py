@@ -188,16 +188,12 @@ class Capture:
 
     def _array(self, one: FoundMixer, tensor: Any) -> np.ndarray:
         """A tensor as (batch, seq, d_model) on the host."""
-        array = copied(tensor)
-        array = array[None] if array.ndim == 2 else array
-        if one.name in self._sequence_first:
-            array = np.ascontiguousarray(np.swapaxes(array, 0, 1))
-        return array
+        return rows_of(tensor, one.name in self._sequence_first)
 
     def _hook(self, one: FoundMixer) -> Any:
         def hook(module: Any, given: tuple, named: Mapping[str, Any], result: Any):
             del module
-            read, others = _input(one, given, named)
+            read, others = input_of(one, given, named)
             _refuse_others(one, others, read)
             wrote = result[0] if isinstance(result, tuple | list) else result
             self.calls.append(self._call(one, read, wrote))
@@ -239,6 +235,13 @@ class Capture:
         return before[1]
 
 
+def rows_of(tensor: Any, sequence_first: bool) -> np.ndarray:
+    """What a block reads or gives as (batch, seq, d_model) on the host."""
+    array = copied(tensor)
+    array = array[None] if array.ndim == 2 else array
+    return np.ascontiguousarray(np.swapaxes(array, 0, 1)) if sequence_first else array
+
+
 def _is_norm(module: Any) -> bool:
     """A LayerNorm or an RMSNorm of one axis, whoever wrote it."""
     name = type(module).__name__
@@ -247,7 +250,7 @@ def _is_norm(module: Any) -> bool:
     return alone and getattr(weight, "ndim", 0) == 1
 
 
-def _input(
+def input_of(
     one: FoundMixer, given: tuple, named: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """What the block read, and what else it was given, by name."""

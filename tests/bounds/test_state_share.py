@@ -74,4 +74,4 @@ def test_share_of_a_state_takes_no_program_of_its_own(small, programs):
         probes.head()
         if not of_state:
             programs.clear()
-    assert not {"_run_sampled", "_together", "_norm_sampled"} & {*programs}
+    assert not {"run_sampled", "_together", "_norm_sampled"} & {*programs}

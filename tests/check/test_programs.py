@@ -52,7 +52,7 @@ def test_a_check_has_few_programs(compiled):
 def test_an_effort_compiles_nothing_of_what_it_leaves_out(compiled):
     """Assert no bounded pass in quick, no search, reverse pass or ball in standard."""
     quick, standard = map(set, compiled)
-    assert {"run_layer", "run_rounded", "exact_pass", "_run_sampled"} <= quick
+    assert {"run_layer", "run_rounded", "exact_pass", "run_sampled"} <= quick
     assert {"bounded_pass", "_operations"} <= standard
     higher = programs_in(floor, adjoint, ball) - {"_logits"}  # probes have one too
     assert {"_floor", "_through_sublayer"} <= higher
@@ -106,5 +106,5 @@ def test_the_head_is_compiled_while_the_first_sublayers_run(checkpoint, monkeypa
     place = found.index("then")
     head, rest = found[:place], set(found[place + 1 :])
     assert {"run_norm", "_norm_sampled", "run_head", "_added"} <= set(head)
-    assert {"run_layer", "_run_sampled"} <= rest
+    assert {"run_layer", "run_sampled"} <= rest
     assert not rest & (set(head) - set(OPERATIONS))
