@@ -13,7 +13,7 @@ from ._found import FoundMixer
 
 Give = Callable[[str, int, np.ndarray, np.ndarray], np.ndarray | None]
 """Of a block's name, the number of its call from 0, what it read and what it gave, each
-(batch, seq, d_model) in its own type: what goes on instead, or None for what it gave."""
+(batch, seq, d_model) in its own type: what goes on instead; None: what it gave."""
 
 
 class ReplacedBlocks:
@@ -39,6 +39,7 @@ class ReplacedBlocks:
         self._give = give
         self._sequence_first = set(sequence_first)
         self._handles: list[Any] = []
+        self.names = [one.name for one in found]
         self.calls: Counter[str] = Counter()
         """How often each block ran."""
 

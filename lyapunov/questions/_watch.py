@@ -1,9 +1,8 @@
 """A check of whatever state-space blocks a torch module has, on what they read."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +15,11 @@ from ..mixers._capture import Capture
 from ..mixers._found import Mixers
 from ..mixers._scan_calls import known_scans
 from ..results import Report
+from ._network_output import network_outputs
+from ._network_runs import NetworkRuns
+from ._output_of import OutputOf
 from ._request import Request, device_named
+from ._undisturbed import undisturbed
 from ._verified import Verified, source_of, verified
 from ._watch_report import BlockCall, Subject, report_of_calls
 
@@ -29,6 +32,8 @@ SETTINGS = (
     *("bounds", "floor", "growth", "seed", "fail_on", "select", "ignore"),
     *("exit_zero", "measure"),
 )
+OF_OUTPUT = ("probes",)
+"""Beside these where a network's output is looked at."""
 MEASURES = ("emulated", "none")
 """What measures blocks: nothing runs them alone but the emulator."""
 
@@ -40,6 +45,8 @@ def watch(
     options: Mapping[str, Any] | None = None,
     sequence_first: Sequence[str] = (),
     scans: Mapping[Any, str] | None = None,
+    output: Any = None,
+    metric: Any = None,
     progress: Any = None,
     **settings: Any,
 ) -> "Watched":
@@ -64,18 +71,27 @@ def watch(
     - `scans`: functions of one's own that are called like `selective_scan_fn` or
       `mamba_chunk_scan_combined` of mamba_ssm, by which of the two; those themselves
       are known. Calls that stand in no block are rows of their own.
+    - `output`: what of the network's own output is looked at as well, with all blocks
+      in each precision and everything around them as it is: a string names an attribute
+      or a key (`"logits"`), an integer an index, True the tensor that the module gives;
+      a function of what it gives makes a tensor. Of `report = lyapunov.watch(...)(...)`
+      alone, since the network runs again: it has to give the same twice.
+    - `metric`: a function of that tensor that gives decisions (whole numbers or truth
+      values) or a number; None is the argmax of the last axis, False nothing.
     - `progress`: as for `check`.
     - `settings`: those of `check` that need neither logits nor files: `precisions`,
-      `state_precision`, `effort`, `mode`, `growth`, `measure` (`emulated`, or `none`
+      `state_precision`, `effort`, `mode`, `growth`, `probes` (behind sigma of the
+      output), `measure` (`emulated`, or `none`
       for the exponents alone), and so on.
 
     **Raises:** `UsageError` for what is no such module, or has no block; then it lists
     what comes nearest.
     """
-    strange = sorted(set(settings) - set(SETTINGS))
+    known = (*SETTINGS, *OF_OUTPUT * (output is not None))
+    strange = sorted(set(settings) - set(known))
     if strange:
         raise UsageError(
-            f"watch takes no {strange[0]}", hint=f"one of {', '.join(SETTINGS)}"
+            f"watch takes no {strange[0]}", hint=f"one of {', '.join(known)}"
         )
     choice(settings.get("measure", "emulated"), "measure", MEASURES)
     request = Request.of(**settings)
@@ -88,7 +104,23 @@ def watch(
             hint=f"one of {', '.join(one.name for one in found)}",
         )
     capture = Capture(found, sequence_first, functions)
-    return Watched(module, found, capture, request, progress)
+    looked_at = _chosen_output(output, metric, request)
+    how = module, found, capture, request, progress
+    return Watched(*how, looked_at, tuple(sequence_first))
+
+
+def _chosen_output(output: Any, metric: Any, request: Request) -> OutputOf | None:
+    """**Raises:** `UsageError` for what cannot go together."""
+    if output is None:
+        if metric is not None:
+            raise UsageError("metric= without output=", hint='output="logits", say')
+        return None
+    if request.measure == "none":
+        raise UsageError(
+            "output= with measure='none', which runs nothing in lower precision",
+            hint="leave measure= out",
+        )
+    return OutputOf(output, metric)
 
 
 class Watched:
@@ -107,7 +139,11 @@ class Watched:
         capture: Capture,
         request: Request,
         progress: Any,
+        output: OutputOf | None = None,
+        sequence_first: tuple[str, ...] = (),
     ):
+        self._output = output
+        self._sequence_first = sequence_first
         self._module = module
         self._request = request
         self._progress = progress
@@ -133,18 +169,34 @@ class Watched:
         self._capture.stop()
 
     def __call__(self, *inputs: Any, **named: Any) -> Report:
-        """Run the module once on these inputs, and report what its blocks did."""
+        """Run the module on these inputs, and report what its blocks did; once, unless
+        its output is looked at."""
         self.calls.clear()
-        with self, _undisturbed(self._module):
-            self._module(*inputs, **named)
-        return self.report()
+        runs = None
+        if self._output is not None:
+            own = self._module, self.mixers, self._sequence_first
+            runs = NetworkRuns(*own, inputs, named, self._output)
+        with undisturbed(self._module):
+            with self:
+                result = self._module(*inputs, **named)
+            if runs is not None and self.calls:
+                runs.begin(result, self.calls)
+        return self._report(runs)
 
     def report(self) -> Report:
         """Check every call that was seen.
 
         **Raises:** `UsageError` where no block was called, or one is not the function
-        that it looks like.
+        that it looks like; and for `output=`, which needs the inputs.
         """
+        if self._output is not None:
+            raise UsageError(
+                "output= needs the inputs, since the network runs again",
+                hint="report = lyapunov.watch(model, output=...)(*inputs)",
+            )
+        return self._report(None)
+
+    def _report(self, runs: NetworkRuns | None) -> Report:
         began = time.perf_counter()
         demand_flags()
         if not self.calls:
@@ -163,7 +215,19 @@ class Watched:
                 [f"{name} was never called, and is not checked" for name in uncalled],
             )
             calls = [to_check(one) for one in found]
-            return report_of_calls(calls, subject, self._request, began)
+            report = report_of_calls(calls, subject, self._request, began)
+            if runs is None or self._output is None:
+                return report
+            rows, told = network_outputs(
+                runs, found, self._request, self._output, subject.source
+            )
+            pairs = zip(report.precisions, rows, strict=True)
+            return replace(
+                report,
+                precisions=[replace(one, network=row) for one, row in pairs],
+                assumptions=[*report.assumptions, *told],
+                summary=replace(report.summary, seconds=time.perf_counter() - began),
+            )
 
     def _verified(self) -> list[Verified]:
         source = source_of(self._module)
@@ -180,21 +244,6 @@ class Watched:
     def _uncalled(self) -> list[str]:
         called = {call.name for call in self.calls}
         return [one.name for one in self.mixers if one.name not in called]
-
-
-@contextmanager
-def _undisturbed(module: Any):
-    """No gradients; buffers and random numbers as they were afterwards."""
-    torch = sys.modules["torch"]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    devices = {b.device for b in (*module.parameters(), *module.buffers())}
-    indices = [d.index or 0 for d in devices if d.type == "cuda"]
-    with torch.random.fork_rng(devices=indices), torch.no_grad():
-        try:
-            yield
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def to_check(one: Verified) -> BlockCall:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lyapunov.report import _columns as columns, _legends as legends, _words as words
 from lyapunov.report._headline import headline
+from lyapunov.report._network_output import network_output
 from lyapunov.report._sections import (
     Columns,
     Document,
@@ -68,7 +69,12 @@ def document(report: Report) -> Document:
     line, summary = headline(report), report.summary
     baseline = [f"baseline: {summary.baseline}"] if summary.baseline else []
     given = [Line(f["stack"], f["why"], f["flag"]) for f in summary.flags]
-    logits = [*_logits(report), *_beyond_the_table(report), *_changes(report)]
+    logits = [
+        *network_output(report),
+        *_logits(report),
+        *_beyond_the_table(report),
+        *_changes(report),
+    ]
     sections = [
         Section(
             "Figures", pictures=functools.partial(_pictures, report), forms=Form.PAGE

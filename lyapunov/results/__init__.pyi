@@ -13,6 +13,7 @@ from ._check import (
     Finding as Finding,
     FunctionDistance as FunctionDistance,
     LayerChange as LayerChange,
+    NetworkOutput as NetworkOutput,
     ParameterChangeReport as ParameterChangeReport,
     PrecisionReport as PrecisionReport,
     QuantisationFacts as QuantisationFacts,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._errors import UsageError
+from ._network import NetworkOutput as NetworkOutput
 from ._quantised import (
     QuantisationFacts as QuantisationFacts,
     StoredMatrix as StoredMatrix,
@@ -68,6 +69,8 @@ class PrecisionReport:
     state_stored_every: int = 1
     """Tokens from one store of a state below fp32 to the next, the fewest of all
     sublayers."""
+    network: NetworkOutput | None = None
+    """Of blocks in a network of the user's: what they do to its own output."""
 
     def count(self, name: str) -> int:
         """Sum a count of elements over sublayers, as `violations`.

@@ -40,6 +40,6 @@ class NetworkOutput:
     """L2 of what is even in the roundings' sign, over that of what is odd: what the
     first order leaves out."""
     shift_rel_l2: float | None = None
-    """What is not random of sigma: weights and reads of the blocks in this precision."""
+    """What of sigma is not random: blocks' weights and reads in this precision."""
     by_block: dict[str, float] = field(default_factory=dict)
     """`measured_rel_l2` with this block alone in the execution."""
