@@ -180,6 +180,8 @@ class Draw(NamedTuple):
 
 @program
 def run_sampled(flow, sites, inner, draw: Draw, place, incoming, p, start, form):
+    """Run one sublayer over a batch with drawn roundings: stream and output."""
+
     def run(key, incoming):
         at = Sampled(sites, key, draw.sign, inner=inner, form=form)
         return sublayer(at, flow, incoming, p, start)[:2]

@@ -92,7 +92,7 @@ def network_outputs(
         )
     count = len(request.precisions)
     rows = [_one(runs, places, request, output, source, i) for i in range(count)]
-    told = list(ASSUMPTIONS[: 2 if request.effort.probes else 1])
+    told: list[str] = [*ASSUMPTIONS[: 2 if request.effort.probes else 1]]
     if len(places) < len(found):
         told.append("scans alone run as they are while blocks are in lower precision")
     narrow = [d for d in ("bf16", "fp16") if any(v.call.dtype == d for v in found)]
@@ -119,7 +119,7 @@ def _one(
     moved = runs.run(emulated)
     values = values_of(moved)
     before, after = output.decided(runs.reference), output.decided(moved)
-    decisions = None
+    decisions = total = None
     if before.decisions is not None and after.decisions is not None:
         if before.decisions.shape != after.decisions.shape:
             raise UsageError(
@@ -127,6 +127,7 @@ def _one(
                 f"{before.decisions.shape} and {after.decisions.shape}",
                 hint="as many decisions, however they come out",
             )
+        total = int(before.decisions.size)
         decisions = int(np.sum(before.decisions != after.decisions))
     row = NetworkOutput(
         output=output.name,
@@ -136,7 +137,7 @@ def _one(
         measured_max=float(np.max(np.abs(values - reference))),
         decision=output.decision if before.known else None,
         decisions_changed=decisions,
-        decisions_total=None if decisions is None else int(np.size(before.decisions)),
+        decisions_total=total,
         metric_reference=before.number,
         metric_value=after.number,
     )
@@ -164,7 +165,7 @@ def _emulated(
         model, ids = model_of_call(place.verified.mixer, read, source)
         execution = _execution(model, request, i)
         seed = request.seed + place.number
-        record = next(iter(Emulated(execution, seed).trace(model, ids)))
+        record: Any = next(iter(Emulated(execution, seed).trace(model, ids)))
         return np.asarray(record.output)
 
     return give

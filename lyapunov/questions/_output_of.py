@@ -57,14 +57,15 @@ class OutputOf:
                 hint="a function of the output, such as lambda y: y > 0.5; False for "
                 "none",
             )
-        self._output, self._metric = output, metric
+        self._output: Any = output
+        self._metric: Any = metric
 
     @property
     def name(self) -> str:
         """What reports call it."""
         if self._output is True:
             return "the whole output"
-        if callable(self._output):
+        if not isinstance(self._output, str | int):
             return _called(self._output)
         return self._output if isinstance(self._output, str) else f"[{self._output}]"
 
@@ -120,7 +121,7 @@ class OutputOf:
         output = self._output
         if output is True:
             return result
-        if callable(output):
+        if not isinstance(output, str | int):
             try:
                 return output(result)
             except Exception as error:
