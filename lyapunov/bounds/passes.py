@@ -35,6 +35,7 @@ class Interpreter:
 
     def __init__(self, execution: Execution, seq: int, centred: bool):
         self._execution = execution
+        centred = centred and not execution.compiled  # as `Execution.bounded` has it
         self._key = (execution.depths, seq, centred, execution.form)
 
     def __call__(self, sites, model, anchors=None, *, keeps=None) -> BoundedArithmetic:
