@@ -300,7 +300,7 @@ def test_arguments_that_are_wrong():
 def test_a_network_in_sixteen_bits_has_no_prediction():
     network = made(Mamba1Block, seed=3).to(torch.bfloat16)
     x = drawn(2, LENGTH, WIDTH).to(torch.bfloat16)
-    report = lyapunov.watch(network, output=True, probes=1, **QUICK)(x)
+    report = lyapunov.watch(network, output=True, **QUICK, probes=1)(x)
     (precision,) = report.precisions
     one = precision.network
     assert one is not None
