@@ -46,6 +46,7 @@ from .questions import (
     check_blocks as check_blocks,
     check_mixer as check_mixer,
     rank_weights as rank_weights,
+    training_metrics as training_metrics,
     watch as watch,
 )
 from .results import (

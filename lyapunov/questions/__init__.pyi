@@ -8,5 +8,6 @@ from ._environment import environment as environment
 from ._plan import Plan as Plan, plan as plan
 from ._rank_weights import rank_weights as rank_weights
 from ._training import StabilityCallback as StabilityCallback
+from ._training_metrics import training_metrics as training_metrics
 from ._watch import Watched as Watched, watch as watch
 from ._weight_sets import rounded_weights as rounded_weights

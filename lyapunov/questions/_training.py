@@ -1,7 +1,6 @@
 """Stability while a model is trained: by transformers' Trainer, Lightning's, a loop."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -18,8 +17,8 @@ from .._arguments import choice, positive, shown, whole
 from .._errors import ArgumentError, LyapunovError, MissingExtraError
 from ..formats._table import PRECISIONS
 from ..models._from_torch import from_torch
-from ..results._check import Report
 from ._check import check
+from ._figures import figures_of
 from ._request import chosen_tokens
 from ._settings import checked_settings
 
@@ -230,7 +229,7 @@ class StabilityCallback(TrainerCallback):
             warnings.warn(f"step {step}: no stability check: {error}", stacklevel=2)
             figures = {"failed": 1.0}
         else:
-            figures, codes = _figures(report), [f.code for f in report.findings]
+            figures, codes = figures_of(report), [f.code for f in report.findings]
         took = time.perf_counter() - began
         self.spent += took if self._checks else 0.0  # the first compiles
         self._checks += 1
@@ -264,31 +263,6 @@ class StabilityCallback(TrainerCallback):
         due = control.should_log
         self._log(dict(logged))
         control.should_log = due  # which logging takes back
-
-
-def _figures(report: Report) -> dict[str, float]:
-    """What of a report is logged; finite numbers only, as JSON can hold them."""
-    rows = report.exponents.layers
-    memories = [row.memory_tokens for row in rows if row.memory_tokens is not None]
-    output = report.precisions[0].output
-    found = {
-        "max_exponent": report.exponents.max,
-        "decay_min": _extreme(min, [row.decay_min for row in rows]),
-        "decay_max": _extreme(max, [row.decay_max for row in rows]),
-        "memory_tokens": _extreme(max, [memory.p90 for memory in memories]),
-        "predicted_divergence": output.sigma_t3,
-        "measured_divergence": output.measured_rel_l2,
-        "findings": len(report.findings),
-    }
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if value is not None and math.isfinite(value)
-    }
-
-
-def _extreme(which, values: list[float | None]) -> float | None:
-    return which((v for v in values if v is not None), default=None)
 
 
 def _lightning_callback() -> Any:
