@@ -33,13 +33,17 @@ SIZES = {
 
 
 def prepare(folder: Path) -> None:
-    """Make what pages and README name: `./model`, `./adapter`, `ids.npy`."""
+    """Make what pages and README name: `./model`, `./adapter`, `./weights.pth`,
+    `ids.npy`."""
     import numpy as np
+    import torch
     from peft import LoraConfig, get_peft_model
 
     from oracles.checkpoints.transformers import make, save
 
-    save(make("mamba", **SIZES), folder / "model")
+    model = make("mamba", **SIZES)
+    save(model, folder / "model")
+    torch.save({"state_dict": model.state_dict()}, folder / "weights.pth")
     lora = LoraConfig(r=2, target_modules=["in_proj"], init_lora_weights=False)
     get_peft_model(make("mamba", **SIZES), lora).save_pretrained(
         str(folder / "adapter")
