@@ -9,6 +9,7 @@ from lyapunov._errors import (
     CheckpointError,
     CheckpointNotFoundError,
     LyapunovError,
+    UnsafeCheckpointError,
     UnsupportedCheckpointError,
     UsageError,
 )
@@ -135,7 +136,8 @@ def asking(source: str | None, error: CheckpointError) -> LyapunovError:
 
     - `error`: with which it was refused as a checkpoint.
     """
-    if not isinstance(error, CheckpointNotFoundError | UnsupportedCheckpointError):
+    told = CheckpointNotFoundError | UnsupportedCheckpointError | UnsafeCheckpointError
+    if not isinstance(error, told):
         return error
     if source is None or not _may_have_blocks(Path(source)):
         return error
@@ -143,6 +145,8 @@ def asking(source: str | None, error: CheckpointError) -> LyapunovError:
 
     try:
         blocks = blocks_of_file(source)
+    except UnsafeCheckpointError as whole:  # says how it is saved without code
+        return whole
     except LyapunovError:
         return error
     if len({one.weight_set for one in blocks}) > 1:
@@ -170,4 +174,5 @@ def _several(source: str, blocks: list[Any]) -> LyapunovError:
 
 def _may_have_blocks(path: Path) -> bool:
     path = path.expanduser()
-    return path.suffix in SUFFIXES and path.is_file()
+    alone = not (path.parent / "config.json").exists()
+    return path.suffix in SUFFIXES and path.is_file() and alone

@@ -65,6 +65,22 @@ def test_a_file_without_blocks_is_refused_as_before(tmp_path):
     assert "copy it from where the weights come from" in result.stderr
 
 
+def test_a_whole_module_is_told_how_to_be_saved(tmp_path):
+    path = saved(tmp_path / "w.pt", network("first"))
+    for arguments in ([], ["--list"]):
+        result = run(path, *arguments)
+        assert result.exit_code == 2
+        assert "torch.save(model.state_dict(), ...)" in result.stderr
+
+
+def test_beside_a_configuration_its_own_error_is_told(tmp_path):
+    path = saved(tmp_path / "w.pt", network("first").state_dict())
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    result = run(path)
+    assert result.exit_code == 2
+    assert "unheard_of" in result.stderr
+
+
 def test_checked_on_what_was_captured(tmp_path):
     path = saved(tmp_path / "w.pth", network("first").state_dict())
     np.savez(tmp_path / "c.npz", first=drawn(8).numpy())

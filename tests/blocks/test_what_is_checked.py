@@ -1,5 +1,6 @@
 """Assert what a check of a file's blocks says, and what it refuses."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_exponents_and_bounds(tmp_path, name):
     assert "what it gave in fp32 is" in report.assumptions[0]
     (file,) = report.checkpoint.files
     assert file["name"] == "w.pth"
+    assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report.checkpoint.n_params == sum(p.numel() for p in block.parameters())
 
 
@@ -107,6 +109,34 @@ def test_what_an_output_tells_need_not_be_said(tmp_path):
     with pytest.raises(UsageError, match="another function") as refused:
         lyapunov.check_blocks(path, inputs=inputs, options=wrong, **QUICK)
     assert "norm_before_gate" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["A_log", "dt_proj.bias", "D", "conv1d.bias"])
+def test_weights_of_another_step_are_found_by_the_output(tmp_path, name):
+    """A thousandth more in one parameter is more than fp32 explains."""
+    made = network("first")
+    read = drawn()
+    with torch.no_grad():
+        wrote = made.get_submodule("first")(read).numpy()
+    inputs = {"first": read.numpy(), "first.output": wrote}
+    path = _changed(tmp_path, **{name: lambda x: x * 1.001})
+    _refused(path, "another function", random_inputs=None, length=None, inputs=inputs)
+
+
+def test_bf16_weights_and_fp16_inputs(tmp_path):
+    """Their own types; exponents of the weights as they are stored."""
+    made = network("first").to(torch.bfloat16)
+    path = saved(tmp_path / "w.pth", made.state_dict())
+    (block,) = lyapunov.mixers.blocks_of_file(path)
+    assert block.dtypes == ("bf16",)
+    read = drawn()[:1].numpy().astype(np.float16)
+    report = lyapunov.check_blocks(path, inputs=read, options=OPTIONS["first"], **QUICK)
+    assert report.checkpoint.dtype == "bf16"
+    weights = weights_of(made.get_submodule("first"))
+    wanted = of_mamba1(read.astype(np.float64), weights)
+    (row,) = report.exponents.layers
+    found = np.array([row.max, row.min], float)
+    np.testing.assert_allclose(found, [wanted.max(), wanted.min()], rtol=1e-12)
 
 
 def test_one_array_for_all(tmp_path):

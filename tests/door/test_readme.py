@@ -110,7 +110,7 @@ def marks(command: str) -> list:
 )
 def test_every_line_runs(command, place):
     words = names_of(command, place)
-    if not {"--tokens", "--audit"} & set(words):
+    if not {"--tokens", "--audit", "--list"} & set(words):
         words += ["--length", "8"]
     done = subprocess.run(
         [sys.executable, "-m", "lyapunov", *words, "--json"],
@@ -124,6 +124,8 @@ def test_every_line_runs(command, place):
     report = json.loads(done.stdout)
     if report.get("kind") == "ranking":
         assert report["matrices"]
+    elif "--list" in words:
+        assert all(one["blocks"] for one in report["files"])
     else:
         assert report["summary"]["checked"] > 0 or report["variants"]
     if "-o" in words:
