@@ -15,8 +15,8 @@ def training_metrics(module: Any, inputs: Any, **settings: Any) -> dict[str, flo
     network runs in `eval` mode, so that nothing is drawn. Named as `StabilityCallback`
     names them: `lyapunov/max_exponent`, `decay_min`, `decay_max`, `memory_tokens`,
     `findings`, and with `output=` `measured_divergence`, relative, of the network's own
-    output; with `probes=` as well `predicted_divergence`. What is not known, or not
-    finite, is left out.
+    output, and `predicted_divergence`, which `probes=0` leaves out with its ten
+    forwards. What is not known, or not finite, is left out.
 
     **Arguments:**
 
