@@ -253,7 +253,7 @@ def to_check(one: Verified) -> BlockCall:
         f"{one.call.title} is {one.mixer.kind}{' behind its norm' * one.norm_front}: "
         f"what it gave in {one.call.dtype}{where} is "
         f"{one.distance:.2g} of its size away from exact arithmetic, "
-        f"{one.share:.2g} of the bound"
+        f"{one.share:.2g} of the bound and {one.z:.2g} times what roundings make of it"
     )
     call = one.call
     return BlockCall(

@@ -84,10 +84,37 @@ def test_own_types_are_verified(block, dtype):
     network = block().to(dtype)
     report = lyapunov.watch(network, **QUICK)(inputs().to(dtype))
     (told,) = [line for line in report.assumptions if "what it gave" in line]
-    share = float(told.rsplit(", ", 1)[1].split(" ")[0])
+    words = told.rsplit(", ", 1)[1].split(" ")
+    share, z = float(words[0]), float(words[5])
     assert 0.0 < share <= 1.0
+    assert z > 0.0
     if dtype == torch.bfloat16 and block is not Mamba3Block:  # which runs in fp64
         assert share > 0.01
+        assert 0.5 < z < 2.0  # an eighth to a quarter of what is refused
+
+
+class ALittleTooLarge(torch.nn.Module):
+    """A block of width whose output is multiplied."""
+
+    def __init__(self, factor: float = 1.0003):
+        super().__init__()
+        self.block, self.factor = Mamba1Block(128, 8, 8), factor
+        hook = lambda module, given, result: result * self.factor
+        self.block.out_proj.register_forward_hook(hook)
+
+    def forward(self, x):
+        return self.block(x)
+
+
+def test_what_a_bound_in_fp32_lets_through_is_refused_all_the_same():
+    """Of a block that is 128 wide the bound is more than that of the output."""
+    x = drawn(1, LENGTH, 128)
+    told = lyapunov.watch(made(lambda: ALittleTooLarge(1.0)), measure="none")(x)
+    share = float(told.assumptions[0].rsplit(", ", 1)[1].split(" ")[0])
+    distance = float(told.assumptions[0].split("on cpu is ")[1].split(" ")[0])
+    assert distance / share > 3.1e-4
+    with pytest.raises(UsageError, match="times what roundings in fp32 make of it"):
+        lyapunov.watch(made(ALittleTooLarge), measure="none")(x)
 
 
 def test_a_norm_before_the_gate_is_found_by_the_output():
