@@ -10,6 +10,8 @@ import torch
 
 from oracles.kernels.mamba1 import Kernel, cast, held
 
+from .networks import SequenceFirst
+
 
 class StateIn8Bits(Kernel):
     """The state goes from token to token in e4m3; what a token reads is not rounded."""
@@ -48,7 +50,10 @@ def emulated_in_place(
         for block in blocks:
 
             def forward(x: torch.Tensor, block: Any = block) -> torch.Tensor:
-                made = in_bf16(block, x.detach().numpy(), kernel)
+                swapped = isinstance(block, SequenceFirst)
+                read = x.transpose(0, 1) if swapped else x
+                made = in_bf16(block, read.detach().numpy(), kernel)
+                made = made.swapaxes(0, 1) if swapped else made
                 return torch.from_numpy(made).to(x.dtype)
 
             block.forward = forward

@@ -9,6 +9,7 @@ import pytest
 import lyapunov
 from lyapunov._errors import ArgumentError, UsageError
 from lyapunov.mixers._replaced import ReplacedBlocks
+from lyapunov.questions import _network_output
 
 
 pytest.importorskip("torch")
@@ -16,12 +17,13 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from .emulation import StateIn8Bits, emulated_in_place, in_bf16
+from .emulation import StateIn8Bits, emulated_in_place
 from .networks import (
     LENGTH,
     WIDTH,
     BothWays,
     FourWays,
+    InsideATransformer,
     Mamba1Block,
     drawn,
     made,
@@ -91,16 +93,38 @@ def test_each_block_alone_is_that_of_another_emulation():
 
 
 @pytest.mark.parametrize("wrong", ["one is skipped", "the other's weights"])
-def test_a_block_that_is_skipped_or_mistaken_would_be_seen(wrong):
-    """What the tests above would find with such a defect is not within their 1 %."""
+def test_a_block_that_is_skipped_or_mistaken_would_be_seen(wrong, monkeypatch):
+    """With such a defect planted the tests above would fail."""
     network = made(BothWays)
     right = by_hand(network, tokens(), ["forth", "back"])
+    begun, placed = ReplacedBlocks.__enter__, _network_output._place
+
+    def skipping(blocks):
+        blocks._found = blocks._found[:1]
+        return begun(blocks)
+
+    first = []
+
+    def mistaken(number, one, source):
+        first.append(one)
+        return placed(number, one._replace(mixer=first[0].mixer), source)
+
     if wrong == "one is skipped":
-        assert abs(by_hand(network, tokens(), ["forth"]) / right - 1) > 0.05
+        monkeypatch.setattr(ReplacedBlocks, "__enter__", skipping)
+        with pytest.raises(UsageError, match="not called as often"):
+            row(network, tokens(), output=True)
         return
-    read = drawn(2, LENGTH, WIDTH).numpy()
-    one, other = in_bf16(network.forth, read), in_bf16(network.back, read)
-    assert np.linalg.norm(one - other) > 0.5 * np.linalg.norm(one)
+    monkeypatch.setattr(_network_output, "_place", mistaken)
+    found = row(network, tokens(), output=True, probes=0)
+    assert abs(found.measured_rel_l2 / right - 1) > 0.05
+
+
+def test_a_block_in_a_transformer_whose_batch_is_in_the_middle():
+    network, x = made(InsideATransformer), drawn(LENGTH, 2, WIDTH)
+    found = row(network, x, output=True, sequence_first=["block"])
+    wanted = by_hand(network, x, ["block"])
+    assert found.measured_rel_l2 == pytest.approx(wanted, rel=0.01)
+    assert 1 / 3 < found.calibration_z < 3
 
 
 def test_all_calls_of_one_block_are_replaced():
