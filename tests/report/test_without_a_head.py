@@ -9,7 +9,7 @@ import pytest
 from lyapunov.findings._baseline import compare
 from lyapunov.findings._baseline_file import read_baseline
 from lyapunov.findings._rules import advice, find
-from lyapunov.questions._training import _figures
+from lyapunov.questions._figures import figures_of
 from lyapunov.report import to_html, to_json, to_markdown, to_table
 from lyapunov.report.json import schema
 from lyapunov.results._check import OutputDivergence
@@ -107,6 +107,6 @@ def test_the_document_meets_the_schema_and_is_its_own_baseline(headless, tmp_pat
 
 
 def test_what_is_logged_while_training_is_of_the_sublayers(headless):
-    logged = _figures(headless)
+    logged = figures_of(headless)
     assert "max_exponent" in logged
     assert not {"measured_divergence", "predicted_divergence"} & set(logged)
