@@ -1,6 +1,8 @@
 """What each block read and wrote in the forward passes of a network."""
 
 import functools
+import inspect
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -256,9 +258,10 @@ def input_of(
     """What the block read, and what else it was given, by name."""
     others = dict(named)
     if given:
-        return given[0], others | {
-            f"argument {i}": value for i, value in enumerate(given[1:], 2)
-        }
+        names = [*inspect.signature(one.module.forward).parameters][1:]
+        beyond = (f"argument {i}" for i in itertools.count(len(names) + 2))
+        places = itertools.chain(names, beyond)
+        return given[0], others | dict(zip(places, given[1:], strict=False))
     for name in INPUTS:
         if name in others:
             return others.pop(name), others
@@ -281,10 +284,19 @@ def _refuse_others(one: FoundMixer, others: Mapping[str, Any], read: Any) -> Non
             continue
         if name in HARMLESS and isinstance(value, torch.Tensor) and bool(value.all()):
             continue
+        if name == "position_ids" and _in_order(value, read):
+            continue
         raise UsageError(
             f"{quote(one.name)} was called with {name}, which is not followed",
             hint="whole sequences without a cache (use_cache=False), mask or packing",
         )
+
+
+def _in_order(positions: Any, read: Any) -> bool:
+    """Whether every sequence counts from 0: one text, from its beginning."""
+    length = read.shape[-2]
+    counted = getattr(positions, "shape", ())[-1:] == (length,)
+    return counted and bool((positions == positions.new_tensor(range(length))).all())
 
 
 def _refuse_not_finite(where: str, arrays: Sequence[np.ndarray]) -> None:

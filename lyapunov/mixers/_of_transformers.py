@@ -8,16 +8,36 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._errors import UsageError
 from ..checkpoints._parts import Part
 from ..checkpoints.families._kimi_linear import mixer_parts as kimi_parts
 from ..checkpoints.families._olmo_hybrid import mixer_parts as olmo_parts
 from ..checkpoints.families._qwen3_next import apart, delta_parts, fused_parts
+from ..checkpoints.families._recurrent_gemma import recurrent_parts
+from ..checkpoints.families._rwkv import time_parts
+from ..checkpoints.families._xlstm import mlstm_parts
 from ..checkpoints.families._zamba import headed_parts as zamba_parts
-from ..sublayers import GatedDeltaSizes, KimiDeltaSizes, Mamba1Sizes
+from ..sublayers import (
+    GatedDeltaSizes,
+    KimiDeltaSizes,
+    Mamba1Sizes,
+    MLSTMSizes,
+    RGLRUSizes,
+    Rwkv4Sizes,
+)
 from ..sublayers._sublayer import AbstractSublayer
 
 
 Described = tuple[AbstractSublayer, Mapping[str, Part]]
+
+
+ACTIVATIONS = {
+    "GELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_new",
+    "GELUActivation": "gelu",
+    "SiLUActivation": "silu",
+}
+"""By the class in transformers."""
 
 
 class Shaped:
@@ -95,6 +115,73 @@ def _zamba(module: Any) -> Described:
     return sizes, parts
 
 
+def _recurrent_gemma(module: Any) -> Described:
+    heads, each, _ = module.rg_lru.input_gate_weight.shape
+    sizes = RGLRUSizes(
+        d_model=module.hidden_size,
+        d_inner=heads * each,
+        heads=heads,
+        d_conv=module.conv1d_width,
+        activation=_activation(module.act_fn),
+        norm_epsilon=0.0,
+        norm_front=False,
+    )
+    return sizes, recurrent_parts(sizes, _stored(module), "")
+
+
+def _activation(function: Any) -> str:
+    """A function of transformers' `ACT2FN`, by our name.
+
+    **Raises:** `UsageError` for one that is not covered.
+    """
+    name = type(function).__name__
+    if name not in ACTIVATIONS:
+        raise UsageError(
+            f"a block with the activation {name}",
+            hint=f"covered are {', '.join(ACTIVATIONS)}",
+        )
+    return ACTIVATIONS[name]
+
+
+def _rwkv(module: Any) -> Described:
+    width = module.attention_hidden_size
+    d_model = module.key.weight.shape[1]
+    sizes = Rwkv4Sizes(d_model, width, 0.0, norm_front=False)
+    return sizes, _inside("attention.", time_parts("", d_model, width))
+
+
+def _xlstm(module: Any) -> Described:
+    c = module.config
+    sizes = MLSTMSizes(
+        c.hidden_size,
+        c.num_heads,
+        module.qk_dim // c.num_heads,
+        module.v_dim // c.num_heads,
+        norm_epsilon=0.0,
+        gate_norm_epsilon=c.norm_eps,
+        soft_cap=c.gate_soft_cap,
+        epsilon=c.eps,
+        chunk=c.chunk_size,
+        norm_front=False,
+    )
+    fused = c.weight_mode == "fused"
+    return sizes, _inside("mlstm_layer.", mlstm_parts(sizes, "", fused))
+
+
+def _inside(prefix: str, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts of a block's own module, without the norm beside it."""
+    own = {key: one for key, one in parts.items() if one.names[0].startswith(prefix)}
+    strip = lambda name: name.removeprefix(prefix)
+    return {
+        key: one._replace(
+            name=strip(one.name)
+            if isinstance(one.name, str)
+            else tuple(map(strip, one.name))
+        )
+        for key, one in own.items()
+    }
+
+
 CLASSES: Mapping[str, Callable[[Any], Described]] = {
     "Qwen3NextGatedDeltaNet": _qwen3_next,
     "Qwen3_5GatedDeltaNet": _qwen3_5,
@@ -102,6 +189,9 @@ CLASSES: Mapping[str, Callable[[Any], Described]] = {
     "OlmoHybridGatedDeltaNet": _olmo_hybrid,
     "KimiLinearDeltaAttention": _kimi_linear,
     "ZambaMambaMixer": _zamba,
+    "RecurrentGemmaRecurrentBlock": _recurrent_gemma,
+    "RwkvSelfAttention": _rwkv,
+    "xLSTMLayer": _xlstm,
 }
 """Classes by name, each with what says what it is."""
 

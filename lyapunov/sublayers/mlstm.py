@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ..arithmetic import AbstractArithmetic, Weight
 from ..arithmetic._log_weights import LOG_WEIGHTS, NORMALISED, UNDER_SCALE
 from ._sublayer import AbstractSublayer, Counts, Dynamics, Get, HandedOn, within
-from .norm import Norm, normalise
+from .norm import Norm, front
 from .sites import FRONT
 from .soft_cap import soft_capped
 from .token_blocks import in_token_blocks, tokens_at_once
@@ -36,7 +36,7 @@ GATES = tuple(
 class MLSTMParameters(eqx.Module):
     """One sublayer: the norm and the mixer after it."""
 
-    norm: Norm
+    norm: Norm | None
     q_proj: Weight
     """(heads key_dim, d_model)."""
     k_proj: Weight
@@ -88,7 +88,7 @@ def mlstm(at: AbstractArithmetic, residual, p: MLSTMParameters, start: MLSTMStat
 
 
 def _mlstm(at: AbstractArithmetic, residual, p: MLSTMParameters, start: MLSTMState):
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     seq, heads = x.shape[0], p.i_bias.shape[0]
     headed = lambda a: a.reshape(seq, heads, -1)
     put = lambda site, rows: at.store(site, at.matmul(x, rows))
@@ -156,6 +156,7 @@ class MLSTMSizes(AbstractSublayer):
     - `soft_cap`: c, where gates g are c tanh(g / c).
     - `epsilon`: added to what values are divided by.
     - `chunk`: tokens of a call from which on transformers runs in chunks.
+    - `norm_front`: whether there is a norm before it.
     """
 
     d_model: int
@@ -167,6 +168,7 @@ class MLSTMSizes(AbstractSublayer):
     soft_cap: float = 15.0
     epsilon: float = 1e-6
     chunk: int = 64
+    norm_front: bool = True
 
     kind: ClassVar = "mlstm"
     recurrent: ClassVar = True
@@ -197,7 +199,9 @@ class MLSTMSizes(AbstractSublayer):
         """Put the flow's parameters together from stored ones."""
         names = (*(f"{name}_proj" for name in "qkvgif"), "out_proj")
         return MLSTMParameters(
-            norm=Norm(get("norm"), None, self.norm_epsilon),
+            norm=Norm(get("norm"), None, self.norm_epsilon)
+            if self.norm_front
+            else None,
             i_bias=get("i_bias"),
             f_bias=get("f_bias"),
             gate_norm=get("gate_norm"),

@@ -25,7 +25,7 @@ from ._sublayer import (
     within,
 )
 from .mlp import activate
-from .norm import Norm, normalise, with_bias
+from .norm import Norm, front, with_bias
 from .sites import FRONT, GELU_NEW
 from .token_blocks import in_token_blocks, tokens_at_once
 
@@ -37,7 +37,7 @@ RATE = 8.0
 class RGLRUParameters(eqx.Module):
     """One sublayer: the norm and the mixer after it."""
 
-    norm: Norm
+    norm: Norm | None
     x_proj: Weight
     """(width, d_model), what goes through the recurrence."""
     x_bias: Float[Array, " width"] | None
@@ -98,7 +98,7 @@ def rg_lru(at: AbstractArithmetic, residual, p: RGLRUParameters, start: RGLRUSta
 
 
 def _rg_lru(at: AbstractArithmetic, residual, p: RGLRUParameters, start, rate):
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     seq = residual.shape[0]
     u = at.store("x", at.matmul(x, p.x_proj, p.x_bias))
     padded = at.join([start.window, u])
@@ -186,6 +186,7 @@ class RGLRUSizes(AbstractSublayer):
     - `heads`: parts of the channels with gates of their own.
     - `activation`: of what multiplies the recurrence's output.
     - `norm_offset`: the weight of the norm in front is stored as its distance from it.
+    - `norm_front`: whether there is a norm before it.
     """
 
     d_model: int
@@ -195,6 +196,7 @@ class RGLRUSizes(AbstractSublayer):
     activation: str
     norm_epsilon: float
     norm_offset: float = 0.0
+    norm_front: bool = True
 
     kind: ClassVar = "rg_lru"
     recurrent: ClassVar = True
@@ -234,7 +236,9 @@ class RGLRUSizes(AbstractSublayer):
             for name in ("input_gate", "decay_gate")
         }
         return RGLRUParameters(
-            norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset),
+            norm=Norm(get("norm"), None, self.norm_epsilon, offset=self.norm_offset)
+            if self.norm_front
+            else None,
             activation=self.activation,
             **gates,
             **convolution(get),

@@ -26,7 +26,7 @@ from ._sublayer import (
     with_biases,
     within,
 )
-from .norm import Norm, norm_of, normalise
+from .norm import Norm, front, norm_of
 from .sites import FRONT
 from .token_blocks import in_token_blocks, tokens_at_once
 from .token_shift import MIXED, token_shift
@@ -39,7 +39,7 @@ NO_TOKEN = -1e38
 class Rwkv4Parameters(eqx.Module):
     """One sublayer: the norm and the mixer after it."""
 
-    norm: Norm
+    norm: Norm | None
     mix: tuple[Float[Array, " d_model"], ...]
     """The present token's share in what keys, values and receptances are made of."""
     k_proj: Weight
@@ -91,7 +91,7 @@ def rwkv4(at: AbstractArithmetic, residual, p: Rwkv4Parameters, start: Rwkv4Stat
 
 def _rwkv4(at: AbstractArithmetic, residual, p: Rwkv4Parameters, start: Rwkv4State):
     log_decay = at.negate(at.store("decay_rate", at.exp(p.time_decay)))
-    x = normalise(at, at.store("norm_input", residual), p.norm)
+    x = front(at, residual, p.norm)
     mixed, window = token_shift(at, x, start.window, p.mix)
     put = lambda site, i, rows: at.store(site, at.matmul(mixed[:, i], rows))
     key, value = put("k", 0, p.k_proj), put("v", 1, p.v_proj)
@@ -137,12 +137,14 @@ class Rwkv4Sizes(AbstractSublayer):
     - `width`: channels of the recurrence.
     - `halvings`: how often transformers has halved the stream in front of it, and its
         output, exactly; `norm_epsilon` is that of the stream as it would be.
+    - `norm_front`: whether there is a norm before it.
     """
 
     d_model: int
     width: int
     norm_epsilon: float
     halvings: int = 0
+    norm_front: bool = True
 
     kind: ClassVar = "rwkv4"
     recurrent: ClassVar = True
@@ -172,7 +174,9 @@ class Rwkv4Sizes(AbstractSublayer):
     def parameters(self, get: Get) -> Rwkv4Parameters:
         """Put the flow's parameters together from stored ones."""
         return Rwkv4Parameters(
-            norm=norm_of(get, "norm", self.norm_epsilon, True),
+            norm=norm_of(get, "norm", self.norm_epsilon, True)
+            if self.norm_front
+            else None,
             mix=tuple(get(f"mix_{name}") for name in "kvr"),
             time_decay=get("time_decay"),
             time_first=get("time_first"),

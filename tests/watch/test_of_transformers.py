@@ -30,6 +30,9 @@ BLOCKS = {
     "qwen3_5": ("Qwen3_5GatedDeltaNet", "gated_delta"),
     "olmo_hybrid": ("OlmoHybridGatedDeltaNet", "gated_delta"),
     "kimi_linear": ("KimiLinearDeltaAttention", "kimi_delta"),
+    "recurrent_gemma": ("RecurrentGemmaRecurrentBlock", "rg_lru"),
+    "rwkv": ("RwkvSelfAttention", "rwkv4"),
+    "xlstm": ("xLSTMLayer", "mlstm"),
 }
 
 
@@ -44,7 +47,11 @@ class Around(torch.nn.Module):
         self.block, self.head = block, torch.nn.Linear(width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.block(x)
+        if type(self.block).__name__ == "RecurrentGemmaRecurrentBlock":
+            places = torch.arange(x.shape[1])[None]
+            out = self.block(x, places, None, False)
+        else:
+            out = self.block(x)
         return self.head(out[0] if isinstance(out, tuple) else out)
 
 
@@ -59,7 +66,17 @@ def block_of(family: str) -> tuple[torch.nn.Module, int]:
     raise AssertionError(f"no model of {family} has a {BLOCKS[family][0]}")
 
 
-@pytest.mark.parametrize("family", BLOCKS)
+# One of each way in which a block is known.
+QUICK = ("falcon_mamba", "mamba2", "qwen3_next", "zamba")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(one, marks=[] if one in QUICK else [pytest.mark.slow])
+        for one in BLOCKS
+    ],
+)
 def test_every_familys_block_is_watched(family):
     """Assert that it is verified, and has negative exponents of its kind."""
     block, width = block_of(family)

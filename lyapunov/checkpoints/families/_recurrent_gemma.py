@@ -61,7 +61,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     mlp = network.mlp(3 * 2560, act=_ACT[1], act_key=_ACT[0], **_OFFSET)
     mlp = replace(mlp, d_hidden=max(mlp.d_hidden // 2, 1))
     mixers: dict[str, Any] = {
-        "recurrent": (recurrent, _recurrent_parts),
+        "recurrent": (recurrent, recurrent_parts),
         "attention": (attention, attention_parts),
     }
     layers = layer_count(settings, "num_hidden_layers", 26)
@@ -105,7 +105,7 @@ def _blocks(settings: dict[str, Any], layers: int) -> list[str]:
     return [pattern[i % len(pattern)] for i in range(layers)]
 
 
-def _recurrent_parts(
+def recurrent_parts(
     s: "sublayers.RGLRUSizes", stored: dict[str, Any], prefix: str
 ) -> dict[str, Part]:
     width, inside, each = s.d_inner, f"{prefix}rg_lru.", s.d_inner // s.heads

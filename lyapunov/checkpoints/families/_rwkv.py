@@ -32,7 +32,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
         blocks.append(sublayers.Rwkv4Sizes(d_model, width, *own(i)))
         blocks.append(sublayers.ChannelMixSizes(d_model, hidden, *own(i)))
         prefix = f"rwkv.blocks.{i}."
-        parts.append(_time_parts(prefix, d_model, width))
+        parts.append(time_parts(prefix, d_model, width))
         parts.append(_channel_parts(prefix, d_model, hidden))
     config = network.config(
         blocks,
@@ -50,7 +50,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     return Described(config, names, parts, (), layers)
 
 
-def _time_parts(prefix: str, d_model: int, width: int) -> dict[str, Part]:
+def time_parts(prefix: str, d_model: int, width: int) -> dict[str, Part]:
     inside = f"{prefix}attention."
     rows = (("k_proj", "key"), ("v_proj", "value"), ("r_proj", "receptance"))
     return {

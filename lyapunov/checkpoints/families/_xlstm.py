@@ -69,7 +69,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     parts: list[dict[str, Part]] = []
     for i in range(layers):
         prefix = f"backbone.blocks.{i}."
-        parts.append(_mixer_parts(mixer, prefix, mode == "fused"))
+        parts.append(mlstm_parts(mixer, prefix, mode == "fused"))
         parts.append(_mlp_parts(mlp, prefix, mode == "fused"))
     config = network.config(
         [mixer, mlp] * layers,
@@ -80,9 +80,7 @@ def _read(settings: dict[str, Any], stored: dict[str, Any]) -> Described:
     return Described(config, names, parts, (), layers)
 
 
-def _mixer_parts(
-    m: "sublayers.MLSTMSizes", prefix: str, fused: bool
-) -> dict[str, Part]:
+def mlstm_parts(m: "sublayers.MLSTMSizes", prefix: str, fused: bool) -> dict[str, Part]:
     inside, keys, values = (
         f"{prefix}mlstm_layer.",
         m.heads * m.key_dim,
