@@ -40,6 +40,8 @@ MOST_Z = 8.0
 are what they look like lie at 0.9 to 1.7 in 16 bits (`tests/watch/test_verified.py`).
 In fp32 an operation draws once where a sum of n terms rounds n times: sqrt(n) more."""
 DRAWS = 2
+CENTRED = ("rwkv4",)
+"""Kinds whose norm in front is a LayerNorm; of those that say nothing it is none."""
 
 
 class Verified(NamedTuple):
@@ -84,48 +86,72 @@ def verified(call: Call, source: str) -> Verified:
     best = min(tried, key=lambda one: one.distance)
     wrote = jax.device_put(call.wrote.astype(np.float64))
     fits = [_fit(call, best, execution, wrote) for execution in _executions(call, best)]
-    share, z, most = next((fit for fit in fits if _holds(*fit)), fits[0])
-    if not _holds(share, z, most):
-        why = f"{share:.3g} times what {call.dtype} can explain"
-        if share <= 1.0:
-            why = (
-                f"{z:.3g} times what roundings in {call.dtype} make of it, {most:.3g} "
-            )
-            why += "at the most"
+    fit = next((one for one in fits if one.holds), fits[0])
+    if not fit.holds:
+        why = f"{fit.share:.3g} times what {call.dtype} can explain"
+        if fit.share <= 1.0:
+            why = f"{fit.z:.3g} times what roundings in {call.dtype} make of it, "
+            why += f"{fit.most:.3g} at the most"
         raise UsageError(
             f"{quote(call.title)} has the tensors of a {best.mixer.kind} block and is "
             f"another function: its output is {best.distance:.2g} of its size away, "
             f"{why}",
             hint=_hint(call),
         )
-    found = Verified(call, best.mixer, best.model, best.ids, best.distance, share, z)
-    if call.norm is None:
-        return found
-    front = _tried(call, _normed(best.mixer, call.norm), call.norm.read, source)
-    share = min(_share(front, e, wrote) for e in _executions(call, front))
-    if share > 1.0:
-        return found
-    apart = {"model": front.model, "ids": front.ids, "distance": front.distance}
-    return found._replace(**apart, share=share, norm_front=True)
+    found = Verified(
+        call, best.mixer, best.model, best.ids, best.distance, fit.share, fit.z
+    )
+    return _behind_its_norm(found, fit, wrote, source)
 
 
-def _holds(share: float, z: float, most: float) -> bool:
-    return share <= 1.0 and z <= most
+class _Fit(NamedTuple):
+    """How what a block gave lies to what is declared of it."""
+
+    share: float
+    """Of the bound."""
+    z: float
+    most: float
+    """The largest z that is believed."""
+    expected: float
+    """L2 of what independent roundings make of the output."""
+
+    @property
+    def holds(self) -> bool:
+        return self.share <= 1.0 and self.z <= self.most
 
 
-def _fit(
-    call: Call, one: _Tried, execution: Execution, wrote: Any
-) -> tuple[float, float, float]:
-    """The share of the bound, z, and the largest z that is believed."""
+def _fit(call: Call, one: _Tried, execution: Execution, wrote: Any) -> _Fit:
     drawn = block_roundings(one.model, one.ids, execution, n_probes=DRAWS, seed=0).drawn
-    expected = np.sqrt(np.mean(np.sum(drawn**2, axis=(1, 2, 3))))
-    apart = np.linalg.norm(np.asarray(wrote) - np.asarray(one.exact))
-    z = float(apart / expected) if expected > 0 else float(apart > 0) * np.inf
+    expected = float(np.sqrt(np.mean(np.sum(drawn**2, axis=(1, 2, 3)))))
     sizes: Any = one.mixer.sizes
     sums = max(sizes.d_model, getattr(sizes, "d_inner", 0), call.read.shape[1])
     reduced = any(fmt.is_reduced for fmt in execution.sites.values())
     most = MOST_Z if reduced else MOST_Z * float(np.sqrt(sums))
-    return _share(one, execution, wrote), z, most
+    share = _share(one, execution, wrote)
+    return _Fit(share, _z(one, wrote, expected), most, expected)
+
+
+def _z(one: _Tried, wrote: Any, expected: float) -> float:
+    apart = float(np.linalg.norm(np.asarray(wrote) - np.asarray(one.exact)))
+    return apart / expected if expected > 0 else float(apart > 0) * np.inf
+
+
+def _behind_its_norm(found: Verified, fit: _Fit, wrote: Any, source: str) -> Verified:
+    """The block with the norm whose output it read, where both together are what they
+    look like; else the block alone."""
+    call = found.call
+    mixer = None if call.norm is None else _normed(found.mixer, call.norm)
+    if call.norm is None or mixer is None:
+        return found
+    front = _tried(call, mixer, call.norm.read, source)
+    z = _z(front, wrote, fit.expected)
+    if z > fit.most:
+        return found
+    share = min(_share(front, e, wrote) for e in _executions(call, front))
+    if share > 1.0:
+        return found
+    apart = {"model": front.model, "ids": front.ids, "distance": front.distance}
+    return found._replace(**apart, share=share, z=z, norm_front=True)
 
 
 def _hint(call: Call) -> str:
@@ -137,13 +163,17 @@ def _hint(call: Call) -> str:
     return REGISTER
 
 
-def _normed(mixer: Mixer, norm: NormInFront) -> Mixer:
-    """The block with a norm in front."""
+def _normed(mixer: Mixer, norm: NormInFront) -> Mixer | None:
+    """The block with a norm in front; None where its kind has none of that sort."""
     sizes: Any = mixer.sizes
+    how: dict[str, Any] = {"norm_epsilon": norm.epsilon}
+    if hasattr(sizes, "norm_centred"):
+        how["norm_centred"] = norm.centred
+    elif norm.centred != (mixer.kind in CENTRED):
+        return None
     front = {"norm": norm.weight}
     if norm.bias is not None:
         front["norm_bias"] = norm.bias
-    how = {"norm_epsilon": norm.epsilon, "norm_centred": norm.centred}
     sizes = dataclasses.replace(sizes, norm_front=True, **how)
     return Mixer(sizes, {**mixer.weights, **front})
 

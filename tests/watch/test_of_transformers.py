@@ -88,3 +88,14 @@ def test_every_familys_block_is_watched(family):
     assert row.max is not None
     assert row.max < 0
     assert "what it gave in fp32" in report.assumptions[0]
+
+
+@pytest.mark.parametrize("norm", [torch.nn.RMSNorm, torch.nn.LayerNorm])
+def test_a_norm_that_a_kind_does_not_have_is_left_in_front(norm):
+    """A delta rule behind an RMSNorm is taken with it, behind a LayerNorm alone."""
+    block, width = block_of("qwen3_next")
+    network = Around(torch.nn.Sequential(norm(width, eps=1e-5), block), width).eval()
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 12, width)))
+    report = lyapunov.watch(network, measure="none")(x.float())
+    told = " behind its norm" in report.assumptions[0]
+    assert told == (norm is torch.nn.RMSNorm)
