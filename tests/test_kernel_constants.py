@@ -289,7 +289,9 @@ def test_what_was_not_measured_keeps_documented_constants(tmp_path):
     torch_alone = transformers_prefill("bf16")
     assert with_measured(torch_alone, path).constants == TORCH
     plain = mamba_ssm_prefill("bf16")
-    hybrid = dataclasses.replace(plain, kinds={"mlp": plain, "mamba2": plain})
+    of_kind = lambda kind: dataclasses.replace(plain, kind=kind)
+    kinds = {"mlp": of_kind("mlp"), "mamba2": of_kind("mamba2")}
+    hybrid = dataclasses.replace(plain, kinds=kinds)
     taken = with_measured(hybrid, path)
     assert taken.of("mlp").constants == plain.constants
     assert taken.of("mamba2").constants == taken.constants != plain.constants

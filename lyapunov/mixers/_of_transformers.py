@@ -198,7 +198,7 @@ CLASSES: Mapping[str, Callable[[Any], Described]] = {
 
 def described(module: Any) -> Described | None:
     """What a block of transformers is; None for a class that is not in `CLASSES`."""
-    of_transformers = type(module).__module__.partition(".")[0] == "transformers"
+    of_transformers = type(module).__module__.startswith("transformers.")
     describe = CLASSES.get(type(module).__name__)
     return describe(module) if of_transformers and describe is not None else None
 

@@ -40,6 +40,11 @@ MOST_Z = 8.0
 are what they look like lie at 0.9 to 1.7 in 16 bits (`tests/watch/test_verified.py`).
 In fp32 an operation draws once where a sum of n terms rounds n times: sqrt(n) more."""
 DRAWS = 2
+IN_TORCH = "transformers"
+IN_KERNELS = "emulated"
+"""Whose declarations a block is held to: torch's operations, the libraries' kernels."""
+KERNEL_LIBRARIES = frozenset({"mamba_ssm"})
+"""Packages whose classes run those kernels."""
 CENTRED = ("rwkv4",)
 """Kinds whose norm in front is a LayerNorm; of those that say nothing it is none."""
 
@@ -199,9 +204,9 @@ def _executions(call: Call, one: _Tried) -> Iterator[Execution]:
     these stores it, or be kept.
     """
     precision = "fp32" if call.dtype == "fp64" else call.dtype
-    measures = ["transformers", "emulated"]
-    if call.library == "mamba_ssm" or one.mixer.kind in OF_KERNELS_ALONE:
-        measures = ["emulated"]
+    measures = [IN_TORCH, IN_KERNELS]
+    if call.library in KERNEL_LIBRARIES or one.mixer.kind in OF_KERNELS_ALONE:
+        measures = [IN_KERNELS]
     # of Mamba-3 with ranks no prefill in fp32 is declared
     rank = getattr(one.mixer.sizes, "rank", None)
     mode = "decode" if rank and precision == "fp32" else "prefill"

@@ -166,7 +166,7 @@ def test_versions_of_the_stream_drift_apart():
     class Declared:
         compiled: bool
 
-        def of(self, kind):
+        def at(self, place):
             return self
 
         sites = {"residual": lyapunov.formats.BF16}  # noqa: RUF012

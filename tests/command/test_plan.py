@@ -14,7 +14,7 @@ import pytest
 
 import lyapunov
 from lyapunov._errors import UsageError
-from lyapunov.command._declare import AUDIT, CHECK, DUMP, RANK, declared, name_of
+from lyapunov.command._declare import AUDIT, CHECK, RANK, declared
 from lyapunov.command._options import Options
 from lyapunov.implementations import mamba_ssm_prefill
 from lyapunov.models import Model
@@ -228,54 +228,6 @@ def test_what_a_plan_does_not_do_is_refused(run, fake, other):
     result = run("m", "--plan", *other.split())
     assert result.exit_code == 2
     assert re.search("is not for --plan|--plan is not for --audit", result.stderr)
-    assert fake.opened == []
-
-
-UNREAD = {
-    "audit": {
-        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
-        *("against", "round_weights", "device", "plan_alone", "baseline"),
-        *("allow_partial", "show", "rank_weights", "quantise_activations"),
-    },
-    "plan": {
-        *("baseline", "output", "reproduce", "source", "way", "show", "annotations"),
-        "rank_weights",
-    },
-    "check": {"reproduce", "source", "plan_alone", "way", "show", "rank_weights"},
-    "rank-weights": {
-        *("tokens_are_text", "mode", "layers", "measure", "constants", "effort"),
-        *("against", "round_weights", "baseline", "allow_partial", "precision"),
-        *("state_precision", "annotations", "fail_on", "select", "ignore"),
-        *("exit_zero", "source", "reproduce", "way", "show", "quantise_activations"),
-    },
-}
-UNREAD[DUMP] = UNREAD["audit"] | {
-    *("tokens", "text", "length", "batch", "precision", "state_precision"),
-    "reproduce",
-}
-ASKED = {"audit": "--audit emulated", DUMP: "--audit d.npz", "plan": "--plan"}
-ASKED["rank-weights"] = "--rank-weights int8"
-GIVEN = {"mode": "decode", "measure": "none", "constants": "measured"}
-GIVEN |= {"effort": "quick", "layers": "0", "round_weights": "bf16", "batch": "2"}
-GIVEN |= {"fail_on": "warning", "select": "LYA001", "ignore": "LYA001"}
-GIVEN |= {"annotations": "github", "quantise_activations": "int8-token"}
-GIVEN |= {"precision": "bf16", "state_precision": "bf16", "length": "4"}
-
-
-@pytest.mark.parametrize("question", UNREAD)
-def test_an_option_that_nobody_would_look_at_is_refused(run, fake, question):
-    """Assert it of every option, whatever is asked."""
-    options = declared(Options)
-    found = {name for name, said in options.items() if question not in said.of}
-    assert found == UNREAD[question]
-    # each asks something itself
-    others = {"source", "plan_alone", "reproduce", "way", "show", "rank_weights"}
-    for name in found - others if question != CHECK else ():
-        value = [] if options[name].click.get("is_flag") else [GIVEN.get(name, "x")]
-        shown = name_of(name, options[name])
-        result = run("m", *ASKED[question].split(), shown, *value)
-        assert result.exit_code == 2
-        assert f"{shown} is not for" in result.stderr
     assert fake.opened == []
 
 

@@ -77,7 +77,7 @@ def quick(monkeypatch):
             model.layout.layer(i)
         return SimpleNamespace(
             exponents=SimpleNamespace(max=-0.5, layers=[row]),
-            precisions=[SimpleNamespace(output=output)],
+            precisions=[SimpleNamespace(output=output, network=None)],
             findings=[],
         )
 
