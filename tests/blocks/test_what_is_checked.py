@@ -33,7 +33,13 @@ ORACLES = {
 QUICK = {"precisions": ["bf16"], "effort": "quick"}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(one, marks=[] if one == "first" else [pytest.mark.slow])
+        for one in OPTIONS
+    ],
+)
 def test_exponents_and_bounds(tmp_path, name):
     """Exponents to 1e-12 of NumPy's, on what was captured; no element above its bound,
     which is near; what the block gave lies within what fp32 explains."""

@@ -225,6 +225,7 @@ def test_mamba3_of_several_ranks_is_verified_in_fp32():
     assert "what it gave in fp32" in report.assumptions[0]
 
 
+@pytest.mark.slow
 def test_mamba2_of_arrays_with_its_norm_on_the_other_side():
     """The option decides, and the output tells whether it was right."""
     rng = np.random.default_rng(9)

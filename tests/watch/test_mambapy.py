@@ -32,7 +32,7 @@ def block(**settings: Any) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("pscan", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_scans_in_either_order_are_the_same_function(pscan, bias):
     """Exponents to 1e-12 of NumPy's, whichever way it adds up."""
     network = made(lambda: block(pscan=pscan))
@@ -48,6 +48,7 @@ def test_scans_in_either_order_are_the_same_function(pscan, bias):
     np.testing.assert_allclose(found, [wanted.max(), wanted.min()], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_norms_inside_and_the_norm_in_front():
     """`inner_layernorms`, and the RMSNorm of its residual block."""
     config = mamba.MambaConfig(

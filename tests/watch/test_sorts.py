@@ -79,7 +79,13 @@ SORTS = {
 }
 
 
-@pytest.mark.parametrize("name", SORTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(one, marks=[pytest.mark.slow] * (one == "post-norm U-net"))
+        for one in SORTS
+    ],
+)
 def test_exponents_and_bounds(name):
     """Exponents to 1e-12 of NumPy's; no element above its bound, which is near."""
     sort = SORTS[name]

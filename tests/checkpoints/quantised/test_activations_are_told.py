@@ -146,7 +146,10 @@ def test_a_check_follows_unasked_and_says_so(made):
     assert moved(found) > 2 * moved(plain)
 
 
-@pytest.mark.parametrize("recipe", ["modelopt-fp8", "ct-nvfp4-both"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["modelopt-fp8", pytest.param("ct-nvfp4-both", marks=pytest.mark.slow)],
+)
 def test_a_full_check_has_all_that_it_has_without(made, recipe):
     """Assert that sublayers that differ have a floor beyond what was measured and not
     far, where much is clipped too; chosen signs do more than the roundings of one run.
